@@ -1,0 +1,68 @@
+"""The client's side of a connection: mitmproxy's HTTP/1 server with bounded request heads and errors as JSON.
+
+mitmproxy reads a request head of any length and tells errors as HTML. Registry clients parse JSON, and a proxy that
+many machines reach must not be made to hold a head without end.
+"""
+
+from collections.abc import Iterator
+
+from mitmproxy import http
+from mitmproxy.net.http import http1
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.layers import HttpLayer
+from mitmproxy.proxy.layers.http._events import HttpEvent, ResponseProtocolError
+from mitmproxy.proxy.layers.http._http1 import Http1Server
+
+from .oci.errors import HeadersTooLarge, NameInvalid, RegistryError, Unavailable
+
+MAX_HEAD = 64 << 10
+"""Bytes of request line and headers; the limit of nginx is 32 KiB, of Go 1 MiB. Tokens of big accounts reach 10 KiB."""
+
+
+class RegistryHttp1Server(Http1Server):
+    """Speaks HTTP/1 with one client."""
+
+    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
+        if len(self.buf) > MAX_HEAD and b"\r\n\r\n" not in bytes(self.buf)[:MAX_HEAD]:
+            yield commands.SendData(self.conn, _render(HeadersTooLarge(f"request head exceeds {MAX_HEAD} bytes")))
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+            return
+        for command in super().read_headers(event):
+            if isinstance(command, commands.SendData):  # its only direct answer: HTML that tells a malformed head
+                command = commands.SendData(self.conn, _render(NameInvalid("malformed HTTP request")))
+            yield command
+
+    def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
+        """As mitmproxy's, but what it would tell as HTML is told as JSON."""
+        if isinstance(event, ResponseProtocolError) and not self.response:
+            status = event.code.http_status_code()
+            if status is not None:
+                error: RegistryError = (
+                    NameInvalid(event.message)
+                    if status < 500
+                    else Unavailable("upstream cannot be reached", event.message)
+                )
+                yield commands.SendData(self.conn, _render(error))
+            yield commands.CloseConnection(self.conn)
+            return
+        yield from super().send(event)
+
+
+def install(first: layer.Layer) -> None:
+    """Give the HTTP layer at or below `first` (as `next_layer` sees it, before its start) our server."""
+    for below in _chain(first):
+        if isinstance(below, HttpLayer) and below.context.client not in below.connections:
+            below.connections[below.context.client] = RegistryHttp1Server(below.context.fork())
+
+
+def _chain(first: layer.Layer) -> Iterator[layer.Layer]:
+    below: layer.Layer | None = first
+    while below is not None:
+        yield below
+        below = getattr(below, "child_layer", None)
+
+
+def _render(error: RegistryError) -> bytes:
+    headers = {"Content-Type": "application/json", "Connection": "close"} | error.headers()
+    return bytes(http1.assemble_response(http.Response.make(error.status, error.body(), headers)))

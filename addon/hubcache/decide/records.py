@@ -1,0 +1,87 @@
+"""What the store remembers, as frozen records, and their encoding as JSON text or raw bytes (never pickle).
+
+Times are seconds since the epoch, sizes are bytes.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Self
+
+from ..oci.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class TagRecord:
+    """What a tag answered to one `Accept` negotiation, and when the upstream last said so."""
+
+    digest: Digest
+    media_type: str
+    size: int
+    validated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRecord:
+    """A manifest's exact bytes and the media type that the upstream gave them."""
+
+    media_type: str
+    body: bytes
+
+    def encode(self) -> bytes:
+        """A line with the media type, then the bytes as they came."""
+        return self.media_type.encode("latin-1", "replace").replace(b"\n", b" ") + b"\n" + self.body
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Inverse of `encode`."""
+        media_type, _, body = data.partition(b"\n")
+        return cls(media_type.decode("latin-1"), body)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A digest is known to belong to a repository that anybody may read; `size` where a manifest told it."""
+
+    size: int | None
+
+    def encode(self) -> str:
+        """JSON text."""
+        return json.dumps(self.size)
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """Inverse of `encode`."""
+        size = json.loads(text)
+        return cls(size if isinstance(size, int) else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Popularity:
+    """A decayed count of requests: `count` as of the time `last`."""
+
+    count: float
+    last: float
+
+    def encode(self) -> str:
+        """JSON text."""
+        return json.dumps([self.count, self.last])
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """Inverse of `encode`."""
+        count, last = json.loads(text)
+        return cls(float(count), float(last))
+
+
+def encode_tags(records: dict[str, TagRecord]) -> str:
+    """JSON text of a tag's records by negotiation."""
+    rows = {key: [str(r.digest), r.media_type, r.size, r.validated_at] for key, r in records.items()}
+    return json.dumps(rows)
+
+
+def decode_tags(text: str) -> dict[str, TagRecord]:
+    """Inverse of `encode_tags`."""
+    return {
+        key: TagRecord(Digest.parse(digest), media_type, int(size), float(validated_at))
+        for key, (digest, media_type, size, validated_at) in json.loads(text).items()
+    }

@@ -1,0 +1,138 @@
+"""Builds the parts that work behind the hooks, and keeps house while they do."""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+import time
+
+from .oci.errors import StorageError, StoreTooNew
+from .oci.registry import Registry
+from .operate.metrics import Metrics
+from .operate.options import Settings
+from .operate.status import Status
+from .serve.blobs import Blobs
+from .serve.manifests import Manifests
+from .serve.memory import Memory
+from .serve.service import Service
+from .store.store import Store
+from .transfer.fill import Fills
+from .transfer.http import open_session
+from .transfer.pump import Pump
+from .transfer.tokens import Challenge, Tokens
+from .transfer.upstream import Upstream
+
+logger = logging.getLogger("hubcache")
+
+USER_AGENT = "hubcache"
+_TICK_SECONDS = 5.0
+_REOPEN_SECONDS = 30.0
+_EXPIRE_SECONDS = 3600.0
+_REPEAT_SECONDS = 600.0
+
+
+class Engine:
+    """Everything but mitmproxy. Lives in one event loop, from `start` to `close`."""
+
+    def __init__(self, settings: Settings, tls: ssl.SSLContext) -> None:
+        self.store = Store(settings.directory, settings.size)
+        self.metrics = Metrics()
+        self.metrics.watch(self.store)
+        self.pump = Pump(self.metrics.sent, lambda error: logger.warning("hubcache: a body broke off: %s", error))
+        self._settings = settings
+        self._tls = tls
+        self._status = Status(self.store, self.metrics) if settings.status else None
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._said: dict[str, float] = {}
+
+    async def start(self) -> None:
+        """Open store, session and listeners; raises `StoreTooNew` or `ConfigError`.
+
+        A store that cannot be used is no reason not to start: pulls go on uncached, and it is tried again.
+        """
+        try:
+            self.store.open()
+        except StorageError as error:
+            self.storage_failed(error)
+        self._http = open_session(self._tls, USER_AGENT)
+        self._tokens = Tokens(self._http, self.metrics)
+        self._memory = Memory(self.store, self.storage_failed)
+        self.fills = Fills(self.store, self.metrics)
+        self._manifests = Manifests(self.store, self._memory, self._settings.tag_ttl)
+        self._blobs = Blobs(self.store, self._memory, self.fills)
+        self._connect(self._settings.registries)
+        await self.pump.start()
+        if self._status is not None and self._settings.status is not None:
+            await self._status.start(*self._settings.status)
+        self._housekeeping = asyncio.create_task(self._keep_house())
+
+    def _connect(self, registries: tuple[Registry, ...]) -> None:
+        upstreams = {
+            registry.host: Upstream(registry, self._http, self._tokens, self.metrics, self._learned)
+            for registry in registries
+        }
+        self.service = Service(self.store, self._memory, self._manifests, self._blobs, upstreams)
+
+    def apply(self, settings: Settings) -> None:
+        """Take over what may change while running."""
+        self.store.capacity = settings.size
+        self._manifests.tag_lifetime = settings.tag_ttl
+        if settings.registries != self._settings.registries:
+            self._connect(settings.registries)
+        self._settings = settings
+
+    def storage_failed(self, error: StorageError) -> None:
+        """Say once in a while that content cannot be stored."""
+        now = time.monotonic()
+        if now - self._said.get(str(error), -_REPEAT_SECONDS) >= _REPEAT_SECONDS:
+            self._said = {str(error): now}
+            logger.warning("hubcache: not storing, pulls go on uncached: %s", error)
+
+    def spawn(self, work: "asyncio.Task[None]") -> None:
+        """Keep a reference to background work until it ends."""
+        self._background.add(work)
+        work.add_done_callback(self._background.discard)
+
+    def _learned(self, registry: Registry, challenge: Challenge) -> None:
+        self.spawn(asyncio.create_task(self._memory.challenge(registry.host, challenge.render())))
+
+    async def _keep_house(self) -> None:
+        """Write popularity behind, try to open a store that could not be opened, forget what is over its time."""
+        opened_at = expired_at = time.monotonic()
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            now = time.monotonic()
+            try:
+                if not self.store.is_open and now - opened_at >= _REOPEN_SECONDS:
+                    opened_at = now
+                    self.store.open()
+                    logger.info("hubcache: the store can be used again")
+                if self.store.is_open:
+                    await self.store.flush()
+                    if now - expired_at >= _EXPIRE_SECONDS:
+                        expired_at = now
+                        await self.store.forget_expired()
+            except StorageError as error:
+                self.storage_failed(error)
+            except StoreTooNew as error:
+                logger.warning("hubcache: %s", error)
+
+    async def close(self) -> None:
+        """Stop everything, fills included; staged content is given up."""
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._housekeeping
+        await self.pump.close()
+        await self.fills.close()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._http.close()
+        if self._status is not None:
+            await self._status.close()
+        try:
+            await self.store.close()
+        except StorageError as error:
+            self.storage_failed(error)

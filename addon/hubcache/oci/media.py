@@ -1,0 +1,29 @@
+"""Media types of manifests, and the `Accept` negotiation that decides what a tag answers."""
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+OCTET_STREAM = "application/octet-stream"
+
+INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
+COMMON = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
+
+_MAX_TYPES = 32
+
+
+def negotiation(accept: str | None) -> str:
+    """The `Accept` header to send upstream for a client's; equal results mean "would get the same answer".
+
+    dockerd, containerd, podman and skopeo all list the four common types beside various older ones, so they share one
+    value. A client that leaves one of the four out (it cannot handle an index, say) gets a value of its own and so
+    what the upstream would give it. Ranges with `q=0` are refusals. More than 32 types are cut: no client sends them.
+    """
+    accepted = set()
+    for item in (accept or "*/*").split(","):
+        media_type, *parameters = (part.strip().lower() for part in item.split(";"))
+        if media_type and not any(p.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for p in parameters):
+            accepted.add(media_type)
+    if accepted.issuperset(COMMON):
+        return ", ".join(COMMON)
+    return ", ".join(sorted(accepted)[:_MAX_TYPES]) or "*/*"

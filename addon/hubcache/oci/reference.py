@@ -1,0 +1,139 @@
+"""The URL grammar of the distribution spec ("Endpoints"), and what it says a name, a tag and a range may be."""
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+from .digest import Digest
+from .errors import ManifestInvalid, NameInvalid, RangeInvalid
+
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_RANGE = re.compile(r"bytes=[ \t]*(\d{0,19})-(\d{0,19})[ \t]*")
+
+MAX_NAME = 255
+"""Characters in a repository name; the Hub and distribution refuse longer ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """`GET /v2/`: "do you speak this API, and must I authenticate?"."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestTarget:
+    """A manifest, by tag (`str`) or by digest."""
+
+    repository: str
+    reference: str | Digest
+
+
+@dataclass(frozen=True, slots=True)
+class BlobTarget:
+    """A blob."""
+
+    repository: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class OtherTarget:
+    """Anything else (uploads, tag lists, referrers, catalog, unknown paths); `repository` when the path names one."""
+
+    repository: str | None
+
+
+type Target = Ping | ManifestTarget | BlobTarget | OtherTarget
+
+
+def parse_name(text: str) -> str:
+    """Check a repository name; raises `NameInvalid`."""
+    if len(text) > MAX_NAME or _NAME.fullmatch(text) is None:
+        raise NameInvalid("invalid repository name", {"name": text[:MAX_NAME]})
+    return text
+
+
+def parse_reference(text: str) -> str | Digest:
+    """Parse what follows `/manifests/`; raises `DigestInvalid` or `ManifestInvalid`."""
+    if ":" in text:
+        return Digest.parse(text)
+    if _TAG.fullmatch(text) is None:
+        raise ManifestInvalid("invalid tag", {"tag": text[:200]})
+    return text
+
+
+def parse_target(path: str) -> Target:
+    """Parse the path of a URL (a query is ignored); raises `NameInvalid`, `DigestInvalid` or `ManifestInvalid`.
+
+    Percent-encoding is decoded segment by segment (some clients encode the colon of a digest); an encoded slash or a
+    malformed escape has no meaning in any registry path and is refused.
+    """
+    segments = [_decode(segment) for segment in path.partition("?")[0].split("/")]
+    if segments[:2] != ["", "v2"]:
+        return OtherTarget(None)
+    rest = segments[2:]
+    if rest in ([], [""]):
+        return Ping()
+    if len(rest) >= 3 and rest[-2] == "manifests":
+        return ManifestTarget(parse_name("/".join(rest[:-2])), parse_reference(rest[-1]))
+    if len(rest) >= 3 and rest[-2] == "blobs" and rest[-1] != "uploads":
+        return BlobTarget(parse_name("/".join(rest[:-2])), Digest.parse(rest[-1]))
+    return OtherTarget(_repository_of(rest))
+
+
+def _repository_of(rest: list[str]) -> str | None:
+    """The repository in the path of an upload, a tag list or a referrers request, if it is one."""
+    for marker in (["blobs", "uploads"], ["tags", "list"], ["referrers"]):
+        for at in range(len(rest) - len(marker), 0, -1):
+            if rest[at : at + len(marker)] == marker:
+                name = "/".join(rest[:at])
+                return name if _NAME.fullmatch(name) and len(name) <= MAX_NAME else None
+    return None
+
+
+def _decode(segment: str) -> str:
+    if "%" not in segment:
+        return segment
+    if _BAD_ESCAPE.search(segment):
+        raise NameInvalid("malformed percent-encoding in path", {"segment": segment[:200]})
+    try:
+        decoded = unquote_to_bytes(segment).decode("ascii")
+    except UnicodeDecodeError as error:
+        raise NameInvalid("path is not ASCII", {"segment": segment[:200]}) from error
+    if "/" in decoded or not decoded.isprintable():
+        raise NameInvalid("encoded slash or control character in path", {"segment": segment[:200]})
+    return decoded
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """Half-open interval of byte positions, `0 <= start < end`."""
+
+    start: int
+    end: int
+
+
+def parse_range(header: str | None, size: int) -> ByteRange | None:
+    """The one range that a `Range` header asks for of a body of `size` bytes, or None for the whole body.
+
+    RFC 9110 section 14.2: a malformed header or another unit is ignored. Several ranges are answered with the whole
+    body, as the section allows; no registry client asks for them. Raises `RangeInvalid` when nothing is satisfiable.
+    """
+    match = _RANGE.fullmatch(header) if header else None
+    if match is None or match[1] == match[2] == "":
+        return None
+    if match[1] == "":
+        start, end = max(0, size - int(match[2])), size
+        satisfiable = int(match[2]) > 0 and size > 0
+    else:
+        start, end = int(match[1]), size
+        if match[2] != "":
+            if int(match[2]) < start:
+                return None
+            end = min(size, int(match[2]) + 1)
+        satisfiable = start < size
+    if not satisfiable:
+        raise RangeInvalid("requested range not satisfiable", size)
+    return ByteRange(start, end)

@@ -1,0 +1,78 @@
+"""A registry that this proxy caches: the host that clients name, and where it is really reached."""
+
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import urlsplit
+
+from .errors import ConfigError
+
+HUB_HOST = "registry-1.docker.io"
+HUB_REALM = "https://auth.docker.io/token"
+HUB_SERVICE = "registry.docker.io"
+HUB_NAMESPACES = frozenset({"docker.io", "index.docker.io", HUB_HOST})
+"""Values of `?ns=` that mean Docker Hub (containerd and newer dockerd send `docker.io`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """`host` as clients write it (lower case, with a port if not 443); `upstream` is an origin URL without a path."""
+
+    host: str
+    upstream: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse `HOST` or `HOST=UPSTREAM_URL`; raises `ConfigError`."""
+        host, separator, upstream = text.strip().partition("=")
+        host = host.strip().lower()
+        if separator and not upstream.strip():
+            raise ConfigError(f"{text!r}: nothing after '='; expected HOST or HOST=UPSTREAM_URL")
+        origin = _origin(f"https://{host}", text)
+        if origin != f"https://{host}".removesuffix(":443"):
+            raise ConfigError(f"{text!r}: {host!r} is not a host name; expected HOST or HOST=UPSTREAM_URL")
+        return cls(host.removesuffix(":443"), _origin(upstream.strip(), text) if separator else origin)
+
+    @property
+    def hostname(self) -> str:
+        """The host without a port, brackets of IPv6 removed."""
+        return urlsplit(f"//{self.host}").hostname or self.host
+
+    @property
+    def port(self) -> int:
+        """The port that clients connect to."""
+        return urlsplit(f"//{self.host}").port or 443
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether this is Docker Hub, whatever its upstream."""
+        return self.host == HUB_HOST
+
+    @property
+    def realm(self) -> str | None:
+        """The token realm that clients are told when it is known without asking: only the Hub's is."""
+        return HUB_REALM if self.is_hub else None
+
+    @property
+    def namespace(self) -> str:
+        """What clients call this registry in image names and in `?ns=`."""
+        return "docker.io" if self.is_hub else self.host
+
+    def answers_to(self, namespace: str) -> bool:
+        """Whether a mirror request with `?ns=namespace` is for this registry."""
+        namespace = namespace.lower()
+        return namespace == self.host or (self.is_hub and namespace in HUB_NAMESPACES)
+
+
+def _origin(url: str, text: str) -> str:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{text!r}: {error}; expected HOST or HOST=UPSTREAM_URL") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        raise ConfigError(f"{text!r}: expected HOST or HOST=UPSTREAM_URL with an http or https URL")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ConfigError(f"{text!r}: the upstream URL may have no path or query")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    default = 443 if parts.scheme == "https" else 80
+    return f"{parts.scheme}://{host}" if port in (None, default) else f"{parts.scheme}://{host}:{port}"

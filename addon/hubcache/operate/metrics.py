@@ -1,0 +1,97 @@
+"""Counters for Prometheus; also the `Observer` of the transfer side."""
+
+import logging
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
+
+from ..oci.digest import Digest
+from ..oci.errors import HubcacheError, StorageError
+from ..store.store import Store
+
+logger = logging.getLogger("hubcache")
+
+
+class Metrics:
+    """All numbers of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each that nobody asks for
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "hubcache_requests",
+            "Requests from clients by kind (manifest, blob, ping, token, other) and result.",
+            ["kind", "result", "door"],
+            registry=self.registry,
+        )
+        self._sent = Counter(
+            "hubcache_sent_bytes", "Body bytes sent to clients by source.", ["source"], registry=self.registry
+        )
+        self._upstream = Counter(
+            "hubcache_upstream_requests",
+            "Requests to upstreams by host, kind and status (error = no answer).",
+            ["host", "kind", "status"],
+            registry=self.registry,
+        )
+        self._received = Counter(
+            "hubcache_upstream_bytes", "Blob bytes received from upstreams.", ["host"], registry=self.registry
+        )
+        self._limit = Gauge(
+            "hubcache_ratelimit_limit", "Pulls allowed, as last told by the upstream.", ["host"], registry=self.registry
+        )
+        self._remaining = Gauge(
+            "hubcache_ratelimit_remaining",
+            "Pulls left, as last told by the upstream.",
+            ["host"],
+            registry=self.registry,
+        )
+        self._fills = Gauge("hubcache_fills_in_flight", "Blobs being fetched.", registry=self.registry)
+        self._fill_results = Counter(
+            "hubcache_fills", "Fills that ended, by result.", ["result"], registry=self.registry
+        )
+
+    def watch(self, store: Store) -> None:
+        """Show the store's numbers as they are when asked for."""
+        numbers: list[tuple[str, str, Callable[[], float]]] = [
+            ("hubcache_store_bytes", "Bytes stored or reserved for fills.", lambda: store.ledger.used),
+            ("hubcache_store_capacity_bytes", "The cap on the store's bytes.", lambda: store.capacity),
+            ("hubcache_store_objects", "Blobs and manifests stored.", lambda: len(store.ledger.sizes)),
+            ("hubcache_store_evictions", "Objects removed for room since start.", lambda: store.evictions),
+            ("hubcache_store_usable", "1 when content can be stored.", lambda: store.problem is None),
+        ]
+        for name, text, value in numbers:
+            Gauge(name, text, registry=self.registry).set_function(value)
+
+    def answered(self, kind: str, result: str, door: str) -> None:
+        """A client's request was answered (or passed on)."""
+        self._requests.labels(kind, result, door).inc()
+
+    def sent(self, source: str, count: int) -> None:
+        """Body bytes went to a client."""
+        self._sent.labels(source).inc(count)
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self.registry)
+
+    # -- Observer -------------------------------------------------------------------------------------------------
+
+    def upstream_answered(self, host: str, kind: str, status: str) -> None:
+        self._upstream.labels(host, kind, status).inc()
+
+    def upstream_bytes(self, host: str, count: int) -> None:
+        self._received.labels(host).inc(count)
+
+    def rate_limit_seen(self, host: str, limit: int | None, remaining: int) -> None:
+        self._remaining.labels(host).set(remaining)
+        if limit is not None:
+            self._limit.labels(host).set(limit)
+
+    def fills_changed(self, in_flight: int) -> None:
+        self._fills.set(in_flight)
+
+    def fill_ended(self, digest: Digest, error: HubcacheError | None) -> None:
+        result = "stored" if error is None else "not_storable" if isinstance(error, StorageError) else "failed"
+        self._fill_results.labels(result).inc()
+        if error is not None and not isinstance(error, StorageError):
+            logger.warning("hubcache: fetching %s failed: %s", digest, error)

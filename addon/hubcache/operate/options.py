@@ -1,0 +1,134 @@
+"""The option table, and its values as one frozen, checked `Settings`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import platformdirs
+from mitmproxy import addonmanager
+from mitmproxy.utils import human
+
+from ..oci.errors import ConfigError
+from ..oci.registry import HUB_HOST, Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option as `mitmdump --set NAME=VALUE` takes it; `help` is shown by `--options` and in the README."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+OPTIONS = (
+    Option(
+        "hubcache_dir",
+        str,
+        "",
+        "Directory of the store. Empty: the platform's cache directory (on Linux $XDG_CACHE_HOME/hubcache or "
+        "~/.cache/hubcache). Takes effect at start.",
+    ),
+    Option(
+        "hubcache_size",
+        str,
+        "50G",
+        "Hard cap on the store's bytes, content being fetched included. Understands k, m, g and t (powers of 1024). "
+        "Least popular images are removed to stay below it.",
+    ),
+    Option(
+        "hubcache_registries",
+        Sequence[str],
+        [HUB_HOST],
+        "Registries to cache, each HOST or HOST=UPSTREAM_URL; everything else is tunnelled untouched.",
+    ),
+    Option(
+        "hubcache_tag_ttl",
+        int,
+        60,
+        "Seconds for which a tag is served without asking the registry whether it moved; 0 = ask each time.",
+    ),
+    Option(
+        "hubcache_status",
+        str,
+        "127.0.0.1:9180",
+        "HOST:PORT of the status listener (/healthz, /metrics); empty = none. Takes effect at start.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Checked option values: `size` in bytes, `tag_ttl` in seconds, `status` None when there is no listener."""
+
+    directory: Path
+    size: int
+    registries: tuple[Registry, ...]
+    tag_ttl: float
+    status: tuple[str, int] | None
+
+    @classmethod
+    def parse(cls, options: Any) -> Self:
+        """Check the values of an options object; raises `ConfigError` that names the option."""
+        return cls(
+            directory=_directory(options.hubcache_dir),
+            size=_size("hubcache_size", options.hubcache_size),
+            registries=_registries(options.hubcache_registries),
+            tag_ttl=_seconds("hubcache_tag_ttl", options.hubcache_tag_ttl),
+            status=_address("hubcache_status", options.hubcache_status),
+        )
+
+
+def declare(loader: addonmanager.Loader) -> None:
+    """Tell mitmproxy the option table."""
+    for option in OPTIONS:
+        loader.add_option(option.name, option.type, option.default, option.help)
+
+
+def _directory(text: str) -> Path:
+    try:
+        path = Path(text).expanduser() if text else platformdirs.user_cache_path("hubcache")
+    except RuntimeError as error:
+        raise ConfigError(f"hubcache_dir: {error}; name a directory") from error
+    return path.absolute()
+
+
+def _size(name: str, text: str) -> int:
+    try:
+        size = human.parse_size(text.strip().lower())
+    except ValueError:
+        size = None
+    if not size or size <= 0:
+        raise ConfigError(f"{name}: {text!r} is not a size; expected a number of bytes or one like 500M, 50G or 2T")
+    return size
+
+
+def _registries(texts: Sequence[str]) -> tuple[Registry, ...]:
+    try:
+        registries = tuple(Registry.parse(text) for text in texts)
+    except ConfigError as error:
+        raise ConfigError(f"hubcache_registries: {error}") from error
+    if not registries:
+        raise ConfigError(f"hubcache_registries: nothing named; expected at least one, such as {HUB_HOST}")
+    hosts = [registry.host for registry in registries]
+    for host in hosts:
+        if hosts.count(host) > 1:
+            raise ConfigError(f"hubcache_registries: {host} is named twice")
+    return registries
+
+
+def _seconds(name: str, value: int) -> float:
+    if value < 0:
+        raise ConfigError(f"{name}: {value} is negative; expected seconds, 0 or more")
+    return float(value)
+
+
+def _address(name: str, text: str) -> tuple[str, int] | None:
+    if not text:
+        return None
+    host, separator, port = text.strip().rpartition(":")
+    if not separator or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{name}: {text!r} is not HOST:PORT")
+    return host.removeprefix("[").removesuffix("]"), int(port)

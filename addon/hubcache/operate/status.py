@@ -1,0 +1,53 @@
+"""The status listener: `/healthz` for load balancers and people, `/metrics` for Prometheus."""
+
+import json
+
+from aiohttp import web
+
+from ..oci.errors import ConfigError
+from ..store.store import Store
+from .metrics import Metrics
+
+
+class Status:
+    """An HTTP listener of its own, apart from the proxy's ports."""
+
+    def __init__(self, store: Store, metrics: Metrics) -> None:
+        self._store = store
+        self._metrics = metrics
+        app = web.Application()
+        app.router.add_get("/healthz", self._health)
+        app.router.add_get("/metrics", self._render_metrics)
+        self._runner = web.AppRunner(app, access_log=None)
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen; raises `ConfigError` when the address cannot be used."""
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            raise ConfigError(f"hubcache_status: cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self._runner.cleanup()
+
+    async def _health(self, _: web.Request) -> web.Response:
+        """200 as long as pulls work. `status` is `degraded` when they do, but nothing can be stored."""
+        problem = self._store.problem
+        report = {
+            "status": "ok" if problem is None else "degraded",
+            "store": {
+                "directory": str(self._store.directory),
+                "problem": problem,
+                "bytes": self._store.ledger.used,
+                "capacity": self._store.capacity,
+                "objects": len(self._store.ledger.sizes),
+            },
+        }
+        return web.Response(text=json.dumps(report, indent=2) + "\n", content_type="application/json")
+
+    async def _render_metrics(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )

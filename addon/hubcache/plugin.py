@@ -1,0 +1,270 @@
+"""mitmproxy's hooks, and nothing else: what arrives becomes a `Request`, what `Service` says becomes the flow."""
+
+import asyncio
+import logging
+import ssl
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import certifi
+from mitmproxy import addonmanager, ctx, exceptions, http
+from mitmproxy.proxy import layer
+from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
+from mitmproxy.utils import human
+
+from . import client_side, flow_headers
+from .engine import Engine
+from .interception import Interception, Place
+from .oci.errors import ConfigError, ManifestUnknown, RegistryError, StoreTooNew
+from .operate import options
+from .operate.ca import CaError, constrained_domains, ensure_ca
+from .operate.options import Settings
+from .serve.messages import Answer, Door, Forward, Request
+from .serve.service import error_answer
+from .transfer.pump import Delivery
+
+logger = logging.getLogger("hubcache")
+
+CERTS = Path(__file__).resolve().parents[2] / "certs"
+PROXY_PORT, MIRROR_PORT = 8080, 5000
+_LEAF_SECONDS = 86400.0
+
+
+class Hubcache:
+    """The addon."""
+
+    def __init__(self) -> None:
+        self._settings: Settings | None = None
+        self._interception = Interception(())
+        self._engine: Engine | None = None
+        self._ready = asyncio.Event()
+        self._deliveries: dict[str, tuple[Answer, Delivery, http.Request]] = {}
+        self._forwards: dict[str, tuple[Place, Forward]] = {}
+        self._leaf_timer: asyncio.TimerHandle | None = None
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def load(self, loader: addonmanager.Loader) -> None:
+        """Declare the options, and give mitmproxy's own the defaults that a registry cache needs."""
+        options.declare(loader)
+        _default(
+            confdir=str(CERTS),
+            connection_strategy="lazy",  # a CONNECT must not dial upstream: it would fail in an outage
+            upstream_cert=False,
+            http2=False,  # several times slower than HTTP/1.1 inside mitmproxy
+        )
+
+    def configure(self, updated: set[str]) -> None:
+        """Check options: at start an error ends the program, later it is refused and nothing changes."""
+        relevant = any(name.startswith("hubcache_") for name in updated) or {"mode", "confdir"} & updated
+        if not relevant:
+            return
+        try:
+            self._configure()
+        except (ConfigError, CaError) as error:
+            if self._engine is not None:
+                raise exceptions.OptionsError(str(error)) from error
+            logger.error("hubcache: %s", error)
+
+    def _configure(self) -> None:
+        settings = Settings.parse(ctx.options)
+        interception = Interception(settings.registries)
+        previous = self._settings
+        if previous is not None and self._engine is not None:
+            for name in ("directory", "status"):
+                if getattr(settings, name) != getattr(previous, name):
+                    raise ConfigError(f"hubcache_{'dir' if name == 'directory' else name} takes effect at start only")
+        warning = ensure_ca(
+            Path(ctx.options.confdir).expanduser(), constrained_domains(interception.hosts), datetime.now(UTC)
+        ).warning
+        if warning and previous is None:
+            logger.warning("hubcache: %s", warning)
+        self._settings, self._interception = settings, interception
+        if self._engine is not None:
+            self._engine.apply(settings)
+        host = settings.registries[0].host
+        _default(
+            mode=[
+                f"regular@{PROXY_PORT}" if _is_default("listen_port") else "regular",
+                f"reverse:https://{host}@{MIRROR_PORT}",
+            ]
+        )
+        for mode in map(ProxyMode.parse, ctx.options.mode):
+            if isinstance(mode, ReverseMode) and not interception.serves(mode):
+                raise ConfigError(f"mode {mode.full_spec}: {mode.address[0]} is not in hubcache_registries")
+        _default(allow_hosts=interception.allow_hosts)
+
+    async def running(self) -> None:
+        """Start what works behind the hooks, and say where everything is."""
+        if self._settings is None or self._engine is not None:
+            return
+        try:
+            engine = Engine(self._settings, _tls_context())
+            await engine.start()
+        except (ConfigError, StoreTooNew) as error:
+            logger.error("hubcache: %s", error)
+            return
+        self._engine = engine
+        self._ready.set()
+        self._say_where()
+        self._renew_leaves()
+
+    def _say_where(self) -> None:
+        assert self._settings is not None
+        assert self._engine is not None
+        for server in ctx.master.addons.get("proxyserver").servers:
+            kind = "mirror" if isinstance(server.mode, ReverseMode) else "proxy"
+            where = ", ".join(human.format_address(address) for address in server.listen_addrs[:1])
+            logger.info("hubcache: %s at %s", kind, where)
+        store = self._engine.store
+        logger.info("hubcache: CA certificate %s", Path(ctx.options.confdir).expanduser() / "mitmproxy-ca-cert.pem")
+        used, capacity = human.pretty_size(store.ledger.used), human.pretty_size(store.capacity)
+        logger.info("hubcache: store %s, %s of %s used", store.directory, used, capacity)
+        if self._settings.status is not None:
+            logger.info("hubcache: status at http://%s", human.format_address(self._settings.status))
+
+    def _renew_leaves(self) -> None:
+        """Have leaf certificates made anew each day: mitmproxy keeps them for ever, but they expire after 199 days."""
+        ctx.master.addons.get("tlsconfig").certstore.certs.clear()
+        self._leaf_timer = asyncio.get_running_loop().call_later(_LEAF_SECONDS, self._renew_leaves)
+
+    async def done(self) -> None:
+        """Stop."""
+        if self._leaf_timer is not None:
+            self._leaf_timer.cancel()
+        if self._engine is not None:
+            await self._engine.close()
+            self._engine = None
+
+    # -- connections ----------------------------------------------------------------------------------------------
+
+    def next_layer(self, data: layer.NextLayer) -> None:
+        """Give HTTP connections our client side; runs after mitmproxy chose the layer."""
+        if data.layer is not None:
+            client_side.install(data.layer)
+
+    # -- flows ----------------------------------------------------------------------------------------------------
+
+    async def requestheaders(self, flow: http.HTTPFlow) -> None:
+        """Decide what happens to a request, before its body."""
+        if flow.response or flow.error or not flow.live:
+            return
+        place = self._interception.place(flow)
+        if place is None:
+            self._pass_through(flow)
+            return
+        await self._ready.wait()
+        assert self._engine is not None
+        request = Request(
+            flow.request.method,
+            flow.request.path.partition("?")[0],
+            place.registry,
+            place.door,
+            {name.lower(): value for name, value in flow.request.headers.items()},
+        )
+        service = self._engine.service
+        outcome = service.token(request) if place.is_token_service else await service.answer(request)
+        if isinstance(outcome, Forward):
+            try:
+                await self._forward(flow, place, outcome)
+            except RegistryError as error:
+                outcome = error_answer(error, request.method)
+        if isinstance(outcome, Answer):
+            self._answer(flow, outcome)
+        self._engine.metrics.answered(
+            outcome.kind, outcome.result.value if isinstance(outcome, Answer) else "bypass", place.door.value
+        )
+
+    def _pass_through(self, flow: http.HTTPFlow) -> None:
+        """Not ours: a plain-http request through the proxy, or a mirror request for a namespace nobody configured."""
+        if isinstance(flow.client_conn.proxy_mode, ReverseMode):
+            self._answer(
+                flow, error_answer(ManifestUnknown("this mirror does not serve that namespace"), flow.request.method)
+            )
+        else:
+            flow.request.stream = True
+
+    def _answer(self, flow: http.HTTPFlow, answer: Answer) -> None:
+        if answer.source is None:
+            flow.response = flow_headers.response(answer)
+            return
+        assert self._engine is not None
+        path, delivery = self._engine.pump.admit(answer.source)
+        self._deliveries[flow.id] = (answer, delivery, flow.request.copy())
+        flow.request.scheme, flow.request.host, flow.request.port = "http", "127.0.0.1", self._engine.pump.port
+        flow.request.path = path
+        flow.request.headers.clear()
+
+    async def _forward(self, flow: http.HTTPFlow, place: Place, forward: Forward) -> None:
+        """Point a flow at the upstream, with nothing but the client's own credentials (or our anonymous token)."""
+        assert self._engine is not None
+        upstream = urlsplit(place.registry.upstream)
+        if place.is_token_service:
+            upstream = urlsplit(await self._engine.service.token_realm(place.registry))
+            _, separator, query = flow.request.path.partition("?")
+            flow.request.path = (upstream.path or "/") + separator + query
+        flow.request.headers.pop("authorization", None)
+        if forward.authorization is not None:
+            flow.request.headers["Authorization"] = forward.authorization
+        flow.request.scheme = upstream.scheme
+        flow.request.host = upstream.hostname or ""
+        flow.request.port = upstream.port or (443 if upstream.scheme == "https" else 80)
+        flow.request.stream = True
+        self._forwards[flow.id] = (place, forward)
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        """A body from the pump gets its real headers and the flow its real address; what passes through is streamed."""
+        assert flow.response is not None
+        delivered = self._deliveries.get(flow.id)
+        if delivered is not None:
+            answer, delivery, flow.request = delivered
+            flow.response.status_code = answer.status
+            flow.response.reason = flow_headers.reason(answer.status)
+            flow.response.headers = flow_headers.headers(answer)
+            flow.response.stream = delivery.take
+            return
+        flow.response.stream = True
+        forwarded = self._forwards.get(flow.id)
+        if forwarded is not None:
+            place, _ = forwarded
+            flow_headers.adapt_forwarded(flow.response, place.registry, proxied=place.door is Door.PROXY)
+
+    async def response(self, flow: http.HTTPFlow) -> None:
+        """A flow is complete."""
+        self._deliveries.pop(flow.id, None)
+        place, forward = self._forwards.pop(flow.id, (None, None))
+        if self._engine is None or place is None or forward is None or forward.moved is None:
+            return
+        if flow.response is not None and flow.response.status_code < 300:
+            await self._engine.service.moved(place.registry, forward.moved)
+
+    async def error(self, flow: http.HTTPFlow) -> None:
+        """A flow broke off: its client left, or its body could not be had."""
+        self._forwards.pop(flow.id, None)
+        _, delivery, _ = self._deliveries.pop(flow.id, (None, None, None))
+        if delivery is not None:
+            await delivery.close()
+
+
+def _is_default(name: str) -> bool:
+    return bool(getattr(ctx.options, name) == ctx.options.default(name))
+
+
+def _default(**values: object) -> None:
+    """Set mitmproxy options that the user did not set."""
+    unset = {name: value for name, value in values.items() if _is_default(name)}
+    if unset:
+        ctx.options.update(**unset)
+
+
+def _tls_context() -> ssl.SSLContext:
+    """Trust for the cache's own connections, by mitmproxy's options for its connections."""
+    context = ssl.create_default_context(
+        cafile=ctx.options.ssl_verify_upstream_trusted_ca or certifi.where(),
+        capath=ctx.options.ssl_verify_upstream_trusted_confdir,
+    )
+    if ctx.options.ssl_insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -1,0 +1,60 @@
+"""Writing down what was learned, where a store that cannot take it must not fail the pull.
+
+This is the one place that turns `StorageError` into "go on without": it is reported through `failed`, shown in
+`/healthz` and metrics, and the client is served all the same.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from ..decide.records import ManifestRecord, TagRecord
+from ..oci.digest import Digest
+from ..oci.errors import StorageError
+from ..store.store import Store
+
+
+class Memory:
+    """The store's facts, written at best effort."""
+
+    def __init__(self, store: Store, failed: Callable[[StorageError], None]) -> None:
+        self._store = store
+        self._failed = failed
+        self._moves: Counter[tuple[str, str, str]] = Counter()
+
+    def generation(self, registry: str, repository: str, tag: str) -> int:
+        """Changes when the tag is moved through this proxy: what was asked before must not be remembered after."""
+        return self._moves[registry, repository, tag]
+
+    async def tag(
+        self, registry: str, repository: str, tag: str, negotiation: str, record: TagRecord, generation: int
+    ) -> None:
+        """Remember what a tag answered, unless it was moved since `generation`."""
+        if generation == self.generation(registry, repository, tag):
+            await self._attempt(self._store.put_tag(registry, repository, tag, negotiation, record))
+
+    async def forget_tag(self, registry: str, repository: str, tag: str) -> None:
+        """The tag was moved or is gone."""
+        self._moves[registry, repository, tag] += 1
+        await self._attempt(self._store.drop_tag(registry, repository, tag))
+
+    async def manifest(self, digest: Digest, record: ManifestRecord) -> bool:
+        """Store a verified manifest; whether that worked."""
+        return await self._attempt(self._store.put_manifest(digest, record))
+
+    async def link(self, registry: str, repository: str, links: dict[Digest, int | None]) -> None:
+        """Remember that digests belong to a public repository."""
+        new = {digest: size for digest, size in links.items() if self._store.link(registry, repository, digest) is None}
+        if new:
+            await self._attempt(self._store.put_links(registry, repository, new))
+
+    async def challenge(self, registry: str, challenge: str) -> None:
+        """Remember a registry's challenge, so that it can be told while the registry is down."""
+        await self._attempt(self._store.put_challenge(registry, challenge))
+
+    async def _attempt(self, write: Awaitable[None]) -> bool:
+        try:
+            await write
+        except StorageError as error:
+            self._failed(error)
+            return False
+        return True

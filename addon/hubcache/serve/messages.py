@@ -1,0 +1,72 @@
+"""What comes in and what goes out, free of mitmproxy's types."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from ..oci.registry import Registry
+from ..transfer.sources import Source
+
+LOCAL_TOKEN = "hubcache-anonymous"
+"""The token that anonymous clients get from the proxy itself. It gives no right to anything and is never sent on."""
+
+
+class Door(Enum):
+    """How the client reached us: it believes to speak with the registry (`PROXY`), or it knows a `MIRROR`."""
+
+    PROXY = "proxy"
+    MIRROR = "mirror"
+
+
+class Result(Enum):
+    """How a request was answered; the label in metrics."""
+
+    HIT = "hit"
+    MISS = "miss"
+    REVALIDATED = "revalidated"
+    STALE = "stale"
+    LOCAL = "local"
+    BYPASS = "bypass"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request to a registry. `path` is as on the wire, without the query; `headers` have lower-case names."""
+
+    method: str
+    path: str
+    registry: Registry
+    door: Door
+    headers: dict[str, str]
+
+    @property
+    def credentials(self) -> str | None:
+        """The client's own `Authorization`, if it has one that means anything upstream."""
+        value = self.headers.get("authorization")
+        return None if value is None or value == f"Bearer {LOCAL_TOKEN}" else value
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answer made here: `body` from memory, or a `source` of `length` bytes. A HEAD has neither, but a `length`.
+
+    `kind` is what was asked for, the label in metrics.
+    """
+
+    status: int
+    headers: dict[str, str]
+    result: Result
+    body: bytes = b""
+    source: Source | None = None
+    length: int = 0
+    kind: str = "other"
+
+
+@dataclass(slots=True)
+class Forward:
+    """Let the request through to the upstream, with this `Authorization` (None: without one)."""
+
+    authorization: str | None
+    moved: tuple[str, str] | None = None
+    """(repository, tag or digest) that an accepted request changes."""
+    kind: str = "other"

@@ -1,0 +1,49 @@
+"""Content on its way into the store: a file that grows in the staging folder until it is verified."""
+
+import os
+from pathlib import Path
+
+from ..oci.digest import Digest
+from ..oci.errors import StorageError
+from .disk import StagedFile
+
+
+class Staged:
+    """One growing file. The fill writes; any number of readers use `fd` at offsets below `written`.
+
+    `reserved` is how many bytes of the store's capacity it holds. Raises `StorageError` when the disk does not take it.
+    """
+
+    def __init__(self, path: Path, digest: Digest, reserved: int) -> None:
+        self.path = path
+        self.digest = digest
+        self.reserved = reserved
+        self.written = 0
+        try:
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise StorageError(f"cannot stage content: {error}") from error
+
+    def write(self, data: bytes) -> None:
+        """Append all of `data`."""
+        view = memoryview(data)
+        try:
+            while view:
+                count = os.pwrite(self.fd, view, self.written)
+                self.written += count
+                view = view[count:]
+        except OSError as error:
+            raise StorageError(f"cannot write staged content: {error}") from error
+
+    def sync(self) -> StagedFile:
+        """Make the bytes durable; without it a power cut could leave a row whose file is empty."""
+        try:
+            os.fdatasync(self.fd)
+        except OSError as error:
+            raise StorageError(f"cannot sync staged content: {error}") from error
+        return StagedFile(self.path, self.digest, self.written)
+
+    def close(self) -> None:
+        """Remove the file unless it was moved into the store. Readers that opened it keep their bytes."""
+        os.close(self.fd)
+        self.path.unlink(missing_ok=True)

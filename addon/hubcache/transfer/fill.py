@@ -1,0 +1,186 @@
+"""Fills: one fetch per digest, however many ask. Stage, hash, verify, then commit or cancel.
+
+A fill runs on when its clients leave. Readers see its bytes as soon as they are on the staged file, except the last
+one: that is held back until the digest is verified, so that no client ever receives a wrong body as a complete one.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+
+from ..oci.digest import Digest, Verifier
+from ..oci.errors import BadUpstream, HubcacheError, RegistryError, StorageError, Unavailable
+from ..store.staging import Staged
+from ..store.store import Store
+from .observer import Observer
+from .upstream import BlobBody
+
+type OpenBlob = Callable[[int], AbstractAsyncContextManager[BlobBody]]
+"""Opens the blob upstream from the given byte."""
+
+_ATTEMPTS_TO_OPEN = 3
+_ATTEMPTS_WITHOUT_PROGRESS = 5
+_BACKOFF_SECONDS = 0.2
+_INLINE_BYTES = 64 << 10
+"""Batches up to this are hashed on the loop; a hop to the worker thread costs more than hashing them."""
+
+
+class Fill:
+    """One blob on its way in. `size` is known once `opened` returns; `error` is set when the fill failed."""
+
+    def __init__(self, digest: Digest) -> None:
+        self.digest = digest
+        self.size: int | None = None
+        self.error: HubcacheError | None = None
+        self.staged: Staged | None = None
+        self.verified = False
+        self.readers = 0
+        self._written = 0
+        self._changed = asyncio.Event()
+
+    @property
+    def readable(self) -> int:
+        """Bytes that readers may have."""
+        if self.verified or self.size is None:
+            return self._written
+        return min(self._written, max(0, self.size - 1))
+
+    async def opened(self) -> int:
+        """Wait until the upstream promised a size; returns it, or raises what prevented it."""
+        while self.size is None:
+            self._raise_error()
+            await self._changed.wait()
+        return self.size
+
+    async def wait_readable(self, count: int) -> None:
+        """Wait until `count` bytes are readable; raises the fill's error when they never will be."""
+        while self.readable < count:
+            self._raise_error()
+            await self._changed.wait()
+
+    def _raise_error(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def advance(self, written: int) -> None:
+        """More bytes are on the file."""
+        self._written = written
+        self.notify()
+
+    def notify(self) -> None:
+        """Wake all who wait; each looks for itself."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Fills:
+    """All fills of this process."""
+
+    def __init__(self, store: Store, observer: Observer) -> None:
+        self._store = store
+        self._observer = observer
+        self._running: dict[Digest, Fill] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._hashing = ThreadPoolExecutor(2, thread_name_prefix="fill")
+
+    def get(self, digest: Digest) -> Fill | None:
+        """The running fill of a digest."""
+        return self._running.get(digest)
+
+    def start(self, digest: Digest, size: int | None, open_blob: OpenBlob) -> Fill:
+        """The running fill of a digest, or a new one. `size` is what a manifest says it must be."""
+        fill = self._running.get(digest)
+        if fill is None:
+            fill = self._running[digest] = Fill(digest)
+            self._observer.fills_changed(len(self._running))
+            task = asyncio.create_task(self._run(fill, size, open_blob))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return fill
+
+    async def close(self) -> None:
+        """Cancel what runs; staged files go."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._hashing.shutdown()
+
+    async def _run(self, fill: Fill, size: int | None, open_blob: OpenBlob) -> None:
+        try:
+            await self._fetch(fill, size, open_blob)
+            assert fill.staged is not None
+            await self._store.commit(fill.staged)
+        except (RegistryError, StorageError) as error:
+            fill.error = error
+            if isinstance(error, StorageError):
+                self._store.failed(error)
+        except asyncio.CancelledError:
+            fill.error = Unavailable("the cache is shutting down")
+            raise
+        finally:
+            del self._running[fill.digest]
+            if fill.staged is not None:
+                self._store.finish(fill.staged)
+            fill.notify()
+            self._observer.fills_changed(len(self._running))
+            self._observer.fill_ended(fill.digest, fill.error)
+
+    async def _fetch(self, fill: Fill, size: int | None, open_blob: OpenBlob) -> None:
+        """Until the whole blob is on the staged file and verified; a broken transfer is resumed where it broke."""
+        verifier = Verifier(fill.digest, size)
+        failures = 0
+        while True:
+            before = verifier.received
+            try:
+                async with open_blob(verifier.received) as body:
+                    await self._accept_size(fill, verifier, body)
+                    await self._absorb(fill, verifier, body)
+                if verifier.size is not None and verifier.received < verifier.size:
+                    raise Unavailable("upstream ended the transfer early")
+                break
+            except Unavailable:
+                failures = 1 if verifier.received > before else failures + 1
+                if failures >= (_ATTEMPTS_WITHOUT_PROGRESS if fill.size is not None else _ATTEMPTS_TO_OPEN):
+                    raise
+                await asyncio.sleep(_BACKOFF_SECONDS * 2 ** (failures - 1))
+        verifier.finish()
+        if fill.size is None:
+            fill.size = verifier.received
+        fill.verified = True
+        fill.advance(verifier.received)
+
+    async def _accept_size(self, fill: Fill, verifier: Verifier, body: BlobBody) -> None:
+        """Agree on the size with what the upstream promises now, and on the first time reserve the room."""
+        if verifier.size is None and verifier.received == 0:
+            verifier.size = body.size
+        elif body.size is not None and body.size != verifier.size:
+            raise BadUpstream(
+                "upstream promises another size than the manifest says",
+                {"digest": str(fill.digest), "expected": verifier.size, "got": body.size},
+            )
+        if fill.staged is None:
+            fill.staged = await self._store.stage(fill.digest, verifier.size or 0)
+            fill.size = verifier.size
+            fill.notify()
+
+    async def _absorb(self, fill: Fill, verifier: Verifier, body: BlobBody) -> None:
+        staged = fill.staged
+        assert staged is not None
+        skip = verifier.received - body.start  # the upstream may have ignored our Range and begun at 0
+        loop = asyncio.get_running_loop()
+
+        def take(data: bytes) -> None:
+            verifier.update(data)
+            staged.write(data)
+
+        async for chunk in body.chunks():
+            data = chunk[skip:] if skip else chunk
+            skip = max(0, skip - len(chunk))
+            if fill.size is None:
+                await self._store.extend(staged, verifier.received + len(data))
+            if len(data) <= _INLINE_BYTES:
+                take(data)
+            else:
+                await loop.run_in_executor(self._hashing, take, data)
+            fill.advance(staged.written)

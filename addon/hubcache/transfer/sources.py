@@ -1,0 +1,160 @@
+"""Where the bytes of an answer come from: a stored file, the growing file of a fill, or the upstream itself."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Protocol
+
+from ..oci.errors import BadUpstream, StorageError
+from ..store.store import StoredBlob
+from .fill import Fill
+from .upstream import BlobBody
+
+CHUNK = 512 << 10
+"""Bytes handed to mitmproxy at once. Measured, one client over TLS on two busy cores, MB/s: 64 KiB 445, 256 KiB 840,
+512 KiB 985, 1 MiB 560."""
+
+_SMALL = 256 << 10
+_GATHER_SECONDS = 0.02
+"""On a growing file: wait this long for a chunk of at least `_SMALL`, so that many slow-fed clients do not cost a
+wake-up of the whole proxy for each packet. The first chunk is never delayed."""
+
+
+class Source(Protocol):
+    """Bytes of one answer, in order, once. `origin` is the metric label of where they come from."""
+
+    origin: str
+
+    async def read(self) -> bytes:
+        """The next bytes, at most about `CHUNK`. Raises a `HubcacheError` when they cannot be had."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all bytes were read."""
+
+    async def close(self) -> None:
+        """Always called, whether read to the end or not."""
+
+
+class FileSource:
+    """Bytes `start` to before `end` of a stored blob; owns it."""
+
+    origin = "store"
+
+    def __init__(self, blob: StoredBlob, start: int, end: int) -> None:
+        self._blob = blob
+        self._at = start
+        self._end = end
+
+    async def read(self) -> bytes:
+        try:
+            data = os.pread(self._blob.fd, min(CHUNK, self._end - self._at), self._at)
+        except OSError as error:
+            raise StorageError(f"cannot read a stored blob: {error}") from error
+        if not data and not self.finished:
+            raise StorageError("a stored blob is shorter than when it was stored")
+        self._at += len(data)
+        if not self.finished:
+            os.posix_fadvise(self._blob.fd, self._at, CHUNK * 4, os.POSIX_FADV_WILLNEED)
+        return data
+
+    @property
+    def finished(self) -> bool:
+        return self._at >= self._end
+
+    async def close(self) -> None:
+        self._blob.close()
+
+
+class UpstreamSource:
+    """Bytes `start` to before `end`, straight from the upstream and not stored; the client verifies the whole."""
+
+    origin = "upstream"
+
+    def __init__(self, open_body: Callable[[int, int], AbstractAsyncContextManager[BlobBody]], start: int, end: int):
+        self._open_body = open_body
+        self._at = start
+        self._end = end
+        self._stack = AsyncExitStack()
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._skip = 0
+
+    async def open(self) -> None:
+        """Ask the upstream now, so that a refusal becomes an error answer and not a broken body."""
+        body = await self._stack.enter_async_context(self._open_body(self._at, self._end))
+        self._skip = self._at - body.start
+        self._chunks = body.chunks()
+
+    async def read(self) -> bytes:
+        if self.finished:
+            return b""
+        if self._chunks is None:
+            await self.open()
+        assert self._chunks is not None
+        async for chunk in self._chunks:
+            data = chunk[self._skip :][: self._end - self._at]
+            self._skip = max(0, self._skip - len(chunk))
+            if data:
+                self._at += len(data)
+                return data
+        raise BadUpstream("upstream sent fewer bytes than it promised")
+
+    @property
+    def finished(self) -> bool:
+        return self._at >= self._end
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+
+class FillSource:
+    """Bytes of a blob that is being filled, as they arrive. When the store fails, the rest comes from `fallback`."""
+
+    origin = "fill"
+
+    def __init__(self, fill: Fill, start: int, end: int, fallback: Callable[[int, int], UpstreamSource]) -> None:
+        assert fill.staged is not None
+        self._fill = fill
+        self._fd = os.dup(fill.staged.fd)
+        self._at = start
+        self._end = end
+        self._fallback = fallback
+        self._instead: UpstreamSource | None = None
+        self._begun = False
+
+    async def read(self) -> bytes:
+        if self._instead is None:
+            try:
+                return await self._read()
+            except StorageError:
+                self._instead = self._fallback(self._at, self._end)
+        return await self._instead.read()
+
+    async def _read(self) -> bytes:
+        if self.finished:
+            return b""
+        await self._fill.wait_readable(self._at + 1)
+        wanted = min(self._at + _SMALL, self._end)
+        if self._begun and self._fill.readable < wanted and self._fill.error is None:
+            try:
+                async with asyncio.timeout(_GATHER_SECONDS):
+                    await self._fill.wait_readable(wanted)
+            except TimeoutError:
+                pass  # what is there by now is sent
+        self._begun = True
+        try:
+            data = os.pread(self._fd, min(CHUNK, self._end - self._at, self._fill.readable - self._at), self._at)
+        except OSError as error:
+            raise StorageError(f"cannot read staged content: {error}") from error
+        self._at += len(data)
+        return data
+
+    @property
+    def finished(self) -> bool:
+        return self._at >= self._end if self._instead is None else self._instead.finished
+
+    async def close(self) -> None:
+        os.close(self._fd)
+        if self._instead is not None:
+            await self._instead.close()

@@ -1,0 +1,120 @@
+"""Bearer tokens for the cache's own requests (distribution spec, "token authentication").
+
+A token realm may be on another host than the registry (the Hub's is), so what is sent there matters: anonymous
+requests carry nothing but service and scope, and account credentials go only to a realm in the registry's own domain.
+"""
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from typing import Self
+
+import aiohttp
+from yarl import URL
+
+from ..oci.errors import BadUpstream, TooManyRequests, Unavailable
+from .coalesce import Coalescer
+from .http import read_body, retry_after
+from .observer import Observer
+
+_PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+
+DEFAULT_LIFETIME = 60.0
+"""Seconds a token lives when the answer has no `expires_in` (distribution spec, token)."""
+
+_MARGIN = 0.8
+_MAX_BODY = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """A parsed `WWW-Authenticate: Bearer …` header."""
+
+    realm: str
+    service: str | None
+    scope: str | None
+    error: str | None = None
+
+    @classmethod
+    def parse(cls, header: str | None) -> Self | None:
+        """None when the header is absent, of another scheme, or without a realm."""
+        scheme, _, rest = (header or "").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        fields = {name.lower(): quoted or plain for name, quoted, plain in _PARAMETER.findall(rest)}
+        if not fields.get("realm"):
+            return None
+        return cls(fields["realm"], fields.get("service"), fields.get("scope"), fields.get("error"))
+
+    def render(self, scope: str | None = None) -> str:
+        """As a header value, for `scope` if given."""
+        fields = {"realm": self.realm, "service": self.service, "scope": scope or self.scope}
+        return "Bearer " + ",".join(f'{name}="{value}"' for name, value in fields.items() if value)
+
+
+def pull_scope(repository: str) -> str:
+    """The scope of a read."""
+    return f"repository:{repository}:pull"
+
+
+class Tokens:
+    """Anonymous tokens by realm and scope, fetched once for all who wait, kept until shortly before they expire."""
+
+    def __init__(self, http: aiohttp.ClientSession, observer: Observer) -> None:
+        self._http = http
+        self._observer = observer
+        self._known: dict[tuple[str, str | None, str], tuple[str, float]] = {}
+        self._asked = Coalescer[tuple[str, str | None, str], str]()
+
+    async def get(self, challenge: Challenge, scope: str) -> str:
+        """A token; raises `Unavailable`, `TooManyRequests` or `BadUpstream` when the service gives none."""
+        key = (challenge.realm, challenge.service, scope)
+        known = self._known.get(key)
+        if known is not None and time.monotonic() < known[1]:
+            return known[0]
+        return await self._asked.run(key, lambda: self._fetch(challenge, scope))
+
+    def forget(self, challenge: Challenge, scope: str, token: str) -> None:
+        """The registry refused this token."""
+        key = (challenge.realm, challenge.service, scope)
+        if self._known.get(key, ("", 0.0))[0] == token:
+            del self._known[key]
+
+    async def _fetch(self, challenge: Challenge, scope: str) -> str:
+        query = {"scope": scope} | ({"service": challenge.service} if challenge.service else {})
+        try:
+            url = URL(challenge.realm)
+            host = url.host
+        except ValueError as error:
+            raise BadUpstream("upstream named a token realm that is not a URL") from error
+        if url.scheme not in ("http", "https") or host is None:
+            raise BadUpstream("upstream named a token realm that is not an http URL")
+        try:
+            async with self._http.get(url.update_query(query), allow_redirects=False) as response:
+                self._observer.upstream_answered(host, "token", str(response.status))
+                if response.status == 429:
+                    raise TooManyRequests("token service limits our requests", retry_after(response))
+                if response.status != 200:
+                    raise Unavailable(f"token service answered {response.status}")
+                token, lifetime = _parse_token(await read_body(response, _MAX_BODY))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            self._observer.upstream_answered(host, "token", "error")
+            raise Unavailable(f"token service {host} cannot be reached") from error
+        expires = time.monotonic() + lifetime * _MARGIN
+        self._known = {key: value for key, value in self._known.items() if value[1] > time.monotonic()}
+        self._known[challenge.realm, challenge.service, scope] = (token, expires)
+        return token
+
+
+def _parse_token(body: bytes) -> tuple[str, float]:
+    try:
+        document = json.loads(body)
+    except ValueError as error:
+        raise Unavailable("token service answered with something that is not JSON") from error
+    if isinstance(document, dict):
+        token = document.get("token") or document.get("access_token")
+        lifetime = document.get("expires_in", DEFAULT_LIFETIME)
+        if isinstance(token, str) and isinstance(lifetime, int | float):
+            return token, max(0.0, float(lifetime))
+    raise Unavailable("token service answered without a token")

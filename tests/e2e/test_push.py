@@ -1,0 +1,54 @@
+"""A logged-in dockerd pushes through the proxy, and the tag it moved is not served from before."""
+
+import pytest
+from rig.clients import Docker, Skopeo
+from rig.origin import PASSWORD, USER, Origin
+from standin import Hub
+
+pytestmark = pytest.mark.e2e
+
+
+def _login(docker: Docker) -> None:
+    docker("login", "--username", USER, "--password-stdin", stdin=PASSWORD)
+
+
+def test_pull_after_a_push_gets_the_new_content(
+    proxied_docker: Docker, proxied_skopeo: Skopeo, hub: Hub, origin: Origin
+) -> None:
+    docker, name = proxied_docker, f"{USER}/moved:1"
+    _login(docker)
+    digests = []
+    for source in (origin.debian, origin.webapp):
+        docker("pull", source.name)
+        docker("tag", source.name, name)
+        docker("push", name)
+        digests.append(docker.pulled_digest(name))
+        hub.reset_log()
+        for attempt in ("cold", "warm"):
+            proxied_skopeo.pull(f"docker.io/{name}", f"{source.tag}-{attempt}")
+        seen = proxied_skopeo("inspect", "--format", "{{.Digest}}", f"docker://docker.io/{name}")
+        assert seen.strip() == digests[-1]
+        assert hub.count(kind="manifest", method="GET") == 1
+    assert digests[0] != digests[1]
+
+
+def test_wrong_password_is_refused(proxied_docker: Docker, hub: Hub) -> None:
+    proxied_docker("login", "--username", USER, "--password-stdin", stdin="wrong", fails=True)
+    assert hub.count(kind="token", status=401) > 0
+
+
+def test_private_image_is_for_its_user_only(
+    proxied_docker: Docker, proxied_skopeo: Skopeo, hub: Hub, origin: Origin
+) -> None:
+    docker, name = proxied_docker, f"{USER}/secret:1"
+    hub.private(f"{USER}/secret", {USER})
+    _login(docker)
+    docker("pull", origin.debian.name)
+    docker("tag", origin.debian.name, name)
+    docker("push", name)
+    docker.forget(origin.debian.name, name)
+    docker("pull", name)
+    proxied_skopeo("inspect", f"docker://docker.io/{name}", fails=True)
+    docker("logout")
+    docker.forget(name)
+    docker("pull", name, fails=True)

@@ -1,0 +1,263 @@
+"""Content of the stand-in Hub kept in memory, and the bodies that answers are made of."""
+
+import functools
+import hashlib
+import json
+import random
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from . import media
+
+MIB = 1024 * 1024
+
+
+def sha256(data: bytes) -> str:
+    """The digest of *data* in its written form, ``sha256:…``."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def random_bytes(size: int, seed: int | str = 0) -> bytes:
+    """*size* bytes that compress badly and are the same in every run for the same *seed*."""
+    return random.Random(seed).randbytes(size)
+
+
+class Body(Protocol):
+    """Bytes of an answer that need not be in memory."""
+
+    @property
+    def size(self) -> int: ...
+
+    def chunks(self, start: int, stop: int) -> AsyncIterator[bytes]: ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """A body that is in memory."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    async def chunks(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        for at in range(start, stop, MIB // 4):
+            yield self.data[at : min(at + MIB // 4, stop)]
+
+
+@functools.lru_cache(maxsize=64)
+def _pattern(seed: int | str) -> bytes:
+    return random_bytes(MIB, seed)
+
+
+@functools.lru_cache(maxsize=64)
+def _synthetic_digest(size: int, seed: int | str) -> str:
+    pattern, running = _pattern(seed), hashlib.sha256()
+    for index in range(0, size, MIB):
+        running.update((index.to_bytes(8, "big") + pattern[8:])[: size - index])
+    return "sha256:" + running.hexdigest()
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """A large body made on the fly: a 1 MiB pattern, each copy beginning with its own offset."""
+
+    size: int
+    seed: int | str = 0
+
+    @property
+    def digest(self) -> str:
+        return _synthetic_digest(self.size, self.seed)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes from *start* to *stop*, for comparison in tests."""
+        pattern, parts, at = _pattern(self.seed), [], start
+        while at < stop:
+            index, offset = at - at % MIB, at % MIB
+            end = min(stop, index + MIB, self.size)
+            parts.append((index.to_bytes(8, "big") + pattern[8:])[offset : end - index])
+            at = end
+        return b"".join(parts)
+
+    async def chunks(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        at = start
+        while at < stop:
+            end = min(stop, at - at % MIB + MIB)
+            yield self.read(at, end)
+            at = end
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A stored manifest: its exact bytes and what it is."""
+
+    body: bytes
+    media_type: str
+
+    @property
+    def digest(self) -> str:
+        return sha256(self.body)
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image or an index that was put into the Hub, with all a test may want to compare."""
+
+    repo: str
+    tag: str | None
+    manifest: bytes
+    media_type: str
+    config: str = ""
+    layers: tuple[str, ...] = ()
+    platform: str = ""
+    images: dict[str, "Image"] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        return sha256(self.manifest)
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """Digests of config and layers, of all platforms of an index."""
+        own = (self.config, *self.layers) if self.config else ()
+        return own + tuple(digest for image in self.images.values() for digest in image.blobs)
+
+
+@dataclass
+class Repository:
+    """What one repository holds; blobs are visible only in repositories they were put into."""
+
+    blobs: dict[str, Body] = field(default_factory=dict)
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class Memory:
+    """Repositories in memory; every method may be used while the server runs."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+
+    def repository(self, repo: str) -> Repository:
+        return self.repositories.setdefault(repo, Repository())
+
+    async def has(self, repo: str) -> bool:
+        return repo in self.repositories
+
+    async def manifest(self, repo: str, reference: str) -> Manifest | None:
+        found = self.repositories.get(repo, Repository())
+        return found.manifests.get(found.tags.get(reference, reference))
+
+    async def blob(self, repo: str, digest: str) -> Body | None:
+        return self.repositories.get(repo, Repository()).blobs.get(digest)
+
+    async def tags(self, repo: str) -> list[str]:
+        return sorted(self.repositories.get(repo, Repository()).tags)
+
+    async def referrers(self, repo: str, digest: str) -> list[dict[str, Any]]:
+        return [
+            _descriptor(manifest.body, manifest.media_type)
+            | {"artifactType": parsed.get("artifactType") or parsed.get("config", {}).get("mediaType", "")}
+            for manifest in self.repositories.get(repo, Repository()).manifests.values()
+            if (parsed := _object(manifest.body)).get("subject", {}).get("digest") == digest
+        ]
+
+    def put_manifest(self, repo: str, reference: str | None, body: bytes, media_type: str) -> str:
+        """Store *body* and let *reference*, when it is a tag, point at it; returns the digest."""
+        stored = Manifest(body, media_type)
+        self.repository(repo).manifests[stored.digest] = stored
+        if reference is not None and ":" not in reference:
+            self.repository(repo).tags[reference] = stored.digest
+        return stored.digest
+
+    def put_blob(self, repo: str, data: bytes | Synthetic) -> str:
+        digest = data.digest if isinstance(data, Synthetic) else sha256(data)
+        self.repository(repo).blobs[digest] = data if isinstance(data, Synthetic) else Held(data)
+        return digest
+
+    def image(
+        self,
+        repo: str,
+        tag: str | None,
+        layers: Sequence[bytes | Synthetic],
+        *,
+        platform: str = "linux/amd64",
+        annotations: Mapping[str, str] | None = None,
+        docker: bool = False,
+        subject: Image | None = None,
+        artifact_type: str = "",
+        config: bytes | None = None,
+        config_type: str = "",
+        layer_type: str = "",
+    ) -> Image:
+        """Put an image (OCI, or Docker schema 2) made of *layers*; *subject* makes it a referrer of another image."""
+        digests = [self.put_blob(repo, layer) for layer in layers]
+        os, _, arch = platform.partition("/")
+        if config is None:
+            rootfs = {"type": "layers", "diff_ids": digests}
+            config = _encode({"architecture": arch.partition("/")[0], "os": os, "config": {}, "rootfs": rootfs})
+        config_type = config_type or (media.DOCKER_CONFIG if docker else media.OCI_CONFIG)
+        layer_type = layer_type or (media.DOCKER_LAYER if docker else media.OCI_LAYER)
+        kind = media.DOCKER_MANIFEST if docker else media.OCI_MANIFEST
+        document: dict[str, Any] = {
+            "schemaVersion": 2,
+            "mediaType": kind,
+            "config": _descriptor(config, config_type),
+            "layers": [
+                {"mediaType": layer_type, "size": _size(layer), "digest": digest}
+                for layer, digest in zip(layers, digests, strict=True)
+            ],
+        }
+        if artifact_type:
+            document["artifactType"] = artifact_type
+        if subject is not None:
+            document["subject"] = _descriptor(subject.manifest, subject.media_type)
+        if annotations:
+            document["annotations"] = dict(annotations)
+        body = _encode(document)
+        self.put_manifest(repo, tag, body, kind)
+        return Image(repo, tag, body, kind, self.put_blob(repo, config), tuple(digests), platform)
+
+    def index(self, repo: str, tag: str | None, images: Mapping[str, Image], *, docker: bool = False) -> Image:
+        """Put an image index whose entries are *images*, by platform (``linux/arm64`` or ``linux/arm/v7``)."""
+        kind = media.DOCKER_LIST if docker else media.OCI_INDEX
+        entries = []
+        for platform, image in images.items():
+            os, arch, *variant = platform.split("/")
+            described = {"os": os, "architecture": arch} | ({"variant": variant[0]} if variant else {})
+            entries.append(_descriptor(image.manifest, image.media_type) | {"platform": described})
+        body = _encode({"schemaVersion": 2, "mediaType": kind, "manifests": entries})
+        self.put_manifest(repo, tag, body, kind)
+        return Image(repo, tag, body, kind, images=dict(images))
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=3).encode()  # as the Hub's own: indented, so re-serialising changes the digest
+
+
+def _size(blob: bytes | Synthetic) -> int:
+    return blob.size if isinstance(blob, Synthetic) else len(blob)
+
+
+def _descriptor(body: bytes, media_type: str) -> dict[str, Any]:
+    return {"mediaType": media_type, "size": len(body), "digest": sha256(body)}
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def platform_digest(index: Manifest, os: str = "linux", arch: str = "amd64") -> str | None:
+    """The digest an index names for a platform."""
+    entries: Iterable[dict[str, Any]] = _object(index.body).get("manifests", [])
+    for entry in entries:
+        described = entry.get("platform", {})
+        if described.get("os") == os and described.get("architecture") == arch:
+            return str(entry["digest"])
+    return None

@@ -1,0 +1,254 @@
+"""The stand-in Hub itself: three listeners in a thread of their own."""
+
+import asyncio
+import contextlib
+import functools
+import random
+import secrets
+import socket
+import ssl
+import tempfile
+import threading
+import time
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from aiohttp import web
+
+from . import tls
+from .content import Image, Manifest, Memory, Synthetic
+from .faults import Faults
+from .registry import Cdn, Registry, TokenService, classify
+from .remote import Remote
+from .reply import Reply, replaced, send
+from .requestlog import Record
+from .tokens import Accounts
+from .uploads import Uploads
+
+T = TypeVar("T")
+LISTENERS = ("registry", "token", "cdn")
+PORTS = range(20_000, 32_000)
+"""Below the range of ephemeral ports, so that a stopped listener finds its port free again."""
+
+
+class Hub:
+    """Docker Hub on loopback. Use as a context manager; everything public may be used from any thread, at any time.
+
+    *backend_url*: take content from that registry and forward pushes to it; else content is in memory.
+    *tls*: speak TLS with a certificate of a CA in :attr:`ca_file`, good for localhost, 127.0.0.1 and *names*.
+    """
+
+    def __init__(self, *, tls: bool = False, names: Sequence[str] = (), backend_url: str | None = None) -> None:
+        self.memory = Memory()
+        self.backend: Memory | Remote = Remote(backend_url) if backend_url else self.memory
+        self.accounts = Accounts()
+        self.faults = Faults()
+        self.log: list[Record] = []
+        self.violations: list[str] = []
+        """What no client may ever do, such as credentials sent to the CDN."""
+        self.service = "registry.docker.io"
+        self.realm = ""
+        """The token service's address in challenges; reset it to test others."""
+        self.auth = True
+        """Whether the registry asks for tokens at all."""
+        self.redirects = True
+        """Whether blobs are redirected to the CDN; else the registry serves them itself."""
+        self.referrers = False
+        """Whether the referrers API exists; else it answers 404."""
+        self.ratelimit: int | None = None
+        self.ratelimit_window = 21600
+        self.remaining = 0
+        self.rate: int | None = None
+        """Bytes per second of every answer, where no fault says otherwise."""
+        self.cdn_host = "127.0.0.1"
+        self.ports: dict[str, int] = {}
+        self.ca_file: Path | None = None
+        self.cdn = Cdn(self, secrets.token_bytes(32))
+        self._registry, self._token = Registry(self), TokenService(self)
+        self._uploads = Uploads(self.memory)
+        self._tls, self._names = tls, names
+        self._context: ssl.SSLContext | None = None
+        self._loop = asyncio.new_event_loop()
+        self._runners: dict[str, web.AppRunner] = {}
+        self._holes: dict[str, list[socket.socket]] = {}
+        self._closing = contextlib.ExitStack()
+
+    # life
+
+    def __enter__(self) -> Self:
+        if self._tls:
+            directory = Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix="standin-")))
+            self.ca_file, self._context = tls.make(directory, ["localhost", "127.0.0.1", *self._names])
+        thread = threading.Thread(target=self._loop.run_forever, name="stand-in hub", daemon=True)
+        thread.start()
+        for name in LISTENERS:
+            self.start(name)
+        self.realm = f"{self.url('token')}/token"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.faults.clear()
+        for name in LISTENERS:
+            self.stop(name)
+        if isinstance(self.backend, Remote):
+            self._run(self.backend.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        while self._loop.is_running():
+            time.sleep(0.001)
+        self._loop.close()
+        self._closing.close()
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+
+    def start(self, *names: str) -> None:
+        """Open listeners (default: all that are closed), each on the port it had before."""
+        for name in names or LISTENERS:
+            self._fill_hole(name)
+            if name not in self._runners:
+                self._run(self._start(name))
+
+    def stop(self, *names: str) -> None:
+        """Close listeners and their connections (default: all); new connections are refused."""
+        for name in names or LISTENERS:
+            self._fill_hole(name)
+            if runner := self._runners.pop(name, None):
+                self._run(runner.cleanup())
+
+    def blackhole(self, *names: str) -> None:
+        """Let new connections to listeners time out, unlike :meth:`stop`; :meth:`start` ends it."""
+        for name in names or LISTENERS:
+            self.stop(name)
+            hole = socket.socket()
+            hole.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            hole.bind(("127.0.0.1", self.ports[name]))
+            hole.listen(0)
+            self._holes[name] = [hole]
+            for _ in range(4):  # a full backlog makes the kernel drop every further SYN
+                plug = socket.socket()
+                plug.setblocking(False)
+                plug.connect_ex(hole.getsockname())
+                self._holes[name].append(plug)
+
+    def _fill_hole(self, name: str) -> None:
+        for plug in self._holes.pop(name, []):
+            plug.close()
+
+    async def _start(self, name: str) -> None:
+        application = web.Application(client_max_size=1 << 30)
+        application.router.add_route("*", "/{path:.*}", functools.partial(self._handle, name))
+        runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        for port in [self.ports[name]] if name in self.ports else random.sample(PORTS, 50):
+            try:
+                await web.TCPSite(runner, "127.0.0.1", port, ssl_context=self._context).start()
+            except OSError:
+                if name in self.ports:
+                    raise
+                continue
+            self.ports[name] = port
+            self._runners[name] = runner
+            return
+        raise OSError("no free port for the stand-in Hub")
+
+    def url(self, listener: str = "registry") -> str:
+        """The address of a listener, without a slash at the end."""
+        host = self.cdn_host if listener == "cdn" else "localhost"
+        return f"{'https' if self._tls else 'http'}://{host}:{self.ports[listener]}"
+
+    # requests
+
+    async def _handle(self, listener: str, request: web.Request) -> web.StreamResponse:
+        kind, repo, name = classify(listener, request.path)
+        record = Record(listener, request.method, request.raw_path, repo, kind, dict(request.headers))
+        self.log.append(record)
+        try:
+            fault = self.faults.take(kind, request.method, request.raw_path)
+            reply = replaced(fault, str(request.url)) if fault else None
+            if reply is not None and reply.status == 401 and listener == "registry":
+                challenge = self._registry.challenge(f"repository:{repo}:pull" if repo else "")
+                headers = {"WWW-Authenticate": challenge.headers["WWW-Authenticate"], **reply.headers}
+                reply = Reply(401, headers, reply.body) if reply.body else challenge
+            if reply is None:
+                reply = await self._answer(listener, request, record, name)
+            if listener == "registry":
+                reply.headers = {"Docker-Distribution-Api-Version": "registry/2.0", **reply.headers}
+            return await send(request, reply, record, fault, self.rate)
+        finally:
+            record.finished = time.monotonic()
+
+    async def _answer(self, listener: str, request: web.Request, record: Record, name: str) -> Reply:
+        if listener == "cdn":
+            return await self.cdn.answer(request, record, name)
+        if listener == "token":
+            return await self._token.answer(request, record)
+        return await self._registry.answer(request, record, name)
+
+    async def write(self, request: web.Request, repo: str, kind: str, name: str) -> Reply:
+        """Take a push."""
+        if isinstance(self.backend, Remote):
+            return await self.backend.write(request)
+        return await self._uploads.write(request, repo, kind, name)
+
+    # log
+
+    def requests(self, **wanted: str | int | None) -> list[Record]:
+        """Records whose fields (listener, method, path, repo, kind, status, token, user) match; text may be a glob."""
+        return [record for record in list(self.log) if record.matches(**wanted)]
+
+    def count(self, **wanted: str | int | None) -> int:
+        """How many requests match; without arguments: all."""
+        return len(self.requests(**wanted))
+
+    def sent(self, **wanted: str | int | None) -> int:
+        """Body bytes sent for the requests that match."""
+        return sum(record.sent for record in self.requests(**wanted))
+
+    def reset_log(self) -> None:
+        self.log.clear()
+
+    # content and accounts
+
+    def blob(self, repo: str, data: bytes | Synthetic) -> str:
+        """Put a blob; returns its digest."""
+        return self.memory.put_blob(repo, data)
+
+    def manifest(self, repo: str, ref: str | None, body: bytes, media_type: str) -> str:
+        """Put any bytes as a manifest under a tag, or under a digest, true or not; returns the digest."""
+        if ref is not None and ":" in ref:
+            self.memory.repository(repo).manifests[ref] = Manifest(body, media_type)
+            return ref
+        return self.memory.put_manifest(repo, ref, body, media_type)
+
+    def image(
+        self, repo: str, tag: str | None, layers: Sequence[bytes | Synthetic] = (b"layer",), **more: Any
+    ) -> Image:
+        """Put an image; :meth:`Memory.image` has the options: platform, annotations, docker, subject and others."""
+        return self.memory.image(repo, tag, layers, **more)
+
+    def index(self, repo: str, tag: str | None, images: Mapping[str, Image], *, docker: bool = False) -> Image:
+        """Put an image index (or Docker manifest list) of images already in *repo*."""
+        return self.memory.index(repo, tag, images, docker=docker)
+
+    def user(self, name: str, password: str) -> None:
+        """Add an account; it may push to its own namespace ``name/…`` and to private repositories it is a user of."""
+        self.accounts.passwords[name] = password
+
+    def private(self, repo: str, users: Mapping[str, str] | Iterable[str] = ()) -> None:
+        """Make *repo* private to *users*: names of accounts, or names and passwords of new ones."""
+        for name, password in users.items() if isinstance(users, Mapping) else ():
+            self.user(name, password)
+        self.accounts.private[repo] = set(users)
+
+    def public(self, repo: str) -> None:
+        """Make *repo* public again."""
+        self.accounts.private.pop(repo, None)
+
+    def limit(self, remaining: int | None, limit: int = 100, window: int = 21600) -> None:
+        """Turn on the rate limit with so many manifest GETs left; None turns it off."""
+        self.ratelimit = None if remaining is None else limit
+        self.remaining, self.ratelimit_window = remaining or 0, window

@@ -1,0 +1,74 @@
+"""Pushes into the stand-in Hub's memory: blob uploads, cross-repository mounts, manifests, deletions."""
+
+import secrets
+
+from aiohttp import web
+
+from .content import Held, Memory, sha256
+from .reply import Reply, error
+
+
+class Uploads:
+    """Uploads under way, by their id."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._open: dict[str, bytearray] = {}
+
+    async def write(self, request: web.Request, repo: str, kind: str, name: str) -> Reply:
+        """Answer a POST, PATCH, PUT or DELETE; *name* is the reference, the digest or the upload's id."""
+        if kind == "manifest":
+            return await self._manifest(request, repo, name)
+        if kind == "blob":
+            removed = self._memory.repository(repo).blobs.pop(name, None)
+            return Reply(202) if removed else error(404, "BLOB_UNKNOWN", "blob unknown to registry")
+        if request.method == "POST":
+            return await self._begin(request, repo)
+        if name not in self._open:
+            return error(404, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
+        if request.method == "DELETE":
+            del self._open[name]
+            return Reply(204)
+        buffer = self._open[name]
+        buffer += await request.read()
+        if request.method == "PUT":
+            return self._finish(repo, name, request.query.get("digest", ""))
+        headers = {"Range": f"0-{max(len(buffer) - 1, 0)}", "Docker-Upload-UUID": name}
+        return Reply(202, headers | {"Location": f"/v2/{repo}/blobs/uploads/{name}"})
+
+    async def _begin(self, request: web.Request, repo: str) -> Reply:
+        mount, source = request.query.get("mount"), request.query.get("from")
+        if mount and source and (body := await self._memory.blob(source, mount)):
+            self._memory.repository(repo).blobs[mount] = body
+            return _created(repo, "blobs", mount)
+        upload = secrets.token_hex(8)
+        self._open[upload] = bytearray(await request.read())
+        if digest := request.query.get("digest"):
+            return self._finish(repo, upload, digest)
+        headers = {"Location": f"/v2/{repo}/blobs/uploads/{upload}", "Range": "0-0", "Docker-Upload-UUID": upload}
+        return Reply(202, headers)
+
+    def _finish(self, repo: str, upload: str, digest: str) -> Reply:
+        data = bytes(self._open.pop(upload))
+        if sha256(data) != digest:
+            return error(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
+        self._memory.repository(repo).blobs[digest] = Held(data)
+        return _created(repo, "blobs", digest)
+
+    async def _manifest(self, request: web.Request, repo: str, reference: str) -> Reply:
+        held = self._memory.repository(repo)
+        if request.method == "DELETE":
+            digest = held.tags.pop(reference, reference)
+            if ":" in reference:
+                held.tags = {tag: target for tag, target in held.tags.items() if target != digest}
+                held.manifests.pop(digest, None)
+            return Reply(202)
+        body = await request.read()
+        if ":" in reference and reference != sha256(body):
+            return error(400, "DIGEST_INVALID", "manifest does not match its digest")
+        digest = self._memory.put_manifest(repo, reference, body, request.headers.get("Content-Type", ""))
+        return _created(repo, "manifests", digest)
+
+
+def _created(repo: str, what: str, digest: str) -> Reply:
+    return Reply(201, {"Location": f"/v2/{repo}/{what}/{digest}", "Docker-Content-Digest": digest})
