@@ -12,10 +12,15 @@ from .operate.metrics import Metrics
 from .operate.options import Settings
 from .operate.status import Status
 from .serve.blobs import Blobs
+from .serve.gate import Gate
 from .serve.manifests import Manifests
 from .serve.memory import Memory
 from .serve.service import Service
+from .serve.sync import Sync
+from .serve.token_service import TokenService
 from .store.store import Store
+from .transfer.breaker import Breakers
+from .transfer.client import Client
 from .transfer.fill import Fills
 from .transfer.http import open_session
 from .transfer.pump import Pump
@@ -37,11 +42,12 @@ class Engine:
     def __init__(self, settings: Settings, tls: ssl.SSLContext) -> None:
         self.store = Store(settings.directory, settings.size)
         self.metrics = Metrics()
-        self.metrics.watch(self.store)
         self.pump = Pump(self.metrics.sent, lambda error: logger.warning("hubcache: a body broke off: %s", error))
         self._settings = settings
         self._tls = tls
-        self._status = Status(self.store, self.metrics) if settings.status else None
+        self.breakers = Breakers()
+        self.metrics.watch(self.store, self.breakers)
+        self._status = Status(self.store, self.metrics, self.breakers) if settings.status else None
         self._housekeeping: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._said: dict[str, float] = {}
@@ -56,31 +62,51 @@ class Engine:
         except StorageError as error:
             self.storage_failed(error)
         self._http = open_session(self._tls, USER_AGENT)
-        self._tokens = Tokens(self._http, self.metrics)
-        self._memory = Memory(self.store, self.storage_failed)
+        self._client = Client(self._http, self.metrics, self.breakers)
+        self._tokens = Tokens(self._client)
+        memory = Memory(self.store, self.storage_failed)
+        self._memory = memory
+        self._gate = Gate(self.store, memory)
         self.fills = Fills(self.store, self.metrics)
-        self._manifests = Manifests(self.store, self._memory, self._settings.tag_ttl)
-        self._blobs = Blobs(self.store, self._memory, self.fills)
-        self._connect(self._settings.registries)
+        self._manifests = Manifests(self.store, memory, self._gate)
+        self._blobs = Blobs(self.store, memory, self._gate, self.fills)
+        self._sync = Sync(self.store, self._manifests, self._blobs, self._may_spend)
+        self.apply(self._settings)
         await self.pump.start()
         if self._status is not None and self._settings.status is not None:
             await self._status.start(*self._settings.status)
         self._housekeeping = asyncio.create_task(self._keep_house())
 
-    def _connect(self, registries: tuple[Registry, ...]) -> None:
-        upstreams = {
-            registry.host: Upstream(registry, self._http, self._tokens, self.metrics, self._learned)
-            for registry in registries
-        }
-        self.service = Service(self.store, self._memory, self._manifests, self._blobs, upstreams)
-
     def apply(self, settings: Settings) -> None:
-        """Take over what may change while running."""
-        self.store.capacity = settings.size
-        self._manifests.tag_lifetime = settings.tag_ttl
-        if settings.registries != self._settings.registries:
-            self._connect(settings.registries)
+        """Take over option values, at start and while running."""
         self._settings = settings
+        self.store.capacity = settings.size
+        self._client.offline = settings.offline
+        self._manifests.tag_lifetime = settings.tag_ttl
+        self._manifests.max_stale = self._gate.max_stale = settings.max_stale
+        self._gate.negative_ttl = settings.negative_ttl
+        self._sync.enabled = settings.sync and settings.tag_ttl > 0 and not settings.offline
+        upstreams = {
+            registry.host: Upstream(
+                registry, self._client, self._tokens, self._learned, settings.account if registry.is_hub else None
+            )
+            for registry in settings.registries
+        }
+        self.token_service = TokenService(self.store, self._client, upstreams)
+        self.service = Service(
+            self.store,
+            self._gate,
+            self._manifests,
+            self._blobs,
+            self._sync,
+            upstreams,
+            authorize=settings.authorize,
+        )
+
+    def _may_spend(self, host: str) -> bool:
+        """Whether the rate limit, as last seen, leaves more than the reserve for clients."""
+        remaining = self.metrics.remaining(host)
+        return remaining is None or remaining > self._settings.ratelimit_reserve
 
     def storage_failed(self, error: StorageError) -> None:
         """Say once in a while that content cannot be stored."""
@@ -89,20 +115,20 @@ class Engine:
             self._said = {str(error): now}
             logger.warning("hubcache: not storing, pulls go on uncached: %s", error)
 
-    def spawn(self, work: "asyncio.Task[None]") -> None:
-        """Keep a reference to background work until it ends."""
-        self._background.add(work)
-        work.add_done_callback(self._background.discard)
-
     def _learned(self, registry: Registry, challenge: Challenge) -> None:
-        self.spawn(asyncio.create_task(self._memory.challenge(registry.host, challenge.render())))
+        """Remember a challenge, in the background: whoever triggered it need not wait."""
+        task = asyncio.create_task(self._memory.challenge(registry.host, challenge.render()))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _keep_house(self) -> None:
-        """Write popularity behind, try to open a store that could not be opened, forget what is over its time."""
+        """Every few seconds: write popularity behind, keep tags in step, try to open a store that could not be opened,
+        forget what is over its time."""
         opened_at = expired_at = time.monotonic()
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             now = time.monotonic()
+            self._sync.tick()
             try:
                 if not self.store.is_open and now - opened_at >= _REOPEN_SECONDS:
                     opened_at = now
@@ -124,8 +150,10 @@ class Engine:
             self._housekeeping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._housekeeping
+        await self._sync.close()
         await self.pump.close()
         await self.fills.close()
+        await self.breakers.close()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import ssl
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,15 +14,15 @@ from mitmproxy.proxy import layer
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.utils import human
 
-from . import client_side, flow_headers
+from . import client_side, credentials, flow_headers
 from .engine import Engine
 from .interception import Interception, Place
-from .oci.errors import ConfigError, ManifestUnknown, RegistryError, StoreTooNew
+from .oci.errors import ConfigError, ManifestUnknown, StoreTooNew
 from .operate import options
-from .operate.ca import CaError, constrained_domains, ensure_ca
+from .operate.ca import constrained_domains, ensure_ca
 from .operate.options import Settings
+from .serve.errors import error_answer
 from .serve.messages import Answer, Door, Forward, Request
-from .serve.service import error_answer
 from .transfer.pump import Delivery
 
 logger = logging.getLogger("hubcache")
@@ -41,6 +42,7 @@ class Hubcache:
         self._ready = asyncio.Event()
         self._deliveries: dict[str, tuple[Answer, Delivery, http.Request]] = {}
         self._forwards: dict[str, tuple[Place, Forward]] = {}
+        self._token_requests: dict[str, Request] = {}
         self._leaf_timer: asyncio.TimerHandle | None = None
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -62,7 +64,7 @@ class Hubcache:
             return
         try:
             self._configure()
-        except (ConfigError, CaError) as error:
+        except ConfigError as error:
             if self._engine is not None:
                 raise exceptions.OptionsError(str(error)) from error
             logger.error("hubcache: %s", error)
@@ -140,7 +142,9 @@ class Hubcache:
     # -- connections ----------------------------------------------------------------------------------------------
 
     def next_layer(self, data: layer.NextLayer) -> None:
-        """Give HTTP connections our client side; runs after mitmproxy chose the layer."""
+        """Give HTTP connections our client side. Scripts come before mitmproxy's own choice of the layer, so that is
+        asked for first."""
+        ctx.master.addons.get("nextlayer").next_layer(data)
         if data.layer is not None:
             client_side.install(data.layer)
 
@@ -162,15 +166,32 @@ class Hubcache:
             place.registry,
             place.door,
             {name.lower(): value for name, value in flow.request.headers.items()},
+            flow.request.path.partition("?")[2],
         )
-        service = self._engine.service
-        outcome = service.token(request) if place.is_token_service else await service.answer(request)
+        credentials.hide(flow.request)
+        if place.is_token_service or self._engine.token_service.serves(request):
+            if request.method == "POST":
+                self._token_requests[flow.id] = request  # answered in `request`, when its body is here
+                return
+            outcome: Answer | Forward = await self._engine.token_service.answer(request)
+        else:
+            outcome = await self._engine.service.answer(request)
+        self._act(flow, place, outcome)
+
+    async def request(self, flow: http.HTTPFlow) -> None:
+        """The body of a token request (OAuth2, with a password or a refresh token) is here: answer it, keep nothing."""
+        request = self._token_requests.pop(flow.id, None)
+        place = self._interception.place(flow)
+        if request is None or place is None or self._engine is None or not flow.live:
+            return
+        body, flow.request.content = flow.request.content or b"", b""
+        self._act(flow, place, await self._engine.token_service.answer(replace(request, body=body)))
+
+    def _act(self, flow: http.HTTPFlow, place: Place, outcome: Answer | Forward) -> None:
+        assert self._engine is not None
         if isinstance(outcome, Forward):
-            try:
-                await self._forward(flow, place, outcome)
-            except RegistryError as error:
-                outcome = error_answer(error, request.method)
-        if isinstance(outcome, Answer):
+            self._forward(flow, place, outcome)
+        else:
             self._answer(flow, outcome)
         self._engine.metrics.answered(
             outcome.kind, outcome.result.value if isinstance(outcome, Answer) else "bypass", place.door.value
@@ -196,21 +217,14 @@ class Hubcache:
         flow.request.path = path
         flow.request.headers.clear()
 
-    async def _forward(self, flow: http.HTTPFlow, place: Place, forward: Forward) -> None:
+    def _forward(self, flow: http.HTTPFlow, place: Place, forward: Forward) -> None:
         """Point a flow at the upstream, with nothing but the client's own credentials (or our anonymous token)."""
-        assert self._engine is not None
         upstream = urlsplit(place.registry.upstream)
-        if place.is_token_service:
-            upstream = urlsplit(await self._engine.service.token_realm(place.registry))
-            _, separator, query = flow.request.path.partition("?")
-            flow.request.path = (upstream.path or "/") + separator + query
-        flow.request.headers.pop("authorization", None)
-        if forward.authorization is not None:
-            flow.request.headers["Authorization"] = forward.authorization
         flow.request.scheme = upstream.scheme
         flow.request.host = upstream.hostname or ""
         flow.request.port = upstream.port or (443 if upstream.scheme == "https" else 80)
         flow.request.stream = True
+        credentials.send(flow.request, forward.authorization)
         self._forwards[flow.id] = (place, forward)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
@@ -242,6 +256,7 @@ class Hubcache:
     async def error(self, flow: http.HTTPFlow) -> None:
         """A flow broke off: its client left, or its body could not be had."""
         self._forwards.pop(flow.id, None)
+        self._token_requests.pop(flow.id, None)
         _, delivery, _ = self._deliveries.pop(flow.id, (None, None, None))
         if delivery is not None:
             await delivery.close()

@@ -1,8 +1,11 @@
-"""Freshness of tags (RFC 9111 section 4.2): pure functions of records and the time."""
+"""Freshness of tags (RFC 9111 section 4.2) and of verdicts on repositories: pure functions of records and the time."""
 
 from enum import Enum
 
-from .records import TagRecord
+from .records import TagRecord, Verdict
+
+VERDICT_LIFETIME = 3600.0
+"""Seconds for which a repository counts as public after an anonymous read of it succeeded."""
 
 
 class Freshness(Enum):
@@ -22,3 +25,13 @@ def freshness(record: TagRecord | None, now: float, lifetime: float) -> Freshnes
     if record is None:
         return Freshness.ABSENT
     return Freshness.FRESH if 0 <= now - record.validated_at < lifetime else Freshness.STALE
+
+
+def is_public(verdict: Verdict | None, now: float, max_stale: float = 0.0) -> bool:
+    """Whether anybody may be served from a repository unasked; `max_stale` seconds longer when nobody can be asked."""
+    return verdict is not None and verdict.public and 0 <= now - verdict.checked_at < VERDICT_LIFETIME + max_stale
+
+
+def may_serve_stale(record: TagRecord, now: float, lifetime: float, max_stale: float) -> bool:
+    """Whether a stale tag may be served because the upstream does not answer (RFC 5861 section 4, stale-if-error)."""
+    return max_stale > 0 and now - record.validated_at < lifetime + max_stale

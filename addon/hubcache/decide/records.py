@@ -40,7 +40,7 @@ class ManifestRecord:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A digest is known to belong to a repository that anybody may read; `size` where a manifest told it."""
+    """A digest is known to belong to a repository; `size` where a manifest told it."""
 
     size: int | None
 
@@ -53,6 +53,24 @@ class Link:
         """Inverse of `encode`."""
         size = json.loads(text)
         return cls(size if isinstance(size, int) else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether an anonymous read of a repository succeeded when it was last tried."""
+
+    public: bool
+    checked_at: float
+
+    def encode(self) -> str:
+        """JSON text."""
+        return json.dumps([self.public, self.checked_at])
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """Inverse of `encode`."""
+        public, checked_at = json.loads(text)
+        return cls(public is True, float(checked_at))
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,5 +61,5 @@ def victims(
             if digest is not root and not parents.get(digest, frozenset()) <= gone:
                 continue
             gone.add(digest)
+            pending.extend(reversed(children.get(digest, ())))  # before the caller removes it, and forgets its children
             yield digest
-            pending.extend(reversed(children.get(digest, ())))

@@ -12,11 +12,15 @@ MAX_MANIFEST = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A reference from a manifest to other content (OCI image-spec, descriptor.md); `size` in bytes."""
+    """A reference from a manifest to other content (OCI image-spec, descriptor.md).
+
+    `size` in bytes; `platform` as os/architecture/variant, for a manifest that an index refers to.
+    """
 
     digest: Digest
     size: int
     is_manifest: bool
+    platform: str | None = None
 
 
 def parse_manifest(body: bytes) -> tuple[Descriptor, ...]:
@@ -55,6 +59,12 @@ def _descriptor(item: object, *, is_manifest: bool) -> Descriptor:
     if not isinstance(digest, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise ManifestInvalid("descriptor lacks a digest or a size", {"digest": str(digest)[:200]})
     try:
-        return Descriptor(Digest.parse(digest), size, is_manifest)
+        return Descriptor(Digest.parse(digest), size, is_manifest, _platform(item.get("platform")))
     except DigestInvalid as error:
         raise ManifestInvalid(error.message, error.detail) from error
+
+
+def _platform(value: object) -> str | None:
+    if not isinstance(value, dict):
+        return None
+    return "/".join(str(value.get(key) or "") for key in ("os", "architecture", "variant"))

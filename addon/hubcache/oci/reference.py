@@ -11,7 +11,7 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_RANGE = re.compile(r"bytes=[ \t]*(\d{0,19})-(\d{0,19})[ \t]*")
+_RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,19})-([0-9]{0,19})[ \t]*")
 
 MAX_NAME = 255
 """Characters in a repository name; the Hub and distribution refuse longer ones."""
@@ -100,7 +100,7 @@ def _decode(segment: str) -> str:
         raise NameInvalid("malformed percent-encoding in path", {"segment": segment[:200]})
     try:
         decoded = unquote_to_bytes(segment).decode("ascii")
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:  # a raw byte above 127 arrives as a surrogate, which cannot be encoded
         raise NameInvalid("path is not ASCII", {"segment": segment[:200]}) from error
     if "/" in decoded or not decoded.isprintable():
         raise NameInvalid("encoded slash or control character in path", {"segment": segment[:200]})

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created
 from ..oci.digest import Digest
 from ..oci.errors import HubcacheError, StorageError
 from ..store.store import Store
+from ..transfer.breaker import Breakers
 
 logger = logging.getLogger("hubcache")
 
@@ -16,7 +17,7 @@ class Metrics:
     """All numbers of one process, in a registry of their own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each that nobody asks for
+        disable_created_metrics()  # a second series for each, that nobody asks for
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "hubcache_requests",
@@ -37,21 +38,30 @@ class Metrics:
             "hubcache_upstream_bytes", "Blob bytes received from upstreams.", ["host"], registry=self.registry
         )
         self._limit = Gauge(
-            "hubcache_ratelimit_limit", "Pulls allowed, as last told by the upstream.", ["host"], registry=self.registry
+            "hubcache_ratelimit_limit",
+            "Pulls allowed, as last told by the upstream.",
+            ["host", "credential"],
+            registry=self.registry,
         )
         self._remaining = Gauge(
             "hubcache_ratelimit_remaining",
             "Pulls left, as last told by the upstream.",
-            ["host"],
+            ["host", "credential"],
             registry=self.registry,
+        )
+        self._last_remaining: dict[str, int] = {}
+        self._breakers = Breakers()
+        self._up = Gauge(
+            "hubcache_upstream_up", "0 while the host's circuit is open.", ["host"], registry=self.registry
         )
         self._fills = Gauge("hubcache_fills_in_flight", "Blobs being fetched.", registry=self.registry)
         self._fill_results = Counter(
             "hubcache_fills", "Fills that ended, by result.", ["result"], registry=self.registry
         )
 
-    def watch(self, store: Store) -> None:
-        """Show the store's numbers as they are when asked for."""
+    def watch(self, store: Store, breakers: Breakers) -> None:
+        """Show the store's numbers and the circuits' states as they are when asked for."""
+        self._breakers = breakers
         numbers: list[tuple[str, str, Callable[[], float]]] = [
             ("hubcache_store_bytes", "Bytes stored or reserved for fills.", lambda: store.ledger.used),
             ("hubcache_store_capacity_bytes", "The cap on the store's bytes.", lambda: store.capacity),
@@ -70,8 +80,14 @@ class Metrics:
         """Body bytes went to a client."""
         self._sent.labels(source).inc(count)
 
+    def remaining(self, host: str) -> int | None:
+        """Pulls left by the upstream's last word to an anonymous reader; None when it never told."""
+        return self._last_remaining.get(host)
+
     def render(self) -> bytes:
         """The text exposition format."""
+        for host, circuit in self._breakers.circuits.items():
+            self._up.labels(host).set(not circuit.is_open)
         return generate_latest(self.registry)
 
     # -- Observer -------------------------------------------------------------------------------------------------
@@ -82,10 +98,12 @@ class Metrics:
     def upstream_bytes(self, host: str, count: int) -> None:
         self._received.labels(host).inc(count)
 
-    def rate_limit_seen(self, host: str, limit: int | None, remaining: int) -> None:
-        self._remaining.labels(host).set(remaining)
+    def rate_limit_seen(self, host: str, credential: str, limit: int | None, remaining: int) -> None:
+        self._remaining.labels(host, credential).set(remaining)
+        if credential == "anonymous":
+            self._last_remaining[host] = remaining
         if limit is not None:
-            self._limit.labels(host).set(limit)
+            self._limit.labels(host, credential).set(limit)
 
     def fills_changed(self, in_flight: int) -> None:
         self._fills.set(in_flight)

@@ -1,5 +1,6 @@
 """The option table, and its values as one frozen, checked `Settings`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import platformdirs
 from mitmproxy import addonmanager
 from mitmproxy.utils import human
 
+from ..oci.account import Account
 from ..oci.errors import ConfigError
 from ..oci.registry import HUB_HOST, Registry
 
@@ -51,6 +53,55 @@ OPTIONS = (
         "Seconds for which a tag is served without asking the registry whether it moved; 0 = ask each time.",
     ),
     Option(
+        "hubcache_max_stale",
+        int,
+        30 * 86400,
+        "Seconds for which a tag may still be served after its lifetime when the registry does not answer; 0 = never.",
+    ),
+    Option(
+        "hubcache_offline",
+        bool,
+        False,
+        "Never contact a registry: serve what is stored, however old, and nothing else.",
+    ),
+    Option(
+        "hubcache_negative_ttl",
+        int,
+        30,
+        "Seconds for which 'not found' and 'not public' are remembered.",
+    ),
+    Option(
+        "hubcache_private",
+        str,
+        "bypass",
+        "What to do with repositories that need a login: 'bypass' passes them through and stores nothing, 'authorize' "
+        "stores them and asks the registry with the client's own token before each use.",
+    ),
+    Option(
+        "hubcache_username",
+        str,
+        "",
+        "Docker Hub account whose pulls count when a client has none of its own. Only public images are read with it.",
+    ),
+    Option(
+        "hubcache_password_file",
+        str,
+        "",
+        "File that holds the account's password or access token. Read at start.",
+    ),
+    Option(
+        "hubcache_ratelimit_reserve",
+        int,
+        10,
+        "Pulls of the registry's rate limit that are left to clients: with fewer remaining, nothing is fetched ahead.",
+    ),
+    Option(
+        "hubcache_sync",
+        bool,
+        True,
+        "Validate tags that are asked for often before they go stale, and fetch ahead what they moved to.",
+    ),
+    Option(
         "hubcache_status",
         str,
         "127.0.0.1:9180",
@@ -67,6 +118,13 @@ class Settings:
     size: int
     registries: tuple[Registry, ...]
     tag_ttl: float
+    max_stale: float
+    offline: bool
+    negative_ttl: float
+    authorize: bool
+    account: Account | None
+    ratelimit_reserve: int
+    sync: bool
     status: tuple[str, int] | None
 
     @classmethod
@@ -76,7 +134,14 @@ class Settings:
             directory=_directory(options.hubcache_dir),
             size=_size("hubcache_size", options.hubcache_size),
             registries=_registries(options.hubcache_registries),
-            tag_ttl=_seconds("hubcache_tag_ttl", options.hubcache_tag_ttl),
+            tag_ttl=_not_negative("hubcache_tag_ttl", options.hubcache_tag_ttl),
+            max_stale=_max_stale(options.hubcache_offline, options.hubcache_max_stale),
+            offline=options.hubcache_offline,
+            negative_ttl=_not_negative("hubcache_negative_ttl", options.hubcache_negative_ttl),
+            authorize=_choice("hubcache_private", options.hubcache_private, ("bypass", "authorize")) == "authorize",
+            account=_account(options.hubcache_username, options.hubcache_password_file),
+            ratelimit_reserve=int(_not_negative("hubcache_ratelimit_reserve", options.hubcache_ratelimit_reserve)),
+            sync=options.hubcache_sync,
             status=_address("hubcache_status", options.hubcache_status),
         )
 
@@ -119,10 +184,35 @@ def _registries(texts: Sequence[str]) -> tuple[Registry, ...]:
     return registries
 
 
-def _seconds(name: str, value: int) -> float:
+def _not_negative(name: str, value: int) -> float:
     if value < 0:
-        raise ConfigError(f"{name}: {value} is negative; expected seconds, 0 or more")
+        raise ConfigError(f"{name}: {value} is negative; expected 0 or more")
     return float(value)
+
+
+def _max_stale(offline: bool, seconds: int) -> float:
+    checked = _not_negative("hubcache_max_stale", seconds)
+    return math.inf if offline else checked
+
+
+def _choice(name: str, text: str, choices: Sequence[str]) -> str:
+    if text not in choices:
+        raise ConfigError(f"{name}: {text!r} is not one of {', '.join(choices)}")
+    return text
+
+
+def _account(username: str, password_file: str) -> Account | None:
+    if not username and not password_file:
+        return None
+    if not username or not password_file:
+        raise ConfigError("hubcache_username and hubcache_password_file go together; only one is set")
+    try:
+        password = Path(password_file).expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"hubcache_password_file: {password_file} cannot be read: {error}") from error
+    if not password:
+        raise ConfigError(f"hubcache_password_file: {password_file} is empty")
+    return Account(username, password)
 
 
 def _address(name: str, text: str) -> tuple[str, int] | None:

@@ -6,14 +6,16 @@ from aiohttp import web
 
 from ..oci.errors import ConfigError
 from ..store.store import Store
+from ..transfer.breaker import Breakers
 from .metrics import Metrics
 
 
 class Status:
     """An HTTP listener of its own, apart from the proxy's ports."""
 
-    def __init__(self, store: Store, metrics: Metrics) -> None:
+    def __init__(self, store: Store, metrics: Metrics, breakers: Breakers) -> None:
         self._store = store
+        self._breakers = breakers
         self._metrics = metrics
         app = web.Application()
         app.router.add_get("/healthz", self._health)
@@ -33,10 +35,12 @@ class Status:
         await self._runner.cleanup()
 
     async def _health(self, _: web.Request) -> web.Response:
-        """200 as long as pulls work. `status` is `degraded` when they do, but nothing can be stored."""
+        """200 as long as pulls work. `status` is `degraded` while nothing can be stored or an upstream is down."""
         problem = self._store.problem
+        down = {host: circuit.reason for host, circuit in self._breakers.circuits.items() if circuit.is_open}
         report = {
-            "status": "ok" if problem is None else "degraded",
+            "status": "ok" if problem is None and not down else "degraded",
+            "upstreams_down": down,
             "store": {
                 "directory": str(self._store.directory),
                 "problem": problem,

@@ -1,20 +1,33 @@
 """Blobs: from the store, from a running fill, or from a new one; a range far ahead is fetched beside the fill."""
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from ..oci.digest import Digest
-from ..oci.errors import StorageError
+from ..oci.errors import (
+    BadUpstream,
+    BlobUnknown,
+    Denied,
+    RegistryError,
+    StorageError,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
 from ..oci.reference import ByteRange, parse_range
-from ..store.store import Store
+from ..store.store import Store, StoredBlob
 from ..transfer.coalesce import Coalescer
 from ..transfer.fill import Fill, Fills
-from ..transfer.sources import FileSource, FillSource, Source, UpstreamSource
-from ..transfer.upstream import BlobBody, Upstream
+from ..transfer.sources import FileSource, FillSource, OpenRange, Source, UpstreamSource
+from ..transfer.upstream import BlobBody
 from . import cache_status
+from .gate import Gate
+from .manifests import PATIENCE_SECONDS
 from .memory import Memory
 from .messages import Result
+from .view import View
 
 FAR_AHEAD = 32 << 20
 """Bytes: a range that begins further than this beyond a fill is fetched on its own. Lazy-pulling clients (stargz, SOCI,
@@ -39,97 +52,159 @@ class Blob:
 class Blobs:
     """Looks blobs up and starts fills."""
 
-    def __init__(self, store: Store, memory: Memory, fills: Fills) -> None:
+    def __init__(self, store: Store, memory: Memory, gate: Gate, fills: Fills) -> None:
         self._store = store
         self._memory = memory
+        self._gate = gate
         self._fills = fills
-        self._checks = Coalescer[tuple[str, str, Digest], int | None]()
+        self._checks = Coalescer[tuple[str, str, str, Digest], int | None]()
         self._beside: dict[Digest, int] = {}
 
-    async def get(self, upstream: Upstream, repository: str, digest: Digest, range_header: str | None) -> Blob:
+    async def get(self, view: View, digest: Digest, range_header: str | None) -> Blob:
         """A blob, or the part of it that `range_header` asks for; raises `RegistryError`."""
-        known = self._store.has(digest) or self._fills.get(digest) is not None
-        if known:
-            await self._check(upstream, repository, digest)
-        stored = await self._store.open_blob(digest)
+        reason = None
+        if self._store.has(digest) or self._fills.get(digest) is not None or view.proves_first:
+            reason = await self._check(view, digest)
+        stored = await self._open(digest)
         if stored is not None:
             part, start, end = _window(range_header, stored.size, stored.close)
-            return Blob(stored.size, part, FileSource(stored, start, end), Result.HIT, cache_status.hit())
+            source = FileSource(stored, start, end)
+            if reason is None:
+                return Blob(stored.size, part, source, Result.HIT, cache_status.hit())
+            return Blob(stored.size, part, source, Result.STALE, cache_status.stale(0, reason))
         running = self._fills.get(digest)
-        fill = running or self._start(upstream, repository, digest)
+        fill = running or await self._start(view, digest)
         try:
             size = await fill.opened()
         except StorageError:
-            return await self._stream(upstream, repository, digest, range_header)
+            return await self._stream(view, digest, range_header)
+        except (BlobUnknown, Unauthorized, Denied) as error:
+            await self._refused(view, digest, error)
+            raise
         if running is None:
-            await self._memory.link(upstream.registry.host, repository, {digest: size})
+            await self._accepted(view, digest, size)
         part, start, end = _window(range_header, size)
         status = cache_status.fetched(stored=True, collapsed=running is not None)
-        source = self._join(fill, upstream, repository, start, end)
-        return Blob(size, part, source, Result.MISS, status)
+        return Blob(size, part, await self._join(fill, view, start, end), Result.MISS, status)
 
-    async def head(self, upstream: Upstream, repository: str, digest: Digest) -> Blob:
-        """Whether there is such a blob, and its size. Never starts a fill."""
+    async def head(self, view: View, digest: Digest) -> Blob:
+        """Whether there is such a blob, and its size. Never starts a fill unless the upstream hides the size."""
         size = self._store.blob_size(digest)
         if size is not None:
-            await self._check(upstream, repository, digest)
-            return Blob(size, None, None, Result.HIT, cache_status.hit())
-        told = await upstream.head_blob(repository, digest)
-        link = self._store.link(upstream.registry.host, repository, digest)
-        size = told if told is not None else link.size if link is not None else None
-        await self._memory.link(upstream.registry.host, repository, {digest: size})
+            reason = await self._check(view, digest)
+            if reason is None:
+                return Blob(size, None, None, Result.HIT, cache_status.hit())
+            return Blob(size, None, None, Result.STALE, cache_status.stale(0, reason))
+        size = await self._ask(view, digest)
         if size is None:
-            blob = await self.get(upstream, repository, digest, None)
+            blob = await self.get(view, digest, None)
             if blob.source is not None:
                 await blob.source.close()
             return Blob(blob.size, None, None, Result.MISS, blob.cache_status)
         return Blob(size, None, None, Result.MISS, cache_status.fetched(stored=False))
 
-    async def _check(self, upstream: Upstream, repository: str, digest: Digest) -> None:
-        """Raise unless the blob belongs to the repository: knowing a digest that another repository has is no right."""
-        host = upstream.registry.host
-        if self._store.link(host, repository, digest) is None:
-            key = (host, repository, digest)
-            size = await self._checks.run(key, lambda: upstream.head_blob(repository, digest))
-            await self._memory.link(host, repository, {digest: size})
+    async def fetch(self, view: View, digest: Digest) -> None:
+        """Have a blob in the store for later; raises `HubcacheError` when that fails."""
+        if not self._store.has(digest):
+            await (self._fills.get(digest) or await self._start(view, digest)).ended()
 
-    def _start(self, upstream: Upstream, repository: str, digest: Digest) -> Fill:
-        link = self._store.link(upstream.registry.host, repository, digest)
-        return self._fills.start(
-            digest, link.size if link else None, lambda start: upstream.open_blob(repository, digest, start)
-        )
+    async def _open(self, digest: Digest) -> StoredBlob | None:
+        try:
+            return await self._store.open_blob(digest)
+        except StorageError:  # a bad file could not even be removed: fetch the blob as if it were not there
+            return None
 
-    def _join(self, fill: Fill, upstream: Upstream, repository: str, start: int, end: int) -> Source:
+    async def _check(self, view: View, digest: Digest) -> str | None:
+        """Raise unless the blob may be given: knowing a digest that another repository has is no right.
+
+        None, or the reason why the upstream's word is not needed although it should have been asked (an outage).
+        """
+        if self._gate.permits(view.host, view.repository, digest, view.reader):
+            return None
+        spare = self._gate.permits(view.host, view.repository, digest, view.reader, outage=True)
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS if spare else None):
+                await self._ask(view, digest)
+        except (Unavailable, TooManyRequests, BadUpstream) as error:
+            if not spare:
+                raise
+            return error.message
+        except TimeoutError:
+            return "upstream is slow"
+        return None
+
+    async def _ask(self, view: View, digest: Digest) -> int | None:
+        """Whether the view may see the blob, by the upstream's word; its size if known."""
+        self._gate.raise_missing(view.host, view.repository, view.question(str(digest)))
+        try:
+            told = await self._checks.run(
+                (*view.key, digest), lambda: view.upstream.head_blob(view.repository, digest, view.reader)
+            )
+        except (BlobUnknown, Unauthorized, Denied) as error:
+            await self._refused(view, digest, error)
+            raise
+        link = self._store.link(view.host, view.repository, digest)
+        size = told if told is not None else link.size if link is not None else None
+        await self._accepted(view, digest, size)
+        return size
+
+    async def _accepted(self, view: View, digest: Digest, size: int | None) -> None:
+        await self._gate.accepted(view.host, view.repository, view.reader)
+        await self._memory.link(view.host, view.repository, {digest: size})
+
+    async def _refused(self, view: View, digest: Digest, error: RegistryError) -> None:
+        if isinstance(error, BlobUnknown):
+            await self._gate.doubted(view.host, view.repository)
+        else:
+            await self._gate.refused(view.host, view.repository, view.reader)
+        self._gate.remember_missing(view.host, view.repository, view.question(str(digest)), error)
+
+    async def _start(self, view: View, digest: Digest) -> Fill:
+        self._gate.raise_missing(view.host, view.repository, view.question(str(digest)))
+        link = self._store.link(view.host, view.repository, digest)
+        opener = await self._opener(view, digest)
+        return self._fills.start(digest, link.size if link else None, lambda start: opener(start, None))
+
+    async def _opener(self, view: View, digest: Digest) -> OpenRange:
+        """How to open the blob upstream, with the first credentials that are accepted for it."""
+        authorizations = await view.authorizations()
+
+        @asynccontextmanager
+        async def open_range(start: int, end: int | None) -> AsyncIterator[BlobBody]:
+            async with AsyncExitStack() as stack:
+                while True:
+                    attempt = view.upstream.open_blob(view.repository, digest, start, end, authorizations[0])
+                    try:
+                        body = await stack.enter_async_context(attempt)
+                        break
+                    except (Unauthorized, Denied, TooManyRequests):
+                        if len(authorizations) == 1:
+                            raise
+                        del authorizations[0]
+                yield body
+
+        return open_range
+
+    async def _join(self, fill: Fill, view: View, start: int, end: int) -> Source:
         """The fill's bytes, or the upstream's own for a range that the fill will not reach soon."""
-
-        def direct(at: int, until: int) -> UpstreamSource:
-            return self._direct(upstream, repository, fill.digest, at, until)
-
+        opener = await self._opener(view, fill.digest)
         if start - fill.readable > FAR_AHEAD and self._beside.get(fill.digest, 0) < _MAX_BESIDE:
-            return _Counted(direct(start, end), self._beside, fill.digest)
-        if fill.staged is None:
-            return direct(start, end)
-        return FillSource(fill, start, end, direct)
+            return _Counted(UpstreamSource(opener, start, end), self._beside, fill.digest)
+        if fill.staged is None or fill.staged.closed:
+            stored = await self._open(fill.digest)
+            return UpstreamSource(opener, start, end) if stored is None else FileSource(stored, start, end)
+        return FillSource(fill, start, end, lambda at, until: UpstreamSource(opener, at, until))
 
-    async def _stream(self, upstream: Upstream, repository: str, digest: Digest, range_header: str | None) -> Blob:
+    async def _stream(self, view: View, digest: Digest, range_header: str | None) -> Blob:
         """Pass a blob on without the store, which cannot take it."""
-        link = self._store.link(upstream.registry.host, repository, digest)
-        size = link.size if link else None
+        link = self._store.link(view.host, view.repository, digest)
+        size = link.size if link and link.size is not None else await self._ask(view, digest)
         if size is None:
-            size = await upstream.head_blob(repository, digest)
-        if size is None:
-            raise StorageError("the store is not usable and the upstream does not tell the blob's size")
+            raise Unavailable("nothing can be stored, and the upstream does not tell the blob's size")
         part, start, end = _window(range_header, size)
-        source = self._direct(upstream, repository, digest, start, end)
+        source = UpstreamSource(await self._opener(view, digest), start, end)
         await source.open()
         return Blob(size, part, source, Result.MISS, cache_status.fetched(stored=False))
-
-    @staticmethod
-    def _direct(upstream: Upstream, repository: str, digest: Digest, start: int, end: int) -> UpstreamSource:
-        def open_body(at: int, until: int) -> AbstractAsyncContextManager[BlobBody]:
-            return upstream.open_blob(repository, digest, at, until)
-
-        return UpstreamSource(open_body, start, end)
 
 
 class _Counted:

@@ -1,10 +1,12 @@
 """Manifests by tag and by digest: from the store where that is right, else from the upstream, and then stored."""
 
+import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
 
-from ..decide.policy import Freshness, freshness
+from ..decide.policy import Freshness, freshness, may_serve_stale
 from ..decide.records import ManifestRecord, TagRecord
 from ..oci.digest import Digest
 from ..oci.errors import (
@@ -12,19 +14,26 @@ from ..oci.errors import (
     Denied,
     ManifestInvalid,
     ManifestUnknown,
+    RegistryError,
     TooManyRequests,
     Unauthorized,
     Unavailable,
 )
 from ..oci.manifest import parse_manifest
 from ..oci.media import COMMON
-from ..oci.registry import Registry
 from ..store.store import Store
 from ..transfer.coalesce import Coalescer
-from ..transfer.upstream import Fetched, Upstream
+from ..transfer.upstream import Fetched
 from . import cache_status
+from .gate import Gate
 from .memory import Memory
 from .messages import Result
+from .view import View
+
+PATIENCE_SECONDS = 2.0
+"""A client that could be served a stale copy waits this long for the upstream's word, not for its time-outs."""
+
+_ANY = ", ".join((*COMMON, "*/*"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,107 +49,172 @@ class Found:
 
 
 class Manifests:
-    """Looks manifests up. `tag_lifetime` is in seconds; `clock` gives seconds since the epoch."""
+    """Looks manifests up. Times are in seconds; `clock` gives seconds since the epoch."""
 
-    def __init__(
-        self, store: Store, memory: Memory, tag_lifetime: float, clock: Callable[[], float] = time.time
-    ) -> None:
-        self.tag_lifetime = tag_lifetime
+    def __init__(self, store: Store, memory: Memory, gate: Gate, clock: Callable[[], float] = time.time) -> None:
+        self.tag_lifetime = 60.0
+        self.max_stale = 0.0
         self._store = store
         self._memory = memory
+        self._gate = gate
         self._clock = clock
-        self._fetches = Coalescer[tuple[str, str, str, str, bool], Found]()
+        self._fetches = Coalescer[tuple[str, str, str, str, str, bool], Found]()
 
-    async def by_digest(self, upstream: Upstream, repository: str, digest: Digest, *, head: bool) -> Found:
-        """A manifest by digest; it never goes stale, but must be known to belong to the repository."""
-        host = upstream.registry.host
+    async def by_digest(self, view: View, digest: Digest, *, head: bool) -> Found:
+        """A manifest by digest; it never goes stale, but must belong to a repository that is open to the view."""
         record = self._store.manifest(digest)
-        if record is not None and self._store.link(host, repository, digest) is not None:
-            return self._stored(digest, record, Result.HIT, cache_status.hit())
-        key = (host, repository, str(digest), "", head)
-        return await self._fetches.run(key, lambda: self._fetch_digest(upstream, repository, digest, head))
-
-    async def by_tag(self, upstream: Upstream, repository: str, tag: str, negotiation: str, *, head: bool) -> Found:
-        """A manifest by tag, as the upstream would answer this `Accept` negotiation."""
-        host = upstream.registry.host
-        record = self._store.tags(host, repository, tag).get(negotiation)
-        if freshness(record, self._clock(), self.tag_lifetime) is Freshness.FRESH:
-            assert record is not None
-            ttl = record.validated_at + self.tag_lifetime - self._clock()
-            found = self._remembered(record, head, Result.HIT, cache_status.hit(ttl))
-            if found is not None:
-                return found
-        key = (host, repository, tag, negotiation, head)
+        if record is not None and self._gate.permits(view.host, view.repository, digest, view.reader):
+            return _stored(digest, record, Result.HIT, cache_status.hit())
+        key = (*view.key, str(digest), "", head)
+        usable = record is not None and self._gate.permits(view.host, view.repository, digest, view.reader, outage=True)
         try:
-            return await self._fetches.run(key, lambda: self._validate(upstream, repository, tag, negotiation, head))
+            return await self._patiently(key, lambda: self._fetch_digest(view, digest, head), usable)
         except (Unavailable, TooManyRequests, BadUpstream) as error:
-            if record is None:
+            if record is None or not usable:
                 raise
-            over = self._clock() - record.validated_at - self.tag_lifetime
-            found = self._remembered(record, head, Result.STALE, cache_status.stale(over, error.message))
-            if found is None:
+            return _stored(digest, record, Result.STALE, cache_status.stale(0, error.message))
+
+    async def by_tag(self, view: View, tag: str, negotiation: str, *, head: bool) -> Found:
+        """A manifest by tag, as the upstream would answer this `Accept` negotiation."""
+        record = self._store.tags(view.host, view.repository, tag).get(negotiation)
+        now = self._clock()
+        if freshness(record, now, self.tag_lifetime) is Freshness.FRESH:
+            assert record is not None
+            if self._gate.is_open(view.host, view.repository, view.reader):
+                ttl = record.validated_at + self.tag_lifetime - now
+                found = self._remembered(record, head, Result.HIT, cache_status.hit(ttl))
+                if found is not None:
+                    return found
+        spare = self._stale(view, record, head, "upstream is slow")
+        try:
+            return await self._patiently(
+                (*view.key, tag, negotiation, head),
+                lambda: self.validate(view, tag, negotiation, head),
+                spare is not None,
+            )
+        except (Unavailable, TooManyRequests, BadUpstream) as error:
+            spare = self._stale(view, record, head, error.message)
+            if spare is None:
                 raise
-            return found
-        except (ManifestUnknown, Unauthorized, Denied):
-            if record is not None:
-                await self._memory.forget_tag(host, repository, tag)
-            raise
+            return spare
+
+    def _stale(self, view: View, record: TagRecord | None, head: bool, reason: str) -> Found | None:
+        """What can be served of a tag although the upstream does not answer."""
+        now = self._clock()
+        if record is None or not self._gate.is_open(view.host, view.repository, view.reader, outage=True):
+            return None
+        if not may_serve_stale(record, now, self.tag_lifetime, self.max_stale):
+            return None
+        over = now - record.validated_at - self.tag_lifetime
+        return self._remembered(record, head, Result.STALE, cache_status.stale(over, reason))
+
+    async def _patiently(
+        self, key: tuple[str, str, str, str, str, bool], work: Callable[[], Coroutine[Any, Any, Found]], spare: bool
+    ) -> Found:
+        """Coalesced work; with a `spare` answer at hand, waited for only a while (it goes on without us)."""
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS if spare else None):
+                return await self._fetches.run(key, work)
+        except TimeoutError as error:
+            raise Unavailable("upstream is slow") from error
 
     def _remembered(self, record: TagRecord, head: bool, result: Result, status: str) -> Found | None:
         """What a tag record says, if that is enough: its manifest is stored, or only a HEAD is wanted."""
         manifest = self._store.manifest(record.digest)
         if manifest is not None:
-            return self._stored(record.digest, manifest, result, status)
+            return _stored(record.digest, manifest, result, status)
         return Found(record.digest, record.media_type, record.size, None, result, status) if head else None
 
-    @staticmethod
-    def _stored(digest: Digest, record: ManifestRecord, result: Result, status: str) -> Found:
-        return Found(digest, record.media_type, len(record.body), record.body, result, status)
-
-    async def _fetch_digest(self, upstream: Upstream, repository: str, digest: Digest, head: bool) -> Found:
-        accept = ", ".join(COMMON) + ", */*"
+    async def _fetch_digest(self, view: View, digest: Digest, head: bool) -> Found:
+        self._gate.raise_missing(view.host, view.repository, view.question(str(digest)))
         record = self._store.manifest(digest)
-        if record is not None or head:
-            told = await upstream.head_manifest(repository, digest, accept)
-            if record is not None:
-                await self._memory.link(upstream.registry.host, repository, {digest: len(record.body)})
-                return self._stored(digest, record, Result.REVALIDATED, cache_status.validated())
-            if told.size is not None:
-                status = cache_status.fetched(stored=False)
-                return Found(digest, told.media_type, told.size, None, Result.MISS, status)
-        return await self._take(upstream.registry, repository, await upstream.get_manifest(repository, digest, accept))
+        try:
+            unproved = view.proves_first and not self._gate.is_open(view.host, view.repository, None)
+            if record is not None or head or unproved:
+                told = await view.upstream.head_manifest(view.repository, digest, _ANY, view.reader)
+                await self._gate.accepted(view.host, view.repository, view.reader)
+                if record is not None:
+                    await self._memory.link(view.host, view.repository, {digest: len(record.body)})
+                    return _stored(digest, record, Result.REVALIDATED, cache_status.validated())
+                if head and told.size is not None:
+                    status = cache_status.fetched(stored=False)
+                    return Found(digest, told.media_type, told.size, None, Result.MISS, status)
+            return await self._take(view, await self._get(view, digest, _ANY))
+        except (ManifestUnknown, Unauthorized, Denied) as error:
+            await self._refused(view, str(digest), error)
+            raise
 
-    async def _validate(self, upstream: Upstream, repository: str, tag: str, negotiation: str, head: bool) -> Found:
+    async def validate(self, view: View, tag: str, negotiation: str, head: bool) -> Found:
         """Ask the upstream what the tag is now: by HEAD where that can be enough, since a GET counts as a pull."""
-        host = upstream.registry.host
+        self._gate.raise_missing(view.host, view.repository, view.question(tag, negotiation))
         asked_at = self._clock()
-        generation = self._memory.generation(host, repository, tag)
-        known = self._store.tags(host, repository, tag).get(negotiation)
-        found: Found | None = None
-        if head or known is not None:
-            told = await upstream.head_manifest(repository, tag, negotiation)
-            if told.digest is not None and told.size is not None:
-                record = TagRecord(told.digest, told.media_type, told.size, asked_at)
-                unchanged = known is not None and known.digest == told.digest
-                result, status = (
-                    (Result.REVALIDATED, cache_status.validated())
-                    if unchanged
-                    else (Result.MISS, cache_status.fetched(stored=False))
-                )
-                found = self._remembered(record, head, result, status)
-                if found is None:
-                    fetched = await upstream.get_manifest(repository, told.digest, negotiation)
-                    found = await self._take(upstream.registry, repository, fetched)
-                else:
-                    await self._memory.link(host, repository, {told.digest: told.size})
-        if found is None:
-            fetched = await upstream.get_manifest(repository, tag, negotiation)
-            found = await self._take(upstream.registry, repository, fetched)
+        generation = self._memory.generation(view.host, view.repository, tag)
+        known = self._store.tags(view.host, view.repository, tag).get(negotiation)
+        try:
+            found = None
+            if head or known is not None or view.proves_first:
+                found = await self._by_head(view, tag, negotiation, head, known)
+            if found is None:
+                found = await self._take(view, await self._get(view, tag, negotiation))
+        except (ManifestUnknown, Unauthorized, Denied) as error:
+            if known is not None:
+                await self._memory.forget_tag(view.host, view.repository, tag)
+            await self._refused(view, tag, error, negotiation)
+            raise
         record = TagRecord(found.digest, found.media_type, found.size, asked_at)
-        await self._memory.tag(host, repository, tag, negotiation, record, generation)
+        await self._memory.tag(view.host, view.repository, tag, negotiation, record, generation)
         return found
 
-    async def _take(self, registry: Registry, repository: str, fetched: Fetched) -> Found:
+    async def current(self, view: View, tag: str, negotiation: str) -> Digest | None:
+        """What the upstream says a tag is now, remembered by nobody; None when its HEAD does not tell."""
+        told = await view.upstream.head_manifest(view.repository, tag, negotiation, view.reader)
+        await self._gate.accepted(view.host, view.repository, view.reader)
+        return told.digest
+
+    async def prolong(self, view: View, tag: str, negotiation: str, record: TagRecord) -> None:
+        """Let a tag stay as it is for another lifetime, while what it moved to is being fetched."""
+        generation = self._memory.generation(view.host, view.repository, tag)
+        prolonged = replace(record, validated_at=self._clock())
+        await self._memory.tag(view.host, view.repository, tag, negotiation, prolonged, generation)
+
+    async def forget(self, host: str, repository: str, tag: str) -> None:
+        """A tag was moved or removed through this proxy."""
+        await self._memory.forget_tag(host, repository, tag)
+
+    async def _by_head(
+        self, view: View, tag: str, negotiation: str, head: bool, known: TagRecord | None
+    ) -> Found | None:
+        """The answer as far as a HEAD gives it; None when the upstream's HEAD does not tell enough."""
+        told = await view.upstream.head_manifest(view.repository, tag, negotiation, view.reader)
+        await self._gate.accepted(view.host, view.repository, view.reader)
+        if told.digest is None or told.size is None:
+            return None
+        record = TagRecord(told.digest, told.media_type, told.size, self._clock())
+        if known is not None and known.digest == told.digest:
+            found = self._remembered(record, head, Result.REVALIDATED, cache_status.validated())
+        else:
+            found = self._remembered(record, head, Result.MISS, cache_status.fetched(stored=False))
+        if found is None:
+            return await self._take(view, await self._get(view, told.digest, negotiation))
+        await self._memory.link(view.host, view.repository, {told.digest: told.size})
+        return found
+
+    async def _get(self, view: View, reference: str | Digest, accept: str) -> Fetched:
+        """A counted GET, on the first of the credentials that may be used for it and is not refused or used up."""
+        refusal: RegistryError | None = None
+        for authorization in await view.authorizations():
+            try:
+                fetched = await view.upstream.get_manifest(view.repository, reference, accept, authorization)
+            except (Unauthorized, Denied, TooManyRequests) as error:
+                refusal = error
+                continue
+            if authorization == view.reader:
+                await self._gate.accepted(view.host, view.repository, view.reader)
+            return fetched
+        assert refusal is not None
+        raise refusal
+
+    async def _take(self, view: View, fetched: Fetched) -> Found:
         """Check and store a fetched manifest, and that all it refers to belongs to the repository."""
         try:
             children = parse_manifest(fetched.body)
@@ -150,6 +224,17 @@ class Manifests:
         links: dict[Digest, int | None] = {child.digest: child.size for child in children}
         links[fetched.digest] = len(fetched.body)
         stored = await self._memory.manifest(fetched.digest, record)
-        await self._memory.link(registry.host, repository, links)
+        await self._memory.link(view.host, view.repository, links)
         status = cache_status.fetched(stored=stored)
         return Found(fetched.digest, fetched.media_type, len(fetched.body), fetched.body, Result.MISS, status)
+
+    async def _refused(self, view: View, reference: str, error: RegistryError, negotiation: str = "") -> None:
+        if isinstance(error, ManifestUnknown):
+            await self._gate.doubted(view.host, view.repository)
+        else:
+            await self._gate.refused(view.host, view.repository, view.reader)
+        self._gate.remember_missing(view.host, view.repository, view.question(reference, negotiation), error)
+
+
+def _stored(digest: Digest, record: ManifestRecord, result: Result, status: str) -> Found:
+    return Found(digest, record.media_type, len(record.body), record.body, result, status)

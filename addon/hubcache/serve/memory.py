@@ -7,7 +7,7 @@ This is the one place that turns `StorageError` into "go on without": it is repo
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from ..decide.records import ManifestRecord, TagRecord
+from ..decide.records import ManifestRecord, TagRecord, Verdict
 from ..oci.digest import Digest
 from ..oci.errors import StorageError
 from ..store.store import Store
@@ -42,10 +42,14 @@ class Memory:
         return await self._attempt(self._store.put_manifest(digest, record))
 
     async def link(self, registry: str, repository: str, links: dict[Digest, int | None]) -> None:
-        """Remember that digests belong to a public repository."""
+        """Remember that digests belong to a repository."""
         new = {digest: size for digest, size in links.items() if self._store.link(registry, repository, digest) is None}
         if new:
             await self._attempt(self._store.put_links(registry, repository, new))
+
+    async def verdict(self, registry: str, repository: str, verdict: Verdict) -> None:
+        """Remember whether a repository is public."""
+        await self._attempt(self._store.put_verdict(registry, repository, verdict))
 
     async def challenge(self, registry: str, challenge: str) -> None:
         """Remember a registry's challenge, so that it can be told while the registry is down."""

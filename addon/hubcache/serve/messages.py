@@ -1,6 +1,6 @@
 """What comes in and what goes out, free of mitmproxy's types."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from ..oci.registry import Registry
@@ -31,13 +31,18 @@ class Result(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request to a registry. `path` is as on the wire, without the query; `headers` have lower-case names."""
+    """A request to a registry. `path` is as on the wire, without the query; `headers` have lower-case names.
+
+    A `body` is there only for the token service.
+    """
 
     method: str
     path: str
     registry: Registry
     door: Door
     headers: dict[str, str]
+    query: str = ""
+    body: bytes = field(default=b"", repr=False)
 
     @property
     def credentials(self) -> str | None:

@@ -3,22 +3,19 @@
 Every `RegistryError` raised below becomes an answer (or a pass-through with the client's own credentials) here.
 """
 
-import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from ..oci.digest import Digest
 from ..oci.errors import (
-    BadUpstream,
     BlobUnknown,
     Denied,
     ManifestUnknown,
     RegistryError,
     StorageError,
+    TooManyRequests,
     Unauthorized,
     Unavailable,
-    Unsupported,
 )
 from ..oci.media import OCTET_STREAM, negotiation
 from ..oci.reference import BlobTarget, ManifestTarget, OtherTarget, Ping, Target, parse_target
@@ -27,35 +24,39 @@ from ..store.store import Store
 from ..transfer.tokens import Challenge, pull_scope
 from ..transfer.upstream import Upstream
 from .blobs import Blob, Blobs
+from .errors import API_VERSION, error_answer
+from .gate import Gate
 from .manifests import Found, Manifests
-from .memory import Memory
-from .messages import LOCAL_TOKEN, Answer, Door, Forward, Request, Result
+from .messages import Answer, Door, Forward, Request, Result
+from .sync import Sync
+from .view import View
 
-_API_VERSION = {"Docker-Distribution-Api-Version": "registry/2.0"}
 _KINDS: dict[type, str] = {Ping: "ping", ManifestTarget: "manifest", BlobTarget: "blob"}
-_LOCAL_TOKEN_SECONDS = 300
-_REFUSAL_SECONDS = 30.0
 
 
 class Service:
-    """All registries. `upstreams` is by registry host."""
+    """All registries. `upstreams` is by registry host; `authorize` is the option of keeping private images."""
 
     def __init__(
         self,
         store: Store,
-        memory: Memory,
+        gate: Gate,
         manifests: Manifests,
         blobs: Blobs,
+        sync: Sync,
         upstreams: dict[str, Upstream],
+        *,
+        authorize: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
-        self._memory = memory
+        self._gate = gate
         self._manifests = manifests
         self._blobs = blobs
+        self._sync = sync
         self._upstreams = upstreams
+        self._authorize = authorize
         self._clock = clock
-        self._refused: dict[tuple[str, str], float] = {}
 
     async def answer(self, request: Request) -> Answer | Forward:
         """Answer a request to a registry, or say how to pass it on."""
@@ -79,47 +80,59 @@ class Service:
         return await self._read(request, target)
 
     async def _read(self, request: Request, target: ManifestTarget | BlobTarget) -> Answer | Forward:
-        """A manifest or a blob, as far as the anonymous view may see it; else with the client's own credentials."""
-        key = (request.registry.host, target.repository)
-        proxied = request.door is Door.PROXY
-        if proxied and request.credentials and self._refused.get(key, 0.0) > self._clock():
-            return Forward(request.credentials)
+        """A manifest or a blob: as far as anybody may see it, else with the client's own credentials."""
+        own = request.credentials if request.door is Door.PROXY else None
         upstream = self._upstreams[request.registry.host]
         try:
-            if isinstance(target, BlobTarget):
-                return await self._blob(request, upstream, target)
-            return await self._manifest(request, upstream, target)
+            return await self._look_up(request, View(upstream, target.repository, own=own), target)
         except (Unauthorized, Denied, ManifestUnknown, BlobUnknown) as error:
-            if proxied and request.credentials:
-                self._remember_refusal(key)
-                return Forward(request.credentials)
-            if not isinstance(error, Unauthorized | Denied):
+            if own is None:
+                raise self._refusal(request, target.repository, error) from error
+        except (Unavailable, TooManyRequests):
+            # Nothing stored, and the anonymous view cannot be asked (no token for it, its rate limit is used up):
+            # with credentials of its own the client may still get through.
+            if own is None or not upstream.reachable:
                 raise
-            if not proxied:  # a mirror has no accounts: 404 sends every client on to its next host
-                raise ManifestUnknown("not known to this mirror", error.detail) from error
-            if isinstance(error, Denied):
-                raise
-            challenge = self._for_client(request.registry, Challenge.parse(error.challenge))
-            scope = pull_scope(target.repository)
-            raise Unauthorized(
-                error.message, challenge.render(scope) if challenge else error.challenge, error.detail
-            ) from error
+            return Forward(own)
+        if not self._authorize:
+            return self._forward(upstream, own)
+        return await self._look_up(request, View(upstream, target.repository, reader=own), target)
 
-    def _remember_refusal(self, key: tuple[str, str]) -> None:
-        """Spare a logged-in client's next requests the attempt to read a private repository anonymously."""
-        now = self._clock()
-        self._refused = {known: until for known, until in self._refused.items() if until > now}
-        self._refused[key] = now + _REFUSAL_SECONDS
+    @staticmethod
+    def _forward(upstream: Upstream, authorization: str | None, moved: tuple[str, str] | None = None) -> Forward:
+        """Pass a request on, unless nobody is there: mitmproxy would wait for minutes."""
+        if not upstream.reachable:
+            raise Unavailable("upstream is down, and the request needs it")
+        return Forward(authorization, moved)
+
+    async def _look_up(self, request: Request, view: View, target: ManifestTarget | BlobTarget) -> Answer:
+        if isinstance(target, BlobTarget):
+            return await self._blob(request, view, target)
+        return await self._manifest(request, view, target)
+
+    def _refusal(self, request: Request, repository: str, error: RegistryError) -> RegistryError:
+        """How a client without credentials is told that there is nothing for it."""
+        if not isinstance(error, Unauthorized | Denied):
+            return error
+        if request.door is Door.MIRROR:  # a mirror has no accounts: 404 sends every client on to its next host
+            return ManifestUnknown("not known to this mirror", error.detail)
+        if isinstance(error, Denied):
+            return error
+        challenge = self._for_client(request.registry, Challenge.parse(error.challenge))
+        header = challenge.render(pull_scope(repository)) if challenge else error.challenge
+        return Unauthorized(error.message, header, error.detail)
 
     # -- manifests and blobs --------------------------------------------------------------------------------------
 
-    async def _manifest(self, request: Request, upstream: Upstream, target: ManifestTarget) -> Answer:
+    async def _manifest(self, request: Request, view: View, target: ManifestTarget) -> Answer:
         head = request.method == "HEAD"
         if isinstance(target.reference, Digest):
-            found = await self._manifests.by_digest(upstream, target.repository, target.reference, head=head)
+            found = await self._manifests.by_digest(view, target.reference, head=head)
         else:
             accept = negotiation(request.headers.get("accept"))
-            found = await self._manifests.by_tag(upstream, target.repository, target.reference, accept, head=head)
+            found = await self._manifests.by_tag(view, target.reference, accept, head=head)
+            if view.reader is None:
+                self._sync.asked(view, target.reference, accept)
         self._store.count_request(found.digest, self._clock())
         return self._manifest_answer(request, found)
 
@@ -131,14 +144,13 @@ class Service:
             return Answer(200, headers, found.result, length=found.size)
         return Answer(200, headers, found.result, body=found.body, length=found.size)
 
-    async def _blob(self, request: Request, upstream: Upstream, target: BlobTarget) -> Answer:
+    async def _blob(self, request: Request, view: View, target: BlobTarget) -> Answer:
         if request.method == "HEAD":
-            blob = await self._blobs.head(upstream, target.repository, target.digest)
+            blob = await self._blobs.head(view, target.digest)
         else:
             condition = request.headers.get("if-range")
             usable = condition is None or condition == _etag(target.digest)
-            wanted = request.headers.get("range") if usable else None
-            blob = await self._blobs.get(upstream, target.repository, target.digest, wanted)
+            blob = await self._blobs.get(view, target.digest, request.headers.get("range") if usable else None)
         return await self._blob_answer(request, target.digest, blob)
 
     async def _blob_answer(self, request: Request, digest: Digest, blob: Blob) -> Answer:
@@ -154,7 +166,7 @@ class Service:
         length = blob.part.end - blob.part.start
         return Answer(206, headers, blob.result, source=blob.source, length=length)
 
-    # -- ping, tokens, pass-through -------------------------------------------------------------------------------
+    # -- ping and pass-through ------------------------------------------------------------------------------------
 
     async def _ping(self, request: Request) -> Answer:
         """Answered here, so that it works in an outage. In the proxy door with the registry's challenge: dockerd's
@@ -165,7 +177,7 @@ class Service:
                 demand = error_answer(Unauthorized("authentication required", challenge.render()), request.method)
                 demand.result = Result.LOCAL
                 return demand
-        return Answer(200, _API_VERSION | {"Content-Type": "application/json"}, Result.LOCAL, body=b"{}", length=2)
+        return Answer(200, API_VERSION | {"Content-Type": "application/json"}, Result.LOCAL, body=b"{}", length=2)
 
     async def _challenge(self, registry: Registry) -> Challenge | None:
         """The challenge to tell clients: known for the Hub, else learned from the upstream and remembered."""
@@ -181,58 +193,28 @@ class Service:
             return challenge
         return Challenge(HUB_REALM, challenge.service, challenge.scope)
 
-    def token(self, request: Request) -> Answer | Forward:
-        """A request to the token service: an anonymous one is answered here, a logged-in client's goes there."""
-        if request.method != "GET" or request.credentials is not None:
-            return Forward(request.credentials, kind="token")
-        token = {
-            "token": LOCAL_TOKEN,
-            "access_token": LOCAL_TOKEN,
-            "expires_in": _LOCAL_TOKEN_SECONDS,
-            "issued_at": datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }
-        body = json.dumps(token).encode()
-        headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
-        return Answer(200, headers, Result.LOCAL, body=body, length=len(body), kind="token")
-
-    async def token_realm(self, registry: Registry) -> str:
-        """Where a token request for this registry must go; raises `RegistryError`."""
-        if registry.is_hub and registry.upstream == f"https://{registry.host}":
-            return HUB_REALM
-        challenge = await self._upstreams[registry.host].challenge()
-        if challenge is None:
-            raise BadUpstream("upstream needs no tokens")
-        return challenge.realm
-
     async def _pass_on(self, request: Request, target: Target) -> Forward:
         """Pushes and whatever is not cached. A read without credentials gets an anonymous token of ours: the client
         believes that the one it has is good."""
         repository = None if isinstance(target, Ping) else target.repository
+        upstream = self._upstreams[request.registry.host]
         authorization = request.credentials
         if authorization is None and repository is not None and request.method in ("GET", "HEAD"):
-            authorization = await self._upstreams[request.registry.host].anonymous_authorization(repository)
+            authorization = await upstream.anonymous_authorization(repository)
         moved = None
         if isinstance(target, ManifestTarget):
             moved = (target.repository, str(target.reference))
-        return Forward(authorization, moved)
+        return self._forward(upstream, authorization, moved)
 
     async def moved(self, registry: Registry, moved: tuple[str, str]) -> None:
         """A push or a delete through this proxy was accepted."""
         repository, reference = moved
-        await self._memory.forget_tag(registry.host, repository, reference)
-
-
-def error_answer(error: RegistryError, method: str) -> Answer:
-    """An error in the form that registry clients read; plain text makes dockerd say "invalid character"."""
-    body = error.body()
-    headers = _API_VERSION | {"Content-Type": "application/json"} | error.headers()
-    if error.status == Unsupported.status:
-        headers["Allow"] = "GET, HEAD"
-    return Answer(error.status, headers, Result.ERROR, body=b"" if method == "HEAD" else body, length=len(body))
+        self._gate.forget_missing(registry.host, repository)
+        await self._manifests.forget(registry.host, repository, reference)
 
 
 def _content_headers(request: Request, digest: Digest, media_type: str, status: str) -> dict[str, str]:
-    headers = _API_VERSION | {
+    headers = API_VERSION | {
         "Content-Type": media_type,
         "Docker-Content-Digest": str(digest),
         "ETag": _etag(digest),

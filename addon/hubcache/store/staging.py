@@ -43,7 +43,13 @@ class Staged:
             raise StorageError(f"cannot sync staged content: {error}") from error
         return StagedFile(self.path, self.digest, self.written)
 
+    @property
+    def closed(self) -> bool:
+        """Whether staging has ended; new readers must go to the store then."""
+        return self.fd < 0
+
     def close(self) -> None:
         """Remove the file unless it was moved into the store. Readers that opened it keep their bytes."""
         os.close(self.fd)
+        self.fd = -1
         self.path.unlink(missing_ok=True)

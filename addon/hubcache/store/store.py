@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..decide.records import Link, ManifestRecord, Popularity, TagRecord, decode_tags, encode_tags
+from ..decide.records import Link, ManifestRecord, Popularity, TagRecord, Verdict, decode_tags, encode_tags
 from ..decide.retention import requested
 from ..oci.digest import Digest
 from ..oci.errors import StorageError, StoreTooNew
@@ -302,17 +302,27 @@ class Store:
         await self._write(lambda: index.delete(f"tag/{registry}/{repository}:{tag}"))
 
     def link(self, registry: str, repository: str, digest: Digest) -> Link | None:
-        """Whether a digest is known to belong to a repository that anybody may read."""
+        """Whether a digest is known to belong to a repository."""
         value = self._read(f"link/{registry}/{repository}@{digest}")
         return Link.decode(value) if isinstance(value, str) else None
 
     async def put_links(self, registry: str, repository: str, links: dict[Digest, int | None]) -> None:
-        """Remember that digests (with their sizes where known) belong to a public repository."""
+        """Remember that digests (with their sizes where known) belong to a repository."""
         index = self._opened()
         rows: dict[str, object] = {
             f"link/{registry}/{repository}@{digest}": Link(size).encode() for digest, size in links.items()
         }
         await self._write(lambda: index.set_many(rows, FACT_LIFETIME))
+
+    def verdict(self, registry: str, repository: str) -> Verdict | None:
+        """Whether a repository was public when last seen."""
+        value = self._read(f"repository/{registry}/{repository}")
+        return Verdict.decode(value) if isinstance(value, str) else None
+
+    async def put_verdict(self, registry: str, repository: str, verdict: Verdict) -> None:
+        """Remember whether a repository is public."""
+        index = self._opened()
+        await self._write(lambda: index.set(f"repository/{registry}/{repository}", verdict.encode(), FACT_LIFETIME))
 
     def challenge(self, registry: str) -> str | None:
         """The registry's last seen authentication challenge."""

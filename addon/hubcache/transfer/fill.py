@@ -35,7 +35,7 @@ class Fill:
         self.error: HubcacheError | None = None
         self.staged: Staged | None = None
         self.verified = False
-        self.readers = 0
+        self.stored = False
         self._written = 0
         self._changed = asyncio.Event()
 
@@ -56,6 +56,12 @@ class Fill:
     async def wait_readable(self, count: int) -> None:
         """Wait until `count` bytes are readable; raises the fill's error when they never will be."""
         while self.readable < count:
+            self._raise_error()
+            await self._changed.wait()
+
+    async def ended(self) -> None:
+        """Wait until the blob is in the store; raises the fill's error."""
+        while not self.stored:
             self._raise_error()
             await self._changed.wait()
 
@@ -111,6 +117,7 @@ class Fills:
             await self._fetch(fill, size, open_blob)
             assert fill.staged is not None
             await self._store.commit(fill.staged)
+            fill.stored = True
         except (RegistryError, StorageError) as error:
             fill.error = error
             if isinstance(error, StorageError):

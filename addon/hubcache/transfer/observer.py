@@ -15,8 +15,8 @@ class Observer(Protocol):
     def upstream_bytes(self, host: str, count: int) -> None:
         """Body bytes arrived from an upstream."""
 
-    def rate_limit_seen(self, host: str, limit: int | None, remaining: int) -> None:
-        """A `ratelimit-remaining` header was seen."""
+    def rate_limit_seen(self, host: str, credential: str, limit: int | None, remaining: int) -> None:
+        """A `ratelimit-remaining` header was seen on an answer to this kind of credential."""
 
     def fills_changed(self, in_flight: int) -> None:
         """A fill began or ended."""

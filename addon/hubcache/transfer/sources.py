@@ -21,6 +21,10 @@ _GATHER_SECONDS = 0.02
 wake-up of the whole proxy for each packet. The first chunk is never delayed."""
 
 
+type OpenRange = Callable[[int, int | None], AbstractAsyncContextManager[BlobBody]]
+"""Opens a blob upstream from one byte up to before another (None: to its end)."""
+
+
 class Source(Protocol):
     """Bytes of one answer, in order, once. `origin` is the metric label of where they come from."""
 
@@ -35,6 +39,26 @@ class Source(Protocol):
 
     async def close(self) -> None:
         """Always called, whether read to the end or not."""
+
+
+class BytesSource:
+    """Bytes at hand that must not stay in a recorded flow (a token service's answer)."""
+
+    origin = "upstream"
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    async def read(self) -> bytes:
+        data, self._data = self._data, b""
+        return data
+
+    @property
+    def finished(self) -> bool:
+        return not self._data
+
+    async def close(self) -> None:
+        self._data = b""
 
 
 class FileSource:
@@ -72,7 +96,7 @@ class UpstreamSource:
 
     origin = "upstream"
 
-    def __init__(self, open_body: Callable[[int, int], AbstractAsyncContextManager[BlobBody]], start: int, end: int):
+    def __init__(self, open_body: OpenRange, start: int, end: int) -> None:
         self._open_body = open_body
         self._at = start
         self._end = end

@@ -1,7 +1,7 @@
 """Bearer tokens for the cache's own requests (distribution spec, "token authentication").
 
 A token realm may be on another host than the registry (the Hub's is), so what is sent there matters: anonymous
-requests carry nothing but service and scope, and account credentials go only to a realm in the registry's own domain.
+requests carry nothing but service and scope, and the account's password goes only to a realm in the registry's domain.
 """
 
 import json
@@ -13,10 +13,11 @@ from typing import Self
 import aiohttp
 from yarl import URL
 
-from ..oci.errors import BadUpstream, TooManyRequests, Unavailable
+from ..oci.account import Account
+from ..oci.errors import BadUpstream, Denied, TooManyRequests, Unavailable
+from .client import Client
 from .coalesce import Coalescer
 from .http import read_body, retry_after
-from .observer import Observer
 
 _PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 
@@ -59,52 +60,57 @@ def pull_scope(repository: str) -> str:
 
 
 class Tokens:
-    """Anonymous tokens by realm and scope, fetched once for all who wait, kept until shortly before they expire."""
+    """Tokens by realm, scope and account, fetched once for all who wait, kept until shortly before they expire."""
 
-    def __init__(self, http: aiohttp.ClientSession, observer: Observer) -> None:
-        self._http = http
-        self._observer = observer
-        self._known: dict[tuple[str, str | None, str], tuple[str, float]] = {}
-        self._asked = Coalescer[tuple[str, str | None, str], str]()
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._known: dict[tuple[Challenge, str, bool], tuple[str, float]] = {}
+        self._asked = Coalescer[tuple[Challenge, str, bool], str]()
 
-    async def get(self, challenge: Challenge, scope: str) -> str:
-        """A token; raises `Unavailable`, `TooManyRequests` or `BadUpstream` when the service gives none."""
-        key = (challenge.realm, challenge.service, scope)
+    async def get(self, challenge: Challenge, scope: str, account: Account | None = None) -> str:
+        """A token, anonymous or the account's; raises `RegistryError` when the service gives none."""
+        key = (challenge, scope, account is not None)
         known = self._known.get(key)
         if known is not None and time.monotonic() < known[1]:
             return known[0]
-        return await self._asked.run(key, lambda: self._fetch(challenge, scope))
+        return await self._asked.run(key, lambda: self._fetch(challenge, scope, account))
 
     def forget(self, challenge: Challenge, scope: str, token: str) -> None:
         """The registry refused this token."""
-        key = (challenge.realm, challenge.service, scope)
-        if self._known.get(key, ("", 0.0))[0] == token:
-            del self._known[key]
+        for with_account in (False, True):
+            if self._known.get((challenge, scope, with_account), ("", 0.0))[0] == token:
+                del self._known[challenge, scope, with_account]
 
-    async def _fetch(self, challenge: Challenge, scope: str) -> str:
+    async def _fetch(self, challenge: Challenge, scope: str, account: Account | None) -> str:
+        url = realm_url(challenge.realm)
         query = {"scope": scope} | ({"service": challenge.service} if challenge.service else {})
-        try:
-            url = URL(challenge.realm)
-            host = url.host
-        except ValueError as error:
-            raise BadUpstream("upstream named a token realm that is not a URL") from error
-        if url.scheme not in ("http", "https") or host is None:
-            raise BadUpstream("upstream named a token realm that is not an http URL")
-        try:
-            async with self._http.get(url.update_query(query), allow_redirects=False) as response:
-                self._observer.upstream_answered(host, "token", str(response.status))
-                if response.status == 429:
-                    raise TooManyRequests("token service limits our requests", retry_after(response))
-                if response.status != 200:
-                    raise Unavailable(f"token service answered {response.status}")
+        headers = {"Authorization": account.authorization} if account is not None else {}
+        async with self._client.send("token", "GET", url.update_query(query), headers) as response:
+            if response.status == 429:
+                raise TooManyRequests("token service limits our requests", retry_after(response))
+            if response.status in (401, 403):
+                raise Denied("token service refuses", {"upstream_status": response.status})
+            if response.status != 200:
+                raise Unavailable(f"token service answered {response.status}")
+            try:
                 token, lifetime = _parse_token(await read_body(response, _MAX_BODY))
-        except (aiohttp.ClientError, TimeoutError) as error:
-            self._observer.upstream_answered(host, "token", "error")
-            raise Unavailable(f"token service {host} cannot be reached") from error
-        expires = time.monotonic() + lifetime * _MARGIN
-        self._known = {key: value for key, value in self._known.items() if value[1] > time.monotonic()}
-        self._known[challenge.realm, challenge.service, scope] = (token, expires)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise Unavailable(f"token service broke off: {type(error).__name__}") from error
+        now = time.monotonic()
+        self._known = {key: value for key, value in self._known.items() if value[1] > now}
+        self._known[challenge, scope, account is not None] = (token, now + lifetime * _MARGIN)
         return token
+
+
+def realm_url(realm: str) -> URL:
+    """A realm as a URL; raises `BadUpstream` when it is none."""
+    try:
+        url = URL(realm)
+    except ValueError as error:
+        raise BadUpstream("upstream named a token realm that is not a URL") from error
+    if url.scheme not in ("http", "https") or url.host is None:
+        raise BadUpstream("upstream named a token realm that is not an http URL")
+    return url
 
 
 def _parse_token(body: bytes) -> tuple[str, float]:

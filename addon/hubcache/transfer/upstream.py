@@ -4,14 +4,18 @@ Answers become records or `RegistryError`s here, in `_refusal`, and nowhere else
 `Authorization` header goes to the registry's own origin only.
 """
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
+import publicsuffix2
 from yarl import URL
 
+from ..oci.account import Account
 from ..oci.digest import Digest
 from ..oci.errors import (
     BadUpstream,
@@ -26,13 +30,17 @@ from ..oci.errors import (
 )
 from ..oci.manifest import MAX_MANIFEST
 from ..oci.registry import Registry
+from .client import Client
 from .http import read_body, refuse_encoded, retry_after
 from .observer import Observer
-from .tokens import Challenge, Tokens, pull_scope
+from .tokens import Challenge, Tokens, pull_scope, realm_url
 
-_MAX_REDIRECTS = 5
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_ERROR_BODY = 64 << 10
+_PAUSE_SECONDS = 60.0
+_LONGEST_PAUSE_SECONDS = 3600.0
+_RETRIES = 2
+_BACKOFF_SECONDS = 0.2
+_RETRY_WITHIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,60 +82,81 @@ class BlobBody:
 
 
 class Upstream:
-    """One registry, read anonymously. `learned` is called with each authentication challenge that it sends."""
+    """One registry. Reads are anonymous unless a `reader`, a client's own `Authorization`, is given.
+
+    `learned` is called with each authentication challenge that the registry sends. `account` may read in place of the
+    anonymous reader where the caller knows that anybody may read.
+    """
 
     def __init__(
         self,
         registry: Registry,
-        http: aiohttp.ClientSession,
+        client: Client,
         tokens: Tokens,
-        observer: Observer,
         learned: Callable[[Registry, Challenge], None],
+        account: Account | None = None,
     ) -> None:
         self.registry = registry
-        self._http = http
+        self.account = account
+        self._client = client
         self._tokens = tokens
-        self._observer = observer
         self._learned = learned
         self._challenge: Challenge | None = None
+        self._paused: dict[tuple[str, str], float] = {}
 
-    async def head_manifest(self, repository: str, reference: str | Digest, accept: str) -> Head:
+    @property
+    def reachable(self) -> bool:
+        """Whether the registry may be asked at present (not offline, and its circuit closed)."""
+        return self._client.may_ask(URL(self.registry.upstream))
+
+    async def head_manifest(
+        self, repository: str, reference: str | Digest, accept: str, reader: str | None = None
+    ) -> Head:
         """Ask for a manifest's digest; not counted against the Hub's pull limit."""
-        async with self._get("manifest", repository, f"manifests/{reference}", "HEAD", {"Accept": accept}) as response:
-            return Head(_digest_header(response), response.headers.get("Content-Type", ""), _length(response))
 
-    async def get_manifest(self, repository: str, reference: str | Digest, accept: str) -> Fetched:
+        async def ask() -> Head:
+            path = f"manifests/{reference}"
+            async with self._get("manifest", repository, path, "HEAD", {"Accept": accept}, reader) as response:
+                if response.content_type == "text/html":
+                    raise Unavailable("upstream answers HTML where a manifest was expected")
+                return Head(_digest_header(response), response.headers.get("Content-Type", ""), _length(response))
+
+        return await _retried(ask)
+
+    async def get_manifest(
+        self, repository: str, reference: str | Digest, accept: str, reader: str | None = None
+    ) -> Fetched:
         """Fetch a manifest (counted against the Hub's pull limit); raises `BadUpstream` when its bytes are not it."""
-        async with self._get("manifest", repository, f"manifests/{reference}", "GET", {"Accept": accept}) as response:
-            try:
-                body = await read_body(response, MAX_MANIFEST)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                raise Unavailable(f"transfer of a manifest broke off: {type(error).__name__}") from error
-            expected = reference if isinstance(reference, Digest) else _digest_header(response)
-            if expected is not None and not expected.matches(body):
-                raise BadUpstream(
-                    "manifest does not match its digest", {"expected": str(expected), "got": str(Digest.of(body))}
-                )
-            return Fetched(expected or Digest.of(body), response.headers.get("Content-Type", ""), body)
 
-    async def head_blob(self, repository: str, digest: Digest) -> int | None:
+        async def ask() -> Fetched:
+            path = f"manifests/{reference}"
+            async with self._get("manifest", repository, path, "GET", {"Accept": accept}, reader) as response:
+                return await _read_manifest(response, reference)
+
+        return await _retried(ask)
+
+    async def head_blob(self, repository: str, digest: Digest, reader: str | None = None) -> int | None:
         """Ask whether the repository has this blob; its size where told."""
-        async with self._get("blob", repository, f"blobs/{digest}", "HEAD", {}) as response:
-            return _length(response)
+
+        async def ask() -> int | None:
+            async with self._get("blob", repository, f"blobs/{digest}", "HEAD", {}, reader) as response:
+                return _length(response)
+
+        return await _retried(ask)
 
     @asynccontextmanager
     async def open_blob(
-        self, repository: str, digest: Digest, start: int = 0, end: int | None = None
+        self, repository: str, digest: Digest, start: int = 0, end: int | None = None, reader: str | None = None
     ) -> AsyncIterator[BlobBody]:
         """Open a blob from byte `start`, up to before byte `end`. An upstream may ignore this: see `BlobBody.start`."""
         ranged = start > 0 or end is not None
         headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if ranged else {}
-        async with self._get("blob", repository, f"blobs/{digest}", "GET", headers) as response:
+        async with self._get("blob", repository, f"blobs/{digest}", "GET", headers, reader) as response:
             refuse_encoded(response)
             if response.status == 206:
-                yield BlobBody(response, *_content_range(response, start), self._observer)
+                yield BlobBody(response, *_content_range(response, start), self._client.observer)
             else:
-                yield BlobBody(response, 0, _length(response), self._observer)
+                yield BlobBody(response, 0, _length(response), self._client.observer)
 
     async def anonymous_authorization(self, repository: str) -> str | None:
         """What an anonymous reader of the repository sends as `Authorization`; None where nothing is needed."""
@@ -136,10 +165,21 @@ class Upstream:
             return None
         return f"Bearer {await self._tokens.get(challenge, pull_scope(repository))}"
 
+    async def account_authorization(self, repository: str) -> str | None:
+        """What the configured account sends; None where there is none, or its password may not be sent to the realm.
+
+        The realm must be in the registry's own domain: a registry that names another must not get the password sent
+        there (RFC 6750 leaves this to the client).
+        """
+        challenge = await self.challenge() if self.account is not None else None
+        if challenge is None or not _same_domain(self.registry.upstream, challenge.realm):
+            return None
+        return f"Bearer {await self._tokens.get(challenge, pull_scope(repository), self.account)}"
+
     async def challenge(self) -> Challenge | None:
         """What the registry's ping demands; asked once, then remembered."""
         if self._challenge is None:
-            async with self._send("ping", "GET", URL(f"{self.registry.upstream}/v2/"), {}) as response:
+            async with self._client.send("ping", "GET", URL(f"{self.registry.upstream}/v2/"), {}) as response:
                 self._learn(response)
         return self._challenge
 
@@ -147,81 +187,105 @@ class Upstream:
 
     @asynccontextmanager
     async def _get(
-        self, kind: str, repository: str, path: str, method: str, headers: dict[str, str]
+        self, kind: str, repository: str, path: str, method: str, headers: dict[str, str], reader: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One read: with the token at hand, once more with a new one after a 401, then through redirects."""
+        pause = (kind, reader or "")
+        left = self._paused.get(pause, 0.0) - time.monotonic()
+        if left > 0:
+            raise TooManyRequests("upstream limits our requests", left)
         url = URL(f"{self.registry.upstream}/v2/{repository}/{path}")
         scope = pull_scope(repository)
-        token = None if self._challenge is None else await self._tokens.get(self._challenge, scope)
-        for last in (False, True):
-            authorized = headers | ({"Authorization": f"Bearer {token}"} if token else {})
-            async with self._follow(kind, method, url, authorized) as response:
+        authorization = reader
+        if reader is None and self._challenge is not None:
+            authorization = f"Bearer {await self._tokens.get(self._challenge, scope)}"
+        for last in (reader is not None, True):
+            authorized = headers | ({"Authorization": authorization} if authorization else {})
+            async with self._client.follow(kind, method, url, authorized) as response:
+                self._see_limit(response, reader)
                 challenge = self._learn(response) if response.status == 401 else None
-                if last or challenge is None or (token is not None and challenge.error == "insufficient_scope"):
-                    await self._check(response, kind, repository)
+                if last or challenge is None or (authorization and challenge.error == "insufficient_scope"):
+                    await self._check(response, kind, repository, pause)
                     yield response
                     return
-            if token is not None:
-                self._tokens.forget(challenge, scope, token)
-            token = await self._tokens.get(challenge, scope)
+            asked = Challenge(challenge.realm, challenge.service, None)
+            if authorization is not None:
+                self._tokens.forget(asked, scope, authorization.removeprefix("Bearer "))
+            authorization = f"Bearer {await self._tokens.get(asked, scope)}"
 
-    @asynccontextmanager
-    async def _follow(
-        self, kind: str, method: str, url: URL, headers: dict[str, str]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        origin = url.origin()
-        for _ in range(_MAX_REDIRECTS + 1):
-            async with self._send(kind, method, url, headers) as response:
-                target = response.headers.get("Location")
-                if response.status not in _REDIRECTS or target is None:
-                    yield response
-                    return
-            url = _redirect(url, target)
-            if url.origin() != origin:
-                headers = {name: value for name, value in headers.items() if name != "Authorization"}
-        raise BadUpstream("upstream redirects in a loop")
-
-    @asynccontextmanager
-    async def _send(
-        self, kind: str, method: str, url: URL, headers: dict[str, str]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        host = url.host or ""
-        try:
-            response = await self._http.request(method, url, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            self._observer.upstream_answered(host, kind, "error")
-            raise Unavailable(f"{host} cannot be reached: {type(error).__name__}") from error
-        self._observer.upstream_answered(host, kind, str(response.status))
-        self._see_limit(response, host)
-        try:
-            yield response
-        finally:
-            response.release() if response.content.at_eof() else response.close()
-
-    def _see_limit(self, response: aiohttp.ClientResponse, host: str) -> None:
+    def _see_limit(self, response: aiohttp.ClientResponse, reader: str | None) -> None:
         """`ratelimit-remaining: 98;w=21600`: the number before the semicolon."""
         limit, remaining = (
             response.headers.get(name, "").partition(";")[0].strip()
             for name in ("ratelimit-limit", "ratelimit-remaining")
         )
         if remaining.isdecimal():
-            self._observer.rate_limit_seen(host, int(limit) if limit.isdecimal() else None, int(remaining))
+            credential = "anonymous" if reader is None else "other"
+            self._client.observer.rate_limit_seen(
+                self.registry.host, credential, int(limit) if limit.isdecimal() else None, int(remaining)
+            )
 
     def _learn(self, response: aiohttp.ClientResponse) -> Challenge | None:
         challenge = Challenge.parse(response.headers.get("WWW-Authenticate"))
-        if challenge is not None and challenge != self._challenge:
-            self._challenge = Challenge(challenge.realm, challenge.service, None)
-            self._learned(self.registry, self._challenge)
+        if challenge is not None:
+            known = Challenge(challenge.realm, challenge.service, None)
+            if known != self._challenge:
+                self._challenge = known
+                self._learned(self.registry, known)
         return challenge
 
-    async def _check(self, response: aiohttp.ClientResponse, kind: str, repository: str) -> None:
+    async def _check(
+        self, response: aiohttp.ClientResponse, kind: str, repository: str, pause: tuple[str, str]
+    ) -> None:
         """Raise what the status means unless it is 200 or 206."""
-        if response.status not in (200, 206):
-            try:
-                body = await read_body(response, _MAX_ERROR_BODY)
-            except (aiohttp.ClientError, TimeoutError, BadUpstream):
-                body = b""  # the status alone says enough
-            raise _refusal(response, kind, repository, body)
+        if response.status in (200, 206):
+            return
+        if response.status == 429:
+            # Remembered, so that clients which try again at once (containerd: 5 times) cost the upstream nothing.
+            seconds = min(retry_after(response) or _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
+            now = time.monotonic()
+            self._paused = {key: until for key, until in self._paused.items() if until > now}
+            self._paused[pause] = now + seconds
+        try:
+            body = await read_body(response, _MAX_ERROR_BODY)
+        except (aiohttp.ClientError, TimeoutError, BadUpstream):
+            body = b""  # the status alone says enough
+        raise _refusal(response, kind, repository, body)
+
+
+async def _retried[Value](ask: Callable[[], Awaitable[Value]]) -> Value:
+    """Once or twice more after a failure that was quick: a restarting server is worth a second, a dead one is not."""
+    begun = time.monotonic()
+    for attempt in range(_RETRIES):
+        try:
+            return await ask()
+        except Unavailable:
+            if time.monotonic() - begun > _RETRY_WITHIN_SECONDS:
+                raise
+        await asyncio.sleep(_BACKOFF_SECONDS * 2**attempt)
+    return await ask()
+
+
+async def _read_manifest(response: aiohttp.ClientResponse, reference: str | Digest) -> Fetched:
+    try:
+        body = await read_body(response, MAX_MANIFEST)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise Unavailable(f"transfer of a manifest broke off: {type(error).__name__}") from error
+    expected = reference if isinstance(reference, Digest) else _digest_header(response)
+    if expected is not None and not expected.matches(body):
+        raise BadUpstream(
+            "manifest does not match its digest", {"expected": str(expected), "got": str(Digest.of(body))}
+        )
+    return Fetched(expected or Digest.of(body), response.headers.get("Content-Type", ""), body)
+
+
+def _same_domain(upstream: str, realm: str) -> bool:
+    """Whether two URLs are of one registrable domain, the second not weaker protected than the first."""
+    ours, theirs = URL(upstream), realm_url(realm)
+    if ours.scheme == "https" and theirs.scheme != "https":
+        return False
+    domains = {publicsuffix2.get_sld(url.host) or url.host for url in (ours, theirs)}
+    return len(domains) == 1
 
 
 def _refusal(response: aiohttp.ClientResponse, kind: str, repository: str, body: bytes) -> RegistryError:
@@ -250,19 +314,6 @@ def _message(body: bytes) -> str | None:
         return str(json.loads(body)["errors"][0]["message"])[:500]
     except (ValueError, LookupError, TypeError):
         return None
-
-
-def _redirect(url: URL, target: str) -> URL:
-    """The next URL, its signature untouched; raises `BadUpstream` for one that must not be followed."""
-    try:
-        following = url.join(URL(target, encoded=True))
-    except ValueError as error:
-        raise BadUpstream("upstream redirects to something that is not a URL") from error
-    if following.host is None or following.scheme not in ("http", "https"):
-        raise BadUpstream("upstream redirects to something that is not an http URL")
-    if url.scheme == "https" and following.scheme == "http":
-        raise BadUpstream("upstream redirects from https to http")
-    return following
 
 
 def _digest_header(response: aiohttp.ClientResponse) -> Digest | None:

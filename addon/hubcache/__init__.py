@@ -1,0 +1,1 @@
+"""A cache of Docker Hub, or of any registry, that lives inside mitmproxy."""

@@ -1,0 +1,1 @@
+"""For those who run it: options, the CA, metrics, and the status listener."""

@@ -1,0 +1,213 @@
+"""The certificate authority of the proxy door, in the files that mitmproxy reads.
+
+Clients must trust it, so it is made to be as little worth stealing as possible: name constraints let it vouch for the
+registries' domains only. It is made once and never replaced by the program: a changed CA breaks every client at once.
+"""
+
+import ipaddress
+import os
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import publicsuffix2
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.x509.oid import NameOID
+
+from ..oci.errors import ConfigError
+
+KEY_FILE = "mitmproxy-ca.pem"
+CERTIFICATE_FILE = "mitmproxy-ca-cert.pem"
+
+VALIDITY = timedelta(days=3650)
+SKEW = timedelta(days=1)
+"""The certificate is valid from this long ago, for clients whose clocks are behind."""
+
+WARNING_TIME = timedelta(days=90)
+
+_HUB_DOMAINS = ("docker.io", "docker.com")
+_EVERY_ADDRESS = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """The CA in use; `warning` is one line for the log when somebody must act soon."""
+
+    certificate_file: Path
+    warning: str | None
+
+
+def constrained_domains(hosts: Iterable[str]) -> list[str]:
+    """The domains (or addresses) a CA must be permitted for these hosts: each host's registrable domain.
+
+    A registry and its token service share it (registry-1.docker.io, auth.docker.io); for the Hub also docker.com.
+    """
+    domains: set[str] = set()
+    for host in hosts:
+        if _address(host) is not None:
+            domains.add(host)
+        else:
+            domain = publicsuffix2.get_sld(host) or host
+            domains.update(_HUB_DOMAINS if domain in _HUB_DOMAINS else (domain,))
+    return sorted(domains)
+
+
+def ensure_ca(directory: Path, domains: Sequence[str], now: datetime) -> Authority:
+    """Load the CA in `directory`, or make one there; raises `ConfigError` when it cannot serve `domains` at `now`."""
+    key_file = directory / KEY_FILE
+    try:
+        if not key_file.exists():
+            _create(directory, domains, now)
+        pem = key_file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"CA {key_file}: {error.strerror or error}") from error
+    certificate = _load(key_file, pem)
+    _check(key_file, certificate, domains, now)
+    certificate_file = directory / CERTIFICATE_FILE
+    public = certificate.public_bytes(serialization.Encoding.PEM)
+    try:
+        if not certificate_file.exists() or certificate_file.read_bytes() != public:
+            _write(certificate_file, public, 0o644, replace=True)
+    except OSError as error:
+        raise ConfigError(f"CA {certificate_file}: {error.strerror or error}") from error
+    left = certificate.not_valid_after_utc - now
+    warning = f"CA {key_file} expires in {left.days} days: {_renewal(key_file)}" if left < WARNING_TIME else None
+    return Authority(certificate_file, warning)
+
+
+def _renewal(key_file: Path) -> str:
+    return f"to renew it, move {key_file} away and start again; every client must then trust the new {CERTIFICATE_FILE}"
+
+
+def _create(directory: Path, domains: Sequence[str], now: datetime) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "hubcache"),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"hubcache {now:%Y-%m-%d} {secrets.token_hex(4)}"),
+        ]
+    )
+    usage = {
+        "digital_signature": False,
+        "content_commitment": False,
+        "key_encipherment": False,
+        "data_encipherment": False,
+        "key_agreement": False,
+        "key_cert_sign": True,
+        "crl_sign": True,
+        "encipher_only": False,
+        "decipher_only": False,
+    }
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - SKEW)
+        .not_valid_after(now + VALIDITY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.KeyUsage(**usage), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(_constraints(domains), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    _write(directory / KEY_FILE, private + certificate.public_bytes(serialization.Encoding.PEM), 0o600, replace=False)
+
+
+def _constraints(domains: Sequence[str]) -> x509.NameConstraints:
+    """Permit `domains` only. A kind of name that has no permitted subtree would be free, so addresses are excluded
+    when none is wanted."""
+    addresses = [address for address in map(_address, domains) if address is not None]
+    permitted: list[x509.GeneralName] = [x509.DNSName(domain) for domain in domains if _address(domain) is None]
+    permitted += [x509.IPAddress(ipaddress.ip_network(address)) for address in addresses]
+    excluded = [x509.IPAddress(network) for network in _EVERY_ADDRESS] if not addresses else None
+    return x509.NameConstraints(permitted or None, excluded)
+
+
+def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
+    """Have `data` at `path` at once and whole; without `replace`, an earlier file wins (another process was first)."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        if replace:
+            temporary.replace(path)
+        else:
+            try:
+                path.hardlink_to(temporary)
+            except FileExistsError:
+                return
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _load(key_file: Path, pem: bytes) -> x509.Certificate:
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        key: PrivateKeyTypes = serialization.load_pem_private_key(pem, password=None)
+    except TypeError:
+        # An encrypted key: mitmproxy opens it with its own option cert_passphrase, and says so if it cannot.
+        return certificate
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"CA {key_file} is not a private key and a certificate in PEM: {_renewal(key_file)}"
+        ) from error
+    if key.public_key() != certificate.public_key():
+        raise ConfigError(f"CA {key_file}: the private key is not the certificate's: {_renewal(key_file)}")
+    return certificate
+
+
+def _check(key_file: Path, certificate: x509.Certificate, domains: Sequence[str], now: datetime) -> None:
+    if certificate.not_valid_after_utc <= now:
+        raise ConfigError(f"CA {key_file} expired on {certificate.not_valid_after_utc:%Y-%m-%d}: {_renewal(key_file)}")
+    constraints = None
+    is_ca = False
+    for extension in certificate.extensions:
+        if isinstance(extension.value, x509.BasicConstraints):
+            is_ca = extension.value.ca
+        elif isinstance(extension.value, x509.NameConstraints):
+            constraints = extension.value
+    if not is_ca:
+        raise ConfigError(f"CA {key_file} is not the certificate of an authority: {_renewal(key_file)}")
+    missing = [domain for domain in domains if constraints is not None and not _permits(constraints, domain)]
+    if missing:
+        raise ConfigError(f"CA {key_file} may not vouch for {', '.join(missing)}: {_renewal(key_file)}")
+
+
+def _permits(constraints: x509.NameConstraints, domain: str) -> bool:
+    """RFC 5280 section 4.2.1.10, for DNS names and addresses."""
+    kind = x509.DNSName if _address(domain) is None else x509.IPAddress
+    permitted = [name for name in constraints.permitted_subtrees or () if isinstance(name, kind)]
+    excluded = [name for name in constraints.excluded_subtrees or () if isinstance(name, kind)]
+    if any(_within(domain, name) for name in excluded):
+        return False
+    return not permitted or any(_within(domain, name) for name in permitted)
+
+
+def _within(domain: str, name: x509.GeneralName) -> bool:
+    address = _address(domain)
+    if isinstance(name, x509.IPAddress):
+        return address is not None and address in ipaddress.ip_network(str(name.value))
+    base = str(name.value).lower().removeprefix(".")
+    return address is None and (not base or domain == base or domain.endswith(f".{base}"))
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None

@@ -1,0 +1,115 @@
+"""Who may be served what from the store: the public, or a client whose own credentials the upstream accepted.
+
+A repository is public when an anonymous read of it succeeded upstream, and only that. Knowing a digest is no right,
+and the configured account's rights are nobody else's.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+
+from ..decide.policy import VERDICT_LIFETIME, is_public
+from ..decide.records import Verdict
+from ..oci.digest import Digest
+from ..oci.errors import RegistryError
+from ..store.store import Store
+from .memory import Memory
+
+_RENEW_SECONDS = 300.0
+"""A verdict is written again only when the stored one is this old: each tag validation confirms it."""
+
+AUTHORIZED_SECONDS = 60.0
+"""How long one accepted request stands for others of the same token and repository. The Hub's tokens live 300 s; a
+registry that tells no lifetime means 60 s (distribution spec, token), and the remaining life of a token is unknown."""
+
+
+class Gate:
+    """Verdicts on repositories and on clients' tokens. `max_stale` and `negative_ttl` are in seconds."""
+
+    def __init__(self, store: Store, memory: Memory, clock: Callable[[], float] = time.time) -> None:
+        self.max_stale = 0.0
+        self.negative_ttl = 30.0
+        self._store = store
+        self._memory = memory
+        self._clock = clock
+        self._verdicts: dict[tuple[str, str], Verdict] = {}
+        self._authorized: dict[tuple[str, str, str], float] = {}
+        self._missing: dict[tuple[str, str, str], tuple[float, RegistryError]] = {}
+
+    # -- the public -------------------------------------------------------------------------------------------------
+
+    def _verdict(self, host: str, repository: str) -> Verdict | None:
+        return self._verdicts.get((host, repository)) or self._store.verdict(host, repository)
+
+    def permits(self, host: str, repository: str, digest: Digest, reader: str | None, *, outage: bool = False) -> bool:
+        """Whether stored content may be given to an anonymous client, or to `reader`, without asking upstream.
+
+        In an `outage` a public repository stays public for `max_stale` seconds; nothing private is given then.
+        """
+        if self._store.link(host, repository, digest) is None:
+            return False
+        return self.is_open(host, repository, reader, outage=outage)
+
+    def is_open(self, host: str, repository: str, reader: str | None, *, outage: bool = False) -> bool:
+        """As `permits`, for the repository as a whole."""
+        if reader is not None:
+            return not outage and self._authorized.get((_hidden(reader), host, repository), 0.0) > time.monotonic()
+        return is_public(self._verdict(host, repository), self._clock(), self.max_stale if outage else 0.0)
+
+    async def accepted(self, host: str, repository: str, reader: str | None) -> None:
+        """A read of the repository succeeded upstream: anonymously, or with `reader`'s own credentials."""
+        if reader is not None:
+            now = time.monotonic()
+            self._authorized = {key: until for key, until in self._authorized.items() if until > now}
+            self._authorized[_hidden(reader), host, repository] = now + AUTHORIZED_SECONDS
+            return
+        now = self._clock()
+        before = self._verdict(host, repository)
+        verdict = Verdict(True, now)
+        self._verdicts[host, repository] = verdict
+        if before is None or not before.public or not 0 <= now - before.checked_at < _RENEW_SECONDS:
+            await self._memory.verdict(host, repository, verdict)
+
+    async def refused(self, host: str, repository: str, reader: str | None) -> None:
+        """The upstream refused a read (401 or 403): from now on nothing of the repository is given to such a reader."""
+        if reader is not None:
+            self._authorized.pop((_hidden(reader), host, repository), None)
+            return
+        verdict = Verdict(False, self._clock())
+        self._verdicts[host, repository] = verdict
+        if self._store.verdict(host, repository) is not None:
+            await self._memory.verdict(host, repository, verdict)
+
+    async def doubted(self, host: str, repository: str) -> None:
+        """The upstream misses something (404): some registries say so of what became private. Ask again next time.
+
+        Not a refusal: a mistyped tag must not make a repository unusable in an outage.
+        """
+        known = self._verdict(host, repository)
+        if known is not None and known.public:
+            doubtful = Verdict(True, min(known.checked_at, self._clock() - VERDICT_LIFETIME))
+            self._verdicts[host, repository] = doubtful
+            await self._memory.verdict(host, repository, doubtful)
+
+    # -- what is not there --------------------------------------------------------------------------------------------
+
+    def remember_missing(self, host: str, repository: str, what: str, error: RegistryError) -> None:
+        """Answer the same to the same question for `negative_ttl` seconds: a typo in a fleet must not be a storm."""
+        now = time.monotonic()
+        self._missing = {key: value for key, value in self._missing.items() if value[0] > now}
+        self._missing[host, repository, what] = (now + self.negative_ttl, error)
+
+    def raise_missing(self, host: str, repository: str, what: str) -> None:
+        """Raise the remembered answer, if there is one."""
+        until, error = self._missing.get((host, repository, what), (0.0, None))
+        if error is not None and until > time.monotonic():
+            raise error
+
+    def forget_missing(self, host: str, repository: str) -> None:
+        """Something was pushed to the repository."""
+        self._missing = {key: value for key, value in self._missing.items() if key[:2] != (host, repository)}
+
+
+def _hidden(reader: str) -> str:
+    """Credentials are kept as a hash only."""
+    return hashlib.sha256(reader.encode()).hexdigest()

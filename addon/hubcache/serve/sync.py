@@ -1,0 +1,170 @@
+"""Keeps tags that are asked for often in step with their registry, so that no client waits for it.
+
+Before such a tag goes stale it is validated in the background. When it moved, the new manifests and the layers of the
+platforms that people pull are fetched first; until they are here, the tag goes on as it was.
+"""
+
+import asyncio
+import logging
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..decide.records import Popularity, TagRecord
+from ..decide.retention import decayed, requested
+from ..oci.digest import Digest
+from ..oci.errors import HubcacheError, ManifestInvalid
+from ..oci.manifest import Descriptor, parse_manifest
+from ..store.store import Store
+from .blobs import Blobs
+from .manifests import Manifests
+from .view import View
+
+logger = logging.getLogger("hubcache")
+
+OFTEN = 3.0
+"""Requests (decayed, half of them within `HALF_LIFE`) from which on a tag is kept in step."""
+
+HALF_LIFE = 3600.0
+MAX_TAGS = 10_000
+_EARLY = 0.2
+"""Part of a tag's lifetime before its end in which it is validated; tags are spread over it."""
+
+_AT_ONCE = 4
+_LONGEST_FETCH_SECONDS = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """One tag as one kind of client asks for it."""
+
+    view: View
+    tag: str
+    negotiation: str
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """Equal for the same question."""
+        return self.view.host, self.view.repository, self.tag, self.negotiation
+
+
+class Sync:
+    """`may_spend` tells whether the host's rate limit leaves room for background pulls."""
+
+    def __init__(
+        self,
+        store: Store,
+        manifests: Manifests,
+        blobs: Blobs,
+        may_spend: Callable[[str], bool],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.enabled = True
+        self._store = store
+        self._manifests = manifests
+        self._blobs = blobs
+        self._may_spend = may_spend
+        self._clock = clock
+        self._asked: dict[tuple[str, str, str, str], tuple[Watched, Popularity]] = {}
+        self._busy: set[tuple[str, str, str, str]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def asked(self, view: View, tag: str, negotiation: str) -> None:
+        """A client asked for a tag that anybody may see."""
+        watched = Watched(View(view.upstream, view.repository), tag, negotiation)
+        now = self._clock()
+        before = self._asked.get(watched.key, (watched, None))[1]
+        count = decayed(before, now, HALF_LIFE) + 1.0 if before else requested(None, now).count
+        if before is None and len(self._asked) >= MAX_TAGS:
+            self._asked = {k: v for k, v in self._asked.items() if decayed(v[1], now, HALF_LIFE) >= 1.0}
+            if len(self._asked) >= MAX_TAGS:
+                return
+        self._asked[watched.key] = (watched, Popularity(count, now))
+
+    def tick(self) -> None:
+        """Begin to validate what is due; call it every few seconds."""
+        if not self.enabled:
+            return
+        now = self._clock()
+        for key, (watched, popularity) in self._asked.items():
+            if len(self._busy) >= _AT_ONCE:
+                return
+            if key not in self._busy and decayed(popularity, now, HALF_LIFE) >= OFTEN and self._is_due(watched, now):
+                self._busy.add(key)
+                task = asyncio.create_task(self._renew(watched))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def _record(self, watched: Watched) -> TagRecord | None:
+        tags = self._store.tags(watched.view.host, watched.view.repository, watched.tag)
+        return tags.get(watched.negotiation)
+
+    def _is_due(self, watched: Watched, now: float) -> bool:
+        record = self._record(watched)
+        if record is None or not watched.view.upstream.reachable:
+            return False
+        spread = zlib.crc32("\n".join(watched.key).encode()) / 2**32
+        lifetime = self._manifests.tag_lifetime
+        return now - record.validated_at >= lifetime * (1 - _EARLY * (0.25 + 0.75 * spread))
+
+    async def _renew(self, watched: Watched) -> None:
+        try:
+            async with asyncio.timeout(_LONGEST_FETCH_SECONDS):
+                await self._renew_or_raise(watched)
+        except (HubcacheError, TimeoutError) as error:
+            logger.info("hubcache: %s:%s not kept in step: %s", watched.view.repository, watched.tag, error)
+        finally:
+            self._busy.discard(watched.key)
+
+    async def _renew_or_raise(self, watched: Watched) -> None:
+        view, before = watched.view, self._record(watched)
+        if before is None:
+            return
+        now_at = await self._manifests.current(view, watched.tag, watched.negotiation)
+        if now_at is not None and now_at != before.digest and self._may_spend(view.host):
+            logger.info("hubcache: %s:%s moved to %s, fetching it ahead", view.repository, watched.tag, now_at)
+            await self._fetch_ahead(watched, before, now_at)
+        if now_at == before.digest or self._may_spend(view.host):
+            await self._manifests.validate(view, watched.tag, watched.negotiation, head=False)
+
+    async def _fetch_ahead(self, watched: Watched, before: TagRecord, digest: Digest) -> None:
+        """Fetch what will be asked for when the tag is at `digest`; keep the tag where it was meanwhile."""
+        fetching = asyncio.ensure_future(self._fetch_image(watched.view, before.digest, digest))
+        try:
+            while not fetching.done():
+                await self._manifests.prolong(watched.view, watched.tag, watched.negotiation, before)
+                await asyncio.wait((fetching,), timeout=max(0.5, self._manifests.tag_lifetime / 2))
+            fetching.result()
+        finally:
+            fetching.cancel()
+
+    async def _fetch_image(self, view: View, before: Digest, digest: Digest) -> None:
+        found = await self._manifests.by_digest(view, digest, head=False)
+        new = parse_manifest(found.body or b"{}")
+        old = self._children(before)
+        wanted_platforms = {d.platform for d in old if d.is_manifest and d.digest in self._store.ledger.popularity}
+        for child in new:
+            if child.is_manifest and child.platform in wanted_platforms and child.platform is not None:
+                image = await self._manifests.by_digest(view, child.digest, head=False)
+                await self._fetch_blobs(view, parse_manifest(image.body or b"{}"))
+        if any(self._store.has(descriptor.digest) for descriptor in old if not descriptor.is_manifest):
+            await self._fetch_blobs(view, new)
+
+    def _children(self, digest: Digest) -> tuple[Descriptor, ...]:
+        record = self._store.manifest(digest)
+        try:
+            return parse_manifest(record.body) if record else ()
+        except ManifestInvalid:
+            return ()
+
+    async def _fetch_blobs(self, view: View, descriptors: tuple[Descriptor, ...]) -> None:
+        for descriptor in descriptors:
+            if not descriptor.is_manifest:
+                await self._blobs.fetch(view, descriptor.digest)
+
+    async def close(self) -> None:
+        """End what runs."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,106 @@
+"""Sends the cache's own requests: circuit breaker, time-outs, redirects, and what must be observed on each answer."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+from yarl import URL
+
+from ..oci.errors import BadUpstream, Unavailable
+from .breaker import Breakers, Probe
+from .observer import Observer
+
+_MAX_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PROBE_SECONDS = 5.0
+
+
+class Client:
+    """One for all upstream hosts. With `offline` nothing is ever sent."""
+
+    def __init__(self, http: aiohttp.ClientSession, observer: Observer, breakers: Breakers) -> None:
+        self.offline = False
+        self.observer = observer
+        self._http = http
+        self._breakers = breakers
+
+    def may_ask(self, url: URL) -> bool:
+        """Whether a request to this host would be tried."""
+        return not self.offline and self._breakers.reason(url.authority) is None
+
+    @asynccontextmanager
+    async def send(
+        self, kind: str, method: str, url: URL, headers: dict[str, str], body: bytes | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request without redirects; raises `Unavailable` when there is no answer, or none is to be expected."""
+        host = url.authority
+        if self.offline:
+            raise Unavailable("offline: upstreams are not contacted")
+        reason = self._breakers.reason(host)
+        if reason is not None:
+            raise Unavailable(f"{host} is down: {reason}")
+        try:
+            response = await self._http.request(method, url, headers=headers, data=body, allow_redirects=False)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            self.observer.upstream_answered(host, kind, "error")
+            failure = "time-out" if isinstance(error, TimeoutError) else type(error).__name__
+            self._breakers.failed(host, failure, self._probe(url))
+            raise Unavailable(f"{host} cannot be reached: {failure}") from error
+        self.observer.upstream_answered(host, kind, str(response.status))
+        if response.status >= 500:
+            self._breakers.failed(host, f"status {response.status}", self._probe(url))
+        else:
+            self._breakers.succeeded(host)
+        try:
+            yield response
+        finally:
+            if response.content.at_eof():
+                response.release()
+            else:
+                response.close()
+
+    @asynccontextmanager
+    async def follow(
+        self, kind: str, method: str, url: URL, headers: dict[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request and the redirects it leads to; `Authorization` is for the first origin only."""
+        origin = url.origin()
+        for _ in range(_MAX_REDIRECTS + 1):
+            async with self.send(kind, method, url, headers) as response:
+                target = response.headers.get("Location")
+                if response.status not in _REDIRECTS or target is None:
+                    yield response
+                    return
+            url = _redirect(url, target)
+            if url.origin() != origin:
+                headers = {name: value for name, value in headers.items() if name != "Authorization"}
+        raise BadUpstream("upstream redirects in a loop")
+
+    def _probe(self, url: URL) -> Probe:
+        """Ask for the API's root: any answer below 500 shows that somebody is there."""
+        target = url.origin() / "v2/"
+
+        async def ask() -> bool:
+            try:
+                timeout = aiohttp.ClientTimeout(total=_PROBE_SECONDS)
+                async with self._http.get(target, timeout=timeout, allow_redirects=False) as response:
+                    self.observer.upstream_answered(url.authority, "probe", str(response.status))
+                    return response.status < 500
+            except (aiohttp.ClientError, TimeoutError):
+                self.observer.upstream_answered(url.authority, "probe", "error")
+                return False
+
+        return ask
+
+
+def _redirect(url: URL, target: str) -> URL:
+    """The next URL, its signature untouched; raises `BadUpstream` for one that must not be followed."""
+    try:
+        following = url.join(URL(target, encoded=True))
+    except ValueError as error:
+        raise BadUpstream("upstream redirects to something that is not a URL") from error
+    if following.host is None or following.scheme not in ("http", "https"):
+        raise BadUpstream("upstream redirects to something that is not an http URL")
+    if url.scheme == "https" and following.scheme == "http":
+        raise BadUpstream("upstream redirects from https to http")
+    return following
