@@ -7,10 +7,11 @@ import ssl
 import time
 
 from .oci.errors import StorageError, StoreTooNew
-from .oci.registry import Registry
+from .oci.registry import HUB_HOST, Registry
 from .operate.metrics import Metrics
 from .operate.options import Settings
 from .operate.status import Status
+from .serve.ahead import Ahead
 from .serve.blobs import Blobs
 from .serve.gate import Gate
 from .serve.manifests import Manifests
@@ -70,7 +71,8 @@ class Engine:
         self.fills = Fills(self.store, self.metrics)
         self._manifests = Manifests(self.store, memory, self._gate)
         self._blobs = Blobs(self.store, memory, self._gate, self.fills)
-        self._sync = Sync(self.store, self._manifests, self._blobs, self._may_spend)
+        ahead = Ahead(self.store, self._manifests, self._blobs)
+        self._sync = Sync(self.store, self._manifests, ahead, self._may_spend)
         self.apply(self._settings)
         await self.pump.start()
         if self._status is not None and self._settings.status is not None:
@@ -105,7 +107,8 @@ class Engine:
 
     def _may_spend(self, host: str) -> bool:
         """Whether the rate limit, as last seen, leaves more than the reserve for clients."""
-        remaining = self.metrics.remaining(host)
+        has_account = self._settings.account is not None and host == HUB_HOST
+        remaining = self.metrics.remaining(host, "account" if has_account else "anonymous")
         return remaining is None or remaining > self._settings.ratelimit_reserve
 
     def storage_failed(self, error: StorageError) -> None:

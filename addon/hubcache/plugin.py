@@ -22,7 +22,7 @@ from .operate import options
 from .operate.ca import constrained_domains, ensure_ca
 from .operate.options import Settings
 from .serve.errors import error_answer
-from .serve.messages import Answer, Door, Forward, Request
+from .serve.messages import Answer, Door, Forward, Request, Result
 from .transfer.pump import Delivery
 
 logger = logging.getLogger("hubcache")
@@ -30,6 +30,14 @@ logger = logging.getLogger("hubcache")
 CERTS = Path(__file__).resolve().parents[2] / "certs"
 PROXY_PORT, MIRROR_PORT = 8080, 5000
 _LEAF_SECONDS = 86400.0
+_MARKS = {
+    Result.HIT: ":heavy_check_mark:",
+    Result.REVALIDATED: ":heavy_check_mark:",
+    Result.STALE: ":hourglass:",
+    Result.MISS: ":arrow_down:",
+    Result.BYPASS: ":key:",
+}
+"""How mitmweb marks flows, so that hits are seen at a glance and can be filtered (`~marker`)."""
 
 
 class Hubcache:
@@ -189,13 +197,14 @@ class Hubcache:
 
     def _act(self, flow: http.HTTPFlow, place: Place, outcome: Answer | Forward) -> None:
         assert self._engine is not None
+        result = Result.BYPASS if isinstance(outcome, Forward) else outcome.result
+        flow.marked = _MARKS.get(result, "")
         if isinstance(outcome, Forward):
             self._forward(flow, place, outcome)
         else:
+            flow.comment = outcome.headers.get("Cache-Status", "")
             self._answer(flow, outcome)
-        self._engine.metrics.answered(
-            outcome.kind, outcome.result.value if isinstance(outcome, Answer) else "bypass", place.door.value
-        )
+        self._engine.metrics.answered(outcome.kind, result.value, place.door.value)
 
     def _pass_through(self, flow: http.HTTPFlow) -> None:
         """Not ours: a plain-http request through the proxy, or a mirror request for a namespace nobody configured."""

@@ -32,6 +32,9 @@ SKEW = timedelta(days=1)
 WARNING_TIME = timedelta(days=90)
 
 _HUB_DOMAINS = ("docker.io", "docker.com")
+_MITMPROXY = x509.Name(
+    [x509.NameAttribute(kind, "mitmproxy") for kind in (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME)]
+)
 _EVERY_ADDRESS = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 
 
@@ -44,7 +47,7 @@ class Authority:
 
 
 def constrained_domains(hosts: Iterable[str]) -> list[str]:
-    """The domains (or addresses) a CA must be permitted for these hosts: each host's registrable domain.
+    """The domains (or addresses) that a new CA is permitted for these hosts: each host's registrable domain.
 
     A registry and its token service share it (registry-1.docker.io, auth.docker.io); for the Hub also docker.com.
     """
@@ -53,22 +56,26 @@ def constrained_domains(hosts: Iterable[str]) -> list[str]:
         if _address(host) is not None:
             domains.add(host)
         else:
-            domain = publicsuffix2.get_sld(host) or host
+            # A top-level domain that is not on the public suffix list (.local, .internal) is a suffix all the same.
+            domain = publicsuffix2.get_sld(host, strict=True) or ".".join(host.split(".")[-2:])
             domains.update(_HUB_DOMAINS if domain in _HUB_DOMAINS else (domain,))
     return sorted(domains)
 
 
-def ensure_ca(directory: Path, domains: Sequence[str], now: datetime) -> Authority:
-    """Load the CA in `directory`, or make one there; raises `ConfigError` when it cannot serve `domains` at `now`."""
+def ensure_ca(directory: Path, hosts: Sequence[str], now: datetime) -> Authority:
+    """Load the CA in `directory`, or make one there; raises `ConfigError` when it cannot vouch for `hosts` at `now`.
+
+    To be called before mitmproxy looks there: it makes a CA of its own, for every site, where it finds none.
+    """
     key_file = directory / KEY_FILE
     try:
         if not key_file.exists():
-            _create(directory, domains, now)
+            _create(directory, constrained_domains(hosts), now)
         pem = key_file.read_bytes()
     except OSError as error:
         raise ConfigError(f"CA {key_file}: {error.strerror or error}") from error
     certificate = _load(key_file, pem)
-    _check(key_file, certificate, domains, now)
+    unlimited = _check(key_file, certificate, hosts, now)
     certificate_file = directory / CERTIFICATE_FILE
     public = certificate.public_bytes(serialization.Encoding.PEM)
     try:
@@ -77,7 +84,11 @@ def ensure_ca(directory: Path, domains: Sequence[str], now: datetime) -> Authori
     except OSError as error:
         raise ConfigError(f"CA {certificate_file}: {error.strerror or error}") from error
     left = certificate.not_valid_after_utc - now
-    warning = f"CA {key_file} expires in {left.days} days: {_renewal(key_file)}" if left < WARNING_TIME else None
+    warning = None
+    if left < WARNING_TIME:
+        warning = f"CA {key_file} expires in {left.days} days: {_renewal(key_file)}"
+    elif unlimited and certificate.issuer == _MITMPROXY:
+        warning = f"CA {key_file} was made by mitmproxy and may vouch for any site: {_renewal(key_file)}"
     return Authority(certificate_file, warning)
 
 
@@ -126,13 +137,15 @@ def _create(directory: Path, domains: Sequence[str], now: datetime) -> None:
 
 
 def _constraints(domains: Sequence[str]) -> x509.NameConstraints:
-    """Permit `domains` only. A kind of name that has no permitted subtree would be free, so addresses are excluded
-    when none is wanted."""
+    """Permit `domains` only. A kind of name without a permitted subtree is free (RFC 5280 section 4.2.1.10): so
+    addresses are excluded when none is wanted, and for names one is permitted that nobody can have (RFC 6761)."""
     addresses = [address for address in map(_address, domains) if address is not None]
-    permitted: list[x509.GeneralName] = [x509.DNSName(domain) for domain in domains if _address(domain) is None]
+    # mitmproxy repeats an address in the common name, and OpenSSL takes that for a host name.
+    names = [domain for domain in domains if not isinstance(_address(domain), ipaddress.IPv6Address)]
+    permitted: list[x509.GeneralName] = [x509.DNSName(name) for name in names or ("invalid",)]
     permitted += [x509.IPAddress(ipaddress.ip_network(address)) for address in addresses]
     excluded = [x509.IPAddress(network) for network in _EVERY_ADDRESS] if not addresses else None
-    return x509.NameConstraints(permitted or None, excluded)
+    return x509.NameConstraints(permitted, excluded)
 
 
 def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
@@ -171,39 +184,47 @@ def _load(key_file: Path, pem: bytes) -> x509.Certificate:
     return certificate
 
 
-def _check(key_file: Path, certificate: x509.Certificate, domains: Sequence[str], now: datetime) -> None:
+def _check(key_file: Path, certificate: x509.Certificate, hosts: Sequence[str], now: datetime) -> bool:
+    """Raise `ConfigError` unless leaves for `hosts` will be accepted; returns whether leaves for all others are too."""
     if certificate.not_valid_after_utc <= now:
         raise ConfigError(f"CA {key_file} expired on {certificate.not_valid_after_utc:%Y-%m-%d}: {_renewal(key_file)}")
     constraints = None
-    is_ca = False
-    for extension in certificate.extensions:
-        if isinstance(extension.value, x509.BasicConstraints):
-            is_ca = extension.value.ca
-        elif isinstance(extension.value, x509.NameConstraints):
-            constraints = extension.value
-    if not is_ca:
+    is_ca, may_sign = False, True
+    try:
+        for extension in certificate.extensions:
+            if isinstance(extension.value, x509.BasicConstraints):
+                is_ca = extension.value.ca
+            elif isinstance(extension.value, x509.KeyUsage):
+                may_sign = extension.value.key_cert_sign
+            elif isinstance(extension.value, x509.NameConstraints):
+                constraints = extension.value
+    except (ValueError, x509.DuplicateExtension) as error:
+        raise ConfigError(f"CA {key_file} has an extension that is malformed: {_renewal(key_file)}") from error
+    if not is_ca or not may_sign:
         raise ConfigError(f"CA {key_file} is not the certificate of an authority: {_renewal(key_file)}")
-    missing = [domain for domain in domains if constraints is not None and not _permits(constraints, domain)]
+    missing = [host for host in hosts if constraints is not None and not _permits(constraints, host)]
     if missing:
         raise ConfigError(f"CA {key_file} may not vouch for {', '.join(missing)}: {_renewal(key_file)}")
+    return constraints is None
 
 
-def _permits(constraints: x509.NameConstraints, domain: str) -> bool:
+def _permits(constraints: x509.NameConstraints, host: str) -> bool:
     """RFC 5280 section 4.2.1.10, for DNS names and addresses."""
-    kind = x509.DNSName if _address(domain) is None else x509.IPAddress
+    kind = x509.DNSName if _address(host) is None else x509.IPAddress
     permitted = [name for name in constraints.permitted_subtrees or () if isinstance(name, kind)]
     excluded = [name for name in constraints.excluded_subtrees or () if isinstance(name, kind)]
-    if any(_within(domain, name) for name in excluded):
+    if any(_within(host, name) for name in excluded):
         return False
-    return not permitted or any(_within(domain, name) for name in permitted)
+    return not permitted or any(_within(host, name) for name in permitted)
 
 
-def _within(domain: str, name: x509.GeneralName) -> bool:
-    address = _address(domain)
+def _within(host: str, name: x509.GeneralName) -> bool:
+    address = _address(host)
     if isinstance(name, x509.IPAddress):
         return address is not None and address in ipaddress.ip_network(str(name.value))
-    base = str(name.value).lower().removeprefix(".")
-    return address is None and (not base or domain == base or domain.endswith(f".{base}"))
+    base = str(name.value).lower()
+    # Outside the RFC, a leading dot is common; OpenSSL and Go then want at least one label more.
+    return address is None and (not base or host == base or host.endswith(f".{base.removeprefix('.')}"))
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

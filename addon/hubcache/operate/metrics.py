@@ -49,7 +49,7 @@ class Metrics:
             ["host", "credential"],
             registry=self.registry,
         )
-        self._last_remaining: dict[str, int] = {}
+        self._last_remaining: dict[tuple[str, str], int] = {}
         self._breakers = Breakers()
         self._up = Gauge(
             "hubcache_upstream_up", "0 while the host's circuit is open.", ["host"], registry=self.registry
@@ -80,9 +80,9 @@ class Metrics:
         """Body bytes went to a client."""
         self._sent.labels(source).inc(count)
 
-    def remaining(self, host: str) -> int | None:
-        """Pulls left by the upstream's last word to an anonymous reader; None when it never told."""
-        return self._last_remaining.get(host)
+    def remaining(self, host: str, credential: str) -> int | None:
+        """Pulls left by the upstream's last word to this kind of credential; None when it never told."""
+        return self._last_remaining.get((host, credential))
 
     def render(self) -> bytes:
         """The text exposition format."""
@@ -100,8 +100,7 @@ class Metrics:
 
     def rate_limit_seen(self, host: str, credential: str, limit: int | None, remaining: int) -> None:
         self._remaining.labels(host, credential).set(remaining)
-        if credential == "anonymous":
-            self._last_remaining[host] = remaining
+        self._last_remaining[host, credential] = remaining
         if limit is not None:
             self._limit.labels(host, credential).set(limit)
 

@@ -173,8 +173,9 @@ class Service:
         classic puller learns only from the ping that it may authenticate, and a logged-in client must."""
         if request.door is Door.PROXY and request.headers.get("authorization") is None:
             challenge = await self._challenge(request.registry)
-            if challenge is not None:
-                demand = error_answer(Unauthorized("authentication required", challenge.render()), request.method)
+            header = challenge.render() if challenge else self._upstreams[request.registry.host].other_challenge
+            if header is not None:
+                demand = error_answer(Unauthorized("authentication required", header), request.method)
                 demand.result = Result.LOCAL
                 return demand
         return Answer(200, API_VERSION | {"Content-Type": "application/json"}, Result.LOCAL, body=b"{}", length=2)

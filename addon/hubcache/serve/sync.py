@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from ..decide.records import Popularity, TagRecord
 from ..decide.retention import decayed, requested
 from ..oci.digest import Digest
-from ..oci.errors import HubcacheError, ManifestInvalid
-from ..oci.manifest import Descriptor, parse_manifest
+from ..oci.errors import HubcacheError
 from ..store.store import Store
-from .blobs import Blobs
+from .ahead import Ahead
 from .manifests import Manifests
 from .view import View
 
@@ -56,14 +55,14 @@ class Sync:
         self,
         store: Store,
         manifests: Manifests,
-        blobs: Blobs,
+        ahead: Ahead,
         may_spend: Callable[[str], bool],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.enabled = True
         self._store = store
         self._manifests = manifests
-        self._blobs = blobs
+        self._ahead = ahead
         self._may_spend = may_spend
         self._clock = clock
         self._asked: dict[tuple[str, str, str, str], tuple[Watched, Popularity]] = {}
@@ -140,28 +139,11 @@ class Sync:
             fetching.cancel()
 
     async def _fetch_image(self, view: View, before: Digest, digest: Digest) -> None:
-        found = await self._manifests.by_digest(view, digest, head=False)
-        new = parse_manifest(found.body or b"{}")
-        old = self._children(before)
-        wanted_platforms = {d.platform for d in old if d.is_manifest and d.digest in self._store.ledger.popularity}
-        for child in new:
-            if child.is_manifest and child.platform in wanted_platforms and child.platform is not None:
-                image = await self._manifests.by_digest(view, child.digest, head=False)
-                await self._fetch_blobs(view, parse_manifest(image.body or b"{}"))
-        if any(self._store.has(descriptor.digest) for descriptor in old if not descriptor.is_manifest):
-            await self._fetch_blobs(view, new)
-
-    def _children(self, digest: Digest) -> tuple[Descriptor, ...]:
-        record = self._store.manifest(digest)
-        try:
-            return parse_manifest(record.body) if record else ()
-        except ManifestInvalid:
-            return ()
-
-    async def _fetch_blobs(self, view: View, descriptors: tuple[Descriptor, ...]) -> None:
-        for descriptor in descriptors:
-            if not descriptor.is_manifest:
-                await self._blobs.fetch(view, descriptor.digest)
+        """Only what people really pull: an image none of whose parts is here was only looked at."""
+        platforms = self._ahead.pulled_platforms(before)
+        parts = self._ahead.children(before) or ()
+        if platforms or any(self._store.has(part.digest) for part in parts):
+            await self._ahead.fetch(view, digest, platforms)
 
     async def close(self) -> None:
         """End what runs."""

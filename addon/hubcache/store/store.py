@@ -342,6 +342,10 @@ class Store:
         self.ledger.popularity[digest] = requested(self.ledger.popularity.get(digest), now)
         self._dirty.add(digest)
 
+    def was_requested(self, digest: Digest) -> bool:
+        """Whether anybody asked for this manifest, as far as that is remembered."""
+        return digest in self.ledger.popularity
+
     async def flush(self) -> None:
         """Write the popularity counted since the last flush."""
         index, dirty = self._opened(), self._dirty

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 logger = logging.getLogger("hubcache")
 
 THRESHOLD = 3
-"""Failures in a row (no connection, time-out, 5xx) that open the circuit."""
+"""Failures in a row (no connection, 5xx) that open the circuit; one time-out is enough."""
 
 _FIRST_PROBE_SECONDS = 1.0
 _LAST_PROBE_SECONDS = 30.0
@@ -54,10 +54,13 @@ class Breakers:
             logger.info("hubcache: %s answers again", host)
         circuit.failures, circuit.opened_at = 0, None
 
-    def failed(self, host: str, reason: str, probe: Probe) -> None:
-        """The host did not answer, or with 5xx; `probe` is how to find out when it works again."""
+    def failed(self, host: str, reason: str, probe: Probe, *, at_once: bool = False) -> None:
+        """The host did not answer, or with 5xx; `probe` is how to find out when it works again.
+
+        `at_once` opens the circuit at the first failure: a time-out already cost somebody the wait.
+        """
         circuit = self.circuits.setdefault(host, Circuit())
-        circuit.failures += 1
+        circuit.failures += THRESHOLD if at_once else 1
         circuit.reason = reason
         if circuit.failures >= THRESHOLD and not circuit.is_open:
             circuit.opened_at = time.monotonic()

@@ -43,8 +43,9 @@ class Client:
             response = await self._http.request(method, url, headers=headers, data=body, allow_redirects=False)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             self.observer.upstream_answered(host, kind, "error")
-            failure = "time-out" if isinstance(error, TimeoutError) else type(error).__name__
-            self._breakers.failed(host, failure, self._probe(url))
+            slow = isinstance(error, TimeoutError)
+            failure = "time-out" if slow else type(error).__name__
+            self._breakers.failed(host, failure, self._probe(url), at_once=slow)
             raise Unavailable(f"{host} cannot be reached: {failure}") from error
         self.observer.upstream_answered(host, kind, str(response.status))
         if response.status >= 500:

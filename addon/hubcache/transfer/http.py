@@ -6,7 +6,7 @@ import aiohttp
 
 from ..oci.errors import BadUpstream
 
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
 PROGRESS_SECONDS = 30.0
 """Longest wait for the first byte of an answer, and then for each next one. Clients wait one to five minutes."""
 

@@ -101,7 +101,10 @@ class Upstream:
         self._client = client
         self._tokens = tokens
         self._learned = learned
+        self.other_challenge: str | None = None
+        """A demand for authentication that is not Bearer, as the ping showed it; to be told to clients as it is."""
         self._challenge: Challenge | None = None
+        self._account_authorization: str | None = None
         self._paused: dict[tuple[str, str], float] = {}
 
     @property
@@ -118,7 +121,7 @@ class Upstream:
             path = f"manifests/{reference}"
             async with self._get("manifest", repository, path, "HEAD", {"Accept": accept}, reader) as response:
                 if response.content_type == "text/html":
-                    raise Unavailable("upstream answers HTML where a manifest was expected")
+                    raise BadUpstream("upstream answers HTML where a manifest was expected")
                 return Head(_digest_header(response), response.headers.get("Content-Type", ""), _length(response))
 
         return await _retried(ask)
@@ -174,7 +177,10 @@ class Upstream:
         challenge = await self.challenge() if self.account is not None else None
         if challenge is None or not _same_domain(self.registry.upstream, challenge.realm):
             return None
-        return f"Bearer {await self._tokens.get(challenge, pull_scope(repository), self.account)}"
+        self._account_authorization = (
+            f"Bearer {await self._tokens.get(challenge, pull_scope(repository), self.account)}"
+        )
+        return self._account_authorization
 
     async def challenge(self) -> Challenge | None:
         """What the registry's ping demands; asked once, then remembered."""
@@ -220,14 +226,18 @@ class Upstream:
             for name in ("ratelimit-limit", "ratelimit-remaining")
         )
         if remaining.isdecimal():
-            credential = "anonymous" if reader is None else "other"
+            by_account = reader is not None and reader == self._account_authorization
+            credential = "anonymous" if reader is None else "account" if by_account else "client"
             self._client.observer.rate_limit_seen(
                 self.registry.host, credential, int(limit) if limit.isdecimal() else None, int(remaining)
             )
 
     def _learn(self, response: aiohttp.ClientResponse) -> Challenge | None:
-        challenge = Challenge.parse(response.headers.get("WWW-Authenticate"))
-        if challenge is not None:
+        header = response.headers.get("WWW-Authenticate")
+        challenge = Challenge.parse(header)
+        if challenge is None:
+            self.other_challenge = header
+        else:
             known = Challenge(challenge.realm, challenge.service, None)
             if known != self._challenge:
                 self._challenge = known

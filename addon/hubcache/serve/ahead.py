@@ -1,0 +1,59 @@
+"""Whole images: fetching one before anybody asks for its parts, and whether one is here completely."""
+
+from collections.abc import Set
+
+from ..oci.digest import Digest
+from ..oci.errors import ManifestInvalid
+from ..oci.manifest import Descriptor, parse_manifest
+from ..store.store import Store
+from .blobs import Blobs
+from .manifests import Manifests
+from .view import View
+
+
+class Ahead:
+    """Fetches and checks images; of an index, only the platforms that are wanted."""
+
+    def __init__(self, store: Store, manifests: Manifests, blobs: Blobs) -> None:
+        self._store = store
+        self._manifests = manifests
+        self._blobs = blobs
+
+    def children(self, digest: Digest) -> tuple[Descriptor, ...] | None:
+        """What a stored manifest refers to; None when it is not stored."""
+        record = self._store.manifest(digest)
+        try:
+            return None if record is None else parse_manifest(record.body)
+        except ManifestInvalid:
+            return None
+
+    def pulled_platforms(self, digest: Digest) -> set[str]:
+        """The platforms of a stored index whose manifests clients have asked for."""
+        return {
+            child.platform
+            for child in self.children(digest) or ()
+            if child.is_manifest and child.platform is not None and self._store.was_requested(child.digest)
+        }
+
+    async def fetch(self, view: View, digest: Digest, platforms: Set[str]) -> None:
+        """Have a manifest with all its blobs in the store, of an index those of `platforms`; raises `HubcacheError`."""
+        found = await self._manifests.by_digest(view, digest, head=False)
+        for child in parse_manifest(found.body or b"{}"):
+            if not child.is_manifest:
+                await self._blobs.fetch(view, child.digest)
+            elif child.platform in platforms:
+                await self.fetch(view, child.digest, platforms)
+
+    def is_complete(self, digest: Digest, platforms: Set[str]) -> bool:
+        """Whether a pull for any of `platforms` finds everything in the store."""
+        children = self.children(digest)
+        if children is None:
+            return False
+        indexed = {child.platform for child in children if child.is_manifest}
+        if indexed and not indexed & platforms:
+            return False
+        return all(
+            self._store.has(child.digest) if not child.is_manifest else self.is_complete(child.digest, platforms)
+            for child in children
+            if not child.is_manifest or child.platform in platforms
+        )
