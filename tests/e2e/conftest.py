@@ -6,8 +6,9 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from rig.clients import Containerd, Docker, Podman, Skopeo, unmount
+from rig.clients import Containerd, Docker, Podman, Skopeo
 from rig.doors import Door
+from rig.mounts import mount_memory, unmount
 from rig.origin import Origin, running_origin
 from rig.product import Cache
 from standin import Hub
@@ -48,6 +49,7 @@ def hub(origin: Origin) -> Iterator[Hub]:
 def room() -> Iterator[Path]:
     """A directory with a path short enough for unix sockets, removed afterwards with all that was mounted in it."""
     directory = Path(tempfile.mkdtemp(prefix="hc-"))
+    mount_memory(directory)
     yield directory
     unmount(directory)
     shutil.rmtree(directory)

@@ -2,6 +2,7 @@
 
 import pytest
 from rig.clients import Docker, Skopeo
+from rig.images import layer
 from rig.origin import PASSWORD, USER, Origin
 from standin import Hub
 
@@ -16,20 +17,32 @@ def test_pull_after_a_push_gets_the_new_content(
     proxied_docker: Docker, proxied_skopeo: Skopeo, hub: Hub, origin: Origin
 ) -> None:
     docker, name = proxied_docker, f"{USER}/moved:1"
+    first = origin.publisher.image(f"{USER}/moved", "1", [layer({"etc/old": b"old"})], config={})
+    assert proxied_skopeo.digest(name) == first.digest
     _login(docker)
-    digests = []
     for source in (origin.debian, origin.webapp):
         docker("pull", source.name)
         docker("tag", source.name, name)
         docker("push", name)
-        digests.append(docker.pulled_digest(name))
+        pushed = docker.pulled_digest(name)
+        assert pushed != first.digest
         hub.reset_log()
         for attempt in ("cold", "warm"):
             proxied_skopeo.pull(f"docker.io/{name}", f"{source.tag}-{attempt}")
-        seen = proxied_skopeo("inspect", "--format", "{{.Digest}}", f"docker://docker.io/{name}")
-        assert seen.strip() == digests[-1]
-        assert hub.count(kind="manifest", method="GET") == 1
-    assert digests[0] != digests[1]
+            assert proxied_skopeo.digest(name) == pushed
+        assert hub.count(kind="manifest", method="GET", status=200) == 1
+
+
+def test_new_repository_is_seen_by_everyone_after_its_first_push(
+    proxied_docker: Docker, proxied_skopeo: Skopeo, origin: Origin
+) -> None:
+    docker, name = proxied_docker, f"{USER}/new:1"
+    proxied_skopeo("inspect", f"docker://docker.io/{name}", fails=True)
+    _login(docker)
+    docker("pull", origin.debian.name)
+    docker("tag", origin.debian.name, name)
+    docker("push", name)
+    assert proxied_skopeo.digest(name) == docker.pulled_digest(name)
 
 
 def test_wrong_password_is_refused(proxied_docker: Docker, hub: Hub) -> None:

@@ -39,7 +39,7 @@ def test_skopeo_pulls_both_platforms_of_an_index(skopeo: Skopeo, hub: Hub, origi
 def test_skopeo_sees_the_raw_index(skopeo: Skopeo, hub: Hub, origin: Origin) -> None:
     for _ in range(2):
         assert skopeo("inspect", "--raw", f"docker://{origin.multi.full_name}").encode() == origin.multi.manifest
-    assert hub.count(kind="manifest", method="GET") == 1
+    assert hub.count(kind="manifest", method="GET", status=200) == 1
 
 
 def test_podman_pulls_again_without_upstream(podman: Podman, hub: Hub, origin: Origin) -> None:

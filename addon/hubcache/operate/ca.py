@@ -88,7 +88,11 @@ def ensure_ca(directory: Path, hosts: Sequence[str], now: datetime) -> Authority
     if left < WARNING_TIME:
         warning = f"CA {key_file} expires in {left.days} days: {_renewal(key_file)}"
     elif unlimited and certificate.issuer == _MITMPROXY:
-        warning = f"CA {key_file} was made by mitmproxy and may vouch for any site: {_renewal(key_file)}"
+        # Where confdir is set by the user, mitmproxy was there first.
+        warning = (
+            f"CA {key_file} was made by mitmproxy and may vouch for any site: to have one for the registries only, "
+            f"move it away and start without setting confdir; every client must then trust the new {CERTIFICATE_FILE}"
+        )
     return Authority(certificate_file, warning)
 
 

@@ -90,6 +90,9 @@ class Blobs:
     async def head(self, view: View, digest: Digest) -> Blob:
         """Whether there is such a blob, and its size. Never starts a fill unless the upstream hides the size."""
         size = self._store.blob_size(digest)
+        running = self._fills.get(digest)
+        if size is None and running is not None:
+            size = running.size
         if size is not None:
             reason = await self._check(view, digest)
             if reason is None:

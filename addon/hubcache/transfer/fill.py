@@ -87,7 +87,7 @@ class Fills:
         self._store = store
         self._observer = observer
         self._running: dict[Digest, Fill] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Fill] = {}
         self._hashing = ThreadPoolExecutor(2, thread_name_prefix="fill")
 
     def get(self, digest: Digest) -> Fill | None:
@@ -101,14 +101,15 @@ class Fills:
             fill = self._running[digest] = Fill(digest)
             self._observer.fills_changed(len(self._running))
             task = asyncio.create_task(self._run(fill, size, open_blob))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks[task] = fill
+            task.add_done_callback(lambda done: self._tasks.pop(done))
         return fill
 
     async def close(self) -> None:
-        """Cancel what runs; staged files go."""
-        for task in self._tasks:
-            task.cancel()
+        """Cancel what is still arriving, and its staged files; what is verified is committed."""
+        for task, fill in self._tasks.items():
+            if not fill.verified:
+                task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._hashing.shutdown()
 

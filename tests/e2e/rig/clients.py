@@ -9,16 +9,10 @@ from typing import Any
 from standin.content import sha256
 
 from .doors import Door
+from .mounts import overlay_works
 from .processes import Daemon, accepts, plain_environment, require, require_root, run
 
 POLICY = {"default": [{"type": "insecureAcceptAnything"}]}
-
-
-def unmount(room: Path) -> None:
-    """Undo what engines mounted below *room*, so that it can be removed."""
-    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    for mount in sorted((mount for mount in mounts if mount.startswith(f"{room}/")), reverse=True):
-        run("umount", "--lazy", mount)
 
 
 class Docker:
@@ -29,7 +23,8 @@ class Docker:
         require_root()
         self._socket = room / "docker.sock"
         self.env = {"DOCKER_HOST": f"unix://{self._socket}", "DOCKER_CONFIG": str(room / "docker-config")}
-        options = ["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver", "vfs"]
+        options = ["--iptables=false", "--ip6tables=false", "--bridge=none"]
+        options += ["--storage-driver=" + ("overlay2" if overlay_works(room) else "vfs")]
         options += [f"--data-root={room}/docker", f"--exec-root={room}/exec", f"--pidfile={room}/docker.pid"]
         options += [f"--host=unix://{self._socket}", *door.dockerd_arguments]
         self.daemon = Daemon(["dockerd", *options], room / "dockerd.log", door.environment)
@@ -82,6 +77,7 @@ class Containerd:
             f'version = 2\nroot = "{room}/containerd"\nstate = "{room}/containerd-state"\n'
             f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "{self._socket}"\n'
         )
+        self._snapshotter = "overlayfs" if overlay_works(room) else "native"
         self.daemon = Daemon(["containerd", "--config", config], room / "containerd.log")
         self.daemon.start(lambda: accepts(self._socket))
 
@@ -90,7 +86,7 @@ class Containerd:
         return run("ctr", "--address", self._socket, *arguments, env=self._door.environment)
 
     def pull(self, image: str, *more: str) -> None:
-        self("images", "pull", "--snapshotter", "native", *self._door.ctr_arguments, *more, image)
+        self("images", "pull", "--snapshotter", self._snapshotter, *self._door.ctr_arguments, *more, image)
 
     def digest(self, image: str) -> str:
         """The digest that a pulled image's name points to."""
@@ -117,13 +113,15 @@ class Podman:
         require_root()
         self._door = door
         self._places = ["--root", str(room / "podman"), "--runroot", str(room / "podman-run")]
-        self._places += ["--tmpdir", str(room / "podman-tmp"), "--storage-driver", "vfs"]
+        self._places += ["--tmpdir", str(room / "podman-tmp")]
+        self._places += ["--storage-driver", "overlay" if overlay_works(room) else "vfs"]
         self._policy = room / "policy.json"
         self._policy.write_text(json.dumps(POLICY))
 
     def __call__(self, *arguments: str) -> str:
         """Output of podman."""
-        return run("podman", *self._places, *arguments, env=self._door.environment)
+        env = {**self._door.environment, "CONTAINERS_REGISTRIES_CONF": str(self._door.registries_conf())}
+        return run("podman", *self._places, *arguments, env=env)
 
     def pull(self, image: str) -> str:
         """Pull an image; returns its digest."""
@@ -147,7 +145,12 @@ class Skopeo:
     def __call__(self, *arguments: str, fails: bool = False) -> str:
         """Output of skopeo."""
         env = {**self._door.environment, "REGISTRY_AUTH_FILE": str(self._room / "skopeo-auth.json")}
-        return run("skopeo", "--policy", str(self._policy), *arguments, env=env, fails=fails)
+        files = ["--policy", str(self._policy), "--registries-conf", str(self._door.registries_conf())]
+        return run("skopeo", *files, *arguments, env=env, fails=fails)
+
+    def digest(self, image: str) -> str:
+        """The digest of the manifest that a name of Docker Hub (``alice/app:1``) answers with."""
+        return sha256(self("inspect", "--raw", f"docker://docker.io/{image}").encode())
 
     def pull(self, image: str, name: str, *more: str) -> Path:
         """Copy an image to a new directory called *name*, with all its bytes checked against their digests."""

@@ -21,11 +21,10 @@ class Door:
     def environment(self) -> dict[str, str]:
         """Environment of dockerd, skopeo, podman and ctr."""
         if self.name == "mirror":
-            return {"HTTPS_PROXY": DEAD_PROXY, "CONTAINERS_REGISTRIES_CONF": str(self._registries_conf())}
+            return {"HTTPS_PROXY": DEAD_PROXY}
         return {
             "HTTPS_PROXY": f"http://127.0.0.1:{self.cache.proxy}",
             "SSL_CERT_DIR": str(self.cache.ca_directory),
-            "CONTAINERS_REGISTRIES_CONF": str(self._registries_conf()),
         }
 
     @property
@@ -47,8 +46,8 @@ class Door:
         (directory / "hosts.toml").write_text(hosts + '  capabilities = ["pull", "resolve"]\n')
         return ["--hosts-dir", str(directory.parent)]
 
-    def _registries_conf(self) -> Path:
-        """registries.conf of skopeo and podman."""
+    def registries_conf(self) -> Path:
+        """registries.conf of skopeo (an option) and podman (an environment variable)."""
         lines = ['unqualified-search-registries = ["docker.io"]', "[[registry]]", 'location = "docker.io"']
         if self.name == "mirror":
             lines += ["[[registry.mirror]]", f'location = "127.0.0.1:{self.cache.mirror}"', "insecure = true"]

@@ -1,0 +1,155 @@
+"""Starting and surely ending the programs of a run, and what they cost: CPU and memory of whole process trees."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_FIELD = re.compile(r"^(Rss|Pss):\s+(\d+) kB", re.MULTILINE)
+
+
+class BenchError(Exception):
+    """Something that a measurement needs does not work; the text says what."""
+
+
+@contextmanager
+def running(
+    command: Sequence[object],
+    directory: Path,
+    ready: Callable[[], bool],
+    environment: Mapping[str, str] | None = None,
+    seconds: float = 20.0,
+) -> Iterator[int]:
+    """Run a program until the block ends; gives its process id as soon as `ready()`.
+
+    It gets a session of its own, so that Ctrl-C reaches only the benchmark, which then ends it and all its children.
+    """
+    log = directory / "output.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=directory,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _await(process, ready, log, seconds)
+        yield process.pid
+    finally:
+        _end(process)
+
+
+def _await(process: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            said = log.read_text(errors="replace").strip()[-2000:]
+            raise BenchError(f"{log.parent.name} did not start: {said or 'it said nothing'}")
+        time.sleep(0.05)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for signal_number, seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal_number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            break
+    with suppress(ProcessLookupError):  # children that outlived their parent
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def listening(*ports: int) -> Callable[[], bool]:
+    """Whether all these loopback ports accept connections."""
+
+    def check() -> bool:
+        for port in ports:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+            except OSError:
+                return False
+        return True
+
+    return check
+
+
+def tree(root: int) -> list[int]:
+    """A process and all that descend from it."""
+    found = [root]
+    for pid in found:
+        with suppress(OSError):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """User and system time that living processes have used so far."""
+    ticks = 0
+    for pid in pids:
+        with suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS
+
+
+@dataclass(slots=True)
+class Cost:
+    """What a server used while it was watched: `cpu` in seconds; `rss` is the largest process's peak and `pss` the
+    peak of all together, in bytes."""
+
+    cpu: float = 0.0
+    rss: int = 0
+    pss: int = 0
+
+
+@contextmanager
+def watched(root: int) -> Iterator[Cost]:
+    """Watch a process tree, sampling its memory ten times a second; the figures are complete when the block ends."""
+    cost = Cost()
+    stop = threading.Event()
+
+    def sample() -> None:
+        while True:
+            memory = [_memory(pid) for pid in tree(root)]
+            cost.rss = max(cost.rss, *(rss for rss, _ in memory))
+            cost.pss = max(cost.pss, sum(pss for _, pss in memory))
+            if stop.wait(0.1):
+                return
+
+    before = cpu_seconds(tree(root))
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    try:
+        yield cost
+    finally:
+        stop.set()
+        sampler.join()
+        cost.cpu = cpu_seconds(tree(root)) - before
+
+
+def _memory(pid: int) -> tuple[int, int]:
+    try:
+        fields = dict(_FIELD.findall(Path(f"/proc/{pid}/smaps_rollup").read_text()))
+    except OSError:
+        return 0, 0
+    return int(fields.get("Rss", 0)) << 10, int(fields.get("Pss", 0)) << 10

@@ -1,0 +1,232 @@
+"""What is measured: our cache and its peers, each with a TLS listener on loopback."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .certificates import Certificates
+from .nginx import nginx, tls
+from .processes import BenchError, free_port, listening, running
+from .upstream import Upstream
+
+HUB = "registry-1.docker.io"
+_REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What starting a server needs. `python` runs ours with `options` as further mitmdump arguments; `tools` has
+    programs that were installed for this run; `workers` is for those that have such a setting."""
+
+    directory: Path
+    upstream: Upstream
+    certificates: Certificates
+    python: Path
+    options: Sequence[str]
+    tools: Path
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server: `origin` is where clients address requests to, through `proxy` (`HOST:PORT`) if there is one;
+    `trust` is a directory with the authority that they trust. `registry` is what stands before an image's name."""
+
+    name: str
+    pid: int
+    origin: str
+    registry: str
+    trust: Path
+    proxy: str | None = None
+    headers: tuple[str, ...] = field(default=())
+
+
+@contextmanager
+def ours(setup: Setup) -> Iterator[Server]:
+    """The cache, reached by CONNECT, as dockerd reaches it through HTTPS_PROXY."""
+    directory = setup.directory / "ours"
+    config = directory / "config"
+    config.mkdir(parents=True)
+    proxy, mirror, status = free_port(), free_port(), free_port()
+    options = {
+        "confdir": config,
+        "hubcache_dir": directory / "store",
+        "hubcache_registries": f"{HUB}={setup.upstream.url}",
+        "hubcache_size": "40G",
+        "hubcache_status": f"127.0.0.1:{status}",
+        "ssl_verify_upstream_trusted_ca": setup.certificates.authority,
+    }
+    command: list[object] = [setup.python.parent / "mitmdump", "-q", "-s", _REPOSITORY / "addon" / "cache.py"]
+    command += ["--mode", f"regular@127.0.0.1:{proxy}", "--mode", f"reverse:https://{HUB}@127.0.0.1:{mirror}"]
+    for name, value in options.items():
+        command += ["--set", f"{name}={value}"]
+    with running([*command, *setup.options], directory, listening(proxy, mirror, status), seconds=60) as pid:
+        authority = config / "mitmproxy-ca-cert.pem"
+        if not authority.exists():
+            raise BenchError(f"our cache made no {authority}")
+        trust = directory / "trust"
+        trust.mkdir()
+        (trust / "ca.pem").write_bytes(authority.read_bytes())
+        yield Server("ours", pid, f"https://{HUB}", "docker.io", trust, f"127.0.0.1:{proxy}")
+
+
+@contextmanager
+def direct(setup: Setup) -> Iterator[Server]:
+    """No cache at all: clients ask the upstream themselves."""
+    place = setup.upstream.url.removeprefix("https://")
+    yield Server("direct", setup.upstream.pid, setup.upstream.url, place, setup.certificates.directory)
+
+
+@contextmanager
+def static_nginx(setup: Setup) -> Iterator[Server]:
+    """nginx with the files themselves: the least that any server can do."""
+    port = free_port()
+    http = f"access_log off; server {{ {tls(setup.certificates, port)} root {setup.upstream.images.root}; }}"
+    with nginx(setup.directory / "nginx", setup.workers, http, port) as pid:
+        yield _direct("nginx", pid, port, setup)
+
+
+_CACHING = """
+    access_log off;
+    proxy_cache_path {cache} levels=1:2 max_size=40g inactive=60d keys_zone=cache:10m use_temp_path=off;
+    server {{
+        {listener}
+        proxy_read_timeout 900;
+        proxy_cache_lock on;
+        proxy_cache_lock_timeout 880s;
+        proxy_cache_lock_age 880s;
+        proxy_cache_valid 200 206 365d;
+        proxy_force_ranges on;
+        proxy_ignore_client_abort on;
+        proxy_cache_revalidate on;
+        proxy_hide_header Set-Cookie;
+        proxy_ignore_headers X-Accel-Expires Expires Cache-Control Set-Cookie;
+        proxy_ssl_server_name on;
+        proxy_intercept_errors on;
+        error_page 301 302 307 = @handle_redirects;
+        location ~ ^/v2/(.*)/blobs/sha256: {{
+            proxy_pass {upstream};
+            proxy_cache cache;
+            proxy_cache_key $uri;
+        }}
+        location ~ ^/v2/(.*)/manifests/sha256: {{
+            proxy_pass {upstream};
+            proxy_cache cache;
+            proxy_cache_key $uri;
+        }}
+        location @handle_redirects {{
+            set $original_uri $uri;
+            set $location $upstream_http_location;
+            proxy_set_header Authorization "";
+            proxy_pass $location;
+            proxy_cache cache;
+            proxy_cache_key $original_uri;
+        }}
+        location / {{ proxy_pass {upstream}; }}
+    }}
+"""
+
+
+@contextmanager
+def caching_nginx(setup: Setup) -> Iterator[Server]:
+    """nginx `proxy_cache` with the settings of rpardini/docker-registry-proxy: a cache lock, redirects followed inside.
+
+    It is reached without CONNECT, which Debian's nginx cannot do; that spares it work that ours has. Blobs have the
+    same key before and after the redirect (there they differ, and every hit asks the registry for the redirect again).
+    """
+    port = free_port()
+    directory = setup.directory / "nginx-cache"
+    http = _CACHING.format(
+        cache=directory / "cache", listener=tls(setup.certificates, port), upstream=setup.upstream.url
+    )
+    with nginx(directory, setup.workers, http, port) as pid:
+        yield _direct("nginx-cache", pid, port, setup, "Authorization: Bearer bench")
+
+
+_DISTRIBUTION = """\
+version: 0.1
+log: {{ level: error, accesslog: {{ disabled: true }} }}
+storage: {{ filesystem: {{ rootdirectory: {directory}/store }}, cache: {{ blobdescriptor: inmemory }} }}
+http: {{ addr: "127.0.0.1:{port}", tls: {{ certificate: {certificate}, key: {key} }} }}
+proxy: {{ remoteurl: "{upstream}" }}
+"""
+
+
+@contextmanager
+def distribution(setup: Setup) -> Iterator[Server]:
+    """CNCF distribution (Debian's docker-registry) as a pull-through cache."""
+    port = free_port()
+    directory = setup.directory / "docker-registry"
+    directory.mkdir(parents=True)
+    config = directory / "config.yml"
+    config.write_text(
+        _DISTRIBUTION.format(
+            directory=directory,
+            port=port,
+            certificate=setup.certificates.certificate,
+            key=setup.certificates.key,
+            upstream=setup.upstream.url,
+        )
+    )
+    trust = {"SSL_CERT_FILE": str(setup.certificates.authority)}
+    command = ["docker-registry", "serve", config]
+    with running(command, directory, listening(port), trust) as pid:
+        yield _direct("docker-registry", pid, port, setup)
+
+
+_DRAYAGE = """\
+listen = "127.0.0.1:{plain}"
+cache_dir = "{directory}/store"
+manifest_ttl_seconds = 900
+tls_listen = "127.0.0.1:{port}"
+ca_cert_path = "{directory}/ca/ca.crt"
+ca_key_path = "{directory}/ca/ca.key"
+
+[upstreams.docker_io]
+registry = "{upstream}"
+"""
+
+
+@contextmanager
+def drayage(setup: Setup) -> Iterator[Server]:
+    """drayage, which makes certificates for the name that a client asks for, as ours does.
+
+    It trusts none but the built-in authorities, so its upstream is the same stand-in without TLS.
+    """
+    program = setup.tools / "bin" / "drayage"
+    if not program.exists():
+        raise BenchError(f"{program} is not there; `pip install drayage` did not work")
+    plain, port = free_port(), free_port()
+    directory = setup.directory / "drayage"
+    directory.mkdir(parents=True)
+    (directory / "store").mkdir(parents=True)
+    made = os.spawnl(os.P_WAIT, program, "drayage", "gen-ca", "--dir", f"{directory}/ca")
+    if made != 0:
+        raise BenchError("drayage could not make its authority")
+    config = directory / "config.toml"
+    config.write_text(_DRAYAGE.format(plain=plain, port=port, directory=directory, upstream=setup.upstream.plain_url))
+    with running([program, "serve", "--config", config], directory, listening(plain, port)) as pid:
+        trust = directory / "trust"
+        trust.mkdir()
+        (trust / "ca.pem").write_bytes((directory / "ca" / "ca.crt").read_bytes())
+        yield Server("drayage", pid, f"https://localhost:{port}", f"localhost:{port}", trust)
+
+
+def _direct(name: str, pid: int, port: int, setup: Setup, *headers: str) -> Server:
+    place = f"localhost:{port}"
+    return Server(name, pid, f"https://{place}", place, setup.certificates.directory, headers=headers)
+
+
+STARTS: dict[str, Callable[[Setup], AbstractContextManager[Server]]] = {
+    "ours": ours,
+    "direct": direct,
+    "nginx": static_nginx,
+    "nginx-cache": caching_nginx,
+    "docker-registry": distribution,
+    "drayage": drayage,
+}
+"""Every server by name; `direct` is the upstream and `nginx` has the files, all others must fetch them."""
+
+CACHES = ("ours", "nginx-cache", "docker-registry", "drayage")

@@ -1,0 +1,143 @@
+"""The stand-in for Docker Hub: nginx with static files, so that it is never what a cache waits for.
+
+It demands a token (without looking at it), redirects blobs to a CDN on another host, and logs every request. Images
+whose names begin with `uplink/` have their blobs behind a line of limited speed.
+"""
+
+import re
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from sys import executable
+
+from . import accesslog
+from .accesslog import Traffic
+from .certificates import Certificates
+from .images import MANIFEST_TYPE, Images
+from .nginx import nginx, tls
+from .processes import BenchError, free_port, listening, running
+
+UPLINK_RATE = 50_000_000
+"""Bytes per second of the limited line."""
+
+_QUIET_SECONDS = 60
+
+_TOKEN = '{"token":"bench","access_token":"bench","expires_in":300,"issued_at":"2020-01-01T00:00:00Z"}'
+
+_HTTP = """
+    log_format requests escape=json '{format}';
+    access_log {log} requests;
+    root {root};
+    # A tag names its digest: nothing has to be reloaded for a new image.
+    map $uri $content_digest {{
+        ~/manifests/(?<digest>sha256:[0-9a-f]+)$ $digest;
+        ~/manifests/t-(?<hex>[0-9a-f]+)$ sha256:$hex;
+    }}
+    map $scheme:$uri $cdn_port {{
+        ~^https:/v2/uplink/ {uplink_tls};
+        ~^http:/v2/uplink/ {uplink_plain};
+        ~^https: {cdn_tls};
+        default {cdn_plain};
+    }}
+    server {{
+        server_name registry;
+        {registry_tls}
+        listen 127.0.0.1:{registry_plain};
+        error_page 401 = @challenge;
+        location = /status {{ access_log off; stub_status; }}
+        location = /token {{ default_type application/json; return 200 '{token}'; }}
+        location = /v2/ {{
+            if ($http_authorization = "") {{ return 401; }}
+            default_type application/json;
+            return 200 '{{}}';
+        }}
+        location ~ /manifests/ {{
+            if ($http_authorization = "") {{ return 401; }}
+            default_type {manifest_type};
+            add_header Docker-Content-Digest $content_digest;
+            add_header Docker-Distribution-Api-Version registry/2.0;
+        }}
+        location ~ /blobs/ {{
+            if ($http_authorization = "") {{ return 401; }}
+            return 307 $scheme://127.0.0.1:$cdn_port$uri;
+        }}
+        location @challenge {{
+            default_type application/json;
+            add_header Docker-Distribution-Api-Version registry/2.0 always;
+            add_header WWW-Authenticate 'Bearer realm="$scheme://$http_host/token",service="registry.docker.io"' always;
+            return 401 '{{"errors":[{{"code":"UNAUTHORIZED","message":"authentication required"}}]}}';
+        }}
+    }}
+    server {{
+        server_name {cdn};
+        {cdn_tls_listener}
+        listen 127.0.0.1:{cdn_plain};
+        location /v2/ {{ }}
+    }}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The running stand-in: `url` over TLS, `plain_url` without, for a peer that cannot be told our authority."""
+
+    images: Images
+    url: str
+    plain_url: str
+    log: Path
+    pid: int
+
+    def mark(self) -> int:
+        """Now, as a place in the log."""
+        return self.log.stat().st_size
+
+    def since(self, mark: int) -> Traffic:
+        """What was asked of it since `mark`. Requests are logged when they end, so this waits for the last one: some
+        peers still fetch when their client has all."""
+        deadline = time.monotonic() + _QUIET_SECONDS
+        while self._busy():
+            if time.monotonic() > deadline:
+                raise BenchError(f"upstream requests go on for more than {_QUIET_SECONDS} seconds")
+            time.sleep(0.1)
+        with self.log.open("rb") as log:
+            log.seek(mark)
+            return Traffic.parse(log.read().decode().splitlines())
+
+    def _busy(self) -> bool:
+        with urllib.request.urlopen(f"{self.plain_url}/status", timeout=5) as answer:
+            writing = re.search(r"Writing: (\d+)", answer.read().decode())
+        return writing is None or int(writing[1]) > 1  # one is this request itself
+
+
+@contextmanager
+def upstream(directory: Path, certificates: Certificates) -> Iterator[Upstream]:
+    """Run the stand-in and its uplink."""
+    names = ("registry", "registry_plain", "cdn_tls", "cdn_plain", "uplink_tls", "uplink_plain")
+    ports = {name: free_port() for name in names}
+    root = directory / "files"
+    root.mkdir(parents=True)
+    log = directory / "requests.log"
+    http = _HTTP.format(
+        format=accesslog.FORMAT,
+        log=log,
+        root=root,
+        token=_TOKEN,
+        manifest_type=MANIFEST_TYPE,
+        cdn=accesslog.CDN,
+        registry_tls=tls(certificates, ports["registry"]),
+        cdn_tls_listener=tls(certificates, ports["cdn_tls"]),
+        **{name: port for name, port in ports.items() if name != "registry"},
+    )
+    pairs = [f"{ports['uplink_' + kind]}:{ports['cdn_' + kind]}" for kind in ("tls", "plain")]
+    relay = [executable, Path(__file__).with_name("uplink.py"), str(UPLINK_RATE), *pairs]
+    (directory / "uplink").mkdir()
+    with ExitStack() as stack:
+        registry_ports = (ports["registry"], ports["registry_plain"], ports["cdn_tls"], ports["cdn_plain"])
+        pid = stack.enter_context(nginx(directory / "nginx", 2, http, *registry_ports))
+        uplink_ready = listening(ports["uplink_tls"], ports["uplink_plain"])
+        stack.enter_context(running(relay, directory / "uplink", uplink_ready))
+        url = f"https://localhost:{ports['registry']}"
+        yield Upstream(Images(root), url, f"http://localhost:{ports['registry_plain']}", log, pid)

@@ -1,0 +1,202 @@
+# Set-up that scripts/serve and scripts/test share; to be sourced by bash. Everything it makes is in the repository:
+#
+#   .venv         the locked dependencies, with a stamp that says what it was made from. While the stamp is right,
+#                 nothing else here runs. It is built as .uv/venv and renamed, so there is never a half-made one.
+#   .uv/tool      uv, which makes the .venv
+#   .uv/python    a Python that uv fetched, where the machine has none that will do
+#   .uv/setup.log what the programs said during the last set-up
+
+uv_version=0.13.9
+minors="13 14 12 15" # of Python 3: the versions that are looked for, the preferred one first
+fetched_python=3.13  # the version that uv fetches when none is found
+root="$(cd -P -- "${BASH_SOURCE[0]%/*}/.." && pwd)"
+venv="$root/.venv"
+work="$root/.uv"
+log="$work/setup.log"
+stamp=hubcache-stamp
+
+# Where pyenv may have Pythons: its usual place, and the places of the shims on PATH (after sudo, HOME is another).
+pyenvs=("${PYENV_ROOT:-${HOME:-}/.pyenv}")
+while read -r -d : entry; do
+    if [[ $entry == */shims ]]; then pyenvs+=("${entry%/shims}"); fi
+done <<<"$PATH:"
+
+{ true <&0; } 2>/dev/null || exec </dev/null # a closed standard input would become the next file that is opened
+
+say() { printf 'hubcache: %s\n' "$*" >&2; }
+
+fail() {
+    say "$*"
+    exit 1
+}
+
+# step TEXT COMMAND...: run a command with its output in the log; when it fails, say so in one line and exit.
+step() {
+    local text=$1 start reason
+    shift
+    say "$text"
+    mkdir -p "$work"
+    start=$(wc -l 2>/dev/null <"$log" || echo 0)
+    if ! (cd "$root" && "$@") </dev/null >>"$log" 2>&1; then
+        reason=$(tail -n "+$((start + 1))" "$log" | grep -iE '^ *(error|E):' | tail -n 1 || true)
+        fail "failed: $text: ${reason:-exit status not 0} (all of it: $log)"
+    fi
+}
+
+# Descriptor 9 is the lock: a service that a package starts must not keep it.
+apt_install() {
+    DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=120 install --no-install-recommends "$@" 9>&-
+}
+
+# try COMMAND: if it is a Python that runs and has what mitmproxy and diskcache need of it, set python to its real path.
+try() {
+    python=$("$1" -I -c 'if True:
+        import os, sys
+        sys.version_info >= (3, 12) or sys.exit(1)
+        import sqlite3, ssl
+        print(os.path.realpath(sys.executable))' 2>/dev/null </dev/null)
+}
+
+# Set python to the one to use, or to nothing when there is none. A name on PATH proves nothing: pyenv puts a shim there
+# for each version that it knows, and a shim runs only when its version is selected.
+find_python() {
+    local minor directory candidate
+    if [[ -n ${HUBCACHE_PYTHON:-} ]]; then
+        try "$HUBCACHE_PYTHON" ||
+            fail "HUBCACHE_PYTHON=$HUBCACHE_PYTHON is not a Python >= 3.12 that runs and has ssl and sqlite3"
+        return
+    fi
+    for minor in $minors; do try "python3.$minor" && return; done
+    try python3 && return
+    for minor in $minors; do
+        for directory in "${pyenvs[@]}"; do
+            for candidate in "$directory"/versions/*/bin/"python3.$minor"; do
+                try "$candidate" && return
+            done
+        done
+    done
+    python=
+}
+
+# find_host MODULE: set host to any Python with that module; it only has to install uv.
+find_host() {
+    local candidate
+    for candidate in ${python:+"$python"} python3 /usr/bin/python3; do
+        host=$("$candidate" -I -c "if True:
+            import sys, $1
+            sys.version_info >= (3, 8) or sys.exit(1)
+            print(sys.executable)" 2>/dev/null </dev/null) && return
+    done
+    return 1
+}
+
+# Set uv to a uv of our version. Debian and Ubuntu ship Python without ensurepip and without pip.
+ensure_uv() {
+    local host requirement="uv==$uv_version" said
+    uv="$work/tool/bin/uv"
+    said=$("$uv" --version 2>/dev/null || true)
+    [[ $said == "uv $uv_version" || $said == "uv $uv_version "* ]] && return
+    rm -rf "$work/tool"
+    if ! find_host ensurepip && ! find_host pip; then
+        if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+            fail "Python here has neither venv nor pip: have python3-venv installed (sudo apt-get install python3-venv)"
+        fi
+        step "reading the lists of packages" apt-get -q update
+        step "installing python3-venv" apt_install python3-venv
+        [[ -n $python ]] || find_python
+        find_host ensurepip || fail "python3-venv is installed, but no Python has ensurepip"
+    fi
+    if find_host ensurepip; then
+        step "making a place for uv" "$host" -I -m venv "$work/tool"
+        step "installing uv" "$work/tool/bin/python" -I -m pip --no-input install --no-user "$requirement"
+    else
+        find_host pip
+        step "installing uv" "$host" -I -m pip --no-input install --no-user --target "$work/tool" "$requirement"
+    fi
+}
+
+# uv's cache where the user's is of no use: no home, or one that cannot be written.
+choose_uv_cache() {
+    local base="${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}"
+    local usual="${UV_CACHE_DIR:-${base:+$base/uv}}"
+    if [[ -n $usual ]] && mkdir -p "$usual" 2>/dev/null && [[ -w $usual ]]; then return; fi
+    export UV_CACHE_DIR="$work/cache"
+}
+
+# uv does not read pip's configuration: a mirror that is set there holds for uv too, unless uv has one of its own.
+choose_index() {
+    local index="${PIP_INDEX_URL:-}"
+    [[ -z ${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-} ]] || return 0
+    [[ -n $index ]] || index=$("$work/tool/bin/python" -I -m pip config get global.index-url 2>/dev/null || true)
+    [[ -z $index ]] || export UV_DEFAULT_INDEX="$index"
+}
+
+lock_hash() {
+    local line
+    line=$(sha256sum "$root/uv.lock")
+    printf %s "${line%% *}"
+}
+
+# The stamp's lines: hash of uv.lock, group, the Python it runs on, and HUBCACHE_PYTHON as it was given.
+write_stamp() {
+    local real
+    real=$(readlink -f "$work/venv/bin/python")
+    printf '%s\n' "$(lock_hash)" "$1" "$real" "${HUBCACHE_PYTHON:-}" >"$work/venv/$stamp"
+}
+
+read_stamp() {
+    made=()
+    if [[ -r $venv/$stamp ]]; then mapfile -t made <"$venv/$stamp"; fi
+    ((${#made[@]} == 4))
+}
+
+# ready GROUP: whether .venv is what is wanted. One with the dev group will do for serve.
+ready() {
+    local made
+    if [[ ! -x $venv/bin/python ]] || ! read_stamp; then return 1; fi
+    [[ ${made[0]} == "$(lock_hash)" && ${made[2]} == "$(readlink -f "$venv/bin/python")" ]] || return 1
+    [[ ${made[1]} == "$1" || ${made[1]} == dev ]] || return 1
+    [[ -z ${HUBCACHE_PYTHON:-} || $HUBCACHE_PYTHON == "${made[2]}" || $HUBCACHE_PYTHON == "${made[3]}" ]]
+}
+
+# In the side of the repository that nobody looks at; .venv is replaced when all is done, and kept when a step fails.
+make_venv() {
+    local group=$1 python uv made export=(--frozen --no-dev)
+    : >"$log"
+    if read_stamp && [[ ${made[1]} == dev ]]; then group=dev; fi
+    if [[ $group == dev ]]; then export=(--locked --group dev); fi # a lock file left behind is an error to developers
+    rm -rf "$work/venv" "$work/replaced"
+    find_python
+    ensure_uv
+    choose_uv_cache
+    if [[ -z $python ]]; then
+        export UV_PYTHON_INSTALL_DIR="$work/python"
+        step "no Python >= 3.12 here: fetching $fetched_python" "$uv" python install --no-bin "$fetched_python"
+        python=$("$uv" python find --managed-python "$fetched_python") || fail "uv does not find the Python it fetched"
+    fi
+    step "making .venv with $python" "$uv" venv --relocatable --python "$python" "$work/venv"
+    step "reading uv.lock" "$uv" export "${export[@]}" --no-emit-project --output-file "$work/requirements.txt"
+    choose_index
+    step "installing the locked dependencies" "$uv" pip sync --require-hashes --compile-bytecode \
+        --python "$work/venv/bin/python" "$work/requirements.txt"
+    write_stamp "$group"
+    if [[ -e $venv || -L $venv ]]; then mv "$venv" "$work/replaced"; fi
+    mv "$work/venv" "$venv"
+    rm -rf "$work/replaced"
+}
+
+# prepare GROUP: make .venv unless it is ready. GROUP is `serve` or `dev`.
+prepare() {
+    ready "$1" && return
+    if ! mkdir -p "$work" 2>/dev/null || [[ ! -w $work || ! -w $root ]]; then
+        fail "cannot set up: no right to write in $root"
+    fi
+    # Held by the programs started below too, so that one that outlives us is not disturbed by the next start.
+    exec 9>"$work/lock"
+    if ! flock -n 9; then
+        say "waiting for another set-up to end"
+        flock 9
+    fi
+    ready "$1" || make_venv "$1"
+    exec 9>&-
+}

@@ -1,0 +1,1 @@
+"""The simulator: the retention policy beside its rivals, on the same traces."""

@@ -1,0 +1,251 @@
+"""The policies that are measured: the project's own, from the module that the store uses, and its rivals in short.
+
+A policy is asked for one object after the other and tells whether it had it. None is told the future but Belady's.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from typing import Protocol
+
+from hubcache.decide.frequency import Retention
+
+from .trace import Trace
+
+HOUR = 3600.0
+DAY = 86400.0
+
+
+class Policy(Protocol):
+    """A store that is simulated."""
+
+    written: int
+    """Bytes that were stored."""
+
+    def request(self, at: int, now: float, key: int, size: int) -> bool:
+        """Whether request number `at` of the trace is a hit."""
+        ...
+
+
+class Frequency:
+    """The project's: what the store does with `hubcache.decide.frequency`, without a disk."""
+
+    def __init__(self, capacity: int, retention: Retention[int]) -> None:
+        self.retention = retention
+        self.capacity = capacity
+        self.written = 0
+        self.evicted: list[tuple[int, str]] = []
+        self._heard: float | None = None
+        self._cleaned: float | None = None
+
+    def request(self, at: int, now: float, key: int, size: int) -> bool:
+        retention = self.retention
+        self._pass_time(now)
+        retention.requested(key, now)
+        if key in retention:
+            return True
+        if size <= self.capacity:
+            room = retention.admit(key, size, now, self.capacity - retention.bytes, _never)
+            if room.refusal is None:
+                retention.stored(key, size, now)
+                self.written += size
+        return False
+
+    def _pass_time(self, now: float) -> None:
+        """The store looks at the time also when nobody asks, and cleans up once a day."""
+        heard = now if self._heard is None else self._heard
+        cleaned = now if self._cleaned is None else self._cleaned
+        while heard + HOUR < now:
+            heard += HOUR
+            if heard - cleaned >= DAY:
+                self._clean(heard)
+                cleaned = heard
+            elif now - heard > DAY:
+                self.retention.pass_time(heard)
+        self._heard = max(heard, now)
+        if now - cleaned >= DAY:
+            self._clean(now)
+            cleaned = now
+        self._cleaned = cleaned
+
+    def _clean(self, now: float) -> None:
+        while self.retention.idle(now, _never):
+            pass
+        self.retention.forget(now)
+
+
+def _never(_: int) -> bool:
+    return False
+
+
+class Infinite:
+    """Stores everything for ever."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self._stored: set[int] = set()
+
+    def request(self, at: int, now: float, key: int, size: int) -> bool:
+        if key in self._stored:
+            return True
+        self._stored.add(key)
+        self.written += size
+        return False
+
+
+class Lru:
+    """The one that was not asked for longest goes."""
+
+    def __init__(self, capacity: int) -> None:
+        self.written = 0
+        self._free = capacity
+        self._capacity = capacity
+        self._stored: OrderedDict[int, int] = OrderedDict()
+
+    def request(self, at: int, now: float, key: int, size: int) -> bool:
+        if key in self._stored:
+            self._stored.move_to_end(key)
+            return True
+        if size <= self._capacity:
+            while self._free < size:
+                self._free += self._stored.popitem(last=False)[1]
+            self._stored[key] = size
+            self._free -= size
+            self.written += size
+        return False
+
+
+class Ranked:
+    """The one with the lowest rank goes; a rank is made of the clock (the last victim's rank), the requests since it is
+    stored, and the size. Of equal ranks the one that was not asked for longest goes.
+    """
+
+    def __init__(self, capacity: int, rank: Callable[[float, int, int], float]) -> None:
+        self.written = 0
+        self._rank = rank
+        self._clock = 0.0
+        self._capacity = capacity
+        self._free = capacity
+        self._stored: dict[int, tuple[int, int, int]] = {}  # requests, size, number of the last request
+        self._heap: list[tuple[float, int, int]] = []
+
+    def request(self, at: int, now: float, key: int, size: int) -> bool:
+        count = self._stored[key][0] if key in self._stored else 0
+        if not count:
+            if size > self._capacity:
+                return False
+            while self._free < size:
+                rank, asked, victim = heappop(self._heap)
+                if victim in self._stored and self._stored[victim][2] == asked:
+                    self._clock = rank
+                    self._free += self._stored.pop(victim)[1]
+            self._free -= size
+            self.written += size
+        self._stored[key] = (count + 1, size, at)
+        heappush(self._heap, (self._rank(self._clock, count + 1, size), at, key))
+        return count > 0
+
+
+class S3Fifo:
+    """Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023: a small queue (10 %), a main queue,
+    and a ghost of what left the small one; what is asked for twice more while in the small queue goes to the main one.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.written = 0
+        self._small_size = capacity // 10
+        self._main_size = capacity - self._small_size
+        self._small: deque[int] = deque()
+        self._main: deque[int] = deque()
+        self._used = [0, 0]
+        self._stored: dict[int, tuple[int, int]] = {}  # requests (at most 3) and size
+        self._ghost: OrderedDict[int, int] = OrderedDict()
+        self._ghost_used = 0
+
+    def request(self, at: int, now: float, key: int, size: int) -> bool:
+        if key in self._stored:
+            self._stored[key] = (min(3, self._stored[key][0] + 1), size)
+            return True
+        capacity = self._small_size + self._main_size
+        to_main = key in self._ghost
+        if to_main:
+            self._ghost_used -= self._ghost.pop(key)
+        if size > (self._main_size if to_main else self._small_size):
+            return False
+        while sum(self._used) + size > capacity:
+            self._evict()
+        (self._main if to_main else self._small).append(key)
+        self._used[to_main] += size
+        self._stored[key] = (0, size)
+        self.written += size
+        return False
+
+    def _evict(self) -> None:
+        if self._small and (self._used[0] > self._small_size or not self._main):
+            key = self._small.popleft()
+            count, size = self._stored[key]
+            self._used[0] -= size
+            if count >= 2:
+                self._stored[key] = (0, size)
+                self._main.append(key)
+                self._used[1] += size
+                return
+            del self._stored[key]
+            self._ghost[key] = size
+            self._ghost_used += size
+            while self._ghost_used > self._main_size:
+                self._ghost_used -= self._ghost.popitem(last=False)[1]
+        else:
+            key = self._main.popleft()
+            count, size = self._stored[key]
+            if count:
+                self._stored[key] = (count - 1, size)
+                self._main.append(key)
+            else:
+                del self._stored[key]
+                self._used[1] -= size
+
+
+class Belady:
+    """Knows the future: the one goes whose next request, times its size, is farthest; what will not be asked for again,
+    or would be the one to go, is not stored. Not the optimum, which is hard to find when sizes differ, but a high bar.
+    """
+
+    def __init__(self, capacity: int, trace: Trace) -> None:
+        self.written = 0
+        self._capacity = capacity
+        self._free = capacity
+        self._next = trace.next_uses()
+        self._end = len(trace)
+        self._stored: dict[int, tuple[int, int]] = {}  # next request and size
+
+    def request(self, at: int, now: float, key: int, size: int) -> bool:
+        hit = key in self._stored
+        following = self._next[at]
+        if following == self._end or size > self._capacity:
+            if hit:
+                self._free += self._stored.pop(key)[1]
+            return hit
+        if hit:
+            self._stored[key] = (following, size)
+            return True
+        if self._free < size:
+            self._make_room(at, (following - at) * size, size)
+        if self._free >= size:
+            self._stored[key] = (following, size)
+            self._free -= size
+            self.written += size
+        return False
+
+    def _make_room(self, at: int, cost: int, needed: int) -> None:
+        heap = [((at - following) * size, size, key) for key, (following, size) in self._stored.items()]
+        heapify(heap)
+        freed, victims = self._free, []
+        while freed < needed and heap and -heap[0][0] > cost:
+            _, size, key = heappop(heap)
+            victims.append(key)
+            freed += size
+        if freed >= needed:
+            for key in victims:
+                del self._stored[key]
+            self._free = freed

@@ -1,0 +1,129 @@
+"""The `Disk` subclass: files are renamed in, small values inline, and nothing that would have to be unpickled."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import diskcache
+import pytest
+from diskcache.core import MODE_PICKLE, MODE_TEXT
+from hubcache.oci.digest import Digest
+from hubcache.oci.errors import StorageError
+from hubcache.store.disk import FileDisk, StagedFile
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[diskcache.Cache]:
+    opened = diskcache.Cache(str(tmp_path / "cache"), disk=FileDisk, eviction_policy="none", cull_limit=0)
+    yield opened
+    opened.close()
+
+
+def staged(folder: Path, data: bytes) -> StagedFile:
+    path = folder / "staged"
+    path.write_bytes(data)
+    return StagedFile(path, Digest.of(data), len(data))
+
+
+def overwrite(cache: diskcache.Cache, mode: int, value: object, filename: str | None = None) -> None:
+    """Change the row of key `k` behind the program's back."""
+    connection = sqlite3.connect(Path(cache.directory, "cache.db"))
+    connection.execute("UPDATE Cache SET mode = ?, value = ?, filename = ?", (mode, value, filename))
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize("value", ["", "text", "x" * 200_000, b"", b"bytes\0", b"x" * 200_000])
+def test_text_and_bytes_are_kept_inline_whatever_their_size(cache: diskcache.Cache, value: str | bytes) -> None:
+    cache.set("k", value)
+    assert cache.get("k") == value
+    assert [path.name for path in Path(cache.directory).iterdir() if path.is_dir()] == []
+
+
+def test_a_staged_file_is_moved_in_not_copied(cache: diskcache.Cache, tmp_path: Path) -> None:
+    file = staged(tmp_path, b"layer")
+    inode = file.path.stat().st_ino
+    cache.set("k", file)
+    path = cache.get("k")
+    assert path.read_bytes() == b"layer"
+    assert path.stat().st_ino == inode
+    assert not file.path.exists()
+
+
+def test_a_second_commit_of_a_digest_replaces_the_file_and_keeps_the_new_one(
+    cache: diskcache.Cache, tmp_path: Path
+) -> None:
+    cache.set("k", staged(tmp_path, b"layer"))
+    first = cache.get("k")
+    cache.set("k", staged(tmp_path, b"layer"))
+    second = cache.get("k")
+    assert second.read_bytes() == b"layer"
+    assert not first.exists()
+
+
+def test_deleting_a_row_deletes_its_file(cache: diskcache.Cache, tmp_path: Path) -> None:
+    cache.set("k", staged(tmp_path, b"layer"))
+    path = cache.get("k")
+    cache.delete("k")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("value", [1, 1.5, None, ["list"], {"a": 1}, object(), bytearray(b"x")])
+def test_values_that_would_need_pickle_are_refused(cache: diskcache.Cache, value: object) -> None:
+    with pytest.raises(TypeError):
+        cache.set("k", value)
+    assert cache.get("k") is None
+
+
+@pytest.mark.parametrize("key", [1, b"k", ("k",), None])
+def test_keys_that_are_not_text_are_refused(cache: diskcache.Cache, key: object) -> None:
+    with pytest.raises(TypeError):
+        cache.set(key, "value")
+
+
+def bomb(target: Path) -> bytes:
+    """What somebody who may write to the directory would leave: a pickle that makes a directory when it is loaded."""
+    return b"cos\nmkdir\n(V" + str(target).encode() + b"\ntR."
+
+
+def test_the_bomb_of_these_tests_would_go_off(tmp_path: Path) -> None:
+    diskcache.Disk(str(tmp_path)).fetch(MODE_PICKLE, None, bomb(tmp_path / "exploded"), False)
+    assert (tmp_path / "exploded").exists()
+
+
+def test_a_row_that_holds_a_pickle_is_refused_unread(cache: diskcache.Cache, tmp_path: Path) -> None:
+    cache.set("k", "value")
+    overwrite(cache, MODE_PICKLE, bomb(tmp_path / "exploded"))
+    with pytest.raises(StorageError):
+        cache.get("k")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_pickle_in_a_file_is_refused_unread(cache: diskcache.Cache, tmp_path: Path) -> None:
+    cache.set("k", "value")
+    Path(cache.directory, "evil.val").write_bytes(bomb(tmp_path / "exploded"))
+    overwrite(cache, MODE_PICKLE, None, "evil.val")
+    with pytest.raises(StorageError):
+        cache.get("k")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_row_with_a_pickled_key_is_refused_unread(cache: diskcache.Cache, tmp_path: Path) -> None:
+    cache.set("k", "value")
+    connection = sqlite3.connect(Path(cache.directory, "cache.db"))
+    connection.execute("UPDATE Cache SET key = ?, raw = 0", (bomb(tmp_path / "exploded"),))
+    connection.commit()
+    connection.close()
+    with pytest.raises(StorageError):
+        list(cache)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(("mode", "value", "filename"), [(MODE_TEXT, None, "x"), (1, 7, None), (1, 1.5, None), (2, None, None)])
+def test_other_rows_that_this_program_never_writes_are_refused(
+    cache: diskcache.Cache, mode: int, value: object, filename: str | None
+) -> None:
+    cache.set("k", "value")
+    overwrite(cache, mode, value, filename)
+    with pytest.raises(StorageError):
+        cache.get("k")

@@ -1,0 +1,323 @@
+"""What clients are told before they pull, and what is not for the cache: pings, tokens, challenges, tunnels."""
+
+import base64
+import http.server
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import proxy
+import pytest
+from proxy import HUB_HOST, TOKEN_HOST, Door, Rig, wait_until
+from standin import Hub, random_bytes
+from standin.tls import make
+
+rig, door = proxy.fixtures(hubcache_tag_ttl="600")
+
+ALICE = "Basic " + base64.b64encode(b"alice:secret").decode()
+REALM = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io"'
+
+
+@pytest.fixture
+def proxy_door(rig: Rig) -> Iterator[Door]:
+    """For what only the proxy door has."""
+    rig.refresh()
+    yield rig.door("proxy")
+    rig.check()
+
+
+# -- ping and tokens
+
+
+@pytest.mark.parametrize("path", ["/v2/", "/v2"])
+def test_ping_is_answered_without_the_upstream(door: Door, path: str) -> None:
+    answer = door.request("GET", path)
+    if door.is_proxy:
+        assert answer.failure == (401, "UNAUTHORIZED")
+        assert answer.headers["www-authenticate"] == REALM
+    else:
+        assert (answer.status, answer.body) == (200, b"{}")
+    assert answer.headers["docker-distribution-api-version"] == "registry/2.0"
+    assert door.hub.count() == 0
+
+
+def test_ping_by_head_has_the_length_of_a_body_and_none(door: Door) -> None:
+    asked, whole = door.request("HEAD", "/v2/"), door.request("GET", "/v2/")
+    assert (asked.status, asked.body) == (whole.status, b"")
+    assert asked.headers["content-length"] == whole.headers["content-length"]
+
+
+def test_ping_with_a_token_succeeds(door: Door) -> None:
+    assert door.request("GET", "/v2/", {"Authorization": "Bearer anything"}).status == 200
+    assert door.hub.count() == 0
+
+
+def test_anonymous_token_is_made_here_and_never_sent_upstream(proxy_door: Door) -> None:
+    hub, repo = proxy_door.hub, proxy_door.repo
+    image = hub.image(repo, "latest")
+    token = proxy_door.token(f"repository:{repo}:pull")
+    assert hub.count() == 0
+    headers = {"Authorization": f"Bearer {token}"}
+    assert proxy_door.manifest("latest", headers).body == image.manifest
+    assert proxy_door.blob(image.layers[0], headers).body == b"layer"
+    assert proxy_door.request("GET", f"/v2/{repo}/tags/list", headers).status == 200
+    assert proxy_door.request("GET", "/v2/_catalog", headers).status in (401, 404)
+    assert hub.count() > 3
+    assert [record for record in hub.log if token in str(record.headers)] == []
+
+
+def test_anonymous_token_has_all_fields_that_clients_read(proxy_door: Door) -> None:
+    answer = proxy_door.request("GET", "/token?service=registry.docker.io", host=TOKEN_HOST)
+    document = json.loads(answer.body)
+    assert document["token"] == document["access_token"]
+    assert document["expires_in"] >= 60
+    assert document["issued_at"].endswith("Z")
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_warm_anonymous_pull_asks_nobody(door: Door) -> None:
+    image = door.hub.image(door.repo, "latest")
+    pulls = [lambda: door.manifest("latest").body, lambda: door.blob(image.layers[0]).body]
+    cold = [pull() for pull in pulls]
+    door.hub.reset_log()
+    assert [pull() for pull in pulls] == cold == [image.manifest, b"layer"]
+    assert door.hub.count() == 0
+
+
+# -- private images
+
+
+def login(door: Door) -> dict[str, str]:
+    """A user with a private image, and the header that docker sends after `docker login`."""
+    door.hub.image(door.repo, "latest", [b"secret layer"])
+    door.hub.private(door.repo, {"alice": "secret"})
+    return {"Authorization": f"Bearer {door.token(f'repository:{door.repo}:pull', ALICE)}"}
+
+
+def test_logged_in_client_gets_the_real_services_token_and_its_private_image(proxy_door: Door) -> None:
+    hub = proxy_door.hub
+    headers = login(proxy_door)
+    assert [record.user for record in hub.requests(kind="token")] == ["alice"]
+    assert proxy_door.manifest("latest", headers).status == 200
+    digest = proxy_door.manifest("latest", headers, "HEAD").headers["docker-content-digest"]
+    assert proxy_door.manifest(digest, headers).status == 200
+    layer = json.loads(proxy_door.manifest(digest, headers).body)["layers"][0]["digest"]
+    assert proxy_door.blob(layer, headers).body == b"secret layer"
+
+
+def test_private_image_is_stored_for_nobody(proxy_door: Door, rig: Rig) -> None:
+    headers = login(proxy_door)
+    stored = rig.product.health["store"]["objects"]
+    digest = proxy_door.manifest("latest", headers).headers["docker-content-digest"]
+    layer = json.loads(proxy_door.manifest(digest, headers).body)["layers"][0]["digest"]
+    assert proxy_door.blob(layer, headers).status == 200
+    assert rig.product.health["store"]["objects"] == stored
+    for name in proxy.DOORS:
+        stranger = rig.door(name)
+        for answer in (
+            stranger.manifest("latest", repo=proxy_door.repo),
+            stranger.manifest(digest, repo=proxy_door.repo),
+            stranger.blob(layer, repo=proxy_door.repo),
+        ):
+            assert answer.status == (401 if stranger.is_proxy else 404)
+
+
+def test_password_that_is_wrong_is_refused_by_the_real_service(proxy_door: Door) -> None:
+    wrong = "Basic " + base64.b64encode(b"alice:guess").decode()
+    answer = proxy_door.request("GET", "/token?service=registry.docker.io", {"Authorization": wrong}, host=TOKEN_HOST)
+    assert answer.status == 401
+    assert proxy_door.hub.count(kind="token") == 1
+
+
+def test_oauth_password_grant_reaches_the_real_service(proxy_door: Door) -> None:
+    login(proxy_door)
+    form = f"grant_type=password&username=alice&password=secret&scope=repository:{proxy_door.repo}:pull".encode()
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = proxy_door.request("POST", "/token", headers, host=TOKEN_HOST, body=form)
+    token = json.loads(answer.body)["access_token"]
+    assert proxy_door.manifest("latest", {"Authorization": f"Bearer {token}"}).status == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_what_the_public_may_not_see_is_a_challenge_in_the_proxy_and_absent_in_the_mirror(
+    door: Door, method: str
+) -> None:
+    image = door.hub.image(door.repo, "latest")
+    door.hub.private(door.repo, {"alice": "secret"})
+    for answer in (
+        door.manifest("latest", method=method),
+        door.manifest(image.digest, method=method),
+        door.blob(image.layers[0], method=method),
+    ):
+        if door.is_proxy:
+            assert answer.status == 401
+            assert answer.headers["www-authenticate"] == f'{REALM},scope="repository:{door.repo}:pull"'
+        else:
+            assert answer.status == 404
+        if method == "GET":
+            assert answer.failure in ((401, "UNAUTHORIZED"), (404, "MANIFEST_UNKNOWN"))
+
+
+def test_challenge_does_not_name_the_real_address_of_a_mapped_upstream(proxy_door: Door) -> None:
+    """Also not where the request only passes through."""
+    hub = proxy_door.hub
+    for answer in (
+        proxy_door.request("POST", f"/v2/{proxy_door.repo}/blobs/uploads/"),
+        proxy_door.request("GET", "/v2/none/manifests/latest"),
+    ):
+        assert answer.status == 401
+        assert hub.realm not in answer.headers["www-authenticate"]
+        assert answer.headers["www-authenticate"].startswith(REALM)
+
+
+# -- what is not ours
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
+    """A TLS server that says "hello"; its port, and trust in its certificate."""
+    ca_file, context = make(tmp_path, ["localhost"])
+
+    class Hello(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "5")
+            self.end_headers()
+            self.wfile.write(b"hello")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hello) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1], ssl.create_default_context(cafile=str(ca_file))
+        server.shutdown()
+        thread.join()
+
+
+def test_other_connects_are_raw_tunnels_with_the_servers_own_certificate(
+    proxy_door: Door, stranger: tuple[int, ssl.SSLContext]
+) -> None:
+    port, trust = stranger
+    with (
+        proxy_door.product.tunnel("localhost", port) as tunnel,
+        trust.wrap_socket(tunnel, server_hostname="localhost") as connection,
+    ):
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        answer = b""
+        while piece := connection.recv(4096):
+            answer += piece
+    assert answer.endswith(b"hello")
+
+
+def test_other_connects_need_not_speak_tls_at_all(proxy_door: Door) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        tunnel = proxy_door.product.tunnel("localhost", server.getsockname()[1])
+        tunnel.sendall(b"anything \0\xff")
+        connection, _ = server.accept()
+        with tunnel, connection:
+            assert connection.recv(100) == b"anything \0\xff"
+            connection.sendall(b"at all")
+            assert tunnel.recv(100) == b"at all"
+
+
+def test_plain_http_through_the_proxy_is_streamed(proxy_door: Door) -> None:
+    """The first half arrives while the second does not exist yet."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        client = socket.create_connection(("127.0.0.1", proxy_door.product.proxy), proxy.PATIENCE)
+        client.sendall(proxy.head("GET", f"http://localhost:{port}/file", {"Host": f"localhost:{port}"}))
+        connection, _ = server.accept()
+        with client, connection:
+            assert b"GET /file HTTP/1.1\r\n" in connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n" + b"1" * 10)
+            exchange = proxy.Exchange(client, "GET")
+            assert exchange.read(10) == b"1" * 10
+            connection.sendall(b"2" * 10)
+            assert exchange.read(10) == b"2" * 10
+
+
+def test_registry_in_plain_http_through_the_proxy_is_not_served_from_the_store(proxy_door: Door, hub: Hub) -> None:
+    """Whoever asks for http://registry-1.docker.io gets what is there, and no answer that could be ours."""
+    host = f"localhost:{hub.ports['registry']}"
+    client = socket.create_connection(("127.0.0.1", proxy_door.product.proxy), proxy.PATIENCE)
+    with client:
+        client.sendall(proxy.head("GET", f"http://{host}/v2/", {"Host": HUB_HOST, "Connection": "close"}))
+        answer = proxy.Exchange(client, "GET").finish()
+    assert hub.count(kind="ping") == 1
+    assert f'realm="{hub.realm}"' in answer.headers["www-authenticate"]
+
+
+def test_clients_are_offered_http_1_only(proxy_door: Door) -> None:
+    trust = proxy_door.product.trust()
+    trust.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        proxy_door.product.tunnel(HUB_HOST, 443) as tunnel,
+        trust.wrap_socket(tunnel, server_hostname=HUB_HOST) as connection,
+    ):
+        assert connection.selected_alpn_protocol() == "http/1.1"
+
+
+def test_connect_is_accepted_while_the_upstream_is_down(proxy_door: Door) -> None:
+    proxy_door.hub.stop()
+    assert proxy_door.request("GET", "/v2/").status == 401
+
+
+def test_connection_is_kept_for_further_requests(door: Door) -> None:
+    image = door.hub.image(door.repo, "latest", [random_bytes(300_000)])
+    with door.connect() as connection:
+        for _ in range(2):
+            for path, body in (
+                (f"/v2/{door.repo}/manifests/{image.digest}", image.manifest),
+                (f"/v2/{door.repo}/blobs/{image.layers[0]}", random_bytes(300_000)),
+                (f"/v2/{door.repo}/manifests/none", None),
+            ):
+                connection.sendall(proxy.head("GET", path, {"Host": HUB_HOST}))
+                answer = proxy.Exchange(connection, "GET").finish()
+                assert (answer.status, answer.body) == (200, body) if body else answer.status == 404
+
+
+# -- namespaces
+
+
+@pytest.mark.parametrize("namespace", ["docker.io", "index.docker.io", "registry-1.docker.io", "Docker.IO"])
+def test_mirror_serves_the_namespace_of_the_hub(rig: Rig, namespace: str) -> None:
+    rig.refresh()
+    mirror = rig.door("mirror")
+    image = rig.hub.image(mirror.repo, "latest")
+    answer = mirror.request("GET", f"/v2/{mirror.repo}/manifests/latest?ns={namespace}", proxy.ACCEPT)
+    assert (answer.status, answer.body) == (200, image.manifest)
+    assert answer.headers["oci-namespace"] == "docker.io"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+def test_mirror_does_not_know_other_namespaces(rig: Rig, method: str) -> None:
+    rig.refresh()
+    mirror = rig.door("mirror")
+    rig.hub.image(mirror.repo, "latest")
+    answer = mirror.request(method, f"/v2/{mirror.repo}/manifests/latest?ns=ghcr.io")
+    assert answer.status == 404
+    if method != "HEAD":
+        assert answer.failure == (404, "MANIFEST_UNKNOWN")
+    assert rig.hub.count() == 0
+
+
+def test_requests_are_counted_by_kind_result_and_door(door: Door) -> None:
+    product = door.product
+    image = door.hub.image(door.repo, "latest")
+
+    def counted(kind: str, result: str) -> float:
+        return product.metric("hubcache_requests_total", kind=kind, result=result, door=door.name)
+
+    wanted = [("manifest", "miss"), ("manifest", "hit"), ("blob", "miss"), ("blob", "hit"), ("ping", "local")]
+    before = [counted(*one) for one in wanted]
+    for _ in range(2):
+        door.manifest("latest")
+        door.blob(image.layers[0])
+    door.request("HEAD", "/v2/")
+    wait_until(lambda: [counted(*one) - old for one, old in zip(wanted, before, strict=True)] == [1, 1, 1, 1, 1])

@@ -1,0 +1,151 @@
+"""The session that all the cache's own requests use: no decoding, no cookies, bounded bodies and waits."""
+
+import asyncio
+import gzip
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from email.utils import format_datetime
+from datetime import UTC, datetime
+
+import aiohttp
+import pytest
+from aiohttp import web
+from hubcache.oci.errors import BadUpstream
+from hubcache.transfer import http as http_module
+from hubcache.transfer.http import open_session, read_body, refuse_encoded, retry_after
+
+type Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def served(handler: Handler) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
+    """A session and the address of a server that answers with `handler`."""
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    session = open_session(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "hubcache-test/1")
+    try:
+        yield session, f"http://{host}:{port}/"
+    finally:
+        await session.close()
+        await runner.cleanup()
+
+
+async def test_requests_ask_for_identity_name_the_program_and_carry_no_cookies() -> None:
+    seen = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request.headers)
+        return web.Response(headers={"Set-Cookie": "session=1; Path=/"})
+
+    async with served(answer) as (session, url):
+        for _ in range(2):
+            async with session.get(url.replace("127.0.0.1", "localhost")) as response:
+                await response.read()
+    assert [headers["Accept-Encoding"] for headers in seen] == ["identity"] * 2
+    assert [headers["User-Agent"] for headers in seen] == ["hubcache-test/1"] * 2
+    assert all("Cookie" not in headers for headers in seen)
+
+
+async def test_an_encoded_body_is_neither_decoded_nor_accepted() -> None:
+    packed = gzip.compress(b"layer")
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=packed, headers={"Content-Encoding": "gzip"})
+
+    async with served(answer) as (session, url):
+        async with session.get(url) as response:
+            assert await response.read() == packed
+        async with session.get(url) as response:
+            with pytest.raises(BadUpstream, match="encoded"):
+                await read_body(response, 1000)
+
+
+@pytest.mark.parametrize(("coding", "fine"), [("identity", True), ("", True), (" Identity ", True), ("br", False)])
+async def test_only_identity_is_no_encoding(coding: str, fine: bool) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=b"x", headers={"Content-Encoding": coding})
+
+    async with served(answer) as (session, url), session.get(url) as response:
+        if fine:
+            refuse_encoded(response)
+        else:
+            with pytest.raises(BadUpstream):
+                refuse_encoded(response)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_is_read_up_to_its_limit_and_not_beyond(chunked: bool) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        if chunked:
+            response.enable_chunked_encoding()
+        else:
+            response.content_length = 1000
+        await response.prepare(request)
+        for _ in range(10):
+            await response.write(b"x" * 100)
+        return response
+
+    async with served(answer) as (session, url):
+        async with session.get(url) as response:
+            assert await read_body(response, 1000) == b"x" * 1000
+        async with session.get(url) as response:
+            with pytest.raises(BadUpstream, match="too large"):
+                await read_body(response, 999)
+
+
+async def test_no_answer_and_no_progress_are_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 0.1)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/body":
+            response = web.StreamResponse()
+            response.content_length = 10
+            await response.prepare(request)
+            await response.write(b"x")
+        await asyncio.sleep(10)
+        return web.Response()
+
+    async with served(answer) as (session, url):
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await session.get(url)
+        async with session.get(url + "body") as response:
+            with pytest.raises((TimeoutError, aiohttp.ClientError)):
+                await response.read()
+        assert time.monotonic() - begun < 2
+
+
+async def test_a_slow_body_that_makes_progress_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 0.15)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.content_length = 5
+        await response.prepare(request)
+        for _ in range(5):
+            await asyncio.sleep(0.05)
+            await response.write(b"x")
+        return response
+
+    async with served(answer) as (session, url), session.get(url) as response:
+        assert await response.read() == b"xxxxx"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("60", 60.0), (" 7 ", 7.0), ("0", 0.0), ("", None), ("-1", None), ("1.5", None), ("soon", None), ("9" * 50, None),
+     (format_datetime(datetime.now(UTC), usegmt=True), None)],
+)  # fmt: skip
+async def test_retry_after_is_understood_in_seconds_only(value: str, seconds: float | None) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=429, headers={"Retry-After": value} if value else {})
+
+    async with served(answer) as (session, url), session.get(url) as response:
+        assert retry_after(response) == seconds

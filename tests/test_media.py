@@ -1,0 +1,56 @@
+"""`Accept` negotiation: clients that would get the same answer share one value, others never do."""
+
+import pytest
+from hubcache.oci.media import COMMON, DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, negotiation
+from hypothesis import given
+from hypothesis import strategies as st
+
+TYPES = st.sampled_from([*COMMON, "application/json", "*/*", "application/vnd.oci.artifact.manifest.v1+json"])
+ALL = ", ".join(COMMON)
+
+
+@given(st.permutations([*COMMON, "application/vnd.docker.distribution.manifest.v1+prettyjws", "*/*"]))
+def test_all_clients_that_take_the_four_common_types_share_one_value(types: list[str]) -> None:
+    assert negotiation(", ".join(types)) == negotiation(",".join(types).upper()) == ALL
+
+
+@given(st.sampled_from(COMMON), st.sampled_from(["; q=0", ";q=0.000", " ; Q=0.0", ";v=1;q = 0"]))
+def test_a_client_that_leaves_out_or_refuses_a_common_type_is_apart(missing: str, refusal: str) -> None:
+    rest = ", ".join(kind for kind in COMMON if kind != missing)
+    assert missing not in negotiation(rest).split(", ")
+    assert negotiation(f"{rest}, {missing}{refusal}") == negotiation(rest) != ALL
+
+
+@pytest.mark.parametrize("quality", ["q=0.001", "q=1", "q=0.5;x=y"])
+def test_a_low_quality_is_no_refusal(quality: str) -> None:
+    assert negotiation(f"{OCI_MANIFEST};{quality}") == OCI_MANIFEST
+
+
+@pytest.mark.parametrize("accept", [None, "", " , ,", "*/*", "*/*;q=0.1"])
+def test_no_preference_means_anything(accept: str | None) -> None:
+    assert negotiation(accept) == "*/*"
+
+
+@given(st.lists(TYPES, min_size=1, max_size=8))
+def test_order_and_repetition_do_not_matter_and_the_result_is_its_own_negotiation(types: list[str]) -> None:
+    value = negotiation(", ".join(types))
+    assert value == negotiation(",".join(reversed(types + types))) == negotiation(value)
+
+
+@given(st.lists(TYPES, min_size=1, max_size=8))
+def test_nothing_is_asked_for_that_the_client_did_not_accept(types: list[str]) -> None:
+    assert set(negotiation(", ".join(types)).split(", ")) <= set(types)
+
+
+def test_a_header_of_very_many_types_is_cut() -> None:
+    assert len(negotiation(", ".join(f"application/x{number}" for number in range(1000))).split(", ")) == 32
+
+
+def test_indexes_and_single_manifests_are_told_apart() -> None:
+    single = negotiation(f"{OCI_MANIFEST}, {DOCKER_MANIFEST}")
+    assert OCI_INDEX not in single and DOCKER_LIST not in single
+
+
+@given(st.text(max_size=80))
+def test_whatever_the_header_holds_the_value_is_never_empty(accept: str) -> None:
+    assert negotiation(accept)

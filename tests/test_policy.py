@@ -1,0 +1,38 @@
+"""Freshness of tags: fresh strictly within the lifetime, and never because a clock went back."""
+
+import pytest
+from hubcache.decide.policy import Freshness, freshness
+from hubcache.decide.records import TagRecord
+from hubcache.oci.digest import Digest
+from hypothesis import given
+from hypothesis import strategies as st
+
+TIMES = st.floats(0, 1e10)
+
+
+def validated(at: float) -> TagRecord:
+    return TagRecord(Digest.of(b"manifest"), "a/b", 8, at)
+
+
+def test_an_unknown_tag_is_absent() -> None:
+    assert freshness(None, 1000.0, 60.0) is Freshness.ABSENT
+
+
+@pytest.mark.parametrize(
+    ("age", "expected"),
+    [(0.0, Freshness.FRESH), (59.9, Freshness.FRESH), (60.0, Freshness.STALE), (1e9, Freshness.STALE),
+     (-0.1, Freshness.STALE), (-1e9, Freshness.STALE)],
+)  # fmt: skip
+def test_a_tag_is_fresh_from_its_validation_to_the_end_of_its_lifetime(age: float, expected: Freshness) -> None:
+    assert freshness(validated(1e9), 1e9 + age, 60.0) is expected
+
+
+@given(TIMES, TIMES)
+def test_a_lifetime_of_zero_means_always_ask(validated_at: float, now: float) -> None:
+    assert freshness(validated(validated_at), now, 0) is Freshness.STALE
+
+
+@given(TIMES, TIMES, st.floats(0, 1e6), st.floats(0, 1e6))
+def test_a_longer_lifetime_never_makes_a_tag_stale(at: float, now: float, lifetime: float, more: float) -> None:
+    if freshness(validated(at), now, lifetime) is Freshness.FRESH:
+        assert freshness(validated(at), now, lifetime + more) is Freshness.FRESH

@@ -1,0 +1,43 @@
+"""Records come back from their encoding exactly as they went in; the encoding is text or bytes, never an object."""
+
+import pytest
+from hubcache.decide.records import Link, ManifestRecord, Popularity, TagRecord, decode_tags, encode_tags
+from hubcache.oci.digest import Digest
+from hubcache.oci.errors import DigestInvalid
+from hypothesis import given
+from hypothesis import strategies as st
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+TAGS = st.builds(TagRecord, st.binary(max_size=4).map(Digest.of), st.text(), st.integers(0, 1 << 60), FINITE)
+MEDIA_TYPES = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=40)
+
+
+@given(st.dictionaries(st.text(), TAGS, max_size=4))
+def test_tag_records_round_trip(records: dict[str, TagRecord]) -> None:
+    assert decode_tags(encode_tags(records)) == records
+
+
+@given(MEDIA_TYPES, st.binary())
+def test_a_manifest_keeps_its_media_type_and_every_byte(media_type: str, body: bytes) -> None:
+    record = ManifestRecord(media_type, body)
+    assert ManifestRecord.decode(record.encode()) == record
+
+
+@given(st.text(st.characters(codec="utf-8")), st.binary())
+def test_no_media_type_can_change_the_body(media_type: str, body: bytes) -> None:
+    assert ManifestRecord.decode(ManifestRecord(media_type, body).encode()).body == body
+
+
+@given(st.integers(0) | st.none())
+def test_a_link_keeps_its_size_known_or_not(size: int | None) -> None:
+    assert Link.decode(Link(size).encode()) == Link(size)
+
+
+@given(FINITE, FINITE)
+def test_popularity_round_trips_to_the_last_bit(count: float, last: float) -> None:
+    assert Popularity.decode(Popularity(count, last).encode()) == Popularity(count, last)
+
+
+def test_a_tag_record_with_a_malformed_digest_is_not_believed() -> None:
+    with pytest.raises(DigestInvalid):
+        decode_tags('{"*/*": ["sha256:../../x", "a/b", 1, 2.0]}')

@@ -1,0 +1,271 @@
+"""The URL grammar: what parses parses to exactly one meaning, the rest is refused with the right code."""
+
+import string
+from urllib.parse import quote
+
+import pytest
+from hubcache.oci.digest import Digest
+from hubcache.oci.errors import DigestInvalid, ManifestInvalid, NameInvalid, RangeInvalid, RegistryError
+from hubcache.oci.reference import (
+    MAX_NAME,
+    BlobTarget,
+    ByteRange,
+    ManifestTarget,
+    OtherTarget,
+    Ping,
+    parse_name,
+    parse_range,
+    parse_reference,
+    parse_target,
+)
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+COMPONENTS = st.from_regex(r"[a-z0-9]{1,8}((\.|_|__|-{1,3})[a-z0-9]{1,8}){0,2}", fullmatch=True)
+NAMES = st.lists(COMPONENTS, min_size=1, max_size=4).map("/".join).filter(lambda name: len(name) <= MAX_NAME)
+TAGS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", fullmatch=True)
+DIGESTS = st.binary(max_size=8).map(Digest.of)
+DIGEST = Digest.of(b"layer")
+
+
+# -- names and references ------------------------------------------------------------------------------------------
+
+
+@given(NAMES)
+def test_names_of_the_grammar_are_taken_as_they_are(name: str) -> None:
+    assert parse_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "A", "library/Debian", "a//b", "/a", "a/", "a..b", "a___b", "-a", "a-", ".a", "a.", "a b", "a\n", "..", "a/../b",
+     "ä", "a:b", "a@b", "a%2fb", "a._b", "\N{CYRILLIC SMALL LETTER A}"],
+)  # fmt: skip
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(NameInvalid):
+        parse_name(name)
+
+
+def test_names_may_have_255_characters_and_no_more() -> None:
+    assert parse_name("a" * 255)
+    with pytest.raises(NameInvalid):
+        parse_name("a" * 256)
+
+
+@given(TAGS)
+def test_tags_of_the_grammar_are_taken_as_they_are(tag: str) -> None:
+    assert parse_reference(tag) == tag
+
+
+@pytest.mark.parametrize("tag", ["", ".a", "-a", "a" * 129, "a b", "a/b", "a\n", "ä", "latest?x"])
+def test_other_tags_are_refused_as_manifest_invalid(tag: str) -> None:
+    with pytest.raises(ManifestInvalid):
+        parse_reference(tag)
+
+
+def test_what_has_a_colon_is_a_digest_or_refused_as_one() -> None:
+    assert parse_reference(str(DIGEST)) == DIGEST
+    with pytest.raises(DigestInvalid):
+        parse_reference("sha256:abc")
+
+
+# -- paths -----------------------------------------------------------------------------------------------------------
+
+
+@given(NAMES, TAGS | DIGESTS)
+def test_a_manifest_path_means_that_manifest(name: str, reference: str | Digest) -> None:
+    assert parse_target(f"/v2/{name}/manifests/{reference}") == ManifestTarget(name, reference)
+
+
+@given(NAMES, DIGESTS)
+def test_a_blob_path_means_that_blob(name: str, digest: Digest) -> None:
+    assert parse_target(f"/v2/{name}/blobs/{digest}") == BlobTarget(name, digest)
+
+
+@given(NAMES, DIGESTS)
+def test_percent_encoding_changes_no_meaning(name: str, digest: Digest) -> None:
+    escaped = "/".join("".join(f"%{ord(letter):02x}" for letter in part) for part in name.split("/"))
+    assert parse_target(f"/v2/{escaped}/blobs/{quote(str(digest), safe='')}") == BlobTarget(name, digest)
+
+
+@given(NAMES, TAGS, st.text(string.printable, max_size=30))
+def test_a_query_changes_no_meaning(name: str, tag: str, query: str) -> None:
+    assert parse_target(f"/v2/{name}/manifests/{tag}?{query}") == ManifestTarget(name, tag)
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="/?"), max_size=6), max_size=6))
+def test_an_encoded_slash_is_refused_wherever_it_is(parts: list[str]) -> None:
+    with pytest.raises(NameInvalid):
+        parse_target("/v2/" + "/".join([*parts, "a%2fb"]).replace("%%", "%"))
+
+
+@pytest.mark.parametrize("segment", ["%", "%2", "%zz", "a%2", "%00", "%0a", "%7f", "%c3%a4", "%ff", "a%2Fb"])
+def test_malformed_and_senseless_escapes_are_refused(segment: str) -> None:
+    with pytest.raises(NameInvalid):
+        parse_target(f"/v2/{segment}/manifests/latest")
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/", "/v2/?x=/manifests/", "/%762/"])
+def test_the_root_is_a_ping(path: str) -> None:
+    assert parse_target(path) == Ping()
+
+
+@pytest.mark.parametrize(
+    ("path", "repository"),
+    [
+        ("/", None),
+        ("", None),
+        ("*", None),
+        ("/v1/_ping", None),
+        ("/token?scope=x", None),
+        ("v2/a/manifests/b", None),
+        ("/v2//", None),
+        ("/v2/_catalog", None),
+        ("/v2/a", None),
+        ("/v2/manifests/latest", None),
+        ("/v2/a/tags/list", "a"),
+        ("/v2/library/a/tags/list?n=3", "library/a"),
+        (f"/v2/a/b/referrers/{DIGEST}", "a/b"),
+        ("/v2/a/blobs/uploads", "a"),
+        ("/v2/a/blobs/uploads/", "a"),
+        ("/v2/a/blobs/uploads/4f1e-9?_state=x", "a"),
+        ("/v2/a/blobs/uploads/?mount=x&from=b", "a"),
+        ("/v2/A/tags/list", None),
+        ("/v2/" + "a" * 256 + "/tags/list", None),
+    ],
+)
+def test_other_paths_are_passed_on_with_the_repository_they_name(path: str, repository: str | None) -> None:
+    assert parse_target(path) == OtherTarget(repository)
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        ("/v2/a/blobs/manifests/latest", ManifestTarget("a/blobs", "latest")),
+        ("/v2/a/manifests/manifests/latest", ManifestTarget("a/manifests", "latest")),
+        ("/v2/a/manifests/uploads", ManifestTarget("a", "uploads")),
+        (f"/v2/a/tags/blobs/{DIGEST}", BlobTarget("a/tags", DIGEST)),
+    ],
+)
+def test_words_of_the_grammar_may_be_parts_of_names(path: str, target: object) -> None:
+    assert parse_target(path) == target
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/v2/A/manifests/latest", "NAME_INVALID"),
+        ("/v2//manifests/latest", "NAME_INVALID"),
+        ("/v2/a/../b/manifests/latest", "NAME_INVALID"),
+        ("/v2/a/%2e%2e/manifests/latest", "NAME_INVALID"),
+        ("/v2/" + "a" * 256 + "/manifests/latest", "NAME_INVALID"),
+        ("/v2/a/manifests/", "MANIFEST_INVALID"),
+        ("/v2/a/manifests/" + "t" * 129, "MANIFEST_INVALID"),
+        ("/v2/a/manifests/sha256:1", "DIGEST_INVALID"),
+        ("/v2/a/blobs/latest", "DIGEST_INVALID"),
+        ("/v2/a/blobs/", "DIGEST_INVALID"),
+    ],
+)
+def test_malformed_paths_are_refused_with_their_code(path: str, code: str) -> None:
+    with pytest.raises(RegistryError) as caught:
+        parse_target(path)
+    assert (caught.value.status, caught.value.code) == (400, code)
+
+
+@given(st.text(max_size=60) | st.text("/%v2ab:manifestbloks\udcff", max_size=60).map(lambda text: "/v2/" + text))
+@example("/v2/a%41\udcff/manifests/latest")  # a raw byte above 127 in the request line arrives as a surrogate
+def test_whatever_a_path_holds_it_is_parsed_or_refused_with_an_answer(path: str) -> None:
+    try:
+        target = parse_target(path)
+    except RegistryError as error:
+        assert error.status == 400
+        assert error.body()
+    else:
+        assert isinstance(target, Ping | ManifestTarget | BlobTarget | OtherTarget)
+
+
+@given(st.text("/%v2abl:ikosmnefts.-_", max_size=60).map(lambda text: "/v2/" + text))
+def test_no_repository_that_comes_out_of_a_path_can_leave_its_place(path: str) -> None:
+    try:
+        target = parse_target(path)
+    except RegistryError:
+        return
+    repository = getattr(target, "repository", None)
+    assert repository is None or parse_name(repository) == repository
+
+
+# -- ranges (RFC 9110 section 14) ------------------------------------------------------------------------------------
+
+SIZE = 1000
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("bytes=0-499", (0, 500)),
+        ("bytes=500-999", (500, 1000)),
+        ("bytes=-500", (500, 1000)),
+        ("bytes=500-", (500, 1000)),
+        ("bytes=0-0", (0, 1)),
+        ("bytes=-1", (999, 1000)),
+        ("bytes=999-", (999, 1000)),
+        ("bytes=0-", (0, 1000)),
+        ("bytes=0-5000", (0, 1000)),
+        ("bytes=-5000", (0, 1000)),
+        ("bytes=007-009", (7, 10)),
+        ("bytes=0-9 ", (0, 10)),
+        ("bytes= \t0-9", (0, 10)),
+        (f"bytes=0-{10**19 - 1}", (0, 1000)),
+    ],
+)
+def test_a_satisfiable_range_is_cut_to_the_body(header: str, expected: tuple[int, int]) -> None:
+    assert parse_range(header, SIZE) == ByteRange(*expected)
+
+
+@pytest.mark.parametrize("header", ["bytes=1000-", "bytes=1000-1001", "bytes=5000-", "bytes=-0", f"bytes={10**18}-"])
+def test_a_range_without_a_byte_is_refused_with_the_size(header: str) -> None:
+    with pytest.raises(RangeInvalid) as caught:
+        parse_range(header, SIZE)
+    assert caught.value.status == 416
+    assert caught.value.headers() == {"Content-Range": "bytes */1000"}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [None, "", "bytes", "bytes=", "bytes=-", "bytes=9-5", "bytes=a-b", "bytes=0-9,20-29", "bytes=0-9,", "lines=0-9",
+     "bytes 0-9", "bytes=0-9/1000", "bytes=--5", "bytes=0 - 9", "bytes=+1-9", "bytes=0x1-0x9", "bytes=1_0-20",
+     "bytes=0-9\n", "bytes=\N{ARABIC-INDIC DIGIT ONE}-\N{ARABIC-INDIC DIGIT NINE}", "bytes=" + "9" * 5000 + "-"],
+)  # fmt: skip
+def test_what_is_not_one_range_of_bytes_means_the_whole_body(header: str | None) -> None:
+    assert parse_range(header, SIZE) is None
+
+
+def test_an_empty_body_has_no_first_byte() -> None:
+    with pytest.raises(RangeInvalid):
+        parse_range("bytes=0-", 0)
+
+
+def test_a_suffix_of_an_empty_body_is_the_whole_of_it() -> None:
+    """RFC 9110 section 14.1.2: a suffix range is satisfiable when its length is not 0, and 206 cannot say "0 bytes"."""
+    assert parse_range("bytes=-5", 0) is None
+
+
+@given(st.integers(0, 50), st.integers(0, 60), st.integers(0, 60))
+def test_a_closed_range_is_what_slicing_says(size: int, first: int, last: int) -> None:
+    wanted = bytes(range(size))[first : last + 1]
+    try:
+        part = parse_range(f"bytes={first}-{last}", size)
+    except RangeInvalid:
+        assert wanted == b"" and first <= last
+    else:
+        assert (part is None) == (last < first)
+        assert part is None or bytes(range(size))[part.start : part.end] == wanted != b""
+
+
+@given(st.text(max_size=30) | st.text("bytes=-0123456789, \t", max_size=30), st.integers(0, 1 << 40))
+def test_whatever_a_range_header_holds_the_part_lies_within_the_body(header: str, size: int) -> None:
+    try:
+        part = parse_range(header, size)
+    except RangeInvalid:
+        return
+    assert part is None or 0 <= part.start < part.end <= size
