@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,11 +65,16 @@ async def pull(cache: Cache, image: Image, door: Door = Door.PROXY, **headers: s
     return found
 
 
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait for something that happens beside the test; fails it when it does not."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what is waited for tells nobody
+            await asyncio.sleep(0.005)
+
+
 async def settled(cache: Cache) -> None:
     """Wait until what was fetched is in the store; the last byte goes out a little before."""
-    async with asyncio.timeout(10):
-        while cache.engine.fills._tasks:
-            await asyncio.sleep(0.005)
+    await until(lambda: not cache.engine.fills._tasks)
 
 
 def requests_of(image: Image) -> list[tuple[str, str]]:

@@ -5,10 +5,8 @@ for each door, with a repository name of their own (`door.repo`). A test that ne
 """
 
 import contextlib
-import http.client
 import itertools
 import json
-import random
 import re
 import shutil
 import signal
@@ -17,9 +15,8 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +27,7 @@ from hubcache.oci.registry import Registry
 from hubcache.operate.ca import ensure_ca
 from standin import Hub
 from standin.media import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from wire import PATIENCE, Answer, Exchange, free_port, head, wait_until
 
 ADDON = Path(__file__).parents[1] / "addon" / "cache.py"
 HUB_HOST = "registry-1.docker.io"
@@ -38,91 +36,7 @@ DOORS = ("proxy", "mirror")
 ACCEPT = {"Accept": ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))}
 """What docker, containerd, podman and skopeo send, as far as it matters."""
 
-PATIENCE = 30.0
-_PORTS = range(12_000, 20_000)
 _numbers = itertools.count(1)
-
-
-def free_port() -> int:
-    """A port that is free, below the ephemeral ones and those of the stand-in Hub."""
-    for port in random.sample(_PORTS, 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError("no free port")
-
-
-def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Wait for something that happens in another process; fails the test when it does not."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back; header names are lower case. `complete` is False when the connection ended before the body."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-    complete: bool
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """The one error of the body; fails when it is not in the form of the distribution spec."""
-        assert self.headers["content-type"] == "application/json"
-        (error,) = json.loads(self.body)["errors"]
-        assert set(error) == {"code", "message", "detail"}
-        assert error["message"]
-        return dict(error)
-
-    @property
-    def failure(self) -> tuple[int, str]:
-        """Status and OCI code."""
-        return self.status, str(self.error["code"])
-
-
-class Exchange:
-    """A request that was sent and whose answer is read as the test likes."""
-
-    def __init__(self, connection: socket.socket, method: str) -> None:
-        self._connection = connection
-        self._response = http.client.HTTPResponse(connection, method=method)
-        try:
-            self._response.begin()
-        except BaseException:
-            self.close()
-            raise
-        self.status = self._response.status
-        self.headers = {name.lower(): value for name, value in self._response.getheaders()}
-
-    def read(self, count: int) -> bytes:
-        """So many bytes of the body, waiting for them; fewer only at its end."""
-        return self._response.read(count)
-
-    def finish(self) -> Answer:
-        """The rest of the answer."""
-        complete = True
-        try:
-            body = self._response.read()
-        except http.client.IncompleteRead as error:
-            body, complete = error.partial, False
-        except (ConnectionError, ssl.SSLError):
-            body, complete = b"", False
-        return Answer(self.status, self.headers, body, complete)
-
-    def close(self) -> None:
-        """Leave, whatever is still to come."""
-        self._response.close()
-        self._connection.close()
-
-
-def head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
-    """A request head as it is given, checked by nobody."""
-    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
 @dataclass
@@ -375,7 +289,7 @@ def fixtures(**options: str | list[str]) -> tuple[Any, Any]:
 
     @pytest.fixture(scope="module")
     def rig() -> Iterator[Rig]:
-        with running(**options) as running_rig:
+        with running(None, HUB_HOST, **options) as running_rig:
             yield running_rig
 
     @pytest.fixture(params=DOORS)

@@ -6,6 +6,7 @@ import socket
 import proxy
 import pytest
 from proxy import Door, Rig
+from wire import PATIENCE, Exchange, head
 
 rig, door = proxy.fixtures()
 
@@ -97,7 +98,7 @@ def test_oversized_head_is_431(door: Door) -> None:
         with contextlib.suppress(OSError):  # it is refused before it is all sent
             for _ in range(200):
                 connection.sendall(b"c" * 1024)
-        answer = proxy.Exchange(connection, "GET").finish()
+        answer = Exchange(connection, "GET").finish()
     assert answer.failure == (431, "UNSUPPORTED")
 
 
@@ -111,7 +112,7 @@ def test_many_small_headers_are_no_way_around_the_limit(door: Door) -> None:
     with door.connect() as connection:
         with contextlib.suppress(OSError):  # it is refused before it is all sent
             connection.sendall(f"GET /v2/ HTTP/1.1\r\nHost: x\r\n{lines}".encode())
-        assert proxy.Exchange(connection, "GET").finish().failure == (431, "UNSUPPORTED")
+        assert Exchange(connection, "GET").finish().failure == (431, "UNSUPPORTED")
 
 
 @pytest.mark.parametrize(
@@ -151,8 +152,8 @@ def test_client_that_leaves_within_its_request_leaves_no_trace(door: Door, sent:
 def test_connect_to_nonsense_is_refused(rig: Rig) -> None:
     rig.refresh()
     for target in ("nonsense", ":443", "host:port", "[::1:443", "registry-1.docker.io:99999"):
-        with socket.create_connection(("127.0.0.1", rig.product.proxy), proxy.PATIENCE) as connection:
-            connection.sendall(proxy.head("CONNECT", target, {"Host": "x"}))
+        with socket.create_connection(("127.0.0.1", rig.product.proxy), PATIENCE) as connection:
+            connection.sendall(head("CONNECT", target, {"Host": "x"}))
             assert connection.recv(100).startswith(b"HTTP/1.1 4")
     rig.check()
 

@@ -1,4 +1,4 @@
-"""No credential stays anywhere: not in logs, metrics, the store, error bodies or saved flows; and yet each gets there."""
+"""No credential stays in logs, metrics, the store, error bodies or saved flows; yet each gets where it is needed."""
 
 import json
 from collections.abc import Callable, Iterator

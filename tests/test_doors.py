@@ -6,15 +6,15 @@ import json
 import socket
 import ssl
 import threading
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import proxy
 import pytest
-from proxy import HUB_HOST, TOKEN_HOST, Door, Rig, wait_until
+from proxy import HUB_HOST, TOKEN_HOST, Door, Rig
 from standin import Hub, random_bytes
 from standin.tls import make
+from wire import PATIENCE, Exchange, head, wait_until
 
 rig, door = proxy.fixtures(hubcache_tag_ttl="600")
 
@@ -89,95 +89,6 @@ def test_warm_anonymous_pull_asks_nobody(door: Door) -> None:
     assert door.hub.count() == 0
 
 
-# -- private images
-
-
-def login(door: Door) -> dict[str, str]:
-    """A user with a private image, and the header that docker sends after `docker login`."""
-    door.hub.image(door.repo, "latest", [b"secret layer"])
-    door.hub.private(door.repo, {"alice": "secret"})
-    return {"Authorization": f"Bearer {door.token(f'repository:{door.repo}:pull', ALICE)}"}
-
-
-def test_logged_in_client_gets_the_real_services_token_and_its_private_image(proxy_door: Door) -> None:
-    hub = proxy_door.hub
-    headers = login(proxy_door)
-    assert [record.user for record in hub.requests(kind="token")] == ["alice"]
-    assert proxy_door.manifest("latest", headers).status == 200
-    digest = proxy_door.manifest("latest", headers, "HEAD").headers["docker-content-digest"]
-    assert proxy_door.manifest(digest, headers).status == 200
-    layer = json.loads(proxy_door.manifest(digest, headers).body)["layers"][0]["digest"]
-    redirect = proxy_door.blob(layer, headers)
-    assert redirect.status == 307
-    with urllib.request.urlopen(redirect.headers["location"]) as answer:
-        assert answer.read() == b"secret layer"
-
-
-def test_private_image_is_stored_for_nobody(proxy_door: Door, rig: Rig) -> None:
-    headers = login(proxy_door)
-    stored = rig.product.health["store"]["objects"]
-    digest = proxy_door.manifest("latest", headers).headers["docker-content-digest"]
-    layer = json.loads(proxy_door.manifest(digest, headers).body)["layers"][0]["digest"]
-    assert proxy_door.blob(layer, headers).status == 307
-    assert rig.product.health["store"]["objects"] == stored
-    for name in proxy.DOORS:
-        stranger = rig.door(name)
-        for answer in (
-            stranger.manifest("latest", repo=proxy_door.repo),
-            stranger.manifest(digest, repo=proxy_door.repo),
-            stranger.blob(layer, repo=proxy_door.repo),
-        ):
-            assert answer.status == (401 if stranger.is_proxy else 404)
-
-
-def test_password_that_is_wrong_is_refused_by_the_real_service(proxy_door: Door) -> None:
-    wrong = "Basic " + base64.b64encode(b"alice:guess").decode()
-    answer = proxy_door.request("GET", "/token?service=registry.docker.io", {"Authorization": wrong}, host=TOKEN_HOST)
-    assert answer.status == 401
-    assert proxy_door.hub.count(kind="token") == 1
-
-
-def test_oauth_password_grant_reaches_the_real_service(proxy_door: Door) -> None:
-    login(proxy_door)
-    form = f"grant_type=password&username=alice&password=secret&scope=repository:{proxy_door.repo}:pull".encode()
-    headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    answer = proxy_door.request("POST", "/token", headers, host=TOKEN_HOST, body=form)
-    token = json.loads(answer.body)["access_token"]
-    assert proxy_door.manifest("latest", {"Authorization": f"Bearer {token}"}).status == 200
-
-
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_what_the_public_may_not_see_is_a_challenge_in_the_proxy_and_absent_in_the_mirror(
-    door: Door, method: str
-) -> None:
-    image = door.hub.image(door.repo, "latest")
-    door.hub.private(door.repo, {"alice": "secret"})
-    for answer in (
-        door.manifest("latest", method=method),
-        door.manifest(image.digest, method=method),
-        door.blob(image.layers[0], method=method),
-    ):
-        if door.is_proxy:
-            assert answer.status == 401
-            assert answer.headers["www-authenticate"] == f'{REALM},scope="repository:{door.repo}:pull"'
-        else:
-            assert answer.status == 404
-        if method == "GET":
-            assert answer.failure in ((401, "UNAUTHORIZED"), (404, "MANIFEST_UNKNOWN"))
-
-
-def test_challenge_does_not_name_the_real_address_of_a_mapped_upstream(proxy_door: Door) -> None:
-    """Also not where the request only passes through."""
-    hub = proxy_door.hub
-    for answer in (
-        proxy_door.request("POST", f"/v2/{proxy_door.repo}/blobs/uploads/"),
-        proxy_door.request("GET", "/v2/none/manifests/latest"),
-    ):
-        assert answer.status == 401
-        assert hub.realm not in answer.headers["www-authenticate"]
-        assert answer.headers["www-authenticate"].startswith(REALM)
-
-
 # -- what is not ours
 
 
@@ -235,13 +146,13 @@ def test_plain_http_through_the_proxy_is_streamed(proxy_door: Door) -> None:
     """The first half arrives while the second does not exist yet."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        client = socket.create_connection(("127.0.0.1", proxy_door.product.proxy), proxy.PATIENCE)
-        client.sendall(proxy.head("GET", f"http://localhost:{port}/file", {"Host": f"localhost:{port}"}))
+        client = socket.create_connection(("127.0.0.1", proxy_door.product.proxy), PATIENCE)
+        client.sendall(head("GET", f"http://localhost:{port}/file", {"Host": f"localhost:{port}"}))
         connection, _ = server.accept()
         with client, connection:
             assert b"GET /file HTTP/1.1\r\n" in connection.recv(4096)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n" + b"1" * 10)
-            exchange = proxy.Exchange(client, "GET")
+            exchange = Exchange(client, "GET")
             assert exchange.read(10) == b"1" * 10
             connection.sendall(b"2" * 10)
             assert exchange.read(10) == b"2" * 10
@@ -250,10 +161,10 @@ def test_plain_http_through_the_proxy_is_streamed(proxy_door: Door) -> None:
 def test_registry_in_plain_http_through_the_proxy_is_not_served_from_the_store(proxy_door: Door, hub: Hub) -> None:
     """Whoever asks for http://registry-1.docker.io gets what is there, and no answer that could be ours."""
     host = f"localhost:{hub.ports['registry']}"
-    client = socket.create_connection(("127.0.0.1", proxy_door.product.proxy), proxy.PATIENCE)
+    client = socket.create_connection(("127.0.0.1", proxy_door.product.proxy), PATIENCE)
     with client:
-        client.sendall(proxy.head("GET", f"http://{host}/v2/", {"Host": HUB_HOST, "Connection": "close"}))
-        answer = proxy.Exchange(client, "GET").finish()
+        client.sendall(head("GET", f"http://{host}/v2/", {"Host": HUB_HOST, "Connection": "close"}))
+        answer = Exchange(client, "GET").finish()
     assert hub.count(kind="ping") == 1
     assert f'realm="{hub.realm}"' in answer.headers["www-authenticate"]
 
@@ -282,8 +193,8 @@ def test_connection_is_kept_for_further_requests(door: Door) -> None:
                 (f"/v2/{door.repo}/blobs/{image.layers[0]}", random_bytes(300_000)),
                 (f"/v2/{door.repo}/manifests/none", None),
             ):
-                connection.sendall(proxy.head("GET", path, {"Host": HUB_HOST}))
-                answer = proxy.Exchange(connection, "GET").finish()
+                connection.sendall(head("GET", path, {"Host": HUB_HOST}))
+                answer = Exchange(connection, "GET").finish()
                 assert (answer.status, answer.body) == (200, body) if body else answer.status == 404
 
 

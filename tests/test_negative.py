@@ -84,9 +84,7 @@ async def test_negative_ttl_0_remembers_nothing(cache: Cache, hub: Hub) -> None:
 
 
 @DOORS
-async def test_what_is_remembered_of_one_question_is_no_answer_to_another(
-    cache: Cache, hub: Hub, door: Door
-) -> None:
+async def test_what_is_remembered_of_one_question_is_no_answer_to_another(cache: Cache, hub: Hub, door: Door) -> None:
     """Another tag, another repository, another kind of client."""
     index = hub.index("library/app", "multi", {"linux/arm64": hub.image("library/app", None, platform="linux/arm64")})
     assert (await cache.get(door, "/v2/library/app/manifests/multi", accept=OCI_MANIFEST))[0] == 404

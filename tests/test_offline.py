@@ -107,7 +107,7 @@ async def test_going_offline_ends_the_probes_of_an_open_circuit(
     monkeypatch.setattr("hubcache.transfer.breaker._FIRST_PROBE_SECONDS", 0.05)
     monkeypatch.setattr("hubcache.transfer.breaker._LAST_PROBE_SECONDS", 0.05)
     hub.stop()
-    await cache.get(Door.PROXY, "/v2/library/other/manifests/1")
+    await cache.get(Door.PROXY, "/v2/library/app/manifests/none")
     assert cache.engine.breakers.reason(f"localhost:{hub.ports['registry']}") is not None
     cache.apply(offline=True)
     hub.start()
@@ -193,9 +193,7 @@ async def test_content_by_digest_does_not_age_but_the_verdict_on_its_repository_
 
 
 @DOORS
-async def test_outage_that_ends_makes_the_tag_fresh_again(
-    cache: Cache, hub: Hub, image: Image, door: Door
-) -> None:
+async def test_outage_that_ends_makes_the_tag_fresh_again(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
     cache.apply(tag_ttl=0.0)
     hub.stop()
     answer, _ = await cache.ask(door, "GET", "/v2/library/app/manifests/1")

@@ -10,6 +10,7 @@ import pytest
 from proxy import Door, Rig
 from standin import Fault, random_bytes
 from standin.media import OCI_MANIFEST
+from wire import Answer, Exchange, head, wait_until
 
 rig, door = proxy.fixtures(hubcache_tag_ttl="600", hubcache_negative_ttl="600")
 
@@ -47,7 +48,7 @@ def manifest(*layers: str) -> bytes:
     return json.dumps(document).encode()
 
 
-def push_manifest(door: Door, reference: str, body: bytes, headers: dict[str, str]) -> proxy.Answer:
+def push_manifest(door: Door, reference: str, body: bytes, headers: dict[str, str]) -> Answer:
     path = f"/v2/{door.repo}/manifests/{reference}"
     return door.request("PUT", path, headers | {"Content-Type": OCI_MANIFEST}, body=body)
 
@@ -157,9 +158,9 @@ def test_large_upload_is_streamed(pusher: Door) -> None:
     half = random_bytes(1_000_000)
     fields = {"Host": proxy.HUB_HOST, "Connection": "close", "Content-Length": str(2 * len(half)), **headers}
     with pusher.connect() as connection:
-        connection.sendall(proxy.head("PATCH", begun.headers["location"], fields) + half)
-        proxy.wait_until(lambda: pusher.hub.count(kind="upload", method="PATCH") == 1)
+        connection.sendall(head("PATCH", begun.headers["location"], fields) + half)
+        wait_until(lambda: pusher.hub.count(kind="upload", method="PATCH") == 1)
         connection.sendall(half)
-        answer = proxy.Exchange(connection, "PATCH").finish()
+        answer = Exchange(connection, "PATCH").finish()
     assert answer.status == 202
     assert answer.headers["range"] == f"0-{2 * len(half) - 1}"

@@ -197,9 +197,7 @@ async def test_why_a_stale_answer_is_served_is_in_the_log(
     assert "limits our requests" in caplog.text
 
 
-async def test_limit_on_the_token_service_does_not_become_a_storm_there(
-    cache: Cache, hub: Hub, image: Image
-) -> None:
+async def test_limit_on_the_token_service_does_not_become_a_storm_there(cache: Cache, hub: Hub, image: Image) -> None:
     hub.faults.add(Fault(kind="token", status=429, body="no", headers={"Retry-After": "60"}))
     for _ in range(6):
         assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1"))[0] == 429
@@ -209,9 +207,7 @@ async def test_limit_on_the_token_service_does_not_become_a_storm_there(
 # -- whose limit -----------------------------------------------------------------------------------------------------
 
 
-async def test_miss_uses_the_clients_own_token_if_it_has_one(
-    with_account: Cache, hub: Hub, image: Image
-) -> None:
+async def test_miss_uses_the_clients_own_token_if_it_has_one(with_account: Cache, hub: Hub, image: Image) -> None:
     hub.user("bob", "bob's")
     own = bearer(hub, "bob", "library/app")
     assert set(await pull(with_account, image, authorization=own)) == {200}
@@ -228,17 +224,13 @@ async def test_miss_uses_the_account_for_clients_without_a_token(
 
 
 @DOORS
-async def test_miss_is_anonymous_without_token_and_account(
-    cache: Cache, hub: Hub, image: Image, door: Door
-) -> None:
+async def test_miss_is_anonymous_without_token_and_account(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
     assert set(await pull(cache, image, door)) == {200}
     assert [record.user for record in hub.requests(kind="manifest", method="GET", status=200)] == [""]
 
 
 @pytest.mark.parametrize("unfit", ["for another repository", "expired", "made up"])
-async def test_token_that_does_not_fit_is_passed_over(
-    with_account: Cache, hub: Hub, image: Image, unfit: str
-) -> None:
+async def test_token_that_does_not_fit_is_passed_over(with_account: Cache, hub: Hub, image: Image, unfit: str) -> None:
     hub.user("bob", "bob's")
     hub.image("library/other", "1", [b"another"])
     own = bearer(hub, "bob", "library/other" if unfit == "for another repository" else "library/app")

@@ -6,6 +6,7 @@ import proxy
 import pytest
 from proxy import Door, Rig, running
 from standin import Hub, random_bytes
+from wire import Answer
 
 OTHER = "registry.example.org"
 PORTED = "images.example.net:5443"
@@ -33,7 +34,7 @@ def door(request: pytest.FixtureRequest, rig: Rig) -> Iterator[Door]:
     rig.check()
 
 
-def get(door: Door, registry: str, path: str, **headers: str) -> proxy.Answer:
+def get(door: Door, registry: str, path: str, **headers: str) -> Answer:
     """Ask one registry: by its host in the proxy door, by `?ns=` in the mirror."""
     if not door.is_proxy:
         return door.request("GET", f"{path}?ns={registry}", headers)

@@ -10,7 +10,7 @@ from hubcache import engine
 from hubcache.oci.account import Account
 from hubcache.serve.messages import Answer, Door, Result
 from hubcache.serve.sync import OFTEN
-from people import DOORS, Clock, pull, requests_of, settled
+from people import DOORS, Clock, pull, requests_of, settled, until
 from rig import Cache, running
 from standin import Fault, Hub, Image, random_bytes
 
@@ -39,9 +39,7 @@ async def tick(cache: Cache) -> None:
 
 
 async def idle(cache: Cache) -> None:
-    async with asyncio.timeout(10):
-        while cache.engine._sync._tasks:
-            await asyncio.sleep(0.005)
+    await until(lambda: not cache.engine._sync._tasks)
     await settled(cache)
 
 
@@ -62,9 +60,7 @@ async def ask_tag(cache: Cache, image: Image, door: Door = Door.PROXY) -> tuple[
 
 
 @DOORS
-async def test_popular_tag_is_validated_before_it_goes_stale(
-    cache: Cache, hub: Hub, clock: Clock, door: Door
-) -> None:
+async def test_popular_tag_is_validated_before_it_goes_stale(cache: Cache, hub: Hub, clock: Clock, door: Door) -> None:
     """For free, and the client who comes after its first lifetime is answered without the upstream."""
     hub.limit(50)
     image = hub.image("library/app", "1")
@@ -216,9 +212,7 @@ async def moved(cache: Cache, hub: Hub, clock: Clock) -> tuple[Image, dict[str, 
 
 
 @DOORS
-async def test_moved_popular_tag_is_pulled_without_upstream(
-    cache: Cache, hub: Hub, clock: Clock, door: Door
-) -> None:
+async def test_moved_popular_tag_is_pulled_without_upstream(cache: Cache, hub: Hub, clock: Clock, door: Door) -> None:
     """Manifests and layers of the platforms that people really pull are here before anybody asks."""
     index, images = await moved(cache, hub, clock)
     await tick(cache)
@@ -248,13 +242,11 @@ async def test_tag_stays_where_it_was_until_everything_is_here(
 ) -> None:
     """Nobody waits meanwhile, even when fetching takes longer than the tag's lifetime."""
     before, _ = release(hub, 1)
-    index, images = await moved(cache, hub, clock)
+    index, _ = await moved(cache, hub, clock)
     held = hub.faults.add(Fault(kind="cdn", pause_after=3))
     cache.engine._manifests.tag_lifetime = TTL
     cache.engine._sync.tick()
-    async with asyncio.timeout(5):
-        while held.hits == 0:
-            await asyncio.sleep(0.01)
+    await until(lambda: held.hits)
     for _ in range(3):
         clock.ahead += 1.0
         answer, body = await ask_tag(cache, index, door)
@@ -353,9 +345,7 @@ async def test_reserve_is_the_accounts_where_there_is_one(hub: Hub, tmp_path: Pa
         assert not cache.engine._may_spend("registry-1.docker.io")
 
 
-async def test_what_is_fetched_ahead_stays_within_the_cap(
-    cache: Cache, hub: Hub, clock: Clock
-) -> None:
+async def test_what_is_fetched_ahead_stays_within_the_cap(cache: Cache, hub: Hub, clock: Clock) -> None:
     """An image that cannot fit is not fetched ahead for ever, and is served to clients all the same."""
     cache.apply(size=3 << 20)
     image = hub.image("library/app", "1", [b"one"])

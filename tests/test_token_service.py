@@ -90,9 +90,7 @@ async def test_anonymous_token_gives_no_right_to_a_private_image(cache: Cache) -
 
 @DOORS
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-async def test_local_token_never_goes_upstream(
-    cache: Cache, hub: Hub, image: Image, door: Door, scheme: str
-) -> None:
+async def test_local_token_never_goes_upstream(cache: Cache, hub: Hub, image: Image, door: Door, scheme: str) -> None:
     """Whatever is asked with it: pulls cold and warm, private repositories, pass-through, pushes."""
     own = f"{scheme} {LOCAL_TOKEN}"
     assert set(await pull(cache, image, door, authorization=own)) == {200}

@@ -1,0 +1,133 @@
+"""The client's side of a connection: bounded heads, and errors as JSON where mitmproxy would tell HTML."""
+
+import json
+
+import pytest
+from hubcache.client_side import MAX_HEAD, RegistryHttp1Server, install
+from mitmproxy import connection, options
+from mitmproxy.proxy import commands, context, events, layers
+from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._events import ErrorCode, ResponseProtocolError
+
+
+def made_context() -> context.Context:
+    client = connection.Client(
+        peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2), timestamp_start=1.0, state=connection.ConnectionState.OPEN
+    )
+    return context.Context(client, options.Options())
+
+
+class Wire:
+    """A server for one client, fed by hand."""
+
+    def __init__(self) -> None:
+        self.server = RegistryHttp1Server(made_context())
+        self.commands = list(self.server.handle_event(events.Start()))
+
+    def feed(self, data: bytes) -> None:
+        self.commands += self.server.handle_event(events.DataReceived(self.server.conn, data))
+
+    def fail(self, code: ErrorCode, message: str = "why") -> None:
+        self.commands += self.server.send(ResponseProtocolError(1, message, code))
+
+    @property
+    def sent(self) -> bytes:
+        return b"".join(command.data for command in self.commands if isinstance(command, commands.SendData))
+
+    @property
+    def is_closed(self) -> bool:
+        return any(isinstance(command, commands.CloseConnection) for command in self.commands)
+
+    @property
+    def requests(self) -> int:
+        return sum(isinstance(command, ReceiveHttp) for command in self.commands)
+
+    def answer(self) -> tuple[int, str]:
+        """Status and code of what was sent."""
+        head, _, body = self.sent.partition(b"\r\n\r\n")
+        assert b"Content-Type: application/json" in head
+        assert f"content-length: {len(body)}".encode() in head.lower()
+        return int(head.split()[1]), json.loads(body)["errors"][0]["code"]
+
+
+def test_request_is_taken_as_by_mitmproxy() -> None:
+    wire = Wire()
+    wire.feed(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (wire.requests > 0, wire.sent, wire.is_closed) == (True, b"", False)
+
+
+@pytest.mark.parametrize("step", [1000, MAX_HEAD + 1, 2 * MAX_HEAD])
+def test_head_without_an_end_is_refused_at_the_limit(step: int) -> None:
+    wire = Wire()
+    wire.feed(b"GET /v2/ HTTP/1.1\r\nCookie: ")
+    fed = 0
+    while not wire.is_closed:
+        wire.feed(b"c" * step)
+        fed += step
+        assert fed <= MAX_HEAD + 2 * step
+    assert wire.answer() == (431, "UNSUPPORTED")
+    assert wire.requests == 0
+
+
+def test_head_that_comes_whole_but_is_too_long_is_refused() -> None:
+    wire = Wire()
+    wire.feed(b"GET /v2/ HTTP/1.1\r\nCookie: " + b"c" * MAX_HEAD + b"\r\n\r\n")
+    assert wire.answer() == (431, "UNSUPPORTED")
+    assert wire.requests == 0
+
+
+def test_long_body_is_no_long_head() -> None:
+    wire = Wire()
+    size = 3 * MAX_HEAD
+    wire.feed(f"PUT /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode() + b"b" * size)
+    assert wire.requests > 0
+    assert wire.sent == b""
+
+
+def test_head_just_below_the_limit_is_taken() -> None:
+    wire = Wire()
+    head = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nCookie: "
+    wire.feed(head + b"c" * (MAX_HEAD - len(head) - 4) + b"\r\n\r\n")
+    assert wire.requests > 0
+    assert wire.sent == b""
+
+
+@pytest.mark.parametrize(
+    "head", [b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nbad\r\n\r\n", b"\xff\xfe \r\n\r\n", b"a b c d\r\n\r\n"]
+)
+def test_malformed_head_is_400_in_json(head: bytes) -> None:
+    wire = Wire()
+    wire.feed(head)
+    assert wire.answer() == (400, "NAME_INVALID")
+    assert wire.is_closed
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (ErrorCode.CONNECT_FAILED, (503, "UNAVAILABLE")),
+        (ErrorCode.GENERIC_SERVER_ERROR, (503, "UNAVAILABLE")),
+        (ErrorCode.REQUEST_VALIDATION_FAILED, (400, "NAME_INVALID")),
+    ],
+)
+def test_failure_that_mitmproxy_would_tell_as_html_is_json(code: ErrorCode, expected: tuple[int, str]) -> None:
+    wire = Wire()
+    wire.feed(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    wire.fail(code)
+    assert wire.answer() == expected
+    assert wire.is_closed
+
+
+def test_http_layer_gets_this_server_wherever_it_is_below() -> None:
+    top = layers.modes.HttpProxy(made_context())
+    below = HttpLayer(top.context, HTTPMode.regular)
+    top.child_layer = below
+    install(top)
+    assert type(below.connections[top.context.client]) is RegistryHttp1Server
+
+
+def test_other_layers_are_left_alone() -> None:
+    tunnel = layers.TCPLayer(made_context())
+    install(tunnel)
+    assert not hasattr(tunnel, "connections")

@@ -1,0 +1,111 @@
+"""Metrics tell in Prometheus' text form what happened, each in series of its own."""
+
+from pathlib import Path
+
+import pytest
+from hubcache.oci.digest import Digest
+from hubcache.oci.errors import BadUpstream, StorageError
+from hubcache.operate.metrics import Metrics
+from hubcache.store.store import Store
+from hubcache.transfer.breaker import Breakers, Circuit
+from parts import opened_store, put_blob
+from prometheus_client.parser import text_string_to_metric_families
+
+DIGEST = Digest.of(b"x")
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    """The value of one sample as a Prometheus server reads it; None when there is none."""
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        for sample in family.samples:
+            if sample.name == name and sample.labels == labels:
+                return float(sample.value)
+    return None
+
+
+def test_requests_are_counted_by_kind_result_and_door() -> None:
+    metrics = Metrics()
+    for kind, result, door in (("blob", "hit", "proxy"), ("blob", "hit", "proxy"), ("blob", "hit", "mirror")):
+        metrics.answered(kind, result, door)
+    assert value(metrics, "hubcache_requests_total", kind="blob", result="hit", door="proxy") == 2
+    assert value(metrics, "hubcache_requests_total", kind="blob", result="hit", door="mirror") == 1
+    assert value(metrics, "hubcache_requests_total", kind="blob", result="miss", door="proxy") is None
+
+
+def test_bytes_are_counted_by_where_they_come_from() -> None:
+    metrics = Metrics()
+    metrics.sent("store", 10)
+    metrics.sent("store", 5)
+    metrics.upstream_bytes("cdn", 7)
+    assert value(metrics, "hubcache_sent_bytes_total", source="store") == 15
+    assert value(metrics, "hubcache_upstream_bytes_total", host="cdn") == 7
+
+
+def test_upstream_requests_are_counted_by_host_kind_and_status() -> None:
+    metrics = Metrics()
+    metrics.upstream_answered("hub", "manifest", "200")
+    metrics.upstream_answered("hub", "manifest", "error")
+    name = "hubcache_upstream_requests_total"
+    assert value(metrics, name, host="hub", kind="manifest", status="200") == 1
+    assert value(metrics, name, host="hub", kind="manifest", status="error") == 1
+
+
+def test_rate_limit_is_the_last_seen_for_each_credential() -> None:
+    metrics = Metrics()
+    assert metrics.remaining("hub", "anonymous") is None
+    metrics.rate_limit_seen("hub", "anonymous", 100, 98)
+    metrics.rate_limit_seen("hub", "anonymous", None, 97)
+    metrics.rate_limit_seen("hub", "account", 200, 5)
+    assert value(metrics, "hubcache_ratelimit_limit", host="hub", credential="anonymous") == 100
+    assert value(metrics, "hubcache_ratelimit_remaining", host="hub", credential="anonymous") == 97
+    assert metrics.remaining("hub", "anonymous") == 97
+    assert metrics.remaining("hub", "account") == 5
+
+
+def test_fills_are_told_in_flight_and_by_how_they_ended(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics()
+    metrics.fills_changed(3)
+    metrics.fill_ended(DIGEST, None)
+    metrics.fill_ended(DIGEST, StorageError("disk is full"))
+    metrics.fill_ended(DIGEST, BadUpstream("content does not match its digest"))
+    assert value(metrics, "hubcache_fills_in_flight") == 3
+    for result in ("stored", "not_storable", "failed"):
+        assert value(metrics, "hubcache_fills_total", result=result) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"hubcache: fetching {DIGEST} failed: content does not match its digest"
+    ]
+
+
+async def test_store_is_told_as_it_is_when_asked(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, 64 << 20) as store:
+        metrics = Metrics()
+        metrics.watch(store, Breakers())
+        assert value(metrics, "hubcache_store_bytes") == 0
+        await put_blob(store, b"x" * 1000)
+        assert value(metrics, "hubcache_store_bytes") == 1000
+        assert value(metrics, "hubcache_store_objects") == 1
+        assert value(metrics, "hubcache_store_capacity_bytes") == 64 << 20
+        assert value(metrics, "hubcache_store_usable") == 1
+
+
+def test_store_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    store, metrics = Store(tmp_path / "file", 1 << 20), Metrics()
+    with pytest.raises(StorageError):
+        store.open()
+    metrics.watch(store, Breakers())
+    assert value(metrics, "hubcache_store_usable") == 0
+
+
+def test_circuit_of_each_host_is_told(tmp_path: Path) -> None:
+    metrics, breakers = Metrics(), Breakers()
+    metrics.watch(Store(tmp_path, 1 << 20), breakers)
+    breakers.circuits.update({"up": Circuit(), "down": Circuit(3, "status 503", 1.0)})
+    assert value(metrics, "hubcache_upstream_up", host="up") == 1
+    assert value(metrics, "hubcache_upstream_up", host="down") == 0
+
+
+def test_two_in_one_process_do_not_mix() -> None:
+    first, second = Metrics(), Metrics()
+    first.answered("blob", "hit", "proxy")
+    assert value(second, "hubcache_requests_total", kind="blob", result="hit", door="proxy") is None
