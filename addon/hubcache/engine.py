@@ -6,7 +6,7 @@ import logging
 import ssl
 import time
 
-from .oci.errors import StorageError, StoreTooNew
+from .oci.errors import NotStored, StorageError, StoreTooNew
 from .oci.registry import HUB_HOST, Registry
 from .operate.metrics import Metrics
 from .operate.options import Settings
@@ -16,6 +16,7 @@ from .serve.blobs import Blobs
 from .serve.gate import Gate
 from .serve.manifests import Manifests
 from .serve.memory import Memory
+from .serve.mirror import Mirror
 from .serve.service import Service
 from .serve.sync import Sync
 from .serve.token_service import TokenService
@@ -73,6 +74,7 @@ class Engine:
         self._blobs = Blobs(self.store, memory, self._gate, self.fills)
         ahead = Ahead(self.store, self._manifests, self._blobs)
         self._sync = Sync(self.store, self._manifests, ahead, self._may_spend)
+        self._mirror = Mirror(self.store, self._gate, self._manifests, self._blobs, ahead, self._may_spend)
         self.apply(self._settings)
         await self.pump.start()
         if self._status is not None and self._settings.status is not None:
@@ -82,11 +84,16 @@ class Engine:
     def apply(self, settings: Settings) -> None:
         """Take over option values, at start and while running."""
         self._settings = settings
-        self.store.capacity = settings.size
+        rooms, retention = self.store.rooms, self.store.rooms.retention
+        rooms.capacity, rooms.max_blob, rooms.min_free = settings.size, settings.max_blob, settings.min_free
+        retention.admit_after, retention.half_life = settings.admit_after, settings.half_life
+        retention.expire_after = settings.expire_after
+        self.store.pins = settings.pins
         self._client.offline = settings.offline
         self._manifests.tag_lifetime = settings.tag_ttl
         self._manifests.max_stale = self._gate.max_stale = settings.max_stale
         self._gate.negative_ttl = settings.negative_ttl
+        self._mirror.admit_after, self._mirror.half_life = settings.admit_after, settings.half_life
         self._sync.enabled = settings.sync and settings.tag_ttl > 0 and not settings.offline
         upstreams = {
             registry.host: Upstream(
@@ -101,8 +108,10 @@ class Engine:
             self._manifests,
             self._blobs,
             self._sync,
+            self._mirror,
             upstreams,
             authorize=settings.authorize,
+            offer_only=settings.offer_only,
         )
 
     def _may_spend(self, host: str) -> bool:
@@ -112,7 +121,9 @@ class Engine:
         return remaining is None or remaining > self._settings.ratelimit_reserve
 
     def storage_failed(self, error: StorageError) -> None:
-        """Say once in a while that content cannot be stored."""
+        """Say once in a while that content cannot be stored; that the policy does not want it is no news."""
+        if isinstance(error, NotStored):
+            return
         now = time.monotonic()
         if now - self._said.get(str(error), -_REPEAT_SECONDS) >= _REPEAT_SECONDS:
             self._said = {str(error): now}
@@ -125,8 +136,8 @@ class Engine:
         task.add_done_callback(self._background.discard)
 
     async def _keep_house(self) -> None:
-        """Every few seconds: write popularity behind, keep tags in step, try to open a store that could not be opened,
-        forget what is over its time."""
+        """Every few seconds: keep tags in step, write popularity behind, shrink to a lowered cap, try to open a store
+        that could not be opened, remove what is over its time."""
         opened_at = expired_at = time.monotonic()
         while True:
             await asyncio.sleep(_TICK_SECONDS)
@@ -138,10 +149,10 @@ class Engine:
                     self.store.open()
                     logger.info("hubcache: the store can be used again")
                 if self.store.is_open:
-                    await self.store.flush()
+                    await self.store.keep_house()
                     if now - expired_at >= _EXPIRE_SECONDS:
                         expired_at = now
-                        await self.store.forget_expired()
+                        await self.store.expire()
             except StorageError as error:
                 self.storage_failed(error)
             except StoreTooNew as error:
@@ -154,6 +165,7 @@ class Engine:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._housekeeping
         await self._sync.close()
+        await self._mirror.close()
         await self.pump.close()
         await self.fills.close()
         await self.breakers.close()

@@ -129,7 +129,7 @@ class Hubcache:
             logger.info("hubcache: %s at %s", kind, where)
         store = self._engine.store
         logger.info("hubcache: CA certificate %s", Path(ctx.options.confdir).expanduser() / "mitmproxy-ca-cert.pem")
-        used, capacity = human.pretty_size(store.ledger.used), human.pretty_size(store.capacity)
+        used, capacity = human.pretty_size(store.ledger.used), human.pretty_size(store.rooms.capacity)
         logger.info("hubcache: store %s, %s of %s used", store.directory, used, capacity)
         if self._settings.status is not None:
             logger.info("hubcache: status at http://%s", human.format_address(self._settings.status))

@@ -33,7 +33,7 @@ class Result(Enum):
 class Request:
     """A request to a registry. `path` is as on the wire, without the query; `headers` have lower-case names.
 
-    A `body` is there only for the token service.
+    `client` tells apart who asks (an address). A `body` is there only for the token service.
     """
 
     method: str
@@ -42,6 +42,7 @@ class Request:
     door: Door
     headers: dict[str, str]
     query: str = ""
+    client: str = ""
     body: bytes = field(default=b"", repr=False)
 
     @property
@@ -55,7 +56,7 @@ class Request:
 class Answer:
     """An answer made here: `body` from memory, or a `source` of `length` bytes. A HEAD has neither, but a `length`.
 
-    `kind` is what was asked for, the label in metrics.
+    `kind` is what was asked for, the label in metrics; `size` the bytes of the whole content, whatever part is sent.
     """
 
     status: int
@@ -64,6 +65,7 @@ class Answer:
     body: bytes = b""
     source: Source | None = None
     length: int = 0
+    size: int = 0
     kind: str = "other"
 
 

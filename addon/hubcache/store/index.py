@@ -5,7 +5,7 @@ Retention is this project's own: diskcache's policies reject newcomers or never 
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,15 @@ class Index:
         """Write one row; it is forgotten after `lifetime` seconds."""
         self._translate(lambda: self._cache.set(key, value, expire=lifetime))
 
-    def set_many(self, rows: dict[str, object], lifetime: float | None = None) -> None:
-        """Write rows in one transaction."""
+    def set_many(self, rows: dict[str, object], lifetime: float | None = None, gone: Iterable[str] = ()) -> None:
+        """Write rows, and delete those that are `gone`, in one transaction."""
 
         def write() -> None:
             with self._cache.transact():
                 for key, value in rows.items():
                     self._cache.set(key, value, expire=lifetime)
+                for key in gone:
+                    self._cache.delete(key)
 
         self._translate(write)
 

@@ -4,33 +4,35 @@ Reads are quick and synchronous; everything that writes goes to one writer threa
 cannot be used, reads find nothing, writes raise `StorageError`, and `problem` says why.
 """
 
-import asyncio
 import fcntl
 import os
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..decide.records import Link, ManifestRecord, Popularity, TagRecord, Verdict, decode_tags, encode_tags
-from ..decide.retention import requested
+from ..decide.records import (
+    ManifestRecord,
+    decode_clock,
+    decode_row,
+    encode_clock,
+    encode_row,
+)
 from ..oci.digest import Digest
 from ..oci.errors import StorageError, StoreTooNew
 from ..oci.manifest import parse_manifest
+from ..oci.pin import Pin
+from .facts import Facts
 from .index import Index
-from .ledger import Ledger
+from .ledger import Ledger, on_disk
+from .room import Rooms
 from .staging import Staged
 
 FORMAT = 1
 """Version of the rows and files; a store with a higher one is left alone."""
 
-FACT_LIFETIME = 90 * 86400.0
-"""Seconds after which a tag, link or popularity row that was not written again is forgotten."""
-
-_INDEX_ALLOWANCE = 1 << 20
-"""Bytes kept free below the cap for the index to grow between two looks at its size."""
+_CLOCK = "retention/clock"
 
 _EXTENSION = 8 << 20
 """Bytes by which a reservation grows while the size is not known."""
@@ -50,20 +52,17 @@ class StoredBlob:
         self._release()
 
 
-class Store:
-    """One directory. `capacity` is in bytes and may be changed at any time."""
+class Store(Facts):
+    """One directory. `rooms` has the limits, which may be changed at any time, and the retention policy."""
 
     def __init__(self, directory: Path, capacity: int, clock: Callable[[], float] = time.time) -> None:
+        super().__init__()
         self.directory = directory
-        self.capacity = capacity
         self._clock = clock
-        self._problems: dict[str, str] = {}
+        self.pins: tuple[Pin, ...] = ()
         self.ledger = Ledger()
-        self.evictions = 0
-        self._index: Index | None = None
+        self.rooms = Rooms(directory, capacity, self.ledger, clock)
         self._lock_fd: int | None = None
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
-        self._dirty: set[Digest] = set()
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -93,20 +92,6 @@ class Store:
         self._index = index
         self._problems.clear()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the directory is open."""
-        return self._index is not None
-
-    @property
-    def problem(self) -> str | None:
-        """Why content cannot be stored at present, or None. It ends when the thing that failed works again."""
-        return next(iter(self._problems.values()), None)
-
-    def failed(self, error: StorageError) -> None:
-        """Content could not be staged; holds until some content is committed."""
-        self._problems["files"] = str(error)
-
     def _lock(self) -> None:
         if self._lock_fd is None:
             fd = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -128,16 +113,28 @@ class Store:
             )
 
     def _read_ledger(self, index: Index) -> None:
-        ledger = Ledger()
+        """What is stored, from the content's rows; how often it is asked for, from the policy's. A row of the policy
+        that is missing (a crash lost a few seconds of them, or the store is of an older program) is made anew."""
+        ledger, retention, now = self.ledger, self.rooms.retention, self._clock()
         for key, _, size, filename in index.rows("blob/"):
             if filename is not None:
                 ledger.add(Digest.parse(key.removeprefix("blob/")), size)
         for key, value, _, _ in index.rows("manifest/"):
             record = ManifestRecord.decode(value)
             ledger.add(Digest.parse(key.removeprefix("manifest/")), len(record.body), _children(record))
-        for key, value, _, _ in index.rows("popularity/"):
-            ledger.popularity[Digest.parse(key.removeprefix("popularity/"))] = Popularity.decode(value)
-        self.ledger = ledger
+        clock, rows = None, []
+        for key, value, _, _ in index.rows("retention/"):
+            if key == _CLOCK:
+                clock = decode_clock(value)
+            else:
+                rows.append((Digest.parse(key.removeprefix("retention/")), decode_row(value)))
+        retention.restore(clock, rows)
+        for digest, _ in rows:
+            if digest in retention and digest not in ledger.sizes:
+                retention.removed(digest)
+        for digest, size in ledger.sizes.items():
+            if digest not in retention:
+                retention.stored(digest, on_disk(size), now)
 
     @property
     def _staging(self) -> Path:
@@ -154,31 +151,6 @@ class Store:
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
-
-    async def _write[T](self, action: Callable[[], T]) -> T:
-        """Run in the writer thread; the outcome decides whether the index counts as working."""
-        try:
-            result = await asyncio.get_running_loop().run_in_executor(self._writer, action)
-        except StorageError as error:
-            self._problems["index"] = str(error)
-            raise
-        self._problems.pop("index", None)
-        return result
-
-    def _read(self, key: str) -> object:
-        """One row, or None; a store that cannot be read knows nothing."""
-        if self._index is None:
-            return None
-        try:
-            return self._index.get(key)
-        except StorageError as error:
-            self._problems["index"] = str(error)
-            return None
-
-    def _opened(self) -> Index:
-        if self._index is None:
-            raise StorageError(self.problem or "store is closed")
-        return self._index
 
     # -- content ------------------------------------------------------------------------------------------------
 
@@ -218,35 +190,41 @@ class Store:
     async def put_manifest(self, digest: Digest, record: ManifestRecord) -> None:
         """Store a verified manifest."""
         index, size = self._opened(), len(record.body)
-        await self._reserve(size)
+        await self._reserve(digest, size)
         try:
             await self._write(lambda: index.set(f"manifest/{digest}", record.encode()))
-            self.ledger.add(digest, size, _children(record))
+            self._added(digest, size, _children(record))
         finally:
-            self.ledger.reserved -= size
+            self.ledger.reserved -= on_disk(size)
 
     async def stage(self, digest: Digest, size: int) -> Staged:
-        """Begin to store `size` bytes: makes room first, so that the cap holds while the file grows."""
-        self._opened()
-        await self._reserve(size)
+        """Begin to store `size` bytes: makes room first, so that the cap holds while the file grows.
+
+        Raises `NotStored` when the policy does not want it.
+        """
+        await self._reserve(digest, size)
         try:
-            return Staged(self._staging / f"{digest.hex}.{secrets.token_hex(4)}", digest, size)
+            return Staged(self._staging / f"{digest.hex}.{secrets.token_hex(4)}", digest, on_disk(size))
         except StorageError:
-            self.ledger.reserved -= size
+            self.ledger.reserved -= on_disk(size)
             raise
 
     async def extend(self, staged: Staged, total: int) -> None:
         """Reserve in steps for content whose size the upstream did not tell."""
         while staged.reserved < total:
-            await self._reserve(_EXTENSION)
+            await self._reserve(staged.digest, _EXTENSION)
             staged.reserved += _EXTENSION
 
     async def commit(self, staged: Staged) -> None:
         """Move verified staged content into the store."""
         index = self._opened()
         await self._write(lambda: index.set(f"blob/{staged.digest}", staged.sync()))
-        self.ledger.add(staged.digest, staged.written)
+        self._added(staged.digest, staged.written, None)
         self._problems.pop("files", None)
+
+    def _added(self, digest: Digest, size: int, children: tuple[Digest, ...] | None) -> None:
+        self.ledger.add(digest, size, children)
+        self.rooms.retention.stored(digest, on_disk(size), self._clock())
 
     def finish(self, staged: Staged) -> None:
         """End staging, committed or not: returns the reservation and removes an uncommitted file."""
@@ -258,105 +236,72 @@ class Store:
         index = self._opened()
         kind = "manifest" if digest in self.ledger.children else "blob"
         self.ledger.remove(digest)
+        self.rooms.retention.removed(digest)
         await self._write(lambda: index.delete(f"{kind}/{digest}"))
 
-    async def _reserve(self, size: int) -> None:
-        """Take `size` bytes of the capacity, evicting for it; raises `StorageError` when they cannot be had.
+    async def _reserve(self, digest: Digest, size: int) -> None:
+        if self.pins:
+            self._pin()
+        await self.rooms.reserve(digest, size, self._opened().bytes, self.remove)
 
-        The reservation comes before the eviction: another request that runs meanwhile must see it.
-        """
-        limit = self.capacity - self._opened().bytes - _INDEX_ALLOWANCE
-        self.ledger.reserved += size
-        try:
-            if self.ledger.reserved > limit:
-                raise StorageError(f"{size} bytes do not fit into the store's {self.capacity} bytes")
-            victims = self.ledger.victims(self._clock()) if self.ledger.used > limit else iter(())
-            while self.ledger.used > limit:
-                victim = next(victims, None)
-                if victim is None:
-                    raise StorageError("the store is full of content that is in use")
-                if self.has(victim):
-                    await self.remove(victim)
-                    self.evictions += 1
-        except StorageError:
-            self.ledger.reserved -= size
-            raise
+    def _pin(self) -> None:
+        """Find what is pinned: whatever the pinned tags are now, with all they refer to."""
+        roots: set[Digest] = set()
+        for pin in self.pins:
+            if isinstance(pin.reference, Digest):
+                roots.add(pin.reference)
+            else:
+                roots.update(record.digest for record in self.tags(pin.host, pin.repository, pin.reference).values())
+        self.ledger.pinned = self.ledger.closure(roots)
 
-    # -- facts --------------------------------------------------------------------------------------------------
+    async def keep_house(self) -> None:
+        """Shrink step by step to the limit where that was lowered, and write behind what changed of the policy."""
+        self._pin()
+        more = True
+        while more:
+            more = await self.rooms.shrink(self._opened().bytes, self.remove)
+        await self.flush()
 
-    def tags(self, registry: str, repository: str, tag: str) -> dict[str, TagRecord]:
-        """What is remembered of a tag, by negotiation."""
-        value = self._read(f"tag/{registry}/{repository}:{tag}")
-        return decode_tags(value) if isinstance(value, str) else {}
-
-    async def put_tag(self, registry: str, repository: str, tag: str, negotiation: str, record: TagRecord) -> None:
-        """Remember what a tag answered."""
-        index = self._opened()
-        key = f"tag/{registry}/{repository}:{tag}"
-        records = encode_tags(self.tags(registry, repository, tag) | {negotiation: record})
-        await self._write(lambda: index.set(key, records, FACT_LIFETIME))
-
-    async def drop_tag(self, registry: str, repository: str, tag: str) -> None:
-        """Forget a tag (it was moved or removed)."""
-        index = self._opened()
-        await self._write(lambda: index.delete(f"tag/{registry}/{repository}:{tag}"))
-
-    def link(self, registry: str, repository: str, digest: Digest) -> Link | None:
-        """Whether a digest is known to belong to a repository."""
-        value = self._read(f"link/{registry}/{repository}@{digest}")
-        return Link.decode(value) if isinstance(value, str) else None
-
-    async def put_links(self, registry: str, repository: str, links: dict[Digest, int | None]) -> None:
-        """Remember that digests (with their sizes where known) belong to a repository."""
-        index = self._opened()
-        rows: dict[str, object] = {
-            f"link/{registry}/{repository}@{digest}": Link(size).encode() for digest, size in links.items()
-        }
-        await self._write(lambda: index.set_many(rows, FACT_LIFETIME))
-
-    def verdict(self, registry: str, repository: str) -> Verdict | None:
-        """Whether a repository was public when last seen."""
-        value = self._read(f"repository/{registry}/{repository}")
-        return Verdict.decode(value) if isinstance(value, str) else None
-
-    async def put_verdict(self, registry: str, repository: str, verdict: Verdict) -> None:
-        """Remember whether a repository is public."""
-        index = self._opened()
-        await self._write(lambda: index.set(f"repository/{registry}/{repository}", verdict.encode(), FACT_LIFETIME))
-
-    def challenge(self, registry: str) -> str | None:
-        """The registry's last seen authentication challenge."""
-        value = self._read(f"challenge/{registry}")
-        return value if isinstance(value, str) else None
-
-    async def put_challenge(self, registry: str, challenge: str) -> None:
-        """Remember a registry's authentication challenge."""
-        index = self._opened()
-        if self.challenge(registry) != challenge:
-            await self._write(lambda: index.set(f"challenge/{registry}", challenge))
+    async def expire(self) -> None:
+        """Remove idle content, and facts whose lifetime is over."""
+        await self.rooms.expire(self.remove)
+        await self._write(self._opened().forget_expired)
 
     # -- popularity ---------------------------------------------------------------------------------------------
 
-    def count_request(self, digest: Digest, now: float) -> None:
-        """Somebody asked for this manifest; written behind by `flush`, so that a hit costs no write."""
-        self.ledger.popularity[digest] = requested(self.ledger.popularity.get(digest), now)
-        self._dirty.add(digest)
+    def count_request(self, digest: Digest) -> None:
+        """Somebody asked for this content; written behind by `flush`, so that a hit costs no write."""
+        self.rooms.retention.requested(digest, self._clock())
+
+    def vouch(self, digest: Digest) -> None:
+        """Count requests for content until a full store would admit it."""
+        retention, now = self.rooms.retention, self._clock()
+        while not retention.asked_enough(digest, now):
+            retention.requested(digest, now)
 
     def was_requested(self, digest: Digest) -> bool:
-        """Whether anybody asked for this manifest, as far as that is remembered."""
-        return digest in self.ledger.popularity
+        """Whether anybody asked for this content, as far as that is remembered."""
+        return self.rooms.retention.requests(digest, self._clock()) > 0
 
     async def flush(self) -> None:
-        """Write the popularity counted since the last flush."""
-        index, dirty = self._opened(), self._dirty
-        self._dirty = set()
-        rows: dict[str, object] = {f"popularity/{d}": self.ledger.popularity[d].encode() for d in dirty}
-        if rows:
-            await self._write(lambda: index.set_many(rows, FACT_LIFETIME))
-
-    async def forget_expired(self) -> None:
-        """Remove the facts whose lifetime is over."""
-        await self._write(self._opened().forget_expired)
+        """Write what changed of the policy since the last flush; a crash loses no more than that."""
+        index, retention = self._opened(), self.rooms.retention
+        dirty = retention.dirty()
+        if not dirty:
+            return
+        rows: dict[str, object] = {_CLOCK: encode_clock(retention.clock())}
+        gone = []
+        for digest in dirty:
+            row = retention.row(digest)
+            if row is None:
+                gone.append(f"retention/{digest}")
+            else:
+                rows[f"retention/{digest}"] = encode_row(row)
+        try:
+            await self._write(lambda: index.set_many(rows, gone=gone))
+        except StorageError:
+            retention.failed(dirty)
+            raise
 
 
 def _children(record: ManifestRecord) -> tuple[Digest, ...]:
