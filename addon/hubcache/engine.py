@@ -8,6 +8,7 @@ import time
 
 from .oci.errors import NotStored, StorageError, StoreTooNew
 from .oci.registry import HUB_HOST, Registry
+from .operate.access_log import AccessLog
 from .operate.metrics import Metrics
 from .operate.options import Settings
 from .operate.status import Status
@@ -16,6 +17,7 @@ from .serve.blobs import Blobs
 from .serve.gate import Gate
 from .serve.manifests import Manifests
 from .serve.memory import Memory
+from .serve.messages import Answer, Forward, Request
 from .serve.mirror import Mirror
 from .serve.service import Service
 from .serve.sync import Sync
@@ -52,6 +54,7 @@ class Engine:
         self._status = Status(self.store, self.metrics, self.breakers) if settings.status else None
         self._housekeeping: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._access_log: AccessLog | None = None
         self._said: dict[str, float] = {}
 
     async def start(self) -> None:
@@ -93,6 +96,10 @@ class Engine:
         self._manifests.tag_lifetime = settings.tag_ttl
         self._manifests.max_stale = self._gate.max_stale = settings.max_stale
         self._gate.negative_ttl = settings.negative_ttl
+        if settings.access_log is None:
+            self._access_log = None
+        elif self._access_log is None or self._access_log.path != settings.access_log:
+            self._access_log = AccessLog(settings.access_log)
         self._mirror.admit_after, self._mirror.half_life = settings.admit_after, settings.half_life
         self._sync.enabled = settings.sync and settings.tag_ttl > 0 and not settings.offline
         upstreams = {
@@ -113,6 +120,11 @@ class Engine:
             authorize=settings.authorize,
             offer_only=settings.offer_only,
         )
+
+    def note(self, request: Request, outcome: Answer | Forward) -> None:
+        """Write a request into the access log, if there is one."""
+        if self._access_log is not None:
+            self._access_log.add(time.time(), request, outcome)
 
     def _may_spend(self, host: str) -> bool:
         """Whether the rate limit, as last seen, leaves more than the reserve for clients."""
@@ -143,6 +155,8 @@ class Engine:
             await asyncio.sleep(_TICK_SECONDS)
             now = time.monotonic()
             self._sync.tick()
+            if self._access_log is not None:
+                self._access_log.flush()
             try:
                 if not self.store.is_open and now - opened_at >= _REOPEN_SECONDS:
                     opened_at = now
@@ -164,6 +178,8 @@ class Engine:
             self._housekeeping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._housekeeping
+        if self._access_log is not None:
+            self._access_log.flush()
         await self._sync.close()
         await self._mirror.close()
         await self.pump.close()

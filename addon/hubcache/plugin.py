@@ -175,6 +175,7 @@ class Hubcache:
             place.door,
             {name.lower(): value for name, value in flow.request.headers.items()},
             flow.request.path.partition("?")[2],
+            flow.client_conn.peername[0] if flow.client_conn.peername else "",
         )
         credentials.hide(flow.request)
         if place.is_token_service or self._engine.token_service.serves(request):
@@ -185,6 +186,7 @@ class Hubcache:
         else:
             outcome = await self._engine.service.answer(request)
         self._act(flow, place, outcome)
+        self._engine.note(request, outcome)
 
     async def request(self, flow: http.HTTPFlow) -> None:
         """The body of a token request (OAuth2, with a password or a refresh token) is here: answer it, keep nothing."""

@@ -132,12 +132,21 @@ OPTIONS = (
         "'notfound' answers 404, counts, and fetches it in the background after hubcache_admit_after requests.",
     ),
     Option(
+        "hubcache_access_log",
+        str,
+        "",
+        "File to which a line of JSON is appended for each manifest and blob; scripts/simulate replays it. Empty: none.",
+    ),
+    Option(
         "hubcache_status",
         str,
         "127.0.0.1:9180",
         "HOST:PORT of the status listener (/healthz, /metrics); empty = none. Takes effect at start.",
     ),
 )
+
+
+_MISSES = ("fetch", "notfound")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +171,7 @@ class Settings:
     ratelimit_reserve: int
     sync: bool
     offer_only: bool
+    access_log: Path | None
     status: tuple[str, int] | None
 
     @classmethod
@@ -185,8 +195,8 @@ class Settings:
             account=_account(options.hubcache_username, options.hubcache_password_file),
             ratelimit_reserve=int(_not_negative("hubcache_ratelimit_reserve", options.hubcache_ratelimit_reserve)),
             sync=options.hubcache_sync,
-            offer_only=_choice("hubcache_mirror_miss", options.hubcache_mirror_miss, ("fetch", "notfound"))
-            == "notfound",
+            offer_only=_choice("hubcache_mirror_miss", options.hubcache_mirror_miss, _MISSES) == "notfound",
+            access_log=Path(options.hubcache_access_log).absolute() if options.hubcache_access_log else None,
             status=_address("hubcache_status", options.hubcache_status),
         )
 

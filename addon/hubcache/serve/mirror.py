@@ -28,6 +28,7 @@ MAX_COUNTED = 50_000
 """Images whose requests are counted at the same time."""
 
 _AT_ONCE = 2
+_SAME_PULL_SECONDS = 10.0
 _PLATFORM = re.compile(r"os/(\w+) arch/(\w+)")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
@@ -57,22 +58,27 @@ class Mirror:
         self._may_spend = may_spend
         self._clock = clock
         self._asked: dict[_Image, Tally] = {}
+        self._heads: dict[tuple[_Image, tuple[str, str]], float] = {}
         self._platforms: dict[_Image, set[str]] = {}
         self._fetching: dict[_Image, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def manifest(
-        self, view: View, reference: str | Digest, negotiation: str, user_agent: str, *, head: bool
+        self, view: View, reference: str | Digest, negotiation: str, client: tuple[str, str], *, head: bool
     ) -> Found:
-        """A manifest of an image that is here whole; raises `ManifestUnknown` for any other."""
-        wanted = platform_of(user_agent)
+        """A manifest of an image that is here whole; raises `ManifestUnknown` for any other.
+
+        `client` is an address and a `User-Agent`.
+        """
+        wanted = platform_of(client[1])
         image = (view.host, view.repository, str(reference), negotiation)
         if isinstance(reference, Digest):
             if self._may_offer(view, reference, {wanted}):
                 return await self._manifests.by_digest(view, reference, head=head)
         elif await self._is_current(view, reference, negotiation, wanted):
             return await self._manifests.by_tag(view, reference, negotiation, head=head)
-        self._count(view, image, reference, negotiation, wanted)
+        if not self._is_same_pull(image, client, head):
+            self._count(view, image, reference, negotiation, wanted)
         raise ManifestUnknown("this mirror does not have that image", {"repository": view.repository})
 
     async def blob(self, view: View, digest: Digest, range_header: str | None, *, head: bool) -> Blob:
@@ -97,6 +103,15 @@ class Mirror:
             return True
         self._fetch(view, (view.host, view.repository, tag, negotiation), tag, negotiation, {wanted})
         return False
+
+    def _is_same_pull(self, image: _Image, client: tuple[str, str], head: bool) -> bool:
+        """Whether this GET follows a client's own HEAD: dockerd asks so after a HEAD that failed, for one pull."""
+        now = self._clock()
+        self._heads = {key: at for key, at in self._heads.items() if 0 <= now - at < _SAME_PULL_SECONDS}
+        if head:
+            self._heads[image, client] = now
+            return False
+        return self._heads.pop((image, client), None) is not None
 
     def _count(self, view: View, image: _Image, reference: str | Digest, negotiation: str, wanted: str) -> None:
         now = self._clock()
