@@ -135,7 +135,7 @@ OPTIONS = (
         "hubcache_access_log",
         str,
         "",
-        "File to which a line of JSON is appended for each manifest and blob; scripts/simulate replays it. Empty: none.",
+        "File to which a JSON line is appended for each manifest and blob; scripts/simulate replays it. Empty: none.",
     ),
     Option(
         "hubcache_status",
