@@ -43,10 +43,9 @@ _numbers = itertools.count(1)
 def free_port() -> int:
     """A port that is free, below the ephemeral ones and those of the stand-in Hub."""
     for port in random.sample(_PORTS, 100):
-        with socket.socket() as probe:
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return port
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
     raise OSError("no free port")
 
 

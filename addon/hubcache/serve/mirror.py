@@ -107,11 +107,12 @@ class Mirror:
     def _is_same_pull(self, image: _Image, client: tuple[str, str], head: bool) -> bool:
         """Whether this GET follows a client's own HEAD: dockerd asks so after a HEAD that failed, for one pull."""
         now = self._clock()
-        self._heads = {key: at for key, at in self._heads.items() if 0 <= now - at < _SAME_PULL_SECONDS}
         if head:
+            if len(self._heads) >= MAX_COUNTED:
+                self._heads.clear()
             self._heads[image, client] = now
             return False
-        return self._heads.pop((image, client), None) is not None
+        return 0 <= now - self._heads.pop((image, client), -_SAME_PULL_SECONDS) < _SAME_PULL_SECONDS
 
     def _count(self, view: View, image: _Image, reference: str | Digest, negotiation: str, wanted: str) -> None:
         now = self._clock()

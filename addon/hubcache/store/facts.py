@@ -7,6 +7,9 @@ from .base import Base
 FACT_LIFETIME = 90 * 86400.0
 """Seconds after which a fact that was not written again is forgotten."""
 
+MAX_NEGOTIATIONS = 16
+"""Answers remembered of one tag; clients that send ever new `Accept` headers must not grow the store."""
+
 
 class Facts(Base):
     """Tags, links, verdicts and challenges, by registry host and repository."""
@@ -20,8 +23,10 @@ class Facts(Base):
         """Remember what a tag answered."""
         index = self._opened()
         key = f"tag/{registry}/{repository}:{tag}"
-        records = encode_tags(self.tags(registry, repository, tag) | {negotiation: record})
-        await self._write(lambda: index.set(key, records, FACT_LIFETIME))
+        records = self.tags(registry, repository, tag) | {negotiation: record}
+        latest = sorted(records.items(), key=lambda item: item[1].validated_at)[-MAX_NEGOTIATIONS:]
+        row = encode_tags(dict(latest))
+        await self._write(lambda: index.set(key, row, FACT_LIFETIME))
 
     async def drop_tag(self, registry: str, repository: str, tag: str) -> None:
         """Forget a tag (it was moved or removed)."""
