@@ -175,7 +175,9 @@ make_venv() {
         python=$("$uv" python find --managed-python "$fetched_python") || fail "uv does not find the Python it fetched"
     fi
     step "making .venv with $python" "$uv" venv --relocatable --python "$python" "$work/venv"
-    step "reading uv.lock" "$uv" export "${export[@]}" --no-emit-project --output-file "$work/requirements.txt"
+    # With --locked, uv wants a Python; left to itself it would not find ours everywhere, and fetch one.
+    step "reading uv.lock" "$uv" export "${export[@]}" --python "$work/venv/bin/python" --no-emit-project \
+        --output-file "$work/requirements.txt"
     choose_index
     step "installing the locked dependencies" "$uv" pip sync --require-hashes --compile-bytecode \
         --python "$work/venv/bin/python" "$work/requirements.txt"

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from standin import Hub
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "e2e: drives real clients against the real product; slow, needs root")
+settings.register_profile("suite", deadline=None, max_examples=60)  # no deadline: the machine may be busy
+settings.load_profile("suite")
 
 
 @pytest.fixture

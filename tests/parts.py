@@ -135,3 +135,8 @@ async def line_to(hub: Hub, address: str | None = None, account: Account | None 
     finally:
         await breakers.close()
         await http.close()
+
+
+def tokens_sent(hub: Hub, **wanted: str) -> list[str | None]:
+    """The `Authorization` headers of the requests that match."""
+    return [record.authorization for record in hub.requests(**wanted)]

@@ -21,10 +21,13 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hubcache.oci.registry import Registry
+from hubcache.operate.ca import ensure_ca
 from standin import Hub
 from standin.media import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 
@@ -182,6 +185,10 @@ class Door:
         """A blob of `repo`."""
         return self.request(method, f"/v2/{repo or self.repo}/blobs/{digest}", headers)
 
+    def settle(self) -> None:
+        """Wait until what was fetched is in the store: clients have the last byte a moment before."""
+        wait_until(lambda: self.product.metric("hubcache_fills_in_flight") == 0)
+
     def token(self, scope: str, authorization: str | None = None) -> str:
         """A token from the token service, as clients of the proxy door get it."""
         headers = {"Authorization": authorization} if authorization else {}
@@ -194,12 +201,18 @@ class Door:
 class Product:
     """mitmdump with the addon. Store, CA and ports stay the same over restarts."""
 
-    def __init__(self, directory: Path, hub: Hub | None, options: Mapping[str, str | list[str]]) -> None:
+    def __init__(
+        self, directory: Path, hub: Hub | None, options: Mapping[str, str | list[str]], mirror_of: str = HUB_HOST
+    ) -> None:
         self.proxy, self.mirror, self.status = free_port(), free_port(), free_port()
         self.directory = directory
         self.store = directory / "store"
         self.confdir = directory / "ca"
         self.log_file = directory / "log"
+        hosts = [HUB_HOST, TOKEN_HOST]
+        hosts += [Registry.parse(one).hostname for one in options.get("hubcache_registries", [])]
+        # mitmproxy makes a CA for every site where it finds none; what users have without `confdir` is this one.
+        ensure_ca(self.confdir, hosts, datetime.now(UTC))
         values: dict[str, str | list[str]] = {
             "hubcache_dir": str(self.store),
             "hubcache_registries": [f"{HUB_HOST}={hub.url()}"] if hub else [],
@@ -209,7 +222,7 @@ class Product:
             **options,
         }
         self.command = [str(Path(sys.executable).with_name("mitmdump")), "-s", str(ADDON)]
-        self.command += ["--mode", f"regular@{self.proxy}", "--mode", f"reverse:https://{HUB_HOST}@{self.mirror}"]
+        self.command += ["--mode", f"regular@{self.proxy}", "--mode", f"reverse:https://{mirror_of}@{self.mirror}"]
         for name, value in values.items():
             for one in [value] if isinstance(value, str) else value:
                 self.command += ["--set", f"{name}={one}"]
@@ -335,14 +348,14 @@ class Rig:
 
 
 @contextlib.contextmanager
-def running(hub: Hub | None = None, **options: str | list[str]) -> Iterator[Rig]:
+def running(hub: Hub | None = None, mirror_of: str = HUB_HOST, **options: str | list[str]) -> Iterator[Rig]:
     """The product with these options in front of `hub`, or of an empty Hub of its own."""
     with contextlib.ExitStack() as stack:
         if hub is None:
             hub = stack.enter_context(Hub())
         directory = Path(tempfile.mkdtemp(prefix="hubcache-test-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        rig = Rig(hub, Product(directory, hub, options))
+        rig = Rig(hub, Product(directory, hub, options, mirror_of))
         stack.callback(rig.product.stop)
         rig.product.start()
         yield rig

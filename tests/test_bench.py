@@ -48,10 +48,10 @@ def test_the_log_format_has_the_fields_that_are_parsed() -> None:
         assert f'"{name}":' in FORMAT
 
 
-def test_traffic_counts_all_requests_but_only_the_cdn_s_as_fetches() -> None:
-    lines = [entry("/b"), "", entry("/b", "registry", 1), entry("/c")]
+def test_traffic_counts_all_requests_but_only_bytes_of_the_cdn_as_fetches() -> None:
+    lines = [entry("/b"), "", entry("/b", size=0), entry("/b", "registry", 1), entry("/c")]
     traffic = Traffic.parse(lines)
-    assert (traffic.requests, traffic.bytes, len(traffic.fetches("/b"))) == (3, 21, 1)
+    assert (traffic.requests, traffic.bytes, len(traffic.fetches("/b"))) == (4, 21, 1)
 
 
 def test_a_line_that_is_not_json_is_an_error() -> None:

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 HEX = "0123456789abcdef"
 
 
-@given(st.sampled_from([("sha256", 64), ("sha512", 128)]).flatmap(
-    lambda kind: st.text(HEX, min_size=kind[1], max_size=kind[1]).map(lambda text: f"{kind[0]}:{text}")
-))
+@given(
+    st.sampled_from([("sha256", 64), ("sha512", 128)]).flatmap(
+        lambda kind: st.text(HEX, min_size=kind[1], max_size=kind[1]).map(lambda text: f"{kind[0]}:{text}")
+    )
+)
 def test_a_written_digest_reads_back_as_itself(text: str) -> None:
     assert str(Digest.parse(text)) == text
 

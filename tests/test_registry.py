@@ -63,7 +63,9 @@ def test_what_cannot_be_meant_is_refused_naming_the_value_and_the_form(text: str
     assert repr(text) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["gh cr.io", "ghcr.io,quay.io", "*.docker.io", "gh_cr!.io", "ghcr..io", "-", "gh\x00cr.io"])
+@pytest.mark.parametrize(
+    "text", ["gh cr.io", "ghcr.io,quay.io", "*.docker.io", "gh_cr!.io", "ghcr..io", "-", "gh\x00cr.io"]
+)
 def test_what_is_no_host_name_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         Registry.parse(text)

@@ -71,7 +71,9 @@ class Shelf:
 
     def order(self) -> list[Digest]:
         return list(
-            victims(self.contents, self.children, self.parents, self.popularity, NOW, lambda digest: digest in self.kept)
+            victims(
+                self.contents, self.children, self.parents, self.popularity, NOW, lambda digest: digest in self.kept
+            )
         )
 
     def below(self, digest: Digest) -> set[Digest]:

@@ -273,7 +273,8 @@ class TestGroups:
     def test_the_environment_of_the_tests_will_do_to_serve(self, checkout: Checkout) -> None:
         checkout.prepare("dev")
         assert checkout.serve()[2] == ""
-        assert "--group dev" in checkout.calls.read_text()
+        venv = checkout.root / ".uv/venv"
+        assert f"export --locked --group dev --python {venv}/bin/python " in checkout.calls.read_text()
 
     def test_the_tests_add_to_the_environment_of_serve(self, checkout: Checkout) -> None:
         checkout.serve()

@@ -3,8 +3,10 @@
 import asyncio
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Coroutine
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from hubcache.decide.records import ManifestRecord
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
 from hubcache.oci.media import OCI_MANIFEST
-from hubcache.store.index import Index
+from hubcache.store import store as store_module
 from hubcache.store.staging import Staged
 from hubcache.store.store import Store, StoredBlob
 from hypothesis import HealthCheck, Phase, settings
@@ -21,9 +23,14 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from parts import MIB, bytes_on_disk, files_below, manifest_of
 from standin import random_bytes
 
-CAPACITY = 3 * MIB
+CAPACITY = store_module._INDEX_ALLOWANCE + 2 * MIB
 LAYERS = [random_bytes(size, size) for size in (0, 1, 90_000, 400_000, 700_000, 1_100_000, 2_500_000)]
 NUMBERS = st.integers(0, len(LAYERS) - 1)
+
+
+def named(key: str) -> Digest:
+    """The digest in a row's key."""
+    return Digest.parse(key.partition("/")[2])
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -142,14 +149,18 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def account_rows_and_files_agree(self) -> None:
-        index = Index(self.directory / "store")
-        files = {str(path.relative_to(self.directory / "store")): path for path in files_below(self.directory / "store/blobs")}
-        rows = {Digest.parse(key.removeprefix("blob/")): (size, str(name)) for key, _, size, name in index.rows("blob/")}
-        manifests = {
-            Digest.parse(key.removeprefix("manifest/")): len(ManifestRecord.decode(value).body)
-            for key, value, _, _ in index.rows("manifest/")
+        with closing(sqlite3.connect(self.directory / "store/cache.db")) as connection:
+            found = connection.execute("SELECT key, value, size, filename FROM Cache").fetchall()
+        files = {
+            str(path.relative_to(self.directory / "store")): path
+            for path in files_below(self.directory / "store/blobs")
         }
-        index.close()
+        rows = {named(key): (size, name) for key, _, size, name in found if key.startswith("blob/")}
+        manifests = {
+            named(key): len(ManifestRecord.decode(value).body)
+            for key, value, _, _ in found
+            if key.startswith("manifest/")
+        }
         assert sorted(name for _, name in rows.values()) == sorted(files), "a row without its file or the reverse"
         for digest, (size, name) in rows.items():
             assert files[name].stat().st_size == size
@@ -170,5 +181,9 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(
-    max_examples=20, stateful_step_count=20, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate], suppress_health_check=[HealthCheck.too_slow]
+    max_examples=20,
+    stateful_step_count=20,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
 )

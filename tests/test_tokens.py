@@ -1,6 +1,7 @@
 """Tokens: fetched once for all, kept while they are good, and nothing secret goes where it does not belong."""
 
 import asyncio
+import contextlib
 import json
 import ssl
 from collections.abc import AsyncIterator
@@ -234,12 +235,8 @@ def test_no_realm_whatever_breaks_anything(realm: str) -> None:
 )
 async def test_no_token_document_whatever_breaks_anything(body: bytes) -> None:
     async with served(body) as (tokens, realm):
-        try:
-            token = await tokens.get(Challenge(realm, None, None), SCOPE)
-        except RegistryError as error:
-            assert error.status in (502, 503)
-        else:
-            assert token
+        with contextlib.suppress(BadUpstream, Unavailable):
+            assert await tokens.get(Challenge(realm, None, None), SCOPE)
 
 
 @pytest.mark.parametrize("lifetime", ["1e400", "Infinity", "1e18"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import certifi
-from mitmproxy import addonmanager, ctx, exceptions, http
+from mitmproxy import addonmanager, ctx, exceptions, http, tls
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.utils import human
@@ -19,7 +19,7 @@ from .engine import Engine
 from .interception import Interception, Place
 from .oci.errors import ConfigError, ManifestUnknown, StoreTooNew
 from .operate import options
-from .operate.ca import constrained_domains, ensure_ca
+from .operate.ca import ensure_ca
 from .operate.options import Settings
 from .serve.errors import error_answer
 from .serve.messages import Answer, Door, Forward, Request, Result
@@ -59,7 +59,6 @@ class Hubcache:
         """Declare the options, and give mitmproxy's own the defaults that a registry cache needs."""
         options.declare(loader)
         _default(
-            confdir=str(CERTS),
             connection_strategy="lazy",  # a CONNECT must not dial upstream: it would fail in an outage
             upstream_cert=False,
             http2=False,  # several times slower than HTTP/1.1 inside mitmproxy
@@ -85,9 +84,9 @@ class Hubcache:
             for name in ("directory", "status"):
                 if getattr(settings, name) != getattr(previous, name):
                     raise ConfigError(f"hubcache_{'dir' if name == 'directory' else name} takes effect at start only")
-        warning = ensure_ca(
-            Path(ctx.options.confdir).expanduser(), constrained_domains(interception.hosts), datetime.now(UTC)
-        ).warning
+        confdir = CERTS if _is_default("confdir") else Path(ctx.options.confdir).expanduser()
+        warning = ensure_ca(confdir, interception.hosts, datetime.now(UTC)).warning
+        _default(confdir=str(CERTS))  # not before: where mitmproxy finds no CA it makes one of its own, for every site
         if warning and previous is None:
             logger.warning("hubcache: %s", warning)
         self._settings, self._interception = settings, interception
@@ -155,6 +154,13 @@ class Hubcache:
         ctx.master.addons.get("nextlayer").next_layer(data)
         if data.layer is not None:
             client_side.install(data.layer)
+
+    def tls_clienthello(self, data: tls.ClientHelloData) -> None:
+        """A client sends no server name when the registry is an address: have the leaf made for that address alone.
+        mitmproxy would add the proxy's own, which the CA's name constraints do not permit."""
+        address = data.context.server.address
+        if data.context.client.sni is None and address is not None:
+            data.context.client.sni = address[0]
 
     # -- flows ----------------------------------------------------------------------------------------------------
 

@@ -56,4 +56,4 @@ class Traffic:
 
     def fetches(self, path: str) -> Sequence[Entry]:
         """Answers that carried bytes of one blob."""
-        return [entry for entry in self.entries if entry.server == CDN and entry.uri == path]
+        return [entry for entry in self.entries if entry.server == CDN and entry.uri == path and entry.bytes]

@@ -28,6 +28,8 @@ from .workloads import WORKLOADS, Scene, Workload
 
 _PROGRAMS = ("nginx", "curl", "hey", "skopeo", "docker-registry")
 _BROKEN = 2
+_BUSY = 1.5
+"""Load average of the last minute above which others, or the workload before, disturb what is measured."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="FILE", help="write all values there")
     add("--python", type=Path, default=Path(sys.executable), help="the Python whose mitmdump runs ours")
     add("--workers", type=int, default=os.cpu_count() or 1, help="nginx worker processes (default: cores)")
+    add("--other", type=Path, metavar="DIRECTORY", help="measure the cache of another checkout beside ours")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of ours; repeatable")
     add("--limit", type=int, default=3600, metavar="SECONDS", help="give up after this time (default: an hour)")
     add("--list", action="store_true", help="tell the workloads and end")
@@ -88,6 +91,8 @@ def _run(options: argparse.Namespace) -> None:
         source = stack.enter_context(upstream(directory / "upstream", certificates))
         for workload in (one for one in WORKLOADS if one.name in names):
             chosen = options.servers.split(",") if options.servers else workload.servers
+            if options.other and "other" not in chosen:
+                chosen = [*chosen, "other"]
             place = directory / workload.name
             setup = Setup(
                 place,
@@ -97,12 +102,17 @@ def _run(options: argparse.Namespace) -> None:
                 [part for value in options.set for part in ("--set", value)],
                 _tools() if "drayage" in chosen else directory,
                 options.workers,
+                options.other and options.other.absolute(),
             )
+            load = os.getloadavg()[0]
             values, failures = _measure(workload, setup, chosen, min(rounds, workload.rounds), options.quick)
             results = {name: {key: Summary.of(seen) for key, seen in row.items()} for name, row in values.items()}
             print(render(workload.name, workload.about, results, failures), flush=True)
+            if load > _BUSY:
+                print(f"  (doubtful: the machine was busy, load {load:.1f}, when this began)\n")
             measured[workload.name] = {
                 "about": workload.about,
+                "load before": load,
                 "values": values,
                 "left out": failures,
                 "targets": _verdicts(workload.name, results),

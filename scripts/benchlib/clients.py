@@ -63,7 +63,7 @@ def download(
         except subprocess.TimeoutExpired:
             results[number] = f"not done after {timeout:.0f} seconds"
         else:
-            results[number] = _result(started, time.time(), output, len(clients[number])) or errors or output
+            results[number] = _result(started, time.time(), output, len(clients[number])) or _complaint(output, errors)
 
     try:
         time.sleep(0.1 + 0.02 * len(clients))
@@ -80,7 +80,7 @@ def download(
             process.wait()
     for result in results:
         if isinstance(result, str):
-            raise BenchError(f"{server.name}: {result.strip()[:200]}")
+            raise BenchError(f"{server.name}: {result[:200]}")
     return [result for result in results if isinstance(result, Download)]
 
 
@@ -103,6 +103,11 @@ def _result(started: float, ended: float, output: str, expected: int) -> Downloa
     return Download(
         started, started + float(rows[0][2]), started + float(rows[0][3]), ended, sum(int(row[1]) for row in rows)
     )
+
+
+def _complaint(output: str, errors: str) -> str:
+    wrong = [line.split()[0] for line in output.splitlines() if not line.startswith("200 ")]
+    return errors.strip() or f"answered {wrong[0]}" if wrong else "answered less than it was asked"
 
 
 @dataclass(frozen=True, slots=True)

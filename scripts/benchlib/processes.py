@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,12 +31,14 @@ def running(
 ) -> Iterator[int]:
     """Run a program until the block ends; gives its process id as soon as `ready()`.
 
-    It gets a session of its own, so that Ctrl-C reaches only the benchmark, which then ends it and all its children.
+    It gets a session of its own, so that Ctrl-C reaches only the benchmark, which then ends it and all its children;
+    where there is setpriv, the kernel ends it too when the benchmark itself is killed.
     """
+    tied = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
     log = directory / "output.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(part) for part in command],
+            [*tied, *(str(part) for part in command)],
             cwd=directory,
             env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """What is measured: our cache and its peers, each with a TLS listener on loopback."""
 
-import os
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ _REPOSITORY = Path(__file__).parents[2]
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What starting a server needs. `python` runs ours with `options` as further mitmdump arguments; `tools` has
-    programs that were installed for this run; `workers` is for those that have such a setting."""
+    programs installed for this run; `workers` is for those that have such a setting; `other` is a checkout."""
 
     directory: Path
     upstream: Upstream
@@ -27,6 +27,7 @@ class Setup:
     options: Sequence[str]
     tools: Path
     workers: int
+    other: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,22 @@ class Server:
     headers: tuple[str, ...] = field(default=())
 
 
+def ours(setup: Setup) -> AbstractContextManager[Server]:
+    """The cache of this checkout."""
+    return _cache("ours", _REPOSITORY, setup)
+
+
+def other(setup: Setup) -> AbstractContextManager[Server]:
+    """The cache of another checkout, for a before and an after in one run."""
+    if setup.other is None:
+        raise BenchError("--other is not given")
+    return _cache("other", setup.other, setup)
+
+
 @contextmanager
-def ours(setup: Setup) -> Iterator[Server]:
-    """The cache, reached by CONNECT, as dockerd reaches it through HTTPS_PROXY."""
-    directory = setup.directory / "ours"
+def _cache(name: str, checkout: Path, setup: Setup) -> Iterator[Server]:
+    """Reached by CONNECT, as dockerd reaches it through HTTPS_PROXY."""
+    directory = setup.directory / name
     config = directory / "config"
     config.mkdir(parents=True)
     proxy, mirror, status = free_port(), free_port(), free_port()
@@ -58,18 +71,18 @@ def ours(setup: Setup) -> Iterator[Server]:
         "hubcache_status": f"127.0.0.1:{status}",
         "ssl_verify_upstream_trusted_ca": setup.certificates.authority,
     }
-    command: list[object] = [setup.python.parent / "mitmdump", "-q", "-s", _REPOSITORY / "addon" / "cache.py"]
+    command: list[object] = [setup.python.parent / "mitmdump", "-q", "-s", checkout / "addon" / "cache.py"]
     command += ["--mode", f"regular@127.0.0.1:{proxy}", "--mode", f"reverse:https://{HUB}@127.0.0.1:{mirror}"]
-    for name, value in options.items():
-        command += ["--set", f"{name}={value}"]
+    for option, value in options.items():
+        command += ["--set", f"{option}={value}"]
     with running([*command, *setup.options], directory, listening(proxy, mirror, status), seconds=60) as pid:
         authority = config / "mitmproxy-ca-cert.pem"
         if not authority.exists():
-            raise BenchError(f"our cache made no {authority}")
+            raise BenchError(f"{name} made no {authority}")
         trust = directory / "trust"
         trust.mkdir()
         (trust / "ca.pem").write_bytes(authority.read_bytes())
-        yield Server("ours", pid, f"https://{HUB}", "docker.io", trust, f"127.0.0.1:{proxy}")
+        yield Server(name, pid, f"https://{HUB}", "docker.io", trust, f"127.0.0.1:{proxy}")
 
 
 @contextmanager
@@ -202,9 +215,9 @@ def drayage(setup: Setup) -> Iterator[Server]:
     directory = setup.directory / "drayage"
     directory.mkdir(parents=True)
     (directory / "store").mkdir(parents=True)
-    made = os.spawnl(os.P_WAIT, program, "drayage", "gen-ca", "--dir", f"{directory}/ca")
-    if made != 0:
-        raise BenchError("drayage could not make its authority")
+    made = subprocess.run([program, "gen-ca", "--dir", directory / "ca"], capture_output=True, timeout=30, check=False)
+    if made.returncode != 0:
+        raise BenchError(f"drayage could not make its authority: {made.stderr.decode(errors='replace').strip()}")
     config = directory / "config.toml"
     config.write_text(_DRAYAGE.format(plain=plain, port=port, directory=directory, upstream=setup.upstream.plain_url))
     with running([program, "serve", "--config", config], directory, listening(plain, port)) as pid:
@@ -221,6 +234,7 @@ def _direct(name: str, pid: int, port: int, setup: Setup, *headers: str) -> Serv
 
 STARTS: dict[str, Callable[[Setup], AbstractContextManager[Server]]] = {
     "ours": ours,
+    "other": other,
     "direct": direct,
     "nginx": static_nginx,
     "nginx-cache": caching_nginx,

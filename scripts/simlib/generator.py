@@ -7,7 +7,7 @@ one version, NEP 19; the lock file has the version). The order of the draws is p
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from math import exp, inf, log
+from math import inf
 
 import numpy as np
 
@@ -68,9 +68,7 @@ class Parameters:
     kill_top: int = 0
 
 
-SMALL = Parameters(
-    pulls=8000, repos=250, new_per_day=1.0, bases=20, clients=25, scan_images=60, days=60.0, onehit=0.06
-)
+SMALL = Parameters(pulls=8000, repos=250, new_per_day=1.0, bases=20, clients=25, scan_images=60, days=60.0, onehit=0.06)
 PRESETS = {
     "small": SMALL,
     "drift": replace(SMALL, new_per_day=6.0, tau_med=5.0),

@@ -12,7 +12,6 @@ from hubcache.decide.frequency import Retention
 
 from .trace import Trace
 
-HOUR = 3600.0
 DAY = 86400.0
 
 
@@ -32,46 +31,31 @@ class Frequency:
 
     def __init__(self, capacity: int, retention: Retention[int]) -> None:
         self.retention = retention
-        self.capacity = capacity
         self.written = 0
-        self.evicted: list[tuple[int, str]] = []
-        self._heard: float | None = None
+        self._capacity = capacity
         self._cleaned: float | None = None
 
     def request(self, at: int, now: float, key: int, size: int) -> bool:
         retention = self.retention
-        self._pass_time(now)
+        self._clean(now)
         retention.requested(key, now)
         if key in retention:
             return True
-        if size <= self.capacity:
-            room = retention.admit(key, size, now, self.capacity - retention.bytes, _never)
+        if size <= self._capacity:
+            room = retention.admit(key, size, now, self._capacity - retention.bytes, _never)
             if room.refusal is None:
                 retention.stored(key, size, now)
                 self.written += size
         return False
 
-    def _pass_time(self, now: float) -> None:
-        """The store looks at the time also when nobody asks, and cleans up once a day."""
-        heard = now if self._heard is None else self._heard
-        cleaned = now if self._cleaned is None else self._cleaned
-        while heard + HOUR < now:
-            heard += HOUR
-            if heard - cleaned >= DAY:
-                self._clean(heard)
-                cleaned = heard
-            elif now - heard > DAY:
-                self.retention.pass_time(heard)
-        self._heard = max(heard, now)
-        if now - cleaned >= DAY:
-            self._clean(now)
-            cleaned = now
-        self._cleaned = cleaned
-
     def _clean(self, now: float) -> None:
-        while self.retention.idle(now, _never):
-            pass
-        self.retention.forget(now)
+        """Once a day, also on the days when nobody asked."""
+        self._cleaned = now if self._cleaned is None else self._cleaned
+        while self._cleaned + DAY <= now:
+            self._cleaned += DAY
+            while self.retention.idle(self._cleaned, _never):
+                pass
+            self.retention.forget(self._cleaned)
 
 
 def _never(_: int) -> bool:

@@ -39,7 +39,7 @@ def replay(trace: Trace, policy: Policy, warm_up: float = WARM_UP) -> Score:
         if hit:
             hits += 1
             hit_bytes += size
-        if kinds[key] != Kind.MANIFEST:
+        if kinds[key] != Kind.MANIFEST and pull >= 0:
             whole[pull] = hit and whole.get(pull, True)
     count = len(trace) - first
     return Score(

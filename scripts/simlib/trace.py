@@ -16,13 +16,13 @@ class Kind(IntEnum):
 
 
 class Request(NamedTuple):
-    """One request: time in seconds, object, its size in bytes and kind, and the pull that it belongs to."""
+    """One request: time in seconds, object, its size in bytes and kind, and the pull that it is part of, if known."""
 
     time: float
     key: str
     size: int
     kind: Kind
-    pull: str
+    pull: str | None
 
 
 class TraceError(ValueError):
@@ -31,7 +31,7 @@ class TraceError(ValueError):
 
 @dataclass(slots=True)
 class Trace:
-    """Requests by time. `keys[i]` is a number below `len(sizes)`, `pulls[i]` one below `pull_count`."""
+    """Requests by time. `keys[i]` is a number below `len(sizes)`, `pulls[i]` one below `pull_count`, or -1."""
 
     name: str
     times: array[float] = field(default_factory=lambda: array("d"))
@@ -55,7 +55,7 @@ class Trace:
                 trace.kinds.append(request.kind)
             trace.times.append(request.time)
             trace.keys.append(key)
-            trace.pulls.append(pulls.setdefault(request.pull, len(pulls)))
+            trace.pulls.append(-1 if request.pull is None else pulls.setdefault(request.pull, len(pulls)))
         trace.pull_count = len(pulls)
         return trace
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from rig.clients import Containerd, Docker, Podman, Skopeo
-from rig.doors import Door
-from rig.mounts import mount_memory, unmount
-from rig.origin import Origin, running_origin
-from rig.product import Cache
+from lab.clients import Containerd, Docker, Podman, Skopeo
+from lab.doors import Door
+from lab.mounts import mount_memory, unmount
+from lab.origin import Origin, running_origin
+from lab.product import Cache
 from standin import Hub
 
 

@@ -1,11 +1,11 @@
 """A real dockerd pulls twice, and the second pull never leaves the machine."""
 
 import pytest
-from rig.clients import Docker
-from rig.origin import Origin
+from lab.clients import Docker
+from lab.origin import Origin
 from standin import Hub
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]
 
 
 def test_second_pull_asks_upstream_for_nothing_and_the_image_runs(docker: Docker, hub: Hub, origin: Origin) -> None:

@@ -1,12 +1,12 @@
 """A logged-in dockerd pushes through the proxy, and the tag it moved is not served from before."""
 
 import pytest
-from rig.clients import Docker, Skopeo
-from rig.images import layer
-from rig.origin import PASSWORD, USER, Origin
+from lab.clients import Docker, Skopeo
+from lab.images import layer
+from lab.origin import PASSWORD, USER, Origin
 from standin import Hub
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]
 
 
 def _login(docker: Docker) -> None:

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from rig.clients import Containerd, Podman, Skopeo, manifest_of
-from rig.images import uncompressed_digest
-from rig.origin import Origin
+from lab.clients import Containerd, Podman, Skopeo, manifest_of
+from lab.images import layer_of
+from lab.origin import Origin
 from standin import Hub
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]
 
 
 def test_skopeo_gets_the_exact_bytes_cold_and_warm(skopeo: Skopeo, hub: Hub, origin: Origin) -> None:
@@ -32,7 +32,7 @@ def test_skopeo_pulls_both_platforms_of_an_index(skopeo: Skopeo, hub: Hub, origi
             config = json.loads((directory / manifest["config"]["digest"].removeprefix("sha256:")).read_bytes())
             layers = [directory / layer["digest"].removeprefix("sha256:") for layer in manifest["layers"]]
             assert config["architecture"] == arch
-            assert config["rootfs"]["diff_ids"] == [uncompressed_digest(layer.read_bytes()) for layer in layers]
+            assert config["rootfs"]["diff_ids"] == [layer_of(layer.read_bytes()).diff_id for layer in layers]
     assert hub.count() == 0
 
 

@@ -69,6 +69,8 @@ def _origin(url: str, text: str) -> str:
         port = parts.port
     except ValueError as error:
         raise ConfigError(f"{text!r}: {error}; expected HOST or HOST=UPSTREAM_URL") from error
+    if not url.isascii():
+        raise ConfigError(f"{text!r}: write an international host name in its xn-- form")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
         raise ConfigError(f"{text!r}: expected HOST or HOST=UPSTREAM_URL with an http or https URL")
     if parts.path not in ("", "/") or parts.query or parts.fragment:

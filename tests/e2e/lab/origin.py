@@ -8,7 +8,7 @@ from pathlib import Path
 
 from standin import Hub, random_bytes
 
-from .base import base_tar
+from .base import base_layer
 from .images import Published, Publisher, layer, layer_of
 from .processes import Daemon, accepts, free_port, require
 
@@ -48,7 +48,7 @@ def _registry(room: Path) -> tuple[Daemon, int]:
 @contextmanager
 def running_origin(room: Path) -> Iterator[Origin]:
     """Start the registry and the Hub, and publish the images."""
-    base = layer_of(base_tar().read_bytes())
+    base = layer_of(base_layer())
     daemon, port = _registry(room)
     try:
         address = f"http://127.0.0.1:{port}"

@@ -12,7 +12,7 @@ def _mount(*arguments: str | Path) -> bool:
 
 
 def mount_memory(directory: Path) -> None:
-    """Keep *directory* in memory where that can be had: engines flush each layer to disk, which takes most of a pull."""
+    """Keep *directory* in memory where that can be had: engines flush each layer to disk, most of a pull's time."""
     _mount("-t", "tmpfs", "-o", "size=4g,mode=0700", "tmpfs", directory)
 
 
@@ -30,5 +30,7 @@ def overlay_works(room: Path) -> bool:
 def unmount(room: Path) -> None:
     """Undo every mount at or below *room*, so that it can be removed."""
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    for mount in sorted((mount for mount in mounts if mount == str(room) or mount.startswith(f"{room}/")), reverse=True):
+    for mount in sorted(
+        (mount for mount in mounts if mount == str(room) or mount.startswith(f"{room}/")), reverse=True
+    ):
         run("umount", "--lazy", mount)

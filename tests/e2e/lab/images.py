@@ -1,7 +1,6 @@
 """Real images: layers, configs, manifests and indexes, pushed to a registry by its HTTP interface."""
 
 import gzip
-import hashlib
 import http.client
 import io
 import json
@@ -27,9 +26,9 @@ class Layer:
         return sha256(self.data)
 
 
-def layer_of(tar: bytes) -> Layer:
-    """The layer of an uncompressed tar."""
-    return Layer(gzip.compress(tar, 6, mtime=0), sha256(tar))
+def layer_of(compressed: bytes) -> Layer:
+    """The layer of a gzip-compressed tar."""
+    return Layer(compressed, sha256(gzip.decompress(compressed)))
 
 
 def layer(files: Mapping[str, bytes]) -> Layer:
@@ -40,7 +39,7 @@ def layer(files: Mapping[str, bytes]) -> Layer:
             member = tarfile.TarInfo(name.removesuffix("*"))
             member.size, member.mode = len(data), 0o755 if name.endswith("*") else 0o644
             archive.addfile(member, io.BytesIO(data))
-    return layer_of(buffer.getvalue())
+    return layer_of(gzip.compress(buffer.getvalue(), 6, mtime=0))
 
 
 @dataclass(frozen=True)
@@ -143,8 +142,3 @@ class Publisher:
         ]
         body = self._manifest(repo, tag, {"schemaVersion": 2, "mediaType": media.OCI_INDEX, "manifests": entries})
         return Published(repo, tag, body, media.OCI_INDEX)
-
-
-def uncompressed_digest(data: bytes) -> str:
-    """The diff id of a gzip layer."""
-    return "sha256:" + hashlib.sha256(gzip.decompress(data)).hexdigest()

@@ -45,19 +45,19 @@ def _sources() -> tuple[str, str]:
     pytest.fail(f"apt has no source for {suite!r} main")
 
 
-def base_tar() -> Path:
-    """An uncompressed tar of a minimal Debian (or Ubuntu) for this machine; made in about a minute when not cached."""
+def base_layer() -> bytes:
+    """A gzip-compressed layer: a minimal Debian (or Ubuntu) for this machine. Takes about a minute when not cached."""
     suite, mirror = _sources()
-    cached = cache_directory() / f"base-{suite}-{platform.machine()}-v{VERSION}.tar"
+    cached = cache_directory() / f"base-{suite}-{platform.machine()}-v{VERSION}.tar.gz"
     if cached.exists():
-        return cached
+        return cached.read_bytes()
     require_root()
     require("debootstrap")
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix="making-") as making:
-        root, made = Path(making, "root"), Path(making, "base.tar")
+        root, made = Path(making, "root"), Path(making, "base.tar.gz")
         environment = _apt_proxy() | ({"http_proxy": os.environ["http_proxy"]} if "http_proxy" in os.environ else {})
         run("debootstrap", "--variant=minbase", suite, root, mirror, env=environment, timeout=900)
-        with tarfile.open(made, "w", format=tarfile.PAX_FORMAT) as archive:
+        with tarfile.open(made, "w:gz", format=tarfile.PAX_FORMAT, compresslevel=6) as archive:
             archive.add(root, ".", filter=lambda member: None if LEFT_OUT.fullmatch(member.name) else member)
         made.rename(cached)
-    return cached
+    return cached.read_bytes()

@@ -1,0 +1,80 @@
+"""Users, their tokens, and time, for tests on the rig."""
+
+import asyncio
+import base64
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hubcache.serve import gate
+from hubcache.serve.messages import Answer, Door
+from hubcache.transfer import client, http, tokens, upstream
+from rig import Cache
+from standin import Hub, Image
+
+DOORS = pytest.mark.parametrize("door", list(Door), ids=lambda door: door.value)
+
+
+def basic(user: str, password: str) -> str:
+    """What a client sends to the token service after `docker login`."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def bearer(hub: Hub, user: str, repo: str) -> str:
+    """The `Authorization` of a logged-in client, with a new token of the real service for what the user may do."""
+    granted = hub.accounts.granted(user, repo, exists=True)
+    return "Bearer " + hub.accounts.issue(user, {repo: granted} if granted else {}).value
+
+
+class Clock(SimpleNamespace):
+    """Time as the cache sees it: `ahead` seconds before the real one. Timers of the event loop are not touched."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, cache: Cache) -> None:
+        super().__init__()
+        self.ahead = 0.0
+        for module in (gate, tokens, upstream):
+            patch.setattr(module, "time", self)
+        engine: Any = cache.engine
+        for part in (engine._gate, engine._manifests, engine._sync):
+            patch.setattr(part, "_clock", self.time)
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+def short_times(patch: pytest.MonkeyPatch) -> None:
+    """Time-outs as in production would make tests of them last minutes."""
+    patch.setattr(http, "CONNECT_SECONDS", 0.3)
+    patch.setattr(http, "PROGRESS_SECONDS", 1.0)
+    patch.setattr(client, "_PROBE_SECONDS", 0.3)
+    patch.setattr(upstream, "_BACKOFF_SECONDS", 0.01)
+
+
+async def pull(cache: Cache, image: Image, door: Door = Door.PROXY, **headers: str) -> list[int]:
+    """Ask for tag, manifest, config and layers as docker does; returns the status of each answer."""
+    found = []
+    for method, path in requests_of(image):
+        answer, _ = await cache.ask(door, method, path, **headers)
+        assert isinstance(answer, Answer)
+        found.append(answer.status)
+    await settled(cache)
+    return found
+
+
+async def settled(cache: Cache) -> None:
+    """Wait until what was fetched is in the store; the last byte goes out a little before."""
+    async with asyncio.timeout(10):
+        while cache.engine.fills._tasks:
+            await asyncio.sleep(0.005)
+
+
+def requests_of(image: Image) -> list[tuple[str, str]]:
+    """All that can be asked of an image: method and path."""
+    paths = [f"manifests/{image.digest}", *(f"blobs/{blob}" for blob in (image.config, *image.layers))]
+    if image.tag is not None:
+        paths.insert(0, f"manifests/{image.tag}")
+    return [(method, f"/v2/{image.repo}/{path}") for path in paths for method in ("HEAD", "GET")]

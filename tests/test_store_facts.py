@@ -1,0 +1,78 @@
+"""What the store remembers of repositories and tags, and for how long."""
+
+import asyncio
+import sqlite3
+import time
+from pathlib import Path
+
+from hubcache.decide.records import Link, TagRecord
+from hubcache.oci.digest import Digest
+from hubcache.store import store as store_module
+from parts import MIB, files_below, opened_store
+
+NOW = time.time()
+HUB = "registry-1.docker.io"
+ROOM = store_module._INDEX_ALLOWANCE + 2 * MIB
+"""A capacity that leaves somewhat less than 2 MiB for content; the rest is kept free for the index."""
+
+
+def database(directory: Path) -> sqlite3.Connection:
+    return sqlite3.connect(directory / "store/cache.db", autocommit=True)
+
+
+def change(directory: Path, statement: str, *values: object) -> None:
+    """Do something to the rows of a closed store."""
+    connection = database(directory)
+    connection.execute(statement, values)
+    connection.close()
+
+
+def blob_files(directory: Path) -> list[Path]:
+    return files_below(directory / "store/blobs")
+
+
+async def test_tags_are_remembered_by_negotiation_until_dropped(tmp_path: Path) -> None:
+    index, single = (TagRecord(Digest.of(text), "a/b", 1, NOW) for text in (b"index", b"single"))
+    async with opened_store(tmp_path) as store:
+        await store.put_tag(HUB, "library/debian", "stable", "index", index)
+        await store.put_tag(HUB, "library/debian", "stable", "single", single)
+        await store.put_tag("ghcr.io", "library/debian", "stable", "index", single)
+    async with opened_store(tmp_path) as store:
+        assert store.tags(HUB, "library/debian", "stable") == {"index": index, "single": single}
+        await store.drop_tag(HUB, "library/debian", "stable")
+        assert store.tags(HUB, "library/debian", "stable") == {}
+        assert store.tags("ghcr.io", "library/debian", "stable") == {"index": single}
+
+
+async def test_two_negotiations_of_one_tag_that_arrive_together_are_both_remembered(tmp_path: Path) -> None:
+    record = TagRecord(Digest.of(b"m"), "a/b", 1, NOW)
+    async with opened_store(tmp_path) as store:
+        await asyncio.gather(*(store.put_tag(HUB, "a", "latest", accept, record) for accept in ("one", "two")))
+        assert set(store.tags(HUB, "a", "latest")) == {"one", "two"}
+
+
+async def test_a_link_is_known_for_its_repository_only(tmp_path: Path) -> None:
+    digest, other = Digest.of(b"layer"), Digest.of(b"other")
+    async with opened_store(tmp_path) as store:
+        await store.put_links(HUB, "library/debian", {digest: 5, other: None})
+        assert store.link(HUB, "library/debian", digest) == Link(5)
+        assert store.link(HUB, "library/debian", other) == Link(None)
+        assert store.link(HUB, "library/debia", digest) is None
+        assert store.link("ghcr.io", "library/debian", digest) is None
+
+
+async def test_popularity_survives_a_restart_once_flushed(tmp_path: Path) -> None:
+    digest = Digest.of(b"image")
+    async with opened_store(tmp_path) as store:
+        store.count_request(digest, NOW)
+        store.count_request(digest, NOW)
+    async with opened_store(tmp_path) as store:
+        assert store.ledger.popularity[digest].count == 2.0
+
+
+async def test_a_challenge_is_remembered_and_replaced(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        assert store.challenge(HUB) is None
+        await store.put_challenge(HUB, "Bearer realm=a")
+        await store.put_challenge(HUB, "Bearer realm=b")
+        assert store.challenge(HUB) == "Bearer realm=b"
