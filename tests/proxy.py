@@ -90,7 +90,11 @@ class Exchange:
     def __init__(self, connection: socket.socket, method: str) -> None:
         self._connection = connection
         self._response = http.client.HTTPResponse(connection, method=method)
-        self._response.begin()
+        try:
+            self._response.begin()
+        except BaseException:
+            self.close()
+            raise
         self.status = self._response.status
         self.headers = {name.lower(): value for name, value in self._response.getheaders()}
 

@@ -1,5 +1,6 @@
-"""Requests that make no sense: always an answer, always in the form that registry clients read, nothing sent upstream."""
+"""Requests that make no sense: always answered, in the form that registry clients read, with nothing sent upstream."""
 
+import contextlib
 import socket
 
 import proxy
@@ -39,7 +40,8 @@ DIGEST = f"sha256:{HEX}"
         ("/v2/library/app/manifests/latest%00", "NAME_INVALID"),
         ("/v2/library/app/manifests/latest%0d%0aX: y".replace(" ", ""), "NAME_INVALID"),
         ("/v2/library/%ff/manifests/latest", "NAME_INVALID"),
-        ("/v2/library/app/manifests/\xe9", "NAME_INVALID"),
+        ("/v2/library/app/manifests/\xe9", "MANIFEST_INVALID"),
+        ("/v2/library/\xe9/manifests/latest", "NAME_INVALID"),
     ],
 )
 def test_malformed_path_is_400(door: Door, path: str, code: str, method: str) -> None:
@@ -78,8 +80,8 @@ def test_unknown_paths_are_the_upstreams_business(door: Door, path: str) -> None
     assert door.hub.count(path=path) == 1
 
 
-@pytest.mark.parametrize("method", ["TRACE", "OPTIONS", "BREW"])
-def test_unknown_methods_are_the_upstreams_business(door: Door, method: str) -> None:
+@pytest.mark.parametrize("method", ["OPTIONS", "PATCH", "PROPFIND"])
+def test_other_methods_are_the_upstreams_business(door: Door, method: str) -> None:
     door.hub.image(door.repo, "latest")
     answer = door.request(method, f"/v2/{door.repo}/manifests/latest")
     assert 200 <= answer.status < 600
@@ -92,11 +94,9 @@ def test_unknown_methods_are_the_upstreams_business(door: Door, method: str) -> 
 def test_oversized_head_is_431(door: Door) -> None:
     with door.connect() as connection:
         connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nCookie: ")
-        try:
+        with contextlib.suppress(OSError):  # it is refused before it is all sent
             for _ in range(200):
                 connection.sendall(b"c" * 1024)
-        except OSError:
-            pass  # it was refused before it was all sent
         answer = proxy.Exchange(connection, "GET").finish()
     assert answer.failure == (431, "UNSUPPORTED")
 
@@ -109,10 +109,8 @@ def test_head_of_the_size_of_big_accounts_tokens_is_taken(door: Door) -> None:
 def test_many_small_headers_are_no_way_around_the_limit(door: Door) -> None:
     lines = "".join(f"X-{number}: {'y' * 50}\r\n" for number in range(4000))
     with door.connect() as connection:
-        try:
+        with contextlib.suppress(OSError):  # it is refused before it is all sent
             connection.sendall(f"GET /v2/ HTTP/1.1\r\nHost: x\r\n{lines}".encode())
-        except OSError:
-            pass  # it was refused before it was all sent
         assert proxy.Exchange(connection, "GET").finish().failure == (431, "UNSUPPORTED")
 
 
@@ -138,7 +136,7 @@ def test_malformed_http_is_400(door: Door, head: bytes) -> None:
 
 def test_malformed_http_at_the_mirror_need_not_look_like_http_at_all(rig: Rig) -> None:
     rig.refresh()
-    assert rig.door("mirror").raw(b"\x16\x03\x01\x00\x05hello\r\n\r\n").failure == (400, "NAME_INVALID")
+    assert rig.door("mirror").raw(b"\0\1\2 hello\r\n\r\n").failure == (400, "NAME_INVALID")
     rig.check()
 
 

@@ -1,4 +1,4 @@
-"""Blobs as clients get them through both doors: bytes, headers, ranges and conditions; and which repository has them."""
+"""Blobs as clients get them through both doors: bytes, headers, ranges, conditions; and which repository has them."""
 
 import proxy
 import pytest

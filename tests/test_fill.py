@@ -206,7 +206,7 @@ async def test_a_broken_transfer_is_taken_up_where_it_broke(hub: Hub, room: Room
 async def test_readers_notice_nothing_of_a_resumed_transfer(hub: Hub, room: Room) -> None:
     hub.faults.add(Fault(kind="cdn", close_after=200_000, times=2))
     fill = room.start()
-    assert await asyncio.gather(room.read(fill), room.read(fill, 150_000)) == [LAYER, LAYER[150_000:]]
+    assert [*await asyncio.gather(room.read(fill), room.read(fill, 150_000))] == [LAYER, LAYER[150_000:]]
 
 
 async def test_a_transfer_is_taken_up_also_from_an_upstream_that_ignores_ranges(hub: Hub, room: Room) -> None:
@@ -234,7 +234,7 @@ async def test_back_off_grows_while_nothing_arrives(hub: Hub, room: Room, monkey
     hub.faults.add(Fault(kind="cdn", close_after=0))
     monkeypatch.setattr(fill_module, "_BACKOFF_SECONDS", 0.25)
     with monkeypatch.context() as patch:
-        patch.setattr(fill_module.asyncio, "sleep", sleep)
+        patch.setattr(asyncio, "sleep", sleep)
         await room.failure(room.start())
     waits = [seconds for seconds in slept if seconds > 0]
     assert waits[0] == 0.25
@@ -316,7 +316,10 @@ async def test_readers_go_on_from_the_upstream_when_the_disk_is_full_midway(
 
     monkeypatch.setattr(os, "pwrite", full_after_some)
     fill = room.start()
-    assert await asyncio.gather(room.read(fill), room.read(fill, 200_000, 500_000)) == [LAYER, LAYER[200_000:500_000]]
+    assert [*await asyncio.gather(room.read(fill), room.read(fill, 200_000, 500_000))] == [
+        LAYER,
+        LAYER[200_000:500_000],
+    ]
     assert isinstance(fill.error, StorageError)
     assert "No space left" in str(room.store.problem)
     assert room.left_nothing()

@@ -21,7 +21,7 @@ def written(found: list[tuple[Digest, int]]) -> list[dict[str, Any]]:
 
 @given(LISTS, DESCRIPTORS | st.none(), LISTS, LISTS)
 def test_every_reference_is_found_in_order(manifests: Any, config: Any, layers: Any, blobs: Any) -> None:
-    document = {"manifests": written(manifests), "layers": written(layers), "blobs": written(blobs)}
+    document: dict[str, Any] = {"manifests": written(manifests), "layers": written(layers), "blobs": written(blobs)}
     if config is not None:
         document["config"] = written([config])[0]
     contents = ([] if config is None else [config]) + layers + blobs

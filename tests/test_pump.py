@@ -64,7 +64,7 @@ class Station:
     async def receive(self, path: str, delivery: Delivery, pause: Callable[[], float] = float) -> tuple[bytes, bool]:
         """Play mitmproxy: swap each byte of the body by `take`. Returns the body, and whether it ended properly."""
         reader, writer = await self.ask(path)
-        body = []
+        body: list[bytes] = []
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             assert b"Transfer-Encoding: chunked" in head

@@ -159,7 +159,8 @@ def test_content_that_no_manifest_needs_goes_before_any_image(shelf: Shelf) -> N
 def test_of_two_images_with_one_request_each_the_one_not_asked_for_longest_goes_first() -> None:
     old, new = name("image", 1), name("image", 2)
     popularity = {old: Popularity(0.0, NOW - 100), new: Popularity(0.0, NOW)}
-    for children in ({old: (), new: ()}, {new: (), old: ()}):
+    for first, second in ((old, new), (new, old)):
+        children: dict[Digest, tuple[Digest, ...]] = {first: (), second: ()}
         assert Shelf(children, {old, new}, popularity, set()).order() == [old, new]
 
 

@@ -1,20 +1,15 @@
-"""scripts/serve and the set-up that it shares with scripts/test: with stand-ins for Python and uv, and once really."""
+"""scripts/serve and the set-up that it shares with scripts/test, with stand-ins for Python and uv."""
 
-import contextlib
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPTS = REPOSITORY / "scripts"
@@ -293,64 +288,3 @@ def test_scripts_name_no_host() -> None:
     files = [SCRIPTS / "serve", SCRIPTS / "test", SCRIPTS / "setup.sh", REPOSITORY / ".ci/run"]
     assert [path for path in files if "://" in path.read_text()] == []
     assert [path for path in files if path.name != "setup.sh" and not os.access(path, os.X_OK)] == []
-
-
-# -- for real ---------------------------------------------------------------------------------------------------------
-
-KEPT = re.compile(r"PATH|(PIP|UV|SSL_CERT)_.*|(https?|all|no)_proxy", re.IGNORECASE)
-
-
-def fresh_clone(target: Path) -> Path:
-    """What is in the repository, or about to be, and nothing that was made in it."""
-    listing = ["git", "-C", str(REPOSITORY), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listing, capture_output=True, check=True).stdout.decode().split("\0"):
-        source, copy = REPOSITORY / name, target / name
-        if name and source.is_file():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, copy)
-    return target
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def serving(root: Path, home: Path, mirror: int, log: Path) -> Iterator[None]:
-    """scripts/serve with an empty home, until it says where its proxy is; ended afterwards."""
-    environment = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
-    environment |= {"HOME": str(home), "HUBCACHE_PYTHON": os.path.realpath(sys.executable)}
-    modes = [f"regular@127.0.0.1:{free_port()}", f"reverse:https://registry-1.docker.io@127.0.0.1:{mirror}"]
-    options = [f"hubcache_dir={home}/store", f"hubcache_status=127.0.0.1:{free_port()}"]
-    command = [str(root / "scripts/serve"), "--mode", modes[0], "--mode", modes[1]]
-    command += ["--set", options[0], "--set", options[1]]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=environment, cwd=home, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
-    try:
-        limit = time.monotonic() + 240
-        while "hubcache: proxy at" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < limit, log.read_text()
-            time.sleep(0.1)
-        yield
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-@pytest.mark.e2e
-@pytest.mark.timeout(600)
-def test_a_fresh_clone_serves_with_one_command(tmp_path: Path) -> None:
-    root, home, mirror, log = fresh_clone(tmp_path / "clone"), tmp_path / "home", free_port(), tmp_path / "serve.log"
-    home.mkdir()
-    for start in ("first", "second"):
-        with serving(root, home, mirror, log):
-            with urllib.request.urlopen(f"http://127.0.0.1:{mirror}/v2/", timeout=10) as answer:
-                assert answer.status == 200
-            assert ("installing the locked dependencies" in log.read_text()) is (start == "first")
-    ca = x509.load_pem_x509_certificate((root / "certs/mitmproxy-ca-cert.pem").read_bytes())
-    assert ca.extensions.get_extension_for_class(x509.NameConstraints).critical, "this CA may vouch for any site"

@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hubcache.oci.digest import Digest
@@ -15,6 +16,7 @@ from hubcache.store.store import StoredBlob
 from hubcache.transfer import sources as sources_module
 from hubcache.transfer.fill import Fill
 from hubcache.transfer.sources import CHUNK, BytesSource, FileSource, FillSource, Source, UpstreamSource
+from hubcache.transfer.upstream import BlobBody
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,11 +121,11 @@ class Origin:
         self._data, self._piece, self._ranges, self._error = data, piece, ranges, error
 
     @asynccontextmanager
-    async def __call__(self, start: int, end: int | None) -> AsyncIterator[Body]:
+    async def __call__(self, start: int, end: int | None) -> AsyncIterator[BlobBody]:
         self.asked.append((start, end))
         self.open += 1
         try:
-            yield Body(self._data, start if self._ranges else 0, self._piece, self._error)
+            yield cast(BlobBody, Body(self._data, start if self._ranges else 0, self._piece, self._error))
         finally:
             self.open -= 1
 
@@ -167,9 +169,9 @@ async def test_an_upstream_that_breaks_off_says_so_and_is_closed() -> None:
 
 async def test_opening_first_shows_a_refusal_before_the_body_begins() -> None:
     @asynccontextmanager
-    async def refuse(_start: int, _end: int | None) -> AsyncIterator[Body]:
+    async def refuse(_start: int, _end: int | None) -> AsyncIterator[BlobBody]:
         raise Unavailable("down")
-        yield Body(b"", 0, 1)
+        yield cast(BlobBody, None)
 
     source = UpstreamSource(refuse, 0, 10)
     with pytest.raises(Unavailable, match="down"):

@@ -170,15 +170,14 @@ async def test_a_damaged_database_costs_the_content_but_not_the_start(tmp_path: 
         assert store.has(digest)
 
 
-async def test_damage_deep_in_the_database_costs_the_content_but_not_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pages", [range(8, 190), range(20, 26)])
+async def test_damage_deep_in_the_database_costs_content_but_not_the_start(tmp_path: Path, pages: range) -> None:
     async with opened_store(tmp_path) as store:
         await store.put_links(HUB, "library/debian", {Digest.of(str(n).encode()): n for n in range(3000)})
         await put_image(store, b"layer")
-    path = tmp_path / "store/cache.db"
-    size = path.stat().st_size
-    with path.open("r+b") as file:
-        file.seek(8 * 4096)
-        file.write(b"\xa5" * (size - 9 * 4096))
+    with (tmp_path / "store/cache.db").open("r+b") as file:
+        file.seek(pages.start * 4096)
+        file.write(b"\xa5" * 4096 * len(pages))
     async with opened_store(tmp_path) as store:
         await put_blob(store, b"another layer")
         assert store.problem is None

@@ -1,5 +1,6 @@
 """The cache's own client against a Docker Hub that misbehaves: what it believes, retries, refuses, and never sends."""
 
+import asyncio
 import gzip
 import json
 import time
@@ -257,7 +258,7 @@ async def test_retries_are_few_and_wait_longer_each_time(hub: Hub, line: Line, m
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr(upstream_module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     fault = hub.faults.add(Fault(kind="manifest", status=500))
     with pytest.raises(Unavailable):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)

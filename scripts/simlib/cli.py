@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import process_time
+from typing import TYPE_CHECKING
 
 from .chart import Curve, chart
 from .cost import cost
@@ -18,9 +19,13 @@ from .reader import FORMATS, read, write
 from .replay import Score, replay
 from .trace import Trace, TraceError
 
+if TYPE_CHECKING:
+    from .generator import Parameters
+
 _BROKEN = 2
 _SIZES = "2,5,10,20"
-_NAMES = ("small", "drift", "scan", "death", "large")
+PRESETS = ("small", "drift", "scan", "death", "large")
+"""Traces that can be made; the generator needs numpy, and the rest does not."""
 SEED = 46
 
 
@@ -52,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     usual = Settings()
-    add("trace", nargs="?", default="small", help=f"a file, or one that is made: {', '.join(_NAMES)} (default: small)")
+    add("trace", nargs="?", default="small", help=f"a file, or one that is made: {', '.join(PRESETS)} (default: small)")
     add("--seed", type=int, default=SEED, metavar="N", help=f"for a trace that is made (default: {SEED})")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of a trace that is made")
     add("--sizes", type=_shares, default=_shares(_SIZES), metavar="PERCENT,…", help=f"cache sizes (default: {_SIZES})")
@@ -116,29 +121,34 @@ def _chosen(options: argparse.Namespace) -> list[Entrant]:
 
 def _trace(options: argparse.Namespace) -> Trace:
     path = Path(options.trace)
-    if options.trace not in _NAMES or path.is_file():
+    if options.trace not in PRESETS or path.is_file():
         if not path.exists():
-            raise TraceError(f"no file {path}, and no trace of that name; there are {', '.join(_NAMES)}")
+            raise TraceError(f"no file {path}, and no trace of that name; there are {', '.join(PRESETS)}")
         if options.set:
             raise TraceError("--set is for traces that are made, not for files")
         return read(path)
     try:
-        from .generator import PRESETS, generate
+        from . import generator
     except ModuleNotFoundError as error:
         raise TraceError(f"to make a trace, {error.name} must be installed") from error
-    parameters = PRESETS[options.trace]
-    for assignment in options.set:
+    parameters = changed(generator.PRESETS[options.trace], options.set)
+    name = " ".join([options.trace, str(options.seed), *options.set])
+    return generator.generate(name, options.seed, parameters)
+
+
+def changed(parameters: "Parameters", assignments: Sequence[str]) -> "Parameters":
+    """The parameters with some `NAME=VALUE` changed; raises `TraceError`."""
+    names = [field.name for field in dataclasses.fields(parameters)]
+    for assignment in assignments:
         name, _, text = assignment.partition("=")
-        if name not in (field.name for field in dataclasses.fields(parameters)):
-            known = ", ".join(field.name for field in dataclasses.fields(parameters))
-            raise TraceError(f"no parameter {name!r}; there are {known}")
+        if name not in names:
+            raise TraceError(f"no parameter {name!r}; there are {', '.join(names)}")
         try:
             value = type(getattr(parameters, name))(text)
         except ValueError as error:
             raise TraceError(f"not a value for {name}: {text!r}") from error
         parameters = dataclasses.replace(parameters, **{name: value})
-    changed = "".join(f" {assignment}" for assignment in options.set)
-    return generate(f"{options.trace} {options.seed}{changed}", options.seed, parameters)
+    return parameters
 
 
 def _replay_all(trace: Trace, entrants: list[Entrant], shares: list[float]) -> dict[str, Curve]:

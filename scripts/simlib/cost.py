@@ -16,7 +16,7 @@ def _never(_: int) -> bool:
     return False
 
 
-def cost(history: int = HISTORY, residents: int = RESIDENTS) -> str:
+def cost(history: int = HISTORY, residents: int = RESIDENTS, rounds: int = ROUNDS) -> str:
     """A report; the numbers are of this machine, at this moment."""
     chance = random.Random(1)
     retention: Retention[int] = Retention(history=history)
@@ -31,7 +31,7 @@ def cost(history: int = HISTORY, residents: int = RESIDENTS) -> str:
         seconds.setdefault(name, []).append(process_time() - start)
 
     now = _NOW
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         now += 1
         key = chance.randrange(residents)
         start = process_time()

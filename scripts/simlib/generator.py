@@ -82,7 +82,10 @@ def generate(name: str, seed: int, parameters: Parameters) -> Trace:
     """Make a trace; raises `TraceError` for parameters that make none."""
     if min(parameters.pulls, parameters.repos, parameters.clients, parameters.bases) < 1 or parameters.days <= 0:
         raise TraceError("pulls, repos, clients, bases and days must be above 0")
-    return _Maker(parameters, seed).make(name)
+    try:
+        return _Maker(parameters, seed).make(name)
+    except ValueError as error:  # numpy's, where a number is out of its range
+        raise TraceError(f"no trace can be made with these parameters: {error}") from error
 
 
 class _Base:
@@ -250,6 +253,8 @@ class _Maker:
                         repository.weight = 0.0
                     killed = True
                 weights = np.array([repository.weight_at(time) for repository in self.repositories])
+                if not weights.any():
+                    raise TraceError("nobody wants any repository: kill_top must be below repos")
                 steps = np.cumsum(weights / weights.sum())
             if scan or rng.random() < p.onehit:
                 image, cold = _Repository(self, time, 0.0).versions[0], True

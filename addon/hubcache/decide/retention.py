@@ -26,6 +26,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from math import inf, isfinite, sqrt
 
 from .ranking import Place, Ranking
@@ -336,7 +337,8 @@ class Retention[K]:
             else:
                 absent[key] = known
         if clock is None or not all(isfinite(part) for part in clock if part is not None):
-            latest = max((known.last for known, _ in residents.values()), default=0.0)
+            every = chain(absent.values(), (known for known, _ in residents.values()))
+            latest = max((known.last for known in every), default=0.0)
             clock = min((rank for _, rank in residents.values()), default=0.0), latest, None
         self._clock, self._time, self._now = clock
         self._dirty = set()
@@ -346,6 +348,8 @@ class Retention[K]:
         for known, place in zip(self._residents.values(), places, strict=True):
             known.place = place
         self.bytes = sum(known.size for known in self._residents.values())
+        for known in chain(self._residents.values(), self._absent.values()):
+            known.last = min(known.last, self._time)
         self._bound_history()
 
 

@@ -1,0 +1,260 @@
+"""The circuit breaker: after a few failures nobody waits for a dead host, and everybody can see why."""
+
+import asyncio
+import json
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import proxy
+import pytest
+from hubcache.serve.messages import Answer, Door, Result
+from hubcache.transfer import breaker
+from people import DOORS, pull, short_times
+from rig import Cache, running
+from standin import Fault, Hub, Image
+
+PROMPT = 0.25
+"""Seconds that an answer may take when nobody is waited for; a connect time-out is 0.3 here."""
+
+
+@pytest.fixture(autouse=True)
+def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_times(monkeypatch)
+    monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(breaker, "_LAST_PROBE_SECONDS", 0.2)
+
+
+@pytest.fixture
+def image(hub: Hub) -> Image:
+    return hub.image("library/app", "1")
+
+
+@pytest.fixture
+async def cache(hub: Hub, image: Image, tmp_path: Path) -> AsyncIterator[Cache]:
+    """With a status listener, and the image in its store."""
+    async with running(hub, tmp_path / "store", status=("127.0.0.1", proxy.free_port())) as started:
+        assert set(await pull(started, image)) == {200}
+        hub.reset_log()
+        yield started
+
+
+def address(hub: Hub, listener: str) -> str:
+    return hub.url(listener).removeprefix("http://")
+
+
+async def page(cache: Cache, path: str) -> str:
+    """A page of the status listener."""
+    assert cache.settings.status is not None
+    url = f"http://127.0.0.1:{cache.settings.status[1]}{path}"
+
+    def fetch() -> str:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return str(answer.read().decode())
+
+    return await asyncio.to_thread(fetch)
+
+
+async def until_closed(cache: Cache, host: str) -> None:
+    async with asyncio.timeout(5):
+        while cache.engine.breakers.reason(host) is not None:
+            await asyncio.sleep(0.02)
+
+
+async def fail(cache: Cache, door: Door, count: int) -> None:
+    """Ask for what is not stored, each time something else."""
+    for number in range(count):
+        status, _ = await cache.get(door, f"/v2/library/none/manifests/{number}")
+        assert status == 503
+
+
+@DOORS
+@pytest.mark.parametrize("fault", ["stopped", "500"])
+async def test_circuit_opens_after_few_failures_and_then_nobody_asks(
+    cache: Cache, hub: Hub, door: Door, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 60.0)
+    if fault == "stopped":
+        hub.stop("registry")
+    else:
+        hub.faults.add(Fault(kind="[pmb]*", status=500, body="oops"))
+    await fail(cache, door, 1)
+    asked = hub.count()
+    assert cache.engine.breakers.reason(address(hub, "registry")) is not None
+    await fail(cache, door, 20)
+    assert hub.count() == asked <= breaker.THRESHOLD
+
+
+@DOORS
+async def test_single_failure_opens_nothing(cache: Cache, hub: Hub, door: Door) -> None:
+    hub.image("library/other", "1", [b"another"])
+    hub.faults.add(Fault(kind="manifest", status=503, times=1))
+    assert (await cache.get(door, "/v2/library/other/manifests/1"))[0] == 200
+    assert cache.engine.breakers.reason(address(hub, "registry")) is None
+
+
+async def test_failures_with_successes_between_them_open_nothing(cache: Cache, hub: Hub) -> None:
+    for number in range(breaker.THRESHOLD * 2):
+        hub.image("library/other", str(number), [str(number).encode()])
+        hub.faults.add(Fault(kind="manifest", status=503, times=1))
+        assert (await cache.get(Door.PROXY, f"/v2/library/other/manifests/{number}"))[0] == 200
+    assert cache.engine.breakers.reason(address(hub, "registry")) is None
+
+
+async def test_refusals_and_limits_open_nothing(cache: Cache, hub: Hub) -> None:
+    """The host is alive and says something that matters."""
+    for status in (401, 403, 404, 429):
+        fault = hub.faults.add(Fault(kind="manifest", status=status, body="no"))
+        for number in range(breaker.THRESHOLD + 1):
+            await cache.get(Door.PROXY, f"/v2/library/s{status}/manifests/{number}")
+        hub.faults.remove(fault)
+    assert cache.engine.breakers.reason(address(hub, "registry")) is None
+
+
+@DOORS
+async def test_one_time_out_opens_the_circuit_and_no_further_request_waits(
+    cache: Cache, hub: Hub, image: Image, door: Door
+) -> None:
+    cache.apply(tag_ttl=0.0)
+    hub.blackhole()
+    await cache.get(door, f"/v2/library/app/manifests/1")
+    assert cache.engine.breakers.reason(address(hub, "registry")) == "time-out"
+    begun = time.monotonic()
+    assert set(await pull(cache, image, door)) == {200}
+    await fail(cache, door, 5)
+    assert time.monotonic() - begun < PROMPT
+
+
+@DOORS
+async def test_client_with_a_stale_copy_at_hand_does_not_wait_for_a_slow_upstream(
+    cache: Cache, hub: Hub, image: Image, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even for the first time-out, which in production is 30 seconds."""
+    monkeypatch.setattr("hubcache.serve.manifests.PATIENCE_SECONDS", 0.1)
+    cache.apply(tag_ttl=0.0)
+    hub.faults.add(Fault(kind="manifest", blackhole=True))
+    begun = time.monotonic()
+    answer, body = await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+    assert isinstance(answer, Answer)
+    assert (answer.result, body) == (Result.STALE, image.manifest)
+    assert 'detail="upstream is slow"' in answer.headers["Cache-Status"]
+    assert time.monotonic() - begun < PROMPT + 0.1
+
+
+@DOORS
+@pytest.mark.parametrize("fault", ["stopped", "blackholed", "500"])
+async def test_probe_in_the_background_closes_the_circuit(
+    cache: Cache, hub: Hub, image: Image, door: Door, fault: str
+) -> None:
+    """Nobody has to ask for it."""
+    match fault:
+        case "stopped":
+            hub.stop("registry")
+        case "blackholed":
+            hub.blackhole("registry")
+        case status:
+            hub.faults.add(Fault(kind="[pmb]*", status=int(status)))
+    await fail(cache, door, 1)
+    await asyncio.sleep(0.3)
+    assert cache.engine.breakers.reason(address(hub, "registry")) is not None, "probes fail, too"
+    hub.faults.clear()
+    hub.start()
+    await until_closed(cache, address(hub, "registry"))
+    moved = hub.image("library/app", "1", [b"moved"])
+    cache.apply(tag_ttl=0.0)
+    assert await cache.get(door, "/v2/library/app/manifests/1") == (200, moved.manifest)
+
+
+async def test_probes_are_few_and_carry_no_credentials(cache: Cache, hub: Hub) -> None:
+    hub.faults.add(Fault(kind="[pmb]*", status=500))
+    await fail(cache, Door.PROXY, 1)
+    hub.reset_log()
+    await asyncio.sleep(0.5)
+    probes = hub.requests()
+    assert 1 <= len(probes) <= 4
+    assert {(probe.method, probe.path, probe.authorization) for probe in probes} == {("GET", "/v2/", None)}
+
+
+async def test_each_host_has_a_circuit_of_its_own(cache: Cache, hub: Hub) -> None:
+    """A dead CDN does not keep manifests from being validated."""
+    other = hub.image("library/other", "1", [b"another"])
+    hub.stop("cdn")
+    for blob in (*other.layers, other.config):
+        assert (await cache.get(Door.PROXY, f"/v2/library/other/blobs/{blob}"))[0] == 503
+    assert cache.engine.breakers.reason(address(hub, "cdn")) is not None
+    assert await cache.get(Door.PROXY, "/v2/library/other/manifests/1") == (200, other.manifest)
+
+
+async def test_state_and_reason_are_shown(
+    cache: Cache, hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In `/healthz`, in metrics and in the log; and again when it is over."""
+    host = address(hub, "registry")
+    assert json.loads(await page(cache, "/healthz"))["status"] == "ok"
+    assert f'hubcache_upstream_up{{host="{host}"}} 1.0' in await page(cache, "/metrics")
+    with caplog.at_level("INFO", "hubcache"):
+        hub.stop("registry")
+        await fail(cache, Door.PROXY, 3)
+        health = json.loads(await page(cache, "/healthz"))
+        assert health["status"] == "degraded"
+        assert health["upstreams_down"] == {host: "ClientConnectorError"}
+        metrics = await page(cache, "/metrics")
+        assert f'hubcache_upstream_up{{host="{host}"}} 0.0' in metrics
+        assert f'hubcache_upstream_requests_total{{host="{host}",kind="manifest",status="error"}} 3.0' in metrics
+        opened = [record.getMessage() for record in caplog.records if host in record.getMessage()]
+        assert len(opened) == 1, "said once, not for each request"
+        assert "ClientConnectorError" in opened[0]
+        hub.start()
+        await until_closed(cache, host)
+    assert f"{host} answers again" in caplog.text
+    assert json.loads(await page(cache, "/healthz"))["status"] == "ok"
+    assert f'hubcache_upstream_up{{host="{host}"}} 1.0' in await page(cache, "/metrics")
+
+
+@DOORS
+async def test_stale_answer_names_the_reason_of_the_open_circuit(
+    cache: Cache, hub: Hub, door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.apply(tag_ttl=0.0)
+    hub.faults.add(Fault(kind="[pmb]*", status=502))
+    for _ in range(2):
+        answer, _ = await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+    assert isinstance(answer, Answer)
+    assert answer.result is Result.STALE
+    assert f'detail="{address(hub, "registry")} is down: status 502"' in answer.headers["Cache-Status"]
+    assert "status 502" in caplog.text
+
+
+# -- through the real proxy ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[proxy.Rig]:
+    with proxy.running(hubcache_tag_ttl="0") as running_rig:
+        yield running_rig
+
+
+@pytest.mark.parametrize("name", proxy.DOORS)
+def test_real_proxy_serves_stored_images_without_waiting_for_a_blackholed_upstream(
+    rig: proxy.Rig, name: str
+) -> None:
+    """With time-outs as in production. The first client of a stale tag waits for a moment, the others do not."""
+    rig.refresh()
+    door = rig.door(name)
+    image = rig.hub.image(door.repo, "latest")
+    assert door.manifest("latest").status == door.blob(image.layers[0]).status == 200
+    rig.hub.blackhole()
+    begun = time.monotonic()
+    assert door.manifest("latest").body == image.manifest
+    assert time.monotonic() - begun < 3.5
+    proxy.wait_until(lambda: rig.product.health["upstreams_down"])
+    begun = time.monotonic()
+    for _ in range(5):
+        assert door.manifest("latest").body == image.manifest
+        assert door.blob(image.layers[0]).body == b"layer"
+    assert door.manifest("other").failure == (503, "UNAVAILABLE")
+    assert door.request("POST", f"/v2/{door.repo}/blobs/uploads/").failure == (503, "UNAVAILABLE")
+    assert time.monotonic() - begun < 2.0
+    rig.refresh()
+    rig.check()
