@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from ..oci.errors import StorageError
+from ..oci.errors import StorageError, StoreDamaged
 from .index import Index
 
 
@@ -14,6 +14,7 @@ class Base:
     def __init__(self) -> None:
         self._problems: dict[str, str] = {}
         self._index: Index | None = None
+        self._damaged = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
 
     @property
@@ -35,7 +36,7 @@ class Base:
         try:
             result = await asyncio.get_running_loop().run_in_executor(self._writer, action)
         except StorageError as error:
-            self._problems["index"] = str(error)
+            self._note(error)
             raise
         self._problems.pop("index", None)
         return result
@@ -47,8 +48,12 @@ class Base:
         try:
             return self._index.get(key)
         except StorageError as error:
-            self._problems["index"] = str(error)
+            self._note(error)
             return None
+
+    def _note(self, error: StorageError) -> None:
+        self._problems["index"] = str(error)
+        self._damaged = self._damaged or isinstance(error, StoreDamaged)
 
     def _opened(self) -> Index:
         if self._index is None:

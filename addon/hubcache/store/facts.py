@@ -23,10 +23,13 @@ class Facts(Base):
         """Remember what a tag answered."""
         index = self._opened()
         key = f"tag/{registry}/{repository}:{tag}"
-        records = self.tags(registry, repository, tag) | {negotiation: record}
-        latest = sorted(records.items(), key=lambda item: item[1].validated_at)[-MAX_NEGOTIATIONS:]
-        row = encode_tags(dict(latest))
-        await self._write(lambda: index.set(key, row, FACT_LIFETIME))
+
+        def merged(value: object) -> str:
+            records = (decode_tags(value) if isinstance(value, str) else {}) | {negotiation: record}
+            latest = sorted(records.items(), key=lambda item: item[1].validated_at)[-MAX_NEGOTIATIONS:]
+            return encode_tags(dict(latest))
+
+        await self._write(lambda: index.update(key, merged, FACT_LIFETIME))
 
     async def drop_tag(self, registry: str, repository: str, tag: str) -> None:
         """Forget a tag (it was moved or removed)."""

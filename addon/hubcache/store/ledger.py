@@ -40,6 +40,12 @@ class Ledger:
         self.stored -= on_disk(self.sizes.pop(digest, 0))
         self.children.pop(digest, None)
 
+    def clear(self) -> None:
+        """Nothing is stored (any more); what is reserved stays so."""
+        self.sizes.clear()
+        self.children.clear()
+        self.stored = 0
+
     def hold(self, digest: Digest) -> None:
         """Content is being read: it must not be evicted until `release`."""
         self.in_use[digest] += 1

@@ -4,7 +4,10 @@ Reads are quick and synchronous; everything that writes goes to one writer threa
 cannot be used, reads find nothing, writes raise `StorageError`, and `problem` says why.
 """
 
+import asyncio
 import fcntl
+import hashlib
+import logging
 import os
 import secrets
 import time
@@ -20,14 +23,17 @@ from ..decide.records import (
     encode_row,
 )
 from ..oci.digest import Digest
-from ..oci.errors import StorageError, StoreTooNew
+from ..oci.errors import RegistryError, StorageError, StoreTooNew
 from ..oci.manifest import parse_manifest
 from ..oci.pin import Pin
+from .disk import is_untouched
 from .facts import Facts
 from .index import Index
 from .ledger import Ledger, on_disk
 from .room import Rooms
 from .staging import Staged
+
+logger = logging.getLogger("hubcache")
 
 FORMAT = 1
 """Version of the rows and files; a store with a higher one is left alone."""
@@ -71,16 +77,18 @@ class Store(Facts):
 
         Raises `StoreTooNew`, or `StorageError` when the directory cannot be used or another process has it.
         """
+        index = None
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock()
-            staging = self._staging
-            staging.mkdir(exist_ok=True, mode=0o700)
+            self._staging.mkdir(exist_ok=True, mode=0o700)
             index = Index(self.directory / "store")
             self._check_format(index)
-            for leftover in staging.iterdir():
+            for leftover in self._staging.iterdir():
                 leftover.unlink()
+            self._read_ledger(index)
             index.sweep()
+            self._index, index = index, None
         except OSError as error:
             problem = f"store directory {self.directory} cannot be used: {error.strerror or error}"
             self._problems["directory"] = problem
@@ -88,8 +96,10 @@ class Store(Facts):
         except StorageError as error:
             self._problems["directory"] = str(error)
             raise
-        self._read_ledger(index)
-        self._index = index
+        finally:
+            if index is not None:
+                index.close()
+        self._damaged = False
         self._problems.clear()
 
     def _lock(self) -> None:
@@ -116,18 +126,24 @@ class Store(Facts):
         """What is stored, from the content's rows; how often it is asked for, from the policy's. A row of the policy
         that is missing (a crash lost a few seconds of them, or the store is of an older program) is made anew."""
         ledger, retention, now = self.ledger, self.rooms.retention, self._clock()
-        for key, _, size, filename in index.rows("blob/"):
-            if filename is not None:
-                ledger.add(Digest.parse(key.removeprefix("blob/")), size)
-        for key, value, _, _ in index.rows("manifest/"):
-            record = ManifestRecord.decode(value)
-            ledger.add(Digest.parse(key.removeprefix("manifest/")), len(record.body), _children(record))
-        clock, rows = None, []
-        for key, value, _, _ in index.rows("retention/"):
-            if key == _CLOCK:
-                clock = decode_clock(value)
-            else:
-                rows.append((Digest.parse(key.removeprefix("retention/")), decode_row(value)))
+        ledger.clear()
+        clock, rows, senseless = None, [], []
+        for key, value, size, filename in index.rows(""):
+            kind, _, name = key.partition("/")
+            try:
+                if kind == "blob" and filename is not None:
+                    ledger.add(Digest.parse(name), size)
+                elif kind == "manifest":
+                    record = ManifestRecord.decode(value)
+                    ledger.add(Digest.parse(name), len(record.body), _children(record))
+                elif key == _CLOCK:
+                    clock = decode_clock(value)
+                elif kind == "retention":
+                    rows.append((Digest.parse(name), decode_row(value)))
+            except (RegistryError, ValueError, TypeError, AttributeError):
+                senseless.append(key)  # not written by this program, or damaged: nothing is to be had from it
+        for key in senseless:
+            index.delete(key)
         retention.restore(clock, rows)
         for digest, _ in rows:
             if digest in retention and digest not in ledger.sizes:
@@ -142,15 +158,22 @@ class Store(Facts):
 
     async def close(self) -> None:
         """Write what is pending and let another process have the directory."""
-        if self._index is not None:
-            await self.flush()
-            await self._write(self._index.close)
-            self._index.close()
-            self._index = None
-        self._writer.shutdown()
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        try:
+            if self._index is not None:
+                await self.flush()
+        finally:
+            await self._close_index()
+            self._writer.shutdown()
+            if self._lock_fd is not None:
+                os.close(self._lock_fd)
+                self._lock_fd = None
+
+    async def _close_index(self) -> None:
+        """Close the connections of both threads."""
+        index, self._index = self._index, None
+        if index is not None:
+            await asyncio.get_running_loop().run_in_executor(self._writer, index.close)
+            index.close()
 
     # -- content ------------------------------------------------------------------------------------------------
 
@@ -163,7 +186,7 @@ class Store(Facts):
         return None if digest in self.ledger.children else self.ledger.sizes.get(digest)
 
     async def open_blob(self, digest: Digest) -> StoredBlob | None:
-        """Open a stored blob. A file that is gone or has another size is dropped from the store, and None returned."""
+        """Open a stored blob. One whose file is gone or holds something else is dropped, and None returned."""
         size = self.blob_size(digest)
         if size is None:
             return None
@@ -172,13 +195,26 @@ class Store(Facts):
             fd = os.open(path, os.O_RDONLY) if isinstance(path, Path) else None
         except OSError:
             fd = None
-        if fd is not None and os.fstat(fd).st_size == size:
+        if fd is not None and isinstance(path, Path) and await self._is_good(fd, path, digest, size):
             self.ledger.hold(digest)
             return StoredBlob(fd, size, lambda: self.ledger.release(digest))
         if fd is not None:
             os.close(fd)
+        logger.warning("hubcache: the file of %s is gone or damaged; it will be fetched again", digest)
         await self.remove(digest)
         return None
+
+    @staticmethod
+    async def _is_good(fd: int, path: Path, digest: Digest, size: int) -> bool:
+        """Whether the file is as it was stored; one that was touched since is verified, which takes a second per GB."""
+        state = os.fstat(fd)
+        if state.st_size != size:
+            return False
+        if is_untouched(path, state.st_mtime_ns):
+            return True
+        with os.fdopen(os.dup(fd), "rb") as file:
+            found = await asyncio.to_thread(hashlib.file_digest, file, digest.algorithm)
+        return found.hexdigest() == digest.hex
 
     def manifest(self, digest: Digest) -> ManifestRecord | None:
         """A stored manifest."""
@@ -218,7 +254,7 @@ class Store(Facts):
     async def commit(self, staged: Staged) -> None:
         """Move verified staged content into the store."""
         index = self._opened()
-        await self._write(lambda: index.set(f"blob/{staged.digest}", staged.sync()))
+        await self._write(lambda: _store_file(index, staged))
         self._added(staged.digest, staged.written, None)
         self._problems.pop("files", None)
 
@@ -232,12 +268,16 @@ class Store(Facts):
         staged.close()
 
     async def remove(self, digest: Digest) -> None:
-        """Remove content, whatever it is."""
+        """Remove content, whatever it is. It counts as stored until its file is gone."""
         index = self._opened()
-        kind = "manifest" if digest in self.ledger.children else "blob"
+        try:
+            await self._write(lambda: index.set_many({}, gone=(f"blob/{digest}", f"manifest/{digest}")))
+        except StorageError:
+            if digest in self.ledger.sizes:
+                self.rooms.retention.stored(digest, on_disk(self.ledger.sizes[digest]), self._clock())
+            raise
         self.ledger.remove(digest)
         self.rooms.retention.removed(digest)
-        await self._write(lambda: index.delete(f"{kind}/{digest}"))
 
     async def _reserve(self, digest: Digest, size: int) -> None:
         if self.pins:
@@ -256,6 +296,9 @@ class Store(Facts):
 
     async def keep_house(self) -> None:
         """Shrink step by step to the limit where that was lowered, and write behind what changed of the policy."""
+        if self._damaged:
+            await self._close_index()
+            self.open()
         self._pin()
         more = True
         while more:
@@ -302,6 +345,15 @@ class Store(Facts):
         except StorageError:
             retention.failed(dirty)
             raise
+
+
+def _store_file(index: Index, staged: Staged) -> None:
+    """Move a staged file into the store. When its row cannot be written, the file must not stay behind unaccounted."""
+    try:
+        index.set(f"blob/{staged.digest}", staged.sync())
+    except StorageError:
+        index.sweep()
+        raise
 
 
 def _children(record: ManifestRecord) -> tuple[Digest, ...]:

@@ -162,7 +162,7 @@ class Fills:
 
     async def _accept_size(self, fill: Fill, verifier: Verifier, body: BlobBody) -> None:
         """Agree on the size with what the upstream promises now, and on the first time reserve the room."""
-        if verifier.size is None and verifier.received == 0:
+        if verifier.size is None:
             verifier.size = body.size
         elif body.size is not None and body.size != verifier.size:
             raise BadUpstream(
@@ -171,7 +171,7 @@ class Fills:
             )
         if fill.staged is None:
             fill.staged = await self._store.stage(fill.digest, verifier.size or 0)
-        if fill.size is None and verifier.size is not None:
+        if fill.size is None and verifier.size is not None and fill.staged.reserved >= verifier.size:
             fill.size = verifier.size
             fill.notify()
 

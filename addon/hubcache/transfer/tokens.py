@@ -24,6 +24,7 @@ _PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))'
 DEFAULT_LIFETIME = 60.0
 """Seconds a token lives when the answer has no `expires_in` (distribution spec, token)."""
 
+_LONGEST_LIFETIME = 3600
 _MARGIN = 0.8
 _MAX_BODY = 1 << 20
 
@@ -116,11 +117,11 @@ def realm_url(realm: str) -> URL:
 def _parse_token(body: bytes) -> tuple[str, float]:
     try:
         document = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unavailable("token service answered with something that is not JSON") from error
     if isinstance(document, dict):
         token = document.get("token") or document.get("access_token")
         lifetime = document.get("expires_in", DEFAULT_LIFETIME)
         if isinstance(token, str) and isinstance(lifetime, int | float):
-            return token, max(0.0, float(lifetime))
+            return token, float(min(max(0, lifetime), _LONGEST_LIFETIME))
     raise Unavailable("token service answered without a token")
