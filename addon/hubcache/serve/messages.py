@@ -49,7 +49,9 @@ class Request:
     def credentials(self) -> str | None:
         """The client's own `Authorization`, if it has one that means anything upstream."""
         value = self.headers.get("authorization")
-        return None if value is None or value == f"Bearer {LOCAL_TOKEN}" else value
+        if value is None or value.split()[-1:] in ([], [LOCAL_TOKEN]):
+            return None
+        return value
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import diskcache
 from diskcache.core import MODE_BINARY, MODE_RAW
 
 from ..oci.errors import StorageError, StoreDamaged
-from .disk import BLOBS, FileDisk
+from .disk import BLOBS, FileDisk, StagedFile
 
 _DATABASE = "cache.db"
 _BUSY_SECONDS = 5.0
@@ -72,7 +72,12 @@ class Index:
 
     def set(self, key: str, value: object, lifetime: float | None = None) -> None:
         """Write one row; it is forgotten after `lifetime` seconds."""
-        self._translate(lambda: self._cache.set(key, value, expire=lifetime))
+        try:
+            self._translate(lambda: self._cache.set(key, value, expire=lifetime))
+        except StorageError:
+            if isinstance(value, StagedFile):
+                self.sweep()  # the file was moved before its row failed, and must not stay behind unaccounted
+            raise
 
     def update(self, key: str, change: Callable[[Any], object], lifetime: float | None = None) -> None:
         """Replace one row by what `change` makes of it (of None, if there is none), in one transaction."""

@@ -254,7 +254,7 @@ class Store(Facts):
     async def commit(self, staged: Staged) -> None:
         """Move verified staged content into the store."""
         index = self._opened()
-        await self._write(lambda: _store_file(index, staged))
+        await self._write(lambda: index.set(f"blob/{staged.digest}", staged.sync()))
         self._added(staged.digest, staged.written, None)
         self._problems.pop("files", None)
 
@@ -345,15 +345,6 @@ class Store(Facts):
         except StorageError:
             retention.failed(dirty)
             raise
-
-
-def _store_file(index: Index, staged: Staged) -> None:
-    """Move a staged file into the store. When its row cannot be written, the file must not stay behind unaccounted."""
-    try:
-        index.set(f"blob/{staged.digest}", staged.sync())
-    except StorageError:
-        index.sweep()
-        raise
 
 
 def _children(record: ManifestRecord) -> tuple[Digest, ...]:

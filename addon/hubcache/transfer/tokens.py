@@ -94,7 +94,7 @@ class Tokens:
             if response.status != 200:
                 raise Unavailable(f"token service answered {response.status}")
             try:
-                token, lifetime = _parse_token(await read_body(response, _MAX_BODY))
+                token, lifetime = parse_token(await read_body(response, _MAX_BODY))
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise Unavailable(f"token service broke off: {type(error).__name__}") from error
         now = time.monotonic()
@@ -114,7 +114,8 @@ def realm_url(realm: str) -> URL:
     return url
 
 
-def _parse_token(body: bytes) -> tuple[str, float]:
+def parse_token(body: bytes) -> tuple[str, float]:
+    """The token in an answer of the token service, and its lifetime in seconds; raises `Unavailable` if there is none."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
