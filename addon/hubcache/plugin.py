@@ -250,9 +250,9 @@ class Hubcache:
         delivered = self._deliveries.get(flow.id)
         if delivered is not None:
             answer, delivery, flow.request = delivered
-            flow.response.status_code = answer.status
-            flow.response.reason = flow_headers.reason(answer.status)
-            flow.response.headers = flow_headers.headers(answer)
+            # A new response: mitmproxy's client side goes on reading by the headers of the one that the pump sent.
+            flow.response = flow_headers.response(answer)
+            flow.response.content = None
             flow.response.stream = delivery.take
             return
         flow.response.stream = True

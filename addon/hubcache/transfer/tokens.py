@@ -76,6 +76,10 @@ class Tokens:
             return known[0]
         return await self._asked.run(key, lambda: self._fetch(challenge, scope, account))
 
+    def has(self, challenge: Challenge, scope: str) -> bool:
+        """Whether an anonymous token is at hand; one that is not new may be from before the repository was."""
+        return (challenge, scope, False) in self._known
+
     def forget(self, challenge: Challenge, scope: str, token: str) -> None:
         """The registry refused this token."""
         for with_account in (False, True):
@@ -115,7 +119,7 @@ def realm_url(realm: str) -> URL:
 
 
 def parse_token(body: bytes) -> tuple[str, float]:
-    """The token in an answer of the token service, and its lifetime in seconds; raises `Unavailable` if there is none."""
+    """The token in an answer of the token service, and its lifetime in seconds; raises `Unavailable` without one."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:

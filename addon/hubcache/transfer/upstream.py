@@ -204,6 +204,7 @@ class Upstream:
         url = URL(f"{self.registry.upstream}/v2/{repository}/{path}")
         scope = pull_scope(repository)
         authorization = reader
+        is_new = self._challenge is None or not self._tokens.has(self._challenge, scope)
         if reader is None and self._challenge is not None:
             authorization = f"Bearer {await self._tokens.get(self._challenge, scope)}"
         for last in (reader is not None, True):
@@ -212,7 +213,7 @@ class Upstream:
                 self._see_limit(response, reader)
                 asked_us = response.url.origin() == url.origin()  # else a CDN, which has no say in our tokens
                 challenge = self._learn(response) if response.status == 401 and asked_us else None
-                if last or challenge is None or (authorization and challenge.error == "insufficient_scope"):
+                if last or challenge is None or (authorization and is_new and challenge.error == "insufficient_scope"):
                     await self._check(response, kind, repository, pause)
                     yield response
                     return
