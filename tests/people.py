@@ -51,7 +51,6 @@ def short_times(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(http, "CONNECT_SECONDS", 0.3)
     patch.setattr(http, "PROGRESS_SECONDS", 1.0)
     patch.setattr(client, "_PROBE_SECONDS", 0.3)
-    patch.setattr(upstream, "_BACKOFF_SECONDS", 0.01)
 
 
 async def pull(cache: Cache, image: Image, door: Door = Door.PROXY, **headers: str) -> list[int]:

@@ -276,6 +276,10 @@ class Product:
         """All that the process wrote."""
         return self.log_file.read_text(errors="replace")
 
+    def wait_for_log(self, words: str) -> None:
+        """Wait until it says so."""
+        wait_until(lambda: words in self.log)
+
     @property
     def pid(self) -> int:
         assert self._process is not None

@@ -33,7 +33,7 @@ def asked(hub: Hub, path: str) -> int:
 
 
 @DOORS
-@pytest.mark.parametrize(("path", "count"), zip(PATHS, (1, 1, 2), strict=True), ids=["tag", "digest", "blob"])
+@pytest.mark.parametrize(("path", "count"), list(zip(PATHS, (1, 1, 2), strict=True)), ids=["tag", "digest", "blob"])
 async def test_storm_of_clients_that_ask_for_nothing_is_one_request_upstream(
     cache: Cache, hub: Hub, door: Door, path: str, count: int
 ) -> None:

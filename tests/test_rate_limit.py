@@ -65,7 +65,7 @@ async def test_pull_of_an_index_costs_one_counted_request_per_manifest(
 ) -> None:
     index = hub.index("library/app", "multi", {"linux/amd64": image})
     for _ in range(2):
-        for path in (f"manifests/multi", f"manifests/{index.digest}", f"manifests/{image.digest}"):
+        for path in ("manifests/multi", f"manifests/{index.digest}", f"manifests/{image.digest}"):
             for method in ("HEAD", "GET"):
                 await cache.ask(door, method, f"/v2/library/app/{path}")
     assert hub.remaining == 48

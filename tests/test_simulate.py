@@ -292,11 +292,9 @@ def test_prints_the_table_and_draws_the_picture(tmp_path: Path) -> None:
 def test_what_cannot_be_done_is_told_in_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        status = cli.main(arguments)
-    except SystemExit as error:
-        status = error.code
-    assert status == 2
+    with pytest.raises(SystemExit) as ended:
+        raise SystemExit(cli.main(arguments))
+    assert ended.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("scripts/simulate: ")
     assert message in said

@@ -1,7 +1,7 @@
 """Hit ratio over cache size as an SVG, one panel each for objects, bytes and whole images. Pure."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from .replay import Score
@@ -15,7 +15,7 @@ COLOURS = ("#0b6e4f", "#c1121f", "#3066be", "#e07a00", "#7b2d8b", "#0096a6", "#8
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 300, 260, 48, 56, 56
 
 
-def chart(title: str, curves: dict[str, Curve], bounds: frozenset[str] = frozenset()) -> str:
+def chart(title: str, curves: Mapping[str, Curve], bounds: frozenset[str] = frozenset()) -> str:
     """The picture; those in `bounds` are dashed."""
     width = _LEFT + 3 * _WIDTH + 2 * _GAP + 130
     height = _TOP + _HEIGHT + 56
@@ -35,7 +35,7 @@ def chart(title: str, curves: dict[str, Curve], bounds: frozenset[str] = frozens
 
 
 def _panel(
-    left: int, field: str, label: str, sizes: list[float], curves: dict[str, Curve], bounds: frozenset[str]
+    left: int, field: str, label: str, sizes: list[float], curves: Mapping[str, Curve], bounds: frozenset[str]
 ) -> Iterator[str]:
     values = [100 * getattr(score, field) for curve in curves.values() for _, score in curve]
     low = max(0, math.floor(min(values, default=0) / 10) * 10)
@@ -67,7 +67,7 @@ def _panel(
             yield f'<circle cx="{across:.1f}" cy="{down:.1f}" r="2.5" fill="{colour}"/>'
 
 
-def _legend(left: int, curves: dict[str, Curve], bounds: frozenset[str]) -> Iterator[str]:
+def _legend(left: int, curves: Mapping[str, Curve], bounds: frozenset[str]) -> Iterator[str]:
     for number, (name, colour) in enumerate(zip(curves, _colours(curves), strict=True)):
         down = _TOP + 8 + 20 * number
         dash = ' stroke-dasharray="5 4"' if name in bounds else ""
@@ -75,5 +75,5 @@ def _legend(left: int, curves: dict[str, Curve], bounds: frozenset[str]) -> Iter
         yield f'<text x="{left + 28}" y="{down + 4}">{escape(name)}</text>'
 
 
-def _colours(curves: dict[str, Curve]) -> list[str]:
+def _colours(curves: Mapping[str, Curve]) -> list[str]:
     return [COLOURS[number % len(COLOURS)] for number in range(len(curves))]

@@ -1,9 +1,9 @@
 """What is worth its room on the disk: what is asked for often, by its size, with age. Pure; `now` is an argument.
 
 The policy is GreedyDual-Size-Frequency (Cherkasova, "Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency
-Caching Policy", HP Labs HPL-98-69R1, 1998) with two changes that measured better on traces of registries: the count
-decays, and is kept for content that is not stored too; and it is divided by the square root of the size, which is the
-middle between hits (GDSF's size) and bytes (1). `scripts/simulate` measures it beside others, with this very module.
+Caching Policy", HP Labs HPL-98-69R1, 1998) with changes that measured better on traces of registries: the count decays,
+it is kept for content that is not stored too, and it is divided by the square root of the size, the middle between
+most hits (the size, as GDSF has it) and most bytes (1). `scripts/simulate` measures it beside others, with this module.
 
 * Every request halves the older ones by their age and adds one: `requests = requests * 2^(-age / half_life) + 1`.
 * A resident's rank is written when it is asked for: `rank = clock + requests / sqrt(size in KiB)`, unless that is
@@ -131,7 +131,7 @@ class Retention[K]:
         if known is not None:
             known.requests = self._decayed(known, time) + 1.0
             known.last = time
-            self._rank(key, known)
+            self._rank(key, known, time)
             return
         known = self._absent.get(key)
         if known is None:
@@ -145,15 +145,16 @@ class Retention[K]:
 
     def stored(self, key: K, size: int, now: float) -> None:
         """It is stored, `size` bytes long. What was never asked for counts as asked for once: somebody did."""
+        time = self._advance(now)
         known = self._residents.get(key)
         if known is None:
-            known = self._absent.pop(key, None) or _Known(size, 1.0, self._advance(now))
+            known = self._absent.pop(key, None) or _Known(size, 1.0, time)
             self._residents[key] = known
         else:
             self.bytes -= known.size
         known.size = size
         self.bytes += size
-        self._rank(key, known)
+        self._rank(key, known, time)
         self._dirty.add(key)
 
     def removed(self, key: K) -> None:
@@ -263,8 +264,8 @@ class Retention[K]:
     def _decayed(self, known: _Known[K], time: float) -> float:
         return float(known.requests * 2.0 ** ((known.last - time) / self.half_life))
 
-    def _rank(self, key: K, known: _Known[K]) -> None:
-        rank = self._clock + known.requests / _weight(known.size)
+    def _rank(self, key: K, known: _Known[K], time: float) -> None:
+        rank = self._clock + self._decayed(known, time) / _weight(known.size)
         if known.place is not None:
             rank = max(rank, known.place[0])
             self._ranking.discard(known.place)

@@ -126,7 +126,7 @@ class Manifests:
         return Found(record.digest, record.media_type, record.size, None, result, status) if head else None
 
     async def _fetch_digest(self, view: View, digest: Digest, head: bool) -> Found:
-        self._gate.raise_missing(view.host, view.repository, view.question(str(digest)))
+        self._gate.raise_missing(view.host, view.repository, view.question(str(digest), ""))
         record = self._store.manifest(digest)
         try:
             unproved = view.proves_first and not self._gate.is_open(view.host, view.repository, None)

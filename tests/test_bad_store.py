@@ -1,0 +1,269 @@
+"""A store that cannot be used, is damaged, full, or was left by a killed process: pulls go on."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import proxy
+import pytest
+from hubcache.store.index import Index
+from proxy import Door, Product, Rig, running, wait_until
+from standin import Fault, Hub, Image, random_bytes
+
+LAYER = 400_000
+
+
+def image(door: Door) -> Image:
+    return door.hub.image(door.repo, "latest", [random_bytes(LAYER, door.repo)])
+
+
+def pull(door: Door, what: Image) -> None:
+    """The whole image, which must be right."""
+    assert door.manifest("latest").body == what.manifest
+    answer = door.blob(what.layers[0])
+    assert (answer.complete, answer.body == random_bytes(LAYER, door.repo)) == (True, True)
+    part = door.blob(what.layers[0], {"Range": "bytes=100-199"})
+    assert (part.status, part.body) == (206, random_bytes(LAYER, door.repo)[100:200])
+
+
+def pull_uncached(rig: Rig, words: str) -> None:
+    """Pulls work through both doors, and the trouble is told once, in `/healthz` and in the metrics."""
+    for name in proxy.DOORS:
+        for _ in range(2):
+            door = rig.door(name)
+            pull(door, image(door))
+    assert rig.product.health["status"] == "degraded"
+    assert words in rig.product.health["store"]["problem"]
+    assert rig.product.metric("hubcache_store_usable") == 0
+    assert rig.product.log.count("not storing, pulls go on uncached") == 1
+
+
+def prepared(directory: Path, hub: Hub, **options: str) -> Iterator[Product]:
+    """A product that is not started yet."""
+    product = Product(directory, hub, options)
+    yield product
+    product.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def product(tmp_path: Path, hub: Hub) -> Iterator[Product]:
+    yield from prepared(tmp_path, hub)
+
+
+def complaints(product: Product) -> list[str]:
+    """The lines of the log that are about more than where things are."""
+    usual = ("Loading script", "listening at", "Error logged during startup")
+    return [line for line in product.log.splitlines() if not any(words in line for words in usual)]
+
+
+# -- directories that cannot be used
+
+
+def test_file_in_place_of_the_directory_means_uncached(product: Product, hub: Hub) -> None:
+    product.store.write_text("not a directory")
+    product.start()
+    rig = Rig(hub, product)
+    pull_uncached(rig, "store directory")
+    assert product.store.read_text() == "not a directory"
+    rig.check()
+
+
+def test_directory_of_a_running_process_is_left_alone(hub: Hub) -> None:
+    with (
+        running(hub) as first,
+        running(hub, hubcache_dir=str(first.product.store)) as second,
+    ):
+        pull_uncached(second, "in use by another process")
+        door = first.door("mirror")
+        pull(door, image(door))
+        assert first.product.health["status"] == "ok"
+
+
+def test_store_of_a_newer_version_ends_the_start_with_one_line(product: Product) -> None:
+    index = Index(product.store / "store")
+    index.set("format", "99")
+    index.close()
+    product.launch()
+    assert product.ended() == 1
+    (complaint,) = complaints(product)
+    assert "format 99" in complaint
+    assert "use the newer program, or another hubcache_dir" in complaint
+    assert "Traceback" not in product.log
+
+
+# -- damage
+
+
+def warm(product: Product, hub: Hub) -> tuple[Door, Image]:
+    """A stopped product that has an image."""
+    product.start()
+    door = product.door("mirror", hub)
+    stored = image(door)
+    pull(door, stored)
+    door.settle()
+    product.stop()
+    hub.reset_log()
+    return door, stored
+
+
+@pytest.mark.parametrize("garbage", [b"garbage" * 10_000, b"SQLite format 3\0" + b"\xff" * 50_000, b""])
+def test_garbage_in_place_of_the_index_means_an_empty_store(product: Product, hub: Hub, garbage: bytes) -> None:
+    door, stored = warm(product, hub)
+    for path in (product.store / "store").glob("cache.db*"):
+        path.unlink()
+    (product.store / "store" / "cache.db").write_bytes(garbage)
+    product.start()
+    pull(door, stored)
+    door.settle()
+    assert product.health["status"] == "ok"
+    hub.reset_log()
+    pull(door, stored)
+    assert hub.count() == 0
+    Rig(hub, product).check()
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "long"])
+def test_file_of_another_size_is_fetched_again(product: Product, hub: Hub, damage: str) -> None:
+    door, stored = warm(product, hub)
+    (path,) = [path for path in (product.store / "store" / "blobs").rglob("*.*") if path.stat().st_size == LAYER]
+    match damage:
+        case "gone":
+            path.unlink()
+        case "short":
+            os.truncate(path, LAYER - 1)
+        case "long":
+            os.truncate(path, LAYER + 1)
+    product.start()
+    pull(door, stored)
+    door.settle()
+    assert hub.count(kind="cdn", method="GET") == 1
+    pull(door, stored)
+    assert hub.count(kind="cdn", method="GET") == 1
+    Rig(hub, product).check()
+
+
+def test_store_survives_a_restart(product: Product, hub: Hub) -> None:
+    door, stored = warm(product, hub)
+    product.start()
+    hub.stop()
+    assert door.manifest("latest", method="HEAD").headers["docker-content-digest"] == stored.digest
+    pull(door, stored)
+    Rig(hub, product).check()
+
+
+def test_killed_process_leaves_nothing_that_hurts(product: Product, hub: Hub) -> None:
+    """Its half-filled file is swept, what it had stored is there, and the blob is fetched whole."""
+    product.start()
+    done, half = product.door("mirror", hub), product.door("proxy", hub)
+    stored, wanted = image(done), image(half)
+    pull(done, stored)
+    done.settle()
+    fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=200_000))
+    exchange = half.send("GET", f"/v2/{half.repo}/blobs/{wanted.layers[0]}")
+    assert len(exchange.read(1000)) == 1000
+    staging = product.store / "staging"
+    wait_until(lambda: [path for path in staging.iterdir() if path.stat().st_size])
+    product.stop(signal.SIGKILL)
+    assert not exchange.finish().complete
+    exchange.close()
+    assert list(staging.iterdir())
+    hub.faults.remove(fault)
+    product.start()
+    assert list(staging.iterdir()) == []
+    hub.reset_log()
+    pull(done, stored)
+    assert hub.count() == 0
+    pull(half, wanted)
+    Rig(hub, product).check()
+
+
+# -- disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        assert not os.environ.get("CI"), f"in CI this must run: {mounted.stderr}"
+        pytest.skip(f"needs the right to mount: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_full_disk_means_uncached_until_there_is_room(small_disk: Path, tmp_path: Path, hub: Hub) -> None:
+    (product,) = products = list(prepared_on(small_disk, tmp_path, hub))
+    try:
+        product.start()
+        rig = Rig(hub, product)
+        door = rig.door("mirror")
+        first = image(door)
+        pull(door, first)
+        door.settle()
+        ballast = small_disk / "ballast"
+        with pytest.raises(OSError, match="No space left"):
+            ballast.write_bytes(b"\0" * (4 << 20))
+        for name in proxy.DOORS:
+            other = rig.door(name)
+            pull(other, image(other))
+        assert product.health["status"] == "degraded"
+        assert product.metric("hubcache_store_usable") == 0
+        hub.reset_log()
+        assert door.blob(first.layers[0]).status == 200
+        assert hub.count() == 0
+        ballast.unlink()
+        again = rig.door("proxy")
+        what = image(again)
+        pull(again, what)
+        again.settle()
+        hub.reset_log()
+        pull(again, what)
+        assert hub.count(kind="cdn", method="GET") == 0
+        assert product.health["status"] == "ok"
+        rig.check()
+    finally:
+        for one in products:
+            one.stop()
+
+
+def prepared_on(disk: Path, directory: Path, hub: Hub) -> Iterator[Product]:
+    yield Product(directory, hub, {"hubcache_dir": str(disk / "store")})
+
+
+def test_disk_that_becomes_read_only_means_uncached(small_disk: Path, tmp_path: Path, hub: Hub) -> None:
+    product = Product(tmp_path, hub, {"hubcache_dir": str(small_disk / "store")})
+    try:
+        product.start()
+        rig = Rig(hub, product)
+        door = rig.door("proxy")
+        stored = image(door)
+        pull(door, stored)
+        door.settle()
+        time.sleep(0.1)
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        pull(door, stored)
+        other = rig.door("mirror")
+        pull(other, image(other))
+        assert product.health["status"] == "degraded"
+        rig.check()
+    finally:
+        product.stop()
+
+
+def test_blob_larger_than_the_store_is_passed_on(hub: Hub) -> None:
+    with running(hub, hubcache_size="4m") as rig:
+        for name in proxy.DOORS:
+            door = rig.door(name)
+            data = random_bytes(6_000_000, door.repo)
+            digest = hub.blob(door.repo, data)
+            for _ in range(2):
+                answer = door.blob(digest)
+                assert (answer.status, answer.complete, answer.body == data) == (200, True, True)
+            pull(door, image(door))
+        assert rig.product.metric("hubcache_store_bytes") <= 4 << 20

@@ -1,0 +1,406 @@
+"""Tags that are asked for often are kept in step with the Hub, so that no client waits for it."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hubcache import engine
+from hubcache.oci.account import Account
+from hubcache.serve.messages import Answer, Door, Result
+from hubcache.serve.sync import OFTEN
+from people import DOORS, Clock, pull, requests_of, settled
+from rig import Cache, running
+from standin import Fault, Hub, Image, random_bytes
+
+TTL = 60.0
+"""As users have it."""
+
+OFTEN_ENOUGH = math.ceil(OFTEN) + 2
+
+
+@pytest.fixture
+async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
+    async with running(hub, tmp_path / "store", sync=True, tag_ttl=TTL) as started:
+        started.engine._housekeeping.cancel()  # time goes by here as the test says
+        yield started
+
+
+@pytest.fixture
+def clock(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch, cache)
+
+
+async def tick(cache: Cache) -> None:
+    """One look at what is due, and all that follows from it."""
+    cache.engine._sync.tick()
+    await idle(cache)
+
+
+async def idle(cache: Cache) -> None:
+    async with asyncio.timeout(10):
+        while cache.engine._sync._tasks:
+            await asyncio.sleep(0.005)
+    await settled(cache)
+
+
+async def popular(cache: Cache, image: Image, door: Door = Door.PROXY) -> None:
+    """A pulled image whose tag is asked for often."""
+    assert set(await pull(cache, image, door)) == {200}
+    for _ in range(OFTEN_ENOUGH):
+        assert (await cache.get(door, f"/v2/{image.repo}/manifests/{image.tag}"))[0] == 200
+
+
+async def ask_tag(cache: Cache, image: Image, door: Door = Door.PROXY) -> tuple[Answer, bytes]:
+    answer, body = await cache.ask(door, "GET", f"/v2/{image.repo}/manifests/{image.tag}")
+    assert isinstance(answer, Answer)
+    return answer, body
+
+
+# -- validation ------------------------------------------------------------------------------------------------------
+
+
+@DOORS
+async def test_popular_tag_is_validated_before_it_goes_stale(
+    cache: Cache, hub: Hub, clock: Clock, door: Door
+) -> None:
+    """For free, and the client who comes after its first lifetime is answered without the upstream."""
+    hub.limit(50)
+    image = hub.image("library/app", "1")
+    await popular(cache, image, door)
+    hub.reset_log()
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert {record.method for record in hub.requests(kind="manifest")} == {"HEAD"}
+    assert hub.remaining == 49
+    hub.reset_log()
+    clock.ahead = TTL * 1.5
+    answer, body = await ask_tag(cache, image, door)
+    assert (answer.result, body) == (Result.HIT, image.manifest)
+    assert hub.count() == 0
+
+
+async def test_tag_that_is_far_from_stale_is_left_alone(cache: Cache, hub: Hub, clock: Clock) -> None:
+    await popular(cache, hub.image("library/app", "1"))
+    hub.reset_log()
+    for ahead in (0, TTL / 4, TTL / 2, TTL * 0.75):
+        clock.ahead = ahead
+        await tick(cache)
+    assert hub.count() == 0
+
+
+async def test_tag_that_is_asked_for_seldom_is_left_alone(cache: Cache, hub: Hub, clock: Clock) -> None:
+    image = hub.image("library/app", "1")
+    assert (await ask_tag(cache, image))[0].status == 200
+    hub.reset_log()
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert hub.count() == 0
+
+
+async def test_tag_that_nobody_asks_for_any_more_is_left_alone(cache: Cache, hub: Hub, clock: Clock) -> None:
+    await popular(cache, hub.image("library/app", "1"))
+    clock.ahead = 86400
+    hub.reset_log()
+    await tick(cache)
+    assert hub.count() == 0
+
+
+async def test_tag_of_a_private_repository_is_left_alone(cache: Cache, hub: Hub, clock: Clock) -> None:
+    hub.image("alice/secret", "1")
+    hub.private("alice/secret", {"alice": "alice's"})
+    for _ in range(OFTEN_ENOUGH):
+        assert (await cache.get(Door.PROXY, "/v2/alice/secret/manifests/1"))[0] == 401
+    hub.reset_log()
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert hub.count() == 0
+
+
+async def test_validations_are_spread_over_time(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """Tags that were all asked for at the same time are not all validated at the same time."""
+    for number in range(12):
+        image = hub.image("library/app", str(number), [b"layer"])
+        for _ in range(OFTEN_ENOUGH):
+            await ask_tag(cache, image)
+    hub.reset_log()
+    times: set[int] = set()
+    for second in range(int(TTL * 0.7), int(TTL)):
+        clock.ahead = second
+        before = hub.count(kind="manifest")
+        cache.engine._sync.tick()
+        await idle(cache)
+        if hub.count(kind="manifest") > before:
+            times.add(second)
+    assert len(times) >= 4
+
+
+async def test_no_popular_tag_is_ever_stale_however_the_ticks_fall(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """At the pace at which the engine looks, with the lifetime that users have by default."""
+    images = [hub.image("library/app", str(number), [b"layer"]) for number in range(40)]
+    for image in images:
+        for _ in range(OFTEN_ENOUGH):
+            await ask_tag(cache, image)
+    hub.reset_log()
+    stale = set()
+    for _ in range(int(2 * TTL / engine._TICK_SECONDS)):
+        clock.ahead += engine._TICK_SECONDS * 0.99
+        now = clock.time()
+        for image in images:
+            for record in cache.engine.store.tags("registry-1.docker.io", image.repo, image.tag or "").values():
+                if now - record.validated_at >= TTL:
+                    stale.add(image.tag)
+        await tick(cache)
+    assert stale == set()
+
+
+@DOORS
+async def test_stale_popular_tag_is_not_asked_for_again_and_again_in_an_outage(
+    cache: Cache, hub: Hub, clock: Clock, door: Door
+) -> None:
+    image = hub.image("library/app", "1")
+    await popular(cache, image, door)
+    hub.stop()
+    clock.ahead = TTL * 2
+    for _ in range(3):
+        await tick(cache)
+    answer, body = await ask_tag(cache, image, door)
+    assert (answer.result, body) == (Result.STALE, image.manifest)
+    assert cache.engine.metrics.render().decode().count('kind="manifest",status="error"} 3.0') == 1
+
+
+@pytest.mark.parametrize("off", [{"sync": False}, {"offline": True}, {"tag_ttl": 0.0}], ids=lambda off: next(iter(off)))
+async def test_it_can_be_switched_off(cache: Cache, hub: Hub, clock: Clock, off: dict[str, float]) -> None:
+    await popular(cache, hub.image("library/app", "1"))
+    hub.reset_log()
+    cache.apply(**off)
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert hub.count() == 0
+
+
+# -- fetching ahead --------------------------------------------------------------------------------------------------
+
+
+def release(hub: Hub, version: int) -> tuple[Image, dict[str, Image]]:
+    """A new index under the same tag; each platform has a layer of its own and one that all share."""
+    base = random_bytes(20_000, "base")
+    images = {
+        platform: hub.image("library/app", None, [base, f"{platform} {version}".encode()], platform=platform)
+        for platform in ("linux/amd64", "linux/arm64", "linux/s390x")
+    }
+    return hub.index("library/app", "1", images), images
+
+
+async def pull_platform(cache: Cache, image: Image, door: Door = Door.PROXY) -> None:
+    """What docker fetches of an index for its own platform."""
+    for method, path in requests_of(image):
+        answer, _ = await cache.ask(door, method, path)
+        assert isinstance(answer, Answer)
+        assert answer.status == 200
+    await settled(cache)
+
+
+async def moved(cache: Cache, hub: Hub, clock: Clock) -> tuple[Image, dict[str, Image]]:
+    """A popular tag that amd64 and arm64 pull has moved; the time for its validation has come."""
+    index, images = release(hub, 1)
+    for _ in range(OFTEN_ENOUGH):
+        await ask_tag(cache, index)
+    for platform in ("linux/amd64", "linux/arm64"):
+        await pull_platform(cache, images[platform])
+    found = release(hub, 2)
+    clock.ahead = TTL - 1
+    hub.reset_log()
+    return found
+
+
+@DOORS
+async def test_moved_popular_tag_is_pulled_without_upstream(
+    cache: Cache, hub: Hub, clock: Clock, door: Door
+) -> None:
+    """Manifests and layers of the platforms that people really pull are here before anybody asks."""
+    index, images = await moved(cache, hub, clock)
+    await tick(cache)
+    hub.reset_log()
+    clock.ahead = TTL * 1.5
+    answer, body = await ask_tag(cache, index, door)
+    assert (answer.result, body) == (Result.HIT, index.manifest)
+    for platform in ("linux/amd64", "linux/arm64"):
+        await pull_platform(cache, images[platform], door)
+    assert hub.count() == 0
+
+
+async def test_only_platforms_that_people_pull_are_fetched_ahead(cache: Cache, hub: Hub, clock: Clock) -> None:
+    _, images = await moved(cache, hub, clock)
+    await tick(cache)
+    unwanted = images["linux/s390x"]
+    assert hub.count(kind="manifest", path=f"*{unwanted.digest}") == 0
+    assert hub.count(path=f"*{unwanted.layers[1]}*") == 0
+    fetched = {record.path.rpartition("/")[2].partition("?")[0] for record in hub.requests(kind="cdn", method="GET")}
+    wanted = [images["linux/amd64"], images["linux/arm64"]]
+    assert fetched == {blob for image in wanted for blob in (image.config, image.layers[1])}, "the base is here"
+
+
+@DOORS
+async def test_tag_stays_where_it_was_until_everything_is_here(
+    cache: Cache, hub: Hub, clock: Clock, door: Door
+) -> None:
+    """Nobody waits meanwhile, even when fetching takes longer than the tag's lifetime."""
+    before, _ = release(hub, 1)
+    index, images = await moved(cache, hub, clock)
+    held = hub.faults.add(Fault(kind="cdn", pause_after=3))
+    cache.engine._manifests.tag_lifetime = TTL
+    cache.engine._sync.tick()
+    async with asyncio.timeout(5):
+        while held.hits == 0:
+            await asyncio.sleep(0.01)
+    for _ in range(3):
+        clock.ahead += 1.0
+        answer, body = await ask_tag(cache, index, door)
+        assert (answer.result, body) == (Result.HIT, before.manifest)
+    hub.faults.remove(held)
+    await idle(cache)
+    assert (await ask_tag(cache, index, door))[1] == index.manifest
+
+
+async def test_tag_that_is_fetched_for_longer_than_its_lifetime_is_prolonged(
+    cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In real time, with a lifetime of a second."""
+    cache.apply(tag_ttl=1.0)
+    image = hub.image("library/app", "1", [b"one"])
+    await popular(cache, image)
+    hub.image("library/app", "1", [b"two"])
+    held = hub.faults.add(Fault(kind="cdn", pause_after=1))
+    await asyncio.sleep(0.96)
+    cache.engine._sync.tick()
+    for _ in range(6):
+        await asyncio.sleep(0.25)
+        answer, body = await ask_tag(cache, image)
+        assert (answer.result, body) == (Result.HIT, image.manifest)
+    hub.faults.remove(held)
+    await idle(cache)
+
+
+async def test_tag_that_was_only_looked_at_is_not_fetched_ahead(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """Somebody watches the tag for updates and pulls nothing."""
+    image = hub.image("library/app", "1", [b"one"])
+    for _ in range(OFTEN_ENOUGH):
+        await ask_tag(cache, image)
+    hub.image("library/app", "1", [b"two"])
+    hub.reset_log()
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert hub.count(kind="cdn") == hub.count(kind="blob") == 0
+
+
+async def test_unpopular_tag_is_not_fetched_ahead(cache: Cache, hub: Hub, clock: Clock) -> None:
+    image = hub.image("library/app", "1", [b"one"])
+    for path in (image.config, *image.layers):
+        assert (await cache.get(Door.PROXY, f"/v2/library/app/blobs/{path}"))[0] == 200
+    await ask_tag(cache, image)
+    hub.image("library/app", "1", [b"two"])
+    hub.reset_log()
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert hub.count() == 0
+
+
+@pytest.mark.parametrize("remaining", [10, 11], ids=["at the reserve", "above it"])
+async def test_reserve_of_the_rate_limit_is_left_to_clients(
+    cache: Cache, hub: Hub, clock: Clock, remaining: int
+) -> None:
+    """`hubcache_ratelimit_reserve` is 10 here; a pull needs more than that to be made ahead."""
+    image = hub.image("library/app", "1", [b"one"])
+    await popular(cache, image)
+    hub.limit(remaining)
+    moved_to = hub.image("library/app", "1", [b"two"])
+    clock.ahead = TTL - 1
+    await tick(cache)
+    await tick(cache)
+    assert hub.remaining == 10
+    clock.ahead = TTL * 1.2
+    assert (await ask_tag(cache, image))[1] == moved_to.manifest, "the client's own miss gets what is left"
+    assert hub.remaining == (9 if remaining == 10 else 10)
+
+
+async def test_background_validation_below_the_reserve_is_never_a_counted_request(
+    cache: Cache, hub: Hub, clock: Clock
+) -> None:
+    """Also where only HEADs were asked for, and the manifest is not here."""
+    hub.limit(5)
+    hub.image("library/app", "1")
+    for _ in range(OFTEN_ENOUGH):
+        answer, _ = await cache.ask(Door.PROXY, "HEAD", "/v2/library/app/manifests/1")
+        assert isinstance(answer, Answer)
+        assert answer.status == 200
+    assert hub.remaining == 5
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert hub.remaining == 5
+
+
+async def test_reserve_is_the_accounts_where_there_is_one(hub: Hub, tmp_path: Path) -> None:
+    """What an anonymous HEAD tells of the anonymous limit says nothing of the account's."""
+    hub.user("robot", "robot's")
+    hub.limit(50)
+    async with running(hub, tmp_path / "account", account=Account("robot", "robot's")) as cache:
+        await popular(cache, hub.image("library/app", "1", [b"one"]))
+        cache.engine.metrics.rate_limit_seen("registry-1.docker.io", "anonymous", 100, 0)
+        assert cache.engine._may_spend("registry-1.docker.io")
+        cache.engine.metrics.rate_limit_seen("registry-1.docker.io", "account", 100, 3)
+        assert not cache.engine._may_spend("registry-1.docker.io")
+
+
+async def test_what_is_fetched_ahead_stays_within_the_cap(
+    cache: Cache, hub: Hub, clock: Clock
+) -> None:
+    """An image that cannot fit is not fetched ahead for ever, and is served to clients all the same."""
+    cache.apply(size=3 << 20)
+    image = hub.image("library/app", "1", [b"one"])
+    await popular(cache, image)
+    new = hub.image("library/app", "1", [random_bytes(4 << 20)])
+    clock.ahead = TTL - 1
+    highest = 0
+    cache.engine._sync.tick()
+    while cache.engine._sync._tasks:
+        highest = max(highest, cache.engine.store.ledger.used)
+        await asyncio.sleep(0.002)
+    assert 0 < highest <= 3 << 20
+    clock.ahead = TTL * 3
+    assert (await ask_tag(cache, image))[1] == new.manifest
+    status, body = await cache.get(Door.PROXY, f"/v2/library/app/blobs/{new.layers[0]}")
+    assert (status, body) == (200, random_bytes(4 << 20))
+
+
+async def test_failure_to_fetch_ahead_leaves_the_old_image_served(
+    cache: Cache, hub: Hub, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = hub.image("library/app", "1", [b"one"])
+    await popular(cache, image)
+    new = hub.image("library/app", "1", [b"two"])
+    hub.faults.add(Fault(kind="blob", status=404, body="no", path=f"*{new.layers[0]}"))
+    clock.ahead = TTL - 1
+    with caplog.at_level("INFO", "hubcache"):
+        await tick(cache)
+    assert "library/app:1 not kept in step" in caplog.text
+    assert (await ask_tag(cache, image))[0].status == 200
+
+
+@pytest.mark.parametrize("obstacle", ["too big", "layer is missing"])
+async def test_tag_is_not_held_back_for_ever_by_what_cannot_be_fetched_ahead(
+    cache: Cache, hub: Hub, clock: Clock, obstacle: str
+) -> None:
+    """A client gets what the Hub has, at the latest when the tag's lifetime is over twice."""
+    image = hub.image("library/app", "1", [b"one"])
+    await popular(cache, image)
+    if obstacle == "too big":
+        cache.apply(size=3 << 20)
+    new = hub.image("library/app", "1", [random_bytes(4 << 20)])
+    if obstacle == "layer is missing":
+        hub.faults.add(Fault(kind="blob", status=404, body="no", path=f"*{new.layers[0]}"))
+    for _ in range(int(5 * TTL / engine._TICK_SECONDS)):
+        clock.ahead += engine._TICK_SECONDS
+        await tick(cache)
+    assert (await ask_tag(cache, image))[1] == new.manifest
