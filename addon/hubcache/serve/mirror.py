@@ -20,6 +20,7 @@ from .ahead import Ahead
 from .blobs import Blob, Blobs
 from .gate import Gate
 from .manifests import Found, Manifests
+from .pulls import Pulls
 from .view import View
 
 logger = logging.getLogger("hubcache")
@@ -28,7 +29,6 @@ MAX_COUNTED = 50_000
 """Images whose requests are counted at the same time."""
 
 _AT_ONCE = 2
-_SAME_PULL_SECONDS = 10.0
 _PLATFORM = re.compile(r"os/(\w+) arch/(\w+)")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
@@ -58,7 +58,7 @@ class Mirror:
         self._may_spend = may_spend
         self._clock = clock
         self._asked: dict[_Image, Tally] = {}
-        self._heads: dict[tuple[_Image, tuple[str, str]], float] = {}
+        self._pulls = Pulls()
         self._platforms: dict[_Image, set[str]] = {}
         self._fetching: dict[_Image, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -77,7 +77,7 @@ class Mirror:
                 return await self._manifests.by_digest(view, reference, head=head)
         elif await self._is_current(view, reference, negotiation, wanted):
             return await self._manifests.by_tag(view, reference, negotiation, head=head)
-        if not self._is_same_pull(image, client, head):
+        if self._pulls.begins(image, client):
             self._count(view, image, reference, negotiation, wanted)
         raise ManifestUnknown("this mirror does not have that image", {"repository": view.repository})
 
@@ -103,16 +103,6 @@ class Mirror:
             return True
         self._fetch(view, (view.host, view.repository, tag, negotiation), tag, negotiation, {wanted})
         return False
-
-    def _is_same_pull(self, image: _Image, client: tuple[str, str], head: bool) -> bool:
-        """Whether this GET follows a client's own HEAD: dockerd asks so after a HEAD that failed, for one pull."""
-        now = self._clock()
-        if head:
-            if len(self._heads) >= MAX_COUNTED:
-                self._heads.clear()
-            self._heads[image, client] = now
-            return False
-        return 0 <= now - self._heads.pop((image, client), -_SAME_PULL_SECONDS) < _SAME_PULL_SECONDS
 
     def _count(self, view: View, image: _Image, reference: str | Digest, negotiation: str, wanted: str) -> None:
         now = self._clock()

@@ -26,6 +26,7 @@ from .gate import Gate
 from .manifests import Found, Manifests
 from .messages import Answer, Door, Forward, Request, Result
 from .mirror import Mirror
+from .pulls import Pulls
 from .sync import Sync
 from .view import View
 
@@ -55,6 +56,7 @@ class Service:
         self._blobs = blobs
         self._sync = sync
         self._mirror = mirror
+        self._pulls = Pulls()
         self._upstreams = upstreams
         self._authorize = authorize
         self._offer_only = offer_only
@@ -136,8 +138,12 @@ class Service:
             found = await self._manifests.by_tag(view, target.reference, accept, head=head)
             if view.reader is None:
                 self._sync.asked(view, target.reference, accept)
-        self._store.count_request(found.digest)
+        self._count(request, found.digest)
         return self._manifest_answer(request, found)
+
+    def _count(self, request: Request, digest: Digest) -> None:
+        if self._pulls.begins(request.client, digest):
+            self._store.count_request(digest)
 
     def _manifest_answer(self, request: Request, found: Found) -> Answer:
         headers = _content_headers(request, found.digest, found.media_type, found.cache_status)
@@ -154,8 +160,7 @@ class Service:
             condition = request.headers.get("if-range")
             usable = condition is None or condition == _etag(target.digest)
             wanted = request.headers.get("range") if usable else None
-            if wanted is None or wanted.startswith("bytes=0-"):  # further parts of one pull are no further requests
-                self._store.count_request(target.digest)
+            self._count(request, target.digest)
             blob = await self._blobs.get(view, target.digest, wanted)
         return await self._blob_answer(request, target.digest, blob)
 
@@ -177,12 +182,12 @@ class Service:
         head = request.method == "HEAD"
         if isinstance(target, BlobTarget):
             blob = await self._mirror.blob(view, target.digest, request.headers.get("range"), head=head)
-            self._store.count_request(target.digest)
+            self._count(request, target.digest)
             return await self._blob_answer(request, target.digest, blob)
         accept = negotiation(request.headers.get("accept"))
         client = (request.client, request.headers.get("user-agent", ""))
         found = await self._mirror.manifest(view, target.reference, accept, client, head=head)
-        self._store.count_request(found.digest)
+        self._count(request, found.digest)
         if isinstance(target.reference, str):
             self._sync.asked(view, target.reference, accept)
         return self._manifest_answer(request, found)
