@@ -1,6 +1,6 @@
 """What the tests of the retention policy share: stores that are full of something, and time that passes."""
 
-from hubcache.decide.frequency import Retention, Room, Row
+from hubcache.decide.retention import Retention, Room, Row
 from hypothesis import strategies as st
 
 NOW = 1.7e9

@@ -22,6 +22,12 @@ def settings(hub: Hub, directory: Path, **changes: Any) -> Settings:
     plain = Settings(
         directory=directory,
         size=1 << 30,
+        admit_after=2,
+        half_life=7 * 86400.0,
+        expire_after=30 * 86400.0,
+        max_blob=0,
+        min_free=0,
+        pins=(),
         registries=(Registry.parse(f"registry-1.docker.io={hub.url()}"),),
         tag_ttl=600.0,
         max_stale=86400.0,
@@ -31,6 +37,8 @@ def settings(hub: Hub, directory: Path, **changes: Any) -> Settings:
         account=None,
         ratelimit_reserve=10,
         sync=False,
+        offer_only=False,
+        access_log=None,
         status=None,
     )
     return replace(plain, **changes)

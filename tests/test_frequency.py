@@ -4,7 +4,7 @@ import itertools
 import math
 
 import pytest
-from hubcache.decide.frequency import Eviction, Reason, Refusal, Retention, Room
+from hubcache.decide.retention import Eviction, Reason, Refusal, Retention, Room
 from hypothesis import given
 from hypothesis import strategies as st
 from retained import DAY, KEYS, KIB, NOW, SIZES, asked, days_pass, full, keys, never

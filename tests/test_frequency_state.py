@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hubcache.decide.frequency import LONGEST_STEP, Retention, Room, Row
+from hubcache.decide.retention import LONGEST_STEP, Retention, Room, Row
 from hypothesis import given
 from hypothesis import strategies as st
 from retained import DAY, KEYS, KIB, NOW, SIZES, asked, days_pass, full, keys, never, rows

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from hubcache.decide import frequency
+from hubcache.decide import retention
 from hypothesis import given
 from hypothesis import strategies as st
 from simlib import cli, lineup
@@ -74,7 +74,7 @@ def images(count: int, first: int, chance: random.Random, shared: list[int]) -> 
 
 def test_after_a_scan_of_five_times_the_store_all_popular_images_are_whole() -> None:
     chance, capacity, now = random.Random(1), 1000 * MIB, 0.0
-    policy = Frequency(capacity, frequency.Retention[int]())
+    policy = Frequency(capacity, retention.Retention[int]())
     popular = images(20, 0, chance, [-1])
 
     def pull(image: list[tuple[int, int]]) -> list[bool]:
@@ -100,7 +100,7 @@ def test_after_a_scan_of_five_times_the_store_all_popular_images_are_whole() -> 
 def test_it_is_the_module_of_the_store_that_is_measured(small: Trace) -> None:
     policy = entrants()["hubcache"].make(small, 1)
     assert isinstance(policy, Frequency)
-    assert type(policy.retention) is frequency.Retention
+    assert type(policy.retention) is retention.Retention
 
 
 # -- traces ----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ import logging
 import ssl
 import time
 
-from .oci.errors import StorageError, StoreTooNew
+from .oci.errors import NotStored, StorageError, StoreTooNew
 from .oci.registry import HUB_HOST, Registry
+from .operate.access_log import AccessLog
 from .operate.metrics import Metrics
 from .operate.options import Settings
 from .operate.status import Status
@@ -16,6 +17,8 @@ from .serve.blobs import Blobs
 from .serve.gate import Gate
 from .serve.manifests import Manifests
 from .serve.memory import Memory
+from .serve.messages import Answer, Forward, Request
+from .serve.mirror import Mirror
 from .serve.service import Service
 from .serve.sync import Sync
 from .serve.token_service import TokenService
@@ -51,6 +54,7 @@ class Engine:
         self._status = Status(self.store, self.metrics, self.breakers) if settings.status else None
         self._housekeeping: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._access_log: AccessLog | None = None
         self._said: dict[str, float] = {}
 
     async def start(self) -> None:
@@ -73,6 +77,7 @@ class Engine:
         self._blobs = Blobs(self.store, memory, self._gate, self.fills)
         ahead = Ahead(self.store, self._manifests, self._blobs)
         self._sync = Sync(self.store, self._manifests, ahead, self._may_spend)
+        self._mirror = Mirror(self.store, self._gate, self._manifests, self._blobs, ahead, self._may_spend)
         self.apply(self._settings)
         await self.pump.start()
         if self._status is not None and self._settings.status is not None:
@@ -82,11 +87,20 @@ class Engine:
     def apply(self, settings: Settings) -> None:
         """Take over option values, at start and while running."""
         self._settings = settings
-        self.store.capacity = settings.size
+        rooms, retention = self.store.rooms, self.store.rooms.retention
+        rooms.capacity, rooms.max_blob, rooms.min_free = settings.size, settings.max_blob, settings.min_free
+        retention.admit_after, retention.half_life = settings.admit_after, settings.half_life
+        retention.expire_after = settings.expire_after
+        self.store.pins = settings.pins
         self._client.offline = settings.offline
         self._manifests.tag_lifetime = settings.tag_ttl
         self._manifests.max_stale = self._gate.max_stale = settings.max_stale
         self._gate.negative_ttl = settings.negative_ttl
+        if settings.access_log is None:
+            self._access_log = None
+        elif self._access_log is None or self._access_log.path != settings.access_log:
+            self._access_log = AccessLog(settings.access_log)
+        self._mirror.admit_after, self._mirror.half_life = settings.admit_after, settings.half_life
         self._sync.enabled = settings.sync and settings.tag_ttl > 0 and not settings.offline
         upstreams = {
             registry.host: Upstream(
@@ -101,9 +115,16 @@ class Engine:
             self._manifests,
             self._blobs,
             self._sync,
+            self._mirror,
             upstreams,
             authorize=settings.authorize,
+            offer_only=settings.offer_only,
         )
+
+    def note(self, request: Request, outcome: Answer | Forward) -> None:
+        """Write a request into the access log, if there is one."""
+        if self._access_log is not None:
+            self._access_log.add(time.time(), request, outcome)
 
     def _may_spend(self, host: str) -> bool:
         """Whether the rate limit, as last seen, leaves more than the reserve for clients."""
@@ -112,7 +133,9 @@ class Engine:
         return remaining is None or remaining > self._settings.ratelimit_reserve
 
     def storage_failed(self, error: StorageError) -> None:
-        """Say once in a while that content cannot be stored."""
+        """Say once in a while that content cannot be stored; that the policy does not want it is no news."""
+        if isinstance(error, NotStored):
+            return
         now = time.monotonic()
         if now - self._said.get(str(error), -_REPEAT_SECONDS) >= _REPEAT_SECONDS:
             self._said = {str(error): now}
@@ -125,23 +148,25 @@ class Engine:
         task.add_done_callback(self._background.discard)
 
     async def _keep_house(self) -> None:
-        """Every few seconds: write popularity behind, keep tags in step, try to open a store that could not be opened,
-        forget what is over its time."""
+        """Every few seconds: keep tags in step, write popularity behind, shrink to a lowered cap, try to open a store
+        that could not be opened, remove what is over its time."""
         opened_at = expired_at = time.monotonic()
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             now = time.monotonic()
             self._sync.tick()
+            if self._access_log is not None:
+                self._access_log.flush()
             try:
                 if not self.store.is_open and now - opened_at >= _REOPEN_SECONDS:
                     opened_at = now
                     self.store.open()
                     logger.info("hubcache: the store can be used again")
                 if self.store.is_open:
-                    await self.store.flush()
+                    await self.store.keep_house()
                     if now - expired_at >= _EXPIRE_SECONDS:
                         expired_at = now
-                        await self.store.forget_expired()
+                        await self.store.expire()
             except StorageError as error:
                 self.storage_failed(error)
             except StoreTooNew as error:
@@ -153,7 +178,10 @@ class Engine:
             self._housekeeping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._housekeeping
+        if self._access_log is not None:
+            self._access_log.flush()
         await self._sync.close()
+        await self._mirror.close()
         await self.pump.close()
         await self.fills.close()
         await self.breakers.close()

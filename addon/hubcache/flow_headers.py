@@ -1,6 +1,5 @@
 """From an `Answer` to mitmproxy's response, and the few headers of passed-through answers that must be adapted."""
 
-from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from mitmproxy import http
@@ -9,11 +8,6 @@ from .oci.registry import HUB_REALM, Registry
 from .serve.cache_status import bypassed
 from .serve.messages import Answer
 from .transfer.tokens import Challenge
-
-
-def reason(status: int) -> str:
-    """The reason phrase of a status."""
-    return HTTPStatus(status).phrase
 
 
 def headers(answer: Answer) -> http.Headers:

@@ -128,7 +128,7 @@ class Hubcache:
             logger.info("hubcache: %s at %s", kind, where)
         store = self._engine.store
         logger.info("hubcache: CA certificate %s", Path(ctx.options.confdir).expanduser() / "mitmproxy-ca-cert.pem")
-        used, capacity = human.pretty_size(store.ledger.used), human.pretty_size(store.capacity)
+        used, capacity = human.pretty_size(store.ledger.used), human.pretty_size(store.rooms.capacity)
         logger.info("hubcache: store %s, %s of %s used", store.directory, used, capacity)
         if self._settings.status is not None:
             logger.info("hubcache: status at http://%s", human.format_address(self._settings.status))
@@ -181,6 +181,7 @@ class Hubcache:
             place.door,
             {name.lower(): value for name, value in flow.request.headers.items()},
             flow.request.path.partition("?")[2],
+            flow.client_conn.peername[0] if flow.client_conn.peername else "",
         )
         credentials.hide(flow.request)
         if place.is_token_service or self._engine.token_service.serves(request):
@@ -191,6 +192,7 @@ class Hubcache:
         else:
             outcome = await self._engine.service.answer(request)
         self._act(flow, place, outcome)
+        self._engine.note(request, outcome)
 
     async def request(self, flow: http.HTTPFlow) -> None:
         """The body of a token request (OAuth2, with a password or a refresh token) is here: answer it, keep nothing."""
@@ -248,9 +250,9 @@ class Hubcache:
         delivered = self._deliveries.get(flow.id)
         if delivered is not None:
             answer, delivery, flow.request = delivered
-            flow.response.status_code = answer.status
-            flow.response.reason = flow_headers.reason(answer.status)
-            flow.response.headers = flow_headers.headers(answer)
+            # A new response: mitmproxy's client side goes on reading by the headers of the one that the pump sent.
+            flow.response = flow_headers.response(answer)
+            flow.response.content = None
             flow.response.stream = delivery.take
             return
         flow.response.stream = True

@@ -3,7 +3,7 @@
 import random
 from time import process_time
 
-from hubcache.decide.frequency import Retention
+from hubcache.decide.retention import Retention
 
 HISTORY = 200_000
 RESIDENTS = 20_000

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hubcache.decide.frequency import Retention
+from hubcache.decide.retention import Retention
 
 from .policies import Belady, Frequency, Infinite, Lru, Policy, Ranked, S3Fifo
 from .trace import Trace

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
-from hubcache.decide.frequency import Retention
+from hubcache.decide.retention import Retention
 
 from .trace import Trace
 
@@ -27,7 +27,7 @@ class Policy(Protocol):
 
 
 class Frequency:
-    """The project's: what the store does with `hubcache.decide.frequency`, without a disk."""
+    """The project's: what the store does with `hubcache.decide.retention`, without a disk."""
 
     def __init__(self, capacity: int, retention: Retention[int]) -> None:
         self.retention = retention

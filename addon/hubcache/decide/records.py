@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from ..oci.digest import Digest
+from .retention import Clock, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +74,6 @@ class Verdict:
         return cls(public is True, float(checked_at))
 
 
-@dataclass(frozen=True, slots=True)
-class Popularity:
-    """A decayed count of requests: `count` as of the time `last`."""
-
-    count: float
-    last: float
-
-    def encode(self) -> str:
-        """JSON text."""
-        return json.dumps([self.count, self.last])
-
-    @classmethod
-    def decode(cls, text: str) -> Self:
-        """Inverse of `encode`."""
-        count, last = json.loads(text)
-        return cls(float(count), float(last))
-
-
 def encode_tags(records: dict[str, TagRecord]) -> str:
     """JSON text of a tag's records by negotiation."""
     rows = {key: [str(r.digest), r.media_type, r.size, r.validated_at] for key, r in records.items()}
@@ -103,3 +86,25 @@ def decode_tags(text: str) -> dict[str, TagRecord]:
         key: TagRecord(Digest.parse(digest), media_type, int(size), float(validated_at))
         for key, (digest, media_type, size, validated_at) in json.loads(text).items()
     }
+
+
+def encode_row(row: Row) -> str:
+    """JSON text of what the retention policy knows of one digest."""
+    return json.dumps(row)
+
+
+def decode_row(text: str) -> Row:
+    """Inverse of `encode_row`."""
+    size, requests, last, rank, resident = json.loads(text)
+    return int(size), float(requests), float(last), float(rank), resident is True
+
+
+def encode_clock(clock: Clock) -> str:
+    """JSON text of the retention policy's clocks."""
+    return json.dumps(clock)
+
+
+def decode_clock(text: str) -> Clock:
+    """Inverse of `encode_clock`."""
+    ranks, own, now = json.loads(text)
+    return float(ranks), float(own), None if now is None else float(now)

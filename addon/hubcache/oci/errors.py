@@ -140,6 +140,14 @@ class StorageError(HubcacheError):
     """The store cannot take or give content (full, unwritable, damaged). Pulls go on without it."""
 
 
+class StoreDamaged(StorageError):
+    """The index is not what it was written as; it has to be begun anew."""
+
+
+class NotStored(StorageError):
+    """Content is not to be stored, by the rules: nothing is wrong, it is passed on."""
+
+
 class StoreTooNew(HubcacheError):
     """The store directory was written by a later format than this program reads."""
 

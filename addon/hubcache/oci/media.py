@@ -10,6 +10,8 @@ INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 COMMON = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
 
 _MAX_TYPES = 32
+_MAX_LENGTH = 255
+"""Characters of a media type (RFC 6838 section 4.2 allows 127 for each half)."""
 
 
 def negotiation(accept: str | None) -> str:
@@ -22,7 +24,9 @@ def negotiation(accept: str | None) -> str:
     accepted = set()
     for item in (accept or "*/*").split(","):
         media_type, *parameters = (part.strip().lower() for part in item.split(";"))
-        if media_type and not any(p.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for p in parameters):
+        if 0 < len(media_type) <= _MAX_LENGTH and not any(
+            p.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for p in parameters
+        ):
             accepted.add(media_type)
     if accepted.issuperset(COMMON):
         return ", ".join(COMMON)

@@ -126,7 +126,9 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
         return None
     if match[1] == "":
         start, end = max(0, size - int(match[2])), size
-        satisfiable = int(match[2]) > 0 and size > 0
+        satisfiable = int(match[2]) > 0
+        if satisfiable and size == 0:
+            return None  # satisfiable by section 14.1.2, but no part of nothing can be named
     else:
         start, end = int(match[1]), size
         if match[2] != "":

@@ -1,10 +1,14 @@
 """A registry that this proxy caches: the host that clients name, and where it is really reached."""
 
+import re
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import urlsplit
 
 from .errors import ConfigError
+
+_LABEL = r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?"
+_HOSTNAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
 HUB_HOST = "registry-1.docker.io"
 HUB_REALM = "https://auth.docker.io/token"
@@ -71,6 +75,8 @@ def _origin(url: str, text: str) -> str:
         raise ConfigError(f"{text!r}: {error}; expected HOST or HOST=UPSTREAM_URL") from error
     if not url.isascii():
         raise ConfigError(f"{text!r}: write an international host name in its xn-- form")
+    if parts.hostname and ":" not in parts.hostname and _HOSTNAME.fullmatch(parts.hostname) is None:
+        raise ConfigError(f"{text!r}: {parts.hostname!r} is not a host name; give several registries one by one")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
         raise ConfigError(f"{text!r}: expected HOST or HOST=UPSTREAM_URL with an http or https URL")
     if parts.path not in ("", "/") or parts.query or parts.fragment:

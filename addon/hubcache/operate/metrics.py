@@ -6,7 +6,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
 
 from ..oci.digest import Digest
-from ..oci.errors import HubcacheError, StorageError
+from ..oci.errors import HubcacheError, NotStored, StorageError
 from ..store.store import Store
 from ..transfer.breaker import Breakers
 
@@ -64,9 +64,9 @@ class Metrics:
         self._breakers = breakers
         numbers: list[tuple[str, str, Callable[[], float]]] = [
             ("hubcache_store_bytes", "Bytes stored or reserved for fills.", lambda: store.ledger.used),
-            ("hubcache_store_capacity_bytes", "The cap on the store's bytes.", lambda: store.capacity),
+            ("hubcache_store_capacity_bytes", "The cap on the store's bytes.", lambda: store.rooms.capacity),
             ("hubcache_store_objects", "Blobs and manifests stored.", lambda: len(store.ledger.sizes)),
-            ("hubcache_store_evictions", "Objects removed for room since start.", lambda: store.evictions),
+            ("hubcache_store_evictions", "Objects removed by the policy since start.", lambda: store.rooms.removed),
             ("hubcache_store_usable", "1 when content can be stored.", lambda: store.problem is None),
         ]
         for name, text, value in numbers:
@@ -108,7 +108,9 @@ class Metrics:
         self._fills.set(in_flight)
 
     def fill_ended(self, digest: Digest, error: HubcacheError | None) -> None:
-        result = "stored" if error is None else "not_storable" if isinstance(error, StorageError) else "failed"
+        result = "stored" if error is None else "failed"
+        if isinstance(error, StorageError):
+            result = "not_admitted" if isinstance(error, NotStored) else "not_storable"
         self._fill_results.labels(result).inc()
         if error is not None and not isinstance(error, StorageError):
             logger.warning("hubcache: fetching %s failed: %s", digest, error)

@@ -11,7 +11,8 @@ from mitmproxy import addonmanager
 from mitmproxy.utils import human
 
 from ..oci.account import Account
-from ..oci.errors import ConfigError
+from ..oci.errors import ConfigError, RegistryError
+from ..oci.pin import Pin
 from ..oci.registry import HUB_HOST, Registry
 
 
@@ -38,7 +39,29 @@ OPTIONS = (
         str,
         "50G",
         "Hard cap on the store's bytes, content being fetched included. Understands k, m, g and t (powers of 1024). "
-        "Least popular images are removed to stay below it.",
+        "What is asked for least, for its size, is removed to stay below it.",
+    ),
+    Option(
+        "hubcache_admit_after",
+        int,
+        2,
+        "When the store is full, content is stored only after so many requests (half of them no older than "
+        "hubcache_half_life); until then it is passed on.",
+    ),
+    Option("hubcache_half_life", int, 7 * 86400, "Seconds after which a request counts half in what is kept."),
+    Option("hubcache_expire_after", int, 30 * 86400, "Content that nobody asked for in so many seconds is removed."),
+    Option("hubcache_max_blob", str, "", "Blobs larger than this are passed on and not stored. Empty: no limit."),
+    Option(
+        "hubcache_min_free",
+        str,
+        "1g",
+        "Free space to leave on the file system: the store shrinks when others fill it. A size, or 0.",
+    ),
+    Option(
+        "hubcache_pins",
+        Sequence[str],
+        [],
+        "Images that are never removed, such as debian:12 or ghcr.io/owner/name:tag.",
     ),
     Option(
         "hubcache_registries",
@@ -102,6 +125,19 @@ OPTIONS = (
         "Validate tags that are asked for often before they go stale, and fetch ahead what they moved to.",
     ),
     Option(
+        "hubcache_mirror_miss",
+        str,
+        "fetch",
+        "What the mirror door does with an image that is not stored whole: 'fetch' gets it from the registry, "
+        "'notfound' answers 404, counts, and fetches it in the background after hubcache_admit_after requests.",
+    ),
+    Option(
+        "hubcache_access_log",
+        str,
+        "",
+        "File to which a JSON line is appended for each manifest and blob; scripts/simulate replays it. Empty: none.",
+    ),
+    Option(
         "hubcache_status",
         str,
         "127.0.0.1:9180",
@@ -110,12 +146,21 @@ OPTIONS = (
 )
 
 
+_MISSES = ("fetch", "notfound")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Checked option values: `size` in bytes, `tag_ttl` in seconds, `status` None when there is no listener."""
 
     directory: Path
     size: int
+    admit_after: int
+    half_life: float
+    expire_after: float
+    max_blob: int
+    min_free: int
+    pins: tuple[Pin, ...]
     registries: tuple[Registry, ...]
     tag_ttl: float
     max_stale: float
@@ -125,6 +170,8 @@ class Settings:
     account: Account | None
     ratelimit_reserve: int
     sync: bool
+    offer_only: bool
+    access_log: Path | None
     status: tuple[str, int] | None
 
     @classmethod
@@ -133,6 +180,12 @@ class Settings:
         return cls(
             directory=_directory(options.hubcache_dir),
             size=_size("hubcache_size", options.hubcache_size),
+            admit_after=int(_not_negative("hubcache_admit_after", options.hubcache_admit_after)),
+            half_life=_positive("hubcache_half_life", options.hubcache_half_life),
+            expire_after=_positive("hubcache_expire_after", options.hubcache_expire_after),
+            max_blob=_size("hubcache_max_blob", options.hubcache_max_blob) if options.hubcache_max_blob else 0,
+            min_free=_size("hubcache_min_free", options.hubcache_min_free, zero=True),
+            pins=_pins(options.hubcache_pins),
             registries=_registries(options.hubcache_registries),
             tag_ttl=_not_negative("hubcache_tag_ttl", options.hubcache_tag_ttl),
             max_stale=_max_stale(options.hubcache_offline, options.hubcache_max_stale),
@@ -142,6 +195,8 @@ class Settings:
             account=_account(options.hubcache_username, options.hubcache_password_file),
             ratelimit_reserve=int(_not_negative("hubcache_ratelimit_reserve", options.hubcache_ratelimit_reserve)),
             sync=options.hubcache_sync,
+            offer_only=_choice("hubcache_mirror_miss", options.hubcache_mirror_miss, _MISSES) == "notfound",
+            access_log=Path(options.hubcache_access_log).absolute() if options.hubcache_access_log else None,
             status=_address("hubcache_status", options.hubcache_status),
         )
 
@@ -160,12 +215,12 @@ def _directory(text: str) -> Path:
     return path.absolute()
 
 
-def _size(name: str, text: str) -> int:
+def _size(name: str, text: str, *, zero: bool = False) -> int:
     try:
         size = human.parse_size(text.strip().lower())
     except ValueError:
         size = None
-    if not size or size <= 0:
+    if size is None or size < 0 or (size == 0 and not zero):
         raise ConfigError(f"{name}: {text!r} is not a size; expected a number of bytes or one like 500M, 50G or 2T")
     return size
 
@@ -193,6 +248,19 @@ def _not_negative(name: str, value: int) -> float:
 def _max_stale(offline: bool, seconds: int) -> float:
     checked = _not_negative("hubcache_max_stale", seconds)
     return math.inf if offline else checked
+
+
+def _positive(name: str, value: int) -> float:
+    if value <= 0:
+        raise ConfigError(f"{name}: {value} is not a number of seconds above 0")
+    return float(value)
+
+
+def _pins(texts: Sequence[str]) -> tuple[Pin, ...]:
+    try:
+        return tuple(Pin.parse(text) for text in texts)
+    except RegistryError as error:
+        raise ConfigError(f"hubcache_pins: {error.message}; expected an image such as debian:12") from error
 
 
 def _choice(name: str, text: str, choices: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The status listener: `/healthz` for load balancers and people, `/metrics` for Prometheus."""
+"""The status listener: `/healthz` for load balancers and people, `/metrics` for Prometheus, `/evictions` to explain."""
 
 import json
 
@@ -19,6 +19,7 @@ class Status:
         self._metrics = metrics
         app = web.Application()
         app.router.add_get("/healthz", self._health)
+        app.router.add_get("/evictions", self._evictions)
         app.router.add_get("/metrics", self._render_metrics)
         self._runner = web.AppRunner(app, access_log=None)
 
@@ -45,11 +46,20 @@ class Status:
                 "directory": str(self._store.directory),
                 "problem": problem,
                 "bytes": self._store.ledger.used,
-                "capacity": self._store.capacity,
+                "capacity": self._store.rooms.capacity,
                 "objects": len(self._store.ledger.sizes),
             },
         }
         return web.Response(text=json.dumps(report, indent=2) + "\n", content_type="application/json")
+
+    async def _evictions(self, _: web.Request) -> web.Response:
+        """The last removals, the newest first: what, when and why."""
+        lines = [
+            {"at": removal.at, "digest": str(removal.eviction.key)}
+            | {name: getattr(removal.eviction, name) for name in ("size", "reason", "score", "requests", "idle")}
+            for removal in reversed(self._store.rooms.history)
+        ]
+        return web.json_response(lines)
 
     async def _render_metrics(self, _: web.Request) -> web.Response:
         return web.Response(

@@ -36,12 +36,17 @@ class Ahead:
         }
 
     async def fetch(self, view: View, digest: Digest, platforms: Set[str]) -> None:
-        """Have a manifest with all its blobs in the store, of an index those of `platforms`; raises `HubcacheError`."""
+        """Have a manifest with all its blobs in the store, of an index those of `platforms`; raises `HubcacheError`.
+
+        The image was found worth it: its parts count as asked for as often as admission wants.
+        """
         found = await self._manifests.by_digest(view, digest, head=False)
         for child in parse_manifest(found.body or b"{}"):
             if not child.is_manifest:
+                self._store.vouch(child.digest)
                 await self._blobs.fetch(view, child.digest)
-            elif child.platform in platforms:
+            elif matches(child.platform, platforms):
+                self._store.vouch(child.digest)
                 await self.fetch(view, child.digest, platforms)
 
     def is_complete(self, digest: Digest, platforms: Set[str]) -> bool:
@@ -49,11 +54,17 @@ class Ahead:
         children = self.children(digest)
         if children is None:
             return False
-        indexed = {child.platform for child in children if child.is_manifest}
-        if indexed and not indexed & platforms:
+        wanted = [child for child in children if not child.is_manifest or matches(child.platform, platforms)]
+        if children and not wanted:
             return False
         return all(
-            self._store.has(child.digest) if not child.is_manifest else self.is_complete(child.digest, platforms)
-            for child in children
-            if not child.is_manifest or child.platform in platforms
+            self.is_complete(child.digest, platforms) if child.is_manifest else self._store.has(child.digest)
+            for child in wanted
         )
+
+
+def matches(platform: str | None, platforms: Set[str]) -> bool:
+    """Whether a platform of an index is among those wanted; a wanted one without variant takes any variant."""
+    if platform is None:
+        return False
+    return platform in platforms or platform[: platform.rindex("/") + 1] in platforms

@@ -18,6 +18,9 @@ from .memory import Memory
 _RENEW_SECONDS = 300.0
 """A verdict is written again only when the stored one is this old: each tag validation confirms it."""
 
+MAX_REMEMBERED = 10_000
+"""Entries of a memory before those that are over are taken out; beyond it, nothing new is remembered as missing."""
+
 AUTHORIZED_SECONDS = 60.0
 """How long one accepted request stands for others of the same token and repository. The Hub's tokens live 300 s; a
 registry that tells no lifetime means 60 s (distribution spec, token), and the remaining life of a token is unknown."""
@@ -60,7 +63,8 @@ class Gate:
         """A read of the repository succeeded upstream: anonymously, or with `reader`'s own credentials."""
         if reader is not None:
             now = time.monotonic()
-            self._authorized = {key: until for key, until in self._authorized.items() if until > now}
+            if len(self._authorized) >= MAX_REMEMBERED:
+                self._authorized = {key: until for key, until in self._authorized.items() if until > now}
             self._authorized[_hidden(reader), host, repository] = now + AUTHORIZED_SECONDS
             return
         now = self._clock()
@@ -96,7 +100,10 @@ class Gate:
     def remember_missing(self, host: str, repository: str, what: str, error: RegistryError) -> None:
         """Answer the same to the same question for `negative_ttl` seconds: a typo in a fleet must not be a storm."""
         now = time.monotonic()
-        self._missing = {key: value for key, value in self._missing.items() if value[0] > now}
+        if len(self._missing) >= MAX_REMEMBERED:
+            self._missing = {key: value for key, value in self._missing.items() if value[0] > now}
+            if len(self._missing) >= MAX_REMEMBERED:
+                return
         self._missing[host, repository, what] = (now + self.negative_ttl, error)
 
     def raise_missing(self, host: str, repository: str, what: str) -> None:

@@ -33,7 +33,7 @@ class Result(Enum):
 class Request:
     """A request to a registry. `path` is as on the wire, without the query; `headers` have lower-case names.
 
-    A `body` is there only for the token service.
+    `client` tells apart who asks (an address). A `body` is there only for the token service.
     """
 
     method: str
@@ -42,20 +42,23 @@ class Request:
     door: Door
     headers: dict[str, str]
     query: str = ""
+    client: str = ""
     body: bytes = field(default=b"", repr=False)
 
     @property
     def credentials(self) -> str | None:
         """The client's own `Authorization`, if it has one that means anything upstream."""
         value = self.headers.get("authorization")
-        return None if value is None or value == f"Bearer {LOCAL_TOKEN}" else value
+        if value is None or value.split()[-1:] in ([], [LOCAL_TOKEN]):
+            return None
+        return value
 
 
 @dataclass(slots=True)
 class Answer:
     """An answer made here: `body` from memory, or a `source` of `length` bytes. A HEAD has neither, but a `length`.
 
-    `kind` is what was asked for, the label in metrics.
+    `kind` is what was asked for, the label in metrics; `size` the bytes of the whole content, whatever part is sent.
     """
 
     status: int
@@ -64,6 +67,7 @@ class Answer:
     body: bytes = b""
     source: Source | None = None
     length: int = 0
+    size: int = 0
     kind: str = "other"
 
 

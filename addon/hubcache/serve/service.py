@@ -3,9 +3,6 @@
 Every `RegistryError` raised below becomes an answer (or a pass-through with the client's own credentials) here.
 """
 
-import time
-from collections.abc import Callable
-
 from ..oci.digest import Digest
 from ..oci.errors import (
     BlobUnknown,
@@ -28,6 +25,8 @@ from .errors import API_VERSION, error_answer
 from .gate import Gate
 from .manifests import Found, Manifests
 from .messages import Answer, Door, Forward, Request, Result
+from .mirror import Mirror
+from .pulls import Pulls
 from .sync import Sync
 from .view import View
 
@@ -35,7 +34,8 @@ _KINDS: dict[type, str] = {Ping: "ping", ManifestTarget: "manifest", BlobTarget:
 
 
 class Service:
-    """All registries. `upstreams` is by registry host; `authorize` is the option of keeping private images."""
+    """All registries. `upstreams` is by registry host; `authorize` is the option of keeping private images,
+    `offer_only` that of a mirror door which answers 404 for what is not here."""
 
     def __init__(
         self,
@@ -44,19 +44,22 @@ class Service:
         manifests: Manifests,
         blobs: Blobs,
         sync: Sync,
+        mirror: Mirror,
         upstreams: dict[str, Upstream],
         *,
         authorize: bool = False,
-        clock: Callable[[], float] = time.time,
+        offer_only: bool = False,
     ) -> None:
         self._store = store
         self._gate = gate
         self._manifests = manifests
         self._blobs = blobs
         self._sync = sync
+        self._mirror = mirror
+        self._pulls = Pulls()
         self._upstreams = upstreams
         self._authorize = authorize
-        self._clock = clock
+        self._offer_only = offer_only
 
     async def answer(self, request: Request) -> Answer | Forward:
         """Answer a request to a registry, or say how to pass it on."""
@@ -106,6 +109,8 @@ class Service:
         return Forward(authorization, moved)
 
     async def _look_up(self, request: Request, view: View, target: ManifestTarget | BlobTarget) -> Answer:
+        if request.door is Door.MIRROR and self._offer_only:
+            return await self._offer(request, view, target)
         if isinstance(target, BlobTarget):
             return await self._blob(request, view, target)
         return await self._manifest(request, view, target)
@@ -133,16 +138,20 @@ class Service:
             found = await self._manifests.by_tag(view, target.reference, accept, head=head)
             if view.reader is None:
                 self._sync.asked(view, target.reference, accept)
-        self._store.count_request(found.digest, self._clock())
+        self._count(request, found.digest)
         return self._manifest_answer(request, found)
+
+    def _count(self, request: Request, digest: Digest) -> None:
+        if self._pulls.begins(request.client, digest):
+            self._store.count_request(digest)
 
     def _manifest_answer(self, request: Request, found: Found) -> Answer:
         headers = _content_headers(request, found.digest, found.media_type, found.cache_status)
         if _matches(request, found.digest):
             return Answer(304, headers, found.result)
         if request.method == "HEAD" or found.body is None:
-            return Answer(200, headers, found.result, length=found.size)
-        return Answer(200, headers, found.result, body=found.body, length=found.size)
+            return Answer(200, headers, found.result, length=found.size, size=found.size)
+        return Answer(200, headers, found.result, body=found.body, length=found.size, size=found.size)
 
     async def _blob(self, request: Request, view: View, target: BlobTarget) -> Answer:
         if request.method == "HEAD":
@@ -150,7 +159,9 @@ class Service:
         else:
             condition = request.headers.get("if-range")
             usable = condition is None or condition == _etag(target.digest)
-            blob = await self._blobs.get(view, target.digest, request.headers.get("range") if usable else None)
+            wanted = request.headers.get("range") if usable else None
+            self._count(request, target.digest)
+            blob = await self._blobs.get(view, target.digest, wanted)
         return await self._blob_answer(request, target.digest, blob)
 
     async def _blob_answer(self, request: Request, digest: Digest, blob: Blob) -> Answer:
@@ -161,10 +172,25 @@ class Service:
                 await blob.source.close()
             return Answer(304, headers, blob.result)
         if blob.part is None:
-            return Answer(200, headers, blob.result, source=blob.source, length=blob.size)
+            return Answer(200, headers, blob.result, source=blob.source, length=blob.size, size=blob.size)
         headers["Content-Range"] = f"bytes {blob.part.start}-{blob.part.end - 1}/{blob.size}"
         length = blob.part.end - blob.part.start
-        return Answer(206, headers, blob.result, source=blob.source, length=length)
+        return Answer(206, headers, blob.result, source=blob.source, length=length, size=blob.size)
+
+    async def _offer(self, request: Request, view: View, target: ManifestTarget | BlobTarget) -> Answer:
+        """As a mirror that has only what it has."""
+        head = request.method == "HEAD"
+        if isinstance(target, BlobTarget):
+            blob = await self._mirror.blob(view, target.digest, request.headers.get("range"), head=head)
+            self._count(request, target.digest)
+            return await self._blob_answer(request, target.digest, blob)
+        accept = negotiation(request.headers.get("accept"))
+        client = (request.client, request.headers.get("user-agent", ""))
+        found = await self._mirror.manifest(view, target.reference, accept, client, head=head)
+        self._count(request, found.digest)
+        if isinstance(target.reference, str):
+            self._sync.asked(view, target.reference, accept)
+        return self._manifest_answer(request, found)
 
     # -- ping and pass-through ------------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..decide.records import Popularity, TagRecord
-from ..decide.retention import decayed, requested
+from ..decide.records import TagRecord
+from ..decide.tally import Tally
 from ..oci.digest import Digest
 from ..oci.errors import HubcacheError
 from ..store.store import Store
@@ -65,7 +65,7 @@ class Sync:
         self._ahead = ahead
         self._may_spend = may_spend
         self._clock = clock
-        self._asked: dict[tuple[str, str, str, str], tuple[Watched, Popularity]] = {}
+        self._asked: dict[tuple[str, str, str, str], tuple[Watched, Tally]] = {}
         self._busy: set[tuple[str, str, str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -73,23 +73,22 @@ class Sync:
         """A client asked for a tag that anybody may see."""
         watched = Watched(View(view.upstream, view.repository), tag, negotiation)
         now = self._clock()
-        before = self._asked.get(watched.key, (watched, None))[1]
-        count = decayed(before, now, HALF_LIFE) + 1.0 if before else requested(None, now).count
-        if before is None and len(self._asked) >= MAX_TAGS:
-            self._asked = {k: v for k, v in self._asked.items() if decayed(v[1], now, HALF_LIFE) >= 1.0}
+        _, before = self._asked.get(watched.key, (watched, Tally(0.0, now)))
+        if watched.key not in self._asked and len(self._asked) >= MAX_TAGS:
+            self._asked = {key: value for key, value in self._asked.items() if value[1].at(now, HALF_LIFE) >= 1.0}
             if len(self._asked) >= MAX_TAGS:
                 return
-        self._asked[watched.key] = (watched, Popularity(count, now))
+        self._asked[watched.key] = (watched, before.plus(now, HALF_LIFE))
 
     def tick(self) -> None:
         """Begin to validate what is due; call it every few seconds."""
         if not self.enabled:
             return
         now = self._clock()
-        for key, (watched, popularity) in self._asked.items():
+        for key, (watched, tally) in self._asked.items():
             if len(self._busy) >= _AT_ONCE:
                 return
-            if key not in self._busy and decayed(popularity, now, HALF_LIFE) >= OFTEN and self._is_due(watched, now):
+            if key not in self._busy and tally.at(now, HALF_LIFE) >= OFTEN and self._is_due(watched, now):
                 self._busy.add(key)
                 task = asyncio.create_task(self._renew(watched))
                 self._tasks.add(task)

@@ -13,13 +13,13 @@ from urllib.parse import parse_qs
 import aiohttp
 from yarl import URL
 
-from ..oci.errors import BadUpstream, RegistryError, Unavailable
+from ..oci.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable
 from ..oci.registry import HUB_REALM, Registry
 from ..store.store import Store
 from ..transfer.client import Client
-from ..transfer.http import read_body
+from ..transfer.http import read_body, retry_after
 from ..transfer.sources import BytesSource
-from ..transfer.tokens import Challenge, realm_url
+from ..transfer.tokens import Challenge, parse_token, realm_url
 from ..transfer.upstream import Upstream
 from .errors import error_answer
 from .messages import LOCAL_TOKEN, Answer, Door, Request, Result
@@ -71,7 +71,7 @@ class TokenService:
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS if only_pulls else None):
                 return await self._ask(request)
-        except (Unavailable, BadUpstream, TimeoutError) as error:
+        except (Unavailable, BadUpstream, TooManyRequests, TimeoutError) as error:
             if only_pulls:
                 return self._local()
             if isinstance(error, RegistryError):
@@ -94,12 +94,16 @@ class TokenService:
         if request.credentials is not None:
             headers["Authorization"] = request.credentials
         async with self._client.send("token", request.method, url, headers, request.body or None) as response:
+            if response.status == 429:
+                raise TooManyRequests("token service limits requests", retry_after(response))
             if response.status >= 500:
                 raise Unavailable(f"token service answered {response.status}")
             try:
                 body = await read_body(response, _MAX_BODY)
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise Unavailable(f"token service broke off: {type(error).__name__}") from error
+            if response.status == 200:
+                parse_token(body)  # raises when there is none in it: a maintenance page, say
             kept = {"Content-Type": response.headers.get("Content-Type", "application/json")}
             for name in ("WWW-Authenticate", "Retry-After"):
                 if name in response.headers:

@@ -46,11 +46,12 @@ class FileDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no type
     def store(self, value: Any, read: bool, key: Any = UNKNOWN) -> tuple[int, int, str | None, Any]:
         """Text and bytes go inline; a staged file is renamed to a name that is never used twice.
 
-        The random suffix matters: diskcache removes a replaced row's file after the new row is written, so two
-        commits of one digest must not share a name.
+        The random part matters: diskcache removes a replaced row's file after the new row is written, so two commits
+        of one digest must not share a name. The file's time of change is in the name, too: see `is_untouched`.
         """
         if isinstance(value, StagedFile):
-            name = f"{BLOBS}/{value.digest.hex[:2]}/{value.digest.hex}.{secrets.token_hex(4)}"
+            changed = value.path.stat().st_mtime_ns
+            name = f"{BLOBS}/{value.digest.hex[:2]}/{value.digest.hex}.{changed:x}.{secrets.token_hex(4)}"
             target = Path(self._directory, name)
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             value.path.replace(target)
@@ -66,3 +67,11 @@ class FileDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no type
         if mode == MODE_BINARY and filename is not None:
             return Path(self._directory, filename)
         raise StorageError("the store has a row of a kind that this program never writes")
+
+
+def is_untouched(path: Path, changed: int) -> bool:
+    """Whether a stored file was last changed (nanoseconds since the epoch) when it was stored.
+
+    One that was touched since may hold anything, and is to be verified before it is served.
+    """
+    return path.name.split(".")[1:2] == [f"{changed:x}"]

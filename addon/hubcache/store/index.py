@@ -5,15 +5,16 @@ Retention is this project's own: diskcache's policies reject newcomers or never 
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import diskcache
+from diskcache.core import MODE_BINARY, MODE_RAW
 
-from ..oci.errors import StorageError
-from .disk import BLOBS, FileDisk
+from ..oci.errors import StorageError, StoreDamaged
+from .disk import BLOBS, FileDisk, StagedFile
 
 _DATABASE = "cache.db"
 _BUSY_SECONDS = 5.0
@@ -24,36 +25,41 @@ class Index:
     """Typed access to the rows; every method raises `StorageError` when the database cannot do its part."""
 
     def __init__(self, directory: Path) -> None:
-        """Open or create; a database that SQLite calls damaged is put aside, and a new one begun."""
+        """Open or create; a database that SQLite finds damaged is put aside, and a new one begun."""
         self._directory = directory
-        self.put_aside: Path | None = None
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory.chmod(0o700)
+        self.put_aside = None if self._is_sound() else self._set_aside()
         try:
-            self._cache = self._open()
+            self._cache = diskcache.Cache(
+                str(directory),
+                disk=FileDisk,
+                timeout=_BUSY_SECONDS,
+                eviction_policy="none",
+                cull_limit=0,
+                size_limit=_UNBOUNDED,
+                statistics=0,
+                sqlite_journal_size_limit=16 << 20,
+            )
+        except (sqlite3.Error, diskcache.Timeout) as error:
+            raise StorageError(f"cannot open the store's index: {error}") from error
+
+    def _is_sound(self) -> bool:
+        """Whether the database is one, as far as SQLite's quick check sees (it reads all of it: 100 MB in 0.2 s)."""
+        if not (self._directory / _DATABASE).exists():
+            return True
+        try:
+            with closing(sqlite3.connect(self._directory / _DATABASE, timeout=_BUSY_SECONDS)) as connection:
+                return bool(connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))
         except sqlite3.OperationalError as error:
             raise StorageError(f"cannot open the store's index: {error}") from error
         except sqlite3.DatabaseError:
-            self.put_aside = self._set_aside()
-            self._cache = self._open()
-
-    def _open(self) -> Any:
-        cache = diskcache.Cache(
-            str(self._directory),
-            disk=FileDisk,
-            timeout=_BUSY_SECONDS,
-            eviction_policy="none",
-            cull_limit=0,
-            size_limit=_UNBOUNDED,
-            statistics=0,
-            sqlite_journal_size_limit=16 << 20,
-        )
-        with cache.transact():  # reads the schema and takes the write lock: damage shows here, not at the first pull
-            cache.get("format")
-        return cache
+            return False
 
     def _set_aside(self) -> Path:
-        """Rename the database (not the files: the sweep takes those that no row names)."""
+        """Rename the database (not the files: the sweep takes those that no row names). Only the last one is kept."""
+        for earlier in self._directory.glob(f"{_DATABASE}.damaged-*"):
+            earlier.unlink()
         target = self._directory / f"{_DATABASE}.damaged-{int(time.time())}"
         (self._directory / _DATABASE).rename(target)
         for suffix in ("-wal", "-shm"):
@@ -66,15 +72,31 @@ class Index:
 
     def set(self, key: str, value: object, lifetime: float | None = None) -> None:
         """Write one row; it is forgotten after `lifetime` seconds."""
-        self._translate(lambda: self._cache.set(key, value, expire=lifetime))
+        try:
+            self._translate(lambda: self._cache.set(key, value, expire=lifetime))
+        except StorageError:
+            if isinstance(value, StagedFile):
+                self.sweep()  # the file was moved before its row failed, and must not stay behind unaccounted
+            raise
 
-    def set_many(self, rows: dict[str, object], lifetime: float | None = None) -> None:
-        """Write rows in one transaction."""
+    def update(self, key: str, change: Callable[[Any], object], lifetime: float | None = None) -> None:
+        """Replace one row by what `change` makes of it (of None, if there is none), in one transaction."""
+
+        def write() -> None:
+            with self._cache.transact():
+                self._cache.set(key, change(self._cache.get(key)), expire=lifetime)
+
+        self._translate(write)
+
+    def set_many(self, rows: dict[str, object], lifetime: float | None = None, gone: Iterable[str] = ()) -> None:
+        """Write rows, and delete those that are `gone`, in one transaction."""
 
         def write() -> None:
             with self._cache.transact():
                 for key, value in rows.items():
                     self._cache.set(key, value, expire=lifetime)
+                for key in gone:
+                    self._cache.delete(key)
 
         self._translate(write)
 
@@ -95,8 +117,8 @@ class Index:
         try:
             with closing(sqlite3.connect(self._directory / _DATABASE, timeout=_BUSY_SECONDS)) as connection:
                 yield from connection.execute(
-                    "SELECT key, value, size, filename FROM Cache WHERE key >= ? AND key < ?",
-                    (prefix, prefix + "\U0010ffff"),
+                    "SELECT key, value, size, filename FROM Cache WHERE key >= ? AND key < ? AND mode IN (?, ?)",
+                    (prefix, prefix + "\U0010ffff", MODE_RAW, MODE_BINARY),
                 )
         except sqlite3.Error as error:
             raise StorageError(f"cannot read the store's index: {error}") from error
@@ -113,11 +135,11 @@ class Index:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the database's own files on disk."""
+        """Bytes of the database's own files on disk, of one that was put aside too."""
         total = 0
-        for suffix in ("", "-wal", "-shm"):
+        for path in self._directory.glob(f"{_DATABASE}*"):
             try:
-                total += (self._directory / f"{_DATABASE}{suffix}").stat().st_blocks * 512
+                total += path.stat().st_blocks * 512
             except FileNotFoundError:
                 continue
         return total
@@ -132,5 +154,9 @@ class Index:
             return action()
         except diskcache.Timeout as error:
             raise StorageError("the store's index is locked by another process") from error
-        except (sqlite3.Error, OSError) as error:
+        except sqlite3.OperationalError as error:
+            raise StorageError(f"the store's index failed: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise StoreDamaged(f"the store's index is damaged: {error}") from error
+        except OSError as error:
             raise StorageError(f"the store's index failed: {error}") from error

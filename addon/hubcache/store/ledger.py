@@ -1,25 +1,25 @@
-"""What the store holds, in memory: sizes, who refers to whom, what is in use, and how much is reserved.
+"""What the store holds, in memory: sizes, what manifests refer to, what is in use or pinned, and what is reserved.
 
-Rebuilt from the rows at start. It answers without SQLite, so a hit costs no query for its blob.
+Rebuilt from the rows at start. It answers without SQLite, so a hit costs no query for its size.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 
-from ..decide.records import Popularity
-from ..decide.retention import victims
 from ..oci.digest import Digest
+
+BLOCK = 4096
+"""Bytes of a file system block: the cap is on bytes on disk, and a file takes whole blocks there."""
 
 
 class Ledger:
-    """Byte account of the content: `used` is stored plus reserved for what is being staged."""
+    """Byte account of the content: `used` is stored plus reserved for what is being staged, in whole blocks."""
 
     def __init__(self) -> None:
         self.sizes: dict[Digest, int] = {}
         self.children: dict[Digest, tuple[Digest, ...]] = {}
-        self.parents: dict[Digest, set[Digest]] = {}
-        self.popularity: dict[Digest, Popularity] = {}
         self.in_use: Counter[Digest] = Counter()
+        self.pinned: frozenset[Digest] = frozenset()
         self.stored = 0
         self.reserved = 0
 
@@ -30,22 +30,21 @@ class Ledger:
 
     def add(self, digest: Digest, size: int, children: tuple[Digest, ...] | None = None) -> None:
         """Content is stored now; `children` is not None for a manifest."""
-        self.stored += size - self.sizes.get(digest, 0)
+        self.stored += on_disk(size) - on_disk(self.sizes.get(digest, 0))
         self.sizes[digest] = size
         if children is not None:
             self.children[digest] = children
-            for child in children:
-                self.parents.setdefault(child, set()).add(digest)
 
     def remove(self, digest: Digest) -> None:
         """Content is gone."""
-        self.stored -= self.sizes.pop(digest, 0)
-        for child in self.children.pop(digest, ()):
-            parents = self.parents.get(child)
-            if parents is not None:
-                parents.discard(digest)
-                if not parents:
-                    del self.parents[child]
+        self.stored -= on_disk(self.sizes.pop(digest, 0))
+        self.children.pop(digest, None)
+
+    def clear(self) -> None:
+        """Nothing is stored (any more); what is reserved stays so."""
+        self.sizes.clear()
+        self.children.clear()
+        self.stored = 0
 
     def hold(self, digest: Digest) -> None:
         """Content is being read: it must not be evicted until `release`."""
@@ -57,8 +56,22 @@ class Ledger:
         if self.in_use[digest] <= 0:
             del self.in_use[digest]
 
-    def victims(self, now: float) -> Iterator[Digest]:
-        """What to remove for room, in order."""
-        return victims(
-            set(self.sizes), self.children, self.parents, self.popularity, now, lambda digest: digest in self.in_use
-        )
+    def keeps(self, digest: Digest) -> bool:
+        """Whether content must not be evicted."""
+        return digest in self.in_use or digest in self.pinned
+
+    def closure(self, roots: Iterable[Digest]) -> frozenset[Digest]:
+        """These manifests and all that stored ones among them refer to, however deep."""
+        found: set[Digest] = set()
+        pending = list(roots)
+        while pending:
+            digest = pending.pop()
+            if digest not in found:
+                found.add(digest)
+                pending.extend(self.children.get(digest, ()))
+        return frozenset(found)
+
+
+def on_disk(size: int) -> int:
+    """Bytes that a file of this size takes on disk."""
+    return -(-size // BLOCK) * BLOCK

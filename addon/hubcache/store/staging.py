@@ -1,6 +1,7 @@
 """Content on its way into the store: a file that grows in the staging folder until it is verified."""
 
 import os
+import threading
 from pathlib import Path
 
 from ..oci.digest import Digest
@@ -19,6 +20,7 @@ class Staged:
         self.digest = digest
         self.reserved = reserved
         self.written = 0
+        self._open = threading.Lock()
         try:
             self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
@@ -29,7 +31,10 @@ class Staged:
         view = memoryview(data)
         try:
             while view:
-                count = os.pwrite(self.fd, view, self.written)
+                with self._open:  # the descriptor must not be closed, and given to another file, in between
+                    if self.closed:
+                        raise StorageError("staging has ended")
+                    count = os.pwrite(self.fd, view, self.written)
                 self.written += count
                 view = view[count:]
         except OSError as error:
@@ -50,6 +55,7 @@ class Staged:
 
     def close(self) -> None:
         """Remove the file unless it was moved into the store. Readers that opened it keep their bytes."""
-        os.close(self.fd)
-        self.fd = -1
+        with self._open:
+            os.close(self.fd)
+            self.fd = -1
         self.path.unlink(missing_ok=True)

@@ -6,31 +6,39 @@ cannot be used, reads find nothing, writes raise `StorageError`, and `problem` s
 
 import asyncio
 import fcntl
+import hashlib
+import logging
 import os
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..decide.records import Link, ManifestRecord, Popularity, TagRecord, Verdict, decode_tags, encode_tags
-from ..decide.retention import requested
+from ..decide.records import (
+    ManifestRecord,
+    decode_clock,
+    decode_row,
+    encode_clock,
+    encode_row,
+)
 from ..oci.digest import Digest
-from ..oci.errors import StorageError, StoreTooNew
+from ..oci.errors import RegistryError, StorageError, StoreTooNew
 from ..oci.manifest import parse_manifest
+from ..oci.pin import Pin
+from .disk import is_untouched
+from .facts import Facts
 from .index import Index
-from .ledger import Ledger
+from .ledger import Ledger, on_disk
+from .room import Rooms
 from .staging import Staged
+
+logger = logging.getLogger("hubcache")
 
 FORMAT = 1
 """Version of the rows and files; a store with a higher one is left alone."""
 
-FACT_LIFETIME = 90 * 86400.0
-"""Seconds after which a tag, link or popularity row that was not written again is forgotten."""
-
-_INDEX_ALLOWANCE = 1 << 20
-"""Bytes kept free below the cap for the index to grow between two looks at its size."""
+_CLOCK = "retention/clock"
 
 _EXTENSION = 8 << 20
 """Bytes by which a reservation grows while the size is not known."""
@@ -50,20 +58,17 @@ class StoredBlob:
         self._release()
 
 
-class Store:
-    """One directory. `capacity` is in bytes and may be changed at any time."""
+class Store(Facts):
+    """One directory. `rooms` has the limits, which may be changed at any time, and the retention policy."""
 
     def __init__(self, directory: Path, capacity: int, clock: Callable[[], float] = time.time) -> None:
+        super().__init__()
         self.directory = directory
-        self.capacity = capacity
         self._clock = clock
-        self._problems: dict[str, str] = {}
+        self.pins: tuple[Pin, ...] = ()
         self.ledger = Ledger()
-        self.evictions = 0
-        self._index: Index | None = None
+        self.rooms = Rooms(directory, capacity, self.ledger, clock)
         self._lock_fd: int | None = None
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
-        self._dirty: set[Digest] = set()
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -72,16 +77,18 @@ class Store:
 
         Raises `StoreTooNew`, or `StorageError` when the directory cannot be used or another process has it.
         """
+        index = None
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock()
-            staging = self._staging
-            staging.mkdir(exist_ok=True, mode=0o700)
+            self._staging.mkdir(exist_ok=True, mode=0o700)
             index = Index(self.directory / "store")
             self._check_format(index)
-            for leftover in staging.iterdir():
+            for leftover in self._staging.iterdir():
                 leftover.unlink()
+            self._read_ledger(index)
             index.sweep()
+            self._index, index = index, None
         except OSError as error:
             problem = f"store directory {self.directory} cannot be used: {error.strerror or error}"
             self._problems["directory"] = problem
@@ -89,23 +96,11 @@ class Store:
         except StorageError as error:
             self._problems["directory"] = str(error)
             raise
-        self._read_ledger(index)
-        self._index = index
+        finally:
+            if index is not None:
+                index.close()
+        self._damaged = False
         self._problems.clear()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the directory is open."""
-        return self._index is not None
-
-    @property
-    def problem(self) -> str | None:
-        """Why content cannot be stored at present, or None. It ends when the thing that failed works again."""
-        return next(iter(self._problems.values()), None)
-
-    def failed(self, error: StorageError) -> None:
-        """Content could not be staged; holds until some content is committed."""
-        self._problems["files"] = str(error)
 
     def _lock(self) -> None:
         if self._lock_fd is None:
@@ -128,16 +123,34 @@ class Store:
             )
 
     def _read_ledger(self, index: Index) -> None:
-        ledger = Ledger()
-        for key, _, size, filename in index.rows("blob/"):
-            if filename is not None:
-                ledger.add(Digest.parse(key.removeprefix("blob/")), size)
-        for key, value, _, _ in index.rows("manifest/"):
-            record = ManifestRecord.decode(value)
-            ledger.add(Digest.parse(key.removeprefix("manifest/")), len(record.body), _children(record))
-        for key, value, _, _ in index.rows("popularity/"):
-            ledger.popularity[Digest.parse(key.removeprefix("popularity/"))] = Popularity.decode(value)
-        self.ledger = ledger
+        """What is stored, from the content's rows; how often it is asked for, from the policy's. A row of the policy
+        that is missing (a crash lost a few seconds of them, or the store is of an older program) is made anew."""
+        ledger, retention, now = self.ledger, self.rooms.retention, self._clock()
+        ledger.clear()
+        clock, rows, senseless = None, [], []
+        for key, value, size, filename in index.rows(""):
+            kind, _, name = key.partition("/")
+            try:
+                if kind == "blob" and filename is not None:
+                    ledger.add(Digest.parse(name), size)
+                elif kind == "manifest":
+                    record = ManifestRecord.decode(value)
+                    ledger.add(Digest.parse(name), len(record.body), _children(record))
+                elif key == _CLOCK:
+                    clock = decode_clock(value)
+                elif kind == "retention":
+                    rows.append((Digest.parse(name), decode_row(value)))
+            except (RegistryError, ValueError, TypeError, AttributeError):
+                senseless.append(key)  # not written by this program, or damaged: nothing is to be had from it
+        for key in senseless:
+            index.delete(key)
+        retention.restore(clock, rows)
+        for digest, _ in rows:
+            if digest in retention and digest not in ledger.sizes:
+                retention.removed(digest)
+        for digest, size in ledger.sizes.items():
+            if digest not in retention:
+                retention.stored(digest, on_disk(size), now)
 
     @property
     def _staging(self) -> Path:
@@ -145,40 +158,22 @@ class Store:
 
     async def close(self) -> None:
         """Write what is pending and let another process have the directory."""
-        if self._index is not None:
-            await self.flush()
-            await self._write(self._index.close)
-            self._index.close()
-            self._index = None
-        self._writer.shutdown()
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
-
-    async def _write[T](self, action: Callable[[], T]) -> T:
-        """Run in the writer thread; the outcome decides whether the index counts as working."""
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._writer, action)
-        except StorageError as error:
-            self._problems["index"] = str(error)
-            raise
-        self._problems.pop("index", None)
-        return result
+            if self._index is not None:
+                await self.flush()
+        finally:
+            await self._close_index()
+            self._writer.shutdown()
+            if self._lock_fd is not None:
+                os.close(self._lock_fd)
+                self._lock_fd = None
 
-    def _read(self, key: str) -> object:
-        """One row, or None; a store that cannot be read knows nothing."""
-        if self._index is None:
-            return None
-        try:
-            return self._index.get(key)
-        except StorageError as error:
-            self._problems["index"] = str(error)
-            return None
-
-    def _opened(self) -> Index:
-        if self._index is None:
-            raise StorageError(self.problem or "store is closed")
-        return self._index
+    async def _close_index(self) -> None:
+        """Close the connections of both threads."""
+        index, self._index = self._index, None
+        if index is not None:
+            await asyncio.get_running_loop().run_in_executor(self._writer, index.close)
+            index.close()
 
     # -- content ------------------------------------------------------------------------------------------------
 
@@ -191,7 +186,7 @@ class Store:
         return None if digest in self.ledger.children else self.ledger.sizes.get(digest)
 
     async def open_blob(self, digest: Digest) -> StoredBlob | None:
-        """Open a stored blob. A file that is gone or has another size is dropped from the store, and None returned."""
+        """Open a stored blob. One whose file is gone or holds something else is dropped, and None returned."""
         size = self.blob_size(digest)
         if size is None:
             return None
@@ -200,13 +195,26 @@ class Store:
             fd = os.open(path, os.O_RDONLY) if isinstance(path, Path) else None
         except OSError:
             fd = None
-        if fd is not None and os.fstat(fd).st_size == size:
+        if fd is not None and isinstance(path, Path) and await self._is_good(fd, path, digest, size):
             self.ledger.hold(digest)
             return StoredBlob(fd, size, lambda: self.ledger.release(digest))
         if fd is not None:
             os.close(fd)
+        logger.warning("hubcache: the file of %s is gone or damaged; it will be fetched again", digest)
         await self.remove(digest)
         return None
+
+    @staticmethod
+    async def _is_good(fd: int, path: Path, digest: Digest, size: int) -> bool:
+        """Whether the file is as it was stored; one that was touched since is verified, which takes a second per GB."""
+        state = os.fstat(fd)
+        if state.st_size != size:
+            return False
+        if is_untouched(path, state.st_mtime_ns):
+            return True
+        with os.fdopen(os.dup(fd), "rb") as file:
+            found = await asyncio.to_thread(hashlib.file_digest, file, digest.algorithm)
+        return found.hexdigest() == digest.hex
 
     def manifest(self, digest: Digest) -> ManifestRecord | None:
         """A stored manifest."""
@@ -218,35 +226,41 @@ class Store:
     async def put_manifest(self, digest: Digest, record: ManifestRecord) -> None:
         """Store a verified manifest."""
         index, size = self._opened(), len(record.body)
-        await self._reserve(size)
+        await self._reserve(digest, size)
         try:
             await self._write(lambda: index.set(f"manifest/{digest}", record.encode()))
-            self.ledger.add(digest, size, _children(record))
+            self._added(digest, size, _children(record))
         finally:
-            self.ledger.reserved -= size
+            self.ledger.reserved -= on_disk(size)
 
     async def stage(self, digest: Digest, size: int) -> Staged:
-        """Begin to store `size` bytes: makes room first, so that the cap holds while the file grows."""
-        self._opened()
-        await self._reserve(size)
+        """Begin to store `size` bytes: makes room first, so that the cap holds while the file grows.
+
+        Raises `NotStored` when the policy does not want it.
+        """
+        await self._reserve(digest, size)
         try:
-            return Staged(self._staging / f"{digest.hex}.{secrets.token_hex(4)}", digest, size)
+            return Staged(self._staging / f"{digest.hex}.{secrets.token_hex(4)}", digest, on_disk(size))
         except StorageError:
-            self.ledger.reserved -= size
+            self.ledger.reserved -= on_disk(size)
             raise
 
     async def extend(self, staged: Staged, total: int) -> None:
         """Reserve in steps for content whose size the upstream did not tell."""
         while staged.reserved < total:
-            await self._reserve(_EXTENSION)
+            await self._reserve(staged.digest, _EXTENSION)
             staged.reserved += _EXTENSION
 
     async def commit(self, staged: Staged) -> None:
         """Move verified staged content into the store."""
         index = self._opened()
         await self._write(lambda: index.set(f"blob/{staged.digest}", staged.sync()))
-        self.ledger.add(staged.digest, staged.written)
+        self._added(staged.digest, staged.written, None)
         self._problems.pop("files", None)
+
+    def _added(self, digest: Digest, size: int, children: tuple[Digest, ...] | None) -> None:
+        self.ledger.add(digest, size, children)
+        self.rooms.retention.stored(digest, on_disk(size), self._clock())
 
     def finish(self, staged: Staged) -> None:
         """End staging, committed or not: returns the reservation and removes an uncommitted file."""
@@ -254,109 +268,83 @@ class Store:
         staged.close()
 
     async def remove(self, digest: Digest) -> None:
-        """Remove content, whatever it is."""
+        """Remove content, whatever it is. It counts as stored until its file is gone."""
         index = self._opened()
-        kind = "manifest" if digest in self.ledger.children else "blob"
-        self.ledger.remove(digest)
-        await self._write(lambda: index.delete(f"{kind}/{digest}"))
-
-    async def _reserve(self, size: int) -> None:
-        """Take `size` bytes of the capacity, evicting for it; raises `StorageError` when they cannot be had.
-
-        The reservation comes before the eviction: another request that runs meanwhile must see it.
-        """
-        limit = self.capacity - self._opened().bytes - _INDEX_ALLOWANCE
-        self.ledger.reserved += size
         try:
-            if self.ledger.reserved > limit:
-                raise StorageError(f"{size} bytes do not fit into the store's {self.capacity} bytes")
-            victims = self.ledger.victims(self._clock()) if self.ledger.used > limit else iter(())
-            while self.ledger.used > limit:
-                victim = next(victims, None)
-                if victim is None:
-                    raise StorageError("the store is full of content that is in use")
-                if self.has(victim):
-                    await self.remove(victim)
-                    self.evictions += 1
+            await self._write(lambda: index.set_many({}, gone=(f"blob/{digest}", f"manifest/{digest}")))
         except StorageError:
-            self.ledger.reserved -= size
+            if digest in self.ledger.sizes:
+                self.rooms.retention.stored(digest, on_disk(self.ledger.sizes[digest]), self._clock())
             raise
+        self.ledger.remove(digest)
+        self.rooms.retention.removed(digest)
 
-    # -- facts --------------------------------------------------------------------------------------------------
+    async def _reserve(self, digest: Digest, size: int) -> None:
+        if self.pins:
+            self._pin()
+        await self.rooms.reserve(digest, size, self._opened().bytes, self.remove)
 
-    def tags(self, registry: str, repository: str, tag: str) -> dict[str, TagRecord]:
-        """What is remembered of a tag, by negotiation."""
-        value = self._read(f"tag/{registry}/{repository}:{tag}")
-        return decode_tags(value) if isinstance(value, str) else {}
+    def _pin(self) -> None:
+        """Find what is pinned: whatever the pinned tags are now, with all they refer to."""
+        roots: set[Digest] = set()
+        for pin in self.pins:
+            if isinstance(pin.reference, Digest):
+                roots.add(pin.reference)
+            else:
+                roots.update(record.digest for record in self.tags(pin.host, pin.repository, pin.reference).values())
+        self.ledger.pinned = self.ledger.closure(roots)
 
-    async def put_tag(self, registry: str, repository: str, tag: str, negotiation: str, record: TagRecord) -> None:
-        """Remember what a tag answered."""
-        index = self._opened()
-        key = f"tag/{registry}/{repository}:{tag}"
-        records = encode_tags(self.tags(registry, repository, tag) | {negotiation: record})
-        await self._write(lambda: index.set(key, records, FACT_LIFETIME))
+    async def keep_house(self) -> None:
+        """Shrink step by step to the limit where that was lowered, and write behind what changed of the policy."""
+        if self._damaged:
+            await self._close_index()
+            self.open()
+        self._pin()
+        more = True
+        while more:
+            more = await self.rooms.shrink(self._opened().bytes, self.remove)
+        await self.flush()
 
-    async def drop_tag(self, registry: str, repository: str, tag: str) -> None:
-        """Forget a tag (it was moved or removed)."""
-        index = self._opened()
-        await self._write(lambda: index.delete(f"tag/{registry}/{repository}:{tag}"))
-
-    def link(self, registry: str, repository: str, digest: Digest) -> Link | None:
-        """Whether a digest is known to belong to a repository."""
-        value = self._read(f"link/{registry}/{repository}@{digest}")
-        return Link.decode(value) if isinstance(value, str) else None
-
-    async def put_links(self, registry: str, repository: str, links: dict[Digest, int | None]) -> None:
-        """Remember that digests (with their sizes where known) belong to a repository."""
-        index = self._opened()
-        rows: dict[str, object] = {
-            f"link/{registry}/{repository}@{digest}": Link(size).encode() for digest, size in links.items()
-        }
-        await self._write(lambda: index.set_many(rows, FACT_LIFETIME))
-
-    def verdict(self, registry: str, repository: str) -> Verdict | None:
-        """Whether a repository was public when last seen."""
-        value = self._read(f"repository/{registry}/{repository}")
-        return Verdict.decode(value) if isinstance(value, str) else None
-
-    async def put_verdict(self, registry: str, repository: str, verdict: Verdict) -> None:
-        """Remember whether a repository is public."""
-        index = self._opened()
-        await self._write(lambda: index.set(f"repository/{registry}/{repository}", verdict.encode(), FACT_LIFETIME))
-
-    def challenge(self, registry: str) -> str | None:
-        """The registry's last seen authentication challenge."""
-        value = self._read(f"challenge/{registry}")
-        return value if isinstance(value, str) else None
-
-    async def put_challenge(self, registry: str, challenge: str) -> None:
-        """Remember a registry's authentication challenge."""
-        index = self._opened()
-        if self.challenge(registry) != challenge:
-            await self._write(lambda: index.set(f"challenge/{registry}", challenge))
+    async def expire(self) -> None:
+        """Remove idle content, and facts whose lifetime is over."""
+        await self.rooms.expire(self.remove)
+        await self._write(self._opened().forget_expired)
 
     # -- popularity ---------------------------------------------------------------------------------------------
 
-    def count_request(self, digest: Digest, now: float) -> None:
-        """Somebody asked for this manifest; written behind by `flush`, so that a hit costs no write."""
-        self.ledger.popularity[digest] = requested(self.ledger.popularity.get(digest), now)
-        self._dirty.add(digest)
+    def count_request(self, digest: Digest) -> None:
+        """Somebody asked for this content; written behind by `flush`, so that a hit costs no write."""
+        self.rooms.retention.requested(digest, self._clock())
+
+    def vouch(self, digest: Digest) -> None:
+        """Count requests for content until a full store would admit it."""
+        retention, now = self.rooms.retention, self._clock()
+        while not retention.asked_enough(digest, now):
+            retention.requested(digest, now)
 
     def was_requested(self, digest: Digest) -> bool:
-        """Whether anybody asked for this manifest, as far as that is remembered."""
-        return digest in self.ledger.popularity
+        """Whether anybody asked for this content, as far as that is remembered."""
+        return self.rooms.retention.requests(digest, self._clock()) > 0
 
     async def flush(self) -> None:
-        """Write the popularity counted since the last flush."""
-        index, dirty = self._opened(), self._dirty
-        self._dirty = set()
-        rows: dict[str, object] = {f"popularity/{d}": self.ledger.popularity[d].encode() for d in dirty}
-        if rows:
-            await self._write(lambda: index.set_many(rows, FACT_LIFETIME))
-
-    async def forget_expired(self) -> None:
-        """Remove the facts whose lifetime is over."""
-        await self._write(self._opened().forget_expired)
+        """Write what changed of the policy since the last flush; a crash loses no more than that."""
+        index, retention = self._opened(), self.rooms.retention
+        dirty = retention.dirty()
+        if not dirty:
+            return
+        rows: dict[str, object] = {_CLOCK: encode_clock(retention.clock())}
+        gone = []
+        for digest in dirty:
+            row = retention.row(digest)
+            if row is None:
+                gone.append(f"retention/{digest}")
+            else:
+                rows[f"retention/{digest}"] = encode_row(row)
+        try:
+            await self._write(lambda: index.set_many(rows, gone=gone))
+        except StorageError:
+            retention.failed(dirty)
+            raise
 
 
 def _children(record: ManifestRecord) -> tuple[Digest, ...]:

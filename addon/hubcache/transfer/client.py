@@ -98,9 +98,10 @@ def _redirect(url: URL, target: str) -> URL:
     """The next URL, its signature untouched; raises `BadUpstream` for one that must not be followed."""
     try:
         following = url.join(URL(target, encoded=True))
+        usable = following.host is not None and following.scheme in ("http", "https") and following.port
     except ValueError as error:
         raise BadUpstream("upstream redirects to something that is not a URL") from error
-    if following.host is None or following.scheme not in ("http", "https"):
+    if not usable:
         raise BadUpstream("upstream redirects to something that is not an http URL")
     if url.scheme == "https" and following.scheme == "http":
         raise BadUpstream("upstream redirects from https to http")

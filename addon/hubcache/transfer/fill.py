@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 
 from ..oci.digest import Digest, Verifier
-from ..oci.errors import BadUpstream, HubcacheError, RegistryError, StorageError, Unavailable
+from ..oci.errors import BadUpstream, HubcacheError, NotStored, RegistryError, StorageError, Unavailable
 from ..store.staging import Staged
 from ..store.store import Store
 from .observer import Observer
@@ -115,13 +115,15 @@ class Fills:
 
     async def _run(self, fill: Fill, size: int | None, open_blob: OpenBlob) -> None:
         try:
+            if size is not None:  # no connection for what will not be stored
+                fill.staged = await self._store.stage(fill.digest, size)
             await self._fetch(fill, size, open_blob)
             assert fill.staged is not None
             await self._store.commit(fill.staged)
             fill.stored = True
         except (RegistryError, StorageError) as error:
             fill.error = error
-            if isinstance(error, StorageError):
+            if isinstance(error, StorageError) and not isinstance(error, NotStored):
                 self._store.failed(error)
         except asyncio.CancelledError:
             fill.error = Unavailable("the cache is shutting down")
@@ -160,7 +162,7 @@ class Fills:
 
     async def _accept_size(self, fill: Fill, verifier: Verifier, body: BlobBody) -> None:
         """Agree on the size with what the upstream promises now, and on the first time reserve the room."""
-        if verifier.size is None and verifier.received == 0:
+        if verifier.size is None:
             verifier.size = body.size
         elif body.size is not None and body.size != verifier.size:
             raise BadUpstream(
@@ -169,6 +171,7 @@ class Fills:
             )
         if fill.staged is None:
             fill.staged = await self._store.stage(fill.digest, verifier.size or 0)
+        if fill.size is None and verifier.size is not None and fill.staged.reserved >= verifier.size:
             fill.size = verifier.size
             fill.notify()
 

@@ -108,13 +108,14 @@ class Pump:
         assert task is not None
         self._connections.add(task)
         try:
-            head = await reader.readuntil(b"\r\n\r\n")
+            async with asyncio.timeout(_TICKET_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
             fields = head.split(b" ", 2)
             delivery = self._waiting.pop(fields[1].decode("latin-1"), None) if len(fields) == 3 else None
             if delivery is not None:
                 await self._send_while_wanted(delivery, reader, writer)
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # mitmproxy closed its side: the client left
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # mitmproxy closed its side because the client left, or a stranger connected
         finally:
             self._connections.discard(task)
             writer.close()

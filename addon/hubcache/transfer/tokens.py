@@ -24,6 +24,7 @@ _PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))'
 DEFAULT_LIFETIME = 60.0
 """Seconds a token lives when the answer has no `expires_in` (distribution spec, token)."""
 
+_LONGEST_LIFETIME = 3600
 _MARGIN = 0.8
 _MAX_BODY = 1 << 20
 
@@ -75,6 +76,10 @@ class Tokens:
             return known[0]
         return await self._asked.run(key, lambda: self._fetch(challenge, scope, account))
 
+    def has(self, challenge: Challenge, scope: str) -> bool:
+        """Whether an anonymous token is at hand; one that is not new may be from before the repository was."""
+        return (challenge, scope, False) in self._known
+
     def forget(self, challenge: Challenge, scope: str, token: str) -> None:
         """The registry refused this token."""
         for with_account in (False, True):
@@ -93,7 +98,7 @@ class Tokens:
             if response.status != 200:
                 raise Unavailable(f"token service answered {response.status}")
             try:
-                token, lifetime = _parse_token(await read_body(response, _MAX_BODY))
+                token, lifetime = parse_token(await read_body(response, _MAX_BODY))
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise Unavailable(f"token service broke off: {type(error).__name__}") from error
         now = time.monotonic()
@@ -113,14 +118,15 @@ def realm_url(realm: str) -> URL:
     return url
 
 
-def _parse_token(body: bytes) -> tuple[str, float]:
+def parse_token(body: bytes) -> tuple[str, float]:
+    """The token in an answer of the token service, and its lifetime in seconds; raises `Unavailable` without one."""
     try:
         document = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unavailable("token service answered with something that is not JSON") from error
     if isinstance(document, dict):
         token = document.get("token") or document.get("access_token")
         lifetime = document.get("expires_in", DEFAULT_LIFETIME)
         if isinstance(token, str) and isinstance(lifetime, int | float):
-            return token, max(0.0, float(lifetime))
+            return token, float(min(max(0, lifetime), _LONGEST_LIFETIME))
     raise Unavailable("token service answered without a token")

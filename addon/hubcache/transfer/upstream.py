@@ -5,6 +5,7 @@ Answers become records or `RegistryError`s here, in `_refusal`, and nowhere else
 """
 
 import asyncio
+import ipaddress
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -203,14 +204,16 @@ class Upstream:
         url = URL(f"{self.registry.upstream}/v2/{repository}/{path}")
         scope = pull_scope(repository)
         authorization = reader
+        is_new = self._challenge is None or not self._tokens.has(self._challenge, scope)
         if reader is None and self._challenge is not None:
             authorization = f"Bearer {await self._tokens.get(self._challenge, scope)}"
         for last in (reader is not None, True):
             authorized = headers | ({"Authorization": authorization} if authorization else {})
             async with self._client.follow(kind, method, url, authorized) as response:
                 self._see_limit(response, reader)
-                challenge = self._learn(response) if response.status == 401 else None
-                if last or challenge is None or (authorization and challenge.error == "insufficient_scope"):
+                asked_us = response.url.origin() == url.origin()  # else a CDN, which has no say in our tokens
+                challenge = self._learn(response) if response.status == 401 and asked_us else None
+                if last or challenge is None or (authorization and is_new and challenge.error == "insufficient_scope"):
                     await self._check(response, kind, repository, pause)
                     yield response
                     return
@@ -260,7 +263,7 @@ class Upstream:
             body = await read_body(response, _MAX_ERROR_BODY)
         except (aiohttp.ClientError, TimeoutError, BadUpstream):
             body = b""  # the status alone says enough
-        raise _refusal(response, kind, repository, body)
+        raise _refusal(response, self.registry.upstream, kind, repository, body)
 
 
 async def _retried[Value](ask: Callable[[], Awaitable[Value]]) -> Value:
@@ -290,21 +293,31 @@ async def _read_manifest(response: aiohttp.ClientResponse, reference: str | Dige
 
 
 def _same_domain(upstream: str, realm: str) -> bool:
-    """Whether two URLs are of one registrable domain, the second not weaker protected than the first."""
+    """Whether two URLs are of one registrable domain (or one address), the second not weaker protected."""
     ours, theirs = URL(upstream), realm_url(realm)
     if ours.scheme == "https" and theirs.scheme != "https":
         return False
+    if _is_address(ours.host) or _is_address(theirs.host):
+        return ours.host == theirs.host
     domains = {publicsuffix2.get_sld(url.host) or url.host for url in (ours, theirs)}
     return len(domains) == 1
 
 
-def _refusal(response: aiohttp.ClientResponse, kind: str, repository: str, body: bytes) -> RegistryError:
+def _is_address(host: str | None) -> bool:
+    try:
+        ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return True
+
+
+def _refusal(response: aiohttp.ClientResponse, upstream: str, kind: str, repository: str, body: bytes) -> RegistryError:
     detail = {"repository": repository, "upstream_status": response.status, "upstream_message": _message(body)}
     match response.status:
-        case 401:
+        case 401 if response.url.origin() == URL(upstream).origin():
             challenge = response.headers.get("WWW-Authenticate", "")
             return Unauthorized("authentication required", challenge, detail)
-        case 403:
+        case 401 | 403:
             return Denied("requested access to the resource is denied", detail)
         case 404 if kind == "blob":
             return BlobUnknown("blob unknown to registry", detail)

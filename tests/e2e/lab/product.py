@@ -3,7 +3,10 @@
 import sys
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
+
+from hubcache.operate.ca import ensure_ca
 
 from .processes import Daemon, accepts, free_port
 
@@ -18,6 +21,8 @@ class Cache:
     def __init__(self, room: Path, upstream: str, **options: str) -> None:
         self.proxy, self.mirror, self.status = free_port(), free_port(), free_port()
         self.store, self.confdir = room / "store", room / "ca"
+        # mitmproxy makes a CA for every site where it finds none; what users have without `confdir` is this one.
+        ensure_ca(self.confdir, ["registry-1.docker.io", "auth.docker.io"], datetime.now(UTC))
         settings = {
             "hubcache_dir": str(self.store),
             "hubcache_registries": f"registry-1.docker.io={upstream}",

@@ -1,0 +1,154 @@
+"""A mirror that offers only what it has (`hubcache_mirror_miss=notfound`), as mirror.gcr.io does.
+
+A pull of an image that is not stored whole gets a clean 404, and the client goes on to its next mirror or to the Hub.
+The request is counted; an image that is asked for often enough is fetched in the background, whole, for the platforms
+that were asked for, and offered from then on.
+"""
+
+import asyncio
+import logging
+import platform as machine
+import re
+import time
+from collections.abc import Callable
+
+from ..decide.tally import Tally
+from ..oci.digest import Digest
+from ..oci.errors import BlobUnknown, HubcacheError, ManifestUnknown, NotStored
+from ..store.store import Store
+from .ahead import Ahead
+from .blobs import Blob, Blobs
+from .gate import Gate
+from .manifests import Found, Manifests
+from .pulls import Pulls
+from .view import View
+
+logger = logging.getLogger("hubcache")
+
+MAX_COUNTED = 50_000
+"""Images whose requests are counted at the same time."""
+
+_AT_ONCE = 2
+_PLATFORM = re.compile(r"os/(\w+) arch/(\w+)")
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
+
+type _Image = tuple[str, str, str, str]
+
+
+class Mirror:
+    """`admit_after` in requests, `half_life` in seconds; `may_spend` as for `Sync`."""
+
+    def __init__(
+        self,
+        store: Store,
+        gate: Gate,
+        manifests: Manifests,
+        blobs: Blobs,
+        ahead: Ahead,
+        may_spend: Callable[[str], bool],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.admit_after = 2
+        self.half_life = 7 * 86400.0
+        self._store = store
+        self._gate = gate
+        self._manifests = manifests
+        self._blobs = blobs
+        self._ahead = ahead
+        self._may_spend = may_spend
+        self._clock = clock
+        self._asked: dict[_Image, Tally] = {}
+        self._pulls = Pulls()
+        self._platforms: dict[_Image, set[str]] = {}
+        self._fetching: dict[_Image, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def manifest(
+        self, view: View, reference: str | Digest, negotiation: str, client: tuple[str, str], *, head: bool
+    ) -> Found:
+        """A manifest of an image that is here whole; raises `ManifestUnknown` for any other.
+
+        `client` is an address and a `User-Agent`.
+        """
+        wanted = platform_of(client[1])
+        image = (view.host, view.repository, str(reference), negotiation)
+        if isinstance(reference, Digest):
+            if self._may_offer(view, reference, {wanted}):
+                return await self._manifests.by_digest(view, reference, head=head)
+        elif await self._is_current(view, reference, negotiation, wanted):
+            return await self._manifests.by_tag(view, reference, negotiation, head=head)
+        if self._pulls.begins(image, client):
+            self._count(view, image, reference, negotiation, wanted)
+        raise ManifestUnknown("this mirror does not have that image", {"repository": view.repository})
+
+    async def blob(self, view: View, digest: Digest, range_header: str | None, *, head: bool) -> Blob:
+        """A blob that is here; raises `BlobUnknown` for any other."""
+        if not self._store.has(digest) or not self._permits(view, digest):
+            raise BlobUnknown("this mirror does not have that blob", {"digest": str(digest)})
+        return await (self._blobs.head(view, digest) if head else self._blobs.get(view, digest, range_header))
+
+    def _permits(self, view: View, digest: Digest) -> bool:
+        return self._gate.permits(view.host, view.repository, digest, None, outage=True)
+
+    def _may_offer(self, view: View, digest: Digest, platforms: set[str]) -> bool:
+        return self._permits(view, digest) and self._ahead.is_complete(digest, platforms)
+
+    async def _is_current(self, view: View, tag: str, negotiation: str, wanted: str) -> bool:
+        """Whether what the tag is now, is here whole. Something that moved is fetched first and offered then."""
+        record = self._store.tags(view.host, view.repository, tag).get(negotiation)
+        if record is None or not self._may_offer(view, record.digest, {wanted}):
+            return False
+        found = await self._manifests.by_tag(view, tag, negotiation, head=True)
+        if found.digest == record.digest or self._may_offer(view, found.digest, {wanted}):
+            return True
+        self._fetch(view, (view.host, view.repository, tag, negotiation), tag, negotiation, {wanted})
+        return False
+
+    def _count(self, view: View, image: _Image, reference: str | Digest, negotiation: str, wanted: str) -> None:
+        now = self._clock()
+        if image not in self._asked and len(self._asked) >= MAX_COUNTED:
+            self._asked = {key: tally for key, tally in self._asked.items() if tally.at(now, self.half_life) > 0.5}
+            self._platforms = {key: found for key, found in self._platforms.items() if key in self._asked}
+            if len(self._asked) >= MAX_COUNTED:
+                return
+        tally = self._asked.get(image, Tally(0.0, now)).plus(now, self.half_life)
+        self._asked[image] = tally
+        self._platforms.setdefault(image, set()).add(wanted)
+        if tally.count > self.admit_after - 1:
+            self._fetch(view, image, reference, negotiation, self._platforms[image])
+
+    def _fetch(self, view: View, image: _Image, reference: str | Digest, negotiation: str, platforms: set[str]) -> None:
+        if image in self._fetching or not view.upstream.reachable or not self._may_spend(view.host):
+            return
+        task = asyncio.create_task(self._fetch_whole(view, reference, negotiation, frozenset(platforms)))
+        self._fetching[image] = task
+        task.add_done_callback(lambda _: self._fetching.pop(image, None))
+
+    async def _fetch_whole(
+        self, view: View, reference: str | Digest, negotiation: str, platforms: frozenset[str]
+    ) -> None:
+        try:
+            async with self._slots:
+                digest = reference
+                if not isinstance(digest, Digest):
+                    digest = (await self._manifests.validate(view, str(reference), negotiation, head=False)).digest
+                await self._ahead.fetch(view, digest, platforms)
+        except NotStored as error:
+            logger.info("hubcache: %s:%s not mirrored: %s", view.repository, reference, error)
+        except HubcacheError as error:
+            logger.warning("hubcache: %s:%s cannot be mirrored: %s", view.repository, reference, error)
+
+    async def close(self) -> None:
+        """End what runs."""
+        tasks = list(self._fetching.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def platform_of(user_agent: str) -> str:
+    """The platform of a client as far as its `User-Agent` tells (dockerd: `… os/linux arch/arm64 …`), else our own."""
+    found = _PLATFORM.search(user_agent)
+    if found is not None:
+        return f"{found[1]}/{found[2]}/"
+    return f"linux/{_ARCHITECTURES.get(machine.machine(), machine.machine())}/"

@@ -1,0 +1,126 @@
+"""How many bytes the store may use, and what goes when that is less than it does.
+
+The policy decides (`decide.retention`), this carries it out: one removal after the other, each explained.
+"""
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..decide.retention import Eviction, Reason, Refusal, Retention, Room
+from ..oci.digest import Digest
+from ..oci.errors import NotStored, StorageError
+from .ledger import Ledger, on_disk
+
+logger = logging.getLogger("hubcache")
+
+ALLOWANCE = 2 << 20
+"""Bytes kept below the cap for folders and for the index to grow between two looks at its size."""
+
+_STEP = 256 << 20
+"""Bytes freed at once when the cap was lowered, so that pulls go on in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A line of the history: what was removed when, and the policy's explanation."""
+
+    at: float
+    eviction: Eviction[Digest]
+
+
+class Rooms:
+    """`capacity`, `max_blob` (0 = no limit) and `min_free` are in bytes and may be changed at any time."""
+
+    def __init__(self, directory: Path, capacity: int, ledger: Ledger, clock: Callable[[], float] = time.time) -> None:
+        self.capacity = capacity
+        self.max_blob = 0
+        self.min_free = 0
+        self.retention: Retention[Digest] = Retention()
+        self.history: deque[Removal] = deque(maxlen=1000)
+        self.removed = 0
+        self._directory = directory
+        self._ledger = ledger
+        self._clock = clock
+
+    def limit(self, index_bytes: int) -> int:
+        """Bytes that content may use now: below the cap, and below what leaves `min_free` on the file system."""
+        limit = self.capacity - index_bytes - ALLOWANCE
+        if self.min_free:
+            try:
+                state = os.statvfs(self._directory)
+            except OSError as error:
+                raise StorageError(f"cannot see how much of the disk is free: {error}") from error
+            # What is reserved but not yet written is still counted as free by the file system: this errs on the side
+            # of too much room by what is in flight, and `hubcache_min_free` is soft in that it looks again each time.
+            limit = min(limit, self._ledger.stored + state.f_bavail * state.f_frsize - self.min_free)
+        return limit
+
+    async def reserve(
+        self, digest: Digest, size: int, index_bytes: int, remove: Callable[[Digest], Awaitable[None]]
+    ) -> None:
+        """Take room for `size` bytes of `digest`, evicting for it; raises `NotStored` when the policy refuses.
+
+        The reservation comes before the evictions: another request that runs meanwhile must see it.
+        """
+        if self.max_blob and size > self.max_blob:
+            raise NotStored(f"{size} bytes are more than hubcache_max_blob allows")
+        needed, limit = on_disk(size), self.limit(index_bytes)
+        if needed + self._ledger.reserved > limit:
+            raise StorageError(f"{size} bytes do not fit into the store's {self.capacity} bytes")
+        room = self.retention.admit(digest, needed, self._clock(), limit - self._ledger.used, self._ledger.keeps)
+        if room.refusal is Refusal.IN_USE:
+            raise StorageError("the store is full of content that is pinned or in use")
+        if room.refusal is not None:
+            raise NotStored(f"not stored: {room.refusal}")
+        self._ledger.reserved += needed
+        try:
+            await self._carry_out(room, remove)
+        except StorageError:
+            self._ledger.reserved -= needed
+            raise
+
+    async def shrink(self, index_bytes: int, remove: Callable[[Digest], Awaitable[None]]) -> bool:
+        """One step towards the limit, when it was lowered or others fill the disk; whether more steps are needed."""
+        over = self._ledger.used - self.limit(index_bytes)
+        if over <= 0:
+            return False
+        room = self.retention.make_room(min(over, _STEP), self._clock(), self._ledger.keeps)
+        await self._carry_out(room, remove)
+        return bool(room.victims) and over > _STEP
+
+    async def expire(self, remove: Callable[[Digest], Awaitable[None]]) -> None:
+        """Remove what nobody asked for any more, and forget the history that is too old."""
+        now = self._clock()
+        await self._carry_out(Room(tuple(self.retention.idle(now, self._ledger.keeps))), remove)
+        self.retention.forget(now)
+
+    async def purge(self, digest: Digest, remove: Callable[[Digest], Awaitable[None]]) -> bool:
+        """Remove content because somebody wants it gone; whether it was there."""
+        eviction = self.retention.purge(digest, self._clock())
+        if eviction is not None:
+            await self._carry_out(Room((eviction,)), remove)
+        return eviction is not None
+
+    async def _carry_out(self, room: Room[Digest], remove: Callable[[Digest], Awaitable[None]]) -> None:
+        for eviction in room.victims:
+            if self._ledger.keeps(eviction.key) and eviction.reason is not Reason.PURGED:
+                # Somebody began to read it while those before it were removed.
+                self.retention.stored(eviction.key, eviction.size, self._clock())
+                continue
+            self.removed += 1
+            self.history.append(Removal(self._clock(), eviction))
+            logger.info(
+                "hubcache: removed %s (%d bytes): %s, score %.3g, asked for %.2f times, idle %.0f s",
+                eviction.key,
+                eviction.size,
+                eviction.reason,
+                eviction.score,
+                eviction.requests,
+                eviction.idle,
+            )
+            await remove(eviction.key)
