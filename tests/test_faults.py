@@ -1,4 +1,4 @@
-"""What fails × what is asked × which door × what is stored: each answer as the table in the README says."""
+"""What fails x what is asked x which door x what is stored: each answer as the table in the README says."""
 
 from collections.abc import AsyncIterator
 from hashlib import sha256

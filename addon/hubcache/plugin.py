@@ -217,10 +217,14 @@ class Hubcache:
     def _pass_through(self, flow: http.HTTPFlow) -> None:
         """Not ours: a plain-http request through the proxy, or a mirror request for a namespace nobody configured."""
         if isinstance(flow.client_conn.proxy_mode, ReverseMode):
+            credentials.hide(flow.request)
             self._answer(
                 flow, error_answer(ManifestUnknown("this mirror does not serve that namespace"), flow.request.method)
             )
         else:
+            own = flow.request.headers.get("authorization")
+            credentials.hide(flow.request)
+            credentials.send(flow.request, own)
             flow.request.stream = True
 
     def _answer(self, flow: http.HTTPFlow, answer: Answer) -> None:

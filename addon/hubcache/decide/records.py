@@ -44,16 +44,18 @@ class Link:
     """A digest is known to belong to a repository; `size` where a manifest told it."""
 
     size: int | None
+    confirmed: bool = True
+    """Whether the upstream said so, or only a manifest did, which anybody can write and push."""
 
     def encode(self) -> str:
         """JSON text."""
-        return json.dumps(self.size)
+        return json.dumps([self.size, self.confirmed])
 
     @classmethod
     def decode(cls, text: str) -> Self:
         """Inverse of `encode`."""
-        size = json.loads(text)
-        return cls(size if isinstance(size, int) else None)
+        size, confirmed = json.loads(text)
+        return cls(size if isinstance(size, int) else None, confirmed is True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,10 @@ class Unavailable(RegistryError):
     status, code = 503, "UNAVAILABLE"
 
 
+class NotAsked(Unavailable):
+    """The upstream was not even tried."""
+
+
 class HeadersTooLarge(RegistryError):
     """RFC 6585 section 5: the request's head is larger than this proxy reads."""
 

@@ -79,6 +79,8 @@ class Blobs:
         except StorageError:
             return await self._stream(view, digest, range_header)
         except (BlobUnknown, Unauthorized, Denied) as error:
+            if running is not None:  # refused to whoever began it
+                return await self.get(view, digest, range_header)
             await self._refused(view, digest, error)
             raise
         if running is None:
@@ -108,8 +110,15 @@ class Blobs:
 
     async def fetch(self, view: View, digest: Digest) -> None:
         """Have a blob in the store for later; raises `HubcacheError` when that fails."""
-        if not self._store.has(digest):
-            await (self._fills.get(digest) or await self._start(view, digest)).ended()
+        running = self._fills.get(digest)
+        if self._store.has(digest) or running is not None:
+            await self._check(view, digest)
+        if self._store.has(digest):
+            return
+        fill = running or await self._start(view, digest)
+        await fill.ended()
+        if running is None:
+            await self._accepted(view, digest, fill.size)
 
     async def _open(self, digest: Digest) -> StoredBlob | None:
         try:

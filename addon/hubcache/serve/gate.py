@@ -49,7 +49,8 @@ class Gate:
 
         In an `outage` a public repository stays public for `max_stale` seconds; nothing private is given then.
         """
-        if self._store.link(host, repository, digest) is None:
+        link = self._store.link(host, repository, digest)
+        if link is None or not link.confirmed:
             return False
         return self.is_open(host, repository, reader, outage=outage)
 

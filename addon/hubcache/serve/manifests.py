@@ -129,7 +129,7 @@ class Manifests:
         self._gate.raise_missing(view.host, view.repository, view.question(str(digest), ""))
         record = self._store.manifest(digest)
         try:
-            unproved = view.proves_first and not self._gate.is_open(view.host, view.repository, None)
+            unproved = view.proves_first and not self._gate.permits(view.host, view.repository, digest, None)
             if record is not None or head or unproved:
                 told = await view.upstream.head_manifest(view.repository, digest, _ANY, view.reader)
                 await self._gate.accepted(view.host, view.repository, view.reader)
@@ -222,9 +222,9 @@ class Manifests:
             raise BadUpstream(f"upstream sent no manifest: {error.message}", error.detail) from error
         record = ManifestRecord(fetched.media_type, fetched.body)
         links: dict[Digest, int | None] = {child.digest: child.size for child in children}
-        links[fetched.digest] = len(fetched.body)
         stored = await self._memory.manifest(fetched.digest, record)
-        await self._memory.link(view.host, view.repository, links)
+        await self._memory.link(view.host, view.repository, links, confirmed=False)
+        await self._memory.link(view.host, view.repository, {fetched.digest: len(fetched.body)})
         status = cache_status.fetched(stored=stored)
         return Found(fetched.digest, fetched.media_type, len(fetched.body), fetched.body, Result.MISS, status)
 

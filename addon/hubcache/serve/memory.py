@@ -41,11 +41,17 @@ class Memory:
         """Store a verified manifest; whether that worked."""
         return await self._attempt(self._store.put_manifest(digest, record))
 
-    async def link(self, registry: str, repository: str, links: dict[Digest, int | None]) -> None:
-        """Remember that digests belong to a repository."""
-        new = {digest: size for digest, size in links.items() if self._store.link(registry, repository, digest) is None}
+    async def link(
+        self, registry: str, repository: str, links: dict[Digest, int | None], *, confirmed: bool = True
+    ) -> None:
+        """Remember that digests belong to a repository, by the upstream's word or (not `confirmed`) a manifest's."""
+        new = {}
+        for digest, size in links.items():
+            known = self._store.link(registry, repository, digest)
+            if known is None or (confirmed and not known.confirmed):
+                new[digest] = size if size is not None or known is None else known.size
         if new:
-            await self._attempt(self._store.put_links(registry, repository, new))
+            await self._attempt(self._store.put_links(registry, repository, new, confirmed=confirmed))
 
     async def verdict(self, registry: str, repository: str, verdict: Verdict) -> None:
         """Remember whether a repository is public."""

@@ -99,7 +99,10 @@ class Service:
             return Forward(own)
         if not self._authorize:
             return self._forward(upstream, own)
-        return await self._look_up(request, View(upstream, target.repository, reader=own), target)
+        try:
+            return await self._look_up(request, View(upstream, target.repository, reader=own), target)
+        except (Unauthorized, Denied) as error:
+            raise self._refusal(request, target.repository, error) from error
 
     @staticmethod
     def _forward(upstream: Upstream, authorization: str | None, moved: tuple[str, str] | None = None) -> Forward:

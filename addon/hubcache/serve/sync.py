@@ -123,8 +123,9 @@ class Sync:
         if now_at is not None and now_at != before.digest and self._may_spend(view.host):
             logger.info("hubcache: %s:%s moved to %s, fetching it ahead", view.repository, watched.tag, now_at)
             await self._fetch_ahead(watched, before, now_at)
-        if now_at == before.digest or self._may_spend(view.host):
-            await self._manifests.validate(view, watched.tag, watched.negotiation, head=False)
+        here = now_at is not None and self._store.has(now_at)
+        if now_at == before.digest or here or self._may_spend(view.host):
+            await self._manifests.validate(view, watched.tag, watched.negotiation, head=not here)
 
     async def _fetch_ahead(self, watched: Watched, before: TagRecord, digest: Digest) -> None:
         """Fetch what will be asked for when the tag is at `digest`; keep the tag where it was meanwhile."""
@@ -134,6 +135,9 @@ class Sync:
                 await self._manifests.prolong(watched.view, watched.tag, watched.negotiation, before)
                 await asyncio.wait((fetching,), timeout=max(0.5, self._manifests.tag_lifetime / 2))
             fetching.result()
+        except HubcacheError:
+            await self._manifests.forget(watched.view.host, watched.view.repository, watched.tag)
+            raise
         finally:
             fetching.cancel()
 

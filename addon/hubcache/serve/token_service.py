@@ -96,7 +96,7 @@ class TokenService:
         async with self._client.send("token", request.method, url, headers, request.body or None) as response:
             if response.status == 429:
                 raise TooManyRequests("token service limits requests", retry_after(response))
-            if response.status >= 500:
+            if response.status >= 500 or response.status == 429 or response.content_type == "text/html":
                 raise Unavailable(f"token service answered {response.status}")
             try:
                 body = await read_body(response, _MAX_BODY)

@@ -41,11 +41,13 @@ class Facts(Base):
         value = self._read(f"link/{registry}/{repository}@{digest}")
         return Link.decode(value) if isinstance(value, str) else None
 
-    async def put_links(self, registry: str, repository: str, links: dict[Digest, int | None]) -> None:
+    async def put_links(
+        self, registry: str, repository: str, links: dict[Digest, int | None], *, confirmed: bool = True
+    ) -> None:
         """Remember that digests (with their sizes where known) belong to a repository."""
         index = self._opened()
         rows: dict[str, object] = {
-            f"link/{registry}/{repository}@{digest}": Link(size).encode() for digest, size in links.items()
+            f"link/{registry}/{repository}@{digest}": Link(size, confirmed).encode() for digest, size in links.items()
         }
         await self._write(lambda: index.set_many(rows, FACT_LIFETIME))
 

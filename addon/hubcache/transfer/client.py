@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 from yarl import URL
 
-from ..oci.errors import BadUpstream, Unavailable
+from ..oci.errors import BadUpstream, NotAsked, Unavailable
 from .breaker import Breakers, Probe
 from .observer import Observer
 
@@ -35,10 +35,10 @@ class Client:
         """One request without redirects; raises `Unavailable` when there is no answer, or none is to be expected."""
         host = url.authority
         if self.offline:
-            raise Unavailable("offline: upstreams are not contacted")
+            raise NotAsked("offline: upstreams are not contacted")
         reason = self._breakers.reason(host)
         if reason is not None:
-            raise Unavailable(f"{host} is down: {reason}")
+            raise NotAsked(f"{host} is down: {reason}")
         try:
             response = await self._http.request(method, url, headers=headers, data=body, allow_redirects=False)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
@@ -82,6 +82,8 @@ class Client:
         target = url.origin() / "v2/"
 
         async def ask() -> bool:
+            if self.offline:
+                return False
             try:
                 timeout = aiohttp.ClientTimeout(total=_PROBE_SECONDS)
                 async with self._http.get(target, timeout=timeout, allow_redirects=False) as response:

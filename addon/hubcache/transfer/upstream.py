@@ -24,6 +24,7 @@ from ..oci.errors import (
     Denied,
     DigestInvalid,
     ManifestUnknown,
+    NotAsked,
     RegistryError,
     TooManyRequests,
     Unauthorized,
@@ -211,6 +212,9 @@ class Upstream:
             authorized = headers | ({"Authorization": authorization} if authorization else {})
             async with self._client.follow(kind, method, url, authorized) as response:
                 self._see_limit(response, reader)
+                if challenge is not None and reader is None and authorization is not None:
+                    known = Challenge(challenge.realm, challenge.service, None)
+                    self._tokens.forget(known, scope, authorization.removeprefix("Bearer "))
                 asked_us = response.url.origin() == url.origin()  # else a CDN, which has no say in our tokens
                 challenge = self._learn(response) if response.status == 401 and asked_us else None
                 if last or challenge is None or (authorization and is_new and challenge.error == "insufficient_scope"):
@@ -272,6 +276,8 @@ async def _retried[Value](ask: Callable[[], Awaitable[Value]]) -> Value:
     for attempt in range(_RETRIES):
         try:
             return await ask()
+        except NotAsked:
+            raise
         except Unavailable:
             if time.monotonic() - begun > _RETRY_WITHIN_SECONDS:
                 raise
