@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import BadUpstream, BlobUnknown, HubcacheError, StorageError, TooManyRequests, Unavailable
-from hubcache.store import store as store_module
 from hubcache.store.store import Store
 from hubcache.transfer import fill as fill_module
 from hubcache.transfer import http as http_module
@@ -342,7 +341,7 @@ async def test_a_blob_that_the_index_refuses_still_reaches_its_readers(
 async def test_a_blob_that_does_not_fit_is_a_storage_error_and_costs_no_more_than_was_reserved(
     hub: Hub, room: Room, sized: bool
 ) -> None:
-    room.store.capacity = store_module._INDEX_ALLOWANCE + 500_000
+    room.store.rooms.capacity = (2 << 20) + 500_000
     if not sized:
         hub.faults.add(Fault(kind="cdn", chunked=True))
     assert isinstance(await room.failure(room.start()), StorageError)

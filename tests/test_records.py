@@ -1,7 +1,7 @@
 """Records come back from their encoding exactly as they went in; the encoding is text or bytes, never an object."""
 
 import pytest
-from hubcache.decide.records import Link, ManifestRecord, Popularity, TagRecord, decode_tags, encode_tags
+from hubcache.decide.records import Link, ManifestRecord, TagRecord, decode_row, decode_tags, encode_row, encode_tags
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import DigestInvalid
 from hypothesis import given
@@ -34,8 +34,8 @@ def test_a_link_keeps_its_size_known_or_not(size: int | None) -> None:
 
 
 @given(FINITE, FINITE)
-def test_popularity_round_trips_to_the_last_bit(count: float, last: float) -> None:
-    assert Popularity.decode(Popularity(count, last).encode()) == Popularity(count, last)
+def test_row_of_the_policy_round_trips_to_the_last_bit(count: float, last: float) -> None:
+    assert decode_row(encode_row((7, count, last, 1.5, True))) == (7, count, last, 1.5, True)
 
 
 def test_a_tag_record_with_a_malformed_digest_is_not_believed() -> None:

@@ -13,13 +13,12 @@ from hubcache.decide.records import ManifestRecord
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
 from hubcache.oci.media import OCI_MANIFEST
-from hubcache.store import store as store_module
 from parts import MIB, bytes_on_disk, files_below, manifest_of, opened_store, put_blob, put_image
 from standin import random_bytes
 
 NOW = time.time()
 HUB = "registry-1.docker.io"
-ROOM = store_module._INDEX_ALLOWANCE + 2 * MIB
+ROOM = (2 << 20) + 2 * MIB
 """A capacity that leaves somewhat less than 2 MiB for content; the rest is kept free for the index."""
 
 
@@ -158,7 +157,7 @@ async def test_room_is_made_by_giving_up_the_least_popular_image_whole(tmp_path:
         store.count_request(loved, NOW)
         await put_blob(store, random_bytes(700_000, "new"))
         assert [store.has(digest) for digest in (dull, dull_layer, loved, loved_layer)] == [False, False, True, True]
-        assert store.evictions == 2
+        assert store.rooms.removed == 2
 
 
 async def test_a_layer_that_a_remaining_image_needs_stays(tmp_path: Path) -> None:
@@ -212,7 +211,7 @@ async def test_a_smaller_capacity_holds_from_the_next_write_on(tmp_path: Path) -
     async with opened_store(tmp_path, 16 * MIB) as store:
         for number in range(8):
             await put_blob(store, random_bytes(500_000, number))
-        store.capacity = ROOM
+        store.rooms.capacity = ROOM
         await put_blob(store, random_bytes(500_000, "new"))
         assert bytes_on_disk(tmp_path) <= ROOM
 

@@ -14,7 +14,6 @@ from hubcache.decide.records import ManifestRecord
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
 from hubcache.oci.media import OCI_MANIFEST
-from hubcache.store import store as store_module
 from hubcache.store.staging import Staged
 from hubcache.store.store import Store, StoredBlob
 from hypothesis import HealthCheck, Phase, settings
@@ -23,7 +22,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from parts import MIB, bytes_on_disk, files_below, manifest_of
 from standin import random_bytes
 
-CAPACITY = store_module._INDEX_ALLOWANCE + 2 * MIB
+CAPACITY = (2 << 20) + 2 * MIB
 LAYERS = [random_bytes(size, size) for size in (0, 1, 90_000, 400_000, 700_000, 1_100_000, 2_500_000)]
 NUMBERS = st.integers(0, len(LAYERS) - 1)
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from hubcache.decide.records import Link, TagRecord
 from hubcache.oci.digest import Digest
-from hubcache.store import store as store_module
 from parts import MIB, files_below, opened_store
 
 NOW = time.time()
 HUB = "registry-1.docker.io"
-ROOM = store_module._INDEX_ALLOWANCE + 2 * MIB
+ROOM = (2 << 20) + 2 * MIB
 """A capacity that leaves somewhat less than 2 MiB for content; the rest is kept free for the index."""
 
 

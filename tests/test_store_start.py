@@ -13,13 +13,12 @@ import pytest
 from hubcache.decide.records import TagRecord
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError, StoreTooNew
-from hubcache.store import store as store_module
 from hubcache.store.store import FORMAT, Store
 from parts import MIB, files_below, opened_store, put_blob, put_image
 
 NOW = time.time()
 HUB = "registry-1.docker.io"
-ROOM = store_module._INDEX_ALLOWANCE + 2 * MIB
+ROOM = (2 << 20) + 2 * MIB
 """A capacity that leaves somewhat less than 2 MiB for content; the rest is kept free for the index."""
 
 
