@@ -84,7 +84,7 @@ class Blobs:
             await self._refused(view, digest, error)
             raise
         if running is None:
-            await self._accepted(view, digest, size)
+            await self._accepted(view, digest)
         part, start, end = _window(range_header, size)
         status = cache_status.fetched(stored=True, collapsed=running is not None)
         return Blob(size, part, await self._join(fill, view, start, end), Result.MISS, status)
@@ -118,7 +118,7 @@ class Blobs:
         fill = running or await self._start(view, digest)
         await fill.ended()
         if running is None:
-            await self._accepted(view, digest, fill.size)
+            await self._accepted(view, digest)
 
     async def _open(self, digest: Digest) -> StoredBlob | None:
         try:
@@ -155,14 +155,14 @@ class Blobs:
         except (BlobUnknown, Unauthorized, Denied) as error:
             await self._refused(view, digest, error)
             raise
+        await self._accepted(view, digest)
         link = self._store.link(view.host, view.repository, digest)
-        size = told if told is not None else link.size if link is not None else None
-        await self._accepted(view, digest, size)
-        return size
+        return told if told is not None or link is None else link.size
 
-    async def _accepted(self, view: View, digest: Digest, size: int | None) -> None:
+    async def _accepted(self, view: View, digest: Digest) -> None:
+        """Remember that the view may see the blob. Not its size as told here: a wrong one would make it unfetchable."""
         await self._gate.accepted(view.host, view.repository, view.reader)
-        await self._memory.link(view.host, view.repository, {digest: size})
+        await self._memory.link(view.host, view.repository, {digest: None})
 
     async def _refused(self, view: View, digest: Digest, error: RegistryError) -> None:
         if isinstance(error, BlobUnknown):
