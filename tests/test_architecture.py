@@ -21,8 +21,10 @@ WINGS = {
 }
 FRONT = {"engine", "interception", "flow_headers", "client_side", "credentials"}
 ROOMS = WINGS | {module: {*WINGS, *FRONT} for module in FRONT} | {"plugin": {*WINGS, *FRONT}}
-# Single arrows beyond these: what is shown of an outage is the state of the circuit breakers.
+# Single arrows beyond these: what is shown of an outage is the state of the circuit breakers, what is logged of a
+# request is what `serve` says of it.
 ALLOWED = {
+    ("hubcache.operate.access_log", "hubcache.serve.messages"),
     ("hubcache.operate.metrics", "hubcache.transfer.breaker"),
     ("hubcache.operate.status", "hubcache.transfer.breaker"),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from hubcache.oci.digest import Digest
+from hubcache.oci.digest import Digest, Verifier
 from hubcache.oci.errors import BadUpstream, StorageError, Unavailable
 from hubcache.store.staging import Staged
 from hubcache.store.store import StoredBlob
@@ -155,6 +155,27 @@ async def test_an_upstream_that_ends_early_is_an_error_not_a_short_body() -> Non
     with pytest.raises(BadUpstream):
         await source.read()
     await source.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK + 1, len(DATA)])
+async def test_bytes_that_no_store_verifies_are_held_back_at_the_end_when_they_are_wrong(size: int) -> None:
+    good, digest = DATA[:size], Digest.of(DATA[:size])
+    right = UpstreamSource(Origin(good), 0, size, Verifier(digest, size))
+    await right.open()
+    assert await drain(right) == good
+    await right.close()
+    wrong = UpstreamSource(Origin(good), 0, size, Verifier(Digest.of(b"another"), size))
+    received = []
+
+    async def all_of(source: UpstreamSource) -> None:
+        await source.open()
+        while not source.finished:
+            received.append(await source.read())
+
+    with pytest.raises(BadUpstream, match="does not match"):
+        await all_of(wrong)
+    assert not good or sum(map(len, received)) < size
+    await wrong.close()
 
 
 async def test_an_upstream_that_breaks_off_says_so_and_is_closed() -> None:

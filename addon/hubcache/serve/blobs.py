@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from ..oci.digest import Digest
+from ..oci.digest import Digest, Verifier
 from ..oci.errors import (
     BadUpstream,
     BlobUnknown,
@@ -68,7 +68,7 @@ class Blobs:
         stored = await self._open(digest)
         if stored is not None:
             part, start, end = _window(range_header, stored.size, stored.close)
-            source = FileSource(stored, start, end)
+            source: Source = FileSource(stored, start, end)
             if reason is None:
                 return Blob(stored.size, part, source, Result.HIT, cache_status.hit())
             return Blob(stored.size, part, source, Result.STALE, cache_status.stale(0, reason))
@@ -76,6 +76,10 @@ class Blobs:
         fill = running or await self._start(view, digest)
         try:
             size = await fill.opened()
+            if running is None:
+                await self._accepted(view, digest)
+            part, start, end = _window(range_header, size)
+            source = await self._join(fill, view, start, end)
         except StorageError:
             return await self._stream(view, digest, range_header)
         except (BlobUnknown, Unauthorized, Denied) as error:
@@ -83,11 +87,8 @@ class Blobs:
                 return await self.get(view, digest, range_header)
             await self._refused(view, digest, error)
             raise
-        if running is None:
-            await self._accepted(view, digest)
-        part, start, end = _window(range_header, size)
         status = cache_status.fetched(stored=True, collapsed=running is not None)
-        return Blob(size, part, await self._join(fill, view, start, end), Result.MISS, status)
+        return Blob(size, part, source, Result.MISS, status)
 
     async def head(self, view: View, digest: Digest) -> Blob:
         """Whether there is such a blob, and its size. Never starts a fill unless the upstream hides the size."""
@@ -202,7 +203,8 @@ class Blobs:
         opener = await self._opener(view, fill.digest)
         if start - fill.readable > FAR_AHEAD and self._beside.get(fill.digest, 0) < _MAX_BESIDE:
             return _Counted(UpstreamSource(opener, start, end), self._beside, fill.digest)
-        if fill.staged is None or fill.staged.closed:
+        if fill.staged is None or fill.staged.closed:  # it ended in between
+            fill.raise_error()
             stored = await self._open(fill.digest)
             return UpstreamSource(opener, start, end) if stored is None else FileSource(stored, start, end)
         return FillSource(fill, start, end, lambda at, until: UpstreamSource(opener, at, until))
@@ -214,7 +216,8 @@ class Blobs:
         if size is None:
             raise Unavailable("nothing can be stored, and the upstream does not tell the blob's size")
         part, start, end = _window(range_header, size)
-        source = UpstreamSource(await self._opener(view, digest), start, end)
+        verifier = Verifier(digest, size) if part is None else None
+        source = UpstreamSource(await self._opener(view, digest), start, end, verifier)
         await source.open()
         return Blob(size, part, source, Result.MISS, cache_status.fetched(stored=False))
 

@@ -21,6 +21,9 @@ type OpenBlob = Callable[[int], AbstractAsyncContextManager[BlobBody]]
 
 _ATTEMPTS_TO_OPEN = 3
 _ATTEMPTS_WITHOUT_PROGRESS = 5
+_PROGRESS_BYTES = 1 << 20
+"""An attempt that brought this much more is no failure. Any byte would not do: a gigabyte from an upstream that breaks
+off after each packet would become a million requests."""
 _BACKOFF_SECONDS = 0.2
 _INLINE_BYTES = 64 << 10
 """Batches up to this are hashed on the loop; a hop to the worker thread costs more than hashing them."""
@@ -49,23 +52,24 @@ class Fill:
     async def opened(self) -> int:
         """Wait until the upstream promised a size; returns it, or raises what prevented it."""
         while self.size is None:
-            self._raise_error()
+            self.raise_error()
             await self._changed.wait()
         return self.size
 
     async def wait_readable(self, count: int) -> None:
         """Wait until `count` bytes are readable; raises the fill's error when they never will be."""
         while self.readable < count:
-            self._raise_error()
+            self.raise_error()
             await self._changed.wait()
 
     async def ended(self) -> None:
         """Wait until the blob is in the store; raises the fill's error."""
         while not self.stored:
-            self._raise_error()
+            self.raise_error()
             await self._changed.wait()
 
-    def _raise_error(self) -> None:
+    def raise_error(self) -> None:
+        """Raise what ended the fill, if it failed."""
         if self.error is not None:
             raise self.error
 
@@ -139,9 +143,8 @@ class Fills:
     async def _fetch(self, fill: Fill, size: int | None, open_blob: OpenBlob) -> None:
         """Until the whole blob is on the staged file and verified; a broken transfer is resumed where it broke."""
         verifier = Verifier(fill.digest, size)
-        failures = 0
+        failures = mark = 0
         while True:
-            before = verifier.received
             try:
                 async with open_blob(verifier.received) as body:
                     await self._accept_size(fill, verifier, body)
@@ -150,7 +153,9 @@ class Fills:
                     raise Unavailable("upstream ended the transfer early")
                 break
             except Unavailable:
-                failures = 1 if verifier.received > before else failures + 1
+                if verifier.received >= mark + _PROGRESS_BYTES:
+                    failures, mark = 0, verifier.received
+                failures += 1
                 if failures >= (_ATTEMPTS_WITHOUT_PROGRESS if fill.size is not None else _ATTEMPTS_TO_OPEN):
                     raise
                 await asyncio.sleep(_BACKOFF_SECONDS * 2 ** (failures - 1))

@@ -32,6 +32,8 @@ class Delivery:
         self._chunk = b""
         self._taken = asyncio.Event()
         self._closed = False
+        self.reading: asyncio.Future[None] | None = None
+        """What reads the source at present."""
 
     def take(self, data: bytes) -> bytes:
         """Swap the pump's byte for the chunk it stands for. Never raises: mitmproxy would hang the client."""
@@ -52,10 +54,14 @@ class Delivery:
         await self._taken.wait()
 
     async def close(self) -> None:
-        """Close the source, once."""
-        if not self._closed:
-            self._closed = True
-            await self.source.close()
+        """Close the source, once, and not under its reader."""
+        if self._closed:
+            return
+        self._closed = True
+        if self.reading is not None:
+            self.reading.cancel()
+            await asyncio.gather(self.reading, return_exceptions=True)
+        await self.source.close()
 
 
 class Pump:
@@ -123,16 +129,15 @@ class Pump:
     async def _send_while_wanted(
         self, delivery: Delivery, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        body = asyncio.ensure_future(self._send(delivery, writer))
+        body = delivery.reading = asyncio.ensure_future(self._send(delivery, writer))
         gone = asyncio.ensure_future(reader.read(1))  # mitmproxy sends nothing more: a result means that it closed
         try:
             await asyncio.wait((body, gone), return_when=asyncio.FIRST_COMPLETED)
-            if body.done():
+            if body.done() and not body.cancelled():
                 body.result()
         finally:
-            for part in (body, gone):
-                part.cancel()
-            await asyncio.gather(body, gone, return_exceptions=True)
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
             await delivery.close()
 
     async def _send(self, delivery: Delivery, writer: asyncio.StreamWriter) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Protocol
 
+from ..oci.digest import Verifier
 from ..oci.errors import BadUpstream, StorageError
 from ..store.store import StoredBlob
 from .fill import Fill
@@ -92,12 +93,16 @@ class FileSource:
 
 
 class UpstreamSource:
-    """Bytes `start` to before `end`, straight from the upstream and not stored; the client verifies the whole."""
+    """Bytes `start` to before `end`, straight from the upstream and not stored.
+
+    With a `verifier` of all of them, the last ones are given only when all are right; of a part, the client decides.
+    """
 
     origin = "upstream"
 
-    def __init__(self, open_body: OpenRange, start: int, end: int) -> None:
+    def __init__(self, open_body: OpenRange, start: int, end: int, verifier: Verifier | None = None) -> None:
         self._open_body = open_body
+        self._verifier = verifier
         self._at = start
         self._end = end
         self._stack = AsyncExitStack()
@@ -107,6 +112,8 @@ class UpstreamSource:
     async def open(self) -> None:
         """Ask the upstream now, so that a refusal becomes an error answer and not a broken body."""
         body = await self._stack.enter_async_context(self._open_body(self._at, self._end))
+        if self._verifier is not None and self.finished:
+            self._verifier.finish()
         self._skip = self._at - body.start
         self._chunks = body.chunks()
 
@@ -121,6 +128,10 @@ class UpstreamSource:
             self._skip = max(0, self._skip - len(chunk))
             if data:
                 self._at += len(data)
+                if self._verifier is not None:
+                    self._verifier.update(data)
+                    if self.finished:
+                        self._verifier.finish()
                 return data
         raise BadUpstream("upstream sent fewer bytes than it promised")
 

@@ -214,9 +214,6 @@ class Upstream:
                 self._see_limit(response, reader)
                 asked_us = response.url.origin() == url.origin()  # else a CDN, which has no say in our tokens
                 challenge = self._learn(response) if response.status == 401 and asked_us else None
-                if challenge is not None and reader is None and authorization is not None:
-                    known = Challenge(challenge.realm, challenge.service, None)
-                    self._tokens.forget(known, scope, authorization.removeprefix("Bearer "))
                 if last or challenge is None or (authorization and is_new and challenge.error == "insufficient_scope"):
                     await self._check(response, kind, repository, pause)
                     yield response
