@@ -58,6 +58,11 @@ class Hubcache:
     def load(self, loader: addonmanager.Loader) -> None:
         """Declare the options, and give mitmproxy's own the defaults that a registry cache needs."""
         options.declare(loader)
+        try:
+            ctx.options.process_deferred()
+        except exceptions.OptionsError as error:  # mitmproxy would lose it: it loads scripts in a task of their own
+            logger.error("hubcache: %s", error)
+            return
         _default(
             connection_strategy="lazy",  # a CONNECT must not dial upstream: it would fail in an outage
             upstream_cert=False,
