@@ -17,7 +17,7 @@ from .serve.blobs import Blobs
 from .serve.gate import Gate
 from .serve.manifests import Manifests
 from .serve.memory import Memory
-from .serve.messages import Answer, Forward, Request
+from .serve.messages import Answer, Forward, Request, Result
 from .serve.mirror import Mirror
 from .serve.service import Service
 from .serve.sync import Sync
@@ -121,10 +121,24 @@ class Engine:
             offer_only=settings.offer_only,
         )
 
-    def note(self, request: Request, outcome: Answer | Forward) -> None:
-        """Write a request into the access log, if there is one."""
-        if self._access_log is not None:
-            self._access_log.add(time.time(), request, outcome)
+    async def answer(self, request: Request) -> Answer | Forward | None:
+        """Answer a request, or say how to pass it on, and count it; None when its body is needed for that."""
+        outcome: Answer | Forward
+        if request.for_token or self.token_service.serves(request):
+            if request.method == "POST" and request.body is None:
+                return None
+            outcome = await self.token_service.answer(request)
+        else:
+            outcome = await self.service.answer(request)
+            if self._access_log is not None:
+                self._access_log.add(time.time(), request, outcome)
+        result = Result.BYPASS if isinstance(outcome, Forward) else outcome.result
+        self.metrics.answered(outcome.kind, result.value, request.door.value)
+        return outcome
+
+    async def moved(self, registry: Registry, moved: tuple[str, str]) -> None:
+        """A push or a delete through the proxy was accepted: (repository, tag or digest)."""
+        await self.service.moved(registry, moved)
 
     def _may_spend(self, host: str) -> bool:
         """Whether the rate limit, as last seen, leaves more than the reserve for clients."""

@@ -187,17 +187,14 @@ class Hubcache:
             {name.lower(): value for name, value in flow.request.headers.items()},
             flow.request.path.partition("?")[2],
             flow.client_conn.peername[0] if flow.client_conn.peername else "",
+            place.is_token_service,
         )
         credentials.hide(flow.request)
-        if place.is_token_service or self._engine.token_service.serves(request):
-            if request.method == "POST":
-                self._token_requests[flow.id] = request  # answered in `request`, when its body is here
-                return
-            outcome: Answer | Forward = await self._engine.token_service.answer(request)
+        outcome = await self._engine.answer(request)
+        if outcome is None:
+            self._token_requests[flow.id] = request  # answered in `request`, when its body is here
         else:
-            outcome = await self._engine.service.answer(request)
-        self._act(flow, place, outcome)
-        self._engine.note(request, outcome)
+            self._act(flow, place, outcome)
 
     async def request(self, flow: http.HTTPFlow) -> None:
         """The body of a token request (OAuth2, with a password or a refresh token) is here: answer it, keep nothing."""
@@ -206,10 +203,11 @@ class Hubcache:
         if request is None or place is None or self._engine is None or not flow.live:
             return
         body, flow.request.content = flow.request.content or b"", b""
-        self._act(flow, place, await self._engine.token_service.answer(replace(request, body=body)))
+        outcome = await self._engine.answer(replace(request, body=body))
+        assert outcome is not None
+        self._act(flow, place, outcome)
 
     def _act(self, flow: http.HTTPFlow, place: Place, outcome: Answer | Forward) -> None:
-        assert self._engine is not None
         result = Result.BYPASS if isinstance(outcome, Forward) else outcome.result
         flow.marked = _MARKS.get(result, "")
         if isinstance(outcome, Forward):
@@ -217,7 +215,6 @@ class Hubcache:
         else:
             flow.comment = outcome.headers.get("Cache-Status", "")
             self._answer(flow, outcome)
-        self._engine.metrics.answered(outcome.kind, result.value, place.door.value)
 
     def _pass_through(self, flow: http.HTTPFlow) -> None:
         """Not ours: a plain-http request through the proxy, or a mirror request for a namespace nobody configured."""
@@ -277,7 +274,7 @@ class Hubcache:
         if self._engine is None or place is None or forward is None or forward.moved is None:
             return
         if flow.response is not None and flow.response.status_code < 300:
-            await self._engine.service.moved(place.registry, forward.moved)
+            await self._engine.moved(place.registry, forward.moved)
 
     async def error(self, flow: http.HTTPFlow) -> None:
         """A flow broke off: its client left, or its body could not be had."""

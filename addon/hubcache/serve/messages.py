@@ -33,7 +33,7 @@ class Result(Enum):
 class Request:
     """A request to a registry. `path` is as on the wire, without the query; `headers` have lower-case names.
 
-    `client` tells apart who asks (an address). A `body` is there only for the token service.
+    `client` tells apart who asks (an address). A `body` is read only for the token service; None before that.
     """
 
     method: str
@@ -43,7 +43,9 @@ class Request:
     headers: dict[str, str]
     query: str = ""
     client: str = ""
-    body: bytes = field(default=b"", repr=False)
+    for_token: bool = False
+    """Whether it came to the token service's own host."""
+    body: bytes | None = field(default=None, repr=False)
 
     @property
     def credentials(self) -> str | None:

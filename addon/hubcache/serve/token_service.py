@@ -122,6 +122,6 @@ class TokenService:
 
 def _asks_only_for_pulls(request: Request) -> bool:
     """Whether a local token would do. Not for `docker login` (no scope): it must not succeed without a check."""
-    text = request.query if request.method == "GET" else request.body.decode("latin-1")
+    text = request.query if request.method == "GET" else (request.body or b"").decode("latin-1")
     scopes = " ".join(parse_qs(text).get("scope", [])).split()
     return bool(scopes) and all(scope.startswith("repository:") and scope.endswith(":pull") for scope in scopes)
