@@ -7,6 +7,7 @@ for each door, with a repository name of their own (`door.repo`). A test that ne
 import contextlib
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -136,6 +137,7 @@ class Product:
             "hubcache_registries": [f"{HUB_HOST}={hub.url()}"] if hub else [],
             "hubcache_status": f"127.0.0.1:{self.status}",
             "confdir": str(self.confdir),
+            "hubcache_workers": os.environ.get("HUBCACHE_TEST_WORKERS", "1"),
             "listen_host": "127.0.0.1",
             **options,
         }

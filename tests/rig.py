@@ -40,6 +40,7 @@ def settings(hub: Hub, directory: Path, **changes: Any) -> Settings:
         offer_only=False,
         access_log=None,
         status=None,
+        workers=1,
     )
     return replace(plain, **changes)
 

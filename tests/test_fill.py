@@ -40,7 +40,8 @@ class Room:
         def fallback(at: int, until: int) -> UpstreamSource:
             return UpstreamSource(lambda a, b: self.line.upstream.open_blob(REPO, DIGEST, a, b), at, until)
 
-        return FillSource(fill, start, end, fallback)
+        assert fill.staged is not None
+        return FillSource(fill, fill.staged.path, os.dup(fill.staged.fd), start, end, fallback)
 
     async def read(self, fill: Fill, start: int = 0, end: int = len(LAYER)) -> bytes:
         await fill.opened()

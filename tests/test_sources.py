@@ -47,7 +47,7 @@ class Shelf:
         def release() -> None:
             self.released += 1
 
-        return StoredBlob(os.open(self.path, os.O_RDONLY), self.path.stat().st_size, release)
+        return StoredBlob(os.open(self.path, os.O_RDONLY), self.path.stat().st_size, self.path, release)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,16 @@ class Growing:
         self.fill.notify()
 
     def source(self, start: int, end: int) -> FillSource:
-        return FillSource(self.fill, start, end, lambda at, until: UpstreamSource(self.origin, at, until))
+        staged = self.fill.staged
+        assert staged is not None
+        return FillSource(
+            self.fill,
+            staged.path,
+            os.dup(staged.fd),
+            start,
+            end,
+            lambda at, until: UpstreamSource(self.origin, at, until),
+        )
 
 
 async def test_a_growing_file_is_followed_to_its_end(tmp_path: Path) -> None:

@@ -136,6 +136,10 @@ class Engine:
         self.metrics.answered(outcome.kind, result.value, request.door.value)
         return outcome
 
+    def sent(self, source: str, count: int) -> None:
+        """Body bytes went to a client, by whatever process."""
+        self.metrics.sent(source, count)
+
     async def moved(self, registry: Registry, moved: tuple[str, str]) -> None:
         """A push or a delete through the proxy was accepted: (repository, tag or digest)."""
         await self.service.moved(registry, moved)

@@ -2,19 +2,23 @@
 
 import asyncio
 import logging
+import os
 import ssl
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import certifi
 from mitmproxy import addonmanager, ctx, exceptions, http, tls
 from mitmproxy.proxy import layer
+from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.utils import human
 
-from . import client_side, credentials, flow_headers
+from . import client_side, credentials, doors, flow_headers
 from .engine import Engine
 from .interception import Interception, Place
 from .oci.errors import ConfigError, ManifestUnknown, StoreTooNew
@@ -24,6 +28,8 @@ from .operate.options import Settings
 from .serve.errors import error_answer
 from .serve.messages import Answer, Door, Forward, Request, Result
 from .transfer.pump import Delivery
+from .workers.remote import Remote
+from .workers.supervisor import ADDRESS, Supervisor, worker_command
 
 logger = logging.getLogger("hubcache")
 
@@ -46,7 +52,8 @@ class Hubcache:
     def __init__(self) -> None:
         self._settings: Settings | None = None
         self._interception = Interception(())
-        self._engine: Engine | None = None
+        self._engine: Engine | Remote | None = None
+        self._supervisor: Supervisor | None = None
         self._ready = asyncio.Event()
         self._deliveries: dict[str, tuple[Answer, Delivery, http.Request]] = {}
         self._forwards: dict[str, tuple[Place, Forward]] = {}
@@ -86,16 +93,16 @@ class Hubcache:
         interception = Interception(settings.registries)
         previous = self._settings
         if previous is not None and self._engine is not None:
-            for name in ("directory", "status"):
+            for name, option in (("directory", "dir"), ("status", "status"), ("workers", "workers")):
                 if getattr(settings, name) != getattr(previous, name):
-                    raise ConfigError(f"hubcache_{'dir' if name == 'directory' else name} takes effect at start only")
+                    raise ConfigError(f"hubcache_{option} takes effect at start only")
         confdir = CERTS if _is_default("confdir") else Path(ctx.options.confdir).expanduser()
         warning = ensure_ca(confdir, interception.hosts, datetime.now(UTC)).warning
         _default(confdir=str(CERTS))  # not before: where mitmproxy finds no CA it makes one of its own, for every site
         if warning and previous is None:
             logger.warning("hubcache: %s", warning)
         self._settings, self._interception = settings, interception
-        if self._engine is not None:
+        if isinstance(self._engine, Engine):
             self._engine.apply(settings)
         host = settings.registries[0].host
         _default(
@@ -114,29 +121,45 @@ class Hubcache:
         if self._settings is None or self._engine is not None:
             return
         try:
-            engine = Engine(self._settings, _tls_context())
-            await engine.start()
+            owner = os.environ.get(ADDRESS)
+            if owner is None:
+                await self._start(self._settings)
+            else:
+                self._engine = await Remote.connect(owner, ctx.master.shutdown)
         except (ConfigError, StoreTooNew) as error:
             logger.error("hubcache: %s", error)
             return
-        self._engine = engine
         self._ready.set()
-        self._say_where()
         self._renew_leaves()
 
-    def _say_where(self) -> None:
-        assert self._settings is not None
-        assert self._engine is not None
-        for server in ctx.master.addons.get("proxyserver").servers:
+    async def _start(self, settings: Settings) -> None:
+        engine = Engine(settings, _tls_context())
+        await engine.start()
+        self._engine = engine
+        servers = tuple(ctx.master.addons.get("proxyserver").servers)
+        self._say_where(settings, engine, servers)
+        workers = _workers(settings)
+        if workers > 1:
+            shared = doors.take_from(servers)
+            sockets = [door for each in shared.values() for door in each]
+            self._supervisor = Supervisor(
+                worker_command(), workers, sockets, doors.environment(shared), engine, engine.metrics.workers_changed
+            )
+            await self._supervisor.start()
+            logger.info("hubcache: %d workers", workers)
+
+    @staticmethod
+    def _say_where(settings: Settings, engine: Engine, servers: Iterable[ServerInstance[Any]]) -> None:
+        for server in servers:
             kind = "mirror" if isinstance(server.mode, ReverseMode) else "proxy"
             where = ", ".join(human.format_address(address) for address in server.listen_addrs[:1])
             logger.info("hubcache: %s at %s", kind, where)
-        store = self._engine.store
+        store = engine.store
         logger.info("hubcache: CA certificate %s", Path(ctx.options.confdir).expanduser() / "mitmproxy-ca-cert.pem")
         used, capacity = human.pretty_size(store.ledger.used), human.pretty_size(store.rooms.capacity)
         logger.info("hubcache: store %s, %s of %s used", store.directory, used, capacity)
-        if self._settings.status is not None:
-            logger.info("hubcache: status at http://%s", human.format_address(self._settings.status))
+        if settings.status is not None:
+            logger.info("hubcache: status at http://%s", human.format_address(settings.status))
 
     def _renew_leaves(self) -> None:
         """Have leaf certificates made anew each day: mitmproxy keeps them for ever, but they expire after 199 days."""
@@ -147,6 +170,8 @@ class Hubcache:
         """Stop."""
         if self._leaf_timer is not None:
             self._leaf_timer.cancel()
+        if self._supervisor is not None:
+            await self._supervisor.close()
         if self._engine is not None:
             await self._engine.close()
             self._engine = None
@@ -283,6 +308,18 @@ class Hubcache:
         _, delivery, _ = self._deliveries.pop(flow.id, (None, None, None))
         if delivery is not None:
             await delivery.close()
+
+
+def _workers(settings: Settings) -> int:
+    """How many processes to start: several cannot show their flows in one window or write them into one file."""
+    if settings.workers > 1:
+        if ctx.master.addons.get("dumper") is None:  # not mitmdump
+            logger.warning("hubcache: one worker only: flows are shown where there is one process")
+            return 1
+        if ctx.options.save_stream_file or ctx.options.hardump:
+            logger.warning("hubcache: one worker only: flows are saved to a file")
+            return 1
+    return settings.workers
 
 
 def _is_default(name: str) -> bool:

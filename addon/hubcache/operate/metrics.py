@@ -54,6 +54,8 @@ class Metrics:
         self._up = Gauge(
             "hubcache_upstream_up", "0 while the host's circuit is open.", ["host"], registry=self.registry
         )
+        self._workers = Gauge("hubcache_workers", "Processes that speak with clients.", registry=self.registry)
+        self.workers_changed(1)
         self._fills = Gauge("hubcache_fills_in_flight", "Blobs being fetched.", registry=self.registry)
         self._fill_results = Counter(
             "hubcache_fills", "Fills that ended, by result.", ["result"], registry=self.registry
@@ -79,6 +81,10 @@ class Metrics:
     def sent(self, source: str, count: int) -> None:
         """Body bytes went to a client."""
         self._sent.labels(source).inc(count)
+
+    def workers_changed(self, count: int) -> None:
+        """So many processes speak with clients."""
+        self._workers.set(count)
 
     def remaining(self, host: str, credential: str) -> int | None:
         """Pulls left by the upstream's last word to this kind of credential; None when it never told."""

@@ -1,6 +1,7 @@
 """The option table, and its values as one frozen, checked `Settings`."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,10 +144,20 @@ OPTIONS = (
         "127.0.0.1:9180",
         "HOST:PORT of the status listener (/healthz, /metrics); empty = none. Takes effect at start.",
     ),
+    Option(
+        "hubcache_workers",
+        str,
+        "1",
+        "Processes that speak with clients: a number, or auto for one per core. More than 1 only in mitmdump, and not "
+        "when flows are saved to a file. Takes effect at start.",
+    ),
 )
 
 
 _MISSES = ("fetch", "notfound")
+
+
+_MAX_WORKERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +184,7 @@ class Settings:
     offer_only: bool
     access_log: Path | None
     status: tuple[str, int] | None
+    workers: int
 
     @classmethod
     def parse(cls, options: Any) -> Self:
@@ -198,6 +210,7 @@ class Settings:
             offer_only=_choice("hubcache_mirror_miss", options.hubcache_mirror_miss, _MISSES) == "notfound",
             access_log=Path(options.hubcache_access_log).absolute() if options.hubcache_access_log else None,
             status=_address("hubcache_status", options.hubcache_status),
+            workers=_workers(options.hubcache_workers),
         )
 
 
@@ -281,6 +294,14 @@ def _account(username: str, password_file: str) -> Account | None:
     if not password:
         raise ConfigError(f"hubcache_password_file: {password_file} is empty")
     return Account(username, password)
+
+
+def _workers(text: str) -> int:
+    if text.strip().lower() == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not text.isdecimal() or not 0 < int(text) <= _MAX_WORKERS:
+        raise ConfigError(f"hubcache_workers: {text!r} is not auto or a number from 1 to {_MAX_WORKERS}")
+    return int(text)
 
 
 def _address(name: str, text: str) -> tuple[str, int] | None:

@@ -1,6 +1,7 @@
 """Blobs: from the store, from a running fill, or from a new one; a range far ahead is fetched beside the fill."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -207,7 +208,9 @@ class Blobs:
             fill.raise_error()
             stored = await self._open(fill.digest)
             return UpstreamSource(opener, start, end) if stored is None else FileSource(stored, start, end)
-        return FillSource(fill, start, end, lambda at, until: UpstreamSource(opener, at, until))
+        staged = fill.staged
+        again: Callable[[int, int], Source] = lambda at, until: UpstreamSource(opener, at, until)  # noqa: E731
+        return FillSource(fill, staged.path, os.dup(staged.fd), start, end, again)
 
     async def _stream(self, view: View, digest: Digest, range_header: str | None) -> Blob:
         """Pass a blob on without the store, which cannot take it."""

@@ -50,6 +50,7 @@ class StoredBlob:
 
     fd: int
     size: int
+    path: Path
     _release: Callable[[], None]
 
     def close(self) -> None:
@@ -197,7 +198,7 @@ class Store(Facts):
             fd = None
         if fd is not None and isinstance(path, Path) and await self._is_good(fd, path, digest, size):
             self.ledger.hold(digest)
-            return StoredBlob(fd, size, lambda: self.ledger.release(digest))
+            return StoredBlob(fd, size, path, lambda: self.ledger.release(digest))
         if fd is not None:
             os.close(fd)
         logger.warning("hubcache: the file of %s is gone or damaged; it will be fetched again", digest)

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
 from typing import Protocol
 
 from ..oci.digest import Verifier
@@ -69,24 +70,25 @@ class FileSource:
 
     def __init__(self, blob: StoredBlob, start: int, end: int) -> None:
         self._blob = blob
-        self._at = start
-        self._end = end
+        self.path = blob.path
+        self.at = start
+        self.end = end
 
     async def read(self) -> bytes:
         try:
-            data = os.pread(self._blob.fd, min(CHUNK, self._end - self._at), self._at)
+            data = os.pread(self._blob.fd, min(CHUNK, self.end - self.at), self.at)
         except OSError as error:
             raise StorageError(f"cannot read a stored blob: {error}") from error
         if not data and not self.finished:
             raise StorageError("a stored blob is shorter than when it was stored")
-        self._at += len(data)
+        self.at += len(data)
         if not self.finished:
-            os.posix_fadvise(self._blob.fd, self._at, CHUNK * 4, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self._blob.fd, self.at, CHUNK * 4, os.POSIX_FADV_WILLNEED)
         return data
 
     @property
     def finished(self) -> bool:
-        return self._at >= self._end
+        return self.at >= self.end
 
     async def close(self) -> None:
         self._blob.close()
@@ -148,14 +150,17 @@ class FillSource:
 
     origin = "fill"
 
-    def __init__(self, fill: Fill, start: int, end: int, fallback: Callable[[int, int], UpstreamSource]) -> None:
-        assert fill.staged is not None
-        self._fill = fill
-        self._fd = os.dup(fill.staged.fd)
-        self._at = start
-        self._end = end
+    def __init__(
+        self, fill: Fill, path: Path, fd: int, start: int, end: int, fallback: Callable[[int, int], Source]
+    ) -> None:
+        """`fd`, which this owns, is of the growing file at `path`."""
+        self.fill = fill
+        self.path = path
+        self.at = start
+        self.end = end
+        self._fd = fd
         self._fallback = fallback
-        self._instead: UpstreamSource | None = None
+        self._instead: Source | None = None
         self._begun = False
 
     async def read(self) -> bytes:
@@ -163,31 +168,31 @@ class FillSource:
             try:
                 return await self._read()
             except StorageError:
-                self._instead = self._fallback(self._at, self._end)
+                self._instead = self._fallback(self.at, self.end)
         return await self._instead.read()
 
     async def _read(self) -> bytes:
         if self.finished:
             return b""
-        await self._fill.wait_readable(self._at + 1)
-        wanted = min(self._at + _SMALL, self._end)
-        if self._begun and self._fill.readable < wanted and self._fill.error is None:
+        await self.fill.wait_readable(self.at + 1)
+        wanted = min(self.at + _SMALL, self.end)
+        if self._begun and self.fill.readable < wanted and self.fill.error is None:
             try:
                 async with asyncio.timeout(_GATHER_SECONDS):
-                    await self._fill.wait_readable(wanted)
+                    await self.fill.wait_readable(wanted)
             except TimeoutError:
                 pass  # what is there by now is sent
         self._begun = True
         try:
-            data = os.pread(self._fd, min(CHUNK, self._end - self._at, self._fill.readable - self._at), self._at)
+            data = os.pread(self._fd, min(CHUNK, self.end - self.at, self.fill.readable - self.at), self.at)
         except OSError as error:
             raise StorageError(f"cannot read staged content: {error}") from error
-        self._at += len(data)
+        self.at += len(data)
         return data
 
     @property
     def finished(self) -> bool:
-        return self._at >= self._end if self._instead is None else self._instead.finished
+        return self.at >= self.end if self._instead is None else self._instead.finished
 
     async def close(self) -> None:
         os.close(self._fd)

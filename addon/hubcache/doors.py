@@ -1,0 +1,72 @@
+"""The listening sockets of the doors, shared by all processes: whoever is idle accepts the next client.
+
+One queue for all was chosen over a socket for each (`SO_REUSEPORT`): there the kernel spreads by a hash, and a client
+may wait behind a busy process while another has nothing to do.
+"""
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+from mitmproxy.proxy.mode_servers import AsyncioServerInstance, ServerInstance
+
+DESCRIPTORS = "HUBCACHE_DOORS"
+"""Environment variable of a worker: JSON, the inherited descriptors by mode."""
+
+
+def take_from(servers: Iterable[ServerInstance[Any]]) -> dict[str, list[socket.socket]]:
+    """The listening sockets by mode. The servers are closed: this process accepts nobody any more.
+
+    mitmproxy has no public name for what listens.
+    """
+    doors: dict[str, list[socket.socket]] = {}
+    for server in servers:
+        assert isinstance(server, AsyncioServerInstance)
+        for listener in server._servers:
+            if isinstance(listener, asyncio.Server):
+                doors.setdefault(server.mode.full_spec, []).extend(each.dup() for each in listener.sockets)
+                listener.close()
+    return doors
+
+
+def environment(doors: dict[str, list[socket.socket]]) -> dict[str, str]:
+    """What `inherit` needs to know in a process that gets the sockets."""
+    return {DESCRIPTORS: json.dumps({mode: [door.fileno() for door in each] for mode, each in doors.items()})}
+
+
+def inherit() -> None:
+    """Have mitmproxy in this process accept at the inherited sockets, in place of opening others."""
+    descriptors: dict[str, list[int]] = json.loads(os.environ[DESCRIPTORS])
+
+    async def listen(instance: AsyncioServerInstance[Any], _host: str, _port: int) -> list[Any]:
+        return [_Listener(instance, fd) for fd in descriptors[instance.mode.full_spec]]
+
+    AsyncioServerInstance.listen = listen  # type: ignore[method-assign, assignment]
+
+
+class _Listener:
+    """What mitmproxy needs of an `asyncio.Server`; that one would accept all who wait, and leave nobody to others."""
+
+    def __init__(self, instance: AsyncioServerInstance[Any], fd: int) -> None:
+        self._instance = instance
+        self._socket = socket.socket(fileno=fd)
+        self._socket.setblocking(False)
+        self.sockets = (self._socket,)
+        self._task = asyncio.create_task(self._accept())
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            client, _ = await loop.sock_accept(self._socket)
+            reader = asyncio.StreamReader()
+            protocol = asyncio.StreamReaderProtocol(reader, self._instance.handle_stream)
+            await loop.connect_accepted_socket(lambda protocol=protocol: protocol, client)  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Stop accepting."""
+        self._task.cancel()
+        self._socket.close()

@@ -1,0 +1,1 @@
+"""Several processes on the same doors: one owns the store and decides, the others speak with clients."""

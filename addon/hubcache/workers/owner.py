@@ -1,0 +1,154 @@
+"""The owner's end: answers what workers ask, and holds what they are sending until they are done with it.
+
+Bytes of stored and arriving blobs are not passed: the worker opens the file itself, and is told how far it may read.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from ..oci.errors import HubcacheError, StorageError
+from ..oci.registry import Registry
+from ..serve.messages import Answer, Forward, Request
+from ..transfer.sources import FileSource, FillSource, Source
+from .frames import frame, pack_outcome, read_frame, unpack_request
+
+logger = logging.getLogger("hubcache")
+
+_PACE_SECONDS = 0.01
+"""A worker is told of a fill's progress no more often than this: each reader costs a frame."""
+
+
+class Decider(Protocol):
+    """What decides and counts: the engine."""
+
+    async def answer(self, request: Request) -> Answer | Forward | None: ...
+
+    async def moved(self, registry: Registry, moved: tuple[str, str]) -> None: ...
+
+    def sent(self, source: str, count: int) -> None: ...
+
+
+class Owner:
+    """Serves workers' connections; `changed` is called when one comes or goes."""
+
+    def __init__(self, decider: Decider, changed: Callable[[int], None]) -> None:
+        self._decider = decider
+        self._changed = changed
+        self.connected = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One worker, until it is gone; what it held is released then."""
+        self.connected += 1
+        self._changed(self.connected)
+        conversation = _Conversation(self._decider, writer)
+        try:
+            while True:
+                conversation.hear(*await read_frame(reader))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the worker ended; whoever started it says why
+        finally:
+            self.connected -= 1
+            self._changed(self.connected)
+            await conversation.close()
+            writer.close()
+
+
+class _Conversation:
+    """With one worker: what it asked, by the number that it gave."""
+
+    def __init__(self, decider: Decider, writer: asyncio.StreamWriter) -> None:
+        self._decider = decider
+        self._writer = writer
+        self._sources: dict[int, Source] = {}
+        self._reading: dict[int, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def hear(self, head: list[Any], payload: bytes) -> None:
+        """Act on one frame."""
+        match head:
+            case ["ask", number, request]:
+                self._spawn(number, self._answer(number, unpack_request(request, payload)))
+            case ["read", number] if number in self._sources:
+                self._reading[number] = self._spawn(number, self._read(number, self._sources[number]))
+            case ["close", number] if number in self._sources:
+                self._spawn(number, self._close(number, self._sources.pop(number)))
+            case ["moved", number, registry, moved]:
+                self._spawn(number, self._decider.moved(Registry(**registry), (moved[0], moved[1])))
+            case ["sent", counts]:
+                for source, count in counts.items():
+                    self._decider.sent(source, count)
+
+    def _spawn(self, number: int, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if error is not None:  # a defect of this program: told to both sides, or the client would wait for ever
+                logger.error("hubcache: a request failed", exc_info=error)
+                self._say(["failed", number, False, "internal error"])
+
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+        return task
+
+    def _say(self, head: list[Any], payload: bytes = b"") -> None:
+        self._writer.write(frame(head, payload))
+
+    async def _answer(self, number: int, request: Request) -> None:
+        outcome = await self._decider.answer(request)
+        source = outcome.source if isinstance(outcome, Answer) else None
+        if source is not None:
+            self._sources[number] = source
+        head, payload = pack_outcome(outcome)
+        self._say(["answered", number, head, _describe(source)], payload)
+        if isinstance(source, FillSource):
+            await self._tell_progress(number, source)
+
+    async def _tell_progress(self, number: int, source: FillSource) -> None:
+        fill, told = source.fill, 0
+        try:
+            while told < source.end and number in self._sources:
+                await fill.wait_readable(max(told, source.at) + 1)
+                told = fill.readable
+                self._say(["readable", number, told])
+                await asyncio.sleep(_PACE_SECONDS)
+        except HubcacheError as error:
+            self._say(["failed", number, isinstance(error, StorageError), str(error)])
+
+    async def _read(self, number: int, source: Source) -> None:
+        try:
+            data = await source.read()
+        except HubcacheError as error:
+            self._say(["failed", number, False, str(error)])
+            return
+        self._say(["read", number, source.finished], data)
+
+    async def _close(self, number: int, source: Source) -> None:
+        """Close a source, but not under its reader."""
+        reading = self._reading.pop(number, None)
+        if reading is not None:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        await source.close()
+
+    async def close(self) -> None:
+        """Give up what the worker asked."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for source in self._sources.values():
+            await source.close()
+
+
+def _describe(source: Source | None) -> list[Any] | None:
+    """How the worker gets at a source's bytes: the file, or (`origin`, whether there are none) by asking for them."""
+    match source:
+        case None:
+            return None
+        case FileSource():
+            return ["file", str(source.path), source.at, source.end]
+        case FillSource():
+            return ["fill", str(source.path), source.at, source.end, str(source.fill.digest)]
+    return ["bytes", source.origin, source.finished]

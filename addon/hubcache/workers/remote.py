@@ -1,0 +1,241 @@
+"""A worker's end: what the plugin needs of an engine, answered by the owner.
+
+A worker whose owner is gone has nothing to say, and ends.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Self
+
+from ..oci.digest import Digest
+from ..oci.errors import HubcacheError, StorageError, Unavailable
+from ..oci.registry import Registry
+from ..serve.errors import error_answer
+from ..serve.messages import Answer, Forward, Request
+from ..store.store import StoredBlob
+from ..transfer.fill import Fill
+from ..transfer.pump import Pump
+from ..transfer.sources import FileSource, FillSource, Source
+from .frames import frame, pack_request, read_frame, unpack_outcome
+
+logger = logging.getLogger("hubcache")
+
+_ATTEMPTS = 3
+_COUNT_SECONDS = 1.0
+
+
+class Remote:
+    """The connection to the owner; `lost` is called when it is gone."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lost: Callable[[], None]) -> None:
+        self.pump = Pump(self._sent, lambda error: logger.warning("hubcache: a body broke off: %s", error))
+        self._reader = reader
+        self._writer = writer
+        self._lost = lost
+        self._numbers = itertools.count()
+        self._waiting: dict[int, asyncio.Future[tuple[list[Any], bytes]]] = {}
+        self._fills: dict[int, Fill] = {}
+        self._counts: Counter[str] = Counter()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def connect(cls, address: str, lost: Callable[[], None]) -> Self:
+        """Connect to the owner's socket; raises `OSError`."""
+        remote = cls(*await asyncio.open_unix_connection(address), lost)
+        await remote.pump.start()
+        remote._tasks = [asyncio.create_task(remote._listen()), asyncio.create_task(remote._tell_counts())]
+        return remote
+
+    async def close(self) -> None:
+        """Stop; what was held is released by the owner."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.pump.close()
+        self._writer.close()
+
+    async def answer(self, request: Request) -> Answer | Forward | None:
+        """As the engine's. A file that was moved before it was opened here is asked for again."""
+        for _ in range(_ATTEMPTS):
+            number = next(self._numbers)
+            head, body = pack_request(request)
+            try:
+                (_, _, outcome_head, source), payload = await self._ask(["ask", number, head], body)
+                outcome = unpack_outcome(outcome_head, payload)
+                if source is not None:
+                    assert isinstance(outcome, Answer)
+                    outcome.source = self._open(number, source, request)
+            except FileNotFoundError:
+                self._say(["close", number])
+            except Unavailable as error:
+                return error_answer(error, request.method)
+            else:
+                return outcome
+        return error_answer(Unavailable("stored content was moved again and again"), request.method)
+
+    async def moved(self, registry: Registry, moved: tuple[str, str]) -> None:
+        """As the engine's."""
+        self._say(["moved", next(self._numbers), asdict(registry), moved])
+
+    # -- bodies -----------------------------------------------------------------------------------------------------
+
+    def _open(self, number: int, source: list[Any], request: Request) -> Source:
+        match source:
+            case ["file", path, start, end]:
+                fd = os.open(path, os.O_RDONLY)
+                blob = StoredBlob(fd, end, Path(path), lambda: self._say(["close", number]))
+                return FileSource(blob, start, end)
+            case ["fill", path, start, end, digest]:
+                fd = os.open(path, os.O_RDONLY)
+                fill = self._fills[number] = Fill(Digest.parse(digest))
+                fill.verified = True  # the owner tells only what may be given
+                return _Held(FillSource(fill, Path(path), fd, start, end, self._again(request)), self, number)
+            case [_, origin, finished]:
+                return _Asked(self, number, origin, finished)
+        raise AssertionError(source)
+
+    def _again(self, request: Request) -> Callable[[int, int], Source]:
+        """The rest of a body whose file failed, by a new request for the range."""
+        return lambda at, end: _Again(
+            self, replace(request, headers=request.headers | {"range": f"bytes={at}-{end - 1}"})
+        )
+
+    async def read(self, number: int) -> tuple[bytes, bool]:
+        """The next bytes of a source that the owner reads, and whether they were the last."""
+        head, data = await self._ask(["read", number])
+        return data, bool(head[2])
+
+    def release(self, number: int) -> None:
+        """A body was sent, or nobody wants it any more."""
+        self._fills.pop(number, None)
+        self._say(["close", number])
+
+    def _sent(self, source: str, count: int) -> None:
+        self._counts[source] += count
+
+    async def _tell_counts(self) -> None:
+        while True:
+            await asyncio.sleep(_COUNT_SECONDS)
+            if self._counts:
+                self._say(["sent", self._counts])
+                self._counts = Counter()
+
+    # -- frames -----------------------------------------------------------------------------------------------------
+
+    def _say(self, head: list[Any], payload: bytes = b"") -> None:
+        self._writer.write(frame(head, payload))
+
+    async def _ask(self, head: list[Any], payload: bytes = b"") -> tuple[list[Any], bytes]:
+        number = head[1]
+        answer: asyncio.Future[tuple[list[Any], bytes]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        self._say(head, payload)
+        try:
+            return await answer
+        finally:
+            del self._waiting[number]
+
+    async def _listen(self) -> None:
+        try:
+            while True:
+                self._hear(*await read_frame(self._reader))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(Unavailable("the cache is shutting down"))
+            self._lost()
+
+    def _hear(self, head: list[Any], payload: bytes) -> None:
+        fill = self._fills.get(head[1])
+        match head:
+            case ["readable", _, count] if fill is not None:
+                fill.advance(count)
+            case ["failed", _, is_storage, message] if fill is not None:
+                fill.error = StorageError(message) if is_storage else Unavailable(message)
+                fill.notify()
+            case ["failed", number, _, message]:
+                self._resolve(number, Unavailable(message))
+            case ["answered" | "read", number, *_]:
+                self._resolve(number, (head, payload))
+
+    def _resolve(self, number: int, result: tuple[list[Any], bytes] | HubcacheError) -> None:
+        answer = self._waiting.get(number)
+        if answer is None or answer.done():
+            self._say(["close", number])  # whoever asked has given up
+        elif isinstance(result, HubcacheError):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)
+
+
+class _Held:
+    """A source whose file the owner keeps until it is closed."""
+
+    def __init__(self, source: FillSource, remote: Remote, number: int) -> None:
+        self.origin = source.origin
+        self._source = source
+        self._remote = remote
+        self._number = number
+
+    async def read(self) -> bytes:
+        return await self._source.read()
+
+    @property
+    def finished(self) -> bool:
+        return self._source.finished
+
+    async def close(self) -> None:
+        await self._source.close()
+        self._remote.release(self._number)
+
+
+class _Asked:
+    """A source that the owner reads: bytes from the upstream, or a token service's answer."""
+
+    def __init__(self, remote: Remote, number: int, origin: str, finished: bool) -> None:
+        self.origin = origin
+        self.finished = finished
+        self._remote = remote
+        self._number = number
+
+    async def read(self) -> bytes:
+        if self.finished:
+            return b""
+        data, self.finished = await self._remote.read(self._number)
+        return data
+
+    async def close(self) -> None:
+        self._remote.release(self._number)
+
+
+class _Again:
+    """The rest of a body, asked for when it is first read."""
+
+    origin = "upstream"
+
+    def __init__(self, remote: Remote, request: Request) -> None:
+        self._remote = remote
+        self._request = request
+        self._source: Source | None = None
+
+    async def read(self) -> bytes:
+        if self._source is None:
+            answer = await self._remote.answer(self._request)
+            if not isinstance(answer, Answer) or answer.status != 206 or answer.source is None:
+                raise Unavailable("the rest of the blob cannot be had")
+            self._source = answer.source
+        return await self._source.read()
+
+    @property
+    def finished(self) -> bool:
+        return self._source is not None and self._source.finished
+
+    async def close(self) -> None:
+        if self._source is not None:
+            await self._source.close()
