@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..oci.digest import Digest
-from ..oci.errors import HubcacheError, StorageError, Unavailable
+from ..oci.errors import ConfigError, HubcacheError, StorageError, Unavailable
 from ..oci.registry import Registry
 from ..serve.errors import error_answer
 from ..serve.messages import Answer, Forward, Request
@@ -46,8 +46,11 @@ class Remote:
 
     @classmethod
     async def connect(cls, address: str, lost: Callable[[], None]) -> Self:
-        """Connect to the owner's socket; raises `OSError`."""
-        remote = cls(*await asyncio.open_unix_connection(address), lost)
+        """Connect to the owner's socket; raises `ConfigError` when nobody is there."""
+        try:
+            remote = cls(*await asyncio.open_unix_connection(address), lost)
+        except OSError as error:
+            raise ConfigError(f"the owner of this worker is gone: {error.strerror or error}") from error
         await remote.pump.start()
         remote._tasks = [asyncio.create_task(remote._listen()), asyncio.create_task(remote._tell_counts())]
         return remote
@@ -72,7 +75,7 @@ class Remote:
                     assert isinstance(outcome, Answer)
                     outcome.source = self._open(number, source, request)
             except FileNotFoundError:
-                self._say(["close", number])
+                self.release(number)
             except Unavailable as error:
                 return error_answer(error, request.method)
             else:
@@ -85,20 +88,19 @@ class Remote:
 
     # -- bodies -----------------------------------------------------------------------------------------------------
 
-    def _open(self, number: int, source: list[Any], request: Request) -> Source:
-        match source:
+    def _open(self, number: int, how: list[Any], request: Request) -> Source:
+        match how:
             case ["file", path, start, end]:
                 fd = os.open(path, os.O_RDONLY)
                 blob = StoredBlob(fd, end, Path(path), lambda: self._say(["close", number]))
                 return FileSource(blob, start, end)
-            case ["fill", path, start, end, digest]:
+            case ["fill", path, start, end, _]:
                 fd = os.open(path, os.O_RDONLY)
-                fill = self._fills[number] = Fill(Digest.parse(digest))
-                fill.verified = True  # the owner tells only what may be given
-                return _Held(FillSource(fill, Path(path), fd, start, end, self._again(request)), self, number)
+                source = FillSource(self._fills[number], Path(path), fd, start, end, self._again(request))
+                return _Held(source, self, number)
             case [_, origin, finished]:
                 return _Asked(self, number, origin, finished)
-        raise AssertionError(source)
+        raise AssertionError(how)
 
     def _again(self, request: Request) -> Callable[[int, int], Source]:
         """The rest of a body whose file failed, by a new request for the range."""
@@ -161,13 +163,17 @@ class Remote:
                 fill.notify()
             case ["failed", number, _, message]:
                 self._resolve(number, Unavailable(message))
+            case ["answered", number, _, ["fill", _, _, _, digest]]:
+                fill = self._fills[number] = Fill(Digest.parse(digest))  # now: its progress may come in the next frame
+                fill.verified = True  # the owner tells only what may be given
+                self._resolve(number, (head, payload))
             case ["answered" | "read", number, *_]:
                 self._resolve(number, (head, payload))
 
     def _resolve(self, number: int, result: tuple[list[Any], bytes] | HubcacheError) -> None:
         answer = self._waiting.get(number)
         if answer is None or answer.done():
-            self._say(["close", number])  # whoever asked has given up
+            self.release(number)  # whoever asked has given up
         elif isinstance(result, HubcacheError):
             answer.set_exception(result)
         else:
