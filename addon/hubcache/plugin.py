@@ -99,7 +99,7 @@ class Hubcache:
         confdir = CERTS if _is_default("confdir") else Path(ctx.options.confdir).expanduser()
         warning = ensure_ca(confdir, interception.hosts, datetime.now(UTC)).warning
         _default(confdir=str(CERTS))  # not before: where mitmproxy finds no CA it makes one of its own, for every site
-        if warning and previous is None:
+        if warning and previous is None and ADDRESS not in os.environ:
             logger.warning("hubcache: %s", warning)
         self._settings, self._interception = settings, interception
         if isinstance(self._engine, Engine):
