@@ -136,7 +136,11 @@ class Hubcache:
         engine = Engine(settings, _tls_context())
         await engine.start()
         self._engine = engine
-        servers = tuple(ctx.master.addons.get("proxyserver").servers)
+        doorkeeper = ctx.master.addons.get("proxyserver")
+        # mitmproxy may have read its modes before this script was loaded: open what is missing. It says what it cannot.
+        if not await doorkeeper.setup_servers():
+            return
+        servers = tuple(doorkeeper.servers)
         self._say_where(settings, engine, servers)
         workers = _workers(settings)
         if workers > 1:
