@@ -133,13 +133,13 @@ class Hubcache:
         self._renew_leaves()
 
     async def _start(self, settings: Settings) -> None:
-        engine = Engine(settings, _tls_context())
-        await engine.start()
-        self._engine = engine
         doorkeeper = ctx.master.addons.get("proxyserver")
         # mitmproxy may have read its modes before this script was loaded: open what is missing. It says what it cannot.
         if not await doorkeeper.setup_servers():
             return
+        engine = Engine(settings, _tls_context())
+        await engine.start()
+        self._engine = engine
         servers = tuple(doorkeeper.servers)
         self._say_where(settings, engine, servers)
         workers = _workers(settings)
