@@ -72,6 +72,7 @@ async def harness(hub: Hub, tmp_path: Path) -> AsyncIterator[Harness]:
             hubcache_dir=str(tmp_path / "store"),
             hubcache_registries=[f"{HUB_HOST}={hub.url()}"],
             hubcache_status="",
+            server=False,  # no ports of this machine
         )
         await addon.running()
         yield Harness(context, addon)
@@ -245,6 +246,7 @@ async def test_requests_wait_until_the_store_is_open(hub: Hub, tmp_path: Path) -
             hubcache_dir=str(tmp_path / "store"),
             hubcache_registries=[f"{HUB_HOST}={hub.url()}"],
             hubcache_status="",
+            server=False,  # no ports of this machine
         )
         early = asyncio.create_task(Harness(context, addon).request("GET", "/v2/"))
         await asyncio.sleep(0.05)
