@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import BadUpstream, BlobUnknown, HubcacheError, StorageError, TooManyRequests, Unavailable
+from hubcache.store.ledger import on_disk
+from hubcache.store.room import ALLOWANCE
 from hubcache.store.store import Store
 from hubcache.transfer import fill as fill_module
 from hubcache.transfer import http as http_module
@@ -93,7 +95,7 @@ async def test_many_readers_cost_one_fetch_and_all_get_every_byte(hub: Hub, room
     assert blob is not None
     assert os.pread(blob.fd, MIB, 0) == LAYER
     blob.close()
-    assert room.store.ledger.used == len(LAYER)
+    assert room.store.ledger.used == on_disk(len(LAYER))
     assert (room.line.seen.in_flight, room.line.seen.ended) == ([1, 0], [None])
 
 
@@ -149,7 +151,7 @@ async def test_a_blob_of_hidden_length_is_stored_when_it_is_complete(hub: Hub, r
     fill = room.start()
     assert await room.read(fill) == LAYER
     await fill.ended()
-    assert room.store.ledger.used == len(LAYER)
+    assert room.store.ledger.used == on_disk(len(LAYER))
 
 
 async def test_a_manifests_size_makes_a_blob_of_hidden_length_readable_early(hub: Hub, room: Room) -> None:
@@ -342,7 +344,7 @@ async def test_a_blob_that_the_index_refuses_still_reaches_its_readers(
 async def test_a_blob_that_does_not_fit_is_a_storage_error_and_costs_no_more_than_was_reserved(
     hub: Hub, room: Room, sized: bool
 ) -> None:
-    room.store.rooms.capacity = (2 << 20) + 500_000
+    room.store.rooms.capacity = ALLOWANCE + 500_000
     if not sized:
         hub.faults.add(Fault(kind="cdn", chunked=True))
     assert isinstance(await room.failure(room.start()), StorageError)

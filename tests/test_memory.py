@@ -60,14 +60,14 @@ async def test_known_links_cost_no_write(tmp_path: Path, monkeypatch: pytest.Mon
         memory, written = Memory(store, lambda _: None), []
         original = store.put_links
 
-        async def put(registry: str, repository: str, links: dict[Digest, int | None]) -> None:
-            written.append(links)
-            await original(registry, repository, links)
+        async def put(registry: str, repository: str, links: dict[Digest, int | None], *, confirmed: bool) -> None:
+            written.append((links, confirmed))
+            await original(registry, repository, links, confirmed=confirmed)
 
         monkeypatch.setattr(store, "put_links", put)
-        for _ in range(3):
-            await memory.link(HOST, REPO, {DIGEST: 5})
-        assert written == [{DIGEST: 5}]
+        for confirmed in (False, False, True, True, False):
+            await memory.link(HOST, REPO, {DIGEST: None if confirmed else 5}, confirmed=confirmed)
+        assert written == [({DIGEST: 5}, False), ({DIGEST: 5}, True)]
 
 
 async def test_store_that_takes_nothing_is_reported_and_nothing_raises(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ async def test_health_is_ok_and_shows_the_store(store: Store, tmp_path: Path) ->
         "store": {
             "directory": str(tmp_path / "store"),
             "problem": None,
-            "bytes": 1000,
+            "bytes": 4096,
             "capacity": 64 << 20,
             "objects": 1,
         },

@@ -5,20 +5,20 @@ import contextlib
 import os
 import sqlite3
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from hubcache.decide.records import ManifestRecord
 from hubcache.oci.digest import Digest
-from hubcache.oci.errors import StorageError
+from hubcache.oci.errors import NotStored, StorageError
 from hubcache.oci.media import OCI_MANIFEST
+from hubcache.store.ledger import on_disk
+from hubcache.store.room import ALLOWANCE
 from parts import MIB, bytes_on_disk, files_below, manifest_of, opened_store, put_blob, put_image
 from standin import random_bytes
 
-NOW = time.time()
 HUB = "registry-1.docker.io"
-ROOM = (2 << 20) + 2 * MIB
+ROOM = ALLOWANCE + 2 * MIB
 """A capacity that leaves somewhat less than 2 MiB for content; the rest is kept free for the index."""
 
 
@@ -148,36 +148,52 @@ async def test_content_larger_than_the_store_is_refused_and_nothing_evicted_for_
         assert store.ledger.reserved == 0
 
 
-async def test_room_is_made_by_giving_up_the_least_popular_image_whole(tmp_path: Path) -> None:
+async def test_room_is_made_by_giving_up_what_is_asked_for_least(tmp_path: Path) -> None:
     async with opened_store(tmp_path, ROOM) as store:
-        dull, [dull_layer] = await put_image(store, random_bytes(700_000, "dull"))
-        loved, [loved_layer] = await put_image(store, random_bytes(700_000, "loved"))
-        store.count_request(dull, NOW)
-        store.count_request(loved, NOW)
-        store.count_request(loved, NOW)
-        await put_blob(store, random_bytes(700_000, "new"))
-        assert [store.has(digest) for digest in (dull, dull_layer, loved, loved_layer)] == [False, False, True, True]
-        assert store.rooms.removed == 2
+        _, [dull] = await put_image(store, random_bytes(700_000, "dull"))
+        _, [loved] = await put_image(store, random_bytes(700_000, "loved"))
+        for digest in (dull, loved, loved):
+            store.count_request(digest)
+        new = random_bytes(700_000, "new")
+        store.vouch(Digest.of(new))
+        await put_blob(store, new)
+        assert [store.has(digest) for digest in (dull, loved, Digest.of(new))] == [False, True, True]
+        assert [removal.eviction.key for removal in store.rooms.history] == [dull]
+        assert store.rooms.removed == 1
 
 
-async def test_a_layer_that_a_remaining_image_needs_stays(tmp_path: Path) -> None:
+async def test_a_layer_that_a_loved_image_shares_stays(tmp_path: Path) -> None:
     async with opened_store(tmp_path, ROOM) as store:
         shared = random_bytes(500_000, "shared")
-        dull, [_, own] = await put_image(store, shared, random_bytes(500_000, "dull"), note="dull")
-        loved, [base] = await put_image(store, shared, note="loved")
-        store.count_request(loved, NOW)
-        await put_blob(store, random_bytes(1_200_000, "new"))
-        assert [store.has(digest) for digest in (dull, own, loved, base)] == [False, False, True, True]
+        _, [base, own] = await put_image(store, shared, random_bytes(500_000, "dull"), note="dull")
+        await put_image(store, shared, note="loved")
+        for digest in (base, own, *[base] * 20):  # whoever pulls either image asks for the base
+            store.count_request(digest)
+        new = random_bytes(1_200_000, "new")
+        for _ in range(10):
+            store.count_request(Digest.of(new))
+        await put_blob(store, new)
+        assert [store.has(digest) for digest in (own, base)] == [False, True]
+
+
+async def test_what_was_not_asked_for_often_enough_takes_no_others_place(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, ROOM) as store:
+        digest = await put_blob(store, random_bytes(1_200_000))
+        with pytest.raises(NotStored, match="often enough"):
+            await store.stage(Digest.of(b"new"), 1_200_000)
+        assert store.has(digest)
+        assert store.ledger.reserved == 0
 
 
 async def test_a_blob_that_is_being_read_is_not_evicted(tmp_path: Path) -> None:
     async with opened_store(tmp_path, ROOM) as store:
         digest = await put_blob(store, random_bytes(1_200_000))
+        store.vouch(Digest.of(b"new"))
         blob = await store.open_blob(digest)
         assert blob is not None
         with pytest.raises(StorageError, match="in use"):
             await store.stage(Digest.of(b"new"), 1_200_000)
-        assert store.ledger.used == 1_200_000
+        assert store.ledger.used == on_disk(1_200_000)
         blob.close()
         store.finish(await store.stage(Digest.of(b"new"), 1_200_000))
         assert not store.has(digest)
@@ -204,7 +220,7 @@ async def test_content_of_unknown_size_reserves_as_it_grows_and_gives_back_what_
         staged.write(b"layer")
         await store.commit(staged)
         store.finish(staged)
-        assert store.ledger.used == 5
+        assert store.ledger.used == on_disk(5)
 
 
 async def test_a_smaller_capacity_holds_from_the_next_write_on(tmp_path: Path) -> None:
@@ -212,7 +228,9 @@ async def test_a_smaller_capacity_holds_from_the_next_write_on(tmp_path: Path) -
         for number in range(8):
             await put_blob(store, random_bytes(500_000, number))
         store.rooms.capacity = ROOM
-        await put_blob(store, random_bytes(500_000, "new"))
+        new = random_bytes(500_000, "new")
+        store.vouch(Digest.of(new))
+        await put_blob(store, new)
         assert bytes_on_disk(tmp_path) <= ROOM
 
 
@@ -229,6 +247,8 @@ async def test_room_that_is_not_yet_free_on_disk_is_not_given_to_another(tmp_pat
     """The writer thread may be busy with a long sync; an evicted file is on disk until it gets there."""
     async with opened_store(tmp_path, ROOM) as store:
         await put_blob(store, random_bytes(1_900_000, "old"))
+        store.vouch(Digest.of(b"evicting"))
+        store.vouch(Digest.of(b"other"))
         busy = threading.Event()
         slow = asyncio.ensure_future(store._write(lambda: busy.wait(5)))
         evicting = asyncio.ensure_future(store.stage(Digest.of(b"evicting"), 1_000_000))
@@ -259,4 +279,4 @@ async def test_sixteen_at_once_never_exceed_the_cap(tmp_path: Path) -> None:
 
         assert any(await asyncio.gather(*(fill(number) for number in range(16))))
         assert store.ledger.reserved == 0
-        assert store.ledger.used == sum(path.stat().st_size for path in blob_files(tmp_path))
+        assert store.ledger.used == sum(on_disk(path.stat().st_size) for path in blob_files(tmp_path))

@@ -14,6 +14,8 @@ from hubcache.decide.records import ManifestRecord
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
 from hubcache.oci.media import OCI_MANIFEST
+from hubcache.store.ledger import on_disk
+from hubcache.store.room import ALLOWANCE
 from hubcache.store.staging import Staged
 from hubcache.store.store import Store, StoredBlob
 from hypothesis import HealthCheck, Phase, settings
@@ -22,7 +24,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from parts import MIB, bytes_on_disk, files_below, manifest_of
 from standin import random_bytes
 
-CAPACITY = (2 << 20) + 2 * MIB
+CAPACITY = ALLOWANCE + 2 * MIB
 LAYERS = [random_bytes(size, size) for size in (0, 1, 90_000, 400_000, 700_000, 1_100_000, 2_500_000)]
 NUMBERS = st.integers(0, len(LAYERS) - 1)
 
@@ -107,7 +109,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(digest=digests)
     def ask(self, digest: Digest) -> None:
         self.now += 1.0
-        self.store.count_request(digest, self.now)
+        self.store.count_request(digest)
 
     @rule(target=opened, number=NUMBERS)
     def open_blob(self, number: int) -> int | None:
@@ -165,7 +167,11 @@ class StoreMachine(RuleBasedStateMachine):
             assert files[name].stat().st_size == size
             assert digest.matches(files[name].read_bytes())
         assert self.store.ledger.sizes == {digest: size for digest, (size, _) in rows.items()} | manifests
-        assert self.store.ledger.stored == sum(self.store.ledger.sizes.values())
+        assert self.store.ledger.stored == sum(map(on_disk, self.store.ledger.sizes.values()))
+        assert {digest for digest in self.store.ledger.sizes if digest in self.store.rooms.retention} == set(
+            self.store.ledger.sizes
+        ), "content that the policy does not know would never go"
+        assert self.store.rooms.retention.bytes == self.store.ledger.stored
         assert self.store.ledger.reserved == sum(staged.reserved for staged in self.growing)
 
     @invariant()

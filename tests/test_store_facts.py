@@ -1,33 +1,16 @@
 """What the store remembers of repositories and tags, and for how long."""
 
 import asyncio
-import sqlite3
 import time
 from pathlib import Path
 
+import pytest
 from hubcache.decide.records import Link, TagRecord
 from hubcache.oci.digest import Digest
-from parts import MIB, files_below, opened_store
+from parts import opened_store
 
 NOW = time.time()
 HUB = "registry-1.docker.io"
-ROOM = (2 << 20) + 2 * MIB
-"""A capacity that leaves somewhat less than 2 MiB for content; the rest is kept free for the index."""
-
-
-def database(directory: Path) -> sqlite3.Connection:
-    return sqlite3.connect(directory / "store/cache.db", autocommit=True)
-
-
-def change(directory: Path, statement: str, *values: object) -> None:
-    """Do something to the rows of a closed store."""
-    connection = database(directory)
-    connection.execute(statement, values)
-    connection.close()
-
-
-def blob_files(directory: Path) -> list[Path]:
-    return files_below(directory / "store/blobs")
 
 
 async def test_tags_are_remembered_by_negotiation_until_dropped(tmp_path: Path) -> None:
@@ -63,10 +46,10 @@ async def test_a_link_is_known_for_its_repository_only(tmp_path: Path) -> None:
 async def test_popularity_survives_a_restart_once_flushed(tmp_path: Path) -> None:
     digest = Digest.of(b"image")
     async with opened_store(tmp_path) as store:
-        store.count_request(digest, NOW)
-        store.count_request(digest, NOW)
+        store.count_request(digest)
+        store.count_request(digest)
     async with opened_store(tmp_path) as store:
-        assert store.ledger.popularity[digest].count == 2.0
+        assert store.rooms.retention.requests(digest, time.time()) == pytest.approx(2.0, abs=0.01)
 
 
 async def test_a_challenge_is_remembered_and_replaced(tmp_path: Path) -> None:

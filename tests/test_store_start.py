@@ -13,12 +13,14 @@ import pytest
 from hubcache.decide.records import TagRecord
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError, StoreTooNew
+from hubcache.store.ledger import on_disk
+from hubcache.store.room import ALLOWANCE
 from hubcache.store.store import FORMAT, Store
 from parts import MIB, files_below, opened_store, put_blob, put_image
 
 NOW = time.time()
 HUB = "registry-1.docker.io"
-ROOM = (2 << 20) + 2 * MIB
+ROOM = ALLOWANCE + 2 * MIB
 """A capacity that leaves somewhat less than 2 MiB for content; the rest is kept free for the index."""
 
 
@@ -61,7 +63,7 @@ async def test_content_that_could_not_be_removed_still_counts(tmp_path: Path) ->
         refuse(tmp_path, "DELETE")
         with pytest.raises(StorageError):
             await store.remove(digest)
-        assert store.ledger.used == sum(path.stat().st_size for path in blob_files(tmp_path))
+        assert store.ledger.used == sum(on_disk(path.stat().st_size) for path in blob_files(tmp_path))
 
 
 async def test_a_problem_ends_when_writing_works_again(tmp_path: Path) -> None:
@@ -78,13 +80,13 @@ async def test_a_problem_ends_when_writing_works_again(tmp_path: Path) -> None:
 async def test_popularity_that_could_not_be_written_is_written_later(tmp_path: Path) -> None:
     digest = Digest.of(b"image")
     async with opened_store(tmp_path) as store:
-        store.count_request(digest, NOW)
+        store.count_request(digest)
         refuse(tmp_path, "INSERT")
         with pytest.raises(StorageError):
             await store.flush()
         change(tmp_path, "DROP TRIGGER no")
     async with opened_store(tmp_path) as store:
-        assert digest in store.ledger.popularity
+        assert store.was_requested(digest)
 
 
 async def test_a_full_disk_while_staging_returns_the_reservation(
@@ -253,7 +255,7 @@ async def test_a_second_process_is_refused_until_the_first_has_closed(tmp_path: 
 async def test_a_store_that_cannot_write_its_last_words_still_lets_go(tmp_path: Path) -> None:
     store = Store(tmp_path, 64 * MIB)
     store.open()
-    store.count_request(Digest.of(b"image"), NOW)
+    store.count_request(Digest.of(b"image"))
     refuse(tmp_path, "INSERT")
     with pytest.raises(StorageError):
         await store.close()

@@ -55,8 +55,9 @@ OPTIONS = (
     Option(
         "hubcache_min_free",
         str,
-        "1g",
-        "Free space to leave on the file system: the store shrinks when others fill it. A size, or 0.",
+        "",
+        "Free space to leave on the file system: the store shrinks when others fill it. A size, or 0. Empty: 1G, or a "
+        "twentieth of the file system where that is less.",
     ),
     Option(
         "hubcache_pins",
@@ -170,7 +171,7 @@ class Settings:
     half_life: float
     expire_after: float
     max_blob: int
-    min_free: int
+    min_free: int | None
     pins: tuple[Pin, ...]
     registries: tuple[Registry, ...]
     tag_ttl: float
@@ -196,7 +197,9 @@ class Settings:
             half_life=_positive("hubcache_half_life", options.hubcache_half_life),
             expire_after=_positive("hubcache_expire_after", options.hubcache_expire_after),
             max_blob=_size("hubcache_max_blob", options.hubcache_max_blob) if options.hubcache_max_blob else 0,
-            min_free=_size("hubcache_min_free", options.hubcache_min_free, zero=True),
+            min_free=_size("hubcache_min_free", options.hubcache_min_free, zero=True)
+            if options.hubcache_min_free
+            else None,
             pins=_pins(options.hubcache_pins),
             registries=_registries(options.hubcache_registries),
             tag_ttl=_not_negative("hubcache_tag_ttl", options.hubcache_tag_ttl),

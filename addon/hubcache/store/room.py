@@ -3,6 +3,7 @@
 The policy decides (`decide.retention`), this carries it out: one removal after the other, each explained.
 """
 
+import asyncio
 import logging
 import os
 import time
@@ -34,15 +35,19 @@ class Removal:
 
 
 class Rooms:
-    """`capacity`, `max_blob` (0 = no limit) and `min_free` are in bytes and may be changed at any time."""
+    """`capacity`, `max_blob` (0 = no limit) and `min_free` are in bytes and may be changed at any time.
+
+    `min_free` is None for the smaller of 1 GB and a twentieth of the file system.
+    """
 
     def __init__(self, directory: Path, capacity: int, ledger: Ledger, clock: Callable[[], float] = time.time) -> None:
         self.capacity = capacity
         self.max_blob = 0
-        self.min_free = 0
+        self.min_free: int | None = 0
         self.retention: Retention[Digest] = Retention()
         self.history: deque[Removal] = deque(maxlen=1000)
         self.removed = 0
+        self._turn = asyncio.Lock()
         self._directory = directory
         self._ledger = ledger
         self._clock = clock
@@ -50,14 +55,15 @@ class Rooms:
     def limit(self, index_bytes: int) -> int:
         """Bytes that content may use now: below the cap, and below what leaves `min_free` on the file system."""
         limit = self.capacity - index_bytes - ALLOWANCE
-        if self.min_free:
+        if self.min_free != 0:
             try:
                 state = os.statvfs(self._directory)
             except OSError as error:
                 raise StorageError(f"cannot see how much of the disk is free: {error}") from error
             # What is reserved but not yet written is still counted as free by the file system: this errs on the side
             # of too much room by what is in flight, and `hubcache_min_free` is soft in that it looks again each time.
-            limit = min(limit, self._ledger.stored + state.f_bavail * state.f_frsize - self.min_free)
+            floor = min(1 << 30, state.f_blocks * state.f_frsize // 20) if self.min_free is None else self.min_free
+            limit = min(limit, self._ledger.stored + state.f_bavail * state.f_frsize - floor)
         return limit
 
     async def reserve(
@@ -65,8 +71,14 @@ class Rooms:
     ) -> None:
         """Take room for `size` bytes of `digest`, evicting for it; raises `NotStored` when the policy refuses.
 
-        The reservation comes before the evictions: another request that runs meanwhile must see it.
+        One after the other: what is being removed for one is neither free for another yet, nor there to be removed.
         """
+        async with self._turn:
+            await self._reserve(digest, size, index_bytes, remove)
+
+    async def _reserve(
+        self, digest: Digest, size: int, index_bytes: int, remove: Callable[[Digest], Awaitable[None]]
+    ) -> None:
         if self.max_blob and size > self.max_blob:
             raise NotStored(f"{size} bytes are more than hubcache_max_blob allows")
         needed, limit = on_disk(size), self.limit(index_bytes)
