@@ -25,7 +25,7 @@ REPO = "library/app"
 
 @pytest.fixture
 def quick_housekeeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_TICK_SECONDS", 0.02)
+    monkeypatch.setattr(engine_module, "TICK_SECONDS", 0.02)
     monkeypatch.setattr(engine_module, "_REOPEN_SECONDS", 0.05)
 
 

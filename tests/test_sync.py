@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from hubcache import engine
 from hubcache.oci.account import Account
 from hubcache.serve.messages import Answer, Door, Result
-from hubcache.serve.sync import OFTEN
+from hubcache.serve.sync import OFTEN, TICK_SECONDS
 from people import DOORS, Clock, pull, requests_of, settled, until
 from rig import Cache, running
 from standin import Fault, Hub, Image, random_bytes
@@ -140,8 +139,8 @@ async def test_no_popular_tag_is_ever_stale_however_the_ticks_fall(cache: Cache,
             await ask_tag(cache, image)
     hub.reset_log()
     stale = set()
-    for _ in range(int(2 * TTL / engine._TICK_SECONDS)):
-        clock.ahead += engine._TICK_SECONDS * 0.99
+    for _ in range(int(2 * TTL / TICK_SECONDS)):
+        clock.ahead += TICK_SECONDS * 0.99
         now = clock.time()
         for image in images:
             for record in cache.engine.store.tags("registry-1.docker.io", image.repo, image.tag or "").values():
@@ -390,7 +389,7 @@ async def test_tag_is_not_held_back_for_ever_by_what_cannot_be_fetched_ahead(
     new = hub.image("library/app", "1", [random_bytes(4 << 20)])
     if obstacle == "layer is missing":
         hub.faults.add(Fault(kind="blob", status=404, body="no", path=f"*{new.layers[0]}"))
-    for _ in range(int(5 * TTL / engine._TICK_SECONDS)):
-        clock.ahead += engine._TICK_SECONDS
+    for _ in range(int(5 * TTL / TICK_SECONDS)):
+        clock.ahead += TICK_SECONDS
         await tick(cache)
     assert (await ask_tag(cache, image))[1] == new.manifest

@@ -205,8 +205,11 @@ async def test_the_upstreams_own_words_are_kept_in_the_detail(hub: Hub, line: Li
     with pytest.raises(Denied) as caught:
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
     assert caught.value.detail == {
-        "repository": REPO, "upstream_status": 403, "upstream_message": "billing is overdue"
-    }  # fmt: skip
+        "repository": REPO,
+        "upstream_status": 403,
+        "upstream_code": "DENIED",
+        "upstream_message": "billing is overdue",
+    }
 
 
 @pytest.mark.parametrize("after", ["17", None])

@@ -6,14 +6,15 @@ HIDDEN = "[hidden by hubcache]"
 
 
 class SecretHeaders(http.Headers):
-    """Headers whose `Authorization` is in the bytes that are sent, and nowhere else: not in fields, state or copies."""
+    """Headers of which one has its value in the bytes that are sent, and not in fields, state or copies."""
 
-    def __init__(self, headers: http.Headers, authorization: str) -> None:
+    def __init__(self, headers: http.Headers, name: str, value: str) -> None:
         super().__init__(headers.fields)
-        self._line = b"Authorization: " + authorization.encode("latin-1", "replace") + b"\r\n"
+        self._name = name.lower().encode()
+        self._line = name.encode() + b": " + value.encode("latin-1", "replace") + b"\r\n"
 
     def __bytes__(self) -> bytes:
-        shown = http.Headers(field for field in self.fields if field[0].lower() != b"authorization")
+        shown = http.Headers(field for field in self.fields if field[0].lower() != self._name)
         return bytes(shown) + self._line
 
 
@@ -24,9 +25,21 @@ def hide(request: http.Request) -> None:
             request.headers[name] = HIDDEN
 
 
+def hide_signature(response: http.Response) -> None:
+    """Show a redirect without its query: whoever has the signature in it may read what the client may.
+
+    The client still gets it. A relative address is the registry's own, and no secret.
+    """
+    location = response.headers.get("location", "")
+    shown, separator, _ = location.partition("?")
+    if separator and not location.startswith("/"):
+        response.headers["Location"] = f"{shown}?{HIDDEN}"
+        response.headers = SecretHeaders(response.headers, "Location", location)
+
+
 def send(request: http.Request, authorization: str | None) -> None:
     """Send `authorization`, or none, with a request whose own was hidden."""
     if authorization is None:
         request.headers.pop("authorization", None)
     else:
-        request.headers = SecretHeaders(request.headers, authorization)
+        request.headers = SecretHeaders(request.headers, "Authorization", authorization)

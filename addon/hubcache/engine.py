@@ -20,7 +20,7 @@ from .serve.memory import Memory
 from .serve.messages import Answer, Forward, Request, Result
 from .serve.mirror import Mirror
 from .serve.service import Service
-from .serve.sync import Sync
+from .serve.sync import TICK_SECONDS, Sync
 from .serve.token_service import TokenService
 from .store.store import Store
 from .transfer.breaker import Breakers
@@ -34,7 +34,6 @@ from .transfer.upstream import Upstream
 logger = logging.getLogger("hubcache")
 
 USER_AGENT = "hubcache"
-_TICK_SECONDS = 5.0
 _REOPEN_SECONDS = 30.0
 _EXPIRE_SECONDS = 3600.0
 _REPEAT_SECONDS = 600.0
@@ -170,7 +169,7 @@ class Engine:
         that could not be opened, remove what is over its time."""
         opened_at = expired_at = time.monotonic()
         while True:
-            await asyncio.sleep(_TICK_SECONDS)
+            await asyncio.sleep(TICK_SECONDS)
             now = time.monotonic()
             self._sync.tick()
             if self._access_log is not None:

@@ -295,6 +295,7 @@ class Hubcache:
         if forwarded is not None:
             place, _ = forwarded
             flow_headers.adapt_forwarded(flow.response, place.registry, proxied=place.door is Door.PROXY)
+            credentials.hide_signature(flow.response)
 
     async def response(self, flow: http.HTTPFlow) -> None:
         """A flow is complete."""

@@ -74,8 +74,8 @@ class Blobs:
                 return Blob(stored.size, part, source, Result.HIT, cache_status.hit())
             return Blob(stored.size, part, source, Result.STALE, cache_status.stale(0, reason))
         running = self._fills.get(digest)
-        fill = running or await self._start(view, digest)
         try:
+            fill = running or await self._start(view, digest)
             size = await fill.opened()
             if running is None:
                 await self._accepted(view, digest)
@@ -167,8 +167,10 @@ class Blobs:
         await self._memory.link(view.host, view.repository, {digest: None})
 
     async def _refused(self, view: View, digest: Digest, error: RegistryError) -> None:
+        if view.reader is None:
+            await self._memory.unlink(view.host, view.repository, digest)
         if isinstance(error, BlobUnknown):
-            await self._gate.doubted(view.host, view.repository)
+            await self._gate.doubted(view.host, view.repository, error)
         else:
             await self._gate.refused(view.host, view.repository, view.reader)
         self._gate.remember_missing(view.host, view.repository, view.question(str(digest)), error)
@@ -176,6 +178,8 @@ class Blobs:
     async def _start(self, view: View, digest: Digest) -> Fill:
         self._gate.raise_missing(view.host, view.repository, view.question(str(digest)))
         link = self._store.link(view.host, view.repository, digest)
+        if view.reader is not None and not await self._memory.private(digest):
+            raise StorageError("cannot remember that the blob is private")
         opener = await self._opener(view, digest)
         return self._fills.start(digest, link.size if link else None, lambda start: opener(start, None))
 

@@ -50,8 +50,8 @@ class Gate:
         In an `outage` a public repository stays public for `max_stale` seconds; nothing private is given then.
         """
         link = self._store.link(host, repository, digest)
-        if link is None or not link.confirmed:
-            return False
+        if link is None or (not link.confirmed and self._store.is_private(digest)):
+            return False  # anybody can push a manifest that names the digest of somebody's private layer
         return self.is_open(host, repository, reader, outage=outage)
 
     def is_open(self, host: str, repository: str, reader: str | None, *, outage: bool = False) -> bool:
@@ -85,11 +85,15 @@ class Gate:
         if self._store.verdict(host, repository) is not None:
             await self._memory.verdict(host, repository, verdict)
 
-    async def doubted(self, host: str, repository: str) -> None:
+    async def doubted(self, host: str, repository: str, error: RegistryError) -> None:
         """The upstream misses something (404): some registries say so of what became private. Ask again next time.
 
-        Not a refusal: a mistyped tag must not make a repository unusable in an outage.
+        Not a refusal: a mistyped tag must not make a repository unusable in an outage. And no doubt when the upstream
+        says by its code that it is only the manifest or the blob which is missing: it let us look into the repository.
         """
+        detail = error.detail
+        if isinstance(detail, dict) and detail.get("upstream_code") in ("MANIFEST_UNKNOWN", "BLOB_UNKNOWN"):
+            return
         known = self._verdict(host, repository)
         if known is not None and known.public:
             doubtful = Verdict(True, min(known.checked_at, self._clock() - VERDICT_LIFETIME))

@@ -141,6 +141,8 @@ class Manifests:
                     return Found(digest, told.media_type, told.size, None, Result.MISS, status)
             return await self._take(view, await self._get(view, digest, _ANY))
         except (ManifestUnknown, Unauthorized, Denied) as error:
+            if view.reader is None:
+                await self._memory.unlink(view.host, view.repository, digest)
             await self._refused(view, str(digest), error)
             raise
 
@@ -177,15 +179,26 @@ class Manifests:
         prolonged = replace(record, validated_at=self._clock())
         await self._memory.tag(view.host, view.repository, tag, negotiation, prolonged, generation)
 
-    async def forget(self, host: str, repository: str, tag: str) -> None:
-        """A tag was moved or removed through this proxy."""
-        await self._memory.forget_tag(host, repository, tag)
+    async def forget(self, host: str, repository: str, reference: str) -> None:
+        """A tag was moved, or a tag or a manifest removed, through this proxy."""
+        if ":" in reference:
+            await self._memory.forget_digest(host, repository, Digest.parse(reference))
+        else:
+            await self._memory.forget_tag(host, repository, reference)
 
     async def _by_head(
         self, view: View, tag: str, negotiation: str, head: bool, known: TagRecord | None
     ) -> Found | None:
         """The answer as far as a HEAD gives it; None when the upstream's HEAD does not tell enough."""
-        told = await view.upstream.head_manifest(view.repository, tag, negotiation, view.reader)
+        try:
+            told = await view.upstream.head_manifest(view.repository, tag, negotiation, view.reader)
+        except ManifestUnknown:
+            if not self._gate.is_open(view.host, view.repository, None):
+                raise
+            # Has the repository gone, or only the tag? A HEAD has no body to say so. What is missing counts no pull.
+            return await self._take(
+                view, await view.upstream.get_manifest(view.repository, tag, negotiation, view.reader)
+            )
         await self._gate.accepted(view.host, view.repository, view.reader)
         if told.digest is None or told.size is None:
             return None
@@ -222,18 +235,24 @@ class Manifests:
             raise BadUpstream(f"upstream sent no manifest: {error.message}", error.detail) from error
         record = ManifestRecord(fetched.media_type, fetched.body)
         links: dict[Digest, int | None] = {child.digest: child.size for child in children}
+        if view.reader is not None and not await self._memory.private(fetched.digest):
+            return _passed(fetched)
         stored = await self._memory.manifest(fetched.digest, record)
         await self._memory.link(view.host, view.repository, links, confirmed=False)
         await self._memory.link(view.host, view.repository, {fetched.digest: len(fetched.body)})
-        status = cache_status.fetched(stored=stored)
-        return Found(fetched.digest, fetched.media_type, len(fetched.body), fetched.body, Result.MISS, status)
+        return _passed(fetched, stored=stored)
 
     async def _refused(self, view: View, reference: str, error: RegistryError, negotiation: str = "") -> None:
         if isinstance(error, ManifestUnknown):
-            await self._gate.doubted(view.host, view.repository)
+            await self._gate.doubted(view.host, view.repository, error)
         else:
             await self._gate.refused(view.host, view.repository, view.reader)
         self._gate.remember_missing(view.host, view.repository, view.question(reference, negotiation), error)
+
+
+def _passed(fetched: Fetched, *, stored: bool = False) -> Found:
+    status = cache_status.fetched(stored=stored)
+    return Found(fetched.digest, fetched.media_type, len(fetched.body), fetched.body, Result.MISS, status)
 
 
 def _stored(digest: Digest, record: ManifestRecord, result: Result, status: str) -> Found:

@@ -53,6 +53,20 @@ class Memory:
         if new:
             await self._attempt(self._store.put_links(registry, repository, new, confirmed=confirmed))
 
+    async def unlink(self, registry: str, repository: str, digest: Digest) -> None:
+        """The upstream says that a digest does not belong to a repository."""
+        if self._store.link(registry, repository, digest) is not None:
+            await self._attempt(self._store.drop_link(registry, repository, digest))
+
+    async def forget_digest(self, registry: str, repository: str, digest: Digest) -> None:
+        """A manifest was deleted: it and the tags that were at it are gone."""
+        await self.unlink(registry, repository, digest)
+        await self._attempt(self._store.drop_tags_of(registry, repository, digest))
+
+    async def private(self, digest: Digest) -> bool:
+        """Content is about to be fetched with a client's own credentials; whether that is remembered."""
+        return await self._attempt(self._store.put_private(digest))
+
     async def verdict(self, registry: str, repository: str, verdict: Verdict) -> None:
         """Remember whether a repository is public."""
         await self._attempt(self._store.put_verdict(registry, repository, verdict))

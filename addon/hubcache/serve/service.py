@@ -3,6 +3,10 @@
 Every `RegistryError` raised below becomes an answer (or a pass-through with the client's own credentials) here.
 """
 
+import logging
+import math
+import time
+
 from ..oci.digest import Digest
 from ..oci.errors import (
     BlobUnknown,
@@ -30,6 +34,9 @@ from .pulls import Pulls
 from .sync import Sync
 from .view import View
 
+logger = logging.getLogger("hubcache")
+
+_SAY_SECONDS = 60.0
 _KINDS: dict[type, str] = {Ping: "ping", ManifestTarget: "manifest", BlobTarget: "blob"}
 
 
@@ -57,6 +64,7 @@ class Service:
         self._sync = sync
         self._mirror = mirror
         self._pulls = Pulls()
+        self._said: dict[tuple[str, str], float] = {}
         self._upstreams = upstreams
         self._authorize = authorize
         self._offer_only = offer_only
@@ -73,7 +81,17 @@ class Service:
         except StorageError as error:
             outcome = error_answer(Unavailable(str(error)), request.method)
         outcome.kind = kind
+        if isinstance(outcome, Answer) and outcome.result is Result.STALE:
+            self._say_why_stale(request, outcome.headers["Cache-Status"])
         return outcome
+
+    def _say_why_stale(self, request: Request, status: str) -> None:
+        """In the log, once in a while for each reason: a fleet would else fill it."""
+        reason = status.partition("detail=")[2]
+        key, now = (request.registry.host, reason), time.monotonic()
+        if now - self._said.get(key, -math.inf) >= _SAY_SECONDS:
+            self._said = {known: at for known, at in self._said.items() if now - at < _SAY_SECONDS} | {key: now}
+            logger.info("hubcache: stale copies of %s are served: %s", request.registry.host, reason)
 
     async def _route(self, request: Request, target: Target) -> Answer | Forward:
         if isinstance(target, OtherTarget) or request.method not in ("GET", "HEAD"):
@@ -89,6 +107,9 @@ class Service:
         try:
             return await self._look_up(request, View(upstream, target.repository, own=own), target)
         except (Unauthorized, Denied, ManifestUnknown, BlobUnknown) as error:
+            missing = isinstance(error, ManifestUnknown | BlobUnknown)
+            if missing and self._gate.is_open(request.registry.host, target.repository, None):
+                raise  # known to be public: what the public does not find there, nobody does
             if own is None:
                 raise self._refusal(request, target.repository, error) from error
         except (Unavailable, TooManyRequests):

@@ -27,8 +27,12 @@ OFTEN = 3.0
 
 HALF_LIFE = 3600.0
 MAX_TAGS = 10_000
-_EARLY = 0.2
-"""Part of a tag's lifetime before its end in which it is validated; tags are spread over it."""
+TICK_SECONDS = 5.0
+"""How often `tick` is called."""
+
+_EARLY = 0.1
+"""Part of a tag's lifetime, but at least two ticks, before its end by which it is validated at the latest; tags are
+spread over as much again."""
 
 _AT_ONCE = 4
 _LONGEST_FETCH_SECONDS = 900.0
@@ -66,6 +70,7 @@ class Sync:
         self._may_spend = may_spend
         self._clock = clock
         self._asked: dict[tuple[str, str, str, str], tuple[Watched, Tally]] = {}
+        self._failed: dict[tuple[str, str, str, str], Digest] = {}
         self._busy: set[tuple[str, str, str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -76,6 +81,7 @@ class Sync:
         _, before = self._asked.get(watched.key, (watched, Tally(0.0, now)))
         if watched.key not in self._asked and len(self._asked) >= MAX_TAGS:
             self._asked = {key: value for key, value in self._asked.items() if value[1].at(now, HALF_LIFE) >= 1.0}
+            self._failed = {key: digest for key, digest in self._failed.items() if key in self._asked}
             if len(self._asked) >= MAX_TAGS:
                 return
         self._asked[watched.key] = (watched, before.plus(now, HALF_LIFE))
@@ -104,7 +110,8 @@ class Sync:
             return False
         spread = zlib.crc32("\n".join(watched.key).encode()) / 2**32
         lifetime = self._manifests.tag_lifetime
-        return now - record.validated_at >= lifetime * (1 - _EARLY * (0.25 + 0.75 * spread))
+        margin = min(max(lifetime * _EARLY, 2 * TICK_SECONDS), lifetime / 3)
+        return now - record.validated_at >= lifetime - margin * (1 + spread)
 
     async def _renew(self, watched: Watched) -> None:
         try:
@@ -114,13 +121,16 @@ class Sync:
             logger.info("hubcache: %s:%s not kept in step: %s", watched.view.repository, watched.tag, error)
         finally:
             self._busy.discard(watched.key)
+        if not self._is_due(watched, self._clock()):  # or one that fails would be tried without a pause
+            self.tick()
 
     async def _renew_or_raise(self, watched: Watched) -> None:
         view, before = watched.view, self._record(watched)
         if before is None:
             return
         now_at = await self._manifests.current(view, watched.tag, watched.negotiation)
-        if now_at is not None and now_at != before.digest and self._may_spend(view.host):
+        moved = now_at is not None and now_at != before.digest and self._failed.get(watched.key) != now_at
+        if now_at is not None and moved and self._may_spend(view.host):
             logger.info("hubcache: %s:%s moved to %s, fetching it ahead", view.repository, watched.tag, now_at)
             await self._fetch_ahead(watched, before, now_at)
         here = now_at is not None and self._store.has(now_at)
@@ -136,7 +146,8 @@ class Sync:
                 await asyncio.wait((fetching,), timeout=max(0.5, self._manifests.tag_lifetime / 2))
             fetching.result()
         except HubcacheError:
-            await self._manifests.forget(watched.view.host, watched.view.repository, watched.tag)
+            # The tag stays where it is until it goes stale, for an outage; next time it moves without its layers.
+            self._failed[watched.key] = digest
             raise
         finally:
             fetching.cancel()

@@ -51,6 +51,31 @@ class Facts(Base):
         }
         await self._write(lambda: index.set_many(rows, FACT_LIFETIME))
 
+    async def drop_link(self, registry: str, repository: str, digest: Digest) -> None:
+        """A digest does not belong to a repository (any more)."""
+        index = self._opened()
+        await self._write(lambda: index.delete(f"link/{registry}/{repository}@{digest}"))
+
+    async def drop_tags_of(self, registry: str, repository: str, digest: Digest) -> None:
+        """Forget the tags of a repository that are at this digest."""
+        index, prefix = self._opened(), f"tag/{registry}/{repository}:"
+
+        def drop() -> None:
+            rows = [(key, value) for key, value, _, _ in index.rows(prefix)]
+            at = [key for key, value in rows if any(tag.digest == digest for tag in decode_tags(value).values())]
+            index.set_many({}, gone=at)
+
+        await self._write(drop)
+
+    def is_private(self, digest: Digest) -> bool:
+        """Whether content was fetched with a client's own credentials, so that it may be nobody else's."""
+        return self._read(f"private/{digest}") is not None
+
+    async def put_private(self, digest: Digest) -> None:
+        """Remember that content is fetched with a client's own credentials."""
+        index = self._opened()
+        await self._write(lambda: index.set(f"private/{digest}", ""))
+
     def verdict(self, registry: str, repository: str) -> Verdict | None:
         """Whether a repository was public when last seen."""
         value = self._read(f"repository/{registry}/{repository}")

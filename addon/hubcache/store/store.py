@@ -272,7 +272,9 @@ class Store(Facts):
         """Remove content, whatever it is. It counts as stored until its file is gone."""
         index = self._opened()
         try:
-            await self._write(lambda: index.set_many({}, gone=(f"blob/{digest}", f"manifest/{digest}")))
+            await self._write(
+                lambda: index.set_many({}, gone=(f"blob/{digest}", f"manifest/{digest}", f"private/{digest}"))
+            )
         except StorageError:
             if digest in self.ledger.sizes:
                 self.rooms.retention.stored(digest, on_disk(self.ledger.sizes[digest]), self._clock())

@@ -10,6 +10,9 @@ CONNECT_SECONDS = 5.0
 PROGRESS_SECONDS = 30.0
 """Longest wait for the first byte of an answer, and then for each next one. Clients wait one to five minutes."""
 
+_PAUSE_SECONDS = 60.0
+_LONGEST_PAUSE_SECONDS = 3600.0
+
 READ_BUFFER = 1 << 19
 """Bytes that aiohttp reads ahead for one answer; with its own 64 KiB a fast upstream costs three times the wake-ups."""
 
@@ -50,6 +53,11 @@ def refuse_encoded(response: aiohttp.ClientResponse) -> None:
     coding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
         raise BadUpstream("upstream encoded a body although identity was asked for", {"encoding": coding[:50]})
+
+
+def pause(response: aiohttp.ClientResponse) -> float:
+    """Seconds not to ask again after a 429: what it says, or a minute, but an hour at most."""
+    return min(retry_after(response) or _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
 
 
 def retry_after(response: aiohttp.ClientResponse) -> float | None:

@@ -17,7 +17,7 @@ from ..oci.account import Account
 from ..oci.errors import BadUpstream, Denied, TooManyRequests, Unavailable
 from .client import Client
 from .coalesce import Coalescer
-from .http import read_body, retry_after
+from .http import pause, read_body
 
 _PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 
@@ -67,6 +67,7 @@ class Tokens:
         self._client = client
         self._known: dict[tuple[Challenge, str, bool], tuple[str, float]] = {}
         self._asked = Coalescer[tuple[Challenge, str, bool], str]()
+        self._paused: dict[tuple[str, bool], float] = {}
 
     async def get(self, challenge: Challenge, scope: str, account: Account | None = None) -> str:
         """A token, anonymous or the account's; raises `RegistryError` when the service gives none."""
@@ -74,11 +75,18 @@ class Tokens:
         known = self._known.get(key)
         if known is not None and time.monotonic() < known[1]:
             return known[0]
+        left = self._paused.get((challenge.realm, account is not None), 0.0) - time.monotonic()
+        if left > 0:
+            raise TooManyRequests("token service limits our requests", left)
         return await self._asked.run(key, lambda: self._fetch(challenge, scope, account))
 
     def has(self, challenge: Challenge, scope: str) -> bool:
         """Whether an anonymous token is at hand; one that is not new may be from before the repository was."""
         return (challenge, scope, False) in self._known
+
+    def is_accounts(self, challenge: Challenge, scope: str, token: str) -> bool:
+        """Whether this token is the configured account's."""
+        return self._known.get((challenge, scope, True), ("", 0.0))[0] == token
 
     def forget(self, challenge: Challenge, scope: str, token: str) -> None:
         """The registry refused this token."""
@@ -92,7 +100,9 @@ class Tokens:
         headers = {"Authorization": account.authorization} if account is not None else {}
         async with self._client.send("token", "GET", url.update_query(query), headers) as response:
             if response.status == 429:
-                raise TooManyRequests("token service limits our requests", retry_after(response))
+                seconds = pause(response)
+                self._paused[challenge.realm, account is not None] = time.monotonic() + seconds
+                raise TooManyRequests("token service limits our requests", seconds)
             if response.status in (401, 403):
                 raise Denied("token service refuses", {"upstream_status": response.status})
             if response.status != 200:

@@ -33,13 +33,11 @@ from ..oci.errors import (
 from ..oci.manifest import MAX_MANIFEST
 from ..oci.registry import Registry
 from .client import Client
-from .http import read_body, refuse_encoded, retry_after
+from .http import pause, read_body, refuse_encoded, retry_after
 from .observer import Observer
 from .tokens import Challenge, Tokens, pull_scope, realm_url
 
 _MAX_ERROR_BODY = 64 << 10
-_PAUSE_SECONDS = 60.0
-_LONGEST_PAUSE_SECONDS = 3600.0
 _RETRIES = 2
 _BACKOFF_SECONDS = 0.2
 _RETRY_WITHIN_SECONDS = 2.0
@@ -106,7 +104,6 @@ class Upstream:
         self.other_challenge: str | None = None
         """A demand for authentication that is not Bearer, as the ping showed it; to be told to clients as it is."""
         self._challenge: Challenge | None = None
-        self._account_authorization: str | None = None
         self._paused: dict[tuple[str, str], float] = {}
 
     @property
@@ -179,10 +176,7 @@ class Upstream:
         challenge = await self.challenge() if self.account is not None else None
         if challenge is None or not _same_domain(self.registry.upstream, challenge.realm):
             return None
-        self._account_authorization = (
-            f"Bearer {await self._tokens.get(challenge, pull_scope(repository), self.account)}"
-        )
-        return self._account_authorization
+        return f"Bearer {await self._tokens.get(challenge, pull_scope(repository), self.account)}"
 
     async def challenge(self) -> Challenge | None:
         """What the registry's ping demands; asked once, then remembered."""
@@ -198,8 +192,8 @@ class Upstream:
         self, kind: str, repository: str, path: str, method: str, headers: dict[str, str], reader: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One read: with the token at hand, once more with a new one after a 401, then through redirects."""
-        pause = (kind, reader or "")
-        left = self._paused.get(pause, 0.0) - time.monotonic()
+        asker = (kind, reader or "")
+        left = self._paused.get(asker, 0.0) - time.monotonic()
         if left > 0:
             raise TooManyRequests("upstream limits our requests", left)
         url = URL(f"{self.registry.upstream}/v2/{repository}/{path}")
@@ -211,11 +205,11 @@ class Upstream:
         for last in (reader is not None, True):
             authorized = headers | ({"Authorization": authorization} if authorization else {})
             async with self._client.follow(kind, method, url, authorized) as response:
-                self._see_limit(response, reader)
+                self._see_limit(response, scope, reader)
                 asked_us = response.url.origin() == url.origin()  # else a CDN, which has no say in our tokens
                 challenge = self._learn(response) if response.status == 401 and asked_us else None
                 if last or challenge is None or (authorization and is_new and challenge.error == "insufficient_scope"):
-                    await self._check(response, kind, repository, pause)
+                    await self._check(response, kind, repository, asker)
                     yield response
                     return
             asked = Challenge(challenge.realm, challenge.service, None)
@@ -223,15 +217,18 @@ class Upstream:
                 self._tokens.forget(asked, scope, authorization.removeprefix("Bearer "))
             authorization = f"Bearer {await self._tokens.get(asked, scope)}"
 
-    def _see_limit(self, response: aiohttp.ClientResponse, reader: str | None) -> None:
+    def _see_limit(self, response: aiohttp.ClientResponse, scope: str, reader: str | None) -> None:
         """`ratelimit-remaining: 98;w=21600`: the number before the semicolon."""
         limit, remaining = (
             response.headers.get(name, "").partition(";")[0].strip()
             for name in ("ratelimit-limit", "ratelimit-remaining")
         )
         if remaining.isdecimal():
-            by_account = reader is not None and reader == self._account_authorization
-            credential = "anonymous" if reader is None else "account" if by_account else "client"
+            credential = "anonymous"
+            if reader is not None:
+                token = reader.removeprefix("Bearer ")
+                by_account = self._challenge is not None and self._tokens.is_accounts(self._challenge, scope, token)
+                credential = "account" if by_account else "client"
             self._client.observer.rate_limit_seen(
                 self.registry.host, credential, int(limit) if limit.isdecimal() else None, int(remaining)
             )
@@ -249,17 +246,16 @@ class Upstream:
         return challenge
 
     async def _check(
-        self, response: aiohttp.ClientResponse, kind: str, repository: str, pause: tuple[str, str]
+        self, response: aiohttp.ClientResponse, kind: str, repository: str, asker: tuple[str, str]
     ) -> None:
         """Raise what the status means unless it is 200 or 206."""
         if response.status in (200, 206):
             return
         if response.status == 429:
             # Remembered, so that clients which try again at once (containerd: 5 times) cost the upstream nothing.
-            seconds = min(retry_after(response) or _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
             now = time.monotonic()
             self._paused = {key: until for key, until in self._paused.items() if until > now}
-            self._paused[pause] = now + seconds
+            self._paused[asker] = now + pause(response)
         try:
             body = await read_body(response, _MAX_ERROR_BODY)
         except (aiohttp.ClientError, TimeoutError, BadUpstream):
@@ -315,7 +311,13 @@ def _is_address(host: str | None) -> bool:
 
 
 def _refusal(response: aiohttp.ClientResponse, upstream: str, kind: str, repository: str, body: bytes) -> RegistryError:
-    detail = {"repository": repository, "upstream_status": response.status, "upstream_message": _message(body)}
+    code, message = _first_error(body)
+    detail = {
+        "repository": repository,
+        "upstream_status": response.status,
+        "upstream_code": code,
+        "upstream_message": message,
+    }
     match response.status:
         case 401 if response.url.origin() == URL(upstream).origin():
             challenge = response.headers.get("WWW-Authenticate", "")
@@ -334,12 +336,13 @@ def _refusal(response: aiohttp.ClientResponse, upstream: str, kind: str, reposit
             return BadUpstream(f"upstream answered {status}", detail)
 
 
-def _message(body: bytes) -> str | None:
-    """The upstream's own words, where it speaks the spec's error form."""
+def _first_error(body: bytes) -> tuple[str | None, str | None]:
+    """The upstream's own code and words, where it speaks the spec's error form."""
     try:
-        return str(json.loads(body)["errors"][0]["message"])[:500]
+        error = json.loads(body)["errors"][0]
+        return str(error["code"])[:100], str(error["message"])[:500]
     except (ValueError, LookupError, TypeError):
-        return None
+        return None, None
 
 
 def _digest_header(response: aiohttp.ClientResponse) -> Digest | None:
