@@ -266,6 +266,8 @@ def test_token_service_that_gives_no_token_is_a_clear_error(
     for door in doors:
         assert door.manifest("latest").failure == expected
     well_again(doors[0])
+    if fault.status == 429:
+        time.sleep(1)  # it said so
     for door, current in zip(doors, images, strict=True):
         assert door.manifest("latest").body == current.manifest
 
