@@ -77,12 +77,12 @@ def proxy_door(cache: Cache, room: Path) -> Door:
 
 
 @pytest.fixture
-def dockers(room: Path) -> Iterator[Callable[[Door], Docker]]:
-    """Starts a dockerd behind a door."""
+def dockers(room: Path) -> Iterator[Callable[..., Docker]]:
+    """Starts a dockerd behind a door, or with arguments of its own."""
     started: list[Docker] = []
 
-    def start(door: Door) -> Docker:
-        docker = Docker(room, door)
+    def start(door: Door, *arguments: str) -> Docker:
+        docker = Docker(room, door, arguments or None)
         started.append(docker)
         return docker
 

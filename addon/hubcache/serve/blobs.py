@@ -61,8 +61,12 @@ class Blobs:
         self._checks = Coalescer[tuple[str, str, str, Digest], int | None]()
         self._beside: dict[Digest, int] = {}
 
-    async def get(self, view: View, digest: Digest, range_header: str | None) -> Blob:
+    async def get(self, view: View, digest: Digest, range_header: str | None, *, around_store: bool = False) -> Blob:
         """A blob, or the part of it that `range_header` asks for; raises `RegistryError`."""
+        if around_store:
+            if view.proves_first:
+                await self._check(view, digest)
+            return await self._stream(view, digest, range_header)
         reason = None
         if self._store.has(digest) or self._fills.get(digest) is not None or view.proves_first:
             reason = await self._check(view, digest)

@@ -45,6 +45,8 @@ class Request:
     client: str = ""
     for_token: bool = False
     """Whether it came to the token service's own host."""
+    around_store: bool = False
+    """Whether a blob is to come from the upstream itself, because the store failed while it was sent."""
     body: bytes | None = field(default=None, repr=False)
 
     @property

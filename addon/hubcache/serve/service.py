@@ -185,7 +185,7 @@ class Service:
             usable = condition is None or condition == _etag(target.digest)
             wanted = request.headers.get("range") if usable else None
             self._count(request, target.digest)
-            blob = await self._blobs.get(view, target.digest, wanted)
+            blob = await self._blobs.get(view, target.digest, wanted, around_store=request.around_store)
         return await self._blob_answer(request, target.digest, blob)
 
     async def _blob_answer(self, request: Request, digest: Digest, blob: Blob) -> Answer:

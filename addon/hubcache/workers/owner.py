@@ -75,7 +75,7 @@ class _Conversation:
             case ["close", number] if number in self._sources:
                 self._spawn(number, self._close(number, self._sources.pop(number)))
             case ["moved", number, registry, moved]:
-                self._spawn(number, self._decider.moved(Registry(**registry), (moved[0], moved[1])))
+                self._spawn(number, self._moved(number, Registry(**registry), (moved[0], moved[1])))
             case ["sent", counts]:
                 for source, count in counts.items():
                     self._decider.sent(source, count)
@@ -105,6 +105,10 @@ class _Conversation:
         self._say(["answered", number, head, _describe(source)], payload)
         if isinstance(source, FillSource):
             await self._tell_progress(number, source)
+
+    async def _moved(self, number: int, registry: Registry, moved: tuple[str, str]) -> None:
+        await self._decider.moved(registry, moved)
+        self._say(["done", number])
 
     async def _tell_progress(self, number: int, source: FillSource) -> None:
         fill, told = source.fill, 0

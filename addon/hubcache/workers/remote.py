@@ -84,7 +84,7 @@ class Remote:
 
     async def moved(self, registry: Registry, moved: tuple[str, str]) -> None:
         """As the engine's."""
-        self._say(["moved", next(self._numbers), asdict(registry), moved])
+        await self._ask(["moved", next(self._numbers), asdict(registry), moved])
 
     # -- bodies -----------------------------------------------------------------------------------------------------
 
@@ -104,9 +104,12 @@ class Remote:
 
     def _again(self, request: Request) -> Callable[[int, int], Source]:
         """The rest of a body whose file failed, by a new request for the range."""
-        return lambda at, end: _Again(
-            self, replace(request, headers=request.headers | {"range": f"bytes={at}-{end - 1}"})
-        )
+
+        def ask(at: int, end: int) -> Source:
+            headers = request.headers | {"range": f"bytes={at}-{end - 1}"}
+            return _Again(self, replace(request, headers=headers, around_store=True))
+
+        return ask
 
     async def read(self, number: int) -> tuple[bytes, bool]:
         """The next bytes of a source that the owner reads, and whether they were the last."""
@@ -167,7 +170,7 @@ class Remote:
                 fill = self._fills[number] = Fill(Digest.parse(digest))  # now: its progress may come in the next frame
                 fill.verified = True  # the owner tells only what may be given
                 self._resolve(number, (head, payload))
-            case ["answered" | "read", number, *_]:
+            case ["answered" | "read" | "done", number, *_]:
                 self._resolve(number, (head, payload))
 
     def _resolve(self, number: int, result: tuple[list[Any], bytes] | HubcacheError) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ POLICY = {"default": [{"type": "insecureAcceptAnything"}]}
 
 
 class Docker:
-    """A dockerd that reaches Docker Hub through *door*, and the docker command for it."""
+    """A dockerd that reaches Docker Hub through *door* (or by other *arguments*), and the docker command for it."""
 
-    def __init__(self, room: Path, door: Door) -> None:
+    def __init__(self, room: Path, door: Door, arguments: Sequence[str] | None = None) -> None:
         require("dockerd", "docker", "containerd", "runc")
         require_root()
         self._socket = room / "docker.sock"
@@ -26,7 +27,7 @@ class Docker:
         options = ["--iptables=false", "--ip6tables=false", "--bridge=none"]
         options += ["--storage-driver=" + ("overlay2" if overlay_works(room) else "vfs")]
         options += [f"--data-root={room}/docker", f"--exec-root={room}/exec", f"--pidfile={room}/docker.pid"]
-        options += [f"--host=unix://{self._socket}", *door.dockerd_arguments]
+        options += [f"--host=unix://{self._socket}", *(door.dockerd_arguments if arguments is None else arguments)]
         self.daemon = Daemon(["dockerd", *options], room / "dockerd.log", door.environment)
         self.daemon.start(lambda: accepts(self._socket) and self._answers(), 60)
 

@@ -1,0 +1,203 @@
+"""A worker gets from its owner what the engine would have given, bytes of stored and arriving blobs included."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hubcache.oci.errors import HubcacheError
+from hubcache.serve.messages import Answer, Door, Forward, Result
+from hubcache.workers.owner import Owner
+from hubcache.workers.remote import Remote
+from people import basic, until
+from rig import Cache, read, running
+from standin import Fault, Hub, random_bytes
+
+REPO = "library/app"
+DATA = random_bytes(3_000_000)
+
+
+class Pair:
+    """An engine, and a worker of it in the same process."""
+
+    def __init__(self, cache: Cache, remote: Remote, workers: list[int], lost: asyncio.Event) -> None:
+        self.cache = cache
+        self.remote = remote
+        self.workers = workers
+        self.lost = lost
+
+    async def get(self, path: str, method: str = "GET", door: Door = Door.MIRROR, **headers: str) -> Answer:
+        outcome = await self.remote.answer(self.cache.request(door, method, path, **headers))
+        assert isinstance(outcome, Answer)
+        return outcome
+
+    async def settled(self) -> None:
+        await until(lambda: not self.cache.engine.fills._tasks)
+
+
+@asynccontextmanager
+async def paired(cache: Cache, folder: Path) -> AsyncIterator[Pair]:
+    workers: list[int] = []
+    lost = asyncio.Event()
+    owner = Owner(cache.engine, workers.append)
+    server = await asyncio.start_unix_server(owner.serve, folder / "owner")
+    remote = await Remote.connect(str(folder / "owner"), lost.set)
+    try:
+        yield Pair(cache, remote, workers, lost)
+    finally:
+        await remote.close()
+        server.close()
+        await until(lambda: owner.connected == 0)
+
+
+@pytest.fixture
+async def pair(hub: Hub, tmp_path: Path) -> AsyncIterator[Pair]:
+    async with running(hub, tmp_path / "store") as cache, paired(cache, tmp_path) as found:
+        yield found
+
+
+async def test_whole_image_cold_and_warm_and_what_it_held_is_released(pair: Pair, hub: Hub) -> None:
+    image = hub.image(REPO, "1", [DATA])
+    store = pair.cache.engine.store
+    for wanted in (Result.MISS, Result.HIT):
+        manifest = await pair.get(f"/v2/{REPO}/manifests/1")
+        assert (manifest.status, manifest.body) == (200, image.manifest)
+        layer = await pair.get(f"/v2/{REPO}/blobs/{image.layers[0]}")
+        assert (layer.status, layer.result, layer.length) == (200, wanted, len(DATA))
+        assert await read(layer) == DATA
+        part = await pair.get(f"/v2/{REPO}/blobs/{image.layers[0]}", range="bytes=-5")
+        assert (part.status, await read(part)) == (206, DATA[-5:])
+        await pair.settled()
+    await until(lambda: not store.ledger.in_use)
+    assert hub.count(kind="cdn", method="GET") == 1
+    assert (await pair.get(f"/v2/{REPO}/blobs/{image.layers[0]}", "HEAD")).length == len(DATA)
+    assert (await pair.get(f"/v2/{REPO}/manifests/none")).status == 404
+
+
+async def test_bytes_arrive_while_the_fill_goes_on(pair: Pair, hub: Hub) -> None:
+    digest = hub.blob(REPO, DATA)
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
+    answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
+    assert answer.source is not None
+    first = await answer.source.read()
+    assert first == DATA[: len(first)] != b""
+    hub.faults.remove(fault)
+    rest = await read(answer)
+    assert first + rest == DATA
+
+
+async def test_many_readers_of_one_cold_blob_are_one_fetch(pair: Pair, hub: Hub) -> None:
+    digest = hub.blob(REPO, DATA)
+    answers = await asyncio.gather(*(pair.get(f"/v2/{REPO}/blobs/{digest}") for _ in range(16)))
+    assert set(await asyncio.gather(*map(read, answers))) == {DATA}
+    assert hub.count(kind="cdn", method="GET") == 1
+
+
+async def test_wrong_bytes_break_the_body_off(pair: Pair, hub: Hub) -> None:
+    digest = hub.blob(REPO, DATA)
+    hub.faults.add(Fault(kind="cdn", corrupt_at=len(DATA) - 1, pause_after=1_000_000, times=1))
+    answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
+    hub.faults.clear()
+    with pytest.raises(HubcacheError):
+        await read(answer)
+
+
+async def test_blob_that_the_store_does_not_take_is_passed_on(pair: Pair, hub: Hub) -> None:
+    pair.cache.apply(max_blob=1000)
+    answer = await pair.get(f"/v2/{REPO}/blobs/{hub.blob(REPO, DATA)}")
+    assert await read(answer) == DATA
+    assert "stored" not in answer.headers["Cache-Status"]
+
+
+async def test_store_that_fails_in_the_middle_costs_the_client_nothing(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hub.blob(REPO, DATA)
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
+    answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
+    assert answer.source is not None
+    first = await answer.source.read()
+    fill = pair.cache.engine.fills.get(next(iter(pair.cache.engine.fills._running)))
+    assert fill is not None
+    assert fill.staged is not None
+    monkeypatch.setattr("os.pwrite", _no_space)
+    hub.faults.remove(fault)
+    rest = await read(answer)
+    assert first + rest == DATA
+
+
+def _no_space(*_: object) -> int:
+    raise OSError(28, "No space left on device")
+
+
+async def test_token_request_is_answered_when_its_body_is_there(pair: Pair, hub: Hub) -> None:
+    hub.user("alice", "secret")
+    plain = pair.cache.request(Door.PROXY, "POST", "/token", authorization=basic("alice", "secret"))
+    request = type(plain)(**{name: getattr(plain, name) for name in plain.__slots__} | {"for_token": True})
+    assert await pair.remote.answer(request) is None
+
+
+async def test_push_is_forwarded_and_what_it_moved_is_asked_anew(pair: Pair, hub: Hub) -> None:
+    hub.image(REPO, "1", [b"old"])
+    await pair.get(f"/v2/{REPO}/manifests/1")
+    request = pair.cache.request(Door.PROXY, "PUT", f"/v2/{REPO}/manifests/1", authorization="Bearer own")
+    outcome = await pair.remote.answer(request)
+    assert outcome == Forward("Bearer own", (REPO, "1"), "manifest")
+    new = hub.image(REPO, "1", [b"new"])
+    await pair.remote.moved(request.registry, (REPO, "1"))
+    assert (await pair.get(f"/v2/{REPO}/manifests/1")).body == new.manifest
+
+
+async def test_what_was_sent_is_counted_by_the_owner(pair: Pair) -> None:
+    pair.remote._sent("store", 100)
+    pair.remote._sent("store", 23)
+    text = 'hubcache_sent_bytes_total{source="store"} 123.0'
+    await until(lambda: text in pair.cache.engine.metrics.render().decode())
+
+
+async def test_defect_in_the_owner_is_an_error_and_no_hang(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pair.cache.engine.service, "answer", broken)
+    async with asyncio.timeout(5):
+        assert (await pair.get(f"/v2/{REPO}/manifests/1")).status == 503
+
+
+async def test_worker_notices_that_its_owner_is_gone(hub: Hub, tmp_path: Path) -> None:
+    lost = asyncio.Event()
+    gone: list[asyncio.StreamWriter] = []
+
+    async def leave(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        gone.append(writer)
+
+    server = await asyncio.start_unix_server(leave, tmp_path / "owner")
+    remote = await Remote.connect(str(tmp_path / "owner"), lost.set)
+    async with running(hub, tmp_path / "store") as cache:
+        asking = asyncio.ensure_future(remote.answer(cache.request(Door.MIRROR, "GET", "/v2/")))
+        await until(lambda: gone)
+        gone[0].close()
+        async with asyncio.timeout(5):
+            answer = await asking
+            await lost.wait()
+    assert isinstance(answer, Answer)
+    assert answer.status == 503
+    await remote.close()
+    server.close()
+
+
+async def test_worker_that_dies_releases_what_it_held(hub: Hub, tmp_path: Path) -> None:
+    async with running(hub, tmp_path / "store") as cache:
+        digest = hub.blob(REPO, DATA)
+        async with paired(cache, tmp_path) as pair:
+            await read(await pair.get(f"/v2/{REPO}/blobs/{digest}"))
+            await pair.settled()
+            answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
+            assert answer.source is not None
+            await answer.source.read()
+            assert cache.engine.store.ledger.in_use
+            assert pair.workers == [1]
+        assert pair.workers == [1, 0]
+        assert not cache.engine.store.ledger.in_use
+        await answer.source.close()

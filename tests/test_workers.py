@@ -1,0 +1,111 @@
+"""Several processes on the same doors behave as one, and as one that never dies."""
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import proxy
+import pytest
+from proxy import Product, Rig, wait_until
+from standin import Hub, random_bytes
+
+REPO = "library/app"
+
+
+def workers_of(pid: int) -> set[int]:
+    """Child processes that are workers."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            after_name = path.read_text().rpartition(")")[2].split()
+            command = path.with_name("cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(after_name[1]) == pid and b"worker.py" in command:
+            found.add(int(path.parent.name))
+    return found
+
+
+def at_work(rig: Rig) -> bool:
+    return rig.product.metric("hubcache_workers") == 2 and len(workers_of(rig.product.pid)) == 2
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with proxy.running(hubcache_workers="2") as running:
+        wait_until(lambda: at_work(running))
+        yield running
+
+
+def test_both_serve_one_store_and_the_numbers_are_one(rig: Rig) -> None:
+    data = random_bytes(2_000_000)
+    digest = rig.hub.blob(REPO, data)
+    barrier = threading.Barrier(16)
+
+    def get(number: int) -> bytes:
+        barrier.wait()
+        return rig.door(("proxy", "mirror")[number % 2]).blob(digest, repo=REPO).body
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(get, range(16))) == {data}
+    assert rig.hub.count(kind="cdn", method="GET") == 1
+    assert (
+        rig.product.metric("hubcache_requests_total", kind="blob") >= 16
+    )  # a file that was just moved is asked for again
+    wait_until(lambda: rig.product.metric("hubcache_sent_bytes_total") == 16 * len(data))
+    before = {pid: Path(f"/proc/{pid}/stat").read_text().split()[13] for pid in workers_of(rig.product.pid)}
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: rig.door("proxy").blob(digest, repo=REPO).body, range(40))) == {data}
+    after = {pid: Path(f"/proc/{pid}/stat").read_text().split()[13] for pid in before}
+    assert all(int(after[pid]) > int(before[pid]) for pid in before), "one of them did nothing"
+    assert rig.hub.count(kind="cdn", method="GET") == 1
+
+
+def test_worker_that_dies_is_started_again_and_nobody_is_refused_meanwhile(rig: Rig) -> None:
+    image = rig.hub.image(REPO, "1", [b"layer"])
+    door = rig.door("mirror")
+    assert door.manifest("1", repo=REPO).body == image.manifest
+    victim, survivor = workers_of(rig.product.pid)
+    os.kill(victim, signal.SIGKILL)
+    for _ in range(10):
+        assert door.manifest("1", repo=REPO).body == image.manifest
+    wait_until(lambda: at_work(rig))
+    assert survivor in workers_of(rig.product.pid)
+    assert len(re.findall(r"worker \d ended \(-9\) and is started again", rig.product.log)) == 1
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_owner_and_the_doors_are_free_again(rig: Rig, with_signal: signal.Signals) -> None:
+    image = rig.hub.image(REPO, "1", [b"layer"])
+    assert rig.door("proxy").manifest("1", repo=REPO).body == image.manifest
+    workers = workers_of(rig.product.pid)
+    rig.product.stop(with_signal)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    rig.product.start()
+    rig.hub.reset_log()
+    assert rig.door("proxy").manifest("1", repo=REPO).status == 200
+    assert rig.hub.count(kind="manifest", method="GET") == 0
+
+
+def test_flows_that_are_saved_need_one_process_and_that_is_said(tmp_path: Path, hub: Hub) -> None:
+    options = {"hubcache_workers": "2", "save_stream_file": str(tmp_path / "flows")}
+    product = Product(tmp_path, hub, options)
+    try:
+        product.start()
+        assert "one worker only: flows are saved to a file" in product.log
+        assert workers_of(product.pid) == set()
+        hub.image(REPO, "1", [b"layer"])
+        assert product.door("mirror", hub).manifest("1", repo=REPO).status == 200
+    finally:
+        product.stop()
+
+
+def test_number_that_is_none_ends_the_start_with_one_line(tmp_path: Path, hub: Hub) -> None:
+    product = Product(tmp_path, hub, {"hubcache_workers": "many"})
+    product.launch()
+    assert product.ended() == 1
+    assert "hubcache_workers: 'many' is not auto or a number from 1 to 64" in product.log
