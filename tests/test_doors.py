@@ -201,6 +201,16 @@ def test_connection_is_kept_for_further_requests(door: Door) -> None:
 # -- namespaces
 
 
+@pytest.mark.parametrize("what", ["manifest", "blob"])
+def test_connection_is_closed_where_the_client_asks_for_it(door: Door, what: str) -> None:
+    """Else a client that reads to the end waits for ever."""
+    image = door.hub.image(door.repo, "latest", [b"layer"])
+    path = f"manifests/{image.digest}" if what == "manifest" else f"blobs/{image.layers[0]}"
+    fields = {"Host": HUB_HOST, "Connection": "close"}
+    for _ in range(2):
+        assert door.raw(head("GET", f"/v2/{door.repo}/{path}", fields)).status == 200
+
+
 @pytest.mark.parametrize("namespace", ["docker.io", "index.docker.io", "registry-1.docker.io", "Docker.IO"])
 def test_mirror_serves_the_namespace_of_the_hub(rig: Rig, namespace: str) -> None:
     rig.refresh()

@@ -264,7 +264,8 @@ class Hubcache:
             return
         assert self._engine is not None
         path, delivery = self._engine.pump.admit(answer.source)
-        self._deliveries[flow.id] = (answer, delivery, flow.request.copy())
+        self._deliveries[flow.id] = (answer, delivery, flow.request)
+        flow.request = flow.request.copy()  # mitmproxy goes by the original's headers when it keeps the connection
         flow.request.scheme, flow.request.host, flow.request.port = "http", "127.0.0.1", self._engine.pump.port
         flow.request.path = path
         flow.request.headers.clear()
