@@ -45,8 +45,13 @@ class Server:
 
 
 def ours(setup: Setup) -> AbstractContextManager[Server]:
-    """The cache of this checkout."""
+    """The cache of this checkout, in one process."""
     return _cache("ours", _REPOSITORY, setup)
+
+
+def all_ours(setup: Setup) -> AbstractContextManager[Server]:
+    """The cache of this checkout, with as many workers as nginx has."""
+    return _cache("ours-workers", _REPOSITORY, setup, "--set", f"hubcache_workers={setup.workers}")
 
 
 def other(setup: Setup) -> AbstractContextManager[Server]:
@@ -57,14 +62,12 @@ def other(setup: Setup) -> AbstractContextManager[Server]:
 
 
 @contextmanager
-def _cache(name: str, checkout: Path, setup: Setup) -> Iterator[Server]:
-    """Reached by CONNECT, as dockerd reaches it through HTTPS_PROXY."""
+def _cache(name: str, checkout: Path, setup: Setup, *more: str) -> Iterator[Server]:
+    """Reached by CONNECT, as dockerd reaches it through HTTPS_PROXY; with the CA that users of the checkout have."""
     directory = setup.directory / name
-    config = directory / "config"
-    config.mkdir(parents=True)
+    directory.mkdir(parents=True)
     proxy, mirror, status = free_port(), free_port(), free_port()
     options = {
-        "confdir": config,
         "hubcache_dir": directory / "store",
         "hubcache_registries": f"{HUB}={setup.upstream.url}",
         "hubcache_size": "40G",
@@ -75,8 +78,8 @@ def _cache(name: str, checkout: Path, setup: Setup) -> Iterator[Server]:
     command += ["--mode", f"regular@127.0.0.1:{proxy}", "--mode", f"reverse:https://{HUB}@127.0.0.1:{mirror}"]
     for option, value in options.items():
         command += ["--set", f"{option}={value}"]
-    with running([*command, *setup.options], directory, listening(proxy, mirror, status), seconds=60) as pid:
-        authority = config / "mitmproxy-ca-cert.pem"
+    with running([*command, *setup.options, *more], directory, listening(proxy, mirror, status), seconds=60) as pid:
+        authority = checkout / "certs" / "mitmproxy-ca-cert.pem"
         if not authority.exists():
             raise BenchError(f"{name} made no {authority}")
         trust = directory / "trust"
@@ -234,6 +237,7 @@ def _direct(name: str, pid: int, port: int, setup: Setup, *headers: str) -> Serv
 
 STARTS: dict[str, Callable[[Setup], AbstractContextManager[Server]]] = {
     "ours": ours,
+    "ours-workers": all_ours,
     "other": other,
     "direct": direct,
     "nginx": static_nginx,
@@ -243,4 +247,4 @@ STARTS: dict[str, Callable[[Setup], AbstractContextManager[Server]]] = {
 }
 """Every server by name; `direct` is the upstream and `nginx` has the files, all others must fetch them."""
 
-CACHES = ("ours", "nginx-cache", "docker-registry", "drayage")
+CACHES = ("ours", "ours-workers", "nginx-cache", "docker-registry", "drayage")

@@ -180,8 +180,8 @@ class Workload:
     rounds: int = 99
 
 
-_SERVING = ("ours", "nginx", *CACHES[1:])
-_PULLING = ("ours", "direct", *CACHES[1:])
+_SERVING = (*CACHES[:2], "nginx", *CACHES[2:])
+_PULLING = (*CACHES[:2], "direct", *CACHES[2:])
 
 WORKLOADS = (
     Workload("warm-blob-1", "stored 400 MB blob, 1 client", _warm(1, image=False), _SERVING),
@@ -198,6 +198,6 @@ WORKLOADS = (
     Workload("cold-pull", "new image by skopeo, upstream as fast as it can", _pull("bench", warm=False), _PULLING),
     Workload("cold-pull-uplink", "new image by skopeo, uplink of 50 MB/s", _pull("uplink", warm=False), _PULLING),
     Workload("warm-pull", "stored image by skopeo", _pull("bench", warm=True), _PULLING),
-    Workload("memory-warm", "32 clients of one stored 1 GB blob", _memory(1, warm=True), ("ours",), 1),
-    Workload("memory-cold", "32 clients of four new 1 GB blobs", _memory(4, warm=False), ("ours",), 1),
+    Workload("memory-warm", "32 clients of one stored 1 GB blob", _memory(1, warm=True), CACHES[:2], 1),
+    Workload("memory-cold", "32 clients of four new 1 GB blobs", _memory(4, warm=False), CACHES[:2], 1),
 )
