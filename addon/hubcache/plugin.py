@@ -18,7 +18,7 @@ from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.utils import human
 
-from . import client_side, credentials, doors, flow_headers
+from . import client_side, credentials, doors, flow_headers, lean
 from .engine import Engine
 from .interception import Interception, Place
 from .oci.errors import ConfigError, ManifestUnknown, StoreTooNew
@@ -64,6 +64,7 @@ class Hubcache:
 
     def load(self, loader: addonmanager.Loader) -> None:
         """Declare the options, and give mitmproxy's own the defaults that a registry cache needs."""
+        lean.install(ctx.master.addons)
         options.declare(loader)
         try:
             ctx.options.process_deferred()
