@@ -20,7 +20,9 @@ WINGS = {
     "operate": {"oci", "decide", "store"},
     "workers": {"oci", "decide", "store", "transfer", "serve"},
 }
-FRONT = {"engine", "interception", "flow_headers", "client_side", "credentials", "doors", "lean"}
+FRONT = {
+    *("client_side", "connect", "credentials", "doors", "engine", "flow_headers", "handshake", "interception", "lean"),
+}
 ROOMS = WINGS | {module: {*WINGS, *FRONT} for module in FRONT} | {"plugin": {*WINGS, *FRONT}}
 # Single arrows beyond these: what is shown of an outage is the state of the circuit breakers, what is logged of a
 # request is what `serve` says of it.

@@ -7,6 +7,7 @@ many machines reach must not be made to hold a head without end.
 from collections.abc import Iterator
 
 from mitmproxy import http
+from mitmproxy.connection import ConnectionState
 from mitmproxy.net.http import http1
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers import HttpLayer
@@ -36,6 +37,8 @@ class RegistryHttp1Server(Http1Server):
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """As mitmproxy's, but what it would tell as HTML is told as JSON."""
         if isinstance(event, ResponseProtocolError) and not self.response:
+            if not self.conn.state & ConnectionState.CAN_WRITE:  # answered and closed, or gone
+                return
             status = event.code.http_status_code()
             if status is not None:
                 error: RegistryError = (

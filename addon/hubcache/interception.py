@@ -43,9 +43,13 @@ class Interception:
         """Patterns for mitmproxy's option of that name: any other CONNECT is tunnelled raw."""
         return [rf"^\[?{re.escape(host)}\]?:{port}$" for host, port in self._places]
 
+    def has(self, host: str, port: int) -> bool:
+        """Whether connections to that address are ours."""
+        return (host.lower(), port) in self._places
+
     def serves(self, mode: ReverseMode) -> bool:
         """Whether a mirror door's target is one of the registries."""
-        return (mode.address[0].lower(), mode.address[1]) in self._places
+        return self.has(*mode.address)
 
     def place(self, flow: http.HTTPFlow) -> Place | None:
         """Where a request belongs; None for what only passes through.

@@ -18,7 +18,7 @@ from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.utils import human
 
-from . import client_side, credentials, doors, flow_headers, lean
+from . import client_side, connect, credentials, doors, flow_headers, handshake, lean
 from .engine import Engine
 from .interception import Interception, Place
 from .oci.errors import ConfigError, ManifestUnknown, StoreTooNew
@@ -52,6 +52,8 @@ class Hubcache:
     def __init__(self) -> None:
         self._settings: Settings | None = None
         self._interception = Interception(())
+        self._connects: connect.Connects | None = None
+        self._handshakes: handshake.Handshakes | None = None
         self._engine: Engine | Remote | None = None
         self._supervisor: Supervisor | None = None
         self._ready = asyncio.Event()
@@ -64,7 +66,7 @@ class Hubcache:
 
     def load(self, loader: addonmanager.Loader) -> None:
         """Declare the options, and give mitmproxy's own the defaults that a registry cache needs."""
-        lean.install(ctx.master.addons)
+        self._hooks = lean.install(ctx.master.addons)
         options.declare(loader)
         try:
             ctx.options.process_deferred()
@@ -79,6 +81,7 @@ class Hubcache:
 
     def configure(self, updated: set[str]) -> None:
         """Check options: at start an error ends the program, later it is refused and nothing changes."""
+        self._connects = self._handshakes = None
         relevant = any(name.startswith("hubcache_") for name in updated) or {"mode", "confdir"} & updated
         if not relevant:
             return
@@ -169,6 +172,7 @@ class Hubcache:
     def _renew_leaves(self) -> None:
         """Have leaf certificates made anew each day: mitmproxy keeps them for ever, but they expire after 199 days."""
         ctx.master.addons.get("tlsconfig").certstore.certs.clear()
+        self._handshakes = None
         self._leaf_timer = asyncio.get_running_loop().call_later(_LEAF_SECONDS, self._renew_leaves)
 
     async def done(self) -> None:
@@ -186,9 +190,17 @@ class Hubcache:
     def next_layer(self, data: layer.NextLayer) -> None:
         """Give HTTP connections our client side. Scripts come before mitmproxy's own choice of the layer, so that is
         asked for first."""
+        if self._connects is None:
+            self._connects = connect.Connects(self._interception, ctx.options)
+        data.layer = data.layer or self._connects.answer(data, self._is_heard)
         ctx.master.addons.get("nextlayer").next_layer(data)
         if data.layer is not None:
             client_side.install(data.layer)
+
+    def _is_heard(self, hook: str) -> bool:
+        """Whether another addon than this and mitmproxy's own has a function for this hook."""
+        functions = self._hooks.functions(hook)
+        return not all(connect.is_known(each) or getattr(each, "__self__", None) is self for each in functions)
 
     def tls_clienthello(self, data: tls.ClientHelloData) -> None:
         """A client sends no server name when the registry is an address: have the leaf made for that address alone.
@@ -196,6 +208,14 @@ class Hubcache:
         address = data.context.server.address
         if data.context.client.sni is None and address is not None:
             data.context.client.sni = address[0]
+
+    def tls_start_client(self, data: tls.TlsData) -> None:
+        """Have TLS with clients of our hosts begin without mitmproxy, unless another addon wants to have a say."""
+        if self._handshakes is None:
+            leaf = ctx.master.addons.get("tlsconfig").get_cert
+            self._handshakes = handshake.Handshakes(self._interception, ctx.options, leaf)
+        if data.ssl_conn is None and not self._is_heard("tls_start_client"):
+            data.ssl_conn = self._handshakes.connection(data)
 
     # -- flows ----------------------------------------------------------------------------------------------------
 

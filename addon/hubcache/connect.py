@@ -1,0 +1,104 @@
+"""CONNECT to a registry: answered here, with TLS and HTTP set up inside at once.
+
+mitmproxy makes a flow of each CONNECT, asks its addons four times about it and about what comes next, and passes what
+goes through the tunnel on as bodies of HTTP messages, while clients open a tunnel for each request. All is left to
+mitmproxy as soon as another addon listens, or an option says something about it.
+"""
+
+import re
+from collections.abc import Callable
+
+from mitmproxy.net.tls import starts_like_tls_record
+from mitmproxy.options import Options
+from mitmproxy.proxy import commands, context, events, layer
+from mitmproxy.proxy.layers import ClientTLSLayer, HttpLayer, modes
+from mitmproxy.proxy.layers.http import HTTPMode
+from mitmproxy.proxy.mode_specs import RegularMode
+
+from . import client_side
+from .interception import Interception
+
+_ANSWER = b"HTTP/1.1 200 Connection established\r\n\r\n"
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_HEAD = re.compile(
+    rb"CONNECT ([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5}) HTTP/1\.[01]\r\n"
+    rb"(?:(?!content-length:|transfer-encoding:)" + _TOKEN + rb":[^\r\n\0]*\r\n)*\r\n",
+    re.IGNORECASE,
+)
+"""The head of a CONNECT about which there is nothing to say (RFC 9112 section 2.1, without a body)."""
+_MAX_HEAD = 16 << 10
+
+
+class Connects:
+    """Answers CONNECTs to the hosts of `interception`, while `options` and the addons leave it to us."""
+
+    def __init__(self, interception: Interception, options: Options) -> None:
+        self._interception = interception
+        self._permitted = (
+            options.connection_strategy == "lazy"
+            and options.allow_hosts == interception.allow_hosts
+            and not (options.http2 or options.ignore_hosts or options.tcp_hosts or options.proxyauth)
+        )
+
+    def answer(self, asked: layer.NextLayer, is_heard: Callable[[str], bool]) -> layer.Layer | None:
+        """The layer for a connection that begins with such a CONNECT; None for every other.
+
+        `is_heard` tells of a hook whether some addon that is not known here has a function for it.
+        """
+        at = asked.context
+        if not self._permitted or len(at.layers) != 1 or not isinstance(at.layers[0], modes.HttpProxy):
+            return None
+        if not isinstance(at.client.proxy_mode, RegularMode):
+            return None
+        found = _HEAD.match(asked.data_client()[:_MAX_HEAD])
+        if found is None or any(map(is_heard, ("next_layer", "http_connect", "http_connected"))):
+            return None
+        host, port = found[1].decode().strip("[]"), int(found[2])
+        return Tunnel(at, (host, port), found.end()) if self._interception.has(host, port) else None
+
+
+def is_known(function: Callable[..., object]) -> bool:
+    """Whether a hook's function is one of mitmproxy's own, which have nothing to say while no option makes them."""
+    return type(getattr(function, "__self__", None)).__module__.startswith("mitmproxy.addons.")
+
+
+class Tunnel(layer.Layer):
+    """Answers the CONNECT, whose head is as long as told, then goes on with what is inside of the tunnel."""
+
+    def __init__(self, at: context.Context, address: tuple[str, int], length: int) -> None:
+        super().__init__(at)
+        self._address = address
+        self._length = length
+        self._received = b""
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """The CONNECT itself; it may have come in pieces."""
+        if isinstance(event, events.DataReceived):
+            self._received += event.data
+            if len(self._received) < self._length:
+                return
+            self.context.server.address = self._address
+            self._handle_event = self._begin  # type: ignore[method-assign]
+            yield commands.SendData(self.context.client, _ANSWER)
+            inside = self._received[self._length :]
+            if inside:
+                yield from self._begin(events.DataReceived(self.context.client, inside))
+
+    def _begin(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """The first bytes inside of the tunnel."""
+        if isinstance(event, events.ConnectionClosed):
+            yield commands.CloseConnection(self.context.client)
+        elif isinstance(event, events.DataReceived):
+            child = self._child(event.data)
+            self._handle_event = child.handle_event  # type: ignore[method-assign]
+            yield from child.handle_event(events.Start())
+            yield from child.handle_event(event)
+
+    def _child(self, data: bytes) -> layer.Layer:
+        if not starts_like_tls_record(data):
+            return layer.NextLayer(self.context)
+        self.context.server.tls = True  # what makes the requests inside `https` ones
+        child = ClientTLSLayer(self.context)
+        child.child_layer = HttpLayer(self.context, HTTPMode.transparent)
+        client_side.install(child)
+        return child

@@ -1,0 +1,76 @@
+"""TLS with clients: one OpenSSL context for each of our hosts, with its leaf certificate in it.
+
+mitmproxy looks for the certificate anew for each connection, and converts it and its key twice. It still makes the
+certificates, and the whole connection where the user has set an option that says how.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from mitmproxy import tls
+from mitmproxy.certs import CertStoreEntry
+from mitmproxy.net import tls as net_tls
+from mitmproxy.options import Options
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.tls import HTTP1_ALPNS
+from OpenSSL import SSL
+
+from .interception import Interception
+
+_OPTIONS = (
+    *("add_upstream_certs_to_client_chain", "ciphers_client", "request_client_cert", "tls_ecdh_curve_client"),
+    *("tls_version_client_max", "tls_version_client_min"),
+)
+_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
+"""For TLS 1.2: what has forward secrecy and no known weakness; of TLS 1.3, all."""
+
+
+class Handshakes:
+    """Connections for clients that ask for the hosts of `interception`; to be made anew when an option changes.
+
+    `leaf` finds or makes the certificate for what a client asks for.
+    """
+
+    def __init__(self, interception: Interception, options: Options, leaf: Callable[[Context], CertStoreEntry]) -> None:
+        self._interception = interception
+        self._leaf = leaf
+        self._contexts: dict[str, SSL.Context] = {}
+        self._permitted = (
+            all(getattr(options, name) == options.default(name) for name in _OPTIONS)
+            and not (options.http2 or options.upstream_cert)
+            and net_tls.log_master_secret is None
+        )
+
+    def connection(self, start: tls.TlsData) -> SSL.Connection | None:
+        """A connection that is ready for the client's hello; None where mitmproxy shall make it."""
+        client, address = start.context.client, start.context.server.address
+        if not self._permitted or start.is_dtls or client.cipher_list or address is None or client.sni != address[0]:
+            return None
+        context = self._contexts.get(address[0])
+        if context is None:
+            if not self._interception.has(*address):
+                return None
+            context = self._contexts[address[0]] = _context(self._leaf(start.context))
+        made = SSL.Connection(context)
+        made.set_accept_state()
+        return made
+
+
+def _context(entry: CertStoreEntry) -> SSL.Context:
+    made = SSL.Context(SSL.TLS_SERVER_METHOD)
+    made.set_min_proto_version(SSL.TLS1_2_VERSION)
+    made.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_COMPRESSION)
+    made.set_cipher_list(_CIPHERS)
+    made.set_alpn_select_callback(_select)
+    made.use_certificate(entry.cert.to_cryptography())
+    made.use_privatekey(entry.privatekey)
+    if entry.chain_file is not None:
+        made.load_verify_locations(str(entry.chain_file))
+    elif len(entry.chain_certs) > 1:
+        for one in entry.chain_certs:
+            made.add_extra_chain_cert(one.to_cryptography())
+    return made
+
+
+def _select(_: SSL.Connection, offered: list[bytes]) -> Any:
+    return next((protocol for protocol in offered if protocol in HTTP1_ALPNS), SSL.NO_OVERLAPPING_PROTOCOLS)
