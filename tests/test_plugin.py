@@ -1,6 +1,7 @@
 """mitmproxy's hooks: options and defaults, what becomes of a flow, and that nothing is left behind of it."""
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 
 import pytest
 from hubcache import plugin
+from hubcache.engine import Engine
 from hubcache.oci.digest import Digest
 from hubcache.oci.registry import HUB_HOST
 from hubcache.plugin import Hubcache
+from hubcache.transfer.sources import FileSource
 from mitm import taddons, tflow
 from mitmproxy import exceptions
 from mitmproxy.addons.next_layer import NextLayer
@@ -159,11 +162,62 @@ async def test_body_comes_from_the_pump_and_the_flow_shows_the_registry(harness:
 
 
 async def test_part_of_a_body_has_its_own_status(harness: Harness, hub: Hub) -> None:
-    digest = hub.blob(REPO, b"0123456789")
-    flow = await harness.request("GET", f"/v2/{REPO}/blobs/{digest}", Range="bytes=2-4")
-    assert await harness.body(flow) == b"234"
+    data = random_bytes(1_500_000)
+    digest = hub.blob(REPO, data)
+    flow = await harness.request("GET", f"/v2/{REPO}/blobs/{digest}", Range="bytes=2-99999")
+    assert await harness.body(flow) == data[2:100_000]
     assert flow.response is not None
     assert (flow.response.status_code, flow.response.reason) == (206, "Partial Content")
+
+
+async def stored(harness: Harness, hub: Hub, data: bytes) -> tuple[str, Digest, Engine]:
+    """The path of a blob that is in the store."""
+    digest = Digest.parse(hub.blob(REPO, data))
+    engine = harness.addon._engine
+    assert isinstance(engine, Engine)
+    flow = await harness.request("GET", f"/v2/{REPO}/blobs/{digest}")
+    if flow.response is None:
+        await harness.body(flow)
+    await until(lambda: engine.store.has(digest) and not engine.store.ledger.in_use[digest])
+    return f"/v2/{REPO}/blobs/{digest}", digest, engine
+
+
+@pytest.mark.parametrize("size", [1, 65_536])
+@pytest.mark.parametrize("door", ["proxy", "mirror"])
+async def test_small_stored_body_needs_no_pump(harness: Harness, hub: Hub, door: str, size: int) -> None:
+    data = random_bytes(size)
+    path, digest, engine = await stored(harness, hub, data)
+    before = engine.metrics.registry.get_sample_value("hubcache_sent_bytes_total", {"source": "store"}) or 0
+    flow = await harness.request("GET", path, door)
+    assert flow.response is not None
+    assert (flow.response.content, flow.response.headers["Content-Length"]) == (data, str(size))
+    part = await harness.request("GET", path, door, Range="bytes=0-0")
+    assert part.response is not None
+    assert (part.response.status_code, part.response.content) == (206, data[:1])
+    after = engine.metrics.registry.get_sample_value("hubcache_sent_bytes_total", {"source": "store"})
+    assert after == before + size + 1
+    assert not engine.store.ledger.in_use[digest]
+
+
+@pytest.mark.parametrize(("size", "headers"), [(65_537, {}), (100, {"Authorization": "Bearer own"})])
+async def test_body_that_is_big_or_asked_for_with_credentials_stays_in_no_flow(
+    harness: Harness, hub: Hub, size: int, headers: dict[str, str]
+) -> None:
+    data = random_bytes(size)
+    path, _, _ = await stored(harness, hub, data)
+    flow = await harness.request("GET", path, "proxy", **headers)
+    assert (flow.comment, flow.response) == ("hubcache; hit", None)
+    assert await harness.body(flow) == data
+
+
+async def test_small_body_that_cannot_be_read_is_not_given_as_whole(harness: Harness, hub: Hub) -> None:
+    _, digest, engine = await stored(harness, hub, random_bytes(4096))
+    blob = await engine.store.open_blob(digest)
+    assert blob is not None
+    os.truncate(blob.path, 0)
+    source = FileSource(blob, 0, blob.size)
+    assert await engine.pump.whole(source) is None
+    await source.close()
 
 
 async def test_client_that_leaves_gives_the_stored_file_back(harness: Harness, hub: Hub) -> None:

@@ -36,6 +36,8 @@ logger = logging.getLogger("hubcache")
 CERTS = Path(__file__).resolve().parents[2] / "certs"
 PROXY_PORT, MIRROR_PORT = 8080, 5000
 _LEAF_SECONDS = 86400.0
+_SMALL = 64 << 10
+"""Bytes of a stored body up to which it is sent from memory: configs, and the empty layers of build tools."""
 _MARKS = {
     Result.HIT: ":heavy_check_mark:",
     Result.REVALIDATED: ":heavy_check_mark:",
@@ -243,8 +245,10 @@ class Hubcache:
         outcome = await self._engine.answer(request)
         if outcome is None:
             self._token_requests[flow.id] = request  # answered in `request`, when its body is here
-        else:
-            self._act(flow, place, outcome)
+            return
+        if isinstance(outcome, Answer) and (request.door is Door.MIRROR or request.credentials is None):
+            await self._take_small(outcome)
+        self._act(flow, place, outcome)
 
     async def request(self, flow: http.HTTPFlow) -> None:
         """The body of a token request (OAuth2, with a password or a refresh token) is here: answer it, keep nothing."""
@@ -265,6 +269,15 @@ class Hubcache:
         else:
             flow.comment = outcome.headers.get("Cache-Status", "")
             self._answer(flow, outcome)
+
+    async def _take_small(self, answer: Answer) -> None:
+        """Have a small stored body in memory, in place of the pump's connection. Only for anonymous clients: what they
+        get, everybody may see; anything else must not stay in a flow."""
+        assert self._engine is not None
+        if answer.source is not None and answer.source.origin == "store" and 0 < answer.length <= _SMALL:
+            body = await self._engine.pump.whole(answer.source)
+            if body is not None:
+                answer.body, answer.source = body, None
 
     def _pass_through(self, flow: http.HTTPFlow) -> None:
         """Not ours: a plain-http request through the proxy, or a mirror request for a namespace nobody configured."""
