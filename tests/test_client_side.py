@@ -4,11 +4,17 @@ import json
 
 import pytest
 from hubcache.client_side import MAX_HEAD, RegistryHttp1Server, install
-from mitmproxy import connection, options
+from mitmproxy import connection, http, options
 from mitmproxy.proxy import commands, context, events, layers
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
-from mitmproxy.proxy.layers.http._events import ErrorCode, ResponseProtocolError
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+)
 
 
 def made_context() -> context.Context:
@@ -117,6 +123,47 @@ def test_failure_that_mitmproxy_would_tell_as_html_is_json(code: ErrorCode, expe
     wire.fail(code)
     assert wire.answer() == expected
     assert wire.is_closed
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [({"Content-Length": "4"}, b"body"), ({"Transfer-Encoding": "chunked"}, b"4\r\nbody\r\n0\r\n\r\n")],
+    ids=["length", "chunked"],
+)
+@pytest.mark.parametrize("from_memory", [True, False])
+def test_answer_from_memory_goes_out_in_one_piece(headers: dict[str, str], body: bytes, from_memory: bool) -> None:
+    wire = Wire()
+    wire.feed(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    response = http.Response.make(200, b"body", headers)
+    response.headers = http.Headers([(b"X", b"y"), *((k.encode(), v.encode()) for k, v in headers.items())])
+    if not from_memory:  # streamed: the head must not wait
+        response.content = None
+    wire.commands += wire.server.send(ResponseHeaders(1, response, False))
+    assert (wire.sent == b"") is from_memory
+    wire.commands += wire.server.send(ResponseData(1, b"body"))
+    wire.commands += wire.server.send(ResponseEndOfMessage(1))
+    head, _, rest = wire.sent.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\nX: y")
+    assert rest == body
+    wire.feed(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")  # the connection is kept
+    assert wire.requests > 1
+    assert not wire.is_closed
+
+
+def test_answer_without_a_body_goes_out_at_once() -> None:
+    wire = Wire()
+    wire.feed(b"HEAD /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    wire.commands += wire.server.send(ResponseHeaders(1, http.Response.make(200, b""), True))
+    assert wire.sent.endswith(b"\r\n\r\n")
+
+
+def test_nothing_is_told_on_a_connection_that_was_answered_and_closed() -> None:
+    wire = Wire()
+    wire.feed(b"GET / HTTP/1.1\r\nbad\r\n\r\n")
+    sent = wire.sent
+    wire.server.conn.state = connection.ConnectionState.CLOSED
+    wire.fail(ErrorCode.REQUEST_VALIDATION_FAILED)
+    assert wire.sent == sent
 
 
 def test_http_layer_gets_this_server_wherever_it_is_below() -> None:

@@ -1,4 +1,4 @@
-"""CONNECT to a registry is answered without mitmproxy, and only where mitmproxy would have done the same."""
+"""Connections to our doors are set up without mitmproxy, and only where mitmproxy would have done the same."""
 
 import base64
 import socket
@@ -18,8 +18,8 @@ from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyauth import ProxyAuth
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import context, events, layer
-from mitmproxy.proxy.layers import modes
-from mitmproxy.proxy.mode_specs import ProxyMode
+from mitmproxy.proxy.layers import HttpLayer, modes
+from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from proxy import HUB_HOST, Door, Rig
 from standin import Hub
 from wire import PATIENCE, Exchange, head
@@ -29,13 +29,21 @@ ORDINARY = b"CONNECT registry-1.docker.io:443 HTTP/1.1\r\nHost: registry-1.docke
 HELLO = b"\x16\x03\x01"
 
 
+MIRROR = f"reverse:https://{HUB_HOST}@5000"
+GET = b"GET /v2/ HTTP/1.1\r\n"
+
+
 def asked(options: Any, *pieces: bytes, mode: str = "regular") -> layer.NextLayer:
     """What mitmproxy asks at the begin of a connection on which this was received."""
     client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2), timestamp_start=1.0)
     client.state = connection.ConnectionState.OPEN
     client.proxy_mode = ProxyMode.parse(mode)
     made = context.Context(client, options)
-    modes.HttpProxy(made)
+    if isinstance(client.proxy_mode, ReverseMode):
+        modes.ReverseProxy(made)
+        made.server.address = client.proxy_mode.address
+    else:
+        modes.HttpProxy(made)
     question = layer.NextLayer(made)
     question.events = [events.Start(), *(events.DataReceived(client, piece) for piece in pieces)]
     return question
@@ -48,7 +56,7 @@ def answered(*pieces: bytes, heard: str = "", mode: str = "regular", **changes: 
         known.options.update(**changes)
         question = asked(known.options, *pieces, mode=mode)
         answer = Connects(HUB, known.options).answer(question, heard.split().__contains__)
-    assert answer is None or isinstance(answer, Tunnel)
+    assert answer is None or isinstance(answer, HttpLayer if mode == MIRROR else Tunnel)
     return answer is not None
 
 
@@ -109,6 +117,27 @@ def test_anything_else_is_left_to_mitmproxy(data: bytes) -> None:
 def test_options_and_addons_that_have_a_say_are_left_to_mitmproxy(change: dict[str, Any]) -> None:
     assert answered(ORDINARY)
     assert not answered(ORDINARY, **change)
+
+
+@pytest.mark.parametrize("data", [GET, b"G", b"anything, it gets an error of HTTP"])
+def test_mirror_speaks_http_at_once(data: bytes) -> None:
+    assert answered(data, mode=MIRROR)
+    assert not answered(data, mode=MIRROR, heard="next_layer")
+    assert not answered(data, mode=MIRROR, ignore_hosts=["docker"])
+
+
+@pytest.mark.parametrize(
+    ("data", "mode"),
+    [
+        (b"", MIRROR),
+        (HELLO, MIRROR),
+        (GET, f"reverse:http://{HUB_HOST}:443@5000"),
+        (GET, f"reverse:https://{HUB_HOST}:444@5000"),
+        (GET, "reverse:https://example.com@5000"),
+    ],
+)
+def test_other_mirror_or_one_that_is_asked_with_tls_is_left_to_mitmproxy(data: bytes, mode: str) -> None:
+    assert not answered(data, mode=mode)
 
 
 def test_mitmproxys_own_addons_are_known_and_scripts_are_not() -> None:

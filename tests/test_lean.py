@@ -1,6 +1,7 @@
 """Hooks are dispatched as mitmproxy does it; only the looking up is spared."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -96,15 +97,26 @@ async def test_order_that_an_option_changes_is_the_new_one() -> None:
         assert await told(context.master.addons, notes) == ["b", "a"]
 
 
-async def test_log_is_told_to_an_addon_that_still_wants_it_so() -> None:
+async def test_log_is_told_to_addons_that_still_want_it_so_and_else_to_nobody() -> None:
     entries: list[log.LogEntry] = []
+    calls: list[object] = []
     with taddons.context() as context:
         manager = context.master.addons
         lean.install(manager)
-        manager.trigger(log.AddLogHook(log.LogEntry("to nobody", "info")))
+        original = manager.trigger
+
+        def note(event: Any) -> None:
+            calls.append(event)
+            original(event)
+
+        manager.trigger = note
+        logging.getLogger("anything").warning("to nobody")
+        await asyncio.sleep(0.01)
+        assert calls == []
         manager.add(SimpleNamespace(name="old", add_log=entries.append))
-        manager.trigger(log.AddLogHook(log.LogEntry("to one", "info")))
-    assert [entry.msg for entry in entries] == ["to one"]
+        logging.getLogger("anything").warning("to one")
+        await asyncio.sleep(0.01)
+    assert [entry.msg.split("] ")[-1] for entry in entries] == ["to one"]
 
 
 class Asking(layer.Layer):

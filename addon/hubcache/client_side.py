@@ -11,7 +11,7 @@ from mitmproxy.connection import ConnectionState
 from mitmproxy.net.http import http1
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers import HttpLayer
-from mitmproxy.proxy.layers.http._events import HttpEvent, ResponseProtocolError
+from mitmproxy.proxy.layers.http._events import HttpEvent, ResponseHeaders, ResponseProtocolError
 from mitmproxy.proxy.layers.http._http1 import Http1Server
 
 from .oci.errors import HeadersTooLarge, NameInvalid, RegistryError, Unavailable
@@ -22,6 +22,8 @@ MAX_HEAD = 64 << 10
 
 class RegistryHttp1Server(Http1Server):
     """Speaks HTTP/1 with one client."""
+
+    _head = b""
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
         if len(self.buf) > MAX_HEAD and b"\r\n\r\n" not in bytes(self.buf)[:MAX_HEAD]:
@@ -35,7 +37,8 @@ class RegistryHttp1Server(Http1Server):
             yield command
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
-        """As mitmproxy's, but what it would tell as HTML is told as JSON."""
+        """As mitmproxy's, but what it would tell as HTML is told as JSON, and the head of an answer from memory goes
+        out with its body, which follows at once: in one TLS record and one packet."""
         if isinstance(event, ResponseProtocolError) and not self.response:
             if not self.conn.state & ConnectionState.CAN_WRITE:  # answered and closed, or gone
                 return
@@ -49,7 +52,13 @@ class RegistryHttp1Server(Http1Server):
                 yield commands.SendData(self.conn, _render(error))
             yield commands.CloseConnection(self.conn)
             return
-        yield from super().send(event)
+        for command in super().send(event):
+            if isinstance(command, commands.SendData):
+                if isinstance(event, ResponseHeaders) and event.response.raw_content:
+                    self._head = command.data
+                    continue
+                command.data, self._head = self._head + command.data, b""
+            yield command
 
 
 def install(first: layer.Layer) -> None:

@@ -1,4 +1,5 @@
-"""CONNECT to a registry: answered here, with TLS and HTTP set up inside at once.
+"""What speaks with a client of our doors, set up at once: a CONNECT to a registry is answered here, with TLS and HTTP
+inside; at a mirror it is HTTP.
 
 mitmproxy makes a flow of each CONNECT, asks its addons four times about it and about what comes next, and passes what
 goes through the tunnel on as bodies of HTTP messages, while clients open a tunnel for each request. All is left to
@@ -11,9 +12,9 @@ from collections.abc import Callable
 from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.options import Options
 from mitmproxy.proxy import commands, context, events, layer
-from mitmproxy.proxy.layers import ClientTLSLayer, HttpLayer, modes
+from mitmproxy.proxy.layers import ClientTLSLayer, HttpLayer
 from mitmproxy.proxy.layers.http import HTTPMode
-from mitmproxy.proxy.mode_specs import RegularMode
+from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode
 
 from . import client_side
 from .interception import Interception
@@ -41,17 +42,19 @@ class Connects:
         )
 
     def answer(self, asked: layer.NextLayer, is_heard: Callable[[str], bool]) -> layer.Layer | None:
-        """The layer for a connection that begins with such a CONNECT; None for every other.
+        """The layer for a new connection to one of our doors; None for whatever is not ordinary.
 
         `is_heard` tells of a hook whether some addon that is not known here has a function for it.
         """
-        at = asked.context
-        if not self._permitted or len(at.layers) != 1 or not isinstance(at.layers[0], modes.HttpProxy):
+        at, data = asked.context, asked.data_client()
+        if not self._permitted or len(at.layers) != 1 or not data or is_heard("next_layer"):
             return None
-        if not isinstance(at.client.proxy_mode, RegularMode):
-            return None
-        found = _HEAD.match(asked.data_client()[:_MAX_HEAD])
-        if found is None or any(map(is_heard, ("next_layer", "http_connect", "http_connected"))):
+        mode = at.client.proxy_mode
+        if isinstance(mode, ReverseMode):
+            is_ours = mode.scheme == "https" and self._interception.serves(mode)
+            return _http(at) if is_ours and not starts_like_tls_record(data) else None
+        found = _HEAD.match(data[:_MAX_HEAD]) if isinstance(mode, RegularMode) else None
+        if found is None or is_heard("http_connect") or is_heard("http_connected"):
             return None
         host, port = found[1].decode().strip("[]"), int(found[2])
         return Tunnel(at, (host, port), found.end()) if self._interception.has(host, port) else None
@@ -97,8 +100,14 @@ class Tunnel(layer.Layer):
     def _child(self, data: bytes) -> layer.Layer:
         if not starts_like_tls_record(data):
             return layer.NextLayer(self.context)
-        self.context.server.tls = True  # what makes the requests inside `https` ones
         child = ClientTLSLayer(self.context)
-        child.child_layer = HttpLayer(self.context, HTTPMode.transparent)
-        client_side.install(child)
+        child.child_layer = _http(self.context)
         return child
+
+
+def _http(at: context.Context) -> HttpLayer:
+    """HTTP with this client. No layer for TLS with the server: where there is none, mitmproxy makes it on demand."""
+    at.server.tls = True  # what makes the requests `https` ones
+    made = HttpLayer(at, HTTPMode.transparent)
+    client_side.install(made)
+    return made

@@ -9,6 +9,7 @@ What has nothing to wait for is done at once.
 
 import asyncio
 import inspect
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
@@ -24,10 +25,14 @@ class Dispatcher:
     def __init__(self, manager: addonmanager.AddonManager) -> None:
         self._manager = manager
         self._functions: dict[str, list[Callable[..., Any]]] = {}
-        self._register, self._remove, self._trigger = manager.register, manager.remove, manager.trigger
+        self._register, self._remove = manager.register, manager.remove
         manager.register, manager.remove = self.register, self.remove  # type: ignore[method-assign]
-        manager.trigger, manager.handle_lifecycle = self.trigger, self.handle_lifecycle  # type: ignore[method-assign]
+        manager.handle_lifecycle = self.handle_lifecycle  # type: ignore[method-assign]
         manager.master.options.changed.connect(self._options_changed)
+        for handler in logging.getLogger().handlers:
+            # mitmproxy tells addons each line of its log, in a way that is deprecated and wakes the event loop.
+            if type(handler).__name__ == "LegacyLogEvents" and vars(handler).get("master") is manager.master:
+                handler.addFilter(lambda _: bool(self.functions("add_log")))
 
     def register(self, addon: Any) -> Any:
         """As the manager's."""
@@ -45,11 +50,6 @@ class Dispatcher:
 
     def _options_changed(self, updated: set[str]) -> None:
         self._functions.clear()  # the order of scripts is an option
-
-    def trigger(self, event: hooks.Hook) -> None:
-        """As the manager's. mitmproxy tells each line of its log in this way, to nobody."""
-        if self.functions(event.name):
-            self._trigger(event)
 
     async def handle_lifecycle(self, event: hooks.Hook) -> None:
         """As the manager's: each addon in turn, an error in one logged, `AddonHalt` the end; then `update`."""
