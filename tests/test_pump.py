@@ -254,3 +254,25 @@ def test_taking_never_raises_and_the_end_of_the_stream_takes_nothing() -> None:
     delivery.offer(b"chunk")
     assert delivery.take(b"x") == b"chunk"
     assert delivery.take(b"x") == b""
+
+
+async def test_a_body_whose_client_left_before_mitmproxy_came_for_it_is_not_read(station: Station) -> None:
+    """Its source is closed: the descriptor may by now be that of another file."""
+    source = Pieces(b"data")
+    path, delivery = station.pump.admit(source)
+    await delivery.close()
+    assert await station.receive(path, delivery) == (b"", False)
+    assert (source.reads, source.closed) == (0, 1)
+    assert (station.sent, station.failed) == ([], [])
+
+
+async def test_a_small_body_is_given_at_once_and_counted(station: Station) -> None:
+    source = Pieces(b"data")
+    assert await station.pump.whole(source) == b"data"
+    assert (source.closed, station.sent) == (1, [("store", 4)])
+
+
+async def test_a_small_body_that_cannot_be_read_is_left_to_the_pump(station: Station) -> None:
+    source = Pieces(BadUpstream("no"))
+    assert await station.pump.whole(source) is None
+    assert (source.closed, station.sent) == (0, [])

@@ -31,7 +31,7 @@ class Delivery:
         self._sent = sent
         self._chunk = b""
         self._taken = asyncio.Event()
-        self._closed = False
+        self.closed = False
         self.reading: asyncio.Future[None] | None = None
         """What reads the source at present."""
 
@@ -55,9 +55,9 @@ class Delivery:
 
     async def close(self) -> None:
         """Close the source, once, and not under its reader."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         if self.reading is not None:
             self.reading.cancel()
             await asyncio.gather(self.reading, return_exceptions=True)
@@ -131,7 +131,7 @@ class Pump:
                 head = await reader.readuntil(b"\r\n\r\n")
             fields = head.split(b" ", 2)
             delivery = self._waiting.pop(fields[1].decode("latin-1"), None) if len(fields) == 3 else None
-            if delivery is not None:
+            if delivery is not None and not delivery.closed:  # else its client left while mitmproxy was connecting
                 await self._send_while_wanted(delivery, reader, writer)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # mitmproxy closed its side because the client left, or a stranger connected
