@@ -1,8 +1,10 @@
 """Connections to our doors are set up without mitmproxy, and only where mitmproxy would have done the same."""
 
 import base64
+import json
 import socket
 import ssl
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from mitmproxy.proxy.layers import HttpLayer, modes
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from proxy import HUB_HOST, Door, Rig
 from standin import Hub
-from wire import PATIENCE, Exchange, head
+from wire import PATIENCE, Exchange, free_port, head
 
 HUB = Interception([Registry.parse(HUB_HOST), Registry.parse("[::1]:5001")])
 ORDINARY = b"CONNECT registry-1.docker.io:443 HTTP/1.1\r\nHost: registry-1.docker.io:443\r\nUser-Agent: docker\r\n\r\n"
@@ -217,3 +219,25 @@ def test_proxy_that_asks_for_a_password_gets_it_at_the_connect(hub: Hub) -> None
             with socket.create_connection(("127.0.0.1", rig.product.proxy), PATIENCE) as client:
                 client.sendall(head("CONNECT", f"{HUB_HOST}:443", headers))
                 assert client.recv(4096).split()[1] == status
+
+
+def test_flows_are_printed_by_mitmdump(door: Door) -> None:
+    door.request("GET", "/v2/printed/manifests/1")
+    door.product.wait_for_log(f"GET https://{HUB_HOST}/v2/printed/manifests/1")
+
+
+def test_flows_are_shown_by_mitmweb(hub: Hub) -> None:
+    with proxy.running(hub) as rig:
+        web = free_port()
+        rig.product.stop()
+        rig.product.command[0] = rig.product.command[0].replace("mitmdump", "mitmweb")
+        for option in (f"web_port={web}", "web_open_browser=false", "web_password=secret"):
+            rig.product.command += ["--set", option]
+        rig.product.start()
+        for name in proxy.DOORS:
+            assert rig.door(name).request("GET", f"/v2/{name}/manifests/1").status in (401, 404)
+        with urllib.request.urlopen(f"http://127.0.0.1:{web}/flows?token=secret", timeout=PATIENCE) as answer:
+            shown = json.load(answer)
+        assert [flow["request"]["path"] for flow in shown] == [f"/v2/{name}/manifests/1" for name in proxy.DOORS]
+        assert [flow["client_conn"]["tls_version"] for flow in shown] == ["TLSv1.3", None]
+        assert {flow["request"]["pretty_host"] for flow in shown} == {HUB_HOST}
