@@ -179,6 +179,11 @@ def test_clients_are_offered_http_1_only(proxy_door: Door) -> None:
         assert connection.selected_alpn_protocol() == "http/1.1"
 
 
+def test_mirror_opens_no_socket_for_http_3(rig: Rig) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", rig.product.mirror))
+
+
 def test_connect_is_accepted_while_the_upstream_is_down(proxy_door: Door) -> None:
     proxy_door.hub.stop()
     assert proxy_door.request("GET", "/v2/").status == 401

@@ -12,9 +12,21 @@ from collections.abc import Iterable
 from typing import Any
 
 from mitmproxy.proxy.mode_servers import AsyncioServerInstance, ServerInstance
+from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 
 DESCRIPTORS = "HUBCACHE_DOORS"
 """Environment variable of a worker: JSON, the inherited descriptors by mode."""
+
+
+def without_quic(modes: Iterable[str]) -> None:
+    """Have mitmproxy open no UDP socket for HTTP/3 beside the TCP socket of a `reverse:https`.
+
+    No client of registries speaks it. Its server lives in threads of another runtime, which crash a process that ends
+    while they come back to Python.
+    """
+    for mode in map(ProxyMode.parse, modes):  # which keeps one instance of each, and the server asks that one
+        if isinstance(mode, ReverseMode) and mode.transport_protocol == "both":
+            mode.transport_protocol = "tcp"
 
 
 def take_from(servers: Iterable[ServerInstance[Any]]) -> dict[str, list[socket.socket]]:

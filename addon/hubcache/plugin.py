@@ -69,6 +69,7 @@ class Hubcache:
     def load(self, loader: addonmanager.Loader) -> None:
         """Declare the options, and give mitmproxy's own the defaults that a registry cache needs."""
         self._hooks = lean.install(ctx.master.addons)
+        doors.without_quic(ctx.options.mode)  # at once: mitmproxy is about to open those of the command line
         options.declare(loader)
         try:
             ctx.options.process_deferred()
@@ -120,6 +121,7 @@ class Hubcache:
         for mode in map(ProxyMode.parse, ctx.options.mode):
             if isinstance(mode, ReverseMode) and not interception.serves(mode):
                 raise ConfigError(f"mode {mode.full_spec}: {mode.address[0]} is not in hubcache_registries")
+        doors.without_quic(ctx.options.mode)
         _default(allow_hosts=interception.allow_hosts)
 
     async def running(self) -> None:
