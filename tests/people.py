@@ -49,7 +49,7 @@ class Clock(SimpleNamespace):
 
 def short_times(patch: pytest.MonkeyPatch) -> None:
     """Time-outs as in production would make tests of them last minutes."""
-    patch.setattr(http, "CONNECT_SECONDS", 0.3)
+    patch.setattr(http, "CONNECT_SECONDS", 1.0)
     patch.setattr(http, "PROGRESS_SECONDS", 1.0)
     patch.setattr(client, "_PROBE_SECONDS", 0.3)
 

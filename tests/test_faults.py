@@ -18,8 +18,8 @@ FAULTS = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @pytest.fixture(autouse=True)
 def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time-outs as in production would make a test of them last minutes."""
-    monkeypatch.setattr(http, "CONNECT_SECONDS", 0.3)
-    monkeypatch.setattr(http, "PROGRESS_SECONDS", 0.3)
+    monkeypatch.setattr(http, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(http, "PROGRESS_SECONDS", 1.0)
     monkeypatch.setattr(client, "_PROBE_SECONDS", 0.3)
     monkeypatch.setattr(upstream, "_BACKOFF_SECONDS", 0.01)
 

@@ -73,7 +73,7 @@ class Room:
 @pytest.fixture
 async def room(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
     monkeypatch.setattr(fill_module, "_BACKOFF_SECONDS", 0.005)
-    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 0.15)
+    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 0.5)
     hub.image(REPO, "stable", [LAYER])
     async with opened_store(tmp_path) as store, line_to(hub) as line:
         fills = Fills(store, line.seen)

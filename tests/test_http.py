@@ -99,7 +99,7 @@ async def test_a_body_is_read_up_to_its_limit_and_not_beyond(chunked: bool) -> N
 
 
 async def test_no_answer_and_no_progress_are_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 0.1)
+    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 0.5)
 
     async def answer(request: web.Request) -> web.StreamResponse:
         if request.path == "/body":
@@ -121,7 +121,7 @@ async def test_no_answer_and_no_progress_are_waited_for_only_so_long(monkeypatch
 
 
 async def test_a_slow_body_that_makes_progress_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 0.15)
+    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 0.5)
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()

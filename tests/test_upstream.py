@@ -36,8 +36,8 @@ DIGEST = Digest.of(LAYER)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, so that the tests are quick."""
     monkeypatch.setattr(upstream_module, "_BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 0.2)
-    monkeypatch.setattr(http_module, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 0.5)
+    monkeypatch.setattr(http_module, "CONNECT_SECONDS", 0.5)
 
 
 @pytest.fixture
