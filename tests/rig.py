@@ -65,7 +65,8 @@ class Cache:
 
     async def ask(self, door: Door, method: str, path: str, **headers: str) -> tuple[Answer | Forward, bytes]:
         """The answer, and its body read to the end."""
-        outcome = await self.engine.service.answer(self.request(door, method, path, **headers))
+        outcome = await self.engine.answer(self.request(door, method, path, **headers))
+        assert outcome is not None
         return outcome, await read(outcome)
 
     async def get(self, door: Door, path: str, **headers: str) -> tuple[int, bytes]:

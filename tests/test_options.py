@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hubcache.oci.errors import ConfigError
+from hubcache.oci.pin import Pin
 from hubcache.oci.registry import Registry
 from hubcache.operate import options
 from hubcache.operate.options import OPTIONS, Settings
@@ -82,6 +83,12 @@ def test_registries_are_several_with_or_without_an_upstream(context: taddons.con
     assert hosts == ["registry-1.docker.io", "ghcr.io"]
 
 
+def test_pins_are_images_of_configured_registries(context: taddons.context) -> None:
+    texts = ["debian:12", "ghcr.io/owner/name"]
+    settings = parse(context, hubcache_registries=["registry-1.docker.io", "ghcr.io"], hubcache_pins=texts)
+    assert settings.pins == tuple(map(Pin.parse, texts))
+
+
 def test_offline_serves_tags_however_old(context: taddons.context) -> None:
     assert parse(context, hubcache_offline=True, hubcache_max_stale=0).max_stale == math.inf
 
@@ -119,6 +126,16 @@ def test_password_is_read_from_its_file_and_not_shown(context: taddons.context, 
         ("hubcache_registries", ["ghcr.io=ftp://x"]),
         ("hubcache_registries", ["ghcr.io="]),
         ("hubcache_private", "maybe"),
+        ("hubcache_mirror_miss", "maybe"),
+        ("hubcache_admit_after", -1),
+        ("hubcache_half_life", 0),
+        ("hubcache_expire_after", 0),
+        ("hubcache_max_blob", "big"),
+        ("hubcache_min_free", "-1"),
+        ("hubcache_pins", ["Debian"]),
+        ("hubcache_pins", ["debian:12", "ghcr.io/owner/name"]),
+        ("hubcache_workers", "0"),
+        ("hubcache_workers", "many"),
         ("hubcache_username", "alice"),
         ("hubcache_password_file", "/does/not/exist"),
         ("hubcache_dir", "~nobody-of-this-name/store"),

@@ -23,7 +23,7 @@ class Pin:
         As docker reads it: the first part is a host if it has a dot or a colon or is `localhost`; without a host it is
         Docker Hub's, and without an owner the repository is in `library/`.
         """
-        name, _, digest = text.strip().partition("@")
+        name, at, digest = text.strip().partition("@")
         host, slash, rest = name.partition("/")
         if not slash or not ("." in host or ":" in host or host == "localhost"):
             host, rest = HUB_HOST, name
@@ -32,4 +32,4 @@ class Pin:
         repository, colon, tag = rest.partition(":")
         if host == HUB_HOST and "/" not in repository:
             repository = f"library/{repository}"
-        return cls(host.lower(), parse_name(repository), parse_reference(digest or (tag if colon else "latest")))
+        return cls(host.lower(), parse_name(repository), parse_reference(digest if at else tag if colon else "latest"))

@@ -190,6 +190,7 @@ class Settings:
     @classmethod
     def parse(cls, options: Any) -> Self:
         """Check the values of an options object; raises `ConfigError` that names the option."""
+        registries = _registries(options.hubcache_registries)
         return cls(
             directory=_directory(options.hubcache_dir),
             size=_size("hubcache_size", options.hubcache_size),
@@ -200,8 +201,8 @@ class Settings:
             min_free=_size("hubcache_min_free", options.hubcache_min_free, zero=True)
             if options.hubcache_min_free
             else None,
-            pins=_pins(options.hubcache_pins),
-            registries=_registries(options.hubcache_registries),
+            pins=_pins(options.hubcache_pins, registries),
+            registries=registries,
             tag_ttl=_not_negative("hubcache_tag_ttl", options.hubcache_tag_ttl),
             max_stale=_max_stale(options.hubcache_offline, options.hubcache_max_stale),
             offline=options.hubcache_offline,
@@ -272,11 +273,15 @@ def _positive(name: str, value: int) -> float:
     return float(value)
 
 
-def _pins(texts: Sequence[str]) -> tuple[Pin, ...]:
+def _pins(texts: Sequence[str], registries: Sequence[Registry]) -> tuple[Pin, ...]:
     try:
-        return tuple(Pin.parse(text) for text in texts)
+        pins = tuple(Pin.parse(text) for text in texts)
     except RegistryError as error:
         raise ConfigError(f"hubcache_pins: {error.message}; expected an image such as debian:12") from error
+    for pin in pins:
+        if pin.host not in [registry.host for registry in registries]:
+            raise ConfigError(f"hubcache_pins: {pin.host} of {pin.repository} is not in hubcache_registries")
+    return pins
 
 
 def _choice(name: str, text: str, choices: Sequence[str]) -> str:

@@ -1,0 +1,49 @@
+"""Which requests are one pull."""
+
+import pytest
+from hubcache.serve import pulls
+from hubcache.serve.pulls import SAME_PULL_SECONDS, Pulls
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_client_that_asks_again_at_once_makes_one_pull() -> None:
+    clock = Clock()
+    seen = Pulls(clock)
+    assert seen.begins("10.0.0.1", "digest")
+    clock.now += SAME_PULL_SECONDS - 1
+    assert not seen.begins("10.0.0.1", "digest")
+
+
+def test_client_that_asks_on_and_on_makes_one_pull() -> None:
+    clock = Clock()
+    seen = Pulls(clock)
+    assert seen.begins("10.0.0.1", "digest")
+    for _ in range(10):
+        clock.now += SAME_PULL_SECONDS - 1
+        assert not seen.begins("10.0.0.1", "digest")
+
+
+def test_later_another_client_and_other_content_are_other_pulls() -> None:
+    clock = Clock()
+    seen = Pulls(clock)
+    assert seen.begins("10.0.0.1", "digest")
+    assert seen.begins("10.0.0.2", "digest")
+    assert seen.begins("10.0.0.1", "other")
+    clock.now += SAME_PULL_SECONDS
+    assert seen.begins("10.0.0.1", "digest")
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulls, "MAX_CLIENTS", 10)
+    seen = Pulls(Clock())
+    for number in range(1000):
+        assert seen.begins(number)
+        assert len(seen._last) <= 10
