@@ -97,7 +97,7 @@ def test_last_byte_is_held_back_until_the_digest_is_verified(door: Door) -> None
             assert not answer.complete
             assert data.startswith(answer.body)
         else:
-            assert answer.failure == (502, "UNAVAILABLE")
+            assert answer.failure == (502, "UNAVAILABLE"), answer.body
     door.hub.faults.clear()
     assert door.blob(digest).body == data
 

@@ -1,9 +1,11 @@
 """A worker gets from its owner what the engine would have given, bytes of stored and arriving blobs included."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hubcache.oci.errors import HubcacheError
@@ -108,6 +110,18 @@ async def test_blob_that_the_store_does_not_take_is_passed_on(pair: Pair, hub: H
     answer = await pair.get(f"/v2/{REPO}/blobs/{hub.blob(REPO, DATA)}")
     assert await read(answer) == DATA
     assert "stored" not in answer.headers["Cache-Status"]
+
+
+async def test_file_that_is_always_gone_before_it_is_opened_costs_the_client_nothing(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hub.blob(REPO, DATA)
+
+    def gone(*_: object) -> int:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("hubcache.workers.remote.os", SimpleNamespace(open=gone, O_RDONLY=os.O_RDONLY))
+    assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
 
 
 async def test_store_that_fails_in_the_middle_costs_the_client_nothing(
