@@ -3,13 +3,15 @@
 import json
 
 import pytest
-from hubcache.client_side import MAX_HEAD, RegistryHttp1Server, install
+from hubcache.client_side import MAX_HEAD, RegistryHttp1Server, drop_body, install
 from mitmproxy import connection, http, options
 from mitmproxy.proxy import commands, context, events, layers
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
+    RequestData,
+    RequestEndOfMessage,
     ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
@@ -89,6 +91,22 @@ def test_long_body_is_no_long_head() -> None:
     wire.feed(f"PUT /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode() + b"b" * size)
     assert wire.requests > 0
     assert wire.sent == b""
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_body_that_nobody_wants_is_read_and_not_kept(is_wanted: bool) -> None:
+    wire = Wire()
+    wire.feed(b"PUT /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 300\r\n\r\n")
+    assert wire.server.request is not None
+    if not is_wanted:
+        drop_body(wire.server.request)
+    for _ in range(3):
+        wire.feed(b"b" * 100)
+    received = [command.event for command in wire.commands if isinstance(command, ReceiveHttp)]
+    kept = b"".join(event.data for event in received if isinstance(event, RequestData))
+    assert kept == (b"b" * 300 if is_wanted else b"")
+    assert isinstance(received[-1], RequestEndOfMessage)
+    assert len(wire.server.buf) == 0
 
 
 def test_head_just_below_the_limit_is_taken() -> None:

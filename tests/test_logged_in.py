@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import proxy
 import pytest
 from proxy import TOKEN_HOST, Door, Rig
+from wire import Exchange, head
 
 rig, door = proxy.fixtures(hubcache_tag_ttl="600")
 
@@ -75,6 +76,19 @@ def test_oauth_password_grant_reaches_the_real_service(proxy_door: Door) -> None
     answer = proxy_door.request("POST", "/token", headers, host=TOKEN_HOST, body=form)
     token = json.loads(answer.body)["access_token"]
     assert proxy_door.manifest("latest", {"Authorization": f"Bearer {token}"}).status == 200
+
+
+@pytest.mark.parametrize("headers", [{"Content-Length": "1000000"}, {"Transfer-Encoding": "chunked"}], ids=str)
+def test_token_request_that_is_too_large_is_refused(proxy_door: Door, headers: dict[str, str]) -> None:
+    with proxy_door.connect(TOKEN_HOST) as connection:
+        connection.sendall(head("POST", "/token", {"Host": TOKEN_HOST} | headers))
+        for _ in range(10):
+            connection.sendall(
+                b"x" * 100_000 if "Content-Length" in headers else b"186a0\r\n" + b"x" * 100_000 + b"\r\n"
+            )
+        connection.sendall(b"" if "Content-Length" in headers else b"0\r\n\r\n")
+        assert Exchange(connection, "POST").finish().failure == (413, "SIZE_INVALID")
+    assert proxy_door.hub.count() == 0
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

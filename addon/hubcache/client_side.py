@@ -1,7 +1,7 @@
-"""The client's side of a connection: mitmproxy's HTTP/1 server with bounded request heads and errors as JSON.
+"""The client's side of a connection: mitmproxy's HTTP/1 server with bounded memory and errors as JSON.
 
-mitmproxy reads a request head of any length and tells errors as HTML. Registry clients parse JSON, and a proxy that
-many machines reach must not be made to hold a head without end.
+mitmproxy reads a request head of any length, keeps the whole body of a request that is answered here, and tells errors
+as HTML. Registry clients parse JSON, and a proxy that many machines reach must not be made to hold what they send.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,13 @@ from mitmproxy.connection import ConnectionState
 from mitmproxy.net.http import http1
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers import HttpLayer
-from mitmproxy.proxy.layers.http._events import HttpEvent, ResponseHeaders, ResponseProtocolError
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._events import (
+    HttpEvent,
+    RequestData,
+    ResponseHeaders,
+    ResponseProtocolError,
+)
 from mitmproxy.proxy.layers.http._http1 import Http1Server
 
 from .oci.errors import HeadersTooLarge, NameInvalid, RegistryError, Unavailable
@@ -36,6 +42,16 @@ class RegistryHttp1Server(Http1Server):
                 command = commands.SendData(self.conn, _render(NameInvalid("malformed HTTP request")))
             yield command
 
+    def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """As mitmproxy's; nobody gets to see a body that nobody wants."""
+        for command in super().read_body(event):
+            if not (isinstance(command, ReceiveHttp) and isinstance(command.event, RequestData) and self._is_unwanted):
+                yield command
+
+    @property
+    def _is_unwanted(self) -> bool:
+        return self.request is not None and self.request.raw_content is not None
+
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """As mitmproxy's, but what it would tell as HTML is told as JSON, and the head of an answer from memory goes
         out with its body, which follows at once: in one TLS record and one packet."""
@@ -59,6 +75,11 @@ class RegistryHttp1Server(Http1Server):
                     continue
                 command.data, self._head = self._head + command.data, b""
             yield command
+
+
+def drop_body(request: http.Request) -> None:
+    """Have the body of a request, which is just being received, be nothing."""
+    request.raw_content = b""  # None until it is all there
 
 
 def install(first: layer.Layer) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import certifi
 from mitmproxy import addonmanager, ctx, exceptions, http, tls
+from mitmproxy.net.http import http1
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
@@ -21,7 +22,7 @@ from mitmproxy.utils import human
 from . import client_side, connect, credentials, doors, flow_headers, handshake, lean
 from .engine import Engine
 from .interception import Interception, Place
-from .oci.errors import ConfigError, ManifestUnknown, StoreTooNew
+from .oci.errors import ConfigError, ContentTooLarge, ManifestUnknown, StoreTooNew
 from .operate import options
 from .operate.ca import ensure_ca
 from .operate.options import Settings
@@ -37,7 +38,7 @@ CERTS = Path(__file__).resolve().parents[2] / "certs"
 PROXY_PORT, MIRROR_PORT = 8080, 5000
 _LEAF_SECONDS = 86400.0
 _SMALL = 64 << 10
-"""Bytes of a stored body up to which it is sent from memory: configs, and the empty layers of build tools."""
+"""Bytes of a body up to which it is kept in memory: stored configs, empty layers of build tools, token requests."""
 _MARKS = {
     Result.HIT: ":heavy_check_mark:",
     Result.REVALIDATED: ":heavy_check_mark:",
@@ -246,6 +247,11 @@ class Hubcache:
         credentials.hide(flow.request)
         outcome = await self._engine.answer(request)
         if outcome is None:
+            length = http1.expected_http_body_size(flow.request)
+            if length is None or length > _SMALL:
+                too_large = ContentTooLarge(f"a token request has a length, of at most {_SMALL} bytes")
+                outcome = error_answer(too_large, request.method)
+        if outcome is None:
             self._token_requests[flow.id] = request  # answered in `request`, when its body is here
             return
         if isinstance(outcome, Answer) and (request.door is Door.MIRROR or request.credentials is None):
@@ -295,6 +301,7 @@ class Hubcache:
             flow.request.stream = True
 
     def _answer(self, flow: http.HTTPFlow, answer: Answer) -> None:
+        client_side.drop_body(flow.request)
         if answer.source is None:
             flow.response = flow_headers.response(answer)
             return

@@ -118,8 +118,8 @@ async def send(
     cut = False
     try:
         async for chunk in _paced(chunks, rate) if rate else chunks:
+            record.sent += len(chunk)  # before: who reads the log may be told of it by the client
             await response.write(chunk)
-            record.sent += len(chunk)
     except _CutError:
         cut = True
     surplus = b"\0" * fault.extra

@@ -134,6 +134,12 @@ class NotAsked(Unavailable):
     """The upstream was not even tried."""
 
 
+class ContentTooLarge(RegistryError):
+    """RFC 9110 section 15.5.14: the request's body is larger than this proxy reads."""
+
+    status, code = 413, "SIZE_INVALID"
+
+
 class HeadersTooLarge(RegistryError):
     """RFC 6585 section 5: the request's head is larger than this proxy reads."""
 
