@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ from hubcache.transfer import client, http, tokens, upstream
 from rig import Cache
 from standin import Hub, Image
 
+SECRET = "alice/secret"
+REFUSED = {Door.PROXY: 401, Door.MIRROR: 404}
 DOORS = pytest.mark.parametrize("door", list(Door), ids=lambda door: door.value)
 
 
@@ -83,3 +86,20 @@ def requests_of(image: Image) -> list[tuple[str, str]]:
     if image.tag is not None:
         paths.insert(0, f"manifests/{image.tag}")
     return [(method, f"/v2/{image.repo}/{path}") for path in paths for method in ("HEAD", "GET")]
+
+
+async def assert_refused(cache: Cache, image: Image, door: Door, **headers: str) -> None:
+    """No part of the image is given, and a GET says why in the form of the spec."""
+    for method, path in requests_of(image):
+        answer, body = await cache.ask(door, method, path, **headers)
+        assert isinstance(answer, Answer)
+        assert answer.status == REFUSED[door], (method, path)
+        assert method == "HEAD" or json.loads(body)["errors"][0]["code"] in ("UNAUTHORIZED", "MANIFEST_UNKNOWN")
+
+
+def turn_private(hub: Hub, repo: str, **users: str) -> None:
+    """A public repository becomes alice's own (and that of `users`); anonymous tokens of before are over."""
+    hub.private(repo, {"alice": "alice's", **users})
+    for value, token in list(hub.accounts.tokens.items()):
+        if not token.user:
+            del hub.accounts.tokens[value]

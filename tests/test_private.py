@@ -1,23 +1,29 @@
 """Who may read what: private images pass through or are kept for their users, and nobody else ever gets them."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from hubcache.decide.policy import VERDICT_LIFETIME
 from hubcache.oci.account import Account
 from hubcache.serve import gate
 from hubcache.serve.messages import Answer, Door, Forward, Result
-from people import DOORS, Clock, bearer, pull, requests_of, short_times, until
+from people import (
+    DOORS,
+    REFUSED,
+    SECRET,
+    Clock,
+    assert_refused,
+    bearer,
+    pull,
+    requests_of,
+    short_times,
+    turn_private,
+    until,
+)
 from rig import Cache, running
 from standin import Fault, Hub, Image, random_bytes
-from standin.media import OCI_LAYER, OCI_MANIFEST
-
-SECRET = "alice/secret"
-REFUSED = {Door.PROXY: 401, Door.MIRROR: 404}
 
 
 @pytest.fixture(autouse=True)
@@ -26,52 +32,10 @@ def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def secret(hub: Hub) -> Image:
-    """A private image of alice; bob exists and may not see it."""
-    hub.user("bob", "bob's")
-    image = hub.image(SECRET, "1", [random_bytes(100_000, "secret")])
-    hub.private(SECRET, {"alice": "alice's"})
-    return image
-
-
-@pytest.fixture
 async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
     """`hubcache_private=bypass`."""
     async with running(hub, tmp_path / "store") as started:
         yield started
-
-
-@pytest.fixture
-async def keeper(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    """`hubcache_private=authorize`."""
-    async with running(hub, tmp_path / "keeper", authorize=True) as started:
-        yield started
-
-
-@pytest.fixture
-async def keeping(keeper: Cache, hub: Hub, secret: Image) -> Cache:
-    """`hubcache_private=authorize`, with the private image in the store."""
-    assert set(await pull(keeper, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
-    assert len(keeper.engine.store.ledger.sizes) == 3
-    hub.reset_log()
-    return keeper
-
-
-async def assert_refused(cache: Cache, image: Image, door: Door, **headers: str) -> None:
-    """No part of the image is given, and a GET says why in the form of the spec."""
-    for method, path in requests_of(image):
-        answer, body = await cache.ask(door, method, path, **headers)
-        assert isinstance(answer, Answer)
-        assert answer.status == REFUSED[door], (method, path)
-        assert method == "HEAD" or json.loads(body)["errors"][0]["code"] in ("UNAUTHORIZED", "MANIFEST_UNKNOWN")
-
-
-def turn_private(hub: Hub, repo: str, **users: str) -> None:
-    """A public repository becomes alice's own (and that of `users`); anonymous tokens of before are over."""
-    hub.private(repo, {"alice": "alice's", **users})
-    for value, token in list(hub.accounts.tokens.items()):
-        if not token.user:
-            del hub.accounts.tokens[value]
 
 
 # -- bypass ----------------------------------------------------------------------------------------------------------
@@ -256,218 +220,6 @@ async def test_strangers_request_does_not_spoil_the_users_pull_of_the_same_blob(
     own = bearer(hub, "alice", SECRET)
     assert (await keeper.get(Door.PROXY, path, authorization=own))[0] == 200
     assert (await stranger)[0] == 401
-
-
-# -- digests and repositories ----------------------------------------------------------------------------------------
-
-
-@DOORS
-async def test_private_digest_asked_for_through_a_public_repository_is_asked_upstream(
-    keeping: Cache, hub: Hub, secret: Image, door: Door
-) -> None:
-    public = hub.image("library/app", "1")
-    assert set(await pull(keeping, public)) == {200}
-    hub.reset_log()
-    for kind, digest in (("manifest", secret.digest), ("blob", secret.layers[0]), ("blob", secret.config)):
-        for method in ("HEAD", "GET"):
-            answer, body = await keeping.ask(door, method, f"/v2/library/app/{kind}s/{digest}")
-            assert isinstance(answer, Answer)
-            assert answer.status == 404
-            assert method == "HEAD" or b"_UNKNOWN" in body
-        assert hub.count(kind=kind, repo="library/app", path=f"*{digest}") >= 1
-
-
-@DOORS
-async def test_manifest_that_only_names_a_private_digest_opens_nothing(
-    keeping: Cache, hub: Hub, secret: Image, door: Door
-) -> None:
-    """A registry takes manifests whose layers it does not have (foreign layers, OCI 1.1 sparse ones): anybody may
-    push one that names what he wants to read."""
-    blob = secret.layers[0]
-    layers = [{"mediaType": OCI_LAYER, "digest": blob, "size": 100_000}]
-    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": layers}).encode()
-    hub.manifest("mallory/trap", "1", body, OCI_MANIFEST)
-    assert (await keeping.get(door, "/v2/mallory/trap/manifests/1"))[0] == 200
-    for method in ("HEAD", "GET"):
-        answer, given = await keeping.ask(door, method, f"/v2/mallory/trap/blobs/{blob}")
-        assert isinstance(answer, Answer)
-        assert answer.status == 404, "served from the store without the upstream's word"
-        assert random_bytes(100_000, "secret") != given
-
-
-@DOORS
-async def test_index_that_only_names_a_private_manifest_opens_nothing(
-    keeping: Cache, hub: Hub, secret: Image, door: Door
-) -> None:
-    hub.index("mallory/trap", "1", {"linux/amd64": secret})
-    assert (await keeping.get(door, "/v2/mallory/trap/manifests/1"))[0] == 200
-    status, body = await keeping.get(door, f"/v2/mallory/trap/manifests/{secret.digest}")
-    assert (status, secret.manifest in body) == (404, False)
-
-
-@DOORS
-async def test_blob_that_a_private_and_a_public_repository_share_stays_served_for_the_public_one(
-    keeping: Cache, hub: Hub, secret: Image, door: Door
-) -> None:
-    public = hub.image("library/app", "1", [random_bytes(100_000, "secret")])
-    assert public.layers == secret.layers
-    for _ in range(2):
-        assert set(await pull(keeping, public, door)) == {200}
-        await assert_refused(keeping, secret, door)
-    assert hub.count(kind="cdn", method="GET", path=f"*{secret.layers[0]}*") == 0, "it was here already"
-    hub.stop()
-    assert (await keeping.get(door, f"/v2/library/app/blobs/{public.layers[0]}"))[0] == 200
-
-
-@DOORS
-async def test_blob_of_two_public_repositories_stays_served_when_one_turns_private(
-    cache: Cache, hub: Hub, door: Door
-) -> None:
-    mine, theirs = hub.image("alice/app", "1"), hub.image("library/app", "1")
-    assert set(await pull(cache, mine) + await pull(cache, theirs)) == {200}
-    turn_private(hub, "alice/app")
-    cache.apply(tag_ttl=0.0)
-    await assert_refused(cache, mine, door)
-    hub.reset_log()
-    assert (await cache.get(door, f"/v2/library/app/blobs/{theirs.layers[0]}"))[0] == 200
-    assert hub.count() == 0
-
-
-@DOORS
-async def test_request_for_a_repository_without_the_blob_does_not_spoil_a_pull_from_one_that_has_it(
-    cache: Cache, hub: Hub, door: Door
-) -> None:
-    image = hub.image("library/app", "1", [random_bytes(100_000)])
-    hub.image("library/other", "1", [b"another"])
-    slow = hub.faults.add(Fault(kind="blob", method="GET", path="/v2/library/other/*", delay=0.4, times=1))
-    wrong = asyncio.create_task(cache.get(door, f"/v2/library/other/blobs/{image.layers[0]}"))
-    await until(lambda: slow.hits)
-    assert await cache.get(door, f"/v2/library/app/blobs/{image.layers[0]}") == (200, random_bytes(100_000))
-    assert (await wrong)[0] == 404
-
-
-# -- a repository turns private --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def app(cache: Cache, hub: Hub) -> Image:
-    """A public image of alice in the store; there is another tag that is not."""
-    image = hub.image("alice/app", "1", [random_bytes(100_000)])
-    hub.image("alice/app", "2", [b"two"])
-    assert set(await pull(cache, image)) == {200}
-    hub.reset_log()
-    return image
-
-
-@DOORS
-@pytest.mark.parametrize("status", [401, 403])
-async def test_repository_that_turned_private_is_closed_at_once_when_upstream_says_so(
-    cache: Cache, hub: Hub, app: Image, status: int, door: Door
-) -> None:
-    """The upstream's word on one tag closes all that is stored, and an outage does not open it again."""
-    turn_private(hub, "alice/app")
-    if status == 403:
-        hub.faults.add(Fault(kind="[mb]*", status=403, body={"errors": [{"code": "DENIED", "message": "no"}]}))
-    refused = 404 if door is Door.MIRROR else status
-    assert (await cache.get(door, "/v2/alice/app/manifests/2"))[0] == refused
-    for method, path in requests_of(app):
-        answer, _ = await cache.ask(door, method, path)
-        assert isinstance(answer, Answer)
-        assert answer.status == refused, (method, path)
-    hub.stop()
-    cache.engine._gate._missing.clear()
-    for method, path in requests_of(app):
-        answer, _ = await cache.ask(door, method, path)
-        assert isinstance(answer, Answer)
-        assert answer.status in (refused, 503), (method, path)
-
-
-@DOORS
-async def test_404_is_a_sign_of_change_that_makes_the_upstream_be_asked_again(
-    cache: Cache, hub: Hub, app: Image, door: Door
-) -> None:
-    """Some registries say 404 of what an anonymous client may not see."""
-    hub.faults.add(Fault(kind="[mb]*", status=404, body={"errors": [{"code": "NAME_UNKNOWN", "message": "no"}]}))
-    assert (await cache.get(door, "/v2/alice/app/manifests/2"))[0] == 404
-    for method, path in requests_of(app):
-        answer, _ = await cache.ask(door, method, path)
-        assert isinstance(answer, Answer)
-        assert answer.status == 404, (method, path)
-
-
-@DOORS
-async def test_what_upstream_denied_to_have_is_not_served_in_an_outage_that_follows(
-    cache: Cache, hub: Hub, app: Image, door: Door
-) -> None:
-    cache.apply(negative_ttl=0.0)
-    hub.faults.add(Fault(kind="[mb]*", status=404, body={"errors": [{"code": "NAME_UNKNOWN", "message": "no"}]}))
-    assert (await cache.get(door, "/v2/alice/app/manifests/2"))[0] == 404
-    for method, path in requests_of(app):
-        await cache.ask(door, method, path)
-    hub.stop()
-    given = {path: (await cache.get(door, path))[0] for method, path in requests_of(app) if method == "GET"}
-    assert set(given.values()) == {503}, given
-
-
-@DOORS
-async def test_mistyped_tag_does_not_close_a_public_repository(cache: Cache, hub: Hub, app: Image, door: Door) -> None:
-    assert (await cache.get(door, "/v2/alice/app/manifests/latets"))[0] == 404
-    hub.stop()
-    assert set(await pull(cache, app, door)) == {200}
-
-
-@DOORS
-async def test_repository_that_turned_private_unseen_is_closed_within_the_verdicts_lifetime(
-    cache: Cache, hub: Hub, app: Image, door: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A fresh tag gives nobody a reason to ask; the verdict runs out before it."""
-    cache.apply(tag_ttl=VERDICT_LIFETIME * 10)
-    clock = Clock(monkeypatch, cache)
-    turn_private(hub, "alice/app")
-    clock.ahead = VERDICT_LIFETIME - 60
-    assert set(await pull(cache, app, door)) == {200}
-    assert hub.count() == 0
-    clock.ahead = VERDICT_LIFETIME + 1
-    for method, path in reversed(requests_of(app)):
-        answer, _ = await cache.ask(door, method, path)
-        assert isinstance(answer, Answer)
-        assert answer.status == REFUSED[door], (method, path)
-
-
-@DOORS
-async def test_verdict_outlives_a_restart_but_not_its_lifetime(
-    hub: Hub, door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    image = hub.image("alice/app", "1")
-    async with running(hub, tmp_path / "store", tag_ttl=VERDICT_LIFETIME * 10) as before:
-        assert set(await pull(before, image)) == {200}
-    turn_private(hub, "alice/app")
-    async with running(hub, tmp_path / "store", tag_ttl=VERDICT_LIFETIME * 10) as after:
-        clock = Clock(monkeypatch, after)
-        assert set(await pull(after, image, door)) == {200}
-        clock.ahead = VERDICT_LIFETIME + 1
-        await assert_refused(after, image, door)
-
-
-@DOORS
-async def test_repository_that_turned_public_is_served_to_all_when_the_refusal_is_forgotten(
-    keeping: Cache, hub: Hub, secret: Image, door: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not only when the token that it was refused with is over: that has no right to what is public since."""
-    clock = Clock(monkeypatch, keeping)
-    await assert_refused(keeping, secret, door)
-    hub.public(SECRET)
-    clock.ahead = keeping.settings.negative_ttl + 1
-    assert set(await pull(keeping, secret, door)) == {200}
-
-
-async def test_user_of_a_repository_that_turned_private_goes_on_reading_it(cache: Cache, hub: Hub, app: Image) -> None:
-    turn_private(hub, "alice/app")
-    cache.apply(tag_ttl=0.0)
-    own = bearer(hub, "alice", "alice/app")
-    outcome, _ = await cache.ask(Door.PROXY, "GET", "/v2/alice/app/manifests/1", authorization=own)
-    assert isinstance(outcome, Forward)
-    assert outcome.authorization == own
 
 
 # -- the configured account ------------------------------------------------------------------------------------------
