@@ -76,7 +76,7 @@ async def room(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asy
     monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 0.5)
     hub.image(REPO, "stable", [LAYER])
     async with opened_store(tmp_path) as store, line_to(hub) as line:
-        fills = Fills(store, line.seen)
+        fills = Fills(store, line.seen, store.failed)
         yield Room(store, fills, line, tmp_path)
         await fills.close()
 

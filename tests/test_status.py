@@ -67,6 +67,19 @@ async def test_upstream_that_is_down_is_degraded_and_named(store: Store) -> None
     assert json.loads(text)["upstreams_down"] == {"down": "status 503"}
 
 
+async def test_removals_are_explained(store: Store) -> None:
+    digests = [await put_blob(store, bytes([number]) * 1000) for number in range(2)]
+    for digest in digests:
+        assert await store.rooms.purge(digest, store.remove)
+    code, kind, text = await fetch(Status(store, Metrics(), Breakers()), "/evictions")
+    assert (code, kind) == (200, "application/json; charset=utf-8")
+    removals = json.loads(text)
+    assert [removal.pop("digest") for removal in removals] == [str(digest) for digest in reversed(digests)]
+    for removal in removals:
+        assert removal.keys() == {"at", "size", "reason", "score", "requests", "idle"}
+        assert (removal["size"], removal["reason"]) == (4096, "purged")
+
+
 async def test_metrics_are_in_the_text_format(store: Store) -> None:
     metrics = Metrics()
     metrics.watch(store, Breakers())

@@ -142,7 +142,7 @@ async def test_content_stored_as_manifest_and_as_blob_is_accounted_and_removed_a
 async def test_content_larger_than_the_store_is_refused_and_nothing_evicted_for_it(tmp_path: Path) -> None:
     async with opened_store(tmp_path, ROOM) as store:
         digest = await put_blob(store, b"layer")
-        with pytest.raises(StorageError, match="do not fit"):
+        with pytest.raises(NotStored, match="hubcache_size"):
             await store.stage(Digest.of(b"big"), ROOM)
         assert store.has(digest)
         assert store.ledger.reserved == 0

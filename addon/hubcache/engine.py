@@ -71,7 +71,7 @@ class Engine:
         memory = Memory(self.store, self.storage_failed)
         self._memory = memory
         self._gate = Gate(self.store, memory)
-        self.fills = Fills(self.store, self.metrics)
+        self.fills = Fills(self.store, self.metrics, self._fill_failed)
         self._manifests = Manifests(self.store, memory, self._gate)
         self._blobs = Blobs(self.store, memory, self._gate, self.fills)
         ahead = Ahead(self.store, self._manifests, self._blobs)
@@ -153,10 +153,15 @@ class Engine:
         """Say once in a while that content cannot be stored; that the policy does not want it is no news."""
         if isinstance(error, NotStored):
             return
-        now = time.monotonic()
-        if now - self._said.get(str(error), -_REPEAT_SECONDS) >= _REPEAT_SECONDS:
-            self._said = {str(error): now}
+        now, what = time.monotonic(), str(error).partition(":")[0]  # after it comes a file's name, say
+        if now - self._said.get(what, -_REPEAT_SECONDS) >= _REPEAT_SECONDS:
+            self._said[what] = now
             logger.warning("hubcache: not storing, pulls go on uncached: %s", error)
+
+    def _fill_failed(self, error: StorageError) -> None:
+        if not isinstance(error, NotStored):
+            self.store.failed(error)
+        self.storage_failed(error)
 
     def _learned(self, registry: Registry, challenge: Challenge) -> None:
         """Remember a challenge, in the background: whoever triggered it need not wait."""

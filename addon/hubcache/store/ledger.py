@@ -60,6 +60,12 @@ class Ledger:
         """Whether content must not be evicted."""
         return digest in self.in_use or digest in self.pinned
 
+    @property
+    def kept(self) -> int:
+        """Bytes stored that must not be evicted, and reserved."""
+        kept = self.pinned | self.in_use.keys()
+        return self.reserved + sum(on_disk(self.sizes[digest]) for digest in kept if digest in self.sizes)
+
     def closure(self, roots: Iterable[Digest]) -> frozenset[Digest]:
         """These manifests and all that stored ones among them refer to, however deep."""
         found: set[Digest] = set()

@@ -82,10 +82,12 @@ class Rooms:
         if self.max_blob and size > self.max_blob:
             raise NotStored(f"{size} bytes are more than hubcache_max_blob allows")
         needed, limit = on_disk(size), self.limit(index_bytes)
+        if needed > self.capacity - index_bytes - ALLOWANCE:
+            raise NotStored(f"{size} bytes are more than hubcache_size allows")
         if needed + self._ledger.reserved > limit:
-            raise StorageError(f"{size} bytes do not fit into the store's {self.capacity} bytes")
+            raise StorageError("no room: what is being fetched takes it, or others fill the disk")
         room = self.retention.admit(digest, needed, self._clock(), limit - self._ledger.used, self._ledger.keeps)
-        if room.refusal is Refusal.IN_USE:
+        if room.refusal in (Refusal.IN_USE, Refusal.UNWANTED) and needed + self._ledger.kept > limit:
             raise StorageError("the store is full of content that is pinned or in use")
         if room.refusal is not None:
             raise NotStored(f"not stored: {room.refusal}")

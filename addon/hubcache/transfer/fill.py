@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 
 from ..oci.digest import Digest, Verifier
-from ..oci.errors import BadUpstream, HubcacheError, NotStored, RegistryError, StorageError, Unavailable
+from ..oci.errors import BadUpstream, HubcacheError, RegistryError, StorageError, Unavailable
 from ..store.staging import Staged
 from ..store.store import Store
 from .observer import Observer
@@ -85,11 +85,12 @@ class Fill:
 
 
 class Fills:
-    """All fills of this process."""
+    """All fills of this process; `failed` is told why content could not be stored."""
 
-    def __init__(self, store: Store, observer: Observer) -> None:
+    def __init__(self, store: Store, observer: Observer, failed: Callable[[StorageError], None]) -> None:
         self._store = store
         self._observer = observer
+        self._failed = failed
         self._running: dict[Digest, Fill] = {}
         self._tasks: dict[asyncio.Task[None], Fill] = {}
         self._hashing = ThreadPoolExecutor(2, thread_name_prefix="fill")
@@ -127,8 +128,8 @@ class Fills:
             fill.stored = True
         except (RegistryError, StorageError) as error:
             fill.error = error
-            if isinstance(error, StorageError) and not isinstance(error, NotStored):
-                self._store.failed(error)
+            if isinstance(error, StorageError):
+                self._failed(error)
         except asyncio.CancelledError:
             fill.error = Unavailable("the cache is shutting down")
             raise
