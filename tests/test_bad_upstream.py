@@ -106,9 +106,12 @@ def test_manifest_that_is_not_the_digest_asked_for_is_refused(door: Door) -> Non
 
 
 def test_manifest_longer_than_its_length_is_cut_there(door: Door) -> None:
-    """HTTP does not let the surplus count as content."""
+    """The surplus is not content; where it comes in one read with the head, aiohttp takes the answer for broken."""
     current = image(door)
     door.hub.faults.add(Fault(kind="manifest", extra=1000))
+    answer = door.manifest("latest")
+    assert answer.body == current.manifest or answer.failure == UNAVAILABLE
+    well_again(door)
     assert door.manifest("latest").body == current.manifest
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hubcache.oci.digest import Digest
 from hubcache.oci.errors import HubcacheError
 from hubcache.serve.messages import Answer, Door, Forward, Result
+from hubcache.workers.epoch import Epoch
 from hubcache.workers.owner import Owner
-from hubcache.workers.remote import Remote
+from hubcache.workers.remote import EPOCH, Remote
 from people import basic, until
 from rig import Cache, read, running
 from standin import Fault, Hub, random_bytes
@@ -43,6 +45,8 @@ async def paired(cache: Cache, folder: Path) -> AsyncIterator[Pair]:
     workers: list[int] = []
     lost = asyncio.Event()
     owner = Owner(cache.engine, workers.append)
+    epoch = Epoch.create(folder / f"owner{EPOCH}")
+    cache.engine.watch(epoch.advance)
     server = await asyncio.start_unix_server(owner.serve, folder / "owner")
     remote = await Remote.connect(str(folder / "owner"), lost.set)
     try:
@@ -163,6 +167,33 @@ async def test_push_is_forwarded_and_what_it_moved_is_asked_anew(pair: Pair, hub
     assert (await pair.get(f"/v2/{REPO}/manifests/1")).body == new.manifest
 
 
+async def test_answer_of_a_moment_ago_is_given_again_and_counted(pair: Pair, hub: Hub) -> None:
+    hub.image(REPO, "1", [b"layer"])
+    engine = pair.cache.engine
+    digest = hub.blob(REPO, b"layer")
+    for path in (f"/v2/{REPO}/manifests/1", f"/v2/{REPO}/blobs/{digest}"):
+        await pair.get(path)
+        await pair.settled()
+        kept = await pair.get(path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pair.remote, "_ask_owner", None)
+            repeated = [await pair.get(path) for _ in range(3)]
+        assert repeated == [kept] * 3
+        assert kept.body
+        kind = path.split("/")[-2].removesuffix("s")
+        text = f'hubcache_requests_total{{door="mirror",kind="{kind}",result="hit"}} 4.0'
+        await until(lambda text=text: text in engine.metrics.render().decode())
+
+
+async def test_answer_is_not_given_again_after_the_content_was_removed(pair: Pair, hub: Hub) -> None:
+    path = f"/v2/{REPO}/blobs/{hub.blob(REPO, b'layer')}"
+    for expected in (Result.MISS, Result.HIT, Result.HIT):
+        assert (await pair.get(path)).result is expected
+        await pair.settled()
+    await pair.cache.engine.store.remove(Digest.of(b"layer"))
+    assert (await pair.get(path)).result is Result.MISS
+
+
 async def test_what_was_sent_is_counted_by_the_owner(pair: Pair) -> None:
     pair.remote._sent("store", 100)
     pair.remote._sent("store", 23)
@@ -187,6 +218,7 @@ async def test_worker_notices_that_its_owner_is_gone(hub: Hub, tmp_path: Path) -
         gone.append(writer)
 
     server = await asyncio.start_unix_server(leave, tmp_path / "owner")
+    Epoch.create(tmp_path / f"owner{EPOCH}")
     remote = await Remote.connect(str(tmp_path / "owner"), lost.set)
     async with running(hub, tmp_path / "store") as cache:
         asking = asyncio.ensure_future(remote.answer(cache.request(Door.MIRROR, "GET", "/v2/")))

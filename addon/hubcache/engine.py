@@ -5,6 +5,7 @@ import contextlib
 import logging
 import ssl
 import time
+from collections.abc import Callable
 
 from .oci.errors import NotStored, StorageError, StoreTooNew
 from .oci.registry import HUB_HOST, Registry
@@ -86,6 +87,7 @@ class Engine:
     def apply(self, settings: Settings) -> None:
         """Take over option values, at start and while running."""
         self._settings = settings
+        self.store.changed()
         rooms, retention = self.store.rooms, self.store.rooms.retention
         rooms.capacity, rooms.max_blob, rooms.min_free = settings.size, settings.max_blob, settings.min_free
         retention.admit_after, retention.half_life = settings.admit_after, settings.half_life
@@ -134,6 +136,21 @@ class Engine:
         result = Result.BYPASS if isinstance(outcome, Forward) else outcome.result
         self.metrics.answered(outcome.kind, result.value, request.door.value)
         return outcome
+
+    async def repeated(self, request: Request, count: int) -> None:
+        """A worker gave an answer of a moment ago so many times: have it counted as if asked for here."""
+        outcome = await self.answer(request)
+        if isinstance(outcome, Answer):
+            if outcome.source is not None:
+                await outcome.source.close()
+            self.metrics.answered(outcome.kind, outcome.result.value, request.door.value, count - 1)
+            for _ in range(count - 1):
+                if self._access_log is not None:
+                    self._access_log.add(time.time(), request, outcome)
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call this when an answer that was right may be so no more."""
+        self.store.changed = changed
 
     def sent(self, source: str, count: int) -> None:
         """Body bytes went to a client, by whatever process."""

@@ -1,6 +1,7 @@
 """mitmproxy's hooks, and nothing else: what arrives becomes a `Request`, what `Service` says becomes the flow."""
 
 import asyncio
+import gc
 import logging
 import os
 import ssl
@@ -27,7 +28,7 @@ from .operate import options
 from .operate.ca import ensure_ca
 from .operate.options import Settings
 from .serve.errors import error_answer
-from .serve.messages import Answer, Door, Forward, Request, Result
+from .serve.messages import SMALL, Answer, Door, Forward, Request, Result
 from .transfer.pump import Delivery
 from .workers.remote import Remote
 from .workers.supervisor import ADDRESS, Supervisor, worker_command
@@ -37,8 +38,6 @@ logger = logging.getLogger("hubcache")
 CERTS = Path(__file__).resolve().parents[2] / "certs"
 PROXY_PORT, MIRROR_PORT = 8080, 5000
 _LEAF_SECONDS = 86400.0
-_SMALL = 64 << 10
-"""Bytes of a body up to which it is kept in memory: stored configs, empty layers of build tools, token requests."""
 _MARKS = {
     Result.HIT: ":heavy_check_mark:",
     Result.REVALIDATED: ":heavy_check_mark:",
@@ -140,6 +139,7 @@ class Hubcache:
             return
         self._ready.set()
         self._renew_leaves()
+        gc.freeze()  # what lives as long as we do need not be walked by each collection
 
     async def _start(self, settings: Settings) -> None:
         doorkeeper = ctx.master.addons.get("proxyserver")
@@ -248,8 +248,8 @@ class Hubcache:
         outcome = await self._engine.answer(request)
         if outcome is None:
             length = http1.expected_http_body_size(flow.request)
-            if length is None or length > _SMALL:
-                too_large = ContentTooLarge(f"a token request has a length, of at most {_SMALL} bytes")
+            if length is None or length > SMALL:
+                too_large = ContentTooLarge(f"a token request has a length, of at most {SMALL} bytes")
                 outcome = error_answer(too_large, request.method)
         if outcome is None:
             self._token_requests[flow.id] = request  # answered in `request`, when its body is here
@@ -282,7 +282,7 @@ class Hubcache:
         """Have a small stored body in memory, in place of the pump's connection. Only for anonymous clients: what they
         get, everybody may see; anything else must not stay in a flow."""
         assert self._engine is not None
-        if answer.source is not None and answer.source.origin == "store" and 0 < answer.length <= _SMALL:
+        if answer.source is not None and answer.source.origin == "store" and 0 < answer.length <= SMALL:
             body = await self._engine.pump.whole(answer.source)
             if body is not None:
                 answer.body, answer.source = body, None

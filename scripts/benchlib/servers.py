@@ -1,6 +1,8 @@
 """What is measured: our cache and its peers, each with a TLS listener on loopback."""
 
+import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from .processes import BenchError, free_port, listening, running
 from .upstream import Upstream
 
 HUB = "registry-1.docker.io"
+MANY = 100_000
 _REPOSITORY = Path(__file__).parents[2]
 
 
@@ -42,6 +45,8 @@ class Server:
     trust: Path
     proxy: str | None = None
     headers: tuple[str, ...] = field(default=())
+    started_in: float = 0.0
+    """Seconds until it listened."""
 
 
 def ours(setup: Setup) -> AbstractContextManager[Server]:
@@ -52,6 +57,18 @@ def ours(setup: Setup) -> AbstractContextManager[Server]:
 def all_ours(setup: Setup) -> AbstractContextManager[Server]:
     """The cache of this checkout, with as many workers as nginx has."""
     return _cache("ours-workers", _REPOSITORY, setup, "--set", f"hubcache_workers={setup.workers}")
+
+
+def full_ours(setup: Setup) -> AbstractContextManager[Server]:
+    """The cache of this checkout, with a store of `MANY` blobs."""
+    store = setup.directory / "ours-many" / "store"
+    store.mkdir(parents=True)
+    command = [setup.python, Path(__file__).with_name("filler.py"), store, str(MANY)]
+    environment = os.environ | {"PYTHONPATH": str(_REPOSITORY / "addon")}
+    made = subprocess.run(command, env=environment, capture_output=True, timeout=600, check=False)
+    if made.returncode != 0:
+        raise BenchError(f"the store could not be filled: {made.stderr.decode(errors='replace')[-300:]}")
+    return _cache("ours-many", _REPOSITORY, setup)
 
 
 def other(setup: Setup) -> AbstractContextManager[Server]:
@@ -65,7 +82,7 @@ def other(setup: Setup) -> AbstractContextManager[Server]:
 def _cache(name: str, checkout: Path, setup: Setup, *more: str) -> Iterator[Server]:
     """Reached by CONNECT, as dockerd reaches it through HTTPS_PROXY; with the CA that users of the checkout have."""
     directory = setup.directory / name
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     proxy, mirror, status = free_port(), free_port(), free_port()
     options = {
         "hubcache_dir": directory / "store",
@@ -78,14 +95,16 @@ def _cache(name: str, checkout: Path, setup: Setup, *more: str) -> Iterator[Serv
     command += ["--mode", f"regular@127.0.0.1:{proxy}", "--mode", f"reverse:https://{HUB}@127.0.0.1:{mirror}"]
     for option, value in options.items():
         command += ["--set", f"{option}={value}"]
+    began = time.monotonic()
     with running([*command, *setup.options, *more], directory, listening(proxy, mirror, status), seconds=60) as pid:
+        seconds = time.monotonic() - began
         authority = checkout / "certs" / "mitmproxy-ca-cert.pem"
         if not authority.exists():
             raise BenchError(f"{name} made no {authority}")
         trust = directory / "trust"
         trust.mkdir()
         (trust / "ca.pem").write_bytes(authority.read_bytes())
-        yield Server(name, pid, f"https://{HUB}", "docker.io", trust, f"127.0.0.1:{proxy}")
+        yield Server(name, pid, f"https://{HUB}", "docker.io", trust, f"127.0.0.1:{proxy}", started_in=seconds)
 
 
 @contextmanager
@@ -238,6 +257,7 @@ def _direct(name: str, pid: int, port: int, setup: Setup, *headers: str) -> Serv
 STARTS: dict[str, Callable[[Setup], AbstractContextManager[Server]]] = {
     "ours": ours,
     "ours-workers": all_ours,
+    "ours-many": full_ours,
     "other": other,
     "direct": direct,
     "nginx": static_nginx,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .stats import Summary
 
-OURS, WORKERS = "ours", "ours-workers"
+OURS, WORKERS, MANY = "ours", "ours-workers", "ours-many"
 Results = Mapping[str, Mapping[str, Summary]]
 """Of one workload: server, figure → summary."""
 
@@ -60,6 +60,8 @@ WANTED = (
     Target("cold-pull", "s", most=1.15, of="direct"),
     Target("cold-pull-uplink", "s", most=1.15, of="direct"),
     Target("warm-pull", "upstream requests", most=0),
+    Target("many-blobs", "p50 ms", most=1.2, of="ours", ours=MANY),
+    Target("many-blobs", "start s", most=3.0, ours=MANY),
 )
 """Besides memory, which is limited in every workload."""
 

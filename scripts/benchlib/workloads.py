@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from .clients import Download, download, hammer, pull
 from .images import Content
 from .processes import watched
-from .servers import CACHES, Server
+from .servers import CACHES, MANY, Server
 from .stats import percentile
 from .upstream import UPLINK_RATE, Upstream
 
@@ -99,6 +99,14 @@ def _small(*, manifest: bool, keep_alive: bool) -> Measure:
         }
 
     return measure
+
+
+def _many(scene: Scene, server: Server, _: int) -> Figures:
+    """A client at a time, so that nobody waits but for the answer itself."""
+    content = scene.blob("bench/small", 4096)
+    scene.warm(server, content)
+    load = hammer(server, content.paths[0], 1, 2 if scene.quick else 5, keep_alive=True)
+    return {"p50 ms": percentile(load.first_bytes, 50) * 1e3, "start s": server.started_in}
 
 
 def _memory(blobs: int, *, warm: bool) -> Measure:
@@ -198,6 +206,7 @@ WORKLOADS = (
     Workload("cold-pull", "new image by skopeo, upstream as fast as it can", _pull("bench", warm=False), _PULLING),
     Workload("cold-pull-uplink", "new image by skopeo, uplink of 50 MB/s", _pull("uplink", warm=False), _PULLING),
     Workload("warm-pull", "stored image by skopeo", _pull("bench", warm=True), _PULLING),
+    Workload("many-blobs", f"stored 4 KB blob, beside {MANY:,} others in ours-many", _many, ("ours", "ours-many")),
     Workload("memory-warm", "32 clients of one stored 1 GB blob", _memory(1, warm=True), CACHES[:2], 1),
     Workload("memory-cold", "32 clients of four new 1 GB blobs", _memory(4, warm=False), CACHES[:2], 1),
 )

@@ -74,9 +74,9 @@ class Metrics:
         for name, text, value in numbers:
             Gauge(name, text, registry=self.registry).set_function(value)
 
-    def answered(self, kind: str, result: str, door: str) -> None:
-        """A client's request was answered (or passed on)."""
-        self._requests.labels(kind, result, door).inc()
+    def answered(self, kind: str, result: str, door: str, count: int = 1) -> None:
+        """A client's request (or that many) was answered or passed on."""
+        self._requests.labels(kind, result, door).inc(count)
 
     def sent(self, source: str, count: int) -> None:
         """Body bytes went to a client."""

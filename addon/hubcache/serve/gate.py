@@ -44,6 +44,10 @@ class Gate:
     def _verdict(self, host: str, repository: str) -> Verdict | None:
         return self._verdicts.get((host, repository)) or self._store.verdict(host, repository)
 
+    def _judge(self, host: str, repository: str, verdict: Verdict) -> None:
+        self._verdicts[host, repository] = verdict
+        self._store.changed()
+
     def permits(self, host: str, repository: str, digest: Digest, reader: str | None, *, outage: bool = False) -> bool:
         """Whether stored content may be given to an anonymous client, or to `reader`, without asking upstream.
 
@@ -71,7 +75,7 @@ class Gate:
         now = self._clock()
         before = self._verdict(host, repository)
         verdict = Verdict(True, now)
-        self._verdicts[host, repository] = verdict
+        self._judge(host, repository, verdict)
         if before is None or not before.public or not 0 <= now - before.checked_at < _RENEW_SECONDS:
             await self._memory.verdict(host, repository, verdict)
 
@@ -81,7 +85,7 @@ class Gate:
             self._authorized.pop((_hidden(reader), host, repository), None)
             return
         verdict = Verdict(False, self._clock())
-        self._verdicts[host, repository] = verdict
+        self._judge(host, repository, verdict)
         if self._store.verdict(host, repository) is not None:
             await self._memory.verdict(host, repository, verdict)
 
@@ -97,7 +101,7 @@ class Gate:
         known = self._verdict(host, repository)
         if known is not None and known.public:
             doubtful = Verdict(True, min(known.checked_at, self._clock() - VERDICT_LIFETIME))
-            self._verdicts[host, repository] = doubtful
+            self._judge(host, repository, doubtful)
             await self._memory.verdict(host, repository, doubtful)
 
     # -- what is not there --------------------------------------------------------------------------------------------

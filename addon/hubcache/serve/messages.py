@@ -9,6 +9,9 @@ from ..transfer.sources import Source
 LOCAL_TOKEN = "hubcache-anonymous"
 """The token that anonymous clients get from the proxy itself. It gives no right to anything and is never sent on."""
 
+SMALL = 64 << 10
+"""Bytes of a body up to which it is kept in memory: stored configs, empty layers of build tools, token requests."""
+
 
 class Door(Enum):
     """How the client reached us: it believes to speak with the registry (`PROXY`), or it knows a `MIRROR`."""

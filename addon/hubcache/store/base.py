@@ -12,6 +12,8 @@ class Base:
     """Reads are quick and synchronous and never raise; what writes is awaited and raises `StorageError`."""
 
     def __init__(self) -> None:
+        self.changed: Callable[[], None] = lambda: None
+        """Called when an answer that was right may be so no more."""
         self._problems: dict[str, str] = {}
         self._index: Index | None = None
         self._damaged = False
@@ -38,6 +40,8 @@ class Base:
         except StorageError as error:
             self._note(error)
             raise
+        finally:
+            self.changed()
         self._problems.pop("index", None)
         return result
 

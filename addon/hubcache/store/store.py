@@ -281,6 +281,7 @@ class Store(Facts):
             raise
         self.ledger.remove(digest)
         self.rooms.retention.removed(digest)
+        self.changed()
 
     async def _reserve(self, digest: Digest, size: int) -> None:
         if self.pins:

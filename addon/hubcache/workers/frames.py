@@ -29,7 +29,8 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[list[Any], bytes]:
 
 def pack_request(request: Request) -> tuple[dict[str, Any], bytes]:
     """For `unpack_request`."""
-    head = asdict(request) | {"door": request.door.value, "body": request.body is not None}
+    head = {name: getattr(request, name) for name in Request.__slots__}
+    head |= {"registry": asdict(request.registry), "door": request.door.value, "body": request.body is not None}
     return head, request.body or b""
 
 

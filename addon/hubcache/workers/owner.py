@@ -4,13 +4,14 @@ Bytes of stored and arriving blobs are not passed: the worker opens the file its
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from ..oci.errors import HubcacheError, StorageError
 from ..oci.registry import Registry
-from ..serve.messages import Answer, Forward, Request
+from ..serve.messages import SMALL, Answer, Door, Forward, Request
 from ..transfer.sources import FileSource, FillSource, Source
 from .frames import frame, pack_outcome, read_frame, unpack_request
 
@@ -25,7 +26,11 @@ class Decider(Protocol):
 
     async def answer(self, request: Request) -> Answer | Forward | None: ...
 
+    async def repeated(self, request: Request, count: int) -> None: ...
+
     async def moved(self, registry: Registry, moved: tuple[str, str]) -> None: ...
+
+    def watch(self, changed: Callable[[], None]) -> None: ...
 
     def sent(self, source: str, count: int) -> None: ...
 
@@ -74,6 +79,8 @@ class _Conversation:
                 self._reading[number] = self._spawn(number, self._read(number, self._sources[number]))
             case ["close", number] if number in self._sources:
                 self._spawn(number, self._close(number, self._sources.pop(number)))
+            case ["again", number, request, count]:
+                self._spawn(number, self._decider.repeated(unpack_request(request, payload), count))
             case ["moved", number, registry, moved]:
                 self._spawn(number, self._moved(number, Registry(**registry), (moved[0], moved[1])))
             case ["sent", counts]:
@@ -99,6 +106,12 @@ class _Conversation:
     async def _answer(self, number: int, request: Request) -> None:
         outcome = await self._decider.answer(request)
         source = outcome.source if isinstance(outcome, Answer) else None
+        if isinstance(outcome, Answer) and isinstance(source, FileSource) and _is_small(request, source):
+            with contextlib.suppress(StorageError):  # then the worker finds out, and goes on without the file
+                outcome.body, outcome.source = await source.read(), None
+                await source.close()
+                self._decider.sent(source.origin, len(outcome.body))
+                source = None
         if source is not None:
             self._sources[number] = source
         head, payload = pack_outcome(outcome)
@@ -144,6 +157,11 @@ class _Conversation:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for source in self._sources.values():
             await source.close()
+
+
+def _is_small(request: Request, source: FileSource) -> bool:
+    """Whether a stored body goes with the answer: it is what everybody may see, and less than the way to its file."""
+    return (request.door is Door.MIRROR or request.credentials is None) and 0 < source.end - source.at <= SMALL
 
 
 def _describe(source: Source | None) -> list[Any] | None:

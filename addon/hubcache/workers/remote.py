@@ -22,7 +22,9 @@ from ..store.store import StoredBlob
 from ..transfer.fill import Fill
 from ..transfer.pump import Pump
 from ..transfer.sources import FileSource, FillSource, Source
+from .epoch import Epoch
 from .frames import frame, pack_request, read_frame, unpack_outcome
+from .repeats import Repeats
 
 logger = logging.getLogger("hubcache")
 
@@ -30,12 +32,19 @@ _ATTEMPTS = (False, False, True)
 """For each time that a request is sent to the owner: whether past the store."""
 _COUNT_SECONDS = 1.0
 
+EPOCH = ".epoch"
+"""What is added to the address of the owner's socket to name the file of the epoch."""
+
 
 class Remote:
     """The connection to the owner; `lost` is called when it is gone."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lost: Callable[[], None]) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, epoch: Epoch, lost: Callable[[], None]
+    ) -> None:
         self.pump = Pump(self._sent, lambda error: logger.warning("hubcache: a body broke off: %s", error))
+        self._epoch = epoch
+        self._repeats = Repeats(epoch)
         self._reader = reader
         self._writer = writer
         self._lost = lost
@@ -49,7 +58,7 @@ class Remote:
     async def connect(cls, address: str, lost: Callable[[], None]) -> Self:
         """Connect to the owner's socket; raises `ConfigError` when nobody is there."""
         try:
-            remote = cls(*await asyncio.open_unix_connection(address), lost)
+            remote = cls(*await asyncio.open_unix_connection(address), Epoch.find(Path(f"{address}{EPOCH}")), lost)
         except OSError as error:
             raise ConfigError(f"the owner of this worker is gone: {error.strerror or error}") from error
         await remote.pump.start()
@@ -65,7 +74,19 @@ class Remote:
         self._writer.close()
 
     async def answer(self, request: Request) -> Answer | Forward | None:
-        """As the engine's. A file that was gone before it was opened here is asked for again.
+        """As the engine's, or as it was a moment ago."""
+        repeated = self._repeats.answer(request)
+        if repeated is not None:
+            if repeated.kind == "blob" and repeated.body:
+                self._sent("store", len(repeated.body))
+            return repeated
+        epoch = self._epoch.number
+        outcome = await self._ask_owner(request)
+        self._repeats.keep(request, outcome, epoch)
+        return outcome
+
+    async def _ask_owner(self, request: Request) -> Answer | Forward | None:
+        """The engine's answer. A file that was gone before it was opened here is asked for again.
 
         It was evicted, or its fill has ended: well, and the file has its final name now, or not. Where that happens
         again and again the blob is to come past the store, which needs no file.
@@ -135,6 +156,9 @@ class Remote:
             if self._counts:
                 self._say(["sent", self._counts])
                 self._counts = Counter()
+            for request, count in self._repeats.take_counts():
+                head, body = pack_request(request)
+                self._say(["again", next(self._numbers), head, count], body)
 
     # -- frames -----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from socket import socket
 
 from ..oci.errors import ConfigError
+from .epoch import Epoch
 from .owner import Decider, Owner
+from .remote import EPOCH
 
 logger = logging.getLogger("hubcache")
 
@@ -42,6 +44,7 @@ class Supervisor:
         self._alive = asyncio.Event()
         self._changed = changed
         self._owner = Owner(decider, self._workers_changed)
+        self._decider = decider
         self._folder = tempfile.TemporaryDirectory(prefix="hubcache-")
         self._server: asyncio.Server | None = None
         self._keepers: list[asyncio.Task[None]] = []
@@ -54,6 +57,8 @@ class Supervisor:
     async def start(self) -> None:
         """Start all, and wait until they are at work; raises `ConfigError` when one does not come up."""
         address = str(Path(self._folder.name, "owner"))  # in a folder that is nobody else's: the frames carry tokens
+        epoch = Epoch.create(Path(f"{address}{EPOCH}"))
+        self._decider.watch(epoch.advance)
         self._server = await asyncio.start_unix_server(self._owner.serve, address)
         self._keepers = [asyncio.create_task(self._keep(number, address)) for number in range(1, self._count + 1)]
         try:
