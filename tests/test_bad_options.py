@@ -92,10 +92,14 @@ def test_doors_without_any_option_are_the_two_of_the_readme(products: list[Produ
     with socket() as probe:
         if probe.connect_ex(("127.0.0.1", 5000)) == 0:
             pytest.skip("something listens on port 5000 here")
-    products.append(product := Product(tmp_path, hub, {"listen_port": str(port := free_port())}))
-    product.command = [part for part in product.command if part != "--mode" and "@" not in part]
-    product.start()
-    assert f"hubcache: proxy at 127.0.0.1:{port}" in product.log
-    assert "hubcache: mirror at 127.0.0.1:5000" in product.log
-    product.mirror = 5000
-    assert product.door("mirror", hub).request("GET", "/v2/").status == 200
+    for workers in ("1", "2"):
+        own = {"listen_port": str(port := free_port()), "hubcache_workers": workers}
+        products.append(product := Product(tmp_path / workers, hub, own))
+        product.command = [part for part in product.command if part != "--mode" and "@" not in part]
+        product.start()
+        assert f"hubcache: proxy at 127.0.0.1:{port}" in product.log
+        assert "hubcache: mirror at 127.0.0.1:5000" in product.log
+        product.proxy, product.mirror = port, 5000
+        assert product.door("proxy", hub).request("GET", "/v2/").status == 401
+        assert product.door("mirror", hub).request("GET", "/v2/").status == 200
+        product.stop()

@@ -128,10 +128,14 @@ class Hubcache:
         """Start what works behind the hooks, and say where everything is."""
         if self._settings is None or self._engine is not None:
             return
+        doorkeeper = ctx.master.addons.get("proxyserver")
+        # mitmproxy may have read its modes before this script was loaded: open what is missing. It says what it cannot.
+        if not await doorkeeper.setup_servers():
+            return
         try:
             owner = os.environ.get(ADDRESS)
             if owner is None:
-                await self._start(self._settings)
+                await self._start(self._settings, tuple(doorkeeper.servers))
             else:
                 self._engine = await Remote.connect(owner, ctx.master.shutdown)
         except (ConfigError, StoreTooNew) as error:
@@ -141,15 +145,10 @@ class Hubcache:
         self._renew_leaves()
         gc.freeze()  # what lives as long as we do need not be walked by each collection
 
-    async def _start(self, settings: Settings) -> None:
-        doorkeeper = ctx.master.addons.get("proxyserver")
-        # mitmproxy may have read its modes before this script was loaded: open what is missing. It says what it cannot.
-        if not await doorkeeper.setup_servers():
-            return
+    async def _start(self, settings: Settings, servers: tuple[ServerInstance[Any], ...]) -> None:
         engine = Engine(settings, _tls_context())
         await engine.start()
         self._engine = engine
-        servers = tuple(doorkeeper.servers)
         self._say_where(settings, engine, servers)
         workers = _workers(settings)
         if workers > 1:
