@@ -1,7 +1,8 @@
 """TLS with clients of our hosts: one context each, by mitmproxy's options or not at all; each leaf is the right one."""
 
+import contextlib
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import pytest
 from hubcache.handshake import Handshakes
 from hubcache.interception import Interception
 from hubcache.oci.registry import Registry
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mitm import taddons
 from mitmproxy import connection, tls
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.addons.tlsconfig import TlsConfig
 from mitmproxy.proxy import context
+from OpenSSL import SSL
 from proxy import HUB_HOST, TOKEN_HOST, Product, Rig
-from standin import Hub
+from standin import Hub, random_bytes
 
 TABLE = Interception([Registry.parse(HUB_HOST)])
 
@@ -52,6 +56,53 @@ def test_connections_to_one_host_share_a_context_and_hosts_do_not(known: taddons
     assert one is not two
     assert one.get_context() is two.get_context()
     assert other.get_context() is not one.get_context()
+
+
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+def test_client_reads_what_was_sent_in_pieces_of_any_size(known: taddons.context, version: int) -> None:
+    made = handshakes(known).connection(start(known))
+    assert made is not None
+    trusting = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    trusting.set_min_proto_version(version)
+    trusting.set_max_proto_version(version)
+    client = SSL.Connection(trusting)
+    client.set_connect_state()
+    for _ in range(3):
+        for one, other in ((client, made), (made, client)):
+            with contextlib.suppress(SSL.WantReadError):
+                one.do_handshake()
+            for data in taken_from(one):
+                other.bio_write(data)
+
+    @given(st.lists(st.tuples(st.integers(1, 200_000), st.booleans()), min_size=1, max_size=6))
+    @settings(max_examples=30)
+    def check(pieces: list[tuple[int, bool]]) -> None:
+        sent, received = bytearray(), bytearray()
+        for size, at_once in pieces:
+            sent += (data := random_bytes(size, f"{size}"))
+            assert made.sendall(data) == size
+            encrypted = taken_from(made) if at_once else []
+            received += arrived(client, encrypted)
+        assert received + arrived(client, taken_from(made)) == sent
+
+    check()
+
+
+def taken_from(connection: SSL.Connection) -> list[bytes]:
+    """As mitmproxy takes it: until there is no more."""
+    return list(iter_until(SSL.WantReadError, lambda: bytes(connection.bio_read(65535))))
+
+
+def arrived(client: SSL.Connection, encrypted: list[bytes]) -> bytes:
+    for data in encrypted:
+        client.bio_write(data)
+    return b"".join(iter_until(SSL.WantReadError, lambda: client.recv(65535)))
+
+
+def iter_until(end: type[Exception], call: Callable[[], bytes]) -> Iterator[bytes]:
+    with contextlib.suppress(end):
+        while True:
+            yield call()
 
 
 @pytest.mark.parametrize("sni", [None, "example.com", "auth.docker.io", "REGISTRY-1.docker.io"])

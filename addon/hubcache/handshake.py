@@ -14,6 +14,7 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.tls import HTTP1_ALPNS
 from OpenSSL import SSL
+from OpenSSL._util import ffi, lib, no_zero_allocator
 
 from .interception import Interception
 
@@ -23,6 +24,8 @@ _OPTIONS = (
 )
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2: what has forward secrecy and no known weakness; of TLS 1.3, all."""
+_RECORD, _OVERHEAD = 16 << 10, 64
+"""Bytes of content in a TLS record, and at most as many beside it."""
 
 
 class Handshakes:
@@ -51,9 +54,39 @@ class Handshakes:
             if not self._interception.has(*address):
                 return None
             context = self._contexts[address[0]] = _context(self._leaf(start.context))
-        made = SSL.Connection(context)
+        made = _Connection(context)
         made.set_accept_state()
         return made
+
+
+class _Connection(SSL.Connection):
+    """Encrypts a chunk of a body record by record into one buffer, while each is in the processor's cache.
+
+    mitmproxy has pyOpenSSL encrypt all of it, and then takes it out 64 KiB at a time, at the cost of a copy and a walk
+    through its layers for each. What does this has no public name in pyOpenSSL.
+    """
+
+    _encrypted: memoryview | None = None
+
+    def sendall(self, buf: Any, flags: int = 0) -> int:
+        length = len(buf)
+        if length <= _RECORD or self._encrypted is not None:
+            return super().sendall(buf, flags)
+        room = length + _OVERHEAD * (2 + length // _RECORD)
+        encrypted = no_zero_allocator("char[]", room)
+        taken = given = 0
+        with ffi.from_buffer(buf) as data:
+            while taken < length:
+                count = lib.SSL_write(self._ssl, data + taken, min(_RECORD, length - taken))
+                self._raise_ssl_error(self._ssl, count)
+                taken += count
+                given += max(0, lib.BIO_read(self._from_ssl, encrypted + given, room - given))
+        self._encrypted = memoryview(ffi.buffer(encrypted, given))
+        return length
+
+    def bio_read(self, bufsiz: int) -> Any:
+        encrypted, self._encrypted = self._encrypted, None
+        return encrypted or super().bio_read(bufsiz)
 
 
 def _context(entry: CertStoreEntry) -> SSL.Context:
