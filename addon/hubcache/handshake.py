@@ -26,6 +26,8 @@ _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2: what has forward secrecy and no known weakness; of TLS 1.3, all."""
 _RECORD, _OVERHEAD = 16 << 10, 64
 """Bytes of content in a TLS record, and at most as many beside it."""
+_PIECE = 4 * _RECORD
+"""Bytes that are encrypted at once: with their copies they fit into a processor's own cache."""
 
 
 class Handshakes:
@@ -60,7 +62,7 @@ class Handshakes:
 
 
 class _Connection(SSL.Connection):
-    """Encrypts a chunk of a body record by record into one buffer, while each is in the processor's cache.
+    """Encrypts a chunk of a body piece by piece into one buffer, while each is in the processor's cache.
 
     mitmproxy has pyOpenSSL encrypt all of it, and then takes it out 64 KiB at a time, at the cost of a copy and a walk
     through its layers for each. What does this has no public name in pyOpenSSL.
@@ -77,8 +79,9 @@ class _Connection(SSL.Connection):
         taken = given = 0
         with ffi.from_buffer(buf) as data:
             while taken < length:
-                count = lib.SSL_write(self._ssl, data + taken, min(_RECORD, length - taken))
-                self._raise_ssl_error(self._ssl, count)
+                count = lib.SSL_write(self._ssl, data + taken, min(_PIECE, length - taken))
+                if count <= 0:
+                    self._raise_ssl_error(self._ssl, count)
                 taken += count
                 given += max(0, lib.BIO_read(self._from_ssl, encrypted + given, room - given))
         self._encrypted = memoryview(ffi.buffer(encrypted, given))
@@ -91,6 +94,7 @@ class _Connection(SSL.Connection):
 
 def _context(entry: CertStoreEntry) -> SSL.Context:
     made = SSL.Context(SSL.TLS_SERVER_METHOD)
+    lib.SSL_CTX_clear_mode(made._context, lib.SSL_MODE_ENABLE_PARTIAL_WRITE)  # else each record is a call of its own
     made.set_min_proto_version(SSL.TLS1_2_VERSION)
     made.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_COMPRESSION)
     made.set_cipher_list(_CIPHERS)
