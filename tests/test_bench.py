@@ -1,9 +1,12 @@
 """The benchmark's arithmetic: summaries, log parsing, targets and the table."""
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 from benchlib.accesslog import FORMAT, Entry, Traffic
+from benchlib.report import PANELS, ROWS, SERVERS, markdown, svg
+from benchlib.servers import STARTS
 from benchlib.stats import Summary, percentile
 from benchlib.table import cell, columns, number, render
 from benchlib.targets import WANTED, Target, targets
@@ -113,3 +116,35 @@ def test_the_table_shows_verdicts_and_what_was_left_out() -> None:
     assert "wanted ours: MB/s ≥ 0.85 x nginx: 0.90, reached" in text
     assert "wanted ours: MB/s ≥ 1 x nginx: 0.90, NOT REACHED" in text
     assert "wanted ours: peak MB ≤ 200: 250, NOT REACHED" in text
+
+
+def document(**figures: float) -> dict[str, object]:
+    """As `--json` writes it, of one workload."""
+    values = {"ours": {name: [value, value, 9e9] for name, value in figures.items()}, "nginx": {"MB/s": [500.0]}}
+    goals = [{"wanted": "ours: MB/s ≥ 1 x nginx", "value": 0.8, "reached": figures["speed"] > 1}]
+    machine = {"cores": 2, "kernel": "6.1", "python": "3.13", "versions": {"nginx": "nginx/1.22"}}
+    values["ours"]["MB/s"] = [400.0, 400.0, 1.0]
+    return {"machine": machine, "workloads": {"warm-blob-8": {"values": values, "targets": goals}}}
+
+
+def test_the_report_has_the_medians_of_each_server_and_leaves_out_what_was_not_measured() -> None:
+    lines = markdown(document(speed=2)).splitlines()
+    (row,) = [line for line in lines if line.startswith("| the same, 8 clients")]
+    assert row.split("|")[3:6] == [" 400 ", "  ", " 500 "]
+    assert len([line for line in lines if line.startswith("| ")]) == 2
+    assert "nginx/1.22" in lines[0]
+    assert "reached all goals" in lines[-1]
+
+
+def test_the_report_tells_goals_that_were_missed() -> None:
+    assert "- warm-blob-8, ours: MB/s ≥ 1 x nginx: 0.80" in markdown(document(speed=1)).splitlines()
+
+
+def test_the_picture_is_xml_with_a_bar_for_each_value() -> None:
+    bars = ElementTree.fromstring(svg(document(speed=2))).findall("{http://www.w3.org/2000/svg}rect")
+    assert len(bars) == 1 + 2
+
+
+def test_the_report_asks_for_what_there_is() -> None:
+    assert {workload for _, workload, _ in (*ROWS, *PANELS)} <= {workload.name for workload in WORKLOADS}
+    assert set(SERVERS) <= set(STARTS)

@@ -19,6 +19,7 @@ import platformdirs
 
 from .certificates import make_certificates
 from .processes import BenchError
+from .report import markdown, svg
 from .servers import STARTS, Server, Setup
 from .stats import Summary
 from .table import render
@@ -43,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGALRM, _out_of_time)
     signal.alarm(options.limit)
     try:
-        _run(options)
+        if options.report:
+            _report(options.report, options.svg)
+        else:
+            _run(options)
     except BenchError as error:
         print(f"scripts/bench: {error}", file=sys.stderr)
         return _BROKEN
@@ -60,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="two rounds and smaller images")
     add("--rounds", type=int, metavar="N", help="rounds (default: 5, or 2 with --quick)")
     add("--json", type=Path, metavar="FILE", help="write all values there")
+    add("--report", type=Path, metavar="FILE", help="measure nothing: print as Markdown what --json wrote")
+    add("--svg", type=Path, metavar="FILE", help="with --report: draw it, too")
     add("--python", type=Path, default=Path(sys.executable), help="the Python whose mitmdump runs ours")
     add("--workers", type=int, default=os.cpu_count() or 1, help="nginx worker processes (default: cores)")
     add("--other", type=Path, metavar="DIRECTORY", help="measure the cache of another checkout beside ours")
@@ -121,6 +127,16 @@ def _run(options: argparse.Namespace) -> None:
             shutil.rmtree(source.images.root / "v2", ignore_errors=True)
             if options.json:
                 options.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _report(results: Path, picture: Path | None) -> None:
+    try:
+        document = json.loads(results.read_text())
+    except (OSError, ValueError) as error:
+        raise BenchError(f"cannot read {results}: {error}") from error
+    print(markdown(document))
+    if picture:
+        picture.write_text(svg(document))
 
 
 Values = dict[str, dict[str, list[float]]]
