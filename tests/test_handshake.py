@@ -111,6 +111,12 @@ def test_name_that_is_not_the_tunnels_is_left_to_mitmproxy(known: taddons.contex
     assert handshakes(known).connection(start(known, sni)) is None
 
 
+def test_of_all_spellings_of_a_host_one_has_a_context(known: taddons.context) -> None:
+    """A client could make us keep thousands."""
+    name = "ReGiStRy-1.docker.io"
+    assert handshakes(known).connection(start(known, name, (name, 443))) is None
+
+
 def test_host_that_is_not_ours_is_left_to_mitmproxy(known: taddons.context) -> None:
     assert handshakes(known).connection(start(known, "example.com", ("example.com", 443))) is None
     assert handshakes(known).connection(start(known, HUB_HOST, (HUB_HOST, 444))) is None

@@ -108,3 +108,21 @@ async def test_request_for_a_repository_without_the_blob_does_not_spoil_a_pull_f
     await until(lambda: slow.hits)
     assert await cache.get(door, f"/v2/library/app/blobs/{image.layers[0]}") == (200, random_bytes(100_000))
     assert (await wrong)[0] == 404
+
+
+@DOORS
+async def test_manifest_that_names_what_turned_private_opens_nothing(cache: Cache, hub: Hub, door: Door) -> None:
+    """It was stored when everybody might see it; since then only its digest is known."""
+    app = hub.image("alice/app", "1", [random_bytes(100_000)])
+    hub.image("alice/app", "2", [b"two"])
+    assert set(await pull(cache, app)) == {200}
+    turn_private(hub, "alice/app")
+    await cache.get(door, "/v2/alice/app/manifests/2")
+    layers = [{"mediaType": OCI_LAYER, "digest": app.layers[0], "size": 100_000}]
+    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": layers}).encode()
+    hub.manifest("mallory/trap", "1", body, OCI_MANIFEST)
+    assert (await cache.get(door, "/v2/mallory/trap/manifests/1"))[0] == 200
+    for method in ("HEAD", "GET"):
+        answer, given = await cache.ask(door, method, f"/v2/mallory/trap/blobs/{app.layers[0]}")
+        assert isinstance(answer, Answer)
+        assert (answer.status, random_bytes(100_000) == given) == (404, False)

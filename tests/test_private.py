@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.oci.account import Account
+from hubcache.oci.digest import Digest
 from hubcache.serve import gate
 from hubcache.serve.messages import Answer, Door, Forward, Result
 from people import (
@@ -22,7 +23,7 @@ from people import (
     turn_private,
     until,
 )
-from rig import Cache, running
+from rig import Cache, read, running
 from standin import Fault, Hub, Image, random_bytes
 
 
@@ -292,3 +293,51 @@ async def test_account_reads_public_images(with_account: Cache, hub: Hub, door: 
     status, body = await with_account.get(door, "/v2/library/app/manifests/1")
     assert (status, sha256(body).hexdigest()) == (200, image.digest.removeprefix("sha256:"))
     assert hub.count(kind="manifest", method="GET", user="robot", status=200) == 1
+
+
+@DOORS
+async def test_page_of_html_proves_nothing_about_a_private_repository(
+    keeping: Cache, hub: Hub, secret: Image, door: Door
+) -> None:
+    """A portal or a page of maintenance answers 200 to everything, and to strangers too."""
+    assert set(await pull(keeping, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
+    hub.faults.add(Fault(kind="[mb]*", status=200, body="<html>maintenance</html>"))
+    unknown = f"sha256:{'0' * 64}"
+    others = (f"blobs/{unknown}", f"manifests/{unknown}", "manifests/other")
+    for method, path in [*requests_of(secret), *(("GET", f"/v2/{SECRET}/{what}") for what in others)]:
+        answer, _ = await keeping.ask(door, method, path)
+        assert isinstance(answer, Answer)
+        assert answer.status in (401, 404, 502), (method, path)
+    hub.faults.clear()
+    keeping.engine._gate._missing.clear()
+    await assert_refused(keeping, secret, door)
+
+
+async def test_stranger_who_asks_while_a_private_blob_begins_to_be_fetched_is_refused(
+    keeping: Cache, hub: Hub, secret: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both find no fill; the one whose fill begins first proves nothing about the other."""
+    blob = f"/v2/{SECRET}/blobs/{secret.layers[0]}"
+    memory, both = keeping.engine._memory, asyncio.Event()
+    waiting: list[Digest] = []
+    private = memory.private
+
+    async def slowly(digest: Digest) -> bool:
+        waiting.append(digest)
+        if len(waiting) == 2:
+            both.set()
+        await both.wait()
+        return await private(digest)
+
+    monkeypatch.setattr(memory, "private", slowly)
+    fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000))
+    tokens = (bearer(hub, "alice", SECRET), "Bearer stolen-and-over")
+    requests = [keeping.request(Door.PROXY, "GET", blob, authorization=token) for token in tokens]
+    answers = await asyncio.gather(*(keeping.engine.service.answer(request) for request in requests))
+    hub.faults.remove(fault)
+    statuses = []
+    for answer in answers:
+        assert isinstance(answer, Answer)
+        statuses.append(answer.status)
+        await read(answer)
+    assert statuses == [200, 401]

@@ -143,6 +143,21 @@ async def test_many_clients_at_once_cost_the_upstream_one_refusal(
     assert hub.count(kind="manifest", method="GET", status=429) == 1
 
 
+async def test_retries_of_a_user_whose_limit_is_used_up_too_cost_the_upstream_one_request(
+    cache: Cache, hub: Hub, image: Image
+) -> None:
+    """All credentials were tried; the answer is not asked for again and again with the user's own."""
+    hub.user("bob", "bob's")
+    own = bearer(hub, "bob", "library/app")
+    hub.faults.add(Fault(kind="manifest", method="GET", status=429, headers={"Retry-After": "60"}))
+    for _ in range(6):
+        answer, body = await cache.ask(Door.PROXY, "GET", "/v2/library/app/manifests/1", authorization=own)
+        assert isinstance(answer, Answer)
+        assert answer.status == 429
+        assert b'"TOOMANYREQUESTS"' in body
+    assert hub.count(kind="manifest", method="GET", status=429) == 2
+
+
 async def test_upstream_is_asked_again_when_retry_after_is_over(
     cache: Cache, hub: Hub, image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,3 +41,8 @@ def test_row_of_the_policy_round_trips_to_the_last_bit(count: float, last: float
 def test_a_tag_record_with_a_malformed_digest_is_not_believed() -> None:
     with pytest.raises(DigestInvalid):
         decode_tags('{"*/*": ["sha256:../../x", "a/b", 1, 2.0]}')
+
+
+@pytest.mark.parametrize(("text", "size"), [("5", 5), ("null", None)])
+def test_a_link_of_an_early_store_has_no_word_of_the_upstream(text: str, size: int | None) -> None:
+    assert Link.decode(text) == Link(size, confirmed=False)

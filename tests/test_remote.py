@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import HubcacheError
 from hubcache.serve.messages import Answer, Door, Forward, Result
 from hubcache.workers.epoch import Epoch
-from hubcache.workers.owner import Owner
+from hubcache.workers.owner import Owner, _Conversation
 from hubcache.workers.remote import EPOCH, Remote
 from people import basic, until
 from rig import Cache, read, running
@@ -247,3 +248,46 @@ async def test_worker_that_dies_releases_what_it_held(hub: Hub, tmp_path: Path) 
         assert pair.workers == [1, 0]
         assert not cache.engine.store.ledger.in_use
         await answer.source.close()
+
+
+async def test_blob_that_the_worker_cannot_open_is_an_error_and_is_released(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hub.blob(REPO, DATA)
+    assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
+    await pair.settled()
+
+    def fails(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hubcache.workers.remote.os", SimpleNamespace(open=fails, O_RDONLY=os.O_RDONLY))
+        assert (await pair.get(f"/v2/{REPO}/blobs/{digest}")).status == 503
+    await until(lambda: not pair.cache.engine.store.ledger.in_use)
+    assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
+
+
+async def test_source_that_is_being_closed_when_the_worker_ends_is_closed() -> None:
+    """It may be waiting for its reader; what it holds would else be held for ever."""
+    closed = asyncio.Event()
+
+    class Slow:
+        origin, finished = "upstream", False
+
+        async def read(self) -> bytes:
+            try:
+                return await asyncio.Future()
+            finally:
+                await asyncio.sleep(0)
+
+        async def close(self) -> None:
+            closed.set()
+
+    conversation = _Conversation(Any, SimpleNamespace(write=lambda _: None))
+    conversation._sources[1] = Slow()
+    conversation.hear(["read", 1], b"")
+    await asyncio.sleep(0)
+    conversation.hear(["close", 1], b"")
+    await asyncio.sleep(0)
+    await conversation.close()
+    assert closed.is_set()

@@ -57,6 +57,7 @@ def test_what_is_answered_locally_is_repeated_too(bench: Bench, status: int) -> 
         lambda r: replace(r, for_token=True),
         lambda r: replace(r, headers={"accept": "b"}),
         lambda r: replace(r, headers={}),
+        lambda r: replace(r, headers=r.headers | {"user-agent": "docker/28 os/linux arch/arm64"}),
         lambda r: replace(r, headers=r.headers | {"if-none-match": '"x"'}),
         lambda r: replace(r, headers=r.headers | {"authorization": f"Bearer {LOCAL_TOKEN}"}),
         lambda r: replace(r, headers=r.headers | {"authorization": "Bearer own"}),
@@ -137,9 +138,28 @@ def test_whoever_gets_the_answer_may_change_it(bench: Bench) -> None:
 
 
 def test_repeated_answers_are_counted_by_client(bench: Bench) -> None:
-    bench.keep()
     others = [replace(REQUEST, client="10.0.0.2"), replace(REQUEST, headers=REQUEST.headers | {"user-agent": "docker"})]
+    bench.keep()
+    bench.keep(others[1])
     for request in (REQUEST, REQUEST, *others):
         assert bench.repeats.answer(request) is not None
     assert bench.repeats.take_counts() == [(REQUEST, 2), (others[0], 1), (others[1], 1)]
     assert bench.repeats.take_counts() == []
+
+
+def test_answer_is_kept_for_the_epoch_in_which_it_was_asked_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner is another process: it may go on to the next at any moment."""
+
+    class Leaping(Epoch):
+        @property
+        def number(self) -> int:
+            number = bench.epoch.number
+            bench.epoch.advance()
+            return number
+
+    asked_in = bench.epoch.number
+    bench.repeats._epoch = Leaping(bench.epoch._memory)
+    monkeypatch.setattr(repeats, "MAX_BYTES", 0)
+    bench.repeats.keep(REQUEST, ANSWER, asked_in)
+    bench.repeats._epoch = bench.epoch
+    assert bench.repeats.answer(REQUEST) is None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import sqlite3
 import threading
@@ -280,3 +281,21 @@ async def test_sixteen_at_once_never_exceed_the_cap(tmp_path: Path) -> None:
         assert any(await asyncio.gather(*(fill(number) for number in range(16))))
         assert store.ledger.reserved == 0
         assert store.ledger.used == sum(on_disk(path.stat().st_size) for path in blob_files(tmp_path))
+
+
+async def test_blob_that_cannot_be_opened_for_want_of_descriptors_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened_store(tmp_path) as store:
+        digest = await put_blob(store, b"layer")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", _no_descriptors)
+            with pytest.raises(StorageError, match="Too many open files"):
+                await store.open_blob(digest)
+        blob = await store.open_blob(digest)
+        assert blob is not None
+        blob.close()
+
+
+def _no_descriptors(*_: object) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

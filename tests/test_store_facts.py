@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
-from hubcache.decide.records import Link, TagRecord
+from hubcache.decide.records import Link, TagRecord, Verdict
 from hubcache.oci.digest import Digest
-from parts import opened_store
+from hubcache.store import facts
+from parts import opened_store, put_blob
 
 NOW = time.time()
 HUB = "registry-1.docker.io"
@@ -58,3 +59,40 @@ async def test_a_challenge_is_remembered_and_replaced(tmp_path: Path) -> None:
         await store.put_challenge(HUB, "Bearer realm=a")
         await store.put_challenge(HUB, "Bearer realm=b")
         assert store.challenge(HUB) == "Bearer realm=b"
+
+
+async def test_facts_about_what_is_stored_outlive_their_lifetime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a long outage, or offline, nothing writes them again; and links are written once."""
+    monkeypatch.setattr(facts, "FACT_LIFETIME", 1.0)
+    async with opened_store(tmp_path) as store:
+        here, gone = await put_blob(store, b"here"), Digest.of(b"gone")
+        for name, digest in (("held", here), ("over", gone)):
+            await store.put_links(HUB, name, {digest: 4})
+            await store.put_tag(HUB, name, "1", "any", TagRecord(digest, "a/b", 4, NOW))
+            await store.put_verdict(HUB, name, Verdict(True, NOW))
+        monkeypatch.setattr(facts, "FACT_LIFETIME", 100.0)
+        await store.expire()
+        await asyncio.sleep(1.1)
+        await store.expire()
+        assert store.link(HUB, "held", here) == Link(4)
+        assert store.tags(HUB, "held", "1")
+        assert store.verdict(HUB, "held") == Verdict(True, NOW)
+        assert store.link(HUB, "over", gone) is None
+        assert not store.tags(HUB, "over", "1")
+        assert store.verdict(HUB, "over") is None
+
+
+async def test_what_turned_private_is_hidden_but_not_what_a_public_repository_has_too(tmp_path: Path) -> None:
+    own, shared, named, other = (Digest.of(text) for text in (b"own", b"shared", b"named", b"other"))
+    async with opened_store(tmp_path) as store:
+        await store.put_verdict(HUB, "library/app", Verdict(True, NOW))
+        await store.put_verdict(HUB, "bob/hidden", Verdict(False, NOW))
+        await store.put_links(HUB, "alice/app", {own: 1, shared: 1, named: 1, other: 1})
+        await store.put_links(HUB, "library/app", {shared: 1})
+        await store.put_links(HUB, "library/app", {named: 1}, confirmed=False)
+        await store.put_links(HUB, "bob/hidden", {other: 1})
+        await store.hide(HUB, "alice/app")
+        hidden = {digest for digest in (own, shared, named, other) if store.is_private(digest)}
+        assert hidden == {own, named, other}

@@ -316,6 +316,15 @@ async def test_reserve_of_the_rate_limit_is_left_to_clients(
     assert hub.remaining == (9 if remaining == 10 else 10)
 
 
+async def test_index_is_fetched_ahead_as_far_as_the_reserve_goes(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """Each of its manifests counts as a pull."""
+    await moved(cache, hub, clock)
+    hub.limit(12)
+    for _ in range(3):
+        await tick(cache)
+    assert hub.remaining == 10
+
+
 async def test_background_validation_below_the_reserve_is_never_a_counted_request(
     cache: Cache, hub: Hub, clock: Clock
 ) -> None:

@@ -142,3 +142,10 @@ async def test_user_of_a_repository_that_turned_private_goes_on_reading_it(cache
     outcome, _ = await cache.ask(Door.PROXY, "GET", "/v2/alice/app/manifests/1", authorization=own)
     assert isinstance(outcome, Forward)
     assert outcome.authorization == own
+
+
+async def test_names_of_no_repository_leave_nothing_behind(cache: Cache, hub: Hub) -> None:
+    """The Hub refuses what does not exist as it refuses what is private: names can be made up without end."""
+    for number in range(20):
+        assert (await cache.get(Door.MIRROR, f"/v2/nobody/r{number}/manifests/1"))[0] == 404
+    assert not cache.engine._gate._verdicts

@@ -1,15 +1,22 @@
 """Several processes on the same doors behave as one, and as one that never dies."""
 
+import asyncio
+import errno
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import proxy
 import pytest
+from hubcache import doors
+from hubcache.workers import supervisor
 from proxy import Product, Rig, wait_until
 from standin import Hub, random_bytes
 
@@ -109,3 +116,58 @@ def test_number_that_is_none_ends_the_start_with_one_line(tmp_path: Path, hub: H
     product.launch()
     assert product.ended() == 1
     assert "hubcache_workers: 'many' is not auto or a number from 1 to 64" in product.log
+
+
+async def test_listener_outlives_a_client_that_left_and_a_want_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doors, "_PAUSE_SECONDS", 0.01)
+    greeted = asyncio.Event()
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        greeted.set()
+        writer.close()
+
+    door = socket.create_server(("127.0.0.1", 0))
+    loop, failures = asyncio.get_running_loop(), [errno.ECONNABORTED, errno.EMFILE]
+    accept = loop.sock_accept
+
+    async def failing(listening: socket.socket) -> tuple[socket.socket, Any]:
+        if failures:
+            number = failures.pop()
+            raise OSError(number, os.strerror(number))
+        return await accept(listening)
+
+    monkeypatch.setattr(loop, "sock_accept", failing)
+    listener = doors._Listener(SimpleNamespace(handle_stream=greet), door.detach())
+    try:
+        _, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+        async with asyncio.timeout(5):
+            await greeted.wait()
+        writer.close()
+    finally:
+        listener.close()
+    assert not failures
+
+
+async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_PAUSE_SECONDS", 0.01)
+    decider = SimpleNamespace(watch=lambda _: None)
+    started, ended = asyncio.Event(), asyncio.Event()
+    attempts = 0
+
+    async def launch(*_: object, **__: object) -> SimpleNamespace:
+        nonlocal attempts
+        attempts += 1
+        if attempts < 3:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        started.set()
+        return SimpleNamespace(wait=ended.wait, send_signal=lambda _: ended.set())
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", launch)
+    workers = supervisor.Supervisor(["worker"], 1, [], {}, decider, lambda _: None)
+    keeper = asyncio.create_task(workers._keep(1, "nowhere"))
+    async with asyncio.timeout(5):
+        await started.wait()
+    keeper.cancel()
+    await asyncio.gather(keeper, return_exceptions=True)
+    assert attempts == 3
+    workers._folder.cleanup()

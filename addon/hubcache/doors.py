@@ -5,7 +5,9 @@ may wait behind a busy process while another has nothing to do.
 """
 
 import asyncio
+import errno
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterable
@@ -13,6 +15,11 @@ from typing import Any
 
 from mitmproxy.proxy.mode_servers import AsyncioServerInstance, ServerInstance
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
+
+logger = logging.getLogger("hubcache")
+
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE_SECONDS = 1.0
 
 DESCRIPTORS = "HUBCACHE_DOORS"
 """Environment variable of a worker: JSON, the inherited descriptors by mode."""
@@ -73,7 +80,14 @@ class _Listener:
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            client, _ = await loop.sock_accept(self._socket)
+            try:
+                client, _ = await loop.sock_accept(self._socket)
+            except OSError as error:
+                # The client left (ECONNABORTED), or there are no more descriptors: asyncio's server goes on, too.
+                if error.errno in _EXHAUSTED:
+                    logger.warning("hubcache: cannot accept clients for a moment: %s", error.strerror)
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                continue
             reader = asyncio.StreamReader()
             protocol = asyncio.StreamReaderProtocol(reader, self._instance.handle_stream)
             await loop.connect_accepted_socket(lambda protocol=protocol: protocol, client)  # type: ignore[misc]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import resource
 import ssl
 import time
 from collections.abc import Callable
@@ -62,6 +63,7 @@ class Engine:
 
         A store that cannot be used is no reason not to start: pulls go on uncached, and it is tried again.
         """
+        _allow_descriptors()
         try:
             self.store.open()
         except StorageError as error:
@@ -75,7 +77,7 @@ class Engine:
         self.fills = Fills(self.store, self.metrics, self._fill_failed)
         self._manifests = Manifests(self.store, memory, self._gate)
         self._blobs = Blobs(self.store, memory, self._gate, self.fills)
-        ahead = Ahead(self.store, self._manifests, self._blobs)
+        ahead = Ahead(self.store, self._manifests, self._blobs, self._may_spend)
         self._sync = Sync(self.store, self._manifests, ahead, self._may_spend)
         self._mirror = Mirror(self.store, self._gate, self._manifests, self._blobs, ahead, self._may_spend)
         self.apply(self._settings)
@@ -234,3 +236,11 @@ class Engine:
             await self.store.close()
         except StorageError as error:
             self.storage_failed(error)
+
+
+def _allow_descriptors() -> None:
+    """As many as the system permits, for this process and its workers: a transfer takes four, and the usual limit of
+    1024 is there for programs that use select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -53,7 +53,7 @@ class Handshakes:
             return None
         context = self._contexts.get(address[0])
         if context is None:
-            if not self._interception.has(*address):
+            if not self._interception.has(*address) or not address[0].islower():  # of all spellings, one is kept
                 return None
             context = self._contexts[address[0]] = _context(self._leaf(start.context))
         made = _Connection(context)

@@ -5,7 +5,7 @@ import gc
 import logging
 import os
 import ssl
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -322,8 +322,11 @@ class Hubcache:
         credentials.send(flow.request, forward.authorization)
         self._forwards[flow.id] = (place, forward)
 
-    def responseheaders(self, flow: http.HTTPFlow) -> None:
-        """A body from the pump gets its real headers and the flow its real address; what passes through is streamed."""
+    def responseheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        """A body from the pump gets its real headers and the flow its real address; what passes through is streamed.
+
+        A tag that was pushed is forgotten before the client hears that it was.
+        """
         assert flow.response is not None
         delivered = self._deliveries.get(flow.id)
         if delivered is not None:
@@ -332,22 +335,20 @@ class Hubcache:
             flow.response = flow_headers.response(answer)
             flow.response.content = None
             flow.response.stream = delivery.take
-            return
+            return None
         flow.response.stream = True
-        forwarded = self._forwards.get(flow.id)
-        if forwarded is not None:
-            place, _ = forwarded
-            flow_headers.adapt_forwarded(flow.response, place.registry, proxied=place.door is Door.PROXY)
-            credentials.hide_signature(flow.response)
+        place, forward = self._forwards.pop(flow.id, (None, None))
+        if place is None or forward is None:
+            return None
+        flow_headers.adapt_forwarded(flow.response, place.registry, proxied=place.door is Door.PROXY)
+        credentials.hide_signature(flow.response)
+        if self._engine is None or forward.moved is None or flow.response.status_code >= 300:
+            return None
+        return self._engine.moved(place.registry, forward.moved)
 
-    async def response(self, flow: http.HTTPFlow) -> None:
+    def response(self, flow: http.HTTPFlow) -> None:
         """A flow is complete."""
         self._deliveries.pop(flow.id, None)
-        place, forward = self._forwards.pop(flow.id, (None, None))
-        if self._engine is None or place is None or forward is None or forward.moved is None:
-            return
-        if flow.response is not None and flow.response.status_code < 300:
-            await self._engine.moved(place.registry, forward.moved)
 
     async def error(self, flow: http.HTTPFlow) -> None:
         """A flow broke off: its client left, or its body could not be had."""

@@ -28,8 +28,14 @@ def freshness(record: TagRecord | None, now: float, lifetime: float) -> Freshnes
 
 
 def is_public(verdict: Verdict | None, now: float, max_stale: float = 0.0) -> bool:
-    """Whether anybody may be served from a repository unasked; `max_stale` seconds longer when nobody can be asked."""
-    return verdict is not None and verdict.public and 0 <= now - verdict.checked_at < VERDICT_LIFETIME + max_stale
+    """Whether anybody may be served from a repository unasked; `max_stale` seconds longer when nobody can be asked.
+
+    Then also by a verdict from the future: the clock was set back, and stored images must outlive that.
+    """
+    if verdict is None or not verdict.public:
+        return False
+    age = now - verdict.checked_at
+    return age < VERDICT_LIFETIME + max_stale and (age >= 0 or max_stale > 0)
 
 
 def may_serve_stale(record: TagRecord, now: float, lifetime: float, max_stale: float) -> bool:

@@ -53,8 +53,9 @@ class Link:
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """Inverse of `encode`."""
-        size, confirmed = json.loads(text)
+        """Inverse of `encode`; an early store has the size alone, and so no word of the upstream."""
+        told = json.loads(text)
+        size, confirmed = told if isinstance(told, list) else (told, False)
         return cls(size if isinstance(size, int) else None, confirmed is True)
 
 

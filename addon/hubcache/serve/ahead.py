@@ -1,9 +1,9 @@
 """Whole images: fetching one before anybody asks for its parts, and whether one is here completely."""
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 
 from ..oci.digest import Digest
-from ..oci.errors import ManifestInvalid
+from ..oci.errors import ManifestInvalid, TooManyRequests
 from ..oci.manifest import Descriptor, parse_manifest
 from ..store.store import Store
 from .blobs import Blobs
@@ -12,12 +12,18 @@ from .view import View
 
 
 class Ahead:
-    """Fetches and checks images; of an index, only the platforms that are wanted."""
+    """Fetches and checks images; of an index, only the platforms that are wanted.
 
-    def __init__(self, store: Store, manifests: Manifests, blobs: Blobs) -> None:
+    `may_spend` tells whether a host's rate limit leaves room for one more pull in the background.
+    """
+
+    def __init__(
+        self, store: Store, manifests: Manifests, blobs: Blobs, may_spend: Callable[[str], bool] = lambda _: True
+    ) -> None:
         self._store = store
         self._manifests = manifests
         self._blobs = blobs
+        self._may_spend = may_spend
 
     def children(self, digest: Digest) -> tuple[Descriptor, ...] | None:
         """What a stored manifest refers to; None when it is not stored."""
@@ -40,6 +46,8 @@ class Ahead:
 
         The image was found worth it: its parts count as asked for as often as admission wants.
         """
+        if not self._store.has(digest) and not self._may_spend(view.host):
+            raise TooManyRequests("what is left of the rate limit is for clients")
         found = await self._manifests.by_digest(view, digest, head=False)
         for child in parse_manifest(found.body or b"{}"):
             if not child.is_manifest:

@@ -80,8 +80,10 @@ class Blobs:
         running = self._fills.get(digest)
         try:
             fill = running or await self._start(view, digest)
+            if fill is None:  # somebody else, whose rights are not the view's, was quicker
+                return await self.get(view, digest, range_header)
             size = await fill.opened()
-            if running is None:
+            if running is None and not view.proves_first:
                 await self._accepted(view, digest)
             part, start, end = _window(range_header, size)
             source = await self._join(fill, view, start, end)
@@ -117,13 +119,15 @@ class Blobs:
     async def fetch(self, view: View, digest: Digest) -> None:
         """Have a blob in the store for later; raises `HubcacheError` when that fails."""
         running = self._fills.get(digest)
-        if self._store.has(digest) or running is not None:
+        if self._store.has(digest) or running is not None or view.proves_first:
             await self._check(view, digest)
         if self._store.has(digest):
             return
         fill = running or await self._start(view, digest)
+        if fill is None:
+            return await self.fetch(view, digest)
         await fill.ended()
-        if running is None:
+        if running is None and not view.proves_first:
             await self._accepted(view, digest)
 
     async def _open(self, digest: Digest) -> StoredBlob | None:
@@ -179,12 +183,15 @@ class Blobs:
             await self._gate.refused(view.host, view.repository, view.reader)
         self._gate.remember_missing(view.host, view.repository, view.question(str(digest)), error)
 
-    async def _start(self, view: View, digest: Digest) -> Fill:
+    async def _start(self, view: View, digest: Digest) -> Fill | None:
+        """Begin a fill with the view's credentials; None when there is one by now, of whoever."""
         self._gate.raise_missing(view.host, view.repository, view.question(str(digest)))
         link = self._store.link(view.host, view.repository, digest)
         if view.reader is not None and not await self._memory.private(digest):
             raise StorageError("cannot remember that the blob is private")
         opener = await self._opener(view, digest)
+        if self._fills.get(digest) is not None:
+            return None
         return self._fills.start(digest, link.size if link else None, lambda start: opener(start, None))
 
     async def _opener(self, view: View, digest: Digest) -> OpenRange:
@@ -218,7 +225,11 @@ class Blobs:
             return UpstreamSource(opener, start, end) if stored is None else FileSource(stored, start, end)
         staged = fill.staged
         again: Callable[[int, int], Source] = lambda at, until: UpstreamSource(opener, at, until)  # noqa: E731
-        return FillSource(fill, staged.path, os.dup(staged.fd), start, end, again)
+        try:
+            fd = os.dup(staged.fd)
+        except OSError as error:
+            raise StorageError(f"cannot open a blob on its way: {error.strerror or error}") from error
+        return FillSource(fill, staged.path, fd, start, end, again)
 
     async def _stream(self, view: View, digest: Digest, range_header: str | None) -> Blob:
         """Pass a blob on without the store, which cannot take it."""

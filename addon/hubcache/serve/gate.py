@@ -84,10 +84,12 @@ class Gate:
         if reader is not None:
             self._authorized.pop((_hidden(reader), host, repository), None)
             return
+        before = self._verdict(host, repository)
+        if before is None or not before.public:
+            return  # no news; and names that somebody thinks up must not fill the memory
         verdict = Verdict(False, self._clock())
         self._judge(host, repository, verdict)
-        if self._store.verdict(host, repository) is not None:
-            await self._memory.verdict(host, repository, verdict)
+        await self._memory.turned_private(host, repository, verdict)
 
     async def doubted(self, host: str, repository: str, error: RegistryError) -> None:
         """The upstream misses something (404): some registries say so of what became private. Ask again next time.

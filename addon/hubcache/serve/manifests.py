@@ -139,7 +139,7 @@ class Manifests:
                 if head and told.size is not None:
                     status = cache_status.fetched(stored=False)
                     return Found(digest, told.media_type, told.size, None, Result.MISS, status)
-            return await self._take(view, await self._get(view, digest, _ANY))
+            return await self._get(view, digest, _ANY)
         except (ManifestUnknown, Unauthorized, Denied) as error:
             if view.reader is None:
                 await self._memory.unlink(view.host, view.repository, digest)
@@ -157,7 +157,7 @@ class Manifests:
             if head or known is not None or view.proves_first:
                 found = await self._by_head(view, tag, negotiation, head, known)
             if found is None:
-                found = await self._take(view, await self._get(view, tag, negotiation))
+                found = await self._get(view, tag, negotiation)
         except (ManifestUnknown, Unauthorized, Denied) as error:
             if known is not None:
                 await self._memory.forget_tag(view.host, view.repository, tag)
@@ -208,12 +208,12 @@ class Manifests:
         else:
             found = self._remembered(record, head, Result.MISS, cache_status.fetched(stored=False))
         if found is None:
-            return await self._take(view, await self._get(view, told.digest, negotiation))
+            return await self._get(view, told.digest, negotiation)
         await self._memory.link(view.host, view.repository, {told.digest: told.size})
         return found
 
-    async def _get(self, view: View, reference: str | Digest, accept: str) -> Fetched:
-        """A counted GET, on the first of the credentials that may be used for it and is not refused or used up."""
+    async def _get(self, view: View, reference: str | Digest, accept: str) -> Found:
+        """A counted GET, on the first of the credentials that may be used and are not refused or used up; stored."""
         refusal: RegistryError | None = None
         for authorization in await view.authorizations():
             try:
@@ -221,9 +221,10 @@ class Manifests:
             except (Unauthorized, Denied, TooManyRequests) as error:
                 refusal = error
                 continue
+            found = await self._take(view, fetched)
             if authorization == view.reader:
                 await self._gate.accepted(view.host, view.repository, view.reader)
-            return fetched
+            return found
         assert refusal is not None
         raise refusal
 

@@ -71,6 +71,11 @@ class Memory:
         """Remember whether a repository is public."""
         await self._attempt(self._store.put_verdict(registry, repository, verdict))
 
+    async def turned_private(self, registry: str, repository: str, verdict: Verdict) -> None:
+        """Remember that a repository is not public any more, and what is private with it."""
+        await self._attempt(self._store.put_verdict(registry, repository, verdict))
+        await self._attempt(self._store.hide(registry, repository))
+
     async def challenge(self, registry: str, challenge: str) -> None:
         """Remember a registry's challenge, so that it can be told while the registry is down."""
         await self._attempt(self._store.put_challenge(registry, challenge))

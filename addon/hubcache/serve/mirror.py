@@ -32,7 +32,8 @@ _AT_ONCE = 2
 _PLATFORM = re.compile(r"os/(\w+) arch/(\w+)")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
-type _Image = tuple[str, str, str, str]
+type _Image = tuple[str, str, str]
+"""Registry host, repository and reference: whatever is accepted, and whatever for, it is a request for the image."""
 
 
 class Mirror:
@@ -60,7 +61,7 @@ class Mirror:
         self._asked: dict[_Image, Tally] = {}
         self._pulls = Pulls()
         self._platforms: dict[_Image, set[str]] = {}
-        self._fetching: dict[_Image, asyncio.Task[None]] = {}
+        self._fetching: dict[tuple[str, str, str, str], asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def manifest(
@@ -71,7 +72,7 @@ class Mirror:
         `client` is an address and a `User-Agent`.
         """
         wanted = platform_of(client[1])
-        image = (view.host, view.repository, str(reference), negotiation)
+        image = (view.host, view.repository, str(reference))
         if isinstance(reference, Digest):
             if self._may_offer(view, reference, {wanted}):
                 return await self._manifests.by_digest(view, reference, head=head)
@@ -101,7 +102,7 @@ class Mirror:
         found = await self._manifests.by_tag(view, tag, negotiation, head=True)
         if found.digest == record.digest or self._may_offer(view, found.digest, {wanted}):
             return True
-        self._fetch(view, (view.host, view.repository, tag, negotiation), tag, negotiation, {wanted})
+        self._fetch(view, (view.host, view.repository, tag), tag, negotiation, {wanted})
         return False
 
     def _count(self, view: View, image: _Image, reference: str | Digest, negotiation: str, wanted: str) -> None:
@@ -118,11 +119,12 @@ class Mirror:
             self._fetch(view, image, reference, negotiation, self._platforms[image])
 
     def _fetch(self, view: View, image: _Image, reference: str | Digest, negotiation: str, platforms: set[str]) -> None:
-        if image in self._fetching or not view.upstream.reachable or not self._may_spend(view.host):
+        key = (*image, negotiation)
+        if key in self._fetching or not view.upstream.reachable or not self._may_spend(view.host):
             return
         task = asyncio.create_task(self._fetch_whole(view, reference, negotiation, frozenset(platforms)))
-        self._fetching[image] = task
-        task.add_done_callback(lambda _: self._fetching.pop(image, None))
+        self._fetching[key] = task
+        task.add_done_callback(lambda _: self._fetching.pop(key, None))
 
     async def _fetch_whole(
         self, view: View, reference: str | Digest, negotiation: str, platforms: frozenset[str]

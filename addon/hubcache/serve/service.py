@@ -114,8 +114,10 @@ class Service:
                 raise self._refusal(request, target.repository, error) from error
         except (Unavailable, TooManyRequests):
             # Nothing stored, and the anonymous view cannot be asked (no token for it, its rate limit is used up):
-            # with credentials of its own the client may still get through.
-            if own is None or not upstream.reachable:
+            # with credentials of its own the client may still get through, unless they were limited, too: a client
+            # that tries again at once (containerd: 5 times) is to hear it from here.
+            kind = _KINDS[type(target)]
+            if own is None or not upstream.reachable or upstream.is_paused(kind, own):
                 raise
             return Forward(own)
         if not self._authorize:

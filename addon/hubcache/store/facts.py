@@ -1,11 +1,13 @@
 """What is known of repositories and tags: small rows beside the content."""
 
+from collections.abc import Set
+
 from ..decide.records import Link, TagRecord, Verdict, decode_tags, encode_tags
 from ..oci.digest import Digest
 from .base import Base
 
 FACT_LIFETIME = 90 * 86400.0
-"""Seconds after which a fact that was not written again is forgotten."""
+"""Seconds after which a fact that was not written again, and that is not about stored content, is forgotten."""
 
 MAX_NEGOTIATIONS = 16
 """Answers remembered of one tag; clients that send ever new `Accept` headers must not grow the store."""
@@ -76,6 +78,25 @@ class Facts(Base):
         index = self._opened()
         await self._write(lambda: index.set(f"private/{digest}", ""))
 
+    async def hide(self, registry: str, repository: str) -> None:
+        """A repository turned private: with it what no other, public one is known to have by the upstream's word."""
+        index, own = self._opened(), f"{registry}/{repository}"
+
+        def mark() -> None:
+            rows = ((key.removeprefix("repository/"), value) for key, value, _, _ in index.rows("repository/"))
+            public = {name for name, value in rows if Verdict.decode(value).public}
+            mine: set[str] = set()
+            shared: set[str] = set()
+            for key, value, _, _ in index.rows("link/"):
+                name, _, digest = key.removeprefix("link/").partition("@")
+                if name == own:
+                    mine.add(digest)
+                elif name in public and Link.decode(value).confirmed:
+                    shared.add(digest)
+            index.set_many({f"private/{digest}": "" for digest in mine - shared}, FACT_LIFETIME)
+
+        await self._write(mark)
+
     def verdict(self, registry: str, repository: str) -> Verdict | None:
         """Whether a repository was public when last seen."""
         value = self._read(f"repository/{registry}/{repository}")
@@ -85,6 +106,29 @@ class Facts(Base):
         """Remember whether a repository is public."""
         index = self._opened()
         await self._write(lambda: index.set(f"repository/{registry}/{repository}", verdict.encode(), FACT_LIFETIME))
+
+    async def renew(self, held: Set[str]) -> None:
+        """Let facts about content that is held live on: links are written once, and in an outage nothing is."""
+        index = self._opened()
+
+        def prolong() -> None:
+            links = (key.removeprefix("link/").partition("@") for key, _, _, _ in index.rows("link/"))
+            names = {name for name, _, digest in links if digest in held}
+            living = []
+            for key, value in index.ending(FACT_LIFETIME / 2):
+                kind, _, what = key.partition("/")
+                match kind:
+                    case "link" | "private":
+                        keep = what.rpartition("@")[2] in held
+                    case "tag":
+                        keep = any(str(record.digest) in held for record in decode_tags(value).values())
+                    case _:
+                        keep = what in names
+                if keep:
+                    living.append(key)
+            index.prolong(living, FACT_LIFETIME)
+
+        await self._write(prolong)
 
     def challenge(self, registry: str) -> str | None:
         """The registry's last seen authentication challenge."""

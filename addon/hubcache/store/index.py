@@ -100,6 +100,25 @@ class Index:
 
         self._translate(write)
 
+    def ending(self, within: float) -> list[tuple[str, Any]]:
+        """(key, value) of the rows whose lifetime ends within so many seconds."""
+        try:
+            with closing(sqlite3.connect(self._directory / _DATABASE, timeout=_BUSY_SECONDS)) as connection:
+                query = "SELECT key, value FROM Cache WHERE expire_time < ?"
+                return connection.execute(query, (time.time() + within,)).fetchall()
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot read the store's index: {error}") from error
+
+    def prolong(self, keys: Iterable[str], lifetime: float) -> None:
+        """Let rows whose lifetime is not over live for so many seconds from now, in one transaction."""
+
+        def write() -> None:
+            with self._cache.transact():
+                for key in keys:
+                    self._cache.touch(key, expire=lifetime)
+
+        self._translate(write)
+
     def delete(self, key: str) -> None:
         """Remove a row and its file, if there."""
         self._translate(lambda: self._cache.delete(key))

@@ -192,10 +192,14 @@ class Store(Facts):
         if size is None:
             return None
         path = self._read(f"blob/{digest}")
+        if path is None and self.problem:  # it may be there, and the index be read again in a moment
+            raise StorageError(self.problem)
         try:
             fd = os.open(path, os.O_RDONLY) if isinstance(path, Path) else None
-        except OSError:
+        except FileNotFoundError:
             fd = None
+        except OSError as error:  # too many open files, say: which is not the blob's fault
+            raise StorageError(f"cannot open a stored blob: {error.strerror or error}") from error
         if fd is not None and isinstance(path, Path) and await self._is_good(fd, path, digest, size):
             self.ledger.hold(digest)
             return StoredBlob(fd, size, path, lambda: self.ledger.release(digest))
@@ -310,8 +314,9 @@ class Store(Facts):
         await self.flush()
 
     async def expire(self) -> None:
-        """Remove idle content, and facts whose lifetime is over."""
+        """Remove idle content, and facts whose lifetime is over and that are about nothing that is here."""
         await self.rooms.expire(self.remove)
+        await self.renew({str(digest) for digest in self.ledger.sizes})
         await self._write(self._opened().forget_expired)
 
     # -- popularity ---------------------------------------------------------------------------------------------

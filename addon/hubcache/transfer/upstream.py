@@ -111,6 +111,10 @@ class Upstream:
         """Whether the registry may be asked at present (not offline, and its circuit closed)."""
         return self._client.may_ask(URL(self.registry.upstream))
 
+    def is_paused(self, kind: str, reader: str) -> bool:
+        """Whether the registry told this reader a moment ago that its rate limit is used up."""
+        return self._paused.get((kind, reader), 0.0) > time.monotonic()
+
     async def head_manifest(
         self, repository: str, reference: str | Digest, accept: str, reader: str | None = None
     ) -> Head:
@@ -119,8 +123,6 @@ class Upstream:
         async def ask() -> Head:
             path = f"manifests/{reference}"
             async with self._get("manifest", repository, path, "HEAD", {"Accept": accept}, reader) as response:
-                if response.content_type == "text/html":
-                    raise BadUpstream("upstream answers HTML where a manifest was expected")
                 return Head(_digest_header(response), response.headers.get("Content-Type", ""), _length(response))
 
         return await _retried(ask)
@@ -248,8 +250,10 @@ class Upstream:
     async def _check(
         self, response: aiohttp.ClientResponse, kind: str, repository: str, asker: tuple[str, str]
     ) -> None:
-        """Raise what the status means unless it is 200 or 206."""
+        """Raise what the status means unless it is 200 or 206, and not the page of a portal or a maintenance."""
         if response.status in (200, 206):
+            if response.content_type == "text/html":
+                raise BadUpstream(f"upstream answers HTML where a {kind} was expected")
             return
         if response.status == 429:
             # Remembered, so that clients which try again at once (containerd: 5 times) cost the upstream nothing.

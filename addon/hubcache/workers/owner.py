@@ -69,6 +69,7 @@ class _Conversation:
         self._sources: dict[int, Source] = {}
         self._reading: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     def hear(self, head: list[Any], payload: bytes) -> None:
         """Act on one frame."""
@@ -78,7 +79,9 @@ class _Conversation:
             case ["read", number] if number in self._sources:
                 self._reading[number] = self._spawn(number, self._read(number, self._sources[number]))
             case ["close", number] if number in self._sources:
-                self._spawn(number, self._close(number, self._sources.pop(number)))
+                closing = self._spawn(number, self._close(number, self._sources.pop(number)))
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
             case ["again", number, request, count]:
                 self._spawn(number, self._decider.repeated(unpack_request(request, payload), count))
             case ["moved", number, registry, moved]:
@@ -152,7 +155,7 @@ class _Conversation:
 
     async def close(self) -> None:
         """Give up what the worker asked."""
-        for task in self._tasks:
+        for task in self._tasks - self._closing:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for source in self._sources.values():

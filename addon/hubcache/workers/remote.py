@@ -102,6 +102,10 @@ class Remote:
                     outcome.source = self._open(number, source, request)
             except FileNotFoundError:
                 self.release(number)
+            except OSError as error:
+                self.release(number)
+                why = f"cannot open a stored blob: {error.strerror or error}"
+                return error_answer(Unavailable(why), request.method)
             except Unavailable as error:
                 return error_answer(error, request.method)
             else:

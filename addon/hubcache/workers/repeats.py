@@ -21,8 +21,8 @@ _OVERHEAD = 2 << 10
 """Bytes of an answer beside its body, roughly."""
 
 type _Key = tuple[object, ...]
-_DECIDING = ("accept", "authorization", "if-none-match")
-"""Headers that an answer may depend on. A range is not answered from here."""
+_DECIDING = ("accept", "authorization", "if-none-match", "user-agent")
+"""Headers that an answer may depend on (the user agent tells the platform). A range is not answered from here."""
 
 
 class Repeats:
@@ -39,14 +39,15 @@ class Repeats:
 
     def answer(self, request: Request) -> Answer | None:
         """The answer that the same question got, if it still holds."""
-        if self._number != self._epoch.number:
-            self._forget()
+        epoch = self._epoch.number
+        if epoch != self._number:
+            self._forget(epoch)
             return None
         key = _key(request)
         until, answer = self._answers.get(key, (0.0, None))
         if answer is None or self._clock() >= until or not _asks_for_all(request):
             return None
-        asked = (*key, request.client, request.headers.get("user-agent"))
+        asked = (*key, request.client)
         self._counts[asked] += 1
         self._requests.setdefault(asked, request)
         return replace(answer)
@@ -63,12 +64,12 @@ class Repeats:
         ):
             size = len(answer.body) + _OVERHEAD
             if epoch != self._number or self._bytes + size > MAX_BYTES:
-                self._forget()
+                self._forget(epoch)
             self._bytes += size
             self._answers[_key(request)] = (self._clock() + SECONDS, replace(answer))
 
-    def _forget(self) -> None:
-        self._number = self._epoch.number
+    def _forget(self, epoch: int) -> None:
+        self._number = epoch
         self._answers.clear()
         self._bytes = 0
 

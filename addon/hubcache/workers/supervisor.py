@@ -69,13 +69,12 @@ class Supervisor:
 
     async def _keep(self, number: int, address: str) -> None:
         while True:
-            # A session of its own: Ctrl-C is for the owner, which ends its workers in order.
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                env=os.environ | self._environment | {ADDRESS: address},
-                pass_fds=[door.fileno() for door in self._doors],
-                start_new_session=True,
-            )
+            try:
+                process = await self._launch(address)
+            except OSError as error:  # no memory, no descriptors: perhaps in a moment
+                logger.warning("hubcache: worker %d cannot be started: %s", number, error)
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
             try:
                 code = await process.wait()
             except asyncio.CancelledError:
@@ -83,6 +82,15 @@ class Supervisor:
                 raise
             logger.warning("hubcache: worker %d ended (%d) and is started again", number, code)
             await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _launch(self, address: str) -> asyncio.subprocess.Process:
+        # A session of its own: Ctrl-C is for the owner, which ends its workers in order.
+        return await asyncio.create_subprocess_exec(
+            *self._command,
+            env=os.environ | self._environment | {ADDRESS: address},
+            pass_fds=[door.fileno() for door in self._doors],
+            start_new_session=True,
+        )
 
     async def close(self) -> None:
         """End all workers."""
