@@ -317,7 +317,7 @@ async def test_stranger_who_asks_while_a_private_blob_begins_to_be_fetched_is_re
     keeping: Cache, hub: Hub, secret: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both find no fill; the one whose fill begins first proves nothing about the other."""
-    blob = f"/v2/{SECRET}/blobs/{secret.layers[0]}"
+    blob = f"/v2/{SECRET}/blobs/{hub.blob(SECRET, random_bytes(200_000, 'new'))}"
     memory, both = keeping.engine._memory, asyncio.Event()
     waiting: list[Digest] = []
     private = memory.private
