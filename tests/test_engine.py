@@ -5,6 +5,7 @@ import json
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -15,7 +16,7 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.errors import ConfigError, StoreTooNew
 from hubcache.serve.messages import Answer, Door
 from hubcache.store.index import Index
-from people import until
+from people import pull, until
 from rig import Cache, running, settings
 from standin import Fault, Hub, random_bytes
 from wire import free_port
@@ -105,12 +106,50 @@ async def test_options_that_change_count_at_once(hub: Hub, tmp_path: Path) -> No
     hub.image(REPO, "1")
     async with running(hub, tmp_path / "store") as cache:
         assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
-        cache.apply(size=1 << 22, offline=True)
-        assert cache.engine.store.rooms.capacity == 1 << 22
+        cache.apply(size=1 << 22, offline=True, half_life=100.0, expire_after=200.0, admit_after=3)
+        rooms = cache.engine.store.rooms
+        assert (rooms.capacity, rooms.retention.half_life) == (1 << 22, 100.0)
+        assert (rooms.retention.expire_after, rooms.retention.admit_after) == (200.0, 3)
         hub.reset_log()
         assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
         assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/none"))[0] == 503
         assert hub.count() == 0
+
+
+async def test_warm_pull_waits_for_no_write(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it counts is written behind."""
+    async with running(hub, tmp_path / "store") as cache:
+        image = hub.image(REPO, "1", [random_bytes(100_000)])
+        assert set(await pull(cache, image)) == {200}
+        written: list[object] = []
+        write = cache.engine.store._write
+
+        async def noted(action: Callable[[], object]) -> object:
+            written.append(action)
+            return await write(action)
+
+        monkeypatch.setattr(cache.engine.store, "_write", noted)
+        for door in Door:
+            assert set(await pull(cache, image, door)) == {200}
+        assert not written
+        assert cache.engine.store.rooms.retention.dirty()
+
+
+@pytest.mark.parametrize("door", list(Door), ids=lambda door: door.value)
+async def test_pull_of_an_index_is_one_of_it_and_one_of_its_platforms_manifest(
+    hub: Hub, tmp_path: Path, door: Door
+) -> None:
+    """By tag or digest, HEAD included."""
+    amd64 = hub.image(REPO, None, [b"amd64"], platform="linux/amd64")
+    index = hub.index(REPO, "1", {"linux/amd64": amd64})
+    async with running(hub, tmp_path / "store") as cache:
+        for method, reference in (("HEAD", "1"), ("GET", index.digest), ("HEAD", amd64.digest), ("GET", amd64.digest)):
+            answer, _ = await cache.ask(door, method, f"/v2/{REPO}/manifests/{reference}")
+            assert isinstance(answer, Answer)
+            assert answer.status == 200
+        retention = cache.engine.store.rooms.retention
+        for digest in (index.digest, amd64.digest):
+            assert retention.requests(Digest.parse(digest), time.time()) == pytest.approx(1, abs=0.01)
 
 
 async def test_end_during_a_fill_leaves_no_file_and_waits_for_nobody(hub: Hub, tmp_path: Path) -> None:

@@ -103,8 +103,8 @@ async def test_stale_tag_is_served_and_says_so(cache: Cache, hub: Hub, image: Im
     for method in ("HEAD", "GET"):
         answer, _ = await cache.ask(door, method, f"/v2/{image.repo}/manifests/{image.tag}")
         assert isinstance(answer, Answer)
-        assert answer.status == row.stale
-        if row.name.startswith("cdn"):
+        assert answer.status == 200
+        if row.validates:
             assert answer.result is Result.REVALIDATED
         else:
             assert answer.result is Result.STALE
@@ -118,10 +118,11 @@ async def test_what_is_not_stored_gets_a_clear_error(
     cache: Cache, hub: Hub, image: Image, row: Row, door: Door
 ) -> None:
     break_it(hub, row)
-    path = f"blobs/{image.layers[0]}" if row.name.startswith("cdn") else f"manifests/{image.tag}"
-    status, body = await cache.get(door, f"/v2/{image.repo}/{path}")
-    assert status == row.cold
-    assert b'"errors"' in body
+    manifests = [] if row.name.startswith("cdn") else [f"manifests/{image.tag}", f"manifests/{digest_of(image)}"]
+    for path in (f"blobs/{image.layers[0]}", *manifests):
+        status, body = await cache.get(door, f"/v2/{image.repo}/{path}")
+        assert status == row.cold, path
+        assert b'"errors"' in body
 
 
 @DOORS

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import shutil
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -127,6 +129,20 @@ async def test_store_shrinks_when_others_fill_the_disk(tmp_path: Path, monkeypat
         assert len(store.ledger.sizes) <= 3
 
 
+@pytest.mark.parametrize(
+    ("size", "left"), [(100 << 30, 1 << 30), (2 << 30, (2 << 30) // 20)], ids=["a big disk", "a small one"]
+)
+async def test_a_gigabyte_or_a_twentieth_of_the_disk_is_left_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, left: int
+) -> None:
+    state = namedtuple("state", "f_bavail f_frsize f_blocks")
+    async with opened_store(tmp_path, 1 << 40) as store:
+        rooms = store.rooms
+        monkeypatch.setattr(os, "statvfs", lambda _: state(left + 1000, 1, size))
+        rooms.min_free = None
+        assert rooms.limit(0) == store.ledger.stored + 1000
+
+
 async def test_idle_content_is_removed_and_explained(tmp_path: Path) -> None:
     now = 1_000_000.0
     store = Store(tmp_path, 64 * MIB, lambda: now)
@@ -169,3 +185,17 @@ async def test_content_larger_than_the_cap_is_refused_at_once(tmp_path: Path) ->
         with pytest.raises(NotStored):
             await store.stage(Digest.of(b"big"), CAP)
         assert store.has(kept)
+
+
+async def test_counts_survive_a_crash_as_far_as_they_were_written_behind(tmp_path: Path) -> None:
+    """What is on disk after housekeeping, which is every few seconds, while the process still runs."""
+    async with opened_store(tmp_path / "store") as store:
+        digest = await put_blob(store, blob(1))
+        for _ in range(3):
+            store.count_request(digest)
+        counted = store.rooms.retention.requests(digest, time.time())
+        assert counted >= 3
+        await store.keep_house()
+        shutil.copytree(tmp_path / "store", tmp_path / "after")
+    async with opened_store(tmp_path / "after") as store:
+        assert store.rooms.retention.requests(digest, time.time()) == pytest.approx(counted, abs=0.01)

@@ -17,6 +17,7 @@ import proxy
 import pytest
 from hubcache import doors
 from hubcache.workers import supervisor
+from parts import bytes_on_disk
 from proxy import Product, Rig, wait_until
 from standin import Hub, random_bytes
 
@@ -171,3 +172,27 @@ async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.
     await asyncio.gather(keeper, return_exceptions=True)
     assert attempts == 3
     workers._folder.cleanup()
+
+
+def test_cap_holds_with_workers(tmp_path: Path) -> None:
+    """Each takes pulls, one decides what is kept."""
+    with proxy.running(hubcache_workers="2", hubcache_size="32M", hubcache_admit_after="1") as rig:
+        wait_until(lambda: at_work(rig))
+        blobs = {rig.hub.blob(REPO, data): data for data in (random_bytes(4_000_000, f"{n}") for n in range(16))}
+        most, done = 0, threading.Event()
+
+        def watch() -> None:
+            nonlocal most
+            while not done.is_set():
+                most = max(most, bytes_on_disk(rig.product.store))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(2):
+                bodies = pool.map(lambda digest: rig.door("proxy").blob(digest, repo=REPO).body, blobs)
+                assert list(bodies) == list(blobs.values())
+        done.set()
+        watcher.join()
+        assert 8 << 20 < most <= 32 << 20
+        rig.check()

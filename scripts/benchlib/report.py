@@ -1,5 +1,6 @@
 """The results for the README: a table in Markdown and a picture. Pure."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -11,7 +12,7 @@ ROWS = (
     ("stored 400 MB blob, 1 client", "warm-blob-1", "MB/s"),
     ("the same, 8 clients", "warm-blob-8", "MB/s"),
     ("stored image of 400 MB, 1 client", "warm-image-1", "MB/s"),
-    ("the same, 8 clients", "warm-image-8", "MB/s"),
+    ("stored image of 400 MB, 8 clients", "warm-image-8", "MB/s"),
     ("stored manifest, new connection each, 8 clients", "manifest-new", "requests/s"),
     ("its first byte", "manifest-new", "p99 ms"),
     ("stored manifest, kept connections, 8 clients", "manifest-kept", "requests/s"),
@@ -57,9 +58,9 @@ _WIDTH, _ROW, _LABEL, _GAP, _COLUMNS = 190, 20, 150, 30, 3
 def markdown(document: Document) -> str:
     """Where it was measured, the medians, and the goals that were missed."""
     machine = document["machine"]
-    versions = ", ".join(machine["versions"].values())
+    versions = ", ".join(f"{name} {_version(told)}" for name, told in machine["versions"].items())
     where = f"Medians, measured on {machine['cores']} cores that load generator, upstream and cache share: "
-    rows = [f"{where}Linux {machine['kernel']}, Python {machine['python']}, {versions}.", ""]
+    rows = [f"{where}Linux {_version(machine['kernel'])}, Python {machine['python']}, {versions}.", ""]
     rows += ["| | | " + " | ".join(SERVERS.values()) + " |", "|---" * (len(SERVERS) + 2) + "|"]
     for label, workload, figure in ROWS:
         medians = _medians(document, workload, figure)
@@ -67,6 +68,12 @@ def markdown(document: Document) -> str:
             cells = (number(medians[name]) if name in medians else "" for name in SERVERS)
             rows.append(f"| {label} | {_UNITS.get(figure, figure)} | {' | '.join(cells)} |")
     return "\n".join([*rows, "", *_missed(document)])
+
+
+def _version(text: str) -> str:
+    """What looks like a version in what a program says of itself."""
+    found = re.search(r"\d+(\.\d+)+", text)
+    return found[0] if found else text
 
 
 def _missed(document: Document) -> Iterator[str]:

@@ -3,6 +3,7 @@
 Retention is this project's own: diskcache's policies reject newcomers or never age, so they are off.
 """
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -146,10 +147,11 @@ class Index:
         """Remove files that no row names (a process died between rename and commit); returns how many."""
         known = {name for _, _, _, name in self.rows("blob/")}
         removed = 0
-        for path in (self._directory / BLOBS).glob("*/*"):
-            if f"{BLOBS}/{path.parent.name}/{path.name}" not in known:
-                path.unlink(missing_ok=True)
-                removed += 1
+        for folder in (self._directory / BLOBS).glob("*"):
+            for name in os.listdir(folder):  # plain text: a `Path` for each of 100,000 files takes three seconds
+                if f"{BLOBS}/{folder.name}/{name}" not in known:
+                    (folder / name).unlink(missing_ok=True)
+                    removed += 1
         return removed
 
     @property

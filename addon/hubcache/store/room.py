@@ -114,7 +114,7 @@ class Rooms:
         self.retention.forget(now)
 
     async def purge(self, digest: Digest, remove: Callable[[Digest], Awaitable[None]]) -> bool:
-        """Remove content because somebody wants it gone; whether it was there."""
+        """Remove content that must not stay (its file is damaged); whether the policy knew it."""
         eviction = self.retention.purge(digest, self._clock())
         if eviction is not None:
             await self._carry_out(Room((eviction,)), remove)

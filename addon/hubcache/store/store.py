@@ -206,7 +206,8 @@ class Store(Facts):
         if fd is not None:
             os.close(fd)
         logger.warning("hubcache: the file of %s is gone or damaged; it will be fetched again", digest)
-        await self.remove(digest)
+        if not await self.rooms.purge(digest, self.remove):
+            await self.remove(digest)
         return None
 
     @staticmethod
