@@ -148,10 +148,11 @@ class Index:
         known = {name for _, _, _, name in self.rows("blob/")}
         removed = 0
         for folder in (self._directory / BLOBS).glob("*"):
-            for name in os.listdir(folder):  # plain text: a `Path` for each of 100,000 files takes three seconds
-                if f"{BLOBS}/{folder.name}/{name}" not in known:
-                    (folder / name).unlink(missing_ok=True)
-                    removed += 1
+            with os.scandir(folder) as entries:  # a `Path` for each of 100,000 files takes three seconds
+                strays = [entry.name for entry in entries if f"{BLOBS}/{folder.name}/{entry.name}" not in known]
+            for name in strays:
+                (folder / name).unlink(missing_ok=True)
+            removed += len(strays)
         return removed
 
     @property
