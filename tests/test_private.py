@@ -1,8 +1,10 @@
 """Who may read what: private images pass through or are kept for their users, and nobody else ever gets them."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from hashlib import sha256
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -343,3 +345,36 @@ async def test_stranger_who_asks_while_a_private_blob_begins_to_be_fetched_is_re
         statuses.append(answer.status)
         await read(answer)
     assert statuses == [200, 401]
+
+
+@pytest.mark.parametrize(
+    ("claims", "left"),
+    [
+        (b'{"exp": 110}', 10),
+        (b'{"exp": 90.5}', -9.5),
+        (b'{"exp": "soon"}', inf),
+        (b"{}", inf),
+        (b"[1]", inf),
+        (b"\xff", inf),
+    ],
+)
+def test_token_tells_when_it_ends(claims: bytes, left: float) -> None:
+    encoded = base64.urlsafe_b64encode(claims).decode().rstrip("=")
+    assert gate.remaining_life(f"Bearer e30.{encoded}.sig", 100) == left
+
+
+@pytest.mark.parametrize("reader", ["Bearer opaque", "Basic YTpi", "Bearer a.b", "Bearer a.b.c", "Bearer e30.\u00e9.x"])
+def test_what_is_no_json_web_token_tells_nothing(reader: str) -> None:
+    assert gate.remaining_life(reader, 100) == inf
+
+
+async def test_yes_to_a_token_does_not_outlive_the_token(
+    keeping: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, keeping)
+    claims = base64.urlsafe_b64encode(f'{{"exp": {clock.time() + 20}}}'.encode()).decode().rstrip("=")
+    token = f"Bearer e30.{claims}.sig"
+    await keeping.engine._gate.accepted("registry-1.docker.io", SECRET, token)
+    for ahead, is_open in ((10, True), (21, False)):
+        clock.ahead = ahead
+        assert keeping.engine._gate.is_open("registry-1.docker.io", SECRET, token) is is_open

@@ -4,7 +4,10 @@ A repository is public when an anonymous read of it succeeded upstream, and only
 and the configured account's rights are nobody else's.
 """
 
+import base64
 import hashlib
+import json
+import math
 import time
 from collections.abc import Callable
 
@@ -22,8 +25,12 @@ MAX_REMEMBERED = 10_000
 """Entries of a memory before those that are over are taken out; beyond it, nothing new is remembered as missing."""
 
 AUTHORIZED_SECONDS = 60.0
-"""How long one accepted request stands for others of the same token and repository. The Hub's tokens live 300 s; a
-registry that tells no lifetime means 60 s (distribution spec, token), and the remaining life of a token is unknown."""
+"""How long one accepted request stands for others of the same token and repository, unless the token itself tells that
+its end is nearer. The Hub's live 300 s; a registry that tells no lifetime means 60 s (distribution spec, token)."""
+
+
+_LAST_DATE = 1e12
+"""Seconds since the epoch; a later end of a token is none."""
 
 
 class Gate:
@@ -70,7 +77,8 @@ class Gate:
             now = time.monotonic()
             if len(self._authorized) >= MAX_REMEMBERED:
                 self._authorized = {key: until for key, until in self._authorized.items() if until > now}
-            self._authorized[_hidden(reader), host, repository] = now + AUTHORIZED_SECONDS
+            left = min(AUTHORIZED_SECONDS, remaining_life(reader, self._clock()))
+            self._authorized[_hidden(reader), host, repository] = now + left
             return
         now = self._clock()
         before = self._verdict(host, repository)
@@ -126,6 +134,19 @@ class Gate:
     def forget_missing(self, host: str, repository: str) -> None:
         """Something was pushed to the repository."""
         self._missing = {key: value for key, value in self._missing.items() if key[:2] != (host, repository)}
+
+
+def remaining_life(reader: str, now: float) -> float:
+    """Seconds until a token ends by its own word (RFC 7519 section 4.1.4, `exp`); infinite where it tells nothing."""
+    parts = reader.removeprefix("Bearer ").split(".")
+    if len(parts) != 3:
+        return math.inf
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except ValueError:  # not base64, not UTF-8, or not JSON
+        return math.inf
+    end = claims.get("exp") if isinstance(claims, dict) else None
+    return end - now if isinstance(end, int | float) and abs(end) < _LAST_DATE else math.inf
 
 
 def _hidden(reader: str) -> str:
