@@ -7,6 +7,7 @@ from socket import create_server, socket
 
 import pytest
 from proxy import Product
+from required import missing
 from standin import Hub
 from wire import free_port
 
@@ -91,7 +92,7 @@ def test_doors_without_any_option_are_the_two_of_the_readme(products: list[Produ
     """The proxy's port is another only because many things listen on 8080."""
     with socket() as probe:
         if probe.connect_ex(("127.0.0.1", 5000)) == 0:
-            pytest.skip("something listens on port 5000 here")
+            missing("something listens on port 5000 here")
     for workers in ("1", "2"):
         own = {"listen_port": str(port := free_port()), "hubcache_workers": workers}
         products.append(product := Product(tmp_path / workers, hub, own))

@@ -10,6 +10,7 @@ import proxy
 import pytest
 from hubcache.store.index import Index
 from proxy import Door, Product, Rig, running
+from required import missing
 from standin import Fault, Hub, Image, random_bytes
 from wire import wait_until
 
@@ -177,8 +178,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
     mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode != 0:
-        assert not os.environ.get("CI"), f"in CI this must run: {mounted.stderr}"
-        pytest.skip(f"needs the right to mount: {mounted.stderr.strip()}")
+        missing(f"needs the right to mount: {mounted.stderr.strip()}")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
 

@@ -25,6 +25,13 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
         yield started
 
 
+def set_trap(hub: Hub, blob: str) -> None:
+    """A public manifest that names the digest of somebody else's layer."""
+    layers = [{"mediaType": OCI_LAYER, "digest": blob, "size": 100_000}]
+    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": layers}).encode()
+    hub.manifest("mallory/trap", "1", body, OCI_MANIFEST)
+
+
 @DOORS
 async def test_private_digest_asked_for_through_a_public_repository_is_asked_upstream(
     keeping: Cache, hub: Hub, secret: Image, door: Door
@@ -48,9 +55,7 @@ async def test_manifest_that_only_names_a_private_digest_opens_nothing(
     """A registry takes manifests whose layers it does not have (foreign layers, OCI 1.1 sparse ones): anybody may
     push one that names what he wants to read."""
     blob = secret.layers[0]
-    layers = [{"mediaType": OCI_LAYER, "digest": blob, "size": 100_000}]
-    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": layers}).encode()
-    hub.manifest("mallory/trap", "1", body, OCI_MANIFEST)
+    set_trap(hub, blob)
     assert (await keeping.get(door, "/v2/mallory/trap/manifests/1"))[0] == 200
     for method in ("HEAD", "GET"):
         answer, given = await keeping.ask(door, method, f"/v2/mallory/trap/blobs/{blob}")
@@ -118,9 +123,7 @@ async def test_manifest_that_names_what_turned_private_opens_nothing(cache: Cach
     assert set(await pull(cache, app)) == {200}
     turn_private(hub, "alice/app")
     await cache.get(door, "/v2/alice/app/manifests/2")
-    layers = [{"mediaType": OCI_LAYER, "digest": app.layers[0], "size": 100_000}]
-    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": layers}).encode()
-    hub.manifest("mallory/trap", "1", body, OCI_MANIFEST)
+    set_trap(hub, app.layers[0])
     assert (await cache.get(door, "/v2/mallory/trap/manifests/1"))[0] == 200
     for method in ("HEAD", "GET"):
         answer, given = await cache.ask(door, method, f"/v2/mallory/trap/blobs/{app.layers[0]}")

@@ -11,6 +11,7 @@ import pytest
 from hubcache.decide import retention
 from hypothesis import given
 from hypothesis import strategies as st
+from required import missing
 from simlib import cli, lineup
 from simlib.chart import chart
 from simlib.generator import PRESETS, generate
@@ -238,7 +239,7 @@ def test_no_policy_has_what_was_never_asked_for_and_none_beats_the_infinite(
 
 
 def test_the_rivals_are_those_of_libcachesim(small: Trace) -> None:
-    library = libcachesim() or pytest.skip("libcachesim is not installed")
+    library = libcachesim() or missing("libcachesim is not installed")
     ours, theirs = entrants(), entrants(library)
     for name, tolerance in {"lru": 1e-9, "lfu": 1e-9, "gdsf": 0.01, "s3-fifo": 0.02}.items():
         first, second = (one[name].make(small, small.footprint() // 10) for one in (ours, theirs))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from required import missing
 from standin import Fault, Hub, Image, Synthetic, random_bytes
 from standin.content import sha256
 from standin.media import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
@@ -333,11 +334,10 @@ def test_tls_is_trusted_with_the_ca_file() -> None:
         assert fetch(hub.cdn.sign(f"/blobs/library/app/{digest}"), context=context).body == b"x"
 
 
-needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
-
-
 @pytest.fixture
 def skopeo(tmp_path: Path) -> Callable[..., None]:
+    if shutil.which("skopeo") is None:
+        missing("skopeo is not installed")
     (tmp_path / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
 
     def run(*arguments: str) -> None:
@@ -349,7 +349,6 @@ def skopeo(tmp_path: Path) -> Callable[..., None]:
     return run
 
 
-@needs_skopeo
 def test_skopeo_pulls_an_image_with_the_exact_manifest(
     hub: Hub, app: Image, skopeo: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -359,7 +358,6 @@ def test_skopeo_pulls_an_image_with_the_exact_manifest(
     assert (tmp_path / "out" / app.layers[0].removeprefix("sha256:")).read_bytes() == random_bytes(300_000, 1)
 
 
-@needs_skopeo
 def test_skopeo_pushes_with_a_password(hub: Hub, app: Image, skopeo: Callable[..., None], tmp_path: Path) -> None:
     hub.user("alice", "secret")
     registry, login = f"docker://localhost:{hub.ports['registry']}", "--dest-creds=alice:secret"

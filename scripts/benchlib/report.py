@@ -84,9 +84,9 @@ def _missed(document: Document) -> Iterator[str]:
         if not goal["reached"]
     ]
     if missed:
-        yield from ("Goals of ours that this run missed (workload, goal: measured):", "", *missed)
+        yield from ("Goals of ours that were missed (workload, goal: measured):", "", *missed)
     else:
-        yield "This run reached all goals that `scripts/bench` knows."
+        yield "All goals that `scripts/bench` knows were reached."
 
 
 def svg(document: Document) -> str:

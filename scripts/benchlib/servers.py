@@ -14,7 +14,7 @@ from .processes import BenchError, free_port, listening, running
 from .upstream import Upstream
 
 HUB = "registry-1.docker.io"
-MANY = 100_000
+MANY_BLOBS = 100_000
 _REPOSITORY = Path(__file__).parents[2]
 
 
@@ -60,10 +60,10 @@ def all_ours(setup: Setup) -> AbstractContextManager[Server]:
 
 
 def full_ours(setup: Setup) -> AbstractContextManager[Server]:
-    """The cache of this checkout, with a store of `MANY` blobs."""
+    """The cache of this checkout, with a store of `MANY_BLOBS` blobs."""
     store = setup.directory / "ours-many" / "store"
     store.mkdir(parents=True)
-    command = [setup.python, Path(__file__).with_name("filler.py"), store, str(MANY)]
+    command = [setup.python, Path(__file__).with_name("filler.py"), store, str(MANY_BLOBS)]
     environment = os.environ | {"PYTHONPATH": str(_REPOSITORY / "addon")}
     made = subprocess.run(command, env=environment, capture_output=True, timeout=600, check=False)
     if made.returncode != 0:

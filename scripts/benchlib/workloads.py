@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from .clients import Download, download, hammer, pull
 from .images import Content
 from .processes import watched
-from .servers import CACHES, MANY, Server
+from .servers import CACHES, MANY_BLOBS, Server
 from .stats import percentile
 from .upstream import UPLINK_RATE, Upstream
 
@@ -206,7 +206,9 @@ WORKLOADS = (
     Workload("cold-pull", "new image by skopeo, upstream as fast as it can", _pull("bench", warm=False), _PULLING),
     Workload("cold-pull-uplink", "new image by skopeo, uplink of 50 MB/s", _pull("uplink", warm=False), _PULLING),
     Workload("warm-pull", "stored image by skopeo", _pull("bench", warm=True), _PULLING),
-    Workload("many-blobs", f"stored 4 KB blob, beside {MANY:,} others in ours-many", _many, ("ours", "ours-many")),
+    Workload(
+        "many-blobs", f"stored 4 KB blob, beside {MANY_BLOBS:,} others in ours-many", _many, ("ours", "ours-many")
+    ),
     Workload("memory-warm", "32 clients of one stored 1 GB blob", _memory(1, warm=True), CACHES[:2], 1),
     Workload("memory-cold", "32 clients of four new 1 GB blobs", _memory(4, warm=False), CACHES[:2], 1),
 )

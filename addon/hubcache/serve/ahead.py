@@ -17,9 +17,7 @@ class Ahead:
     `may_spend` tells whether a host's rate limit leaves room for one more pull in the background.
     """
 
-    def __init__(
-        self, store: Store, manifests: Manifests, blobs: Blobs, may_spend: Callable[[str], bool] = lambda _: True
-    ) -> None:
+    def __init__(self, store: Store, manifests: Manifests, blobs: Blobs, may_spend: Callable[[str], bool]) -> None:
         self._store = store
         self._manifests = manifests
         self._blobs = blobs

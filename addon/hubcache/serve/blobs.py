@@ -11,6 +11,7 @@ from ..oci.errors import (
     BadUpstream,
     BlobUnknown,
     Denied,
+    RangeInvalid,
     RegistryError,
     StorageError,
     TooManyRequests,
@@ -272,7 +273,7 @@ def _window(header: str | None, size: int, undo: Callable[[], None] | None = Non
     """The range asked for, and the first and the end of the bytes to send; `undo` is called when there is none."""
     try:
         part = parse_range(header, size)
-    except BaseException:
+    except RangeInvalid:
         if undo is not None:
             undo()
         raise

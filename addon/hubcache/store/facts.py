@@ -112,10 +112,13 @@ class Facts(Base):
         index = self._opened()
 
         def prolong() -> None:
+            ending = index.ending(FACT_LIFETIME / 2)
+            if not ending:
+                return
             links = (key.removeprefix("link/").partition("@") for key, _, _, _ in index.rows("link/"))
             names = {name for name, _, digest in links if digest in held}
             living = []
-            for key, value in index.ending(FACT_LIFETIME / 2):
+            for key, value in ending:
                 kind, _, what = key.partition("/")
                 match kind:
                     case "link" | "private":

@@ -10,19 +10,12 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
+from required import missing
 
 PORTS = range(12_000, 20_000)
 """Below the range of ephemeral ports, so that a restarted program finds its port free again."""
-
-
-def missing(reason: str) -> NoReturn:
-    """Skip the test; in CI, where everything must be there, fail it."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def require(*programs: str) -> None:
