@@ -58,7 +58,7 @@ def test_a_refusal_quotes_no_more_than_200_characters() -> None:
 @given(st.binary(max_size=200), st.binary(max_size=200))
 def test_of_and_matches_agree_with_hashlib(data: bytes, other: bytes) -> None:
     digest = Digest.of(data)
-    assert digest == Digest("sha256", hashlib.sha256(data).hexdigest())
+    assert digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
     assert digest.matches(other) == (data == other)
 
 

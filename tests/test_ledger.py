@@ -65,7 +65,7 @@ class Accounts(RuleBasedStateMachine):
 
     @rule()
     def clear(self) -> None:
-        self.ledger.clear()
+        self.ledger.restore({}, {})
 
     @rule(digest=digests)
     def hold(self, digest: Digest) -> None:

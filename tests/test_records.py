@@ -38,6 +38,16 @@ def test_row_of_the_policy_round_trips_to_the_last_bit(count: float, last: float
     assert decode_row(encode_row((7, count, last, 1.5, True))) == (7, count, last, 1.5, True)
 
 
+def test_row_of_an_early_store_is_read() -> None:
+    assert decode_row("[7, 1.5, 2.0, 3.0, true]") == (7, 1.5, 2.0, 3.0, True)
+
+
+@given(st.binary().filter(lambda data: len(data) != len(encode_row((0, 0.0, 0.0, 0.0, False)))))
+def test_bytes_that_are_no_row_of_the_policy_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="bytes"):
+        decode_row(data)
+
+
 def test_a_tag_record_with_a_malformed_digest_is_not_believed() -> None:
     with pytest.raises(DigestInvalid):
         decode_tags('{"*/*": ["sha256:../../x", "a/b", 1, 2.0]}')

@@ -79,7 +79,7 @@ def test_a_year_switched_off_throws_out_nothing() -> None:
     old = full(KIB, requests=4)
     asked(old, 1, 4)
     retention = Retention[int]()
-    retention.restore(old.clock(), rows(old).items())
+    retention.restore(old.clock(), rows(old))
     later = NOW + 365 * DAY
     assert retention.idle(later, never) == []
     retention.forget(later)
@@ -154,7 +154,7 @@ def test_a_restored_state_decides_like_the_one_that_was_persisted(
         if event == "room":
             old.make_room(size, now, never)
     new = Retention[int]()
-    new.restore(old.clock(), rows(old).items())
+    new.restore(old.clock(), rows(old))
     assert (new.clock(), rows(new), new.bytes) == (old.clock(), rows(old), old.bytes)
     assert new.dirty() == set()
     for key in after:
@@ -182,13 +182,13 @@ def test_a_damaged_row_is_left_out_and_a_damaged_clock_replaced(broken: float) -
     retention = Retention[int]()
     retention.restore(
         (broken, broken, NOW),
-        [
-            (1, good),
-            (2, (KIB, broken, 50.0, 7.0, True)),
-            (3, (KIB, 2.0, broken, 7.0, False)),
-            (4, (-1, 2.0, 50.0, broken, True)),
-            (5, (KIB, -1.0, 50.0, 7.0, True)),
-        ],
+        {
+            1: good,
+            2: (KIB, broken, 50.0, 7.0, True),
+            3: (KIB, 2.0, broken, 7.0, False),
+            4: (-1, 2.0, 50.0, broken, True),
+            5: (KIB, -1.0, 50.0, 7.0, True),
+        },
     )
     assert rows(retention) == {1: good}
     assert retention.clock() == (7.0, 50.0, None)
@@ -197,13 +197,13 @@ def test_a_damaged_row_is_left_out_and_a_damaged_clock_replaced(broken: float) -
 
 def test_a_row_from_the_future_is_from_now() -> None:
     retention = Retention[int]()
-    retention.restore((0.0, 10.0, NOW), [(1, (0, 2.0, 1e9, 0.0, False)), (2, (0, 2.0, 1e9, 0.0, True))])
+    retention.restore((0.0, 10.0, NOW), {1: (0, 2.0, 1e9, 0.0, False), 2: (0, 2.0, 1e9, 0.0, True)})
     assert retention.requests(1, NOW) == retention.requests(2, NOW) == 2.0
 
 
 def test_a_store_without_history_counts_what_it_has_as_asked_for_once() -> None:
     retention = Retention[int]()
-    retention.restore(None, [])
+    retention.restore(None, {})
     for key in range(3):
         retention.stored(key, KIB << key, NOW)
     assert [retention.requests(key, NOW) for key in range(3)] == [1.0, 1.0, 1.0]

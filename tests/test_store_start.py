@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from hubcache.decide.records import TagRecord
+from hubcache.decide.records import TagRecord, encode_row
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError, StoreTooNew
+from hubcache.store.index import Index
 from hubcache.store.ledger import on_disk
 from hubcache.store.room import ALLOWANCE
 from hubcache.store.store import FORMAT, Store
@@ -33,6 +34,11 @@ def change(directory: Path, statement: str, *values: object) -> None:
     connection = database(directory)
     connection.execute(statement, values)
     connection.close()
+
+
+def killed(directory: Path) -> None:
+    """Make a closed store look as if its process had been killed."""
+    change(directory, "DELETE FROM Cache WHERE key = 'closed'")
 
 
 def blob_files(directory: Path) -> list[Path]:
@@ -125,6 +131,7 @@ async def test_another_pickle_row_hides_only_itself(tmp_path: Path) -> None:
 async def test_leftovers_of_a_killed_process_are_swept_at_start(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer")
+    killed(tmp_path)
     [kept] = blob_files(tmp_path)
     (tmp_path / "staging" / "abc.123").write_bytes(b"half a bl")
     kept.with_name("orphan").write_bytes(b"renamed, but its row was never written")
@@ -132,6 +139,21 @@ async def test_leftovers_of_a_killed_process_are_swept_at_start(tmp_path: Path) 
         assert blob_files(tmp_path) == [kept]
         assert files_below(tmp_path / "staging") == []
         assert store.has(digest)
+
+
+async def test_files_are_looked_through_again_only_when_the_store_was_not_closed_in_order(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        await put_blob(store, b"layer")
+    [kept] = blob_files(tmp_path)
+    stranger = kept.with_name("stranger")
+    for close, left in ((lambda: None, True), (lambda: killed(tmp_path), False)):
+        stranger.write_bytes(b"")
+        close()
+        async with opened_store(tmp_path):
+            assert stranger.exists() is left
+            index = Index(tmp_path / "store")
+            assert index.get("closed") is None
+            index.close()
 
 
 async def test_a_store_of_a_newer_format_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
@@ -190,15 +212,18 @@ async def test_damage_deep_in_the_database_costs_content_but_not_the_start(tmp_p
         ("manifest/not-a-digest", b"a/b\n{}"),
         ("manifest/" + str(Digest.of(b"{")), b"a/b\n{"),
         ("manifest/" + str(Digest.of(b"")), "text"),
-        ("popularity/" + str(Digest.of(b"")), "not JSON"),
-        ("popularity/" + str(Digest.of(b"")), "[1]"),
-        ("popularity/x", "[1, 2]"),
+        ("retention/" + str(Digest.of(b"")), "not JSON"),
+        ("retention/" + str(Digest.of(b"")), "[1]"),
+        ("retention/" + str(Digest.of(b"")), b"short"),
+        ("retention/x", encode_row((1, 2.0, 3.0, 4.0, False))),
+        ("retention/clock", "[1]"),
     ],
 )
 async def test_a_row_that_makes_no_sense_does_not_prevent_the_start(tmp_path: Path, key: str, value: object) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer")
         await store.put_challenge(HUB, "x")
+    change(tmp_path, "DELETE FROM Cache WHERE key = ?", key)
     change(tmp_path, "UPDATE Cache SET key = ?, value = ? WHERE key LIKE 'challenge/%'", key, value)
     async with opened_store(tmp_path) as store:
         assert store.has(digest)

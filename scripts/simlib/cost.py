@@ -57,7 +57,7 @@ def cost(history: int = HISTORY, residents: int = RESIDENTS, rounds: int = ROUND
     retention.forget(now)
     timed("cleaning the history", start)
     keys = sorted(retention.dirty())
-    rows = [(key, row) for key in keys if (row := retention.row(key))]
+    rows = {key: row for key in keys if (row := retention.row(key))}
     start = process_time()
     Retention[int]().restore(retention.clock(), rows)
     timed("restore", start)

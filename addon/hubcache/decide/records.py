@@ -4,11 +4,14 @@ Times are seconds since the epoch, sizes are bytes.
 """
 
 import json
+import struct
 from dataclasses import dataclass
 from typing import Self
 
 from ..oci.digest import Digest
 from .retention import Clock, Row
+
+_ROW = struct.Struct("<qddd?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +94,19 @@ def decode_tags(text: str) -> dict[str, TagRecord]:
     }
 
 
-def encode_row(row: Row) -> str:
-    """JSON text of what the retention policy knows of one digest."""
-    return json.dumps(row)
+def encode_row(row: Row) -> bytes:
+    """What the retention policy knows of one digest, packed: a start reads hundreds of thousands of them."""
+    return _ROW.pack(*row)
 
 
-def decode_row(text: str) -> Row:
-    """Inverse of `encode_row`."""
-    size, requests, last, rank, resident = json.loads(text)
+def decode_row(data: bytes | str) -> Row:
+    """Inverse of `encode_row`; an early store has JSON text. Raises `ValueError` or `TypeError` for anything else."""
+    if isinstance(data, bytes):
+        if len(data) != _ROW.size:
+            raise ValueError(f"a row of the policy has {_ROW.size} bytes")
+        row: Row = _ROW.unpack(data)
+        return row
+    size, requests, last, rank, resident = json.loads(data)
     return int(size), float(requests), float(last), float(rank), resident is True
 
 

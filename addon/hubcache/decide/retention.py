@@ -23,7 +23,7 @@ or takes it back with `stored`.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, KeysView, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
@@ -82,8 +82,8 @@ class Room[K]:
     refusal: Refusal | None = None
 
 
-class _Known[K]:
-    """What is known of one key; `place` while it is resident."""
+class _Resident[K]:
+    """What is known of one key that is stored, and its place in the ranking."""
 
     __slots__ = ("last", "place", "requests", "size")
 
@@ -116,8 +116,8 @@ class Retention[K]:
         self._clock = 0.0
         self._time = 0.0
         self._now: float | None = None
-        self._residents: dict[K, _Known[K]] = {}
-        self._absent: OrderedDict[K, _Known[K]] = OrderedDict()  # the longest not asked for first, as far as is known
+        self._residents: dict[K, _Resident[K]] = {}
+        self._absent: OrderedDict[K, Row] = OrderedDict()  # the longest not asked for first, as far as is known
         self._ranking: Ranking[K] = Ranking()
         self._dirty: set[K] = set()
 
@@ -129,27 +129,23 @@ class Retention[K]:
         self._dirty.add(key)
         known = self._residents.get(key)
         if known is not None:
-            known.requests = self._decayed(known, time) + 1.0
+            known.requests = self._decayed(known.requests, known.last, time) + 1.0
             known.last = time
             self._rank(key, known, time)
             return
-        known = self._absent.get(key)
-        if known is None:
-            self._absent[key] = _Known(0, 1.0, time)
-            self._bound_history()
-            return
-        expired = time - known.last >= self.expire_after
-        known.requests = 1.0 if expired else self._decayed(known, time) + 1.0
-        known.last = time
+        size, requests, last, _, _ = self._absent.get(key, _NEVER)
+        expired = time - last >= self.expire_after
+        self._absent[key] = _absent(size, (0.0 if expired else self._decayed(requests, last, time)) + 1.0, time)
         self._absent.move_to_end(key)
+        self._bound_history()
 
     def stored(self, key: K, size: int, now: float) -> None:
         """It is stored, `size` bytes long. What was never asked for counts as asked for once: somebody did."""
         time = self._advance(now)
         known = self._residents.get(key)
         if known is None:
-            known = self._absent.pop(key, None) or _Known(size, 1.0, time)
-            self._residents[key] = known
+            _, requests, last, _, _ = self._absent.pop(key, (size, 1.0, time, 0.0, False))
+            known = self._residents[key] = _Resident(size, requests, last)
         else:
             self.bytes -= known.size
         known.size = size
@@ -164,9 +160,8 @@ class Retention[K]:
             return
         assert known.place is not None
         self._ranking.discard(known.place)
-        known.place = None
         self.bytes -= known.size
-        self._absent[key] = known
+        self._absent[key] = _absent(known.size, known.requests, known.last)
         self._dirty.add(key)
         self._bound_history()
 
@@ -187,7 +182,8 @@ class Retention[K]:
         if size <= free:
             return Room()
         if key in self._absent:
-            self._absent[key].size = size
+            _, requests, last, _, _ = self._absent[key]
+            self._absent[key] = _absent(size, requests, last)
         if not self.asked_enough(key, now):
             return Room(refusal=Refusal.RARE)
         rank = self._clock + self.requests(key, now) / _weight(size)
@@ -214,7 +210,7 @@ class Retention[K]:
     def forget(self, now: float) -> None:
         """Forget absent content that nobody asked for in `expire_after`, and rows beyond `history`. Looks at all."""
         since = self._advance(now) - self.expire_after
-        gone = [key for key, known in self._absent.items() if known.last <= since]
+        gone = [key for key, (_, _, last, _, _) in self._absent.items() if last <= since]
         for key in gone:
             del self._absent[key]
         self._dirty.update(gone)
@@ -231,14 +227,22 @@ class Retention[K]:
         return len(self._residents)
 
     @property
+    def residents(self) -> KeysView[K]:
+        """All that is resident."""
+        return self._residents.keys()
+
+    @property
     def rows(self) -> int:
         """How many absent ones are remembered."""
         return len(self._absent)
 
     def requests(self, key: K, now: float) -> float:
         """How often it was asked for, decayed until `now`; 0 when nothing is known of it."""
-        known = self._residents.get(key) or self._absent.get(key)
-        return 0.0 if known is None else self._decayed(known, self._at(now))
+        known = self._residents.get(key)
+        if known is not None:
+            return self._decayed(known.requests, known.last, self._at(now))
+        _, requests, last, _, _ = self._absent.get(key, _NEVER)
+        return self._decayed(requests, last, self._at(now))
 
     def score(self, key: K, now: float) -> float:
         """How far its rank is above the clock; for what is absent, how far it would be if it were stored now."""
@@ -246,7 +250,7 @@ class Retention[K]:
         if known is not None:
             assert known.place is not None
             return known.place[0] - self._clock
-        return self.requests(key, now) / _weight(self._absent[key].size) if key in self._absent else 0.0
+        return self.requests(key, now) / _weight(self._absent.get(key, _NEVER)[0])
 
     def _at(self, now: float) -> float:
         """Own time at `now`."""
@@ -261,11 +265,11 @@ class Retention[K]:
         while len(self._absent) > self.history:
             self._dirty.add(self._absent.popitem(last=False)[0])
 
-    def _decayed(self, known: _Known[K], time: float) -> float:
-        return float(known.requests * 2.0 ** ((known.last - time) / self.half_life))
+    def _decayed(self, requests: float, last: float, time: float) -> float:
+        return float(requests * 2.0 ** ((last - time) / self.half_life))
 
-    def _rank(self, key: K, known: _Known[K], time: float) -> None:
-        rank = self._clock + self._decayed(known, time) / _weight(known.size)
+    def _rank(self, key: K, known: _Resident[K], time: float) -> None:
+        rank = self._clock + self._decayed(known.requests, known.last, time) / _weight(known.size)
         if known.place is not None:
             rank = max(rank, known.place[0])
             self._ranking.discard(known.place)
@@ -276,7 +280,8 @@ class Retention[K]:
         assert known.place is not None
         score = known.place[0] - self._clock
         self.removed(key)
-        return Eviction(key, known.size, reason, score, self._decayed(known, time), time - known.last)
+        requests = self._decayed(known.requests, known.last, time)
+        return Eviction(key, known.size, reason, score, requests, time - known.last)
 
     def _walk(self, needed: int, time: float, keep: Callable[[K], bool], newcomer: float) -> Room[K]:
         """Choose victims below the newcomer's rank; a newcomer that gets less than it needs gets nothing."""
@@ -319,39 +324,45 @@ class Retention[K]:
         if known is not None:
             assert known.place is not None
             return known.size, known.requests, known.last, known.place[0], True
-        known = self._absent.get(key)
-        return None if known is None else (known.size, known.requests, known.last, 0.0, False)
+        return self._absent.get(key)
 
-    def restore(self, clock: Clock | None, rows: Iterable[tuple[K, Row]]) -> None:
+    def restore(self, clock: Clock | None, rows: Mapping[K, Row]) -> None:
         """Start from what was persisted, instead of what is known now. Then the caller tells where the disk differs,
         with `stored` and `removed`. Rows that make no sense are left out; a missing clock is taken from the lowest
         rank, where it is when a full store has just evicted.
         """
-        residents: dict[K, tuple[_Known[K], float]] = {}
-        absent: dict[K, _Known[K]] = {}
-        for key, (size, requests, last, rank, resident) in rows:
-            if size < 0 or requests < 0 or not isfinite(requests + last + rank):
-                continue
-            known: _Known[K] = _Known(size, requests, last)
-            if resident:
-                residents[key] = known, rank
-            else:
-                absent[key] = known
+        residents: dict[K, Row] = {}
+        absent: dict[K, Row] = {}
+        for key, row in rows.items():
+            size, requests, last, rank, resident = row
+            if size >= 0 and requests >= 0 and isfinite(requests + last + rank):
+                (residents if resident else absent)[key] = row
         if clock is None or not all(isfinite(part) for part in clock if part is not None):
-            every = chain(absent.values(), (known for known, _ in residents.values()))
-            latest = max((known.last for known in every), default=0.0)
-            clock = min((rank for _, rank in residents.values()), default=0.0), latest, None
+            latest = max((last for _, _, last, _, _ in chain(absent.values(), residents.values())), default=0.0)
+            clock = min((rank for _, _, _, rank, _ in residents.values()), default=0.0), latest, None
         self._clock, self._time, self._now = clock
         self._dirty = set()
-        self._absent = OrderedDict(sorted(absent.items(), key=lambda item: item[1].last))
-        self._residents = {key: known for key, (known, _) in residents.items()}
-        places = self._ranking.fill((key, rank) for key, (_, rank) in residents.items())
-        for known, place in zip(self._residents.values(), places, strict=True):
-            known.place = place
+        places = self._ranking.fill((key, rank) for key, (_, _, _, rank, _) in residents.items())
+        self._residents = {
+            place[2]: _Resident(size, requests, min(last, self._time), place)
+            for place, (size, requests, last, _, _) in zip(places, residents.values(), strict=True)
+        }
         self.bytes = sum(known.size for known in self._residents.values())
-        for known in chain(self._residents.values(), self._absent.values()):
-            known.last = min(known.last, self._time)
+        self._absent = OrderedDict(sorted(absent.items(), key=lambda item: item[1][2]))
+        for key, (size, requests, last, _, _) in reversed(self._absent.items()):
+            if last <= self._time:
+                break
+            self._absent[key] = _absent(size, requests, self._time)
         self._bound_history()
+
+
+def _absent(size: int, requests: float, last: float) -> Row:
+    """The row of something that is not stored; it has no rank."""
+    return size, requests, last, 0.0, False
+
+
+_NEVER = _absent(0, 0.0, 0.0)
+"""What is known of something that was never asked for."""
 
 
 def _weight(size: int) -> float:

@@ -2,37 +2,42 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import Self
 
 from .errors import BadUpstream, DigestInvalid
 
-_LENGTHS = {"sha256": 64, "sha512": 128}
-_PATTERN = re.compile(r"(sha256|sha512):([a-f0-9]+)")
+_is_digest = re.compile(r"sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}").fullmatch
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Digest:
-    """A parsed digest of a registered algorithm; it cannot exist malformed. Make one with `parse` or `of`."""
+class Digest(str):
+    """The text of a digest of a registered algorithm, parsed: make one with `parse` or `of`, and it is never malformed.
 
-    algorithm: str
-    hex: str
+    It is a `str` because the store has hundreds of thousands of them as keys: made, hashed and compared in C.
+    """
+
+    __slots__ = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Parse `ALGORITHM:HEX`; raises `DigestInvalid`."""
-        match = _PATTERN.fullmatch(text)
-        if match is None or len(match[2]) != _LENGTHS[match[1]]:
+        if _is_digest(text) is None:
             raise DigestInvalid("provided digest did not match the expected form", {"digest": text[:200]})
-        return cls(match[1], match[2])
+        return cls(text)
 
     @classmethod
     def of(cls, data: bytes) -> Self:
         """The sha256 digest of `data`."""
-        return cls("sha256", hashlib.sha256(data).hexdigest())
+        return cls(f"sha256:{hashlib.sha256(data).hexdigest()}")
 
-    def __str__(self) -> str:
-        return f"{self.algorithm}:{self.hex}"
+    @property
+    def algorithm(self) -> str:
+        """What comes before the colon, as `hashlib` names it."""
+        return self.partition(":")[0]
+
+    @property
+    def hex(self) -> str:
+        """What comes after the colon."""
+        return self.partition(":")[2]
 
     def matches(self, data: bytes) -> bool:
         """Whether `data` has this digest."""

@@ -214,7 +214,7 @@ class Service:
         client = (request.client, request.headers.get("user-agent", ""))
         found = await self._mirror.manifest(view, target.reference, accept, client, head=head)
         self._count(request, found.digest)
-        if isinstance(target.reference, str):
+        if not isinstance(target.reference, Digest):
             self._sync.asked(view, target.reference, accept)
         return self._manifest_answer(request, found)
 

@@ -103,12 +103,7 @@ class Index:
 
     def ending(self, within: float) -> list[tuple[str, Any]]:
         """(key, value) of the rows whose lifetime ends within so many seconds."""
-        try:
-            with closing(sqlite3.connect(self._directory / _DATABASE, timeout=_BUSY_SECONDS)) as connection:
-                query = "SELECT key, value FROM Cache WHERE expire_time < ?"
-                return connection.execute(query, (time.time() + within,)).fetchall()
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot read the store's index: {error}") from error
+        return list(self._select("key, value FROM Cache WHERE expire_time < ?", time.time() + within))
 
     def prolong(self, keys: Iterable[str], lifetime: float) -> None:
         """Let rows whose lifetime is not over live for so many seconds from now, in one transaction."""
@@ -132,26 +127,32 @@ class Index:
         """All (key, value, size of file, file name) whose key starts with `prefix`.
 
         One SELECT of our own: diskcache's iteration is two queries for each row, which makes a start with 100,000
-        blobs take ten seconds. The column names are those of diskcache's documented table.
+        blobs take ten seconds. The column names are those of diskcache's documented table. Without a prefix the
+        table is read in its own order, which takes half the time that the order of keys does.
         """
+        return self._select(
+            f"key, value, size, filename FROM Cache {'' if prefix else 'NOT INDEXED'}"
+            " WHERE key >= ? AND key < ? AND mode IN (?, ?)",
+            *(prefix, prefix + "\U0010ffff", MODE_RAW, MODE_BINARY),
+        )
+
+    def _select(self, query: str, *parameters: object) -> Iterator[Any]:
+        """Rows of a query of our own, beside the one writer's connection."""
         try:
             with closing(sqlite3.connect(self._directory / _DATABASE, timeout=_BUSY_SECONDS)) as connection:
-                yield from connection.execute(
-                    "SELECT key, value, size, filename FROM Cache WHERE key >= ? AND key < ? AND mode IN (?, ?)",
-                    (prefix, prefix + "\U0010ffff", MODE_RAW, MODE_BINARY),
-                )
+                yield from connection.execute(f"SELECT {query}", parameters)
         except sqlite3.Error as error:
             raise StorageError(f"cannot read the store's index: {error}") from error
 
     def sweep(self) -> int:
         """Remove files that no row names (a process died between rename and commit); returns how many."""
-        known = {name for _, _, _, name in self.rows("blob/")}
+        known = {name for (name,) in self._select("filename FROM Cache WHERE filename IS NOT NULL")}
         removed = 0
         for folder in (self._directory / BLOBS).glob("*"):
-            with os.scandir(folder) as entries:  # a `Path` for each of 100,000 files takes three seconds
-                strays = [entry.name for entry in entries if f"{BLOBS}/{folder.name}/{entry.name}" not in known]
+            with os.scandir(folder) as entries:  # a `Path` for each of 100,000 files would take three seconds
+                strays = {f"{BLOBS}/{folder.name}/{entry.name}" for entry in entries} - known
             for name in strays:
-                (folder / name).unlink(missing_ok=True)
+                (self._directory / name).unlink(missing_ok=True)
             removed += len(strays)
         return removed
 

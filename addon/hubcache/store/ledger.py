@@ -40,11 +40,10 @@ class Ledger:
         self.stored -= on_disk(self.sizes.pop(digest, 0))
         self.children.pop(digest, None)
 
-    def clear(self) -> None:
-        """Nothing is stored (any more); what is reserved stays so."""
-        self.sizes.clear()
-        self.children.clear()
-        self.stored = 0
+    def restore(self, sizes: dict[Digest, int], children: dict[Digest, tuple[Digest, ...]]) -> None:
+        """This is stored now and nothing else; what is reserved stays so."""
+        self.sizes, self.children = sizes, children
+        self.stored = sum(map(on_disk, sizes.values()))
 
     def hold(self, digest: Digest) -> None:
         """Content is being read: it must not be evicted until `release`."""
