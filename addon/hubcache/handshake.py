@@ -30,6 +30,41 @@ _PIECE = 4 * _RECORD
 """Bytes that are encrypted at once: with their copies they fit into a processor's own cache."""
 
 
+class Connection(SSL.Connection):
+    """Encrypts a chunk of a body piece by piece into one buffer, while each is in the processor's cache.
+
+    mitmproxy has pyOpenSSL encrypt all of it, and then takes it out 64 KiB at a time, at the cost of a copy and a walk
+    through its layers for each. What does this has no public name in pyOpenSSL.
+    """
+
+    _encrypted: memoryview | None = None
+
+    def encrypt(self, data: bytes) -> memoryview:
+        """The TLS records of `data`, after whatever else waited to be sent; raises `SSL.Error`."""
+        length = len(data)
+        room = length + _OVERHEAD * (2 + length // _RECORD)
+        encrypted = no_zero_allocator("char[]", room)
+        taken = given = 0
+        with ffi.from_buffer(data) as plain:
+            while taken < length:
+                count = lib.SSL_write(self._ssl, plain + taken, min(_PIECE, length - taken))
+                if count <= 0:
+                    self._raise_ssl_error(self._ssl, count)
+                taken += count
+                given += max(0, lib.BIO_read(self._from_ssl, encrypted + given, room - given))
+        return memoryview(ffi.buffer(encrypted, given))
+
+    def sendall(self, buf: Any, flags: int = 0) -> int:
+        if len(buf) <= _RECORD or self._encrypted is not None:
+            return super().sendall(buf, flags)
+        self._encrypted = self.encrypt(buf)
+        return len(buf)
+
+    def bio_read(self, bufsiz: int) -> Any:
+        encrypted, self._encrypted = self._encrypted, None
+        return encrypted or super().bio_read(bufsiz)
+
+
 class Handshakes:
     """Connections for clients that ask for the hosts of `interception`; to be made anew when an option changes.
 
@@ -46,7 +81,7 @@ class Handshakes:
             and net_tls.log_master_secret is None
         )
 
-    def connection(self, start: tls.TlsData) -> SSL.Connection | None:
+    def connection(self, start: tls.TlsData) -> Connection | None:
         """A connection that is ready for the client's hello; None where mitmproxy shall make it."""
         client, address = start.context.client, start.context.server.address
         if not self._permitted or start.is_dtls or client.cipher_list or address is None or client.sni != address[0]:
@@ -56,40 +91,9 @@ class Handshakes:
             if not self._interception.has(*address) or not address[0].islower():  # of all spellings, one is kept
                 return None
             context = self._contexts[address[0]] = _context(self._leaf(start.context))
-        made = _Connection(context)
+        made = Connection(context)
         made.set_accept_state()
         return made
-
-
-class _Connection(SSL.Connection):
-    """Encrypts a chunk of a body piece by piece into one buffer, while each is in the processor's cache.
-
-    mitmproxy has pyOpenSSL encrypt all of it, and then takes it out 64 KiB at a time, at the cost of a copy and a walk
-    through its layers for each. What does this has no public name in pyOpenSSL.
-    """
-
-    _encrypted: memoryview | None = None
-
-    def sendall(self, buf: Any, flags: int = 0) -> int:
-        length = len(buf)
-        if length <= _RECORD or self._encrypted is not None:
-            return super().sendall(buf, flags)
-        room = length + _OVERHEAD * (2 + length // _RECORD)
-        encrypted = no_zero_allocator("char[]", room)
-        taken = given = 0
-        with ffi.from_buffer(buf) as data:
-            while taken < length:
-                count = lib.SSL_write(self._ssl, data + taken, min(_PIECE, length - taken))
-                if count <= 0:
-                    self._raise_ssl_error(self._ssl, count)
-                taken += count
-                given += max(0, lib.BIO_read(self._from_ssl, encrypted + given, room - given))
-        self._encrypted = memoryview(ffi.buffer(encrypted, given))
-        return length
-
-    def bio_read(self, bufsiz: int) -> Any:
-        encrypted, self._encrypted = self._encrypted, None
-        return encrypted or super().bio_read(bufsiz)
 
 
 def _context(entry: CertStoreEntry) -> SSL.Context:

@@ -20,7 +20,7 @@ from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.utils import human
 
-from . import client_side, connect, credentials, doors, flow_headers, handshake, lean
+from . import client_side, connect, credentials, doors, flow_headers, handshake, lean, wire
 from .engine import Engine
 from .interception import Interception, Place
 from .oci.errors import ConfigError, ContentTooLarge, ManifestUnknown, StoreTooNew
@@ -56,6 +56,7 @@ class Hubcache:
         self._interception = Interception(())
         self._connects: connect.Connects | None = None
         self._handshakes: handshake.Handshakes | None = None
+        self._wires = wire.Wires()
         self._engine: Engine | Remote | None = None
         self._supervisor: Supervisor | None = None
         self._ready = asyncio.Event()
@@ -220,6 +221,7 @@ class Hubcache:
             self._handshakes = handshake.Handshakes(self._interception, ctx.options, leaf)
         if data.ssl_conn is None and not self._is_heard("tls_start_client"):
             data.ssl_conn = self._handshakes.connection(data)
+            self._wires.secured(data)
 
     # -- flows ----------------------------------------------------------------------------------------------------
 
@@ -305,7 +307,9 @@ class Hubcache:
             flow.response = flow_headers.response(answer)
             return
         assert self._engine is not None
-        path, delivery = self._engine.pump.admit(answer.source)
+        handlers = ctx.master.addons.get("proxyserver").connections
+        write = None if self._is_heard("responseheaders") else self._wires.to(flow, handlers)
+        path, delivery = self._engine.pump.admit(answer.source, write)
         self._deliveries[flow.id] = (answer, delivery, flow.request)
         flow.request = flow.request.copy()  # mitmproxy goes by the original's headers when it keeps the connection
         flow.request.scheme, flow.request.host, flow.request.port = "http", "127.0.0.1", self._engine.pump.port

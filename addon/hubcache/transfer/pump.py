@@ -6,12 +6,14 @@ flow's `stream` callable swaps that byte for the chunk. The next byte is sent on
 which mitmproxy does only when the client's socket took the chunk before. No content crosses the loopback connection,
 and a stranger who connects finds nothing without a ticket.
 
+Where there is a straight way to the client, all but the first and the last chunk take it.
+
 The transfer coding between pump and mitmproxy is chunked, since on a growing file the number of chunks is not known.
 """
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from ..oci.errors import HubcacheError
@@ -23,11 +25,16 @@ _END = b"0\r\n\r\n"
 _TICKET_SECONDS = 60.0
 
 
-class Delivery:
-    """One body on its way to one client: `take` is mitmproxy's `stream` callable."""
+type Write = Callable[[bytes], Awaitable[None]]
+"""Writes to a client and waits until it has room for more; raises `OSError` when it has gone."""
 
-    def __init__(self, source: Source, sent: Callable[[str, int], None]) -> None:
+
+class Delivery:
+    """One body on its way to one client: `take` is mitmproxy's `stream` callable, `write` the straight way."""
+
+    def __init__(self, source: Source, sent: Callable[[str, int], None], write: Write | None) -> None:
         self.source = source
+        self.write = write
         self._sent = sent
         self._chunk = b""
         self._taken = asyncio.Event()
@@ -52,6 +59,11 @@ class Delivery:
     async def taken(self) -> None:
         """Wait until mitmproxy took the chunk."""
         await self._taken.wait()
+
+    async def send(self, chunk: bytes, write: Write) -> None:
+        """Have a chunk take the straight way."""
+        await write(chunk)
+        self._sent(self.source.origin, len(chunk))
 
     async def close(self) -> None:
         """Close the source, once, and not under its reader."""
@@ -90,10 +102,10 @@ class Pump:
         for delivery in self._waiting.values():
             await delivery.close()
 
-    def admit(self, source: Source) -> tuple[str, Delivery]:
+    def admit(self, source: Source, write: Write | None = None) -> tuple[str, Delivery]:
         """A one-time path to request from the listener, and the delivery whose `take` goes into the flow."""
         ticket = f"/{secrets.token_urlsafe(16)}"
-        delivery = self._waiting[ticket] = Delivery(source, self._sent)
+        delivery = self._waiting[ticket] = Delivery(source, self._sent, write)
         asyncio.get_running_loop().call_later(_TICKET_SECONDS, self._expire, ticket)
         return ticket, delivery
 
@@ -165,6 +177,9 @@ class Pump:
                 following = await source.read()  # while mitmproxy and the client work on the one before
                 await delivery.taken()
                 chunk = following
+                while delivery.write is not None and not source.finished:
+                    await delivery.send(chunk, delivery.write)
+                    chunk = await source.read()
             # The end goes with the last byte: a client that closes as soon as it has all would else look like a leaver.
             delivery.offer(chunk)
             writer.write(_BYTE + _END if chunk else _END)
