@@ -308,8 +308,8 @@ class Hubcache:
             return
         assert self._engine is not None
         handlers = ctx.master.addons.get("proxyserver").connections
-        write = None if self._is_heard("responseheaders") else self._wires.to(flow, handlers)
-        path, delivery = self._engine.pump.admit(answer.source, write)
+        way = None if self._is_heard("responseheaders") else self._wires.to(flow, handlers)
+        path, delivery = self._engine.pump.admit(answer.source, way)
         self._deliveries[flow.id] = (answer, delivery, flow.request)
         flow.request = flow.request.copy()  # mitmproxy goes by the original's headers when it keeps the connection
         flow.request.scheme, flow.request.host, flow.request.port = "http", "127.0.0.1", self._engine.pump.port

@@ -13,11 +13,11 @@ from weakref import WeakKeyDictionary
 from mitmproxy import http, tls
 from mitmproxy.connection import Client
 from mitmproxy.proxy.layers import ClientTLSLayer
-from mitmproxy.proxy.server import ConnectionHandler
+from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
 from OpenSSL import SSL
 
 from .handshake import Connection
-from .transfer.pump import Write
+from .transfer.pump import Wire
 
 
 class Wires:
@@ -32,8 +32,8 @@ class Wires:
         if len(layers) == 1 and isinstance(start.ssl_conn, Connection):
             self._connections[start.context.client] = start.ssl_conn
 
-    def to(self, flow: http.HTTPFlow, handlers: Mapping[tuple[str, ...] | str, ConnectionHandler]) -> Write | None:
-        """What writes to the client of a flow, of those that mitmproxy handles; None where it has to do that itself."""
+    def to(self, flow: http.HTTPFlow, handlers: Mapping[tuple[str, ...] | str, ConnectionHandler]) -> Wire | None:
+        """The way to the client of a flow, of those that mitmproxy handles; None where only mitmproxy has one."""
         client = flow.client_conn
         connection = self._connections.get(client)
         handler = handlers.get(client.id)
@@ -43,18 +43,23 @@ class Wires:
         writer = transport.writer if transport is not None else None
         if not isinstance(writer, asyncio.StreamWriter):
             return None
-        watchdog = handler.timeout_watchdog
-
-        async def write(chunk: bytes) -> None:
-            watchdog.register_activity()
-            writer.write(chunk if connection is None else _encrypted(connection, chunk))
-            await writer.drain()
-
-        return write
+        return _Wire(writer, connection, handler.timeout_watchdog)
 
 
-def _encrypted(connection: Connection, chunk: bytes) -> memoryview:
-    try:
-        return connection.encrypt(chunk)
-    except SSL.Error as error:
-        raise ConnectionResetError("the client ended TLS") from error
+class _Wire:
+    """Writes to one client, within TLS where there is a `connection`."""
+
+    def __init__(self, writer: asyncio.StreamWriter, connection: Connection | None, watchdog: TimeoutWatchdog) -> None:
+        self._writer = writer
+        self._connection = connection
+        self._watchdog = watchdog
+
+    def write(self, data: bytes) -> None:
+        self._watchdog.register_activity()
+        try:
+            self._writer.write(data if self._connection is None else self._connection.encrypt(data))
+        except SSL.Error as error:
+            raise ConnectionResetError("the client ended TLS") from error
+
+    async def drain(self) -> None:
+        await self._writer.drain()

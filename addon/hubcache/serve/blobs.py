@@ -22,7 +22,7 @@ from ..oci.reference import ByteRange, parse_range
 from ..store.store import Store, StoredBlob
 from ..transfer.coalesce import Coalescer
 from ..transfer.fill import Fill, Fills
-from ..transfer.sources import FileSource, FillSource, OpenRange, Source, UpstreamSource
+from ..transfer.sources import CHUNK, FileSource, FillSource, OpenRange, Source, UpstreamSource
 from ..transfer.upstream import BlobBody
 from . import cache_status
 from .gate import Gate
@@ -255,8 +255,8 @@ class _Counted:
         self._digest = digest
         counts[digest] = counts.get(digest, 0) + 1
 
-    async def read(self) -> bytes:
-        return await self._source.read()
+    async def read(self, most: int = CHUNK) -> bytes:
+        return await self._source.read(most)
 
     @property
     def finished(self) -> bool:

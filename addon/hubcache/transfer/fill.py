@@ -41,6 +41,7 @@ class Fill:
         self.stored = False
         self._written = 0
         self._changed = asyncio.Event()
+        self._readers: set[tuple[int, asyncio.Future[None]]] = set()
 
     @property
     def readable(self) -> int:
@@ -56,11 +57,26 @@ class Fill:
             await self._changed.wait()
         return self.size
 
-    async def wait_readable(self, count: int) -> None:
-        """Wait until `count` bytes are readable; raises the fill's error when they never will be."""
-        while self.readable < count:
+    async def wait_readable(self, count: int, patience: float | None = None) -> None:
+        """Wait until `count` bytes are readable, but not longer than `patience` (seconds); raises the fill's error
+        when they never will be."""
+        deadline = None if patience is None else asyncio.get_running_loop().time() + patience
+        while self.readable < count and (deadline is None or asyncio.get_running_loop().time() < deadline):
             self.raise_error()
-            await self._changed.wait()
+            await self._until(count, deadline)
+
+    async def _until(self, count: int, deadline: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+        reader = (count, woken)
+        self._readers.add(reader)
+        timer = None if deadline is None else loop.call_at(deadline, _wake, woken)
+        try:
+            await woken
+        finally:
+            self._readers.discard(reader)
+            if timer is not None:
+                timer.cancel()
 
     async def ended(self) -> None:
         """Wait until the blob is in the store; raises the fill's error."""
@@ -74,14 +90,23 @@ class Fill:
             raise self.error
 
     def advance(self, written: int) -> None:
-        """More bytes are on the file."""
+        """More bytes are on the file; wakes only those who wait for them, for there may be many readers."""
         self._written = written
-        self.notify()
+        for count, woken in self._readers:
+            if count <= self.readable:
+                _wake(woken)
 
     def notify(self) -> None:
         """Wake all who wait; each looks for itself."""
         self._changed.set()
         self._changed = asyncio.Event()
+        for _, woken in self._readers:
+            _wake(woken)
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 class Fills:
@@ -165,6 +190,7 @@ class Fills:
             fill.size = verifier.received
         fill.verified = True
         fill.advance(verifier.received)
+        fill.notify()
 
     async def _accept_size(self, fill: Fill, verifier: Verifier, body: BlobBody) -> None:
         """Agree on the size with what the upstream promises now, and on the first time reserve the room."""

@@ -13,8 +13,8 @@ The transfer coding between pump and mitmproxy is chunked, since on a growing fi
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from ..oci.errors import HubcacheError
 from .sources import Source
@@ -24,17 +24,29 @@ _BYTE = b"1\r\nx\r\n"
 _END = b"0\r\n\r\n"
 _TICKET_SECONDS = 60.0
 
+_STRAIGHT = 32 << 20
+"""Bytes of chunks on straight ways together: one chunk for each, and as much again encrypted, is in memory."""
+_LEAST, _MOST = 128 << 10, 1 << 20
+"""Bytes of such a chunk. Measured with 8 clients over TLS, as a part of what nginx sends: 256 KiB 0.90, 512 KiB 0.96,
+1 MiB 0.99."""
 
-type Write = Callable[[bytes], Awaitable[None]]
-"""Writes to a client and waits until it has room for more; raises `OSError` when it has gone."""
+
+class Wire(Protocol):
+    """The straight way to a client. Both raise `OSError` when the client has gone."""
+
+    def write(self, data: bytes) -> None:
+        """Send what the socket takes now, and keep the rest."""
+
+    async def drain(self) -> None:
+        """Wait until the rest is nearly gone."""
 
 
 class Delivery:
-    """One body on its way to one client: `take` is mitmproxy's `stream` callable, `write` the straight way."""
+    """One body on its way to one client: `take` is mitmproxy's `stream` callable."""
 
-    def __init__(self, source: Source, sent: Callable[[str, int], None], write: Write | None) -> None:
+    def __init__(self, source: Source, sent: Callable[[str, int], None], wire: Wire | None) -> None:
         self.source = source
-        self.write = write
+        self.wire = wire
         self._sent = sent
         self._chunk = b""
         self._taken = asyncio.Event()
@@ -60,9 +72,9 @@ class Delivery:
         """Wait until mitmproxy took the chunk."""
         await self._taken.wait()
 
-    async def send(self, chunk: bytes, write: Write) -> None:
+    def send(self, chunk: bytes, wire: Wire) -> None:
         """Have a chunk take the straight way."""
-        await write(chunk)
+        wire.write(chunk)
         self._sent(self.source.origin, len(chunk))
 
     async def close(self) -> None:
@@ -102,10 +114,10 @@ class Pump:
         for delivery in self._waiting.values():
             await delivery.close()
 
-    def admit(self, source: Source, write: Write | None = None) -> tuple[str, Delivery]:
+    def admit(self, source: Source, wire: Wire | None = None) -> tuple[str, Delivery]:
         """A one-time path to request from the listener, and the delivery whose `take` goes into the flow."""
         ticket = f"/{secrets.token_urlsafe(16)}"
-        delivery = self._waiting[ticket] = Delivery(source, self._sent, write)
+        delivery = self._waiting[ticket] = Delivery(source, self._sent, wire)
         asyncio.get_running_loop().call_later(_TICKET_SECONDS, self._expire, ticket)
         return ticket, delivery
 
@@ -177,9 +189,11 @@ class Pump:
                 following = await source.read()  # while mitmproxy and the client work on the one before
                 await delivery.taken()
                 chunk = following
-                while delivery.write is not None and not source.finished:
-                    await delivery.send(chunk, delivery.write)
-                    chunk = await source.read()
+                while delivery.wire is not None and not source.finished:
+                    delivery.send(chunk, delivery.wire)
+                    chunk = b""  # nothing is held while a slow client takes its time
+                    await delivery.wire.drain()
+                    chunk = await source.read(min(_MOST, max(_LEAST, _STRAIGHT // len(self._connections))))
             # The end goes with the last byte: a client that closes as soon as it has all would else look like a leaver.
             delivery.offer(chunk)
             writer.write(_BYTE + _END if chunk else _END)

@@ -21,7 +21,7 @@ from ..serve.messages import Answer, Forward, Request
 from ..store.store import StoredBlob
 from ..transfer.fill import Fill
 from ..transfer.pump import Pump
-from ..transfer.sources import FileSource, FillSource, Source
+from ..transfer.sources import CHUNK, FileSource, FillSource, Source
 from .epoch import Epoch
 from .frames import frame, pack_request, read_frame, unpack_outcome
 from .repeats import Repeats
@@ -225,8 +225,8 @@ class _Held:
         self._remote = remote
         self._number = number
 
-    async def read(self) -> bytes:
-        return await self._source.read()
+    async def read(self, most: int = CHUNK) -> bytes:
+        return await self._source.read(most)
 
     @property
     def finished(self) -> bool:
@@ -246,7 +246,7 @@ class _Asked:
         self._remote = remote
         self._number = number
 
-    async def read(self) -> bytes:
+    async def read(self, most: int = CHUNK) -> bytes:
         if self.finished:
             return b""
         data, self.finished = await self._remote.read(self._number)
@@ -266,13 +266,13 @@ class _Again:
         self._request = request
         self._source: Source | None = None
 
-    async def read(self) -> bytes:
+    async def read(self, most: int = CHUNK) -> bytes:
         if self._source is None:
             answer = await self._remote.answer(self._request)
             if not isinstance(answer, Answer) or answer.status != 206 or answer.source is None:
                 raise Unavailable("the rest of the blob cannot be had")
             self._source = answer.source
-        return await self._source.read()
+        return await self._source.read(most)
 
     @property
     def finished(self) -> bool:
