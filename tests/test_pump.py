@@ -9,6 +9,7 @@ import pytest
 from hubcache.oci.errors import BadUpstream, HubcacheError
 from hubcache.transfer import pump as pump_module
 from hubcache.transfer.pump import Delivery, Pump
+from hubcache.transfer.sources import CHUNK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ class Pieces:
         self.reads = 0
         self.closed = 0
 
-    async def read(self) -> bytes:
+    async def read(self, most: int = CHUNK) -> bytes:
         self.reads += 1
         while self._pieces:
             piece = self._pieces.pop(0)

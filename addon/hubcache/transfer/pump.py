@@ -17,18 +17,18 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from ..oci.errors import HubcacheError
-from .sources import Source
+from .sources import CHUNK, Source
 
 _HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
 _BYTE = b"1\r\nx\r\n"
 _END = b"0\r\n\r\n"
 _TICKET_SECONDS = 60.0
 
-_STRAIGHT = 32 << 20
-"""Bytes of chunks on straight ways together: one chunk for each, and as much again encrypted, is in memory."""
-_LEAST, _MOST = 128 << 10, 1 << 20
-"""Bytes of such a chunk. Measured with 8 clients over TLS, as a part of what nginx sends: 256 KiB 0.90, 512 KiB 0.96,
-1 MiB 0.99."""
+_CHUNKS = 64 << 20
+"""Bytes of all chunks together: one for each body, and as much again encrypted, is in memory."""
+_LEAST, _MOST = 18, 20
+"""Powers of two: bytes of a chunk. Measured on straight ways to 8 clients over TLS, as a part of what nginx sends:
+256 KiB 0.90, 512 KiB 0.96, 1 MiB 0.99."""
 
 
 class Wire(Protocol):
@@ -177,23 +177,30 @@ class Pump:
             await asyncio.gather(gone, return_exceptions=True)
             await delivery.close()
 
+    def _size(self) -> int:
+        """Bytes of the next chunk of a body."""
+        share = _CHUNKS // max(1, len(self._connections))
+        return 1 << min(_MOST, max(_LEAST, share.bit_length() - 1))
+
     async def _send(self, delivery: Delivery, writer: asyncio.StreamWriter) -> None:
         """Send one body. When it breaks off, the chunked coding is left without its end, and the client notices."""
         source = delivery.source
         writer.write(_HEAD)
         try:
-            chunk = await source.read()
+            chunk = await source.read(min(CHUNK, self._size()))
             while not source.finished:
                 delivery.offer(chunk)
                 writer.write(_BYTE)
-                following = await source.read()  # while mitmproxy and the client work on the one before
+                following = await source.read(
+                    min(CHUNK, self._size())
+                )  # while mitmproxy and the client work on the one before
                 await delivery.taken()
                 chunk = following
                 while delivery.wire is not None and not source.finished:
                     delivery.send(chunk, delivery.wire)
                     chunk = b""  # nothing is held while a slow client takes its time
                     await delivery.wire.drain()
-                    chunk = await source.read(min(_MOST, max(_LEAST, _STRAIGHT // len(self._connections))))
+                    chunk = await source.read(self._size())
             # The end goes with the last byte: a client that closes as soon as it has all would else look like a leaver.
             delivery.offer(chunk)
             writer.write(_BYTE + _END if chunk else _END)

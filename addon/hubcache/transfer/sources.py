@@ -177,10 +177,10 @@ class FillSource:
             return b""
         await self.fill.wait_readable(self.at + 1)
         if self._begun and self.fill.error is None:
-            await self.fill.wait_readable(min(self.at + most, self.end), _GATHER_SECONDS)
+            await self.fill.wait_readable(min(self.at + most - self.at % most, self.end), _GATHER_SECONDS)
         self._begun = True
         try:
-            data = os.pread(self._fd, min(most, self.end - self.at, self.fill.readable - self.at), self.at)
+            data = self.fill.read(self._fd, self.at, most)[: self.end - self.at]
         except OSError as error:
             raise StorageError(f"cannot read staged content: {error}") from error
         self.at += len(data)
