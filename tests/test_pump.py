@@ -248,7 +248,7 @@ async def test_many_bodies_at_once_do_not_mix(station: Station) -> None:
 
 def test_taking_never_raises_and_the_end_of_the_stream_takes_nothing() -> None:
     counted: list[tuple[str, int]] = []
-    delivery = Delivery(Pieces(), lambda origin, count: counted.append((origin, count)), None)
+    delivery = Delivery(Pieces(), lambda origin, count: counted.append((origin, count)))
     assert delivery.take(b"") == b""
     assert counted == []
     assert delivery.take(b"x") == b""

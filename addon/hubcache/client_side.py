@@ -26,6 +26,10 @@ MAX_HEAD = 64 << 10
 """Bytes of request line and headers; the limit of nginx is 32 KiB, of Go 1 MiB. Tokens of big accounts reach 10 KiB."""
 
 
+class Delivered(http.Response):
+    """An answer that the client has got, head and body, by the time that mitmproxy would send it."""
+
+
 class RegistryHttp1Server(Http1Server):
     """Speaks HTTP/1 with one client."""
 
@@ -70,6 +74,8 @@ class RegistryHttp1Server(Http1Server):
             return
         for command in super().send(event):
             if isinstance(command, commands.SendData):
+                if isinstance(event, ResponseHeaders) and isinstance(event.response, Delivered):
+                    continue
                 if isinstance(event, ResponseHeaders) and event.response.raw_content:
                     self._head = command.data
                     continue

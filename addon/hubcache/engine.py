@@ -139,16 +139,13 @@ class Engine:
         self.metrics.answered(outcome.kind, result.value, request.door.value)
         return outcome
 
-    async def repeated(self, request: Request, count: int) -> None:
-        """A worker gave an answer of a moment ago so many times: have it counted as if asked for here."""
-        outcome = await self.answer(request)
-        if isinstance(outcome, Answer):
-            if outcome.source is not None:
-                await outcome.source.close()
-            self.metrics.answered(outcome.kind, outcome.result.value, request.door.value, count - 1)
-            for _ in range(count - 1):
-                if self._access_log is not None:
-                    self._access_log.add(time.time(), request, outcome)
+    def repeated(self, request: Request, answer: Answer, count: int) -> None:
+        """A worker gave an answer of a moment ago so many times: count it as if it had been given here."""
+        self.service.repeated(request, answer)
+        self.metrics.answered(answer.kind, answer.result.value, request.door.value, count)
+        if self._access_log is not None:
+            for _ in range(count):
+                self._access_log.add(time.time(), request, answer)
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Call this when an answer that was right may be so no more."""

@@ -182,7 +182,7 @@ class Hubcache:
 
     async def done(self) -> None:
         """Stop."""
-        if self._leaf_timer is not None:
+        if self._leaf_timer:
             self._leaf_timer.cancel()
         if self._supervisor is not None:
             await self._supervisor.close()
@@ -280,8 +280,8 @@ class Hubcache:
             self._answer(flow, outcome)
 
     async def _take_small(self, answer: Answer) -> None:
-        """Have a small stored body in memory, in place of the pump's connection. Only for anonymous clients: what they
-        get, everybody may see; anything else must not stay in a flow."""
+        """Have a small stored body in memory. Only for anonymous clients: what they get, everybody may see; anything
+        else must not stay in a flow."""
         assert self._engine is not None
         if answer.source is not None and answer.source.origin == "store" and 0 < answer.length <= SMALL:
             body = await self._engine.pump.whole(answer.source)
@@ -306,10 +306,11 @@ class Hubcache:
         if answer.source is None:
             flow.response = flow_headers.response(answer)
             return
-        assert self._engine is not None
         handlers = ctx.master.addons.get("proxyserver").connections
-        way = None if self._is_heard("responseheaders") else self._wires.to(flow, handlers)
-        path, delivery = self._engine.pump.admit(answer.source, way)
+        if not any(map(self._is_heard, wire.HOOKS)) and self._wires.take(flow, answer, handlers):
+            return
+        assert self._engine is not None
+        path, delivery = self._engine.pump.admit(answer.source)
         self._deliveries[flow.id] = (answer, delivery, flow.request)
         flow.request = flow.request.copy()  # mitmproxy goes by the original's headers when it keeps the connection
         flow.request.scheme, flow.request.host, flow.request.port = "http", "127.0.0.1", self._engine.pump.port
@@ -328,9 +329,7 @@ class Hubcache:
 
     def responseheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         """A body from the pump gets its real headers and the flow its real address; what passes through is streamed.
-
-        A tag that was pushed is forgotten before the client hears that it was.
-        """
+        A tag that was pushed is forgotten before the client hears that it was."""
         assert flow.response is not None
         delivered = self._deliveries.get(flow.id)
         if delivered is not None:
@@ -350,14 +349,16 @@ class Hubcache:
             return None
         return self._engine.moved(place.registry, forward.moved)
 
-    def response(self, flow: http.HTTPFlow) -> None:
-        """A flow is complete."""
+    def response(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        """A flow is complete, but for a body that goes straight."""
         self._deliveries.pop(flow.id, None)
+        return self._wires.deliver(flow, self._engine.pump) if self._engine is not None else None
 
     async def error(self, flow: http.HTTPFlow) -> None:
         """A flow broke off: its client left, or its body could not be had."""
         self._forwards.pop(flow.id, None)
         self._token_requests.pop(flow.id, None)
+        await self._wires.drop(flow)
         _, delivery, _ = self._deliveries.pop(flow.id, (None, None, None))
         if delivery is not None:
             await delivery.close()

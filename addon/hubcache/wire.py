@@ -1,30 +1,40 @@
-"""The straight way to a client: most of a body is written to its connection past mitmproxy's layers.
+"""The straight way to a client: an answer with a body from a `Source` is written to its connection past mitmproxy.
 
-A chunk takes mitmproxy 200 us from the pump to the socket, more than to read, encrypt and send 256 KiB. So it passes on
-the first chunk, with the head, and the last one, and so knows of the beginning and the end; what is between them is
-written here. That is possible where the bytes of a body are what goes into the client's one TLS connection, or its
-socket; everything else goes through mitmproxy.
+From the pump to the socket a chunk takes mitmproxy 200 us, more than to read, encrypt and send it, and the connection
+to the pump costs a millisecond. So mitmproxy only waits, in the hook before it would send the answer, while that is
+sent here. That is possible where the bytes of an answer are what goes into the client's one TLS connection, or its
+socket, and nobody else wants to see or change the answer; else it goes through mitmproxy, by the pump.
 """
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Awaitable, Mapping
 from weakref import WeakKeyDictionary
 
 from mitmproxy import http, tls
 from mitmproxy.connection import Client
+from mitmproxy.net.http import http1
 from mitmproxy.proxy.layers import ClientTLSLayer
-from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
+from mitmproxy.proxy.server import ConnectionHandler
 from OpenSSL import SSL
 
+from . import flow_headers
+from .client_side import Delivered
 from .handshake import Connection
-from .transfer.pump import Wire
+from .serve.messages import Answer
+from .transfer.pump import Pump, Wire
+from .transfer.sources import Source
+
+HOOKS = ("request", "responseheaders", "response")
+"""Where another addon listens, answers do not go straight."""
 
 
 class Wires:
-    """The TLS connections that are known, and the straight ways through them."""
+    """The TLS connections that are known, and the bodies that are about to go straight."""
 
     def __init__(self) -> None:
         self._connections: WeakKeyDictionary[Client, Connection] = WeakKeyDictionary()
+        self._bodies: dict[str, tuple[Source, Wire]] = {}
 
     def secured(self, start: tls.TlsData) -> None:
         """TLS with a client begins. One inside of another (the proxy is spoken to by TLS, too) is mitmproxy's."""
@@ -32,34 +42,65 @@ class Wires:
         if len(layers) == 1 and isinstance(start.ssl_conn, Connection):
             self._connections[start.context.client] = start.ssl_conn
 
-    def to(self, flow: http.HTTPFlow, handlers: Mapping[tuple[str, ...] | str, ConnectionHandler]) -> Wire | None:
-        """The way to the client of a flow, of those that mitmproxy handles; None where only mitmproxy has one."""
+    def take(
+        self, flow: http.HTTPFlow, answer: Answer, handlers: Mapping[tuple[str, ...] | str, ConnectionHandler]
+    ) -> bool:
+        """Answer a flow of one of these connections, to be sent by `deliver`; false where only mitmproxy can do it."""
         client = flow.client_conn
         connection = self._connections.get(client)
         handler = handlers.get(client.id)
-        if handler is None or flow.request.is_http2 or (client.tls and connection is None):
-            return None
+        if handler is None or answer.source is None or flow.request.is_http2 or (client.tls and connection is None):
+            return False
         transport = handler.transports.get(client)
         writer = transport.writer if transport is not None else None
         if not isinstance(writer, asyncio.StreamWriter):
-            return None
-        return _Wire(writer, connection, handler.timeout_watchdog)
+            return False
+        flow.response = flow_headers.response(answer, Delivered)
+        flow.response.content = None
+        self._bodies[flow.id] = answer.source, _Wire(flow, writer, connection, handler.timeout_watchdog.timeout)
+        return True
+
+    def deliver(self, flow: http.HTTPFlow, pump: Pump) -> Awaitable[None] | None:
+        """Send the answer that was taken for a flow."""
+        source, wire = self._bodies.pop(flow.id, (None, None))
+        return None if source is None or wire is None else self._deliver(flow, pump, source, wire)
+
+    @staticmethod
+    async def _deliver(flow: http.HTTPFlow, pump: Pump, source: Source, wire: Wire) -> None:
+        assert flow.response is not None
+        await pump.send(http1.assemble_response_head(flow.response), source, wire)
+        flow.response.timestamp_end = time.time()
+
+    async def drop(self, flow: http.HTTPFlow) -> None:
+        """The client of a flow left before its answer was sent."""
+        source, _ = self._bodies.pop(flow.id, (None, None))
+        if source is not None:
+            await source.close()
 
 
 class _Wire:
-    """Writes to one client, within TLS where there is a `connection`."""
+    """Writes to the client of a flow, within TLS where there is a `connection`; waits `patience` seconds for it."""
 
-    def __init__(self, writer: asyncio.StreamWriter, connection: Connection | None, watchdog: TimeoutWatchdog) -> None:
+    def __init__(
+        self, flow: http.HTTPFlow, writer: asyncio.StreamWriter, connection: Connection | None, patience: float
+    ) -> None:
+        self._flow = flow
         self._writer = writer
         self._connection = connection
-        self._watchdog = watchdog
+        self._patience = patience
 
     def write(self, data: bytes) -> None:
-        self._watchdog.register_activity()
         try:
             self._writer.write(data if self._connection is None else self._connection.encrypt(data))
         except SSL.Error as error:
             raise ConnectionResetError("the client ended TLS") from error
 
     async def drain(self) -> None:
-        await self._writer.drain()
+        if self._flow.error is not None:
+            raise ConnectionAbortedError("the flow was killed")
+        if self._writer.transport.is_closing() or self._writer.transport.get_write_buffer_size():
+            async with asyncio.timeout(self._patience):
+                await self._writer.drain()
+
+    def close(self) -> None:
+        self._writer.close()

@@ -37,6 +37,7 @@ from .view import View
 logger = logging.getLogger("hubcache")
 
 _SAY_SECONDS = 60.0
+_DIGEST = "Docker-Content-Digest"
 _KINDS: dict[type, str] = {Ping: "ping", ManifestTarget: "manifest", BlobTarget: "blob"}
 
 
@@ -167,6 +168,11 @@ class Service:
         self._count(request, found.digest)
         return self._manifest_answer(request, found)
 
+    def repeated(self, request: Request, answer: Answer) -> None:
+        """This answer of a moment ago was given again: to whoever asked, that is a pull like another."""
+        if answer.kind in ("manifest", "blob") and _DIGEST in answer.headers:
+            self._count(request, Digest.parse(answer.headers[_DIGEST]))
+
     def _count(self, request: Request, digest: Digest) -> None:
         if self._pulls.begins(request.client, digest):
             self._store.count_request(digest)
@@ -269,7 +275,7 @@ class Service:
 def _content_headers(request: Request, digest: Digest, media_type: str, status: str) -> dict[str, str]:
     headers = API_VERSION | {
         "Content-Type": media_type,
-        "Docker-Content-Digest": str(digest),
+        _DIGEST: str(digest),
         "ETag": _etag(digest),
         "Cache-Status": status,
     }

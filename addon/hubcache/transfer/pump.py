@@ -6,7 +6,7 @@ flow's `stream` callable swaps that byte for the chunk. The next byte is sent on
 which mitmproxy does only when the client's socket took the chunk before. No content crosses the loopback connection,
 and a stranger who connects finds nothing without a ticket.
 
-Where there is a straight way to the client, all but the first and the last chunk take it.
+Where there is a straight way to the client, an answer takes that instead, and mitmproxy has no part in it.
 
 The transfer coding between pump and mitmproxy is chunked, since on a growing file the number of chunks is not known.
 """
@@ -40,13 +40,15 @@ class Wire(Protocol):
     async def drain(self) -> None:
         """Wait until the rest is nearly gone."""
 
+    def close(self) -> None:
+        """End the connection, when the rest is gone."""
+
 
 class Delivery:
     """One body on its way to one client: `take` is mitmproxy's `stream` callable."""
 
-    def __init__(self, source: Source, sent: Callable[[str, int], None], wire: Wire | None) -> None:
+    def __init__(self, source: Source, sent: Callable[[str, int], None]) -> None:
         self.source = source
-        self.wire = wire
         self._sent = sent
         self._chunk = b""
         self._taken = asyncio.Event()
@@ -71,11 +73,6 @@ class Delivery:
     async def taken(self) -> None:
         """Wait until mitmproxy took the chunk."""
         await self._taken.wait()
-
-    def send(self, chunk: bytes, wire: Wire) -> None:
-        """Have a chunk take the straight way."""
-        wire.write(chunk)
-        self._sent(self.source.origin, len(chunk))
 
     async def close(self) -> None:
         """Close the source, once, and not under its reader."""
@@ -114,10 +111,10 @@ class Pump:
         for delivery in self._waiting.values():
             await delivery.close()
 
-    def admit(self, source: Source, wire: Wire | None = None) -> tuple[str, Delivery]:
+    def admit(self, source: Source) -> tuple[str, Delivery]:
         """A one-time path to request from the listener, and the delivery whose `take` goes into the flow."""
         ticket = f"/{secrets.token_urlsafe(16)}"
-        delivery = self._waiting[ticket] = Delivery(source, self._sent, wire)
+        delivery = self._waiting[ticket] = Delivery(source, self._sent)
         asyncio.get_running_loop().call_later(_TICKET_SECONDS, self._expire, ticket)
         return ticket, delivery
 
@@ -133,6 +130,31 @@ class Pump:
         await source.close()
         self._sent(source.origin, len(body))
         return body
+
+    async def send(self, head: bytes, source: Source, wire: Wire) -> None:
+        """Send an answer the straight way. When its body breaks off the connection ends, and the client notices."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        complete = False
+        try:
+            wire.write(head)
+            while not source.finished:
+                await wire.drain()  # not after the last chunk: the client may leave as soon as it has that
+                chunk = await source.read(self._size())
+                wire.write(chunk)
+                self._sent(source.origin, len(chunk))
+                chunk = b""  # nothing is held while a slow client takes its time
+            complete = True
+        except HubcacheError as error:
+            self._failed(error)
+        except OSError:
+            pass  # the client left
+        finally:
+            self._connections.discard(task)
+            if not complete:
+                wire.close()
+            await source.close()
 
     def _expire(self, ticket: str) -> None:
         """mitmproxy never came for it: the client left in between."""
@@ -196,11 +218,6 @@ class Pump:
                 )  # while mitmproxy and the client work on the one before
                 await delivery.taken()
                 chunk = following
-                while delivery.wire is not None and not source.finished:
-                    delivery.send(chunk, delivery.wire)
-                    chunk = b""  # nothing is held while a slow client takes its time
-                    await delivery.wire.drain()
-                    chunk = await source.read(self._size())
             # The end goes with the last byte: a client that closes as soon as it has all would else look like a leaver.
             delivery.offer(chunk)
             writer.write(_BYTE + _END if chunk else _END)

@@ -13,11 +13,11 @@ from ..oci.errors import HubcacheError, StorageError
 from ..oci.registry import Registry
 from ..serve.messages import SMALL, Answer, Door, Forward, Request
 from ..transfer.sources import FileSource, FillSource, Source
-from .frames import frame, pack_outcome, read_frame, unpack_request
+from .frames import frame, pack_outcome, read_frame, unpack_outcome, unpack_request
 
 logger = logging.getLogger("hubcache")
 
-_PACE_SECONDS = 0.01
+_PACE_SECONDS = 0.04
 """A worker is told of a fill's progress no more often than this: each reader costs a frame."""
 
 
@@ -26,7 +26,7 @@ class Decider(Protocol):
 
     async def answer(self, request: Request) -> Answer | Forward | None: ...
 
-    async def repeated(self, request: Request, count: int) -> None: ...
+    def repeated(self, request: Request, answer: Answer, count: int) -> None: ...
 
     async def moved(self, registry: Registry, moved: tuple[str, str]) -> None: ...
 
@@ -82,8 +82,10 @@ class _Conversation:
                 closing = self._spawn(number, self._close(number, self._sources.pop(number)))
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
-            case ["again", number, request, count]:
-                self._spawn(number, self._decider.repeated(unpack_request(request, payload), count))
+            case ["again", _, request, answer, count]:
+                given = unpack_outcome(answer, b"")
+                assert isinstance(given, Answer)
+                self._decider.repeated(unpack_request(request, payload), given, count)
             case ["moved", number, registry, moved]:
                 self._spawn(number, self._moved(number, Registry(**registry), (moved[0], moved[1])))
             case ["sent", counts]:
@@ -133,7 +135,7 @@ class _Conversation:
                 await fill.wait_readable(max(told, source.at) + 1)
                 told = fill.readable
                 self._say(["readable", number, told])
-                await asyncio.sleep(_PACE_SECONDS)
+                await fill.wait_readable(source.end, _PACE_SECONDS)
         except HubcacheError as error:
             self._say(["failed", number, isinstance(error, StorageError), str(error)])
 

@@ -23,7 +23,7 @@ from ..transfer.fill import Fill
 from ..transfer.pump import Pump
 from ..transfer.sources import CHUNK, FileSource, FillSource, Source
 from .epoch import Epoch
-from .frames import frame, pack_request, read_frame, unpack_outcome
+from .frames import frame, pack_outcome, pack_request, read_frame, unpack_outcome
 from .repeats import Repeats
 
 logger = logging.getLogger("hubcache")
@@ -160,9 +160,8 @@ class Remote:
             if self._counts:
                 self._say(["sent", self._counts])
                 self._counts = Counter()
-            for request, count in self._repeats.take_counts():
-                head, body = pack_request(request)
-                self._say(["again", next(self._numbers), head, count], body)
+            for request, answer, count in self._repeats.take_counts():
+                self._say(["again", next(self._numbers), pack_request(request)[0], pack_outcome(answer)[0], count])
 
     # -- frames -----------------------------------------------------------------------------------------------------
 

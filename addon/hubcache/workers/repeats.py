@@ -35,7 +35,7 @@ class Repeats:
         self._answers: dict[_Key, tuple[float, Answer]] = {}
         self._bytes = 0
         self._counts: Counter[_Key] = Counter()
-        self._requests: dict[_Key, Request] = {}
+        self._asked: dict[_Key, tuple[Request, Answer]] = {}
 
     def answer(self, request: Request) -> Answer | None:
         """The answer that the same question got, if it still holds."""
@@ -49,7 +49,7 @@ class Repeats:
             return None
         asked = (*key, request.client)
         self._counts[asked] += 1
-        self._requests.setdefault(asked, request)
+        self._asked[asked] = request, answer
         return replace(answer)
 
     def keep(self, request: Request, answer: object, epoch: int) -> None:
@@ -73,11 +73,11 @@ class Repeats:
         self._answers.clear()
         self._bytes = 0
 
-    def take_counts(self) -> list[tuple[Request, int]]:
-        """Requests that were answered from here since the last time, and how often each."""
-        counts = [(self._requests[asked], count) for asked, count in self._counts.items()]
+    def take_counts(self) -> list[tuple[Request, Answer, int]]:
+        """Requests that were answered from here since the last time, how, and how often each."""
+        counts = [(*self._asked[asked], count) for asked, count in self._counts.items()]
         self._counts.clear()
-        self._requests.clear()
+        self._asked.clear()
         return counts
 
 
