@@ -358,3 +358,40 @@ async def test_closing_gives_up_what_is_still_arriving(hub: Hub, room: Room) -> 
     await room.fills.close()
     assert isinstance(fill.error, Unavailable)
     assert room.left_nothing()
+
+
+async def test_readers_that_follow_a_fill_share_what_one_has_read(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill = room.start()
+    await fill.ended()
+    [path] = files_below(room.directory / "store/blobs")
+    reads, pread = [], os.pread
+
+    def counted(fd: int, count: int, at: int) -> bytes:
+        reads.append(at)
+        return pread(fd, count, at)
+
+    monkeypatch.setattr(os, "pread", counted)
+    with path.open("rb") as file:
+        for start, end in ((0, 1000), (0, 1000), (1000, 2000), (1500, 2000)):
+            assert fill.read(file.fileno(), start, 1000) == LAYER[start:end]
+    assert reads == [0, 1000, 1500]
+
+
+async def test_waiting_for_bytes_ends_with_patience() -> None:
+    fill = Fill(DIGEST)
+    await asyncio.wait_for(fill.wait_readable(1, 0.01), 10)
+    assert fill._readers == set()
+
+
+async def test_only_those_are_woken_whose_bytes_have_come() -> None:
+    fill = Fill(DIGEST)
+    near, far = (asyncio.ensure_future(fill.wait_readable(count)) for count in (10, 20))
+    await asyncio.sleep(0)
+    fill.verified = True
+    fill.advance(10)
+    await asyncio.wait_for(near, 10)
+    assert not far.done()
+    fill.error = BadUpstream("broken")
+    fill.notify()
+    with pytest.raises(BadUpstream):
+        await far

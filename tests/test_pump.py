@@ -277,3 +277,75 @@ async def test_a_small_body_that_cannot_be_read_is_left_to_the_pump(station: Sta
     source = Pieces(BadUpstream("no"))
     assert await station.pump.whole(source) is None
     assert (source.closed, station.sent) == (0, [])
+
+
+# -- the straight way ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Way:
+    """A client that takes everything, until it is `gone`."""
+
+    gone: bool = False
+    closed: bool = False
+    events: list[bytes | str] = field(default_factory=list)
+
+    def write(self, data: bytes) -> None:
+        if self.gone:
+            raise ConnectionResetError
+        self.events.append(data)
+
+    async def drain(self) -> None:
+        self.events.append("waited")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_a_body_goes_straight_piece_by_piece_and_nothing_is_waited_for_after_it(station: Station) -> None:
+    source, way = Pieces(b"one", b"two"), Way()
+    await station.pump.send(b"head", source, way)
+    assert way.events == [b"head", "waited", b"one", "waited", b"two"]
+    assert station.sent == [("store", 3), ("store", 3)]
+    assert (source.closed, way.closed) == (1, False)
+
+
+@pytest.mark.parametrize("error", [BadUpstream("short"), ValueError("a defect")])
+async def test_a_body_that_breaks_off_on_the_straight_way_ends_the_connection(
+    station: Station, error: Exception
+) -> None:
+    source, way = Pieces(b"one", error), Way()
+    with contextlib.suppress(ValueError):
+        await station.pump.send(b"head", source, way)
+    assert way.closed
+    assert source.closed == 1
+    assert station.failed == [error for _ in (1,) if isinstance(error, HubcacheError)]
+
+
+async def test_a_client_that_leaves_the_straight_way_is_no_failure(station: Station) -> None:
+    source, way = Pieces(b"one", b"two"), Way(gone=True)
+    await station.pump.send(b"head", source, way)
+    assert (way.closed, source.closed, station.failed, station.sent) == (True, 1, [], [])
+
+
+async def test_closing_the_pump_breaks_off_what_goes_straight(station: Station) -> None:
+    source, way = Pieces(b"one", asyncio.Event(), b"two"), Way()
+    sending = asyncio.ensure_future(station.pump.send(b"head", source, way))
+    await settle(lambda: b"one" in way.events)
+    await station.pump.close()
+    assert sending.cancelled()
+    assert (way.closed, source.closed) == (True, 1)
+
+
+async def test_chunks_get_smaller_when_there_are_many_bodies(station: Station) -> None:
+    asked: list[int] = []
+
+    class Measured(Pieces):
+        async def read(self, most: int = CHUNK) -> bytes:
+            asked.append(most)
+            return await super().read(most)
+
+    for others in (0, 100, 1000):
+        station.pump._connections |= {asyncio.ensure_future(asyncio.sleep(60)) for _ in range(others)}
+        await station.pump.send(b"", Measured(b"x"), Way())
+    assert asked == [1 << 20, 512 << 10, 256 << 10]
