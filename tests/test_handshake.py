@@ -8,6 +8,7 @@ from typing import Any
 
 import proxy
 import pytest
+from hubcache import handshake
 from hubcache.handshake import Handshakes
 from hubcache.interception import Interception
 from hubcache.oci.registry import Registry
@@ -67,12 +68,7 @@ def test_client_reads_what_was_sent_in_pieces_of_any_size(known: taddons.context
     trusting.set_max_proto_version(version)
     client = SSL.Connection(trusting)
     client.set_connect_state()
-    for _ in range(3):
-        for one, other in ((client, made), (made, client)):
-            with contextlib.suppress(SSL.WantReadError):
-                one.do_handshake()
-            for data in taken_from(one):
-                other.bio_write(data)
+    shake_hands(client, made)
 
     @given(st.lists(st.tuples(st.integers(1, 200_000), st.booleans()), min_size=1, max_size=6))
     @settings(max_examples=30)
@@ -86,6 +82,42 @@ def test_client_reads_what_was_sent_in_pieces_of_any_size(known: taddons.context
         assert received + arrived(client, taken_from(made)) == sent
 
     check()
+
+
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+@pytest.mark.parametrize("size", [1, 400, 100_000])
+@pytest.mark.parametrize("expected", [0, 2048])
+def test_what_waited_for_the_first_answer_goes_with_it(
+    known: taddons.context, version: int, size: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshake, "_WAITING", expected)
+    trusting = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    trusting.set_min_proto_version(version)
+    trusting.set_max_proto_version(version)
+    for straight in (True, False):
+        client = SSL.Connection(trusting)
+        client.set_connect_state()
+        made = handshakes(known).connection(start(known))
+        assert made is not None
+        shake_hands(client, made)
+        assert taken_from(made) == []
+        data = random_bytes(size)
+        if straight:
+            encrypted = [bytes(made.encrypt(data))]
+        else:
+            made.sendall(data)
+            encrypted = taken_from(made)
+        assert arrived(client, encrypted) == data
+        assert taken_from(made) == []
+
+
+def shake_hands(client: SSL.Connection, made: SSL.Connection) -> None:
+    for _ in range(3):
+        for one, other in ((client, made), (made, client)):
+            with contextlib.suppress(SSL.WantReadError):
+                one.do_handshake()
+            for data in taken_from(one):
+                other.bio_write(data)
 
 
 def taken_from(connection: SSL.Connection) -> list[bytes]:

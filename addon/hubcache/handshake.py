@@ -4,6 +4,7 @@ mitmproxy looks for the certificate anew for each connection, and converts it an
 certificates, and the whole connection where the user has set an option that says how.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2: what has forward secrecy and no known weakness; of TLS 1.3, all."""
 _RECORD, _OVERHEAD = 16 << 10, 64
 """Bytes of content in a TLS record, and at most as many beside it."""
+_WAITING = 2 << 10
+"""Bytes of what usually waits to be sent before: two tickets."""
 _PIECE = 4 * _RECORD
 """Bytes that are encrypted at once: with their copies they fit into a processor's own cache."""
 
@@ -38,11 +41,19 @@ class Connection(SSL.Connection):
     """
 
     _encrypted: memoryview | None = None
+    _waits = False
+
+    def do_handshake(self) -> None:
+        """What TLS 1.3 has to say after the handshake (tickets) waits for the first answer: one packet less for each
+        of the connections that clients make for every request. No client waits for it."""
+        super().do_handshake()
+        self._waits = self.get_protocol_version() == SSL.TLS1_3_VERSION
 
     def encrypt(self, data: bytes) -> memoryview:
         """The TLS records of `data`, after whatever else waited to be sent; raises `SSL.Error`."""
+        self._waits = False
         length = len(data)
-        room = length + _OVERHEAD * (2 + length // _RECORD)
+        room = _WAITING + length + _OVERHEAD * (2 + length // _RECORD)
         encrypted = no_zero_allocator("char[]", room)
         taken = given = 0
         with ffi.from_buffer(data) as plain:
@@ -52,15 +63,24 @@ class Connection(SSL.Connection):
                     self._raise_ssl_error(self._ssl, count)
                 taken += count
                 given += max(0, lib.BIO_read(self._from_ssl, encrypted + given, room - given))
-        return memoryview(ffi.buffer(encrypted, given))
+        if given < room:
+            return memoryview(ffi.buffer(encrypted, given))
+        more = bytearray(ffi.buffer(encrypted, given))
+        with contextlib.suppress(SSL.WantReadError):
+            while True:
+                more += super().bio_read(_PIECE)
+        return memoryview(more)
 
     def sendall(self, buf: Any, flags: int = 0) -> int:
+        self._waits = False
         if len(buf) <= _RECORD or self._encrypted is not None:
             return super().sendall(buf, flags)
         self._encrypted = self.encrypt(buf)
         return len(buf)
 
     def bio_read(self, bufsiz: int) -> Any:
+        if self._waits:
+            raise SSL.WantReadError
         encrypted, self._encrypted = self._encrypted, None
         return encrypted or super().bio_read(bufsiz)
 
