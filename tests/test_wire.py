@@ -73,6 +73,15 @@ def test_other_addons_see_answers_as_ever(hub: Hub, tmp_path: Path, hook: str) -
         assert BY_PUMP in rig.product.log
 
 
+def test_headers_that_an_option_adds_are_added_to_bodies_too(hub: Hub) -> None:
+    with proxy.running(hub, modify_headers="/~s/x-added/yes") as rig:
+        for name in proxy.DOORS:
+            door = rig.door(name)
+            data = random_bytes(LARGE, door.repo)
+            answer = door.blob(hub.blob(door.repo, data))
+            assert (answer.body == data, answer.headers["x-added"]) == (True, "yes")
+
+
 def test_body_in_tls_within_tls_goes_through_both(rig: Rig) -> None:
     """The client speaks TLS to the proxy, too."""
     door = rig.door("proxy")

@@ -307,7 +307,7 @@ class Hubcache:
             flow.response = flow_headers.response(answer)
             return
         handlers = ctx.master.addons.get("proxyserver").connections
-        if not any(map(self._is_heard, wire.HOOKS)) and self._wires.take(flow, answer, handlers):
+        if wire.permitted(ctx.options, self._is_heard) and self._wires.take(flow, answer, handlers):
             return
         assert self._engine is not None
         path, delivery = self._engine.pump.admit(answer.source)

@@ -8,12 +8,13 @@ socket, and nobody else wants to see or change the answer; else it goes through 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from weakref import WeakKeyDictionary
 
 from mitmproxy import http, tls
 from mitmproxy.connection import Client
 from mitmproxy.net.http import http1
+from mitmproxy.options import Options
 from mitmproxy.proxy.layers import ClientTLSLayer
 from mitmproxy.proxy.server import ConnectionHandler
 from OpenSSL import SSL
@@ -27,6 +28,11 @@ from .transfer.sources import Source
 
 HOOKS = ("request", "responseheaders", "response")
 """Where another addon listens, answers do not go straight."""
+
+
+def permitted(options: Options, is_heard: Callable[[str], bool]) -> bool:
+    """Whether nobody else has to do with answers; `is_heard` tells of a hook whether another addon listens."""
+    return not options.modify_headers and not any(map(is_heard, HOOKS))
 
 
 class Wires:

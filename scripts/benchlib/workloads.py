@@ -152,6 +152,8 @@ def _cold(*, image: bool, others: int = 0) -> Measure:
         } | figures
         if not image:
             fetches = traffic.fetches(shared.paths[0])
+            if not fetches:
+                raise BenchError("the new blob was not fetched")
             there = min(fetch.start for fetch in fetches)
             figures["fetches"] = len(fetches)
             figures["first byte ms"] = max(one.first_byte - there for one in downloads) * 1e3
