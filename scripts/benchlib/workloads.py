@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from .clients import Download, download, hammer, pull
 from .images import Content
-from .processes import watched
+from .processes import BenchError, watched
 from .servers import CACHES, MANY_BLOBS, Server
 from .stats import percentile
 from .upstream import UPLINK_RATE, Upstream
