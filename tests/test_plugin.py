@@ -16,6 +16,7 @@ from hubcache.plugin import Hubcache
 from hubcache.transfer.sources import FileSource
 from mitm import taddons, tflow
 from mitmproxy import exceptions
+from mitmproxy.addons.modifyheaders import ModifyHeaders
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.addons.tlsconfig import TlsConfig
@@ -69,7 +70,7 @@ class Harness:
 @pytest.fixture
 async def harness(hub: Hub, tmp_path: Path) -> AsyncIterator[Harness]:
     addon = Hubcache()
-    with taddons.context(Proxyserver(), NextLayer(), TlsConfig(), addon) as context:
+    with taddons.context(Proxyserver(), NextLayer(), TlsConfig(), ModifyHeaders(), addon) as context:
         context.options.update(
             confdir=str(tmp_path / "ca"),
             hubcache_dir=str(tmp_path / "store"),
@@ -295,7 +296,7 @@ async def test_flow_that_has_its_answer_already_is_left_alone(harness: Harness) 
 
 async def test_requests_wait_until_the_store_is_open(hub: Hub, tmp_path: Path) -> None:
     addon = Hubcache()
-    with taddons.context(Proxyserver(), NextLayer(), TlsConfig(), addon) as context:
+    with taddons.context(Proxyserver(), NextLayer(), TlsConfig(), ModifyHeaders(), addon) as context:
         context.options.update(
             confdir=str(tmp_path / "ca"),
             hubcache_dir=str(tmp_path / "store"),
