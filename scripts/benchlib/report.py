@@ -90,8 +90,10 @@ def _missed(document: Document) -> Iterator[str]:
 
 
 def svg(document: Document) -> str:
-    """Bars for some of the workloads; ours are coloured."""
-    panels = [(title, _medians(document, workload, figure)) for title, workload, figure in PANELS]
+    """Bars for those of some workloads that were measured; ours are coloured."""
+    panels = [
+        (title, medians) for title, workload, figure in PANELS if (medians := _medians(document, workload, figure))
+    ]
     tallest = max((len(medians) for _, medians in panels), default=0)
     across, down = _LABEL + _WIDTH + _GAP + 50, 44 + tallest * _ROW
     width, height = _COLUMNS * across, -(-len(panels) // _COLUMNS) * down
@@ -112,7 +114,7 @@ def _bars(left: int, top: int, title: str, medians: Mapping[str, float]) -> Iter
     for place, (name, value) in enumerate(medians.items()):
         down, length = top + 34 + place * _ROW, _WIDTH * value / longest
         colour = "#0b6e4f" if name.startswith("ours") else "#9aa5b1"
-        label = escape(SERVERS[name].replace("`", "").removesuffix(" per core"))
+        label = escape(SERVERS[name].replace("`", "").replace("a worker per core", "workers"))
         yield f'<text x="{left + _LABEL}" y="{down + 12}" text-anchor="end" fill="#333">{label}</text>'
         yield f'<rect x="{left + _LABEL + 8}" y="{down}" width="{length:.1f}" height="{_ROW - 5}" fill="{colour}"/>'
         yield f'<text x="{left + _LABEL + 14 + length:.1f}" y="{down + 12}" fill="#333">{number(value)}</text>'
