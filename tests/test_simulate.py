@@ -320,5 +320,5 @@ def test_the_cost_is_measured_on_request() -> None:
     from simlib.cost import cost
 
     report = cost(history=3000, residents=500, rounds=200)
-    for line in ("request for a resident", "eviction walk", "restore"):
+    for line in ("request for a resident", "eviction walk", "restore", "this history opens in"):
         assert line in report

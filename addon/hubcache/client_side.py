@@ -57,8 +57,8 @@ class RegistryHttp1Server(Http1Server):
         return self.request is not None and self.request.raw_content is not None
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
-        """As mitmproxy's, but what it would tell as HTML is told as JSON, and the head of an answer from memory goes
-        out with its body, which follows at once: in one TLS record and one packet."""
+        """As mitmproxy's, but what it would tell as HTML is told as JSON, the head of an answer from memory goes out
+        with its body, which follows at once (in one TLS record and one packet), and what was delivered is not sent."""
         if isinstance(event, ResponseProtocolError) and not self.response:
             if not self.conn.state & ConnectionState.CAN_WRITE:  # answered and closed, or gone
                 return

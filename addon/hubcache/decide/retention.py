@@ -144,7 +144,7 @@ class Retention[K]:
         time = self._advance(now)
         known = self._residents.get(key)
         if known is None:
-            _, requests, last, _, _ = self._absent.pop(key, (size, 1.0, time, 0.0, False))
+            _, requests, last, _, _ = self._absent.pop(key, _absent(size, 1.0, time))
             known = self._residents[key] = _Resident(size, requests, last)
         else:
             self.bytes -= known.size

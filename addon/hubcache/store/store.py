@@ -15,7 +15,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from ..decide.records import ManifestRecord, decode_clock, decode_row, encode_clock, encode_row
@@ -165,10 +164,11 @@ class Store(Facts):
     async def close(self) -> None:
         """Write what is pending and let another process have the directory."""
         try:
-            if self._index is not None:
+            index = self._index
+            if index is not None:
                 await self.flush()
                 if not self.problem:
-                    await self._write(partial(self._index.set, _CLOSED, ""))
+                    await self._write(lambda: index.set(_CLOSED, ""))
         finally:
             await self._close_index()
             self._writer.shutdown()
@@ -366,7 +366,7 @@ class Store(Facts):
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without the garbage collector, which would walk a growing heap again and again: a third of a start's time."""
+    """Without the garbage collector, which would walk a growing heap again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -32,7 +32,7 @@ _LEAST, _MOST = 18, 20
 
 
 class Wire(Protocol):
-    """The straight way to a client. Both raise `OSError` when the client has gone."""
+    """The straight way to a client. `write` and `drain` raise `OSError` when the client has gone."""
 
     def write(self, data: bytes) -> None:
         """Send what the socket takes now, and keep the rest."""
@@ -213,9 +213,8 @@ class Pump:
             while not source.finished:
                 delivery.offer(chunk)
                 writer.write(_BYTE)
-                following = await source.read(
-                    min(CHUNK, self._size())
-                )  # while mitmproxy and the client work on the one before
+                # Read the next while mitmproxy and the client work on this one.
+                following = await source.read(min(CHUNK, self._size()))
                 await delivery.taken()
                 chunk = following
             # The end goes with the last byte: a client that closes as soon as it has all would else look like a leaver.
