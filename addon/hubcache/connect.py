@@ -7,19 +7,24 @@ mitmproxy as soon as another addon listens, or an option says something about it
 """
 
 import re
+import time
 from collections.abc import Callable
+from typing import cast
 
+from mitmproxy.connection import TlsVersion
 from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.options import Options
 from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer, HttpLayer
 from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode
+from mitmproxy.proxy.tunnel import TunnelState
 
 from . import client_side
+from .handshake import Connection
 from .interception import Interception
 
-_ANSWER = b"HTTP/1.1 200 Connection established\r\n\r\n"
+ANSWER = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEAD = re.compile(
     rb"CONNECT ([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5}) HTTP/1\.[01]\r\n"
@@ -35,7 +40,7 @@ class Connects:
 
     def __init__(self, interception: Interception, options: Options) -> None:
         self._interception = interception
-        self._permitted = (
+        self.permitted = (
             options.connection_strategy == "lazy"
             and options.allow_hosts == interception.allow_hosts
             and not (options.http2 or options.ignore_hosts or options.tcp_hosts or options.proxyauth)
@@ -47,17 +52,24 @@ class Connects:
         `is_heard` tells of a hook whether some addon that is not known here has a function for it.
         """
         at, data = asked.context, asked.data_client()
-        if not self._permitted or len(at.layers) != 1 or not data or is_heard("next_layer"):
+        if not self.permitted or len(at.layers) != 1 or not data or is_heard("next_layer"):
             return None
         mode = at.client.proxy_mode
         if isinstance(mode, ReverseMode):
             is_ours = mode.scheme == "https" and self._interception.serves(mode)
             return _http(at) if is_ours and not starts_like_tls_record(data) else None
-        found = _HEAD.match(data[:_MAX_HEAD]) if isinstance(mode, RegularMode) else None
-        if found is None or is_heard("http_connect") or is_heard("http_connected"):
+        if not isinstance(mode, RegularMode) or is_heard("http_connect") or is_heard("http_connected"):
+            return None
+        found = self.find(data)
+        return None if found is None else Tunnel(at, *found)
+
+    def find(self, data: bytes) -> tuple[tuple[str, int], int] | None:
+        """The address that an ordinary CONNECT to one of our hosts names, and the length of its head."""
+        found = _HEAD.match(data[:_MAX_HEAD])
+        if found is None:
             return None
         host, port = found[1].decode().strip("[]"), int(found[2])
-        return Tunnel(at, (host, port), found.end()) if self._interception.has(host, port) else None
+        return ((host, port), found.end()) if self._interception.has(host, port) else None
 
 
 def is_known(function: Callable[..., object]) -> bool:
@@ -82,7 +94,7 @@ class Tunnel(layer.Layer):
                 return
             self.context.server.address = self._address
             self._handle_event = self._begin  # type: ignore[method-assign]
-            yield commands.SendData(self.context.client, _ANSWER)
+            yield commands.SendData(self.context.client, ANSWER)
             inside = self._received[self._length :]
             if inside:
                 yield from self._begin(events.DataReceived(self.context.client, inside))
@@ -103,6 +115,31 @@ class Tunnel(layer.Layer):
         child = ClientTLSLayer(self.context)
         child.child_layer = _http(self.context)
         return child
+
+
+class Secured(layer.Layer):
+    """Goes on in a tunnel to `address` inside of which TLS was established: the first bytes are what came in that."""
+
+    def __init__(self, at: context.Context, address: tuple[str, int], connection: Connection) -> None:
+        super().__init__(at)
+        self.connection = connection
+        self._tls = ClientTLSLayer(at)
+        self._tls.child_layer = _http(at)
+        self._tls.tls = connection
+        self._tls.client_hello_parsed = True
+        self._tls.tunnel_state = TunnelState.OPEN
+        at.server.address = address
+        client = at.client
+        client.sni = address[0]
+        client.alpn = connection.get_alpn_proto_negotiated()
+        client.cipher = connection.get_cipher_name()
+        client.tls_version = cast(TlsVersion, connection.get_protocol_version_name())
+        client.timestamp_tls_setup = time.time()
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.DataReceived):
+            self._handle_event = self._tls.handle_event  # type: ignore[method-assign]
+        yield from self._tls.event_to_child(event)
 
 
 def _http(at: context.Context) -> HttpLayer:

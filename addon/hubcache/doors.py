@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mitmproxy.proxy.mode_servers import AsyncioServerInstance, ServerInstance
@@ -66,10 +66,27 @@ def inherit() -> None:
     AsyncioServerInstance.listen = listen  # type: ignore[method-assign, assignment]
 
 
+type Reception = Callable[[ServerInstance[Any]], asyncio.Protocol]
+
+
+def receive(servers: Iterable[ServerInstance[Any]], reception: Reception) -> None:
+    """Have what `reception` makes begin with each new client at inherited sockets, in place of mitmproxy."""
+    for server in servers:
+        assert isinstance(server, AsyncioServerInstance)
+        for listener in server._servers:
+            assert isinstance(listener, _Listener)
+            listener.reception = reception
+
+
+def _mitmproxy(server: ServerInstance[Any]) -> asyncio.Protocol:
+    return asyncio.StreamReaderProtocol(asyncio.StreamReader(), server.handle_stream)
+
+
 class _Listener:
     """What mitmproxy needs of an `asyncio.Server`; that one would accept all who wait, and leave nobody to others."""
 
     def __init__(self, instance: AsyncioServerInstance[Any], fd: int) -> None:
+        self.reception: Reception = _mitmproxy
         self._instance = instance
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
@@ -88,9 +105,7 @@ class _Listener:
                     logger.warning("hubcache: cannot accept clients for a moment: %s", error.strerror)
                     await asyncio.sleep(_PAUSE_SECONDS)
                 continue
-            reader = asyncio.StreamReader()
-            protocol = asyncio.StreamReaderProtocol(reader, self._instance.handle_stream)
-            await loop.connect_accepted_socket(lambda protocol=protocol: protocol, client)  # type: ignore[misc]
+            await loop.connect_accepted_socket(lambda: self.reception(self._instance), client)
 
     def close(self) -> None:
         """Stop accepting."""

@@ -110,7 +110,14 @@ class Handshakes:
         if context is None:
             if not self._interception.has(*address) or not address[0].islower():  # of all spellings, one is kept
                 return None
-            context = self._contexts[address[0]] = _context(self._leaf(start.context))
+            self._contexts[address[0]] = _context(self._leaf(start.context))
+        return self.another(address[0])
+
+    def another(self, host: str) -> Connection | None:
+        """A connection for a host for which there was one before; its client asks for that name."""
+        context = self._contexts.get(host)
+        if context is None:
+            return None
         made = Connection(context)
         made.set_accept_state()
         return made

@@ -58,12 +58,18 @@ class Interception:
         will. In the mirror door `?ns=` chooses the registry (containerd's convention); an unknown one is nobody's.
         """
         mode = flow.client_conn.proxy_mode
-        if not isinstance(mode, ReverseMode):
-            if flow.request.scheme != "https":
-                return None
-            return self._places.get((flow.request.host.lower(), flow.request.port))
-        own = self._places.get((mode.address[0].lower(), mode.address[1]))
-        namespaces = parse_qs(flow.request.path.partition("?")[2]).get("ns")
+        if isinstance(mode, ReverseMode):
+            return self.place_in_mirror(mode, flow.request.path.partition("?")[2])
+        return self.place_of(flow.request.host, flow.request.port) if flow.request.scheme == "https" else None
+
+    def place_of(self, host: str, port: int) -> Place | None:
+        """Where a request inside of a tunnel to that address belongs."""
+        return self._places.get((host.lower(), port))
+
+    def place_in_mirror(self, mode: ReverseMode, query: str) -> Place | None:
+        """Where a request at a mirror door belongs."""
+        own = self.place_of(*mode.address)
+        namespaces = parse_qs(query).get("ns")
         if not namespaces:
             return None if own is None else Place(own.registry, Door.MIRROR)
         for registry in self.registries:

@@ -25,6 +25,8 @@ class Dispatcher:
     def __init__(self, manager: addonmanager.AddonManager) -> None:
         self._manager = manager
         self._functions: dict[str, list[Callable[..., Any]]] = {}
+        self.changes = 0
+        """How often an addon came or went, or an option changed."""
         self._register, self._remove = manager.register, manager.remove
         manager.register, manager.remove = self.register, self.remove  # type: ignore[method-assign]
         manager.handle_lifecycle = self.handle_lifecycle  # type: ignore[method-assign]
@@ -39,17 +41,21 @@ class Dispatcher:
         try:
             return self._register(addon)  # type: ignore[no-untyped-call]
         finally:
-            self._functions.clear()
+            self._forget()
 
     def remove(self, addon: Any) -> None:
         """As the manager's."""
         try:
             self._remove(addon)  # type: ignore[no-untyped-call]
         finally:
-            self._functions.clear()
+            self._forget()
 
     def _options_changed(self, updated: set[str]) -> None:
-        self._functions.clear()  # the order of scripts is an option
+        self._forget()  # the order of scripts is an option
+
+    def _forget(self) -> None:
+        self._functions.clear()
+        self.changes += 1
 
     async def handle_lifecycle(self, event: hooks.Hook) -> None:
         """As the manager's: each addon in turn, an error in one logged, `AddonHalt` the end; then `update`."""

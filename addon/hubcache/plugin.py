@@ -13,14 +13,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import certifi
-from mitmproxy import addonmanager, ctx, exceptions, http, tls
+from mitmproxy import addonmanager, ctx, exceptions, http
 from mitmproxy.net.http import http1
-from mitmproxy.proxy import layer
 from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.utils import human
 
-from . import client_side, connect, credentials, doors, flow_headers, handshake, lean, wire
+from . import client_side, credentials, doors, flow_headers, wire
+from .connections import Connections
 from .engine import Engine
 from .interception import Interception, Place
 from .oci.errors import ConfigError, ContentTooLarge, ManifestUnknown, StoreTooNew
@@ -54,9 +54,8 @@ class Hubcache:
     def __init__(self) -> None:
         self._settings: Settings | None = None
         self._interception = Interception(())
-        self._connects: connect.Connects | None = None
-        self._handshakes: handshake.Handshakes | None = None
-        self._wires = wire.Wires()
+        self._connections = Connections([self])
+        self.addons = [self._connections]
         self._engine: Engine | Remote | None = None
         self._supervisor: Supervisor | None = None
         self._ready = asyncio.Event()
@@ -69,7 +68,6 @@ class Hubcache:
 
     def load(self, loader: addonmanager.Loader) -> None:
         """Declare the options, and give mitmproxy's own the defaults that a registry cache needs."""
-        self._hooks = lean.install(ctx.master.addons)
         doors.without_quic(ctx.options.mode)  # at once: mitmproxy is about to open those of the command line
         options.declare(loader)
         try:
@@ -85,7 +83,6 @@ class Hubcache:
 
     def configure(self, updated: set[str]) -> None:
         """Check options: at start an error ends the program, later it is refused and nothing changes."""
-        self._connects = self._handshakes = None
         relevant = any(name.startswith("hubcache_") for name in updated) or {"mode", "confdir"} & updated
         if not relevant:
             return
@@ -110,6 +107,7 @@ class Hubcache:
         if warning and previous is None and ADDRESS not in os.environ:
             logger.warning("hubcache: %s", warning)
         self._settings, self._interception = settings, interception
+        self._connections.intercept(interception)
         if isinstance(self._engine, Engine):
             self._engine.apply(settings)
         host = settings.registries[0].host
@@ -139,6 +137,7 @@ class Hubcache:
                 await self._start(self._settings, tuple(doorkeeper.servers))
             else:
                 self._engine = await Remote.connect(owner, ctx.master.shutdown)
+                self._connections.receive(doorkeeper.servers, self._engine.repeated)
         except (ConfigError, StoreTooNew) as error:
             logger.error("hubcache: %s", error)
             return
@@ -176,8 +175,7 @@ class Hubcache:
 
     def _renew_leaves(self) -> None:
         """Have leaf certificates made anew each day: mitmproxy keeps them for ever, but they expire after 199 days."""
-        ctx.master.addons.get("tlsconfig").certstore.certs.clear()
-        self._handshakes = None
+        self._connections.renew()
         self._leaf_timer = asyncio.get_running_loop().call_later(_LEAF_SECONDS, self._renew_leaves)
 
     async def done(self) -> None:
@@ -189,39 +187,6 @@ class Hubcache:
         if self._engine is not None:
             await self._engine.close()
             self._engine = None
-
-    # -- connections ----------------------------------------------------------------------------------------------
-
-    def next_layer(self, data: layer.NextLayer) -> None:
-        """Give HTTP connections our client side. Scripts come before mitmproxy's own choice of the layer, so that is
-        asked for first."""
-        if self._connects is None:
-            self._connects = connect.Connects(self._interception, ctx.options)
-        data.layer = data.layer or self._connects.answer(data, self._is_heard)
-        ctx.master.addons.get("nextlayer").next_layer(data)
-        if data.layer is not None:
-            client_side.install(data.layer)
-
-    def _is_heard(self, hook: str) -> bool:
-        """Whether another addon than this and mitmproxy's own has a function for this hook."""
-        functions = self._hooks.functions(hook)
-        return not all(connect.is_known(each) or getattr(each, "__self__", None) is self for each in functions)
-
-    def tls_clienthello(self, data: tls.ClientHelloData) -> None:
-        """A client sends no server name when the registry is an address: have the leaf made for that address alone.
-        mitmproxy would add the proxy's own, which the CA's name constraints do not permit."""
-        address = data.context.server.address
-        if data.context.client.sni is None and address is not None:
-            data.context.client.sni = address[0]
-
-    def tls_start_client(self, data: tls.TlsData) -> None:
-        """Have TLS with clients of our hosts begin without mitmproxy, unless another addon wants to have a say."""
-        if self._handshakes is None:
-            leaf = ctx.master.addons.get("tlsconfig").get_cert
-            self._handshakes = handshake.Handshakes(self._interception, ctx.options, leaf)
-        if data.ssl_conn is None and not self._is_heard("tls_start_client"):
-            data.ssl_conn = self._handshakes.connection(data)
-            self._wires.secured(data)
 
     # -- flows ----------------------------------------------------------------------------------------------------
 
@@ -307,7 +272,9 @@ class Hubcache:
             flow.response = flow_headers.response(answer)
             return
         handlers = ctx.master.addons.get("proxyserver").connections
-        if wire.permitted(ctx.options, self._is_heard) and self._wires.take(flow, answer, handlers):
+        if wire.permitted(ctx.options, self._connections.is_heard) and self._connections.wires.take(
+            flow, answer, handlers
+        ):
             return
         assert self._engine is not None
         path, delivery = self._engine.pump.admit(answer.source)
@@ -352,13 +319,13 @@ class Hubcache:
     def response(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         """A flow is complete, but for a body that goes straight."""
         self._deliveries.pop(flow.id, None)
-        return self._wires.deliver(flow, self._engine.pump) if self._engine is not None else None
+        return self._connections.wires.deliver(flow, self._engine.pump) if self._engine is not None else None
 
     async def error(self, flow: http.HTTPFlow) -> None:
         """A flow broke off: its client left, or its body could not be had."""
         self._forwards.pop(flow.id, None)
         self._token_requests.pop(flow.id, None)
-        await self._wires.drop(flow)
+        await self._connections.wires.drop(flow)
         _, delivery, _ = self._deliveries.pop(flow.id, (None, None, None))
         if delivery is not None:
             await delivery.close()

@@ -47,7 +47,11 @@ class Wires:
         """TLS with a client begins. One inside of another (the proxy is spoken to by TLS, too) is mitmproxy's."""
         layers = [layer for layer in start.context.layers if isinstance(layer, ClientTLSLayer)]
         if len(layers) == 1 and isinstance(start.ssl_conn, Connection):
-            self._connections[start.context.client] = start.ssl_conn
+            self.know(start.context.client, start.ssl_conn)
+
+    def know(self, client: Client, connection: Connection) -> None:
+        """A client's one TLS connection."""
+        self._connections[client] = connection
 
     def take(
         self, flow: http.HTTPFlow, answer: Answer, handlers: Mapping[tuple[str, ...] | str, ConnectionHandler]

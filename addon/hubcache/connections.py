@@ -1,0 +1,105 @@
+"""mitmproxy's hooks about connections: an addon inside of ours. What clients say in them is not its business."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mitmproxy import addonmanager, ctx, tls
+from mitmproxy.proxy import layer
+from mitmproxy.proxy.mode_servers import ServerInstance
+
+from . import client_side, doors, front, lean
+from .connect import Connects, Secured, is_known
+from .handshake import Handshakes
+from .interception import Interception
+from .serve.messages import Answer, Request
+from .wire import Wires
+
+
+class Connections:
+    """`own` are the addons that are part of this program, beside this one."""
+
+    def __init__(self, own: Iterable[object]) -> None:
+        self.wires = Wires()
+        self._own = (self, *own)
+        self._interception = Interception(())
+        self._connects: Connects | None = None
+        self._handshakes: Handshakes | None = None
+        self._front: front.Front | None = None
+        self._front_made_at = -1
+        self._answer: Callable[[Request], Answer | None] | None = None
+
+    def load(self, _: addonmanager.Loader) -> None:
+        """Make hooks cheap."""
+        self._hooks = lean.install(ctx.master.addons)
+
+    def configure(self, _: set[str]) -> None:
+        """An option changed: look at all of them again."""
+        self._connects = self._handshakes = self._front = None
+
+    def intercept(self, interception: Interception) -> None:
+        """Speak with clients of these hosts."""
+        self._interception = interception
+        self.configure(set())
+
+    def receive(self, servers: Iterable[ServerInstance[Any]], answer: Callable[[Request], Answer | None]) -> None:
+        """Begin with the clients of this process's own doors before mitmproxy does; `answer` says what is at hand."""
+        self._answer = answer
+        doors.receive(servers, self._reception)
+
+    def renew(self) -> None:
+        """Forget leaf certificates."""
+        ctx.master.addons.get("tlsconfig").certstore.certs.clear()
+        self._handshakes = self._front = None
+
+    def is_heard(self, hook: str) -> bool:
+        """Whether another addon than these and mitmproxy's own has a function for this hook."""
+        functions = self._hooks.functions(hook)
+        return not all(is_known(each) or getattr(each, "__self__", None) in self._own for each in functions)
+
+    # -- made when they are needed, by what the options are then; no properties, which mitmproxy would evaluate ------
+
+    def _connecting(self) -> Connects:
+        if self._connects is None:
+            self._connects = Connects(self._interception, ctx.options)
+        return self._connects
+
+    def _shaking(self) -> Handshakes:
+        if self._handshakes is None:
+            leaf = ctx.master.addons.get("tlsconfig").get_cert
+            self._handshakes = Handshakes(self._interception, ctx.options, leaf)
+        return self._handshakes
+
+    def _reception(self, server: ServerInstance[Any]) -> asyncio.Protocol:
+        if self._front is None or self._front_made_at != self._hooks.changes:
+            self._front_made_at = self._hooks.changes
+            assert self._answer is not None
+            answer = self._answer if front.permitted(ctx.options, self.is_heard) else None
+            self._front = front.Front(self._interception, self._connecting(), self._shaking(), ctx.options, answer)
+        return self._front.reception(server)
+
+    # -- hooks --------------------------------------------------------------------------------------------------------
+
+    def next_layer(self, data: layer.NextLayer) -> None:
+        """Give HTTP connections our client side. Scripts come before mitmproxy's own choice of the layer, so that is
+        asked for first."""
+        handlers = ctx.master.addons.get("proxyserver").connections
+        data.layer = data.layer or front.resume(data, handlers) or self._connecting().answer(data, self.is_heard)
+        ctx.master.addons.get("nextlayer").next_layer(data)
+        if isinstance(data.layer, Secured):
+            self.wires.know(data.context.client, data.layer.connection)
+        if data.layer is not None:
+            client_side.install(data.layer)
+
+    def tls_clienthello(self, data: tls.ClientHelloData) -> None:
+        """A client sends no server name when the registry is an address: have the leaf made for that address alone.
+        mitmproxy would add the proxy's own, which the CA's name constraints do not permit."""
+        address = data.context.server.address
+        if data.context.client.sni is None and address is not None:
+            data.context.client.sni = address[0]
+
+    def tls_start_client(self, data: tls.TlsData) -> None:
+        """Have TLS with clients of our hosts begin without mitmproxy, unless another addon wants to have a say."""
+        if data.ssl_conn is None and not self.is_heard("tls_start_client"):
+            data.ssl_conn = self._shaking().connection(data)
+            self.wires.secured(data)
