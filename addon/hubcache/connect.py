@@ -9,7 +9,7 @@ mitmproxy as soon as another addon listens, or an option says something about it
 import re
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Self, cast
 
 from mitmproxy.connection import TlsVersion
 from mitmproxy.net.tls import starts_like_tls_record
@@ -85,6 +85,14 @@ class Tunnel(layer.Layer):
         self._address = address
         self._length = length
         self._received = b""
+
+    @classmethod
+    def answered(cls, at: context.Context, address: tuple[str, int]) -> Self:
+        """Goes on after a CONNECT that was answered before."""
+        made = cls(at, address, 0)
+        at.server.address = address
+        made._handle_event = made._begin  # type: ignore[method-assign]
+        return made
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         """The CONNECT itself; it may have come in pieces."""

@@ -127,7 +127,7 @@ def resume(asked: layer.NextLayer, handlers: Mapping[tuple[str, ...] | str, Conn
         return None
     said, protocol.said = protocol.said, None
     if said.connection is None:
-        return Tunnel(asked.context, said.address, 0)
+        return Tunnel.answered(asked.context, said.address)
     return Secured(asked.context, said.address, said.connection)
 
 
