@@ -42,8 +42,10 @@ class Connections:
         self._interception = interception
         self.configure(set())
 
-    def receive(self, servers: Iterable[ServerInstance[Any]], answer: Callable[[Request], Answer | None]) -> None:
-        """Begin with the clients of this process's own doors before mitmproxy does; `answer` says what is at hand."""
+    def receive(
+        self, servers: Iterable[ServerInstance[Any]], answer: Callable[[Request], Answer | None] | None = None
+    ) -> None:
+        """Begin with the clients of these doors before mitmproxy does; `answer` says what is at hand for them."""
         self._answer = answer
         doors.receive(servers, self._reception)
 
@@ -73,9 +75,10 @@ class Connections:
     def _reception(self, server: ServerInstance[Any]) -> asyncio.Protocol:
         if self._front is None or self._front_made_at != self._hooks.changes:
             self._front_made_at = self._hooks.changes
-            assert self._answer is not None
-            answer = self._answer if front.permitted(ctx.options, self.is_heard) else None
-            self._front = front.Front(self._interception, self._connecting(), self._shaking(), ctx.options, answer)
+            answer = self._answer if front.is_unseen(ctx.options, self.is_heard) else None
+            self._front = front.Front(
+                self._interception, self._connecting(), self._shaking(), ctx.options, self.is_heard, answer
+            )
         return self._front.reception(server)
 
     # -- hooks --------------------------------------------------------------------------------------------------------

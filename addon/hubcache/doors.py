@@ -70,12 +70,20 @@ type Reception = Callable[[ServerInstance[Any]], asyncio.Protocol]
 
 
 def receive(servers: Iterable[ServerInstance[Any]], reception: Reception) -> None:
-    """Have what `reception` makes begin with each new client at inherited sockets, in place of mitmproxy."""
+    """Have what `reception` makes begin with each new client, in place of mitmproxy."""
     for server in servers:
         assert isinstance(server, AsyncioServerInstance)
+        listeners: list[Any] = []
         for listener in server._servers:
-            assert isinstance(listener, _Listener)
-            listener.reception = reception
+            if isinstance(listener, asyncio.Server):
+                listeners += [_Listener(server, door.dup().detach()) for door in listener.sockets]
+                listener.close()
+            else:
+                listeners.append(listener)
+        server._servers = listeners
+        for listener in listeners:
+            if isinstance(listener, _Listener):
+                listener.reception = reception
 
 
 def _mitmproxy(server: ServerInstance[Any]) -> asyncio.Protocol:

@@ -31,12 +31,13 @@ from .serve.messages import Answer, Request
 
 logger = logging.getLogger("hubcache")
 
-HOOKS = (
-    *("client_connected", "client_disconnected", "next_layer", "http_connect", "http_connected", "tls_clienthello"),
-    *("tls_start_client", "tls_established_client", "tls_failed_client", "requestheaders", "request"),
-    *("responseheaders", "response", "error"),
+_CONNECTION_HOOKS = (
+    *("next_layer", "http_connect", "http_connected"),
+    *("tls_clienthello", "tls_start_client", "tls_established_client", "tls_failed_client"),
 )
-"""Where another addon listens, all is mitmproxy's."""
+"""Where another addon listens, clients are mitmproxy's from their begin."""
+_FLOW_HOOKS = ("client_connected", "client_disconnected", "requestheaders", "request", "responseheaders", "response")
+"""Where another addon listens, requests are mitmproxy's."""
 _INDIFFERENT = {
     *("allow_hosts", "block_global", "cert_passphrase", "certs", "confdir", "connection_strategy", "flow_detail"),
     *("http2", "key_size", "listen_host", "listen_port", "mode", "scripts", "ssl_insecure", "tcp_timeout"),
@@ -55,18 +56,21 @@ _UNUSUAL = {"content-length", "expect", "te", "trailer", "transfer-encoding", "u
 """Headers with which a request has a body, or asks for more than an answer."""
 
 
-def permitted(options: Options, is_heard: Callable[[str], bool]) -> bool:
-    """Whether nobody else has to do with connections, and nobody is shown the flows that there will not be.
+def is_unseen(options: Options, is_heard: Callable[[str], bool]) -> bool:
+    """Whether nobody else has to do with requests, and nobody is shown the flows that there will not be.
 
     `is_heard` tells of a hook whether an addon that is not known here has a function for it.
     """
     changed = {name for name in options.keys() if getattr(options, name) != options.default(name)}  # noqa: SIM118
     others = {name for name in changed - _INDIFFERENT if not name.startswith("hubcache_")}
-    return not (others or options.flow_detail or any(map(is_heard, HOOKS)))
+    return not (others or options.flow_detail or any(map(is_heard, _FLOW_HOOKS)))
 
 
 class Front:
-    """Receives clients. `answer` tells what is at hand for a request, or None; without it, mitmproxy gets them all."""
+    """Receives clients. `answer` tells what is at hand for a request, or None; without it all requests are mitmproxy's.
+
+    `is_heard` tells of a hook whether an addon that is not known here has a function for it.
+    """
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class Front:
         connects: Connects,
         handshakes: Handshakes,
         options: Options,
+        is_heard: Callable[[str], bool],
         answer: Callable[[Request], Answer | None] | None,
     ) -> None:
         self.interception = interception
@@ -81,14 +86,15 @@ class Front:
         self.handshakes = handshakes
         self.answer = answer
         self.patience = float(options.tcp_timeout)
+        self._receives = connects.permitted and not any(map(is_heard, _CONNECTION_HOOKS))
         self._blocks_global = options.block_global
 
     def receives(self, mode: ProxyMode, client: str) -> bool:
         """Whether a client at that address begins here. One that mitmproxy might turn away, is mitmproxy's."""
-        if self.answer is None or not self.connects.permitted or (self._blocks_global and _is_global(client)):
+        if not self._receives or (self._blocks_global and _is_global(client)):
             return False
         if isinstance(mode, ReverseMode):
-            return mode.scheme == "https" and self.interception.serves(mode)
+            return self.answer is not None and mode.scheme == "https" and self.interception.serves(mode)
         return isinstance(mode, RegularMode)
 
     def reception(self, server: ServerInstance[Any]) -> asyncio.Protocol:
@@ -274,9 +280,9 @@ class _Reception(asyncio.Protocol):
 
     def _request(self) -> bool:
         asked = _REQUEST.match(self._received[:_MAX_HEAD])
-        request = None if asked is None else self._read(*asked.groups())
-        assert self._front.answer is not None
-        answer = None if request is None else self._front.answer(request)
+        at_hand = self._front.answer
+        request = None if asked is None or at_hand is None else self._read(*asked.groups())
+        answer = None if request is None or at_hand is None else at_hand(request)
         if asked is None or request is None or answer is None:
             return self._hand_over()
         self._received = self._received[asked.end() :]

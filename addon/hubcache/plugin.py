@@ -159,6 +159,8 @@ class Hubcache:
             )
             await self._supervisor.start()
             logger.info("hubcache: %d workers", workers)
+        else:
+            self._connections.receive(servers)
 
     @staticmethod
     def _say_where(settings: Settings, engine: Engine, servers: Iterable[ServerInstance[Any]]) -> None:
