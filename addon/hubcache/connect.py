@@ -9,7 +9,7 @@ mitmproxy as soon as another addon listens, or an option says something about it
 import re
 import time
 from collections.abc import Callable
-from typing import Self, cast
+from typing import cast
 
 from mitmproxy.connection import TlsVersion
 from mitmproxy.net.tls import starts_like_tls_record
@@ -87,10 +87,13 @@ class Tunnel(layer.Layer):
         self._received = b""
 
     @classmethod
-    def answered(cls, at: context.Context, address: tuple[str, int]) -> Self:
-        """Goes on after a CONNECT that was answered before."""
-        made = cls(at, address, 0)
+    def answered(cls, at: context.Context, address: tuple[str, int], connection: Connection | None) -> layer.Layer:
+        """What goes on after a CONNECT that was answered before; with TLS, if that is a `connection` already: then the
+        first bytes are what came inside of it."""
         at.server.address = address
+        if connection is not None:
+            return _Secured(at, connection)
+        made = cls(at, address, 0)
         made._handle_event = made._begin  # type: ignore[method-assign]
         return made
 
@@ -125,20 +128,19 @@ class Tunnel(layer.Layer):
         return child
 
 
-class Secured(layer.Layer):
-    """Goes on in a tunnel to `address` inside of which TLS was established: the first bytes are what came in that."""
+class _Secured(layer.Layer):
+    """Has mitmproxy's layer for TLS go on with a connection that is established."""
 
-    def __init__(self, at: context.Context, address: tuple[str, int], connection: Connection) -> None:
+    def __init__(self, at: context.Context, connection: Connection) -> None:
         super().__init__(at)
-        self.connection = connection
         self._tls = ClientTLSLayer(at)
         self._tls.child_layer = _http(at)
         self._tls.tls = connection
         self._tls.client_hello_parsed = True
         self._tls.tunnel_state = TunnelState.OPEN
-        at.server.address = address
         client = at.client
-        client.sni = address[0]
+        assert at.server.address is not None
+        client.sni = at.server.address[0]
         client.alpn = connection.get_alpn_proto_negotiated()
         client.cipher = connection.get_cipher_name()
         client.tls_version = cast(TlsVersion, connection.get_protocol_version_name())

@@ -1,18 +1,21 @@
 """mitmproxy's hooks about connections: an addon inside of ours. What clients say in them is not its business."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from mitmproxy import addonmanager, ctx, tls
+from mitmproxy.connection import Client
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.mode_servers import ServerInstance
 
 from . import client_side, doors, front, lean
-from .connect import Connects, Secured, is_known
+from .connect import Connects, Tunnel, is_known
 from .handshake import Handshakes
 from .interception import Interception
-from .serve.messages import Answer, Request
+from .reception import Decider, Desk, said_before
+from .serve.messages import Forward
 from .wire import Wires
 
 
@@ -26,8 +29,9 @@ class Connections:
         self._connects: Connects | None = None
         self._handshakes: Handshakes | None = None
         self._front: front.Front | None = None
-        self._front_made_at = -1
-        self._answer: Callable[[Request], Answer | None] | None = None
+        self._looked_at = -1
+        self._decider: Decider | None = None
+        self._decisions: WeakKeyDictionary[Client, Forward] = WeakKeyDictionary()
 
     def load(self, _: addonmanager.Loader) -> None:
         """Make hooks cheap."""
@@ -35,24 +39,28 @@ class Connections:
 
     def configure(self, _: set[str]) -> None:
         """An option changed: look at all of them again."""
-        self._connects = self._handshakes = self._front = None
+        self._connects = self._handshakes = None
+        self._looked_at = -1
 
     def intercept(self, interception: Interception) -> None:
         """Speak with clients of these hosts."""
         self._interception = interception
         self.configure(set())
 
-    def receive(
-        self, servers: Iterable[ServerInstance[Any]], answer: Callable[[Request], Answer | None] | None = None
-    ) -> None:
-        """Begin with the clients of these doors before mitmproxy does; `answer` says what is at hand for them."""
-        self._answer = answer
+    def receive(self, servers: Iterable[ServerInstance[Any]], decider: Decider) -> None:
+        """Begin with the clients of these doors before mitmproxy does, where that makes no difference to anybody."""
+        self._decider = decider
         doors.receive(servers, self._reception)
+
+    def decided(self, client: Client) -> Forward | None:
+        """What was decided about a client's next request before mitmproxy took over."""
+        return self._decisions.pop(client, None)
 
     def renew(self) -> None:
         """Forget leaf certificates."""
         ctx.master.addons.get("tlsconfig").certstore.certs.clear()
-        self._handshakes = self._front = None
+        self._handshakes = None
+        self._looked_at = -1
 
     def is_heard(self, hook: str) -> bool:
         """Whether another addon than these and mitmproxy's own has a function for this hook."""
@@ -72,25 +80,33 @@ class Connections:
             self._handshakes = Handshakes(self._interception, ctx.options, leaf)
         return self._handshakes
 
-    def _reception(self, server: ServerInstance[Any]) -> asyncio.Protocol:
-        if self._front is None or self._front_made_at != self._hooks.changes:
-            self._front_made_at = self._hooks.changes
-            answer = self._answer if front.is_unseen(ctx.options, self.is_heard) else None
-            self._front = front.Front(
-                self._interception, self._connecting(), self._shaking(), ctx.options, self.is_heard, answer
-            )
-        return self._front.reception(server)
+    def _reception(self, server: ServerInstance[Any], address: str) -> asyncio.Protocol | None:
+        if self._looked_at != self._hooks.changes:
+            self._looked_at, self._front = self._hooks.changes, None
+            assert self._decider is not None
+            if front.permitted(ctx.options, self.is_heard):
+                patience = float(ctx.options.tcp_timeout)
+                parts = (self._interception, self._connecting(), self._shaking(), self._decider, patience)
+                self._front = front.Front(Desk(*parts), ctx.options)
+        return self._front.receive(server, address) if self._front is not None else None
 
     # -- hooks --------------------------------------------------------------------------------------------------------
 
     def next_layer(self, data: layer.NextLayer) -> None:
         """Give HTTP connections our client side. Scripts come before mitmproxy's own choice of the layer, so that is
         asked for first."""
+        client = data.context.client
         handlers = ctx.master.addons.get("proxyserver").connections
-        data.layer = data.layer or front.resume(data, handlers) or self._connecting().answer(data, self.is_heard)
+        said = said_before(client, handlers.get(client.id))
+        if said is not None and said.address is not None:
+            data.layer = Tunnel.answered(data.context, said.address, said.connection)
+        else:
+            data.layer = data.layer or self._connecting().answer(data, self.is_heard)
         ctx.master.addons.get("nextlayer").next_layer(data)
-        if isinstance(data.layer, Secured):
-            self.wires.know(data.context.client, data.layer.connection)
+        if said is not None and said.connection is not None:
+            self.wires.know(client, said.connection)
+        if said is not None and said.decision is not None:
+            self._decisions[client] = said.decision
         if data.layer is not None:
             client_side.install(data.layer)
 

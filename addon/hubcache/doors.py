@@ -66,7 +66,8 @@ def inherit() -> None:
     AsyncioServerInstance.listen = listen  # type: ignore[method-assign, assignment]
 
 
-type Reception = Callable[[ServerInstance[Any]], asyncio.Protocol]
+type Reception = Callable[[ServerInstance[Any], str], asyncio.Protocol | None]
+"""Makes what speaks with a client at that address who came to that door; None where mitmproxy shall do it."""
 
 
 def receive(servers: Iterable[ServerInstance[Any]], reception: Reception) -> None:
@@ -86,15 +87,11 @@ def receive(servers: Iterable[ServerInstance[Any]], reception: Reception) -> Non
                 listener.reception = reception
 
 
-def _mitmproxy(server: ServerInstance[Any]) -> asyncio.Protocol:
-    return asyncio.StreamReaderProtocol(asyncio.StreamReader(), server.handle_stream)
-
-
 class _Listener:
     """What mitmproxy needs of an `asyncio.Server`; that one would accept all who wait, and leave nobody to others."""
 
     def __init__(self, instance: AsyncioServerInstance[Any], fd: int) -> None:
-        self.reception: Reception = _mitmproxy
+        self.reception: Reception = lambda *_: None
         self._instance = instance
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
@@ -106,14 +103,17 @@ class _Listener:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                client, _ = await loop.sock_accept(self._socket)
+                client, address = await loop.sock_accept(self._socket)
             except OSError as error:
                 # The client left (ECONNABORTED), or there are no more descriptors: asyncio's server goes on, too.
                 if error.errno in _EXHAUSTED:
                     logger.warning("hubcache: cannot accept clients for a moment: %s", error.strerror)
                     await asyncio.sleep(_PAUSE_SECONDS)
                 continue
-            await loop.connect_accepted_socket(lambda: self.reception(self._instance), client)
+            protocol = self.reception(self._instance, address[0])
+            if protocol is None:
+                protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(), self._instance.handle_stream)
+            await loop.connect_accepted_socket(lambda protocol=protocol: protocol, client)  # type: ignore[misc]
 
     def close(self) -> None:
         """Stop accepting."""

@@ -137,7 +137,7 @@ class Hubcache:
                 await self._start(self._settings, tuple(doorkeeper.servers))
             else:
                 self._engine = await Remote.connect(owner, ctx.master.shutdown)
-                self._connections.receive(doorkeeper.servers, self._engine.repeated)
+                self._connections.receive(doorkeeper.servers, self._engine)
         except (ConfigError, StoreTooNew) as error:
             logger.error("hubcache: %s", error)
             return
@@ -160,7 +160,7 @@ class Hubcache:
             await self._supervisor.start()
             logger.info("hubcache: %d workers", workers)
         else:
-            self._connections.receive(servers)
+            self._connections.receive(servers, engine)
 
     @staticmethod
     def _say_where(settings: Settings, engine: Engine, servers: Iterable[ServerInstance[Any]]) -> None:
@@ -213,7 +213,7 @@ class Hubcache:
             place.is_token_service,
         )
         credentials.hide(flow.request)
-        outcome = await self._engine.answer(request)
+        outcome = self._connections.decided(flow.client_conn) or await self._engine.answer(request)
         if outcome is None:
             length = http1.expected_http_body_size(flow.request)
             if length is None or length > SMALL:
@@ -223,7 +223,7 @@ class Hubcache:
             self._token_requests[flow.id] = request  # answered in `request`, when its body is here
             return
         if isinstance(outcome, Answer) and (request.door is Door.MIRROR or request.credentials is None):
-            await self._take_small(outcome)
+            await wire.take_small(outcome, self._engine.pump)  # anybody may see it, and it may stay in a flow
         self._act(flow, place, outcome)
 
     async def request(self, flow: http.HTTPFlow) -> None:
@@ -245,15 +245,6 @@ class Hubcache:
         else:
             flow.comment = outcome.headers.get("Cache-Status", "")
             self._answer(flow, outcome)
-
-    async def _take_small(self, answer: Answer) -> None:
-        """Have a small stored body in memory. Only for anonymous clients: what they get, everybody may see; anything
-        else must not stay in a flow."""
-        assert self._engine is not None
-        if answer.source is not None and answer.source.origin == "store" and 0 < answer.length <= SMALL:
-            body = await self._engine.pump.whole(answer.source)
-            if body is not None:
-                answer.body, answer.source = body, None
 
     def _pass_through(self, flow: http.HTTPFlow) -> None:
         """Not ours: a plain-http request through the proxy, or a mirror request for a namespace nobody configured."""

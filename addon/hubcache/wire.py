@@ -23,7 +23,7 @@ from OpenSSL import SSL
 from . import flow_headers
 from .client_side import Delivered
 from .handshake import Connection
-from .serve.messages import Answer
+from .serve.messages import SMALL, Answer
 from .transfer.pump import Pump, Wire
 from .transfer.sources import Source
 
@@ -34,6 +34,14 @@ HOOKS = ("request", "responseheaders", "response")
 def permitted(options: Options, is_heard: Callable[[str], bool]) -> bool:
     """Whether nobody else has to do with answers; `is_heard` tells of a hook whether another addon listens."""
     return not options.modify_headers and not any(map(is_heard, HOOKS))
+
+
+async def take_small(answer: Answer, pump: Pump) -> None:
+    """Have a small stored body in memory, so that it goes with its head."""
+    if answer.source is not None and answer.source.origin == "store" and 0 < answer.length <= SMALL:
+        body = await pump.whole(answer.source)
+        if body is not None:
+            answer.body, answer.source = body, None
 
 
 class Wires:

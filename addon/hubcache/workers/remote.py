@@ -73,17 +73,12 @@ class Remote:
         await self.pump.close()
         self._writer.close()
 
-    def repeated(self, request: Request) -> Answer | None:
-        """The engine's answer of a moment ago, if it still holds."""
-        answer = self._repeats.answer(request)
-        if answer is not None and answer.kind == "blob" and answer.body:
-            self._sent("store", len(answer.body))
-        return answer
-
     async def answer(self, request: Request) -> Answer | Forward | None:
         """As the engine's, or as it was a moment ago."""
-        repeated = self.repeated(request)
+        repeated = self._repeats.answer(request)
         if repeated is not None:
+            if repeated.kind == "blob" and repeated.body:
+                self._sent("store", len(repeated.body))
             return repeated
         epoch = self._epoch.number
         outcome = await self._ask_owner(request)
