@@ -7,21 +7,16 @@ mitmproxy as soon as another addon listens, or an option says something about it
 """
 
 import re
-import time
 from collections.abc import Callable
-from typing import cast
 
-from mitmproxy.connection import TlsVersion
 from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.options import Options
 from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer, HttpLayer
 from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode
-from mitmproxy.proxy.tunnel import TunnelState
 
 from . import client_side
-from .handshake import Connection
 from .interception import Interception
 
 ANSWER = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -57,7 +52,7 @@ class Connects:
         mode = at.client.proxy_mode
         if isinstance(mode, ReverseMode):
             is_ours = mode.scheme == "https" and self._interception.serves(mode)
-            return _http(at) if is_ours and not starts_like_tls_record(data) else None
+            return http(at) if is_ours and not starts_like_tls_record(data) else None
         if not isinstance(mode, RegularMode) or is_heard("http_connect") or is_heard("http_connected"):
             return None
         found = self.find(data)
@@ -86,17 +81,6 @@ class Tunnel(layer.Layer):
         self._length = length
         self._received = b""
 
-    @classmethod
-    def answered(cls, at: context.Context, address: tuple[str, int], connection: Connection | None) -> layer.Layer:
-        """What goes on after a CONNECT that was answered before; with TLS, if that is a `connection` already: then the
-        first bytes are what came inside of it."""
-        at.server.address = address
-        if connection is not None:
-            return _Secured(at, connection)
-        made = cls(at, address, 0)
-        made._handle_event = made._begin  # type: ignore[method-assign]
-        return made
-
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         """The CONNECT itself; it may have come in pieces."""
         if isinstance(event, events.DataReceived):
@@ -104,14 +88,18 @@ class Tunnel(layer.Layer):
             if len(self._received) < self._length:
                 return
             self.context.server.address = self._address
-            self._handle_event = self._begin  # type: ignore[method-assign]
+            inside = Inside(self.context)
+            self._handle_event = inside.handle_event  # type: ignore[method-assign]
             yield commands.SendData(self.context.client, ANSWER)
-            inside = self._received[self._length :]
-            if inside:
-                yield from self._begin(events.DataReceived(self.context.client, inside))
+            received = self._received[self._length :]
+            if received:
+                yield from inside.handle_event(events.DataReceived(self.context.client, received))
 
-    def _begin(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """The first bytes inside of the tunnel."""
+
+class Inside(layer.Layer):
+    """Waits for the first bytes inside of a tunnel, which tell what is to go on there."""
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.ConnectionClosed):
             yield commands.CloseConnection(self.context.client)
         elif isinstance(event, events.DataReceived):
@@ -124,35 +112,11 @@ class Tunnel(layer.Layer):
         if not starts_like_tls_record(data):
             return layer.NextLayer(self.context)
         child = ClientTLSLayer(self.context)
-        child.child_layer = _http(self.context)
+        child.child_layer = http(self.context)
         return child
 
 
-class _Secured(layer.Layer):
-    """Has mitmproxy's layer for TLS go on with a connection that is established."""
-
-    def __init__(self, at: context.Context, connection: Connection) -> None:
-        super().__init__(at)
-        self._tls = ClientTLSLayer(at)
-        self._tls.child_layer = _http(at)
-        self._tls.tls = connection
-        self._tls.client_hello_parsed = True
-        self._tls.tunnel_state = TunnelState.OPEN
-        client = at.client
-        assert at.server.address is not None
-        client.sni = at.server.address[0]
-        client.alpn = connection.get_alpn_proto_negotiated()
-        client.cipher = connection.get_cipher_name()
-        client.tls_version = cast(TlsVersion, connection.get_protocol_version_name())
-        client.timestamp_tls_setup = time.time()
-
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        if isinstance(event, events.DataReceived):
-            self._handle_event = self._tls.handle_event  # type: ignore[method-assign]
-        yield from self._tls.event_to_child(event)
-
-
-def _http(at: context.Context) -> HttpLayer:
+def http(at: context.Context) -> HttpLayer:
     """HTTP with this client. No layer for TLS with the server: where there is none, mitmproxy makes it on demand."""
     at.server.tls = True  # what makes the requests `https` ones
     made = HttpLayer(at, HTTPMode.transparent)

@@ -10,11 +10,11 @@ from mitmproxy.connection import Client
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.mode_servers import ServerInstance
 
-from . import client_side, doors, front, lean
-from .connect import Connects, Tunnel, is_known
+from . import client_side, doors, front, handover, lean
+from .connect import Connects, is_known
 from .handshake import Handshakes
 from .interception import Interception
-from .reception import Decider, Desk, said_before
+from .reception import Decider, Desk
 from .serve.messages import Forward
 from .wire import Wires
 
@@ -80,15 +80,15 @@ class Connections:
             self._handshakes = Handshakes(self._interception, ctx.options, leaf)
         return self._handshakes
 
-    def _reception(self, server: ServerInstance[Any], address: str) -> asyncio.Protocol | None:
+    def _reception(self, server: ServerInstance[Any], client: tuple[str, int]) -> asyncio.Protocol | None:
         if self._looked_at != self._hooks.changes:
             self._looked_at, self._front = self._hooks.changes, None
             assert self._decider is not None
             if front.permitted(ctx.options, self.is_heard):
-                patience = float(ctx.options.tcp_timeout)
-                parts = (self._interception, self._connecting(), self._shaking(), self._decider, patience)
-                self._front = front.Front(Desk(*parts), ctx.options)
-        return self._front.receive(server, address) if self._front is not None else None
+                parts = (self._interception, self._connecting(), self._shaking(), self._decider)
+                show = ctx.master.addons.get("dumper").echo if ctx.options.flow_detail else None
+                self._front = front.Front(Desk(*parts, float(ctx.options.tcp_timeout), show), ctx.options)
+        return self._front.receive(server, client) if self._front is not None else None
 
     # -- hooks --------------------------------------------------------------------------------------------------------
 
@@ -97,13 +97,11 @@ class Connections:
         asked for first."""
         client = data.context.client
         handlers = ctx.master.addons.get("proxyserver").connections
-        said = said_before(client, handlers.get(client.id))
-        if said is not None and said.address is not None:
-            data.layer = Tunnel.answered(data.context, said.address, said.connection)
-        else:
-            data.layer = data.layer or self._connecting().answer(data, self.is_heard)
+        said = handover.said_before(client, handlers.get(client.id))
+        going_on = None if said is None else handover.going_on(data.context, said)
+        data.layer = data.layer or going_on or self._connecting().answer(data, self.is_heard)
         ctx.master.addons.get("nextlayer").next_layer(data)
-        if said is not None and said.connection is not None:
+        if said is not None and said.is_secure and said.connection is not None:
             self.wires.know(client, said.connection)
         if said is not None and said.decision is not None:
             self._decisions[client] = said.decision

@@ -66,7 +66,7 @@ def inherit() -> None:
     AsyncioServerInstance.listen = listen  # type: ignore[method-assign, assignment]
 
 
-type Reception = Callable[[ServerInstance[Any], str], asyncio.Protocol | None]
+type Reception = Callable[[ServerInstance[Any], tuple[str, int]], asyncio.Protocol | None]
 """Makes what speaks with a client at that address who came to that door; None where mitmproxy shall do it."""
 
 
@@ -110,7 +110,7 @@ class _Listener:
                     logger.warning("hubcache: cannot accept clients for a moment: %s", error.strerror)
                     await asyncio.sleep(_PAUSE_SECONDS)
                 continue
-            protocol = self.reception(self._instance, address[0])
+            protocol = self.reception(self._instance, address[:2])
             if protocol is None:
                 protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(), self._instance.handle_stream)
             await loop.connect_accepted_socket(lambda protocol=protocol: protocol, client)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Which clients are received without mitmproxy: those whose flows nobody sees or changes.
+"""Which clients are received without mitmproxy: those whose flows nobody changes or looks into.
 
 Clients of registries make a connection for each request. In mitmproxy that is a handler with three tasks, six layers,
 some fifteen hooks and a flow: more than twice the time of all that `reception` does for them.
@@ -31,13 +31,13 @@ _INDIFFERENT = {
 
 
 def permitted(options: Options, is_heard: Callable[[str], bool]) -> bool:
-    """Whether nobody else has to do with clients, and nobody is shown flows.
+    """Whether nobody else has to do with clients, and nobody is shown more of a flow than a line.
 
     `is_heard` tells of a hook whether an addon that is not known here has a function for it.
     """
     names = set(options.keys())
     others = {name for name in names - _INDIFFERENT if options.has_changed(name) and not name.startswith("hubcache_")}
-    is_shown = "flow_detail" not in names or options.flow_detail > 0  # mitmdump alone can show nothing
+    is_shown = "flow_detail" not in names or options.flow_detail > 1  # mitmdump alone shows no flows
     return not (is_shown or others or any(map(is_heard, HOOKS)))
 
 
@@ -48,16 +48,16 @@ class Front:
         self._desk = desk
         self._blocks_global = options.block_global
 
-    def receive(self, server: ServerInstance[Any], address: str) -> asyncio.Protocol | None:
-        """What speaks with a client that came to the door of `server`; None where mitmproxy shall do it."""
+    def receive(self, server: ServerInstance[Any], client: tuple[str, int]) -> asyncio.Protocol | None:
+        """What speaks with a client at the door of `server`; None where mitmproxy shall do it."""
         mode = server.mode
-        if self._blocks_global and _is_global(address):
+        if self._blocks_global and _is_global(client[0]):
             return None  # mitmproxy turns it away, and says so
         if isinstance(mode, ReverseMode):
             is_ours = mode.scheme == "https" and self._desk.interception.serves(mode)
         else:
             is_ours = isinstance(mode, RegularMode)
-        return Reception(self._desk, server, address) if is_ours and self._desk.connects.permitted else None
+        return Reception(self._desk, server, client) if is_ours and self._desk.connects.permitted else None
 
 
 @lru_cache(1 << 12)

@@ -49,6 +49,36 @@ class Connection(SSL.Connection):
         super().do_handshake()
         self._waits = self.get_protocol_version() == SSL.TLS1_3_VERSION
 
+    def shake(self, data: bytes) -> bool:
+        """Go on with the handshake; tells whether it is complete. Raises `SSL.Error`."""
+        self.bio_write(data)
+        try:
+            self.do_handshake()
+        except SSL.WantReadError:
+            return False
+        return True
+
+    def waiting(self) -> bytes:
+        """What waits to be sent."""
+        waiting = b""
+        with contextlib.suppress(SSL.WantReadError):
+            while True:
+                waiting += self.bio_read(_PIECE)
+        return waiting
+
+    def decrypt(self, data: bytes) -> tuple[bytes, bool]:
+        """What is inside of what came, and whether nothing comes after it: TLS was ended, or is none."""
+        content = b""
+        try:
+            if data:
+                self.bio_write(data)
+            while True:
+                content += self.recv(_RECORD)
+        except SSL.WantReadError:
+            return content, False
+        except SSL.Error:
+            return content, True
+
     def encrypt(self, data: bytes) -> memoryview:
         """The TLS records of `data`, after whatever else waited to be sent; raises `SSL.Error`."""
         self._waits = False

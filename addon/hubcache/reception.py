@@ -5,21 +5,22 @@ with what was said so far, at the point where it is.
 """
 
 import asyncio
-import contextlib
 import logging
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mitmproxy import connection
 from mitmproxy.net.http import http1
 from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import ReverseMode
-from mitmproxy.proxy.server import ConnectionHandler
+from mitmproxy.utils import human
 from OpenSSL import SSL
 
 from . import flow_headers
 from .connect import ANSWER, Connects
-from .handshake import Connection, Handshakes
+from .handover import Said, hand_over
+from .handshake import Handshakes
 from .interception import Interception, Place
 from .plain_request import PlainRequest
 from .serve.messages import Answer, Forward, Request
@@ -28,6 +29,8 @@ from .wire import take_small
 
 logger = logging.getLogger("hubcache")
 
+_UNTRUSTED = re.compile("unknown ca|bad certificate|certificate unknown")
+"""In alerts of clients (RFC 8446 section 6.2), as OpenSSL words them."""
 _HANDSHAKE, _RECORD_HEAD = 0x16, 5
 _MOST = 16 << 10
 """Bytes of a hello, and of what a client may send while it waits for an answer."""
@@ -43,41 +46,15 @@ class Decider(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What receptions work with. A client that says nothing is left after `patience` seconds, as by mitmproxy."""
+    """What receptions work with. A client that says nothing is left after `patience` seconds, as by mitmproxy; what was
+    answered is told to `show`, if there is one."""
 
     interception: Interception
     connects: Connects
     handshakes: Handshakes
     decider: Decider
     patience: float
-
-
-@dataclass(slots=True)
-class Said:
-    """What was said with a client so far, and what is decided about the request that comes next."""
-
-    address: tuple[str, int] | None = None
-    """Of the CONNECT that was accepted, if this is in a tunnel."""
-    connection: Connection | None = None
-    """The TLS inside of the tunnel."""
-    decision: Forward | None = None
-
-
-class _Successor(asyncio.StreamReaderProtocol):
-    """What mitmproxy reads from, with what was said before."""
-
-    said: Said | None = None
-
-
-def said_before(client: connection.Client, handler: ConnectionHandler | None) -> Said | None:
-    """What was said with a client that mitmproxy has taken over; None, too, when this is asked again."""
-    transport = handler.transports.get(client) if handler is not None else None
-    writer = transport.writer if transport is not None else None
-    protocol = writer.transport.get_protocol() if isinstance(writer, asyncio.StreamWriter) else None
-    if not isinstance(protocol, _Successor):
-        return None
-    said, protocol.said = protocol.said, None
-    return said
+    show: Callable[[str], None] | None
 
 
 class Reception(asyncio.Protocol):
@@ -85,7 +62,7 @@ class Reception(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, desk: Desk, server: ServerInstance[Any], client: str) -> None:
+    def __init__(self, desk: Desk, server: ServerInstance[Any], client: tuple[str, int]) -> None:
         self._desk = desk
         self._server = server
         self._client = client
@@ -95,7 +72,7 @@ class Reception(asyncio.Protocol):
         self._received = b""
         """What the next step is about: once there is TLS, what is inside of it."""
         self._step = self._request if isinstance(server.mode, ReverseMode) else self._connect
-        self._is_secure = False
+
         self._has_ended = False
         """Whether the client says nothing more."""
         self._may_write = asyncio.Event()
@@ -120,18 +97,23 @@ class Reception(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
-        self._received += self._decrypted(data) if self._is_secure else data
+        if self._said.is_secure and self._said.connection is not None:
+            data, self._has_ended = self._said.connection.decrypt(data)
+        self._received += data
         if self._answering is None:
             self._go_on()
         elif len(self._received) > _MOST:
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        self._has_ended = True
-        return self._answering is not None
+        if self._answering is not None:
+            self._has_ended = True
+        return self._has_ended
 
     def connection_lost(self, _: Exception | None) -> None:
         self._timer.cancel()
+        if self._step == self._secure and not self._has_ended:
+            self._say_untrusted("it left")
         self._may_write.set()
         if self._answering is not None and self._is_sending:  # else it is found out when there is something to send
             self._answering.cancel()
@@ -151,16 +133,11 @@ class Reception(asyncio.Protocol):
     def _hand_over(self) -> bool:
         """Have mitmproxy go on, with what was received and is not read yet."""
         self._timer.cancel()
-        successor = _Successor(asyncio.StreamReader(), self._server.handle_stream)
-        successor.said = self._said
-        self._transport.set_protocol(successor)
-        successor.connection_made(self._transport)
-        successor.data_received(self._received)
+        successor = hand_over(self._transport, self._server, self._said, self._received)
         if self._has_ended:
             successor.eof_received()
         if not self._may_write.is_set():
             successor.pause_writing()
-        self._transport.resume_reading()
         return False
 
     # -- what a client says, step by step; each tells whether to read on ----------------------------------------------
@@ -194,43 +171,24 @@ class Reception(asyncio.Protocol):
     def _secure(self) -> bool:
         tls = self._said.connection
         assert tls is not None
-        tls.bio_write(self._received)
-        self._received = b""
+        received, self._received = self._received, b""
         try:
-            tls.do_handshake()
-        except SSL.WantReadError:
-            self._flush(tls)
-            return False
+            self._said.is_secure = tls.shake(received)
         except SSL.Error as error:
-            self._flush(tls)
-            self._transport.close()
-            reason = error.args[0][-1][-1] if error.args and error.args[0] else "it left"
-            logger.warning("hubcache: TLS with %s failed: %s", self._client, reason)
-            return False
-        self._is_secure = True
-        self._received = self._decrypted(b"")
-        self._step = self._request
-        return True
-
-    def _flush(self, tls: Connection) -> None:
-        with contextlib.suppress(SSL.WantReadError):
-            while True:
-                self._transport.write(tls.bio_read(_MOST))
-
-    def _decrypted(self, data: bytes) -> bytes:
-        tls = self._said.connection
-        assert tls is not None
-        plain = b""
-        try:
-            if data:
-                tls.bio_write(data)
-            while True:
-                plain += tls.recv(_MOST)
-        except SSL.WantReadError:
-            pass
-        except SSL.Error:  # the client ends TLS, or does not speak it
+            self._say_untrusted(error.args[0][-1][-1] if error.args and error.args[0] else "the connection broke off")
             self._has_ended = True
-        return plain
+        self._transport.write(tls.waiting())
+        if self._said.is_secure:
+            self._received, self._has_ended = tls.decrypt(b"")
+            self._step = self._request
+        return self._said.is_secure
+
+    def _say_untrusted(self, reason: str) -> None:
+        """The usual reason why TLS is not established; clients often tell their users less."""
+        assert self._said.address is not None
+        doubt = "does not" if _UNTRUSTED.search(reason) else "may not"
+        client, host = human.format_address(self._client), self._said.address[0]
+        logger.warning("hubcache: %s %s trust the proxy's certificate for %s: %s", client, doubt, host, reason)
 
     def _request(self) -> bool:
         asked = PlainRequest.parse(self._received)
@@ -249,22 +207,14 @@ class Reception(asyncio.Protocol):
 
     async def _answer(self, asked: PlainRequest, place: Place) -> bool:
         """Answer a request; tells whether to read on."""
-        request = Request(
-            asked.method,
-            asked.path,
-            place.registry,
-            place.door,
-            asked.headers,
-            asked.query,
-            self._client,
-            place.is_token_service,
-        )
+        where = (asked.path, place.registry, place.door)
+        request = Request(asked.method, *where, asked.headers, asked.query, self._client[0], place.is_token_service)
         outcome = await self._desk.decider.answer(request)
         if not isinstance(outcome, Answer):
             self._said.decision = outcome
             return self._hand_over()
-        await take_small(outcome, self._desk.decider.pump)
         self._received = self._received[asked.length :]
+        await take_small(outcome, self._desk.decider.pump)
         head = http1.assemble_response_head(flow_headers.response(outcome))
         if outcome.source is not None:
             self._is_sending = True
@@ -272,9 +222,19 @@ class Reception(asyncio.Protocol):
             self._is_sending = False
         elif not self._transport.is_closing():
             self.write(head if asked.method == "HEAD" else head + outcome.body)
+        if self._desk.show is not None:
+            self._desk.show(self._line(asked, place, outcome))
         if asked.is_last:
             self._transport.close()
         return not self._transport.is_closing()
+
+    def _line(self, asked: PlainRequest, place: Place, answer: Answer) -> str:
+        """What mitmdump would tell in a line or two, and where the answer came from."""
+        host = self._said.address[0] if self._said.address is not None else place.registry.host
+        url = f"https://{host}{asked.path}" + (f"?{asked.query}" if asked.query else "")
+        size = "broken off" if self._transport.is_closing() else human.pretty_size(answer.length)
+        client = human.format_address(self._client)
+        return f"{client}: {asked.method} {url} << {answer.status} {answer.result.value} {size}"
 
     def _answered(self, task: asyncio.Task[bool]) -> bool:
         self._answering = None
