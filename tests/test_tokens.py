@@ -202,7 +202,7 @@ async def test_a_token_service_that_is_down_is_unavailable(hub: Hub, line: Line)
     "realm",
     ["ftp://auth.example/token", "/token", "token", "auth.example", "http://", "http://[::1/token", "http://a:99999/",
      "file:///etc/passwd", "unix:///run/x", "http:///token", "http://" + "a" * 70 + ".example/token", "http://a..b/t",
-     "http://\udcff.example/", "http://a b/token", "http://localhost:0/token", "https://:443/"],
+     "http://\udcff.example/", "http://a b/token", "http://localhost:0/token", "https://:443/", "http://[]@"],
 )  # fmt: skip
 async def test_a_malformed_realm_is_an_error_that_can_be_answered(line: Line, realm: str) -> None:
     with pytest.raises(RegistryError):

@@ -86,8 +86,8 @@ async def test_a_redirect_loop_ends(hub: Hub, line: Line) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["ftp://cdn.example/x", "file:///etc/passwd", "http://", "http://[::1/x", "http://cdn.example:99999/x", "//",
-     "javascript:alert(1)", "http://" + "a" * 70 + ".example/x", "http://a..b/x", "http://a b/"],
+    ["ftp://cdn.example/x", "file:///etc/passwd", "http://", "http://[::1/x", "http://[]@", "http://cdn.example:99999/x",
+     "//", "javascript:alert(1)", "http://" + "a" * 70 + ".example/x", "http://a..b/x", "http://a b/"],
 )  # fmt: skip
 async def test_a_redirect_to_nowhere_is_an_error_that_can_be_answered(hub: Hub, line: Line, target: str) -> None:
     hub.faults.add(Fault(kind="blob", redirect=target))

@@ -52,7 +52,10 @@ class TokenService:
         known = Challenge.parse(self._store.challenge(request.registry.host))
         if known is None:
             return False
-        realm = URL(known.realm)
+        try:
+            realm = realm_url(known.realm)
+        except BadUpstream:
+            return False
         return realm.host == request.registry.hostname and realm.path == request.path
 
     async def answer(self, request: Request) -> Answer:

@@ -8,6 +8,7 @@ from yarl import URL
 
 from ..oci.errors import BadUpstream, NotAsked, Unavailable
 from .breaker import Breakers, Probe
+from .http import parse_url
 from .observer import Observer
 
 _MAX_REDIRECTS = 5
@@ -99,7 +100,7 @@ class Client:
 def _redirect(url: URL, target: str) -> URL:
     """The next URL, its signature untouched; raises `BadUpstream` for one that must not be followed."""
     try:
-        following = url.join(URL(target, encoded=True))
+        following = url.join(parse_url(target, encoded=True))
         usable = following.host is not None and following.scheme in ("http", "https") and following.port
     except ValueError as error:
         raise BadUpstream("upstream redirects to something that is not a URL") from error

@@ -3,6 +3,7 @@
 import ssl
 
 import aiohttp
+from yarl import URL
 
 from ..oci.errors import BadUpstream
 
@@ -33,6 +34,14 @@ def open_session(tls: ssl.SSLContext, user_agent: str) -> aiohttp.ClientSession:
         max_line_size=16384,
         max_field_size=16384,
     )
+
+
+def parse_url(text: str, *, encoded: bool = False) -> URL:
+    """A URL; raises `ValueError` for what is none, which yarl does not for `0://[]@`."""
+    try:
+        return URL(text, encoded=encoded)
+    except IndexError as error:
+        raise ValueError("malformed authority") from error
 
 
 async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -17,7 +17,7 @@ from ..oci.account import Account
 from ..oci.errors import BadUpstream, Denied, TooManyRequests, Unavailable
 from .client import Client
 from .coalesce import Coalescer
-from .http import pause, read_body
+from .http import parse_url, pause, read_body
 
 _PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 
@@ -120,7 +120,7 @@ class Tokens:
 def realm_url(realm: str) -> URL:
     """A realm as a URL; raises `BadUpstream` when it is none."""
     try:
-        url = URL(realm)
+        url = parse_url(realm)
     except ValueError as error:
         raise BadUpstream("upstream named a token realm that is not a URL") from error
     if url.scheme not in ("http", "https") or url.host is None:
