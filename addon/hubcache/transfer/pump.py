@@ -24,7 +24,7 @@ _BYTE = b"1\r\nx\r\n"
 _END = b"0\r\n\r\n"
 _TICKET_SECONDS = 60.0
 
-_CHUNKS = 64 << 20
+_CHUNKS = 32 << 20
 """Bytes of all chunks together: one for each body, and as much again encrypted, is in memory."""
 _LEAST, _MOST = 18, 20
 """Powers of two: bytes of a chunk. Measured on straight ways to 8 clients over TLS, as a part of what nginx sends:
