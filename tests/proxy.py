@@ -152,8 +152,11 @@ class Product:
 
     def launch(self) -> None:
         """Start the process, and do not wait for anything."""
+        environment = {"PYTHONUNBUFFERED": "1"} | os.environ  # what it says is in the file at once
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            )
 
     def start(self) -> None:
         """Start, and wait until it serves."""

@@ -20,6 +20,7 @@ from hubcache.workers import supervisor
 from parts import bytes_on_disk
 from proxy import Product, Rig, wait_until
 from standin import Hub, random_bytes
+from witness import Witness
 
 REPO = "library/app"
 
@@ -84,6 +85,21 @@ def test_worker_that_dies_is_started_again_and_nobody_is_refused_meanwhile(rig: 
     wait_until(lambda: at_work(rig))
     assert survivor in workers_of(rig.product.pid)
     assert len(re.findall(r"worker \d ended \(-9\) and is started again", rig.product.log)) == 1
+
+
+def test_workers_answer_at_both_doors_without_mitmproxy() -> None:
+    """But for the first client of each at the proxy door, for which mitmproxy makes the certificate."""
+    with proxy.running(hubcache_workers="2", termlog_verbosity="info") as rig:
+        wait_until(lambda: at_work(rig))
+        data = random_bytes(2_000_000)
+        image = rig.hub.image(REPO, "1", [data, b"small"])
+        witness = Witness(rig.product)
+        for door in map(rig.door, proxy.DOORS):
+            for _ in range(10):
+                assert door.manifest("1", repo=REPO).body == image.manifest
+                assert [door.blob(digest, repo=REPO).body for digest in image.layers] == [data, b"small"]
+        wait_until(lambda: len(witness.lines) + witness.taken_over == 60)
+        assert 1 <= witness.taken_over <= 2
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGTERM, signal.SIGKILL])

@@ -24,7 +24,7 @@ class PlainRequest(NamedTuple):
     @property
     def is_last(self) -> bool:
         """Whether the connection is to be closed after the answer."""
-        return "connection" in self.headers
+        return self.headers.get("connection", "").lower() == "close"
 
     @classmethod
     def parse(cls, data: bytes) -> Self | None:
@@ -38,9 +38,7 @@ class PlainRequest(NamedTuple):
             name, value = name.lower(), value.strip(" \t")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         connection = headers.get("connection", "").lower()
-        if connection == "keep-alive":
-            del headers["connection"]
-        elif connection not in ("", "close") or "host" not in headers or not _UNUSUAL.isdisjoint(headers):
+        if connection not in ("", "keep-alive", "close") or "host" not in headers or not _UNUSUAL.isdisjoint(headers):
             return None
         path, _, query = found[2].decode().partition("?")
         return cls(found[1].decode(), path, query, headers, found.end())

@@ -212,7 +212,7 @@ class Reception(asyncio.Protocol):
         outcome = await self._desk.decider.answer(request)
         if not isinstance(outcome, Answer):
             self._said.decision = outcome
-            return self._hand_over()
+            return not self._transport.is_closing() and self._hand_over()
         self._received = self._received[asked.length :]
         await take_small(outcome, self._desk.decider.pump)
         head = http1.assemble_response_head(flow_headers.response(outcome))
@@ -220,8 +220,8 @@ class Reception(asyncio.Protocol):
             self._is_sending = True
             await self._desk.decider.pump.send(head, outcome.source, self)
             self._is_sending = False
-        elif not self._transport.is_closing():
-            self.write(head if asked.method == "HEAD" else head + outcome.body)
+        else:
+            await self._send(head if asked.method == "HEAD" else head + outcome.body)
         if self._desk.show is not None:
             self._desk.show(self._line(asked, place, outcome))
         if asked.is_last:
@@ -235,6 +235,14 @@ class Reception(asyncio.Protocol):
         size = "broken off" if self._transport.is_closing() else human.pretty_size(answer.length)
         client = human.format_address(self._client)
         return f"{client}: {asked.method} {url} << {answer.status} {answer.result.value} {size}"
+
+    async def _send(self, data: bytes) -> None:
+        """Send a whole answer, once the client has taken those before."""
+        try:
+            await self.drain()
+            self.write(data)
+        except OSError:  # it left, or stands still
+            self._transport.abort()
 
     def _answered(self, task: asyncio.Task[bool]) -> bool:
         self._answering = None

@@ -1,0 +1,383 @@
+"""A reception by itself: what a client does that no real one can be made to do at the right moment."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hubcache.interception import Interception
+from hubcache.oci.errors import HubcacheError
+from hubcache.oci.registry import HUB_HOST, Registry
+from hubcache.reception import Desk, Reception
+from hubcache.serve.messages import Answer, Forward, Request, Result
+from hubcache.transfer.pump import Pump
+from hubcache.transfer.sources import BytesSource
+from mitmproxy.proxy.mode_specs import ProxyMode
+from people import until
+from wire import head
+
+ASKED = head("GET", "/v2/library/app/manifests/1", {"Host": HUB_HOST})
+LIMIT = 16 << 10
+
+
+class Transport(asyncio.Transport):
+    """A socket's, with the socket in the test's hand."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 5000)})
+        self.sent = b""
+        self.reads = True
+        self.is_aborted = False
+        self._is_closing = False
+        self._protocol: asyncio.BaseProtocol | None = None
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.sent += data
+
+    def close(self) -> None:
+        self._is_closing = True
+
+    def abort(self) -> None:
+        self._is_closing = self.is_aborted = True
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def pause_reading(self) -> None:
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        self.reads = True
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        assert self._protocol is not None
+        return self._protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+
+@dataclass
+class Visit:
+    """A client at a mirror door whose requests are answered by `answer`."""
+
+    answer: Callable[[Request], Awaitable[Answer | Forward | None]]
+    patience: float = 60.0
+    transport: Transport = field(default_factory=Transport)
+    lines: list[str] = field(default_factory=list)
+    failures: list[HubcacheError] = field(default_factory=list)
+    taken_over: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        unused: Any = SimpleNamespace(permitted=True)
+        decider: Any = SimpleNamespace(pump=Pump(lambda *_: None, self.failures.append), answer=self.answer)
+        table = Interception([Registry.parse(HUB_HOST)])
+        server: Any = SimpleNamespace(
+            mode=ProxyMode.parse(f"reverse:https://{HUB_HOST}@5000"), handle_stream=self._handle_stream
+        )
+        desk = Desk(table, unused, unused, decider, self.patience, self.lines.append)
+        self.reception = Reception(desk, server, ("127.0.0.1", 50_000))
+        self.transport.set_protocol(self.reception)
+        self.reception.connection_made(self.transport)
+
+    async def _handle_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.taken_over.append((reader, writer))
+
+    async def taken(self) -> bytes:
+        """All that mitmproxy reads."""
+        await until(lambda: self.taken_over)
+        return await asyncio.wait_for(self.taken_over[0][0].read(), 10)
+
+    def say(self, data: bytes) -> None:
+        self.reception.data_received(data)
+
+    def leave(self) -> None:
+        """As when the connection is reset."""
+        self.transport.close()
+        protocol: Any = self.transport.get_protocol()
+        protocol.connection_lost(ConnectionResetError())
+
+
+class Question:
+    """An answer that is thought about until the test has one."""
+
+    def __init__(self) -> None:
+        self._outcome: asyncio.Future[Answer | Forward | None] = asyncio.Future()
+        self.requests: list[Request] = []
+
+    async def __call__(self, request: Request) -> Answer | Forward | None:
+        self.requests.append(request)
+        return await self._outcome
+
+    def settle(self, outcome: Answer | Forward | None) -> None:
+        self._outcome.set_result(outcome)
+
+
+class Endless(BytesSource):
+    """A body without an end."""
+
+    def __init__(self) -> None:
+        super().__init__(b"x")
+        self.is_closed = False
+
+    async def read(self, most: int = 1) -> bytes:
+        await asyncio.sleep(0)
+        return b"x"
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+def small(body: bytes = b"body") -> Answer:
+    return Answer(200, {}, Result.HIT, body, length=len(body))
+
+
+def endless() -> tuple[Answer, Endless]:
+    source = Endless()
+    return Answer(200, {}, Result.HIT, source=source, length=1 << 40), source
+
+
+async def always(_: Request) -> Answer:
+    return small()
+
+
+# -- requests
+
+
+async def test_request_is_as_the_client_sent_it() -> None:
+    question = Question()
+    visit = Visit(question)
+    visit.say(head("HEAD", "/v2/a/tags/list?n=1&ns=docker.io", {"Host": "x", "Accept": "a/b", "Authorization": "c"}))
+    (request,) = question.requests
+    assert (request.method, request.path, request.query) == ("HEAD", "/v2/a/tags/list", "n=1&ns=docker.io")
+    assert request.headers == {"host": "x", "accept": "a/b", "authorization": "c"}
+    assert (request.client, request.registry.host, request.body) == ("127.0.0.1", HUB_HOST, None)
+    question.settle(small())
+    await until(lambda: visit.lines)
+    assert visit.transport.sent.endswith(b"Content-Length: 4\r\n\r\n")
+    visit.leave()
+
+
+async def test_next_request_waits_for_the_answer_to_the_one_before() -> None:
+    question = Question()
+    visit = Visit(question)
+    visit.say(ASKED + ASKED)
+    visit.say(ASKED)
+    assert len(question.requests) == 1
+    question.settle(small())
+    await until(lambda: len(visit.lines) == 3)
+    assert visit.transport.sent.count(b"\r\n\r\nbody") == 3
+    visit.leave()
+
+
+async def test_client_that_sends_a_lot_while_it_waits_is_not_read_from_meanwhile() -> None:
+    question = Question()
+    visit = Visit(question)
+    visit.say(ASKED)
+    visit.say(b"x" * (LIMIT - len(ASKED)))
+    assert visit.transport.reads
+    visit.say(b"x")
+    assert not visit.transport.reads
+    question.settle(small())
+    await until(lambda: visit.taken_over)  # with what is no request
+    assert visit.transport.reads
+    visit.leave()
+
+
+async def test_client_that_waited_is_read_from_again() -> None:
+    question = Question()
+    visit = Visit(question)
+    many = 2 * LIMIT // len(ASKED)
+    visit.say(ASKED)
+    visit.say(ASKED * many)
+    assert not visit.transport.reads
+    question.settle(small())
+    await until(lambda: len(visit.lines) == many + 1)
+    assert visit.transport.reads
+    visit.leave()
+
+
+@pytest.mark.parametrize("is_at_once", [True, False])
+async def test_defect_ends_the_connection_and_is_logged(is_at_once: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(_: Request) -> Answer:
+        if not is_at_once:
+            await asyncio.sleep(0)
+        raise ZeroDivisionError("a defect")
+
+    visit = Visit(broken)
+    visit.say(ASKED + ASKED)
+    await until(lambda: visit.transport.is_aborted)
+    (record,) = caplog.records
+    assert (record.levelno, record.getMessage()) == (logging.ERROR, "hubcache: a request failed")
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
+    assert (visit.transport.sent, visit.lines, visit.taken_over) == (b"", [], [])
+    visit.leave()
+
+
+# -- clients that leave
+
+
+async def test_client_that_left_while_its_answer_was_thought_about_gives_the_source_back() -> None:
+    question = Question()
+    visit = Visit(question)
+    visit.say(ASKED)
+    visit.leave()
+    answer, source = endless()
+    question.settle(answer)
+    await until(lambda: source.is_closed)
+    await until(lambda: visit.lines)
+    assert visit.lines[0].endswith("<< 200 hit broken off")
+    assert visit.failures == []
+
+
+async def test_client_that_left_while_its_small_answer_was_thought_about_is_sent_nothing() -> None:
+    question = Question()
+    visit = Visit(question)
+    visit.say(ASKED + ASKED)
+    visit.leave()
+    question.settle(small())
+    await until(lambda: visit.lines)
+    assert visit.transport.sent == b""
+    assert len(question.requests) == 1
+
+
+async def test_client_that_leaves_during_a_body_gives_the_source_back(caplog: pytest.LogCaptureFixture) -> None:
+    answer, source = endless()
+    question = Question()
+    visit = Visit(question)
+    visit.reception.pause_writing()
+    visit.say(ASKED)
+    question.settle(answer)
+    await until(lambda: visit.transport.sent)
+    visit.leave()
+    await until(lambda: source.is_closed)
+    await asyncio.sleep(0)
+    assert (visit.lines, visit.failures, caplog.records) == ([], [], [])
+
+
+# -- clients that dawdle
+
+
+async def test_body_waits_while_the_client_does_not_read() -> None:
+    answer, source = endless()
+    question = Question()
+    visit = Visit(question)
+    visit.reception.pause_writing()
+    visit.say(ASKED)
+    question.settle(answer)
+    await until(lambda: visit.transport.sent)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert visit.transport.sent.endswith(b"\r\n\r\n")
+    visit.reception.resume_writing()
+    await until(lambda: visit.transport.sent.endswith(b"x"))
+    visit.leave()
+    await until(lambda: source.is_closed)
+
+
+async def test_client_that_does_not_read_its_body_for_too_long_is_left() -> None:
+    answer, source = endless()
+    question = Question()
+    visit = Visit(question, patience=0.1)
+    visit.reception.pause_writing()
+    visit.say(ASKED)
+    question.settle(answer)
+    await until(lambda: source.is_closed)
+    assert visit.transport.is_aborted
+    assert visit.failures == []
+    visit.leave()
+
+
+async def test_client_that_is_silent_is_left_and_one_that_waits_is_not() -> None:
+    question = Question()
+    silent, later, waiting = Visit(always, patience=0.1), Visit(always, patience=0.2), Visit(question, patience=0.1)
+    waiting.say(ASKED)
+    await until(lambda: silent.transport.is_aborted and later.transport.is_aborted)
+    silent.leave()
+    later.leave()
+    assert not waiting.transport.is_closing()
+    question.settle(small())
+    await until(lambda: waiting.transport.is_aborted)
+    assert len(waiting.lines) == 1
+    waiting.leave()
+
+
+async def test_client_that_does_not_read_gets_no_more_answers() -> None:
+    """Else what it asks for would be kept for it in memory."""
+    visit = Visit(always)
+    visit.reception.pause_writing()
+    visit.say(ASKED * 100)
+    await asyncio.sleep(0.01)
+    assert visit.transport.sent == b""
+    visit.reception.resume_writing()
+    await until(lambda: visit.transport.sent.count(b"\r\n\r\nbody") == 100)
+    visit.leave()
+
+
+# -- what mitmproxy takes over
+
+
+async def test_client_that_left_while_its_request_was_thought_about_is_not_handed_over() -> None:
+    question = Question()
+    visit = Visit(question)
+    visit.say(ASKED)
+    visit.leave()
+    question.settle(Forward(None))
+    await asyncio.sleep(0.01)
+    assert visit.taken_over == []
+
+
+@pytest.mark.parametrize("is_done_at_once", [True, False])
+async def test_request_that_is_passed_on_is_read_again_by_mitmproxy(is_done_at_once: bool) -> None:
+    question = Question()
+    visit = Visit(question)
+    if is_done_at_once:
+        question.settle(Forward(None))
+    visit.say(ASKED + b"more")
+    if not is_done_at_once:
+        visit.say(b" and more")
+        question.settle(Forward(None))
+    await until(lambda: visit.taken_over)
+    successor: Any = visit.transport.get_protocol()
+    successor.data_received(b".")
+    successor.eof_received()
+    expected = ASKED + (b"more." if is_done_at_once else b"more and more.")
+    assert await visit.taken() == expected
+    assert (visit.lines, visit.transport.sent, len(question.requests)) == ([], b"", 1)
+    visit.leave()
+
+
+async def test_mitmproxy_hears_that_the_client_says_no_more() -> None:
+    question = Question()
+    visit = Visit(question)
+    visit.say(ASKED)
+    assert visit.reception.eof_received()
+    question.settle(Forward(None))
+    assert await visit.taken() == ASKED
+    visit.leave()
+
+
+async def test_mitmproxy_hears_that_the_client_does_not_read() -> None:
+    visit = Visit(always)
+    visit.say(ASKED)
+    visit.reception.pause_writing()
+    visit.say(b"PUT / HTTP/1.1\r\n")
+    successor: Any = visit.transport.get_protocol()
+    assert successor._paused
+    await until(lambda: visit.taken_over)
+    visit.leave()
+
+
+async def test_client_that_was_taken_over_is_not_left_for_its_silence() -> None:
+    visit = Visit(always, patience=0.1)
+    visit.say(b"PUT / HTTP/1.1\r\n")
+    other = Visit(always, patience=0.2)
+    await until(lambda: other.transport.is_aborted)
+    assert not visit.transport.is_closing()
+    assert len(visit.taken_over) == 1
+    other.leave()
+    visit.leave()
