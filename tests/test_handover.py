@@ -142,6 +142,15 @@ def test_request_that_needs_credentials_is_decided_once_and_sent_once(
     assert own["Authorization"] not in door.product.log
 
 
+def test_client_that_ends_tls_after_a_request_that_is_passed_on_is_left(proxy_door: Door) -> None:
+    image = proxy_door.hub.image(proxy_door.repo, "1")
+    proxy_door.hub.private(proxy_door.repo, {"alice": "secret"})
+    own = authorization(proxy_door)
+    with Client(proxy_door) as client:
+        client.way.sendall(client.sealed(ask(proxy_door, f"manifests/{image.digest}", **own)) + client.goodbye())
+        assert client.answers.read() == b""
+
+
 def test_requests_that_are_sent_at_once_keep_their_order(proxy_door: Door, witness: Witness) -> None:
     """Two are answered, one is passed on, one is asked behind it."""
     door, own = proxy_door, authorization(proxy_door)

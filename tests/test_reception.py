@@ -11,7 +11,7 @@ from pathlib import Path
 import proxy
 import pytest
 from proxy import HUB_HOST, TOKEN_HOST, Door, Rig
-from standin import Hub, random_bytes
+from standin import Fault, Hub, random_bytes
 from wire import Exchange, head, wait_until
 from witness import Client, Witness, ask, reply, warm
 
@@ -218,6 +218,27 @@ def test_client_that_ends_tls_after_its_request_gets_its_answer(proxy_door: Door
     assert witness.taken_over == 0
 
 
+@pytest.mark.parametrize("how", ["while the answer is awaited", "during the body"])
+def test_client_whose_tls_breaks_is_left_and_makes_no_noise(proxy_door: Door, how: str) -> None:
+    door = proxy_door
+    image = door.hub.image(door.repo, "1", [random_bytes(LARGE, door.repo)])
+    garbage = b"\x17\x03\x03\x00\x20" + bytes(32)
+    if how == "while the answer is awaited":
+        door.hub.faults.add(Fault(kind="manifest", delay=0.3))
+    with Client(door) as client:
+        if how == "during the body":
+            client.send(ask(door, f"blobs/{image.layers[0]}"))
+            assert client.answers.readline() == b"HTTP/1.1 200 OK\r\n"
+            client.way.sendall(garbage)
+        else:
+            client.send(ask(door, "manifests/1"))
+            wait_until(lambda: door.hub.count(kind="manifest") == 1)
+            client.way.sendall(garbage)
+        with contextlib.suppress(ConnectionResetError):
+            client.answers.read()
+    assert door.request("GET", "/v2/").status == 401  # and the log has no complaint: see `Rig.check`
+
+
 # -- who else has a say
 
 
@@ -232,6 +253,13 @@ def test_headers_are_shown_where_the_user_wants_to_see_them(hub: Hub) -> None:
         wait_until(lambda: witness.log.count("X-Mine: yes") == 4)
         assert witness.taken_over == 4
         assert witness.lines == []
+
+
+def test_line_is_told_at_once_also_where_the_output_is_a_file(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", "")
+    with proxy.running(hub, hubcache_workers="1") as rig:
+        assert rig.door("mirror").manifest("1").status == 404
+        wait_until(lambda: "<< 404" in rig.product.log)
 
 
 def test_nothing_is_shown_where_the_user_wants_to_see_nothing(hub: Hub) -> None:

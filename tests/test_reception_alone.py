@@ -262,6 +262,16 @@ async def test_client_that_leaves_during_a_body_gives_the_source_back(caplog: py
 # -- clients that dawdle
 
 
+async def test_client_that_does_not_read_its_answers_for_too_long_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    visit = Visit(always, patience=0.1)
+    visit.reception.pause_writing()
+    visit.say(ASKED * 2)
+    await until(lambda: visit.transport.is_aborted)
+    visit.leave()
+    await until(lambda: visit.lines)
+    assert (visit.transport.sent, len(visit.lines), caplog.records) == (b"", 1, [])
+
+
 async def test_body_waits_while_the_client_does_not_read() -> None:
     answer, source = endless()
     question = Question()
@@ -351,13 +361,15 @@ async def test_request_that_is_passed_on_is_read_again_by_mitmproxy(is_done_at_o
     visit.leave()
 
 
-async def test_mitmproxy_hears_that_the_client_says_no_more() -> None:
+async def test_client_that_says_no_more_is_left_where_its_request_is_to_be_passed_on() -> None:
+    """As mitmproxy does it."""
     question = Question()
     visit = Visit(question)
     visit.say(ASKED)
     assert visit.reception.eof_received()
     question.settle(Forward(None))
-    assert await visit.taken() == ASKED
+    await until(visit.transport.is_closing)
+    assert visit.taken_over == []
     visit.leave()
 
 

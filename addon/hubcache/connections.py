@@ -1,6 +1,8 @@
 """mitmproxy's hooks about connections: an addon inside of ours. What clients say in them is not its business."""
 
 import asyncio
+import contextlib
+import sys
 from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -86,7 +88,7 @@ class Connections:
             assert self._decider is not None
             if front.permitted(ctx.options, self.is_heard):
                 parts = (self._interception, self._connecting(), self._shaking(), self._decider)
-                show = ctx.master.addons.get("dumper").echo if ctx.options.flow_detail else None
+                show = _show if ctx.options.flow_detail else None
                 self._front = front.Front(Desk(*parts, float(ctx.options.tcp_timeout), show), ctx.options)
         return self._front.receive(server, client) if self._front is not None else None
 
@@ -120,3 +122,11 @@ class Connections:
         if data.ssl_conn is None and not self.is_heard("tls_start_client"):
             data.ssl_conn = self._shaking().connection(data)
             self.wires.secured(data)
+
+
+def _show(line: str) -> None:
+    """Tell by mitmdump's own way of telling, at once; where nobody reads that any more, clients are served on."""
+    dumper = ctx.master.addons.get("dumper")
+    with contextlib.suppress(OSError):
+        dumper.echo(line)
+        (dumper.outfp or sys.stdout).flush()

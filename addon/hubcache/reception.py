@@ -132,10 +132,11 @@ class Reception(asyncio.Protocol):
 
     def _hand_over(self) -> bool:
         """Have mitmproxy go on, with what was received and is not read yet."""
+        if self._has_ended:  # mitmproxy gives no answer to a client that says no more, and here would not hear of it
+            self._transport.close()
+            return False
         self._timer.cancel()
         successor = hand_over(self._transport, self._server, self._said, self._received)
-        if self._has_ended:
-            successor.eof_received()
         if not self._may_write.is_set():
             successor.pause_writing()
         return False
@@ -230,8 +231,9 @@ class Reception(asyncio.Protocol):
 
     def _line(self, asked: PlainRequest, place: Place, answer: Answer) -> str:
         """What mitmdump would tell in a line or two, and where the answer came from."""
-        host = self._said.address[0] if self._said.address is not None else place.registry.host
-        url = f"https://{host}{asked.path}" + (f"?{asked.query}" if asked.query else "")
+        host, port = self._said.address or (place.registry.host, 443)
+        authority = host if port == 443 else human.format_address((host, port))
+        url = f"https://{authority}{asked.path}" + (f"?{asked.query}" if asked.query else "")
         size = "broken off" if self._transport.is_closing() else human.pretty_size(answer.length)
         client = human.format_address(self._client)
         return f"{client}: {asked.method} {url} << {answer.status} {answer.result.value} {size}"
