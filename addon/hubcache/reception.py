@@ -72,7 +72,6 @@ class Reception(asyncio.Protocol):
         self._received = b""
         """What the next step is about: once there is TLS, what is inside of it."""
         self._step = self._request if isinstance(server.mode, ReverseMode) else self._connect
-
         self._has_ended = False
         """Whether the client says nothing more."""
         self._may_write = asyncio.Event()

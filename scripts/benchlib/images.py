@@ -24,7 +24,7 @@ class Content:
 
 
 class Images:
-    """Makes content below `root`. The blobs of names that begin with `uplink/` are behind a line of limited speed."""
+    """Makes content below `root`. Whose names begin with that of a line, its blobs are behind it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,7 +1,7 @@
 """The stand-in for Docker Hub: nginx with static files, so that it is never what a cache waits for.
 
 It demands a token (without looking at it), redirects blobs to a CDN on another host, and logs every request. Images
-whose names begin with `uplink/` have their blobs behind a line of limited speed.
+whose names begin with one of `LINES` have their blobs behind a line of limited speed.
 """
 
 import re
@@ -21,7 +21,8 @@ from .nginx import nginx, tls
 from .processes import BenchError, free_port, listening, running
 
 UPLINK_RATE = 50_000_000
-"""Bytes per second of the limited line."""
+LINES = {"uplink": UPLINK_RATE, "gigabit": 125_000_000}
+"""Bytes per second of the limited lines."""
 
 _QUIET_SECONDS = 60
 
@@ -37,8 +38,7 @@ _HTTP = """
         ~/manifests/t-(?<hex>[0-9a-f]+)$ sha256:$hex;
     }}
     map $scheme:$uri $cdn_port {{
-        ~^https:/v2/uplink/ {uplink_tls};
-        ~^http:/v2/uplink/ {uplink_plain};
+        {lines}
         ~^https: {cdn_tls};
         default {cdn_plain};
     }}
@@ -114,9 +114,10 @@ class Upstream:
 
 @contextmanager
 def upstream(directory: Path, certificates: Certificates) -> Iterator[Upstream]:
-    """Run the stand-in and its uplink."""
-    names = ("registry", "registry_plain", "cdn_tls", "cdn_plain", "uplink_tls", "uplink_plain")
-    ports = {name: free_port() for name in names}
+    """Run the stand-in and its lines."""
+    ports = {name: free_port() for name in ("registry", "registry_plain", "cdn_tls", "cdn_plain")}
+    lines = {(line, kind): free_port() for line in LINES for kind in ("tls", "plain")}
+    schemes = {"tls": "https", "plain": "http"}
     root = directory / "files"
     root.mkdir(parents=True)
     log = directory / "requests.log"
@@ -127,17 +128,19 @@ def upstream(directory: Path, certificates: Certificates) -> Iterator[Upstream]:
         token=_TOKEN,
         manifest_type=MANIFEST_TYPE,
         cdn=accesslog.CDN,
+        lines="\n".join(f"~^{schemes[kind]}:/v2/{line}/ {port};" for (line, kind), port in lines.items()),
         registry_tls=tls(certificates, ports["registry"]),
         cdn_tls_listener=tls(certificates, ports["cdn_tls"]),
         **{name: port for name, port in ports.items() if name != "registry"},
     )
-    pairs = [f"{ports['uplink_' + kind]}:{ports['cdn_' + kind]}" for kind in ("tls", "plain")]
-    relay = [executable, Path(__file__).with_name("uplink.py"), str(UPLINK_RATE), *pairs]
-    (directory / "uplink").mkdir()
     with ExitStack() as stack:
         registry_ports = (ports["registry"], ports["registry_plain"], ports["cdn_tls"], ports["cdn_plain"])
         pid = stack.enter_context(nginx(directory / "nginx", 2, http, *registry_ports))
-        uplink_ready = listening(ports["uplink_tls"], ports["uplink_plain"])
-        stack.enter_context(running(relay, directory / "uplink", uplink_ready))
+        for line, rate in LINES.items():
+            pairs = [f"{lines[line, kind]}:{ports['cdn_' + kind]}" for kind in schemes]
+            relay = [executable, Path(__file__).with_name("uplink.py"), str(rate), *pairs]
+            (directory / line).mkdir()
+            ready = listening(*(lines[line, kind] for kind in schemes))
+            stack.enter_context(running(relay, directory / line, ready))
         url = f"https://localhost:{ports['registry']}"
         yield Upstream(Images(root), url, f"http://localhost:{ports['registry_plain']}", log, pid)
