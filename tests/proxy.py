@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -289,12 +289,14 @@ def running(hub: Hub | None = None, mirror_of: str = HUB_HOST, **options: str | 
         rig.check()
 
 
-def fixtures(**options: str | list[str]) -> tuple[Any, Any]:
-    """Two fixtures for a test module: `rig`, one process for all its tests, and `door`, parametrised over both."""
+def fixtures(prepare: Callable[[Rig], None] = lambda _: None, **options: str | list[str]) -> tuple[Any, Any]:
+    """Two fixtures for a test module: `rig`, one process for all its tests, which is to `prepare` once, and `door`,
+    parametrised over both."""
 
     @pytest.fixture(scope="module")
     def rig() -> Iterator[Rig]:
         with running(None, HUB_HOST, **options) as running_rig:
+            prepare(running_rig)
             yield running_rig
 
     @pytest.fixture(params=DOORS)

@@ -12,24 +12,13 @@ from proxy import HUB_HOST, Door, Rig
 from standin import random_bytes
 from standin.media import OCI_MANIFEST
 from wire import PATIENCE, head, wait_until
-from witness import Client, Witness, ask, reply, warm
+from witness import Client, Witness, ask, reply, warm, witness_fixture
 
 LARGE = 3_000_000
 ALICE = "Basic " + base64.b64encode(b"alice:secret").decode()
 
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with proxy.running(hubcache_workers="1", hubcache_tag_ttl="600") as running:
-        warm(running)
-        yield running
-
-
-@pytest.fixture(params=proxy.DOORS)
-def door(request: pytest.FixtureRequest, rig: Rig) -> Iterator[Door]:
-    rig.refresh()
-    yield rig.door(request.param)
-    rig.check()
+rig, door = proxy.fixtures(warm, hubcache_workers="1", hubcache_tag_ttl="600")
+witness = witness_fixture()
 
 
 @pytest.fixture
@@ -41,11 +30,6 @@ def proxy_door(rig: Rig) -> Iterator[Door]:
     door.repo = door.repo.replace("library/", "alice/")
     yield door
     rig.check()
-
-
-@pytest.fixture
-def witness(rig: Rig) -> Witness:
-    return Witness(rig.product)
 
 
 def authorization(door: Door) -> dict[str, str]:

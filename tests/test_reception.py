@@ -5,7 +5,6 @@ import io
 import os
 import re
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 import proxy
@@ -13,38 +12,13 @@ import pytest
 from proxy import HUB_HOST, TOKEN_HOST, Door, Rig
 from standin import Fault, Hub, random_bytes
 from wire import Exchange, head, wait_until
-from witness import Client, Witness, ask, reply, warm
+from witness import Client, Witness, ask, proxy_door_fixture, reply, warm, witness_fixture
 
 LARGE = 3_000_000
 
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with proxy.running(hubcache_workers="1", hubcache_tag_ttl="600") as running:
-        warm(running)
-        yield running
-
-
-@pytest.fixture(params=proxy.DOORS)
-def door(request: pytest.FixtureRequest, rig: Rig) -> Iterator[Door]:
-    rig.refresh()
-    yield rig.door(request.param)
-    rig.check()
-
-
-@pytest.fixture
-def proxy_door(rig: Rig) -> Iterator[Door]:
-    """For what only the proxy door has."""
-    rig.refresh()
-    yield rig.door("proxy")
-    rig.check()
-
-
-@pytest.fixture
-def witness(rig: Rig) -> Witness:
-    return Witness(rig.product)
-
-
+rig, door = proxy.fixtures(warm, hubcache_workers="1", hubcache_tag_ttl="600")
+proxy_door = proxy_door_fixture()
+witness = witness_fixture()
 # -- answers
 
 

@@ -4,45 +4,21 @@ import contextlib
 import io
 import socket
 import time
-from collections.abc import Iterator
 
 import proxy
 import pytest
-from proxy import HUB_HOST, Door, Rig
+from proxy import HUB_HOST, Door
 from standin import Fault, Synthetic, random_bytes
 from wire import PATIENCE, wait_until
-from witness import Client, Witness, ask, is_open, reply, warm
+from witness import Client, Witness, ask, is_open, proxy_door_fixture, reply, warm, witness_fixture
 
 MIB = 1 << 20
 SECONDS = 1
 """How long a client may be silent. mitmproxy's own default is 600."""
 
-
-@pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with proxy.running(hubcache_workers="1", hubcache_tag_ttl="600", tcp_timeout=str(SECONDS)) as running:
-        warm(running)
-        yield running
-
-
-@pytest.fixture(params=proxy.DOORS)
-def door(request: pytest.FixtureRequest, rig: Rig) -> Iterator[Door]:
-    rig.refresh()
-    yield rig.door(request.param)
-    rig.check()
-
-
-@pytest.fixture
-def proxy_door(rig: Rig) -> Iterator[Door]:
-    """For what only the proxy door has."""
-    rig.refresh()
-    yield rig.door("proxy")
-    rig.check()
-
-
-@pytest.fixture
-def witness(rig: Rig) -> Witness:
-    return Witness(rig.product)
+rig, door = proxy.fixtures(warm, hubcache_workers="1", hubcache_tag_ttl="600", tcp_timeout=str(SECONDS))
+proxy_door = proxy_door_fixture()
+witness = witness_fixture()
 
 
 def until_left(client: socket.socket) -> float:

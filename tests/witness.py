@@ -6,9 +6,11 @@ import io
 import re
 import socket
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pytest
 from proxy import HUB_HOST, Door, Product, Rig
 from wire import PATIENCE, head
 
@@ -42,6 +44,28 @@ class Witness:
     def lines(self) -> list[str]:
         """What was told of answers that were given without mitmproxy; its own lines have another form."""
         return _LINE.findall(self.log)
+
+
+def witness_fixture() -> Any:
+    """A fixture for a test module that has a `rig`."""
+
+    @pytest.fixture
+    def witness(rig: Rig) -> Witness:
+        return Witness(rig.product)
+
+    return witness
+
+
+def proxy_door_fixture() -> Any:
+    """A fixture for what only the proxy door of a module's `rig` has."""
+
+    @pytest.fixture
+    def proxy_door(rig: Rig) -> Iterator[Door]:
+        rig.refresh()
+        yield rig.door("proxy")
+        rig.check()
+
+    return proxy_door
 
 
 def ask(door: Door, path: str, method: str = "GET", **headers: str) -> bytes:
