@@ -14,7 +14,7 @@ from mitmproxy.proxy import context
 from mitmproxy.proxy.server import ConnectionIO
 from OpenSSL import SSL
 from proxy import HUB_HOST
-from test_handshake import handshakes, shake_hands, start
+from secured import handshakes, shake_hands, start
 from test_reception_alone import Transport
 
 

@@ -1,50 +1,22 @@
 """TLS with clients of our hosts: one context each, by mitmproxy's options or not at all; each leaf is the right one."""
 
-import contextlib
+import socket
 import ssl
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import proxy
 import pytest
 from hubcache import handshake
-from hubcache.handshake import Handshakes
-from hubcache.interception import Interception
-from hubcache.oci.registry import Registry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mitm import taddons
-from mitmproxy import connection, tls
-from mitmproxy.addons.proxyserver import Proxyserver
-from mitmproxy.addons.tlsconfig import TlsConfig
-from mitmproxy.proxy import context
 from OpenSSL import SSL
 from proxy import HUB_HOST, TOKEN_HOST, Product, Rig
+from secured import VERSIONS, arrived, established, handshakes, known_fixture, start, taken_from
 from standin import Hub, random_bytes
 
-TABLE = Interception([Registry.parse(HUB_HOST)])
-
-
-@pytest.fixture
-def known(tmp_path: Path) -> Iterator[taddons.context]:
-    """mitmproxy's options, with a CA."""
-    with taddons.context(Proxyserver(), TlsConfig()) as running:
-        running.options.update(confdir=str(tmp_path / "ca"), http2=False, upstream_cert=False)
-        yield running
-
-
-def handshakes(known: taddons.context) -> Handshakes:
-    return Handshakes(TABLE, known.options, known.master.addons.get("tlsconfig").get_cert)
-
-
-def start(known: taddons.context, sni: str | None = HUB_HOST, address: tuple[str, int] | None = None) -> tls.TlsData:
-    """A client's hello for this name in a tunnel to this address."""
-    client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2), timestamp_start=1.0)
-    client.sni = sni
-    made = context.Context(client, known.options)
-    made.server.address = address or (HUB_HOST, 443)
-    return tls.TlsData(client, made)
+known = known_fixture()
 
 
 def test_connections_to_one_host_share_a_context_and_hosts_do_not(known: taddons.context) -> None:
@@ -59,16 +31,9 @@ def test_connections_to_one_host_share_a_context_and_hosts_do_not(known: taddons
     assert other.get_context() is not one.get_context()
 
 
-@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+@pytest.mark.parametrize("version", VERSIONS)
 def test_client_reads_what_was_sent_in_pieces_of_any_size(known: taddons.context, version: int) -> None:
-    made = handshakes(known).connection(start(known))
-    assert made is not None
-    trusting = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    trusting.set_min_proto_version(version)
-    trusting.set_max_proto_version(version)
-    client = SSL.Connection(trusting)
-    client.set_connect_state()
-    shake_hands(client, made)
+    client, made = established(known, version)
 
     @given(st.lists(st.tuples(st.integers(1, 200_000), st.booleans()), min_size=1, max_size=6))
     @settings(max_examples=30)
@@ -84,22 +49,15 @@ def test_client_reads_what_was_sent_in_pieces_of_any_size(known: taddons.context
     check()
 
 
-@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("size", [1, 400, 100_000])
 @pytest.mark.parametrize("expected", [0, 2048])
 def test_what_waited_for_the_first_answer_goes_with_it(
     known: taddons.context, version: int, size: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handshake, "_WAITING", expected)
-    trusting = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    trusting.set_min_proto_version(version)
-    trusting.set_max_proto_version(version)
     for straight in (True, False):
-        client = SSL.Connection(trusting)
-        client.set_connect_state()
-        made = handshakes(known).connection(start(known))
-        assert made is not None
-        shake_hands(client, made)
+        client, made = established(known, version)
         assert taken_from(made) == []
         data = random_bytes(size)
         if straight:
@@ -111,30 +69,67 @@ def test_what_waited_for_the_first_answer_goes_with_it(
         assert taken_from(made) == []
 
 
-def shake_hands(client: SSL.Connection, made: SSL.Connection) -> None:
-    for _ in range(3):
-        for one, other in ((client, made), (made, client)):
-            with contextlib.suppress(SSL.WantReadError):
-                one.do_handshake()
-            for data in taken_from(one):
-                other.bio_write(data)
+@pytest.fixture
+def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A client's and ours, which takes little at once and does not wait."""
+    theirs, own = socket.socketpair()
+    with theirs, own:
+        theirs.settimeout(10)
+        own.setblocking(False)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 << 10)
+        yield theirs, own
 
 
-def taken_from(connection: SSL.Connection) -> list[bytes]:
-    """As mitmproxy takes it: until there is no more."""
-    return list(iter_until(SSL.WantReadError, lambda: bytes(connection.bio_read(65535))))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_chunk_that_a_socket_does_not_take_at_once_is_sent_bit_by_bit(
+    known: taddons.context, version: int, sockets: tuple[socket.socket, socket.socket]
+) -> None:
+    client, made = established(known, version)
+    theirs, own = sockets
+    chunks = [random_bytes(size, f"{size}") for size in (1, 300_000, 16_384, 100_001)]
+    received = arrived(client, [bytes(made.encrypt(b"head"))])
+    made.attach(own.fileno())
+    for chunk in chunks:
+        while not made.put(chunk):
+            received += arrived(client, [theirs.recv(1 << 20)])
+    made.detach()
+    own.shutdown(socket.SHUT_WR)
+    received += arrived(client, list(iter(lambda: theirs.recv(1 << 20), b"")))
+    assert received == b"head" + b"".join(chunks)
+    assert arrived(client, [bytes(made.encrypt(b"next"))]) == b"next"
 
 
-def arrived(client: SSL.Connection, encrypted: list[bytes]) -> bytes:
-    for data in encrypted:
-        client.bio_write(data)
-    return b"".join(iter_until(SSL.WantReadError, lambda: client.recv(65535)))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_comes_while_a_body_goes_to_a_socket_is_decrypted_after_it(
+    known: taddons.context, version: int, sockets: tuple[socket.socket, socket.socket]
+) -> None:
+    client, made = established(known, version)
+    client.sendall(b"one")
+    [first] = taken_from(client)
+    client.sendall(b"two")
+    [second] = taken_from(client)
+    assert made.decrypt(first[:7]) == (b"", False)
+    made.encrypt(b"head")
+    made.attach(sockets[1].fileno())
+    assert made.decrypt(first[7:] + second[:3]) == (b"", False)
+    assert made.decrypt(second[3:]) == (b"", False)
+    made.detach()
+    assert made.decrypt(b"") == (b"onetwo", False)
+    client.shutdown()
+    assert made.decrypt(taken_from(client)[0]) == (b"", True)
 
 
-def iter_until(end: type[Exception], call: Callable[[], bytes]) -> Iterator[bytes]:
-    with contextlib.suppress(end):
-        while True:
-            yield call()
+def test_client_that_left_its_socket_is_noticed(
+    known: taddons.context, sockets: tuple[socket.socket, socket.socket]
+) -> None:
+    _, made = established(known)
+    theirs, own = sockets
+    made.encrypt(b"head")
+    made.attach(own.fileno())
+    theirs.close()
+    with pytest.raises(SSL.Error):
+        made.put(random_bytes(100_000))
+    made.detach()
 
 
 @pytest.mark.parametrize("sni", [None, "example.com", "auth.docker.io", "REGISTRY-1.docker.io"])

@@ -286,6 +286,7 @@ async def test_a_small_body_that_cannot_be_read_is_left_to_the_pump(station: Sta
 class Way:
     """A client that takes everything, until it is `gone`."""
 
+    chunk: int = CHUNK
     gone: bool = False
     closed: bool = False
     events: list[bytes | str] = field(default_factory=list)
@@ -347,5 +348,6 @@ async def test_chunks_get_smaller_when_there_are_many_bodies(station: Station) -
 
     for others in (0, 50, 100):
         station.pump._connections |= {asyncio.ensure_future(asyncio.sleep(60)) for _ in range(others)}
-        await station.pump.send(b"", Measured(b"x"), Way())
-    assert asked == [512 << 10, 512 << 10, 256 << 10]
+        await station.pump.send(b"", Measured(b"x"), Way(512 << 10))
+        await station.pump.send(b"", Measured(b"x"), Way(1000))
+    assert asked == [512 << 10, 1000, 512 << 10, 1000, 256 << 10, 1000]

@@ -20,6 +20,10 @@ logger = logging.getLogger("hubcache")
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_SECONDS = 1.0
+_UNSENT = 512 << 10
+"""Bytes that the kernel takes for a client beyond what is on its way. It would take 4 MiB, all at once: they are out of
+the processor's cache when their turn comes (8 clients over loopback with this limit, as a part of without: 1.09), and
+each of many slow clients would hold as much. What is on its way to a distant client is not limited by it."""
 
 DESCRIPTORS = "HUBCACHE_DOORS"
 """Environment variable of a worker: JSON, the inherited descriptors by mode."""
@@ -95,6 +99,7 @@ class _Listener:
         self._instance = instance
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)  # of all that are accepted
         self.sockets = (self._socket,)
         self._task = asyncio.create_task(self._accept())
         self._clients: set[asyncio.Task[None]] = set()

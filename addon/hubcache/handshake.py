@@ -42,6 +42,9 @@ class Connection(SSL.Connection):
 
     _encrypted: memoryview | None = None
     _waits = False
+    _is_attached = False
+    _sealed = b""
+    """What came while it was."""
 
     def do_handshake(self) -> None:
         """What TLS 1.3 has to say after the handshake (tickets) waits for the first answer: one packet less for each
@@ -69,6 +72,9 @@ class Connection(SSL.Connection):
     def decrypt(self, data: bytes) -> tuple[bytes, bool]:
         """What is inside of what came, and whether nothing comes after it: TLS was ended, or is none."""
         content = b""
+        if self._is_attached:
+            self._sealed += data
+            return content, False
         try:
             if data:
                 self.bio_write(data)
@@ -100,6 +106,34 @@ class Connection(SSL.Connection):
             while True:
                 more += super().bio_read(_PIECE)
         return memoryview(more)
+
+    def attach(self, descriptor: int) -> None:
+        """Have `put` write to a socket. What comes is not decrypted before `detach`, and no other method may be called.
+        To be called after `encrypt`, which leaves nothing that waits to be sent."""
+        assert not self._waits
+        lib.SSL_set_fd(self._ssl, descriptor)  # for both directions, and it frees what was there
+        self._into_ssl = self._from_ssl = None
+        self._is_attached = True
+
+    def put(self, data: bytes) -> bool:
+        """Send all of a chunk. False where the socket takes no more for now: this is to be called again with the same
+        chunk. Raises `SSL.Error` when the client left."""
+        with ffi.from_buffer(data) as plain:
+            count = lib.SSL_write(self._ssl, plain, len(data))
+        if count > 0:
+            return True
+        with contextlib.suppress(SSL.WantWriteError):
+            self._raise_ssl_error(self._ssl, count)
+        return False
+
+    def detach(self) -> None:
+        """Go on in memory, as pyOpenSSL does from the start."""
+        self._into_ssl, self._from_ssl = (lib.BIO_new(lib.BIO_s_mem()) for _ in range(2))
+        lib.SSL_set_bio(self._ssl, self._into_ssl, self._from_ssl)
+        self._is_attached = False
+        sealed, self._sealed = self._sealed, b""
+        if sealed:
+            self.bio_write(sealed)
 
     def sendall(self, buf: Any, flags: int = 0) -> int:
         self._waits = False

@@ -23,8 +23,10 @@ from .handover import Said, hand_over
 from .handshake import Handshakes
 from .interception import Interception, Place
 from .plain_request import PlainRequest
+from .sending import Sending
 from .serve.messages import Answer, Forward, Request
 from .transfer.pump import Pump
+from .transfer.sources import Source
 from .wire import take_small
 
 logger = logging.getLogger("hubcache")
@@ -58,9 +60,10 @@ class Desk:
 
 
 class Reception(asyncio.Protocol):
-    """A client at the door of `server`, until it goes or `server` takes over; a `Wire` for the bodies that it gets."""
+    """A client at the door of `server`, until it goes or `server` takes over."""
 
     _transport: asyncio.Transport
+    _sending: Sending
 
     def __init__(self, desk: Desk, server: ServerInstance[Any], client: tuple[str, int]) -> None:
         self._desk = desk
@@ -74,8 +77,6 @@ class Reception(asyncio.Protocol):
         self._step = self._request if isinstance(server.mode, ReverseMode) else self._connect
         self._has_ended = False
         """Whether the client says nothing more."""
-        self._may_write = asyncio.Event()
-        self._may_write.set()
         self._answering: asyncio.Task[bool] | None = None
         self._is_sending = False
         self._heard_at = self._loop.time()
@@ -85,6 +86,7 @@ class Reception(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._sending = Sending(transport, self._said, self._desk.patience)
         self._timer = self._loop.call_later(self._desk.patience, self._watch)
 
     def _watch(self) -> None:
@@ -101,7 +103,7 @@ class Reception(asyncio.Protocol):
         self._received += data
         if self._answering is None:
             self._go_on()
-        elif len(self._received) > _MOST:
+        elif len(self._received) > _MOST or self._sending.is_straight:
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
@@ -113,15 +115,15 @@ class Reception(asyncio.Protocol):
         self._timer.cancel()
         if self._step == self._secure and not self._has_ended:
             self._say_untrusted("it left")
-        self._may_write.set()
+        self._sending.resume()
         if self._answering is not None and self._is_sending:  # else it is found out when there is something to send
             self._answering.cancel()
 
     def pause_writing(self) -> None:
-        self._may_write.clear()
+        self._sending.pause()
 
     def resume_writing(self) -> None:
-        self._may_write.set()
+        self._sending.resume()
 
     def _go_on(self) -> None:
         while self._received and self._step():
@@ -136,7 +138,7 @@ class Reception(asyncio.Protocol):
             return False
         self._timer.cancel()
         successor = hand_over(self._transport, self._server, self._said, self._received)
-        if not self._may_write.is_set():
+        if self._sending.is_paused:
             successor.pause_writing()
         return False
 
@@ -218,7 +220,7 @@ class Reception(asyncio.Protocol):
         head = http1.assemble_response_head(flow_headers.response(outcome))
         if outcome.source is not None:
             self._is_sending = True
-            await self._desk.decider.pump.send(head, outcome.source, self)
+            await self._send_body(head, outcome.source)
             self._is_sending = False
         else:
             await self._send(head if asked.method == "HEAD" else head + outcome.body)
@@ -238,12 +240,21 @@ class Reception(asyncio.Protocol):
         return f"{client}: {asked.method} {url} << {answer.status} {answer.result.value} {size}"
 
     async def _send(self, data: bytes) -> None:
-        """Send a whole answer, once the client has taken those before."""
         try:
-            await self.drain()
-            self.write(data)
+            await self._sending.send(data)
         except OSError:  # it left, or stands still
             self._transport.abort()
+
+    async def _send_body(self, head: bytes, source: Source) -> None:
+        await self._desk.decider.pump.send(head, source, self._sending)
+        if self._sending.is_straight and self._said.connection is not None:
+            try:
+                await self._sending.end()
+            except OSError:
+                self._transport.abort()
+            more, has_ended = self._said.connection.decrypt(b"")
+            self._received += more
+            self._has_ended |= has_ended
 
     def _answered(self, task: asyncio.Task[bool]) -> bool:
         self._answering = None
@@ -261,27 +272,3 @@ class Reception(asyncio.Protocol):
             self._heard_at = self._loop.time()
             self._transport.resume_reading()
             self._go_on()
-
-    def write(self, data: bytes) -> None:
-        """Send bytes of an answer; raises `ConnectionResetError` when TLS has ended."""
-        tls = self._said.connection
-        try:
-            self._transport.write(data if tls is None else tls.encrypt(data))
-        except SSL.Error as error:
-            raise ConnectionResetError("the client ended TLS") from error
-
-    async def drain(self) -> None:
-        """Wait until the client took nearly all; raises `OSError` when it left or stands still."""
-        if not self._may_write.is_set():
-            try:
-                async with asyncio.timeout(self._desk.patience):
-                    await self._may_write.wait()
-            except TimeoutError:
-                self._transport.abort()
-                raise
-        if self._transport.is_closing():
-            raise ConnectionResetError("the client left")
-
-    def close(self) -> None:
-        """End the connection, when the rest is gone."""
-        self._transport.close()

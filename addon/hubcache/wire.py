@@ -25,7 +25,7 @@ from .client_side import Delivered
 from .handshake import Connection
 from .serve.messages import SMALL, Answer
 from .transfer.pump import Pump, Wire
-from .transfer.sources import Source
+from .transfer.sources import CHUNK, Source
 
 HOOKS = ("request", "responseheaders", "response")
 """Where another addon listens, answers do not go straight."""
@@ -99,6 +99,8 @@ class Wires:
 
 class _Wire:
     """Writes to the client of a flow, within TLS where there is a `connection`; waits `patience` seconds for it."""
+
+    chunk = CHUNK
 
     def __init__(
         self, flow: http.HTTPFlow, writer: asyncio.StreamWriter, connection: Connection | None, patience: float

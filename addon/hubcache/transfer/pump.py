@@ -25,14 +25,16 @@ _END = b"0\r\n\r\n"
 _TICKET_SECONDS = 60.0
 
 _CHUNKS = 32 << 20
-"""Bytes of all chunks together: one for each body, and as much again encrypted, is in memory."""
-_LEAST, _MOST = 18, 19
-"""Powers of two: bytes of a chunk. Measured on straight ways over TLS, as a part of what nginx sends to 1 and to 8
-clients: 256 KiB 0.96 and 0.97, 512 KiB 0.97 and 1.04, 1 MiB 0.88 and 1.03."""
+"""Bytes of all chunks together: one for each body, and as much again where it is encrypted, is in memory."""
+_LEAST = 256 << 10
+"""Bytes of a chunk, however many bodies there are."""
 
 
 class Wire(Protocol):
     """The straight way to a client. `write` and `drain` raise `OSError` when the client has gone."""
+
+    chunk: int
+    """Bytes that are sent best at once."""
 
     def write(self, data: bytes) -> None:
         """Send what the socket takes now, and keep the rest."""
@@ -141,7 +143,7 @@ class Pump:
             wire.write(head)
             while not source.finished:
                 await wire.drain()  # not after the last chunk: the client may leave as soon as it has that
-                chunk = await source.read(self._size())
+                chunk = await source.read(self._size(wire.chunk))
                 wire.write(chunk)
                 self._sent(source.origin, len(chunk))
                 chunk = b""  # nothing is held while a slow client takes its time
@@ -199,22 +201,22 @@ class Pump:
             await asyncio.gather(gone, return_exceptions=True)
             await delivery.close()
 
-    def _size(self) -> int:
+    def _size(self, most: int) -> int:
         """Bytes of the next chunk of a body."""
         share = _CHUNKS // max(1, len(self._connections))
-        return 1 << min(_MOST, max(_LEAST, share.bit_length() - 1))
+        return min(most, max(_LEAST, 1 << share.bit_length() - 1))
 
     async def _send(self, delivery: Delivery, writer: asyncio.StreamWriter) -> None:
         """Send one body. When it breaks off, the chunked coding is left without its end, and the client notices."""
         source = delivery.source
         writer.write(_HEAD)
         try:
-            chunk = await source.read(min(CHUNK, self._size()))
+            chunk = await source.read(self._size(CHUNK))
             while not source.finished:
                 delivery.offer(chunk)
                 writer.write(_BYTE)
                 # Read the next while mitmproxy and the client work on this one.
-                following = await source.read(min(CHUNK, self._size()))
+                following = await source.read(self._size(CHUNK))
                 await delivery.taken()
                 chunk = following
             # The end goes with the last byte: a client that closes as soon as it has all would else look like a leaver.
