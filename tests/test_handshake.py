@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mitm import taddons
 from OpenSSL import SSL
+from OpenSSL._util import lib
 from proxy import HUB_HOST, TOKEN_HOST, Product, Rig
 from secured import VERSIONS, arrived, established, handshakes, known_fixture, start, taken_from
 from standin import Hub, random_bytes
@@ -119,9 +120,10 @@ def test_what_comes_while_a_body_goes_to_a_socket_is_decrypted_after_it(
     assert made.decrypt(taken_from(client)[0]) == (b"", True)
 
 
-def test_client_that_left_its_socket_is_noticed(
+def test_client_that_left_its_socket_is_noticed_and_no_other_pays_for_it(
     known: taddons.context, sockets: tuple[socket.socket, socket.socket]
 ) -> None:
+    """OpenSSL has one queue of errors for all connections of a thread."""
     _, made = established(known)
     theirs, own = sockets
     made.encrypt(b"head")
@@ -129,6 +131,7 @@ def test_client_that_left_its_socket_is_noticed(
     theirs.close()
     with pytest.raises(SSL.Error):
         made.put(random_bytes(100_000))
+    assert lib.ERR_peek_error() == 0
     made.detach()
 
 

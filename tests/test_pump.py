@@ -338,6 +338,25 @@ async def test_closing_the_pump_breaks_off_what_goes_straight(station: Station) 
     assert (way.closed, source.closed) == (True, 1)
 
 
+async def test_client_that_takes_whatever_it_is_sent_does_not_keep_all_others_waiting(station: Station) -> None:
+    waited = 0
+
+    async def other() -> None:
+        nonlocal waited
+        while True:
+            await asyncio.sleep(0)
+            waited += 1
+
+    class Ready(Way):
+        async def drain(self) -> None:
+            pass
+
+    looking = asyncio.ensure_future(other())
+    await station.pump.send(b"head", Pieces(*[b"x"] * 40), Ready())
+    looking.cancel()
+    assert 8 <= waited <= 12
+
+
 async def test_chunks_get_smaller_when_there_are_many_bodies(station: Station) -> None:
     asked: list[int] = []
 
@@ -346,8 +365,8 @@ async def test_chunks_get_smaller_when_there_are_many_bodies(station: Station) -
             asked.append(most)
             return await super().read(most)
 
-    for others in (0, 50, 100):
+    for others in (0, 50, 50, 900):
         station.pump._connections |= {asyncio.ensure_future(asyncio.sleep(60)) for _ in range(others)}
         await station.pump.send(b"", Measured(b"x"), Way(512 << 10))
         await station.pump.send(b"", Measured(b"x"), Way(1000))
-    assert asked == [512 << 10, 1000, 512 << 10, 1000, 256 << 10, 1000]
+    assert asked == [512 << 10, 1000, 512 << 10, 1000, 256 << 10, 1000, 64 << 10, 1000]

@@ -12,6 +12,7 @@ from hubcache.interception import Interception
 from hubcache.oci.errors import HubcacheError
 from hubcache.oci.registry import HUB_HOST, Registry
 from hubcache.reception import Desk, Reception
+from hubcache.sending import Sending
 from hubcache.serve.messages import Answer, Forward, Request, Result
 from hubcache.transfer.pump import Pump
 from hubcache.transfer.sources import BytesSource
@@ -257,6 +258,28 @@ async def test_client_that_leaves_during_a_body_gives_the_source_back(caplog: py
     await until(lambda: source.is_closed)
     await asyncio.sleep(0)
     assert (visit.lines, visit.failures, caplog.records) == ([], [], [])
+
+
+async def test_its_socket_is_let_go_when_a_client_leaves_while_its_source_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slow(BytesSource):
+        closing = False
+
+        async def close(self) -> None:
+            self.closing = True
+            await asyncio.Event().wait()
+
+    source, question = Slow(b"body"), Question()
+    visit = Visit(question)
+    left: list[Sending] = []
+    monkeypatch.setattr(Sending, "leave", lambda sending: left.append(sending))
+    visit.say(ASKED)
+    question.settle(Answer(200, {}, Result.HIT, source=source, length=4))
+    await until(lambda: source.closing)
+    assert left == []
+    visit.leave()
+    await until(lambda: left)
 
 
 # -- clients that dawdle

@@ -150,6 +150,22 @@ async def test_chunk_waits_for_what_the_transport_has_not_sent(known: taddons.co
         assert one.transport.get_write_buffer_size() > held + len(CHUNKS[0])
 
 
+async def test_alert_that_waits_goes_before_a_body(known: taddons.context) -> None:
+    """One is left by a client of TLS 1.2 that would agree on everything anew."""
+    async with client(known, SSL.TLS1_2_VERSION) as one:
+        assert one.tls is not None
+        assert one.said.connection is not None
+        one.sending.write(HEAD)
+        one.tls.renegotiate()
+        with contextlib.suppress(SSL.WantReadError):
+            one.tls.do_handshake()
+        assert one.said.connection.decrypt(one.tls.bio_read(65536)) == (b"", False)
+        one.sending.write(CHUNKS[0])
+        one.sending.close()
+        with pytest.raises(SSL.Error, match="renegotiation"):
+            await one.read(len(HEAD + CHUNKS[0]))
+
+
 async def test_chunk_is_sent_also_when_no_descriptor_is_left(
     known: taddons.context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

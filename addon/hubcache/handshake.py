@@ -122,8 +122,12 @@ class Connection(SSL.Connection):
             count = lib.SSL_write(self._ssl, plain, len(data))
         if count > 0:
             return True
-        with contextlib.suppress(SSL.WantWriteError):
+        try:
             self._raise_ssl_error(self._ssl, count)
+        except SSL.WantWriteError:
+            pass
+        finally:
+            lib.ERR_clear_error()  # what a socket said would be there for the next connection, pyOpenSSL leaves it
         return False
 
     def detach(self) -> None:

@@ -246,12 +246,14 @@ class Reception(asyncio.Protocol):
             self._transport.abort()
 
     async def _send_body(self, head: bytes, source: Source) -> None:
-        await self._desk.decider.pump.send(head, source, self._sending)
-        if self._sending.is_straight and self._said.connection is not None:
-            try:
-                await self._sending.end()
-            except OSError:
-                self._transport.abort()
+        try:
+            await self._desk.decider.pump.send(head, source, self._sending)
+            await self._sending.end()
+        except OSError:  # it left before it had the last chunk
+            self._transport.abort()
+        finally:
+            self._sending.leave()
+        if self._said.connection is not None:
             more, has_ended = self._said.connection.decrypt(b"")
             self._received += more
             self._has_ended |= has_ended
