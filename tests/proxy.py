@@ -26,9 +26,10 @@ from typing import Any
 import pytest
 from hubcache.oci.registry import Registry
 from hubcache.operate.ca import ensure_ca
+from ports import free_port
 from standin import Hub
 from standin.media import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
-from wire import PATIENCE, Answer, Exchange, free_port, head, wait_until
+from wire import PATIENCE, Answer, Exchange, head, wait_until
 
 ADDON = Path(__file__).parents[1] / "addon" / "cache.py"
 HUB_HOST = "registry-1.docker.io"

@@ -6,10 +6,10 @@ from pathlib import Path
 from socket import create_server, socket
 
 import pytest
+from ports import free_port
 from proxy import Product
 from required import missing
 from standin import Hub
-from wire import free_port
 
 
 def said(product: Product) -> list[str]:

@@ -22,9 +22,10 @@ from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import context, events, layer
 from mitmproxy.proxy.layers import HttpLayer, modes
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
+from ports import free_port
 from proxy import HUB_HOST, Door, Rig
 from standin import Hub
-from wire import PATIENCE, Exchange, free_port, head
+from wire import PATIENCE, Exchange, head
 
 HUB = Interception([Registry.parse(HUB_HOST), Registry.parse("[::1]:5001")])
 ORDINARY = b"CONNECT registry-1.docker.io:443 HTTP/1.1\r\nHost: registry-1.docker.io:443\r\nUser-Agent: docker\r\n\r\n"

@@ -17,9 +17,9 @@ from hubcache.oci.errors import ConfigError, StoreTooNew
 from hubcache.serve.messages import Answer, Door
 from hubcache.store.index import Index
 from people import pull, until
+from ports import free_port
 from rig import Cache, running, settings
 from standin import Fault, Hub, random_bytes
-from wire import free_port
 
 REPO = "library/app"
 

@@ -13,7 +13,7 @@ from hubcache.operate.status import Status
 from hubcache.store.store import Store
 from hubcache.transfer.breaker import Breakers, Circuit
 from parts import opened_store, put_blob
-from wire import free_port
+from ports import free_port
 
 
 @pytest.fixture

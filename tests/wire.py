@@ -1,9 +1,7 @@
-"""HTTP as a client has it in hand: raw requests, answers read as the test likes, ports, and waiting."""
+"""HTTP as a client has it in hand: raw requests, answers read as the test likes, and waiting."""
 
-import contextlib
 import http.client
 import json
-import random
 import socket
 import ssl
 import time
@@ -13,20 +11,6 @@ from typing import Any
 
 PATIENCE = 30.0
 """Seconds after which a test gives up."""
-
-_PORTS = range(12_000, 20_000)
-_given: set[int] = set()
-
-
-def free_port() -> int:
-    """A port that is free, below the ephemeral ones and those of the stand-in Hub; never the same again."""
-    for port in random.sample(_PORTS, 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            if port not in _given:
-                _given.add(port)
-                return port
-    raise OSError("no free port")
 
 
 def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ports import free_port
 from standin import Hub, random_bytes
 
 from .base import base_layer
 from .images import Published, Publisher, layer, layer_of
-from .processes import Daemon, accepts, free_port, require
+from .processes import Daemon, accepts, require
 
 USER, PASSWORD = "alice", "correct horse"
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import shutil
 import signal
 import socket
@@ -13,9 +12,6 @@ from pathlib import Path
 
 import pytest
 from required import missing
-
-PORTS = range(12_000, 20_000)
-"""Below the range of ephemeral ports, so that a restarted program finds its port free again."""
 
 
 def require(*programs: str) -> None:
@@ -28,16 +24,6 @@ def require_root() -> None:
     """Skip the test, or fail it in CI, unless it runs as root."""
     if os.geteuid() != 0:
         missing("needs root")
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
-    for port in random.sample(PORTS, 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError("no free port")
 
 
 def accepts(address: int | Path) -> bool:

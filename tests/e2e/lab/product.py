@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hubcache.operate.ca import ensure_ca
+from ports import free_port
 
-from .processes import Daemon, accepts, free_port
+from .processes import Daemon, accepts
 
 REPOSITORY = Path(__file__).parents[3]
 TAG_TTL = 600
