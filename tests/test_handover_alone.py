@@ -15,7 +15,7 @@ from mitmproxy.proxy.server import ConnectionIO
 from OpenSSL import SSL
 from proxy import HUB_HOST
 from secured import handshakes, shake_hands, start
-from test_reception_alone import Transport
+from visit import Transport
 
 
 def a_client(options: Any) -> context.Context:

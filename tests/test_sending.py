@@ -98,12 +98,15 @@ def nothing_left_open() -> Iterator[None]:
 
 
 async def send(sending: Sending, chunks: list[bytes]) -> None:
-    """As the pump does."""
-    sending.write(HEAD)
-    for chunk in chunks:
-        await sending.drain()
-        sending.write(chunk)
-    await sending.end()
+    """As the pump and a reception do."""
+    try:
+        sending.write(HEAD)
+        for chunk in chunks:
+            await sending.drain()
+            sending.write(chunk)
+        await sending.end()
+    finally:
+        sending.leave()
 
 
 @pytest.mark.parametrize("version", [None, *VERSIONS])
@@ -219,6 +222,7 @@ async def test_last_chunk_is_waited_for_at_the_end_alone(known: taddons.context)
         assert not end.done()
         assert await one.read(len(HEAD + CHUNKS[-1])) == HEAD + CHUNKS[-1]
         await end
+        one.sending.leave()
 
 
 async def test_what_a_client_says_during_a_body_is_there_after_it(known: taddons.context) -> None:
@@ -232,4 +236,5 @@ async def test_what_a_client_says_during_a_body_is_there_after_it(known: taddons
         end = asyncio.ensure_future(one.sending.end())
         assert await one.read(len(HEAD + CHUNKS[-1])) == HEAD + CHUNKS[-1]
         await end
+        one.sending.leave()
         assert one.said.connection.decrypt(one.protocol.received) == (b"next", False)

@@ -1,8 +1,8 @@
 """What is sent to a client that is received without mitmproxy.
 
 Chunks of bodies are written by OpenSSL to the socket itself, record by record, while each is in the processor's cache.
-All else goes through asyncio's transport, which goes on to read meanwhile. Measured with curl, as a part of chunks that
-are encrypted into memory and sent by the transport: 1.2 with one client, 1.1 with eight.
+All else goes through asyncio's transport. Measured with the clients of `scripts/bench`, as a part of chunks that are
+encrypted into memory and sent by the transport: 1.2 with one client, 1.1 with eight.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class Sending:
 
     def write(self, data: bytes) -> None:
         """Send what the socket takes now, and keep the rest; raises `ConnectionResetError` when the client ended TLS,
-        or left. First comes a head; after the last chunk `end` or `close` is to be called."""
+        or left. First comes a head; after the body, however it ended, `leave` is to be called."""
         tls = self._said.connection
         if tls is not None and (self.is_straight or self._goes_straight(tls, data)):
             self._put(tls, data)
@@ -118,12 +118,9 @@ class Sending:
         await self._may_write.wait()
 
     async def end(self) -> None:
-        """Wait until all of a body is sent, and go on as before it; raises `OSError` as `drain` does."""
-        try:
-            if self._rest:
-                await self.drain()
-        finally:
-            self.leave()
+        """Wait until all of a body is sent; raises `OSError` as `drain` does."""
+        if self._rest:
+            await self.drain()
 
     def close(self) -> None:
         """End the connection, without what is left of a chunk."""

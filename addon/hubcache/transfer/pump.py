@@ -30,7 +30,7 @@ _LEAST = 64 << 10
 """Bytes of a chunk, however many bodies there are."""
 _IN_A_ROW = 4
 """Chunks of a body that are sent without a look at all others; a client that takes whatever it is sent would else have
-the loop for itself (a few tenths of a second for each 750 MB, measured)."""
+the loop for itself until it has everything."""
 
 
 class Wire(Protocol):
