@@ -101,6 +101,52 @@ async def test_many_readers_of_one_cold_blob_are_one_fetch(pair: Pair, hub: Hub)
     assert hub.count(kind="cdn", method="GET") == 1
 
 
+async def test_worker_is_told_of_a_fill_once_for_all_its_readers(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hub.blob(REPO, DATA)
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
+    heard: list[list[Any]] = []
+    hear = pair.remote._hear
+    monkeypatch.setattr(pair.remote, "_hear", lambda head, payload: (heard.append(head), hear(head, payload)))
+    early = await asyncio.gather(*(pair.get(f"/v2/{REPO}/blobs/{digest}") for _ in range(8)))
+    await until(lambda: any(head[0] == "readable" and head[2] >= 900_000 for head in heard))
+    late = await pair.get(f"/v2/{REPO}/blobs/{digest}")
+    assert late.source is not None
+    first = await late.source.read()
+    assert first
+    hub.faults.remove(fault)
+    assert set(await asyncio.gather(*map(read, early))) == {DATA}
+    await until(lambda: not pair.remote._fills)
+    numbers = {head[1] for head in heard if head[0] in ("readable", "whole")}
+    assert len(numbers) == 1
+    counts = [head[2] for head in heard if head[0] == "readable"]
+    assert counts == sorted(set(counts))
+    assert first + await read(late) == DATA
+    assert pair.remote._opening == {}
+
+
+async def test_answer_that_comes_as_its_asker_gives_up_is_released(pair: Pair, hub: Hub) -> None:
+    digest = hub.blob(REPO, DATA)
+    hear = pair.remote._hear
+    asking: asyncio.Task[Answer] | None = None
+
+    def give_up(head: list[Any], payload: bytes) -> None:
+        hear(head, payload)
+        if head[0] == "answered" and asking is not None:
+            asking.cancel()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair.remote, "_hear", give_up)
+        await pair.get("/v2/")  # whatever waits for a frame already has found the method
+        asking = asyncio.create_task(pair.get(f"/v2/{REPO}/blobs/{digest}"))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    await pair.settled()
+    await until(lambda: not pair.cache.engine.store.ledger.in_use)
+    assert pair.remote._opening == {}
+
+
 async def test_wrong_bytes_break_the_body_off(pair: Pair, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
     hub.faults.add(Fault(kind="cdn", corrupt_at=len(DATA) - 1, pause_after=1_000_000, times=1))

@@ -12,13 +12,14 @@ from typing import Any, Protocol
 from ..oci.errors import HubcacheError, StorageError
 from ..oci.registry import Registry
 from ..serve.messages import SMALL, Answer, Door, Forward, Request
+from ..transfer.fill import Fill
 from ..transfer.sources import FileSource, FillSource, Source
 from .frames import frame, pack_outcome, read_frame, unpack_outcome, unpack_request
 
 logger = logging.getLogger("hubcache")
 
 _PACE_SECONDS = 0.04
-"""A worker is told of a fill's progress no more often than this: each reader costs a frame."""
+"""A worker is told of a fill's progress no more often than this: each time costs a frame and a look by each reader."""
 
 
 class Decider(Protocol):
@@ -67,6 +68,8 @@ class _Conversation:
         self._decider = decider
         self._writer = writer
         self._sources: dict[int, Source] = {}
+        self._told: dict[Fill, int] = {}
+        """Of whose progress the worker is being told, once for all its readers, by the number of the first."""
         self._reading: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -98,7 +101,7 @@ class _Conversation:
             error = None if task.cancelled() else task.exception()
             if error is not None:  # a defect of this program: told to both sides, or the client would wait for ever
                 logger.error("hubcache: a request failed", exc_info=error)
-                self._say(["failed", number, False, "internal error"])
+                self._say(["failed", number, "internal error"])
 
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -120,30 +123,48 @@ class _Conversation:
         if source is not None:
             self._sources[number] = source
         head, payload = pack_outcome(outcome)
-        self._say(["answered", number, head, _describe(source)], payload)
-        if isinstance(source, FillSource):
-            await self._tell_progress(number, source)
+        self._say(["answered", number, head, self._describe(number, source)], payload)
+        if isinstance(source, FillSource) and self._told[source.fill] == number:
+            await self._tell_progress(number, source.fill)
+
+    def _describe(self, number: int, source: Source | None) -> list[Any] | None:
+        """How the worker gets at a source's bytes: the file, or (`origin`, whether there are none) by asking for them.
+        Of a fill it is told under the number of who asked for it first."""
+        match source:
+            case None:
+                return None
+            case FileSource():
+                return ["file", str(source.path), source.at, source.end]
+            case FillSource(fill=fill):
+                first = self._told.setdefault(fill, number)
+                return ["fill", str(source.path), source.at, source.end, first, str(fill.digest)]
+        return ["bytes", source.origin, source.finished]
 
     async def _moved(self, number: int, registry: Registry, moved: tuple[str, str]) -> None:
         await self._decider.moved(registry, moved)
         self._say(["done", number])
 
-    async def _tell_progress(self, number: int, source: FillSource) -> None:
-        fill, told = source.fill, 0
+    async def _tell_progress(self, number: int, fill: Fill) -> None:
+        """Until the fill has ended, like that whether or not anybody still reads it."""
+        assert fill.size is not None
+        told = 0
         try:
-            while told < source.end and number in self._sources:
-                await fill.wait_readable(max(told, source.at) + 1)
+            while told < fill.size:
+                await fill.wait_readable(told + 1)
                 told = fill.readable
                 self._say(["readable", number, told])
-                await fill.wait_readable(source.end, _PACE_SECONDS)
+                await fill.wait_readable(fill.size, _PACE_SECONDS)
+            self._say(["whole", number])
         except HubcacheError as error:
-            self._say(["failed", number, isinstance(error, StorageError), str(error)])
+            self._say(["broken", number, isinstance(error, StorageError), str(error)])
+        finally:
+            del self._told[fill]
 
     async def _read(self, number: int, source: Source) -> None:
         try:
             data = await source.read()
         except HubcacheError as error:
-            self._say(["failed", number, False, str(error)])
+            self._say(["failed", number, str(error)])
             return
         self._say(["read", number, source.finished], data)
 
@@ -167,15 +188,3 @@ class _Conversation:
 def _is_small(request: Request, source: FileSource) -> bool:
     """Whether a stored body goes with the answer: it is what everybody may see, and less than the way to its file."""
     return (request.door is Door.MIRROR or request.credentials is None) and 0 < source.end - source.at <= SMALL
-
-
-def _describe(source: Source | None) -> list[Any] | None:
-    """How the worker gets at a source's bytes: the file, or (`origin`, whether there are none) by asking for them."""
-    match source:
-        case None:
-            return None
-        case FileSource():
-            return ["file", str(source.path), source.at, source.end]
-        case FillSource():
-            return ["fill", str(source.path), source.at, source.end, str(source.fill.digest)]
-    return ["bytes", source.origin, source.finished]

@@ -51,6 +51,8 @@ class Remote:
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[tuple[list[Any], bytes]]] = {}
         self._fills: dict[int, Fill] = {}
+        """What goes on at the owner, by the number of who asked for it first."""
+        self._opening: dict[int, Fill] = {}
         self._counts: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -124,9 +126,10 @@ class Remote:
                 fd = os.open(path, os.O_RDONLY)
                 blob = StoredBlob(fd, end, Path(path), lambda: self._say(["close", number]))
                 return FileSource(blob, start, end)
-            case ["fill", path, start, end, _]:
+            case ["fill", path, start, end, *_]:
+                fill = self._opening.pop(number)
                 fd = os.open(path, os.O_RDONLY)
-                source = FillSource(self._fills[number], Path(path), fd, start, end, self._again(request))
+                source = FillSource(fill, Path(path), fd, start, end, self._again(request))
                 return _Held(source, self, number)
             case [_, origin, finished]:
                 return _Asked(self, number, origin, finished)
@@ -148,7 +151,7 @@ class Remote:
 
     def release(self, number: int) -> None:
         """A body was sent, or nobody wants it any more."""
-        self._fills.pop(number, None)
+        self._opening.pop(number, None)
         self._say(["close", number])
 
     def _sent(self, source: str, count: int) -> None:
@@ -175,6 +178,10 @@ class Remote:
         self._say(head, payload)
         try:
             return await answer
+        except asyncio.CancelledError:
+            if not answer.cancelled():  # the answer came at the same moment, and nobody will have it
+                self.release(number)
+            raise
         finally:
             del self._waiting[number]
 
@@ -189,18 +196,22 @@ class Remote:
             self._lost()
 
     def _hear(self, head: list[Any], payload: bytes) -> None:
-        fill = self._fills.get(head[1])
         match head:
-            case ["readable", _, count] if fill is not None:
-                fill.advance(count)
-            case ["failed", _, is_storage, message] if fill is not None:
+            case ["readable", first, count]:
+                self._fills[first].advance(count)
+            case ["whole", first]:
+                del self._fills[first]
+            case ["broken", first, is_storage, message]:
+                fill = self._fills.pop(first)
                 fill.error = StorageError(message) if is_storage else Unavailable(message)
                 fill.notify()
-            case ["failed", number, _, message]:
+            case ["failed", number, message]:
                 self._resolve(number, Unavailable(message))
-            case ["answered", number, _, ["fill", _, _, _, digest]]:
-                fill = self._fills[number] = Fill(Digest.parse(digest))  # now: its progress may come in the next frame
-                fill.verified = True  # the owner tells only what may be given
+            case ["answered", number, _, ["fill", _, _, _, first, digest]]:
+                if first == number:  # now: its progress may come in the next frame
+                    fill = self._fills[first] = Fill(Digest.parse(digest))
+                    fill.verified = True  # the owner tells only what may be given
+                self._opening[number] = self._fills[first]
                 self._resolve(number, (head, payload))
             case ["answered" | "read" | "done", number, *_]:
                 self._resolve(number, (head, payload))
