@@ -360,23 +360,6 @@ async def test_closing_gives_up_what_is_still_arriving(hub: Hub, room: Room) -> 
     assert room.left_nothing()
 
 
-async def test_readers_that_follow_a_fill_share_what_one_has_read(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill = room.start()
-    await fill.ended()
-    [path] = files_below(room.directory / "store/blobs")
-    reads, pread = [], os.pread
-
-    def counted(fd: int, count: int, at: int) -> bytes:
-        reads.append(at)
-        return pread(fd, count, at)
-
-    monkeypatch.setattr(os, "pread", counted)
-    with path.open("rb") as file:
-        for start, end in ((0, 1000), (0, 1000), (1000, 2000), (1500, 2000)):
-            assert fill.read(file.fileno(), start, 1000) == LAYER[start:end]
-    assert reads == [0, 1000, 1500]
-
-
 async def test_waiting_for_bytes_ends_with_patience() -> None:
     fill = Fill(DIGEST)
     await asyncio.wait_for(fill.wait_readable(1, 0.01), 10)

@@ -20,6 +20,11 @@ from standin import Hub, random_bytes
 known = known_fixture()
 
 
+def test_of_what_a_client_can_the_fastest_is_taken(known: taddons.context) -> None:
+    client, _ = established(known)
+    assert client.get_cipher_name() == "TLS_AES_128_GCM_SHA256"
+
+
 def test_connections_to_one_host_share_a_context_and_hosts_do_not(known: taddons.context) -> None:
     ours = handshakes(known)
     one, two = ours.connection(start(known)), ours.connection(start(known))

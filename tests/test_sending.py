@@ -5,13 +5,15 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hubcache import sending as sending_module
 from hubcache.handover import Said
 from hubcache.sending import Sending
+from hubcache.transfer.sources import Take
 from mitm import taddons
 from OpenSSL import SSL
 from secured import VERSIONS, arrived, established, known_fixture
@@ -121,6 +123,101 @@ async def test_body_and_what_is_sent_before_and_after_it_arrives(known: taddons.
                 assert not one.sending.is_straight
                 await one.sending.send(b"small")
                 assert await one.read(5) == b"small"
+
+
+def taking(data: bytes) -> Take:
+    """What reads `data` into buffers."""
+    rest = memoryview(data)
+
+    def take(buffer: memoryview) -> int:
+        nonlocal rest
+        count = min(len(buffer), len(rest))
+        buffer[:count], rest = rest[:count], rest[count:]
+        return count
+
+    return take
+
+
+async def pour(sending: Sending, data: bytes, most: int) -> list[int]:
+    """As the pump and a reception do; gives what was sent at each turn."""
+    take, turns = taking(data), []
+    try:
+        sending.write(HEAD)
+        while sum(turns) < len(data):
+            await sending.drain()
+            turns.append(sending.pour(take, most))
+        await sending.end()
+    finally:
+        sending.leave()
+    return turns
+
+
+@pytest.mark.parametrize("version", [None, *VERSIONS])
+@pytest.mark.parametrize("most", [1000, 100_000, Sending.chunk])
+async def test_file_is_poured_to_many_clients_at_once_through_one_buffer(
+    known: taddons.context, version: int | None, most: int
+) -> None:
+    bodies = [random_bytes(1_000_000, f"body {number}") for number in range(4)]
+    with nothing_left_open():
+        async with AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(client(known if version else None, version or 0)) for _ in bodies
+            ]
+            pouring = [pour(one.sending, body, most) for one, body in zip(clients, bodies, strict=True)]
+            reading = [one.read(len(HEAD + body)) for one, body in zip(clients, bodies, strict=True)]
+            results = await asyncio.gather(*pouring, *reading)
+            assert results[4:] == [HEAD + body for body in bodies]
+            for one in clients:
+                await one.sending.send(b"small")
+                assert await one.read(5) == b"small"
+
+
+async def begin(one: Client) -> None:
+    """A body, of which the client takes a large chunk."""
+    one.sending.write(HEAD)
+    one.sending.write(CHUNKS[2])
+    content, _ = await asyncio.gather(one.read(len(HEAD + CHUNKS[2])), one.sending.drain())
+    assert content == HEAD + CHUNKS[2]
+    assert one.sending.is_straight
+
+
+async def test_turn_ends_where_the_client_takes_no_more_or_after_a_while(
+    known: taddons.context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending_module, "_TURN", 4000)
+    data = CHUNKS[-1]
+    async with client(known) as one:
+        await begin(one)
+        take = taking(data)
+        assert one.sending.pour(take, 1000) == 4000
+        poured = 4000
+        while (turn := one.sending.pour(take, 1000)) == 4000:
+            poured += turn
+        poured += turn
+        assert turn % 1000 == 0
+        waiting = asyncio.ensure_future(one.sending.drain())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        assert await one.read(poured) == data[:poured]
+        await waiting
+        one.sending.leave()
+
+
+async def test_nothing_is_poured_where_nothing_can_be_read(known: taddons.context) -> None:
+    async with client(known) as one:
+        assert one.sending.pour(taking(b""), 1000) == 0
+        await begin(one)
+        assert one.sending.pour(taking(b""), 1000) == 0
+        await one.sending.drain()
+        one.sending.leave()
+
+
+async def test_client_that_takes_nothing_of_what_is_poured_is_left(known: taddons.context) -> None:
+    with nothing_left_open():
+        async with client(known, patience=0.1) as one:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(pour(one.sending, CHUNKS[-1], 1000), 10)
+            one.sending.close()
 
 
 async def test_large_chunks_go_straight_and_small_answers_do_not(known: taddons.context) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -24,12 +24,27 @@ DATA = bytes(range(256)) * 8192  # 2 MiB
 
 
 async def drain(source: Source) -> bytes:
-    """All the rest of a source."""
+    """All the rest of a source, as it is read."""
     parts = []
     while not source.finished:
         parts.append(await source.read())
         assert len(parts[-1]) <= CHUNK
     return b"".join(parts)
+
+
+async def pour(source: Source) -> bytes:
+    """All the rest of a source, into a buffer as long as it is on a file."""
+    content, buffer = b"", memoryview(bytearray(100_000))
+    while not source.finished:
+        take = await source.on_file()
+        if take is None:
+            return content + await drain(source)
+        content += buffer[: take(buffer)]
+    return content
+
+
+WAYS = pytest.mark.parametrize("way", [drain, pour])
+type Way = Callable[[Source], Awaitable[bytes]]
 
 
 # -- stored files ----------------------------------------------------------------------------------------------------
@@ -53,10 +68,13 @@ class Shelf:
 @pytest.mark.parametrize(
     ("start", "end"), [(0, len(DATA)), (1, 2), (CHUNK - 1, CHUNK + 1), (0, 0), (len(DATA), len(DATA)), (100, 1_500_000)]
 )
-async def test_a_stored_file_gives_its_part_in_chunks_and_is_given_back(tmp_path: Path, start: int, end: int) -> None:
+@WAYS
+async def test_a_stored_file_gives_its_part_in_chunks_and_is_given_back(
+    tmp_path: Path, start: int, end: int, way: Way
+) -> None:
     shelf = Shelf(tmp_path, DATA)
     source = FileSource(shelf.blob(), start, end)
-    assert await drain(source) == DATA[start:end]
+    assert await way(source) == DATA[start:end]
     assert shelf.released == 0
     await source.close()
     assert shelf.released == 1
@@ -68,8 +86,9 @@ async def test_a_stored_file_that_was_cut_meanwhile_is_an_error_not_a_short_body
     await source.read()
     os.truncate(shelf.path, CHUNK + 10)
     assert len(await source.read()) == 10
-    with pytest.raises(StorageError, match="shorter"):
-        await source.read()
+    for way in (drain, pour):
+        with pytest.raises(StorageError, match="shorter"):
+            await way(source)
     assert not source.finished
     await source.close()
 
@@ -80,9 +99,10 @@ async def test_a_disk_that_cannot_be_read_is_a_storage_error(tmp_path: Path, mon
 
     source = FileSource(Shelf(tmp_path, DATA).blob(), 0, 10)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pread", refuse)
-        with pytest.raises(StorageError, match="Input/output"):
-            await source.read()
+        for way, name in ((drain, "pread"), (pour, "preadv")):
+            patch.setattr(os, name, refuse)
+            with pytest.raises(StorageError, match="Input/output"):
+                await way(source)
     await source.close()
 
 
@@ -231,7 +251,7 @@ class Growing:
         self.fill.error = error
         self.fill.notify()
 
-    def source(self, start: int, end: int) -> FillSource:
+    def source(self, start: int, end: int, released: Callable[[], None] = lambda: None) -> FillSource:
         staged = self.fill.staged
         assert staged is not None
         return FillSource(
@@ -241,13 +261,15 @@ class Growing:
             start,
             end,
             lambda at, until: UpstreamSource(self.origin, at, until),
+            released,
         )
 
 
-async def test_a_growing_file_is_followed_to_its_end(tmp_path: Path) -> None:
+@WAYS
+async def test_a_growing_file_is_followed_to_its_end(tmp_path: Path, way: Way) -> None:
     growing = Growing(tmp_path, len(DATA))
     source = growing.source(0, len(DATA))
-    reading = asyncio.ensure_future(drain(source))
+    reading = asyncio.ensure_future(way(source))
     for until in (1, 2, 1000, CHUNK, CHUNK + 1, len(DATA)):
         growing.grow(until)
         await asyncio.sleep(0.005)
@@ -297,26 +319,30 @@ async def test_the_last_byte_is_not_given_before_the_fill_is_verified(tmp_path: 
     await source.close()
 
 
-async def test_the_file_stays_readable_when_staging_has_ended(tmp_path: Path) -> None:
+@WAYS
+async def test_the_file_stays_readable_when_staging_has_ended(tmp_path: Path, way: Way) -> None:
     growing = Growing(tmp_path, 1000)
     source = growing.source(0, 1000)
     growing.grow(1000)
     growing.finish()
     assert growing.fill.staged is not None
     growing.fill.staged.close()
-    assert await drain(source) == DATA[:1000]
+    assert await way(source) == DATA[:1000]
     await source.close()
 
 
+@WAYS
 @pytest.mark.parametrize("given_before", [0, 10, 500])
-async def test_when_the_store_fails_the_rest_comes_from_the_upstream(tmp_path: Path, given_before: int) -> None:
+async def test_when_the_store_fails_the_rest_comes_from_the_upstream(
+    tmp_path: Path, given_before: int, way: Way
+) -> None:
     growing = Growing(tmp_path, 1000)
     source, got = growing.source(0, 900), b""
     if given_before:
         growing.grow(given_before)
         got = await source.read()
     growing.fail(StorageError("no space"))
-    assert got + await drain(source) == DATA[:900]
+    assert got + await way(source) == DATA[:900]
     assert growing.origin.asked == [(given_before, 900)]
     await source.close()
     assert growing.origin.open == 0
@@ -334,17 +360,53 @@ async def test_when_the_upstream_fails_the_reader_gets_its_error(tmp_path: Path)
     await source.close()
 
 
+@WAYS
 async def test_a_file_that_cannot_be_read_back_is_fetched_instead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Way
 ) -> None:
-    def refuse(*_: object) -> bytes:
+    def refuse(*_: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
     growing = Growing(tmp_path, 1000)
     growing.grow(500)
     source = growing.source(0, 1000)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pread", refuse)
-        assert await drain(source) == DATA[:1000]
+        patch.setattr(os, "preadv", refuse)
+        assert await way(source) == DATA[:1000]
     assert growing.origin.asked == [(0, 1000)]
     await source.close()
+
+
+@WAYS
+async def test_a_growing_file_that_was_cut_is_fetched_instead(tmp_path: Path, way: Way) -> None:
+    growing = Growing(tmp_path, 1000)
+    growing.grow(500)
+    os.truncate(tmp_path / "staged", 200)
+    source = growing.source(0, 1000)
+    assert await way(source) == DATA[:1000]
+    assert growing.origin.asked == [(200, 1000)]
+    await source.close()
+
+
+async def test_nothing_is_taken_of_a_growing_file_before_there_is_more(tmp_path: Path) -> None:
+    growing = Growing(tmp_path, 1000)
+    growing.grow(10)
+    source = growing.source(0, 1000)
+    take, buffer = await source.on_file(), memoryview(bytearray(100))
+    assert take is not None
+    assert (take(buffer), take(buffer)) == (10, 0)
+    growing.grow(20)
+    assert take(buffer) == 10
+    assert buffer[:10] == DATA[10:20]
+    await source.close()
+
+
+async def test_closing_a_growing_file_is_told_before_what_came_instead_is_closed(tmp_path: Path) -> None:
+    growing, told = Growing(tmp_path, 1000), []
+    growing.grow(1)
+    source = growing.source(0, 1000, lambda: told.append(growing.origin.open))
+    growing.fail(StorageError("no space"))
+    await source.read()
+    await source.read()
+    await source.close()
+    assert (told, growing.origin.open) == ([1], 0)

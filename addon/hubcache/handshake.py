@@ -24,7 +24,9 @@ _OPTIONS = (
     *("tls_version_client_max", "tls_version_client_min"),
 )
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
-"""For TLS 1.2: what has forward secrecy and no known weakness; of TLS 1.3, all."""
+"""For TLS 1.2: what has forward secrecy and no known weakness."""
+_SUITES = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+"""Of TLS 1.3 all, the fastest first: curl would take 256 bits before 128, at the cost of some 4 % CPU at both ends."""
 _RECORD, _OVERHEAD = 16 << 10, 64
 """Bytes of content in a TLS record, and at most as many beside it."""
 _WAITING = 2 << 10
@@ -85,7 +87,7 @@ class Connection(SSL.Connection):
         except SSL.Error:
             return content, True
 
-    def encrypt(self, data: bytes) -> memoryview:
+    def encrypt(self, data: bytes | memoryview) -> memoryview:
         """The TLS records of `data`, after whatever else waited to be sent; raises `SSL.Error`."""
         self._waits = False
         length = len(data)
@@ -115,9 +117,9 @@ class Connection(SSL.Connection):
         self._into_ssl = self._from_ssl = None
         self._is_attached = True
 
-    def put(self, data: bytes) -> bool:
+    def put(self, data: bytes | memoryview) -> bool:
         """Send all of a chunk. False where the socket takes no more for now: this is to be called again with the same
-        chunk. Raises `SSL.Error` when the client left."""
+        chunk, or a copy of it. Raises `SSL.Error` when the client left."""
         with ffi.from_buffer(data) as plain:
             count = lib.SSL_write(self._ssl, plain, len(data))
         if count > 0:
@@ -197,6 +199,7 @@ def _context(entry: CertStoreEntry) -> SSL.Context:
     made.set_min_proto_version(SSL.TLS1_2_VERSION)
     made.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_COMPRESSION)
     made.set_cipher_list(_CIPHERS)
+    made.set_tls13_ciphersuites(_SUITES)
     made.set_alpn_select_callback(_select)
     made.use_certificate(entry.cert.to_cryptography())
     made.use_privatekey(entry.privatekey)

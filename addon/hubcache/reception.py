@@ -218,14 +218,16 @@ class Reception(asyncio.Protocol):
         self._received = self._received[asked.length :]
         await take_small(outcome, self._desk.decider.pump)
         head = http1.assemble_response_head(flow_headers.response(outcome))
-        if outcome.source is not None:
-            self._is_sending = True
-            await self._send_body(head, outcome.source)
-            self._is_sending = False
-        else:
-            await self._send(head if asked.method == "HEAD" else head + outcome.body)
-        if self._desk.show is not None:
-            self._desk.show(self._line(asked, place, outcome))
+        try:
+            if outcome.source is not None:
+                self._is_sending = True
+                await self._send_body(head, outcome.source)
+                self._is_sending = False
+            else:
+                await self._send(head if asked.method == "HEAD" else head + outcome.body)
+        finally:  # also where the client left
+            if self._desk.show is not None:
+                self._desk.show(self._line(asked, place, outcome))
         if asked.is_last:
             self._transport.close()
         return not self._transport.is_closing()

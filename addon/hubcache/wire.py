@@ -25,7 +25,7 @@ from .client_side import Delivered
 from .handshake import Connection
 from .serve.messages import SMALL, Answer
 from .transfer.pump import Pump, Wire
-from .transfer.sources import CHUNK, Source
+from .transfer.sources import CHUNK, Source, Take
 
 HOOKS = ("request", "responseheaders", "response")
 """Where another addon listens, answers do not go straight."""
@@ -110,11 +110,17 @@ class _Wire:
         self._connection = connection
         self._patience = patience
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         try:
             self._writer.write(data if self._connection is None else self._connection.encrypt(data))
         except SSL.Error as error:
             raise ConnectionResetError("the client ended TLS") from error
+
+    def pour(self, take: Take, most: int) -> int:
+        chunk = bytearray(most)  # asyncio keeps what the socket does not take
+        count = take(memoryview(chunk))
+        self.write(memoryview(chunk)[:count])
+        return count
 
     async def drain(self) -> None:
         if self._flow.error is not None:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import random
 import re
 import shutil
 import signal
@@ -75,12 +76,17 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+_ports = iter(random.sample(range(20_000, 32_000), 1_000))
+"""Below those of outgoing connections, which would take one before who is to listen does."""
+
+
 def free_port() -> int:
-    """A loopback port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port that nobody listens on at the moment, and that is given once."""
+    for port in _ports:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise BenchError("no free port")
 
 
 def listening(*ports: int) -> Callable[[], bool]:

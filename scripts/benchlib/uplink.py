@@ -4,9 +4,10 @@ for every client. Run as `uplink.py RATE LISTEN:TARGET…` (loopback ports)."""
 
 import asyncio
 import contextlib
+import socket
 import sys
 
-_READ = 64 << 10
+_READ = 256 << 10
 _BURST = 0.01
 
 
@@ -24,33 +25,38 @@ class _Line:
             await asyncio.sleep(self._free_at - now)
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: _Line | None) -> None:
+async def _copy(source: socket.socket, target: socket.socket, line: _Line | None) -> None:
+    loop, buffer = asyncio.get_running_loop(), memoryview(bytearray(_READ))
     with contextlib.suppress(OSError):
-        while piece := await reader.read(_READ):
+        while count := await loop.sock_recv_into(source, buffer):
             if line is not None:
-                await line.take(len(piece))
-            writer.write(piece)
-            await writer.drain()
-    writer.close()
+                await line.take(count)
+            await loop.sock_sendall(target, buffer[:count])
+        target.shutdown(socket.SHUT_WR)
 
 
-async def _serve(listen: int, target: int, line: _Line) -> asyncio.Server:
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target, limit=_READ)
-        except OSError:
-            writer.close()
-            return
-        await asyncio.gather(_copy(reader, far_writer, None), _copy(far_reader, writer, line))
+async def _relay(near: socket.socket, target: int, line: _Line) -> None:
+    with near, socket.socket() as far, contextlib.suppress(OSError):
+        far.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(far, ("127.0.0.1", target))
+        await asyncio.gather(_copy(near, far, None), _copy(far, near, line))
 
-    return await asyncio.start_server(relay, "127.0.0.1", listen)
+
+async def _serve(listen: int, target: int, line: _Line) -> None:
+    relays = set()
+    with socket.create_server(("127.0.0.1", listen), backlog=128) as door:
+        door.setblocking(False)
+        while True:
+            near, _ = await asyncio.get_running_loop().sock_accept(door)
+            relay = asyncio.create_task(_relay(near, target, line))
+            relays.add(relay)
+            relay.add_done_callback(relays.discard)
 
 
 async def _run(rate: float, pairs: list[str]) -> None:
     line = _Line(rate)
     ports = [tuple(map(int, pair.split(":"))) for pair in pairs]
-    servers = [await _serve(listen, target, line) for listen, target in ports]
-    await asyncio.gather(*(server.serve_forever() for server in servers))
+    await asyncio.gather(*(_serve(listen, target, line) for listen, target in ports))
 
 
 if __name__ == "__main__":

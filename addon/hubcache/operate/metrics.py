@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
 
@@ -25,9 +26,10 @@ class Metrics:
             ["kind", "result", "door"],
             registry=self.registry,
         )
-        self._sent = Counter(
+        sent = Counter(
             "hubcache_sent_bytes", "Body bytes sent to clients by source.", ["source"], registry=self.registry
         )
+        self._sent_from = cache(sent.labels)  # asked for each chunk of each body
         self._upstream = Counter(
             "hubcache_upstream_requests",
             "Requests to upstreams by host, kind and status (error = no answer).",
@@ -80,7 +82,7 @@ class Metrics:
 
     def sent(self, source: str, count: int) -> None:
         """Body bytes went to a client."""
-        self._sent.labels(source).inc(count)
+        self._sent_from(source).inc(count)
 
     def workers_changed(self, count: int) -> None:
         """So many processes speak with clients."""

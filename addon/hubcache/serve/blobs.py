@@ -258,6 +258,9 @@ class _Counted:
     async def read(self, most: int = CHUNK) -> bytes:
         return await self._source.read(most)
 
+    async def on_file(self) -> None:
+        return None
+
     @property
     def finished(self) -> bool:
         return self._source.finished

@@ -5,7 +5,6 @@ one: that is held back until the digest is verified, so that no client ever rece
 """
 
 import asyncio
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
@@ -43,7 +42,6 @@ class Fill:
         self._written = 0
         self._changed = asyncio.Event()
         self._readers: set[tuple[int, asyncio.Future[None]]] = set()
-        self._piece = (0, b"")
 
     @property
     def readable(self) -> int:
@@ -79,19 +77,6 @@ class Fill:
             self._readers.discard(reader)
             if timer is not None:
                 timer.cancel()
-
-    def read(self, fd: int, start: int, most: int) -> bytes:
-        """Readable bytes from `start` on, of the growing file that is open at `fd`; raises `OSError`.
-
-        Up to the next multiple of `most`: many readers follow a fill closely, and what one of them has read is at hand
-        for all others that come by.
-        """
-        length = min(most - start % most, self.readable - start)
-        at, data = self._piece
-        if at != start or len(data) != length:
-            data = os.pread(fd, length, start)
-            self._piece = (start, data)
-        return data
 
     async def ended(self) -> None:
         """Wait until the blob is in the store; raises the fill's error."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from ..oci.errors import HubcacheError
-from .sources import CHUNK, Source
+from .sources import CHUNK, Source, Take
 
 _HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
 _BYTE = b"1\r\nx\r\n"
@@ -28,19 +28,20 @@ _CHUNKS = 32 << 20
 """Bytes of all chunks together: one for each body, and as much again where it is encrypted, is in memory."""
 _LEAST = 64 << 10
 """Bytes of a chunk, however many bodies there are."""
-_IN_A_ROW = 4
-"""Chunks of a body that are sent without a look at all others; a client that takes whatever it is sent would else have
-the loop for itself until it has everything."""
 
 
 class Wire(Protocol):
-    """The straight way to a client. `write` and `drain` raise `OSError` when the client has gone."""
+    """The straight way to a client. `write`, `pour` and `drain` raise `OSError` when the client has gone."""
 
     chunk: int
     """Bytes that are sent best at once."""
 
     def write(self, data: bytes) -> None:
         """Send what the socket takes now, and keep the rest."""
+
+    def pour(self, take: Take, most: int) -> int:
+        """Send what is read in chunks of `most` bytes as long as the socket takes it, but not so long that others wait
+        for a millisecond or two; keep the rest of the last chunk. Returns how many bytes were read."""
 
     async def drain(self) -> None:
         """Wait until the rest is nearly gone."""
@@ -144,16 +145,11 @@ class Pump:
         complete = False
         try:
             wire.write(head)
-            number = 0
             while not source.finished:
-                await wire.drain()  # not after the last chunk: the client may leave as soon as it has that
-                number += 1
-                if number % _IN_A_ROW == 0:
-                    await asyncio.sleep(0)
-                chunk = await source.read(self._size(wire.chunk))
-                wire.write(chunk)
-                self._sent(source.origin, len(chunk))
-                chunk = b""  # or it would be held while a slow client takes what it has of it
+                await wire.drain()
+                self._sent(source.origin, await self._pour(source, wire))
+                if not source.finished:  # nothing is waited for after the last chunk: with that the client may leave
+                    await asyncio.sleep(0)  # one that takes whatever it is sent would have the loop for itself
             complete = True
         except HubcacheError as error:
             self._failed(error)
@@ -164,6 +160,15 @@ class Pump:
             if not complete:
                 wire.close()
             await source.close()
+
+    async def _pour(self, source: Source, wire: Wire) -> int:
+        """Send the next bytes of a source; returns how many."""
+        take = await source.on_file()
+        if take is not None:
+            return wire.pour(take, self._size(wire.chunk))
+        chunk = await source.read(self._size(wire.chunk))
+        wire.write(chunk)
+        return len(chunk)
 
     def _expire(self, ticket: str) -> None:
         """mitmproxy never came for it: the client left in between."""

@@ -1,8 +1,8 @@
 """Where the bytes of an answer come from: a stored file, the growing file of a fill, or the upstream itself."""
 
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,8 @@ _GATHER_SECONDS = 0.05
 """On a growing file: wait this long for a whole chunk, so that many slow-fed clients do not cost a wake-up of the whole
 proxy for each packet. The first chunk is never delayed."""
 
+type Take = Callable[[memoryview], int]
+"""Reads the next bytes into a buffer; returns how many, none where more is to be waited for. Raises as `read` does."""
 
 type OpenRange = Callable[[int, int | None], AbstractAsyncContextManager[BlobBody]]
 """Opens a blob upstream from one byte up to before another (None: to its end)."""
@@ -35,6 +37,10 @@ class Source(Protocol):
 
     async def read(self, most: int = CHUNK) -> bytes:
         """The next bytes, at most about `most`. Raises a `HubcacheError` when they cannot be had."""
+
+    async def on_file(self) -> Take | None:
+        """Wait for bytes; gives what reads them, where they are on a file: who sends them has a buffer that stays in
+        the processor's cache. Raises as `read` does."""
 
     @property
     def finished(self) -> bool:
@@ -56,6 +62,9 @@ class BytesSource:
         data, self._data = self._data, b""
         return data
 
+    async def on_file(self) -> None:
+        return None
+
     @property
     def finished(self) -> bool:
         return not self._data
@@ -76,16 +85,26 @@ class FileSource:
         self.end = end
 
     async def read(self, most: int = CHUNK) -> bytes:
-        try:
+        with _reading():
             data = os.pread(self._blob.fd, min(most, self.end - self.at), self.at)
-        except OSError as error:
-            raise StorageError(f"cannot read a stored blob: {error}") from error
-        if not data and not self.finished:
+        self._advance(len(data), most)
+        return data
+
+    async def on_file(self) -> Take:
+        return self._take
+
+    def _take(self, buffer: memoryview) -> int:
+        with _reading():
+            count = os.preadv(self._blob.fd, [buffer[: self.end - self.at]], self.at)
+        self._advance(count, len(buffer))
+        return count
+
+    def _advance(self, count: int, most: int) -> None:
+        if not count and not self.finished:
             raise StorageError("a stored blob is shorter than when it was stored")
-        self.at += len(data)
+        self.at += count
         if not self.finished:
             os.posix_fadvise(self._blob.fd, self.at + most * _AHEAD, most, os.POSIX_FADV_WILLNEED)
-        return data
 
     @property
     def finished(self) -> bool:
@@ -138,6 +157,9 @@ class UpstreamSource:
                 return data
         raise BadUpstream("upstream sent fewer bytes than it promised")
 
+    async def on_file(self) -> None:
+        return None
+
     @property
     def finished(self) -> bool:
         return self._at >= self._end
@@ -152,39 +174,68 @@ class FillSource:
     origin = "fill"
 
     def __init__(
-        self, fill: Fill, path: Path, fd: int, start: int, end: int, fallback: Callable[[int, int], Source]
+        self,
+        fill: Fill,
+        path: Path,
+        fd: int,
+        start: int,
+        end: int,
+        fallback: Callable[[int, int], Source],
+        released: Callable[[], None] = lambda: None,
     ) -> None:
-        """`fd`, which this owns, is of the growing file at `path`."""
+        """`fd`, which this owns, is of the growing file at `path`; `released` is told when this is closed."""
         self.fill = fill
         self.path = path
         self.at = start
         self.end = end
         self._fd = fd
         self._fallback = fallback
+        self._released = released
         self._instead: Source | None = None
         self._begun = False
 
     async def read(self, most: int = CHUNK) -> bytes:
+        while not self.finished:
+            take = await self.on_file()
+            if take is None:
+                assert self._instead is not None
+                return await self._instead.read(most)
+            data = bytearray(min(most, self.end - self.at))
+            count = take(memoryview(data))
+            if count:
+                return bytes(data[:count])
+        return b""
+
+    async def on_file(self) -> Take | None:
         if self._instead is None:
             try:
-                return await self._read(most)
+                await self._follow()
             except StorageError:
-                self._instead = self._fallback(self.at, self.end)
-        return await self._instead.read(most)
+                self._turn_away()
+        return self._take if self._instead is None else None
 
-    async def _read(self, most: int) -> bytes:
-        if self.finished:
-            return b""
+    async def _follow(self) -> None:
         await self.fill.wait_readable(self.at + 1)
         if self._begun and self.fill.error is None:
-            await self.fill.wait_readable(min(self.at + most - self.at % most, self.end), _GATHER_SECONDS)
+            await self.fill.wait_readable(min(self.at + CHUNK - self.at % CHUNK, self.end), _GATHER_SECONDS)
         self._begun = True
+
+    def _take(self, buffer: memoryview) -> int:
+        wanted = min(self.fill.readable, self.end) - self.at
+        if wanted <= 0:
+            return 0
         try:
-            data = self.fill.read(self._fd, self.at, most)[: self.end - self.at]
-        except OSError as error:
-            raise StorageError(f"cannot read staged content: {error}") from error
-        self.at += len(data)
-        return data
+            count = os.preadv(self._fd, [buffer[:wanted]], self.at)
+        except OSError:
+            count = 0
+        if not count:
+            self._turn_away()
+        self.at += count
+        return count
+
+    def _turn_away(self) -> None:
+        """From the store, which failed."""
+        self._instead = self._fallback(self.at, self.end)
 
     @property
     def finished(self) -> bool:
@@ -192,5 +243,14 @@ class FillSource:
 
     async def close(self) -> None:
         os.close(self._fd)
+        self._released()
         if self._instead is not None:
             await self._instead.close()
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot read a stored blob: {error}") from error

@@ -129,8 +129,7 @@ class Remote:
             case ["fill", path, start, end, *_]:
                 fill = self._opening.pop(number)
                 fd = os.open(path, os.O_RDONLY)
-                source = FillSource(fill, Path(path), fd, start, end, self._again(request))
-                return _Held(source, self, number)
+                return FillSource(fill, Path(path), fd, start, end, self._again(request), lambda: self.release(number))
             case [_, origin, finished]:
                 return _Asked(self, number, origin, finished)
         raise AssertionError(how)
@@ -226,27 +225,6 @@ class Remote:
             answer.set_result(result)
 
 
-class _Held:
-    """A source whose file the owner keeps until it is closed."""
-
-    def __init__(self, source: FillSource, remote: Remote, number: int) -> None:
-        self.origin = source.origin
-        self._source = source
-        self._remote = remote
-        self._number = number
-
-    async def read(self, most: int = CHUNK) -> bytes:
-        return await self._source.read(most)
-
-    @property
-    def finished(self) -> bool:
-        return self._source.finished
-
-    async def close(self) -> None:
-        await self._source.close()
-        self._remote.release(self._number)
-
-
 class _Asked:
     """A source that the owner reads: bytes from the upstream, or a token service's answer."""
 
@@ -261,6 +239,9 @@ class _Asked:
             return b""
         data, self.finished = await self._remote.read(self._number)
         return data
+
+    async def on_file(self) -> None:
+        return None
 
     async def close(self) -> None:
         self._remote.release(self._number)
@@ -283,6 +264,9 @@ class _Again:
                 raise Unavailable("the rest of the blob cannot be had")
             self._source = answer.source
         return await self._source.read(most)
+
+    async def on_file(self) -> None:
+        return None
 
     @property
     def finished(self) -> bool:
