@@ -360,6 +360,17 @@ async def test_closing_gives_up_what_is_still_arriving(hub: Hub, room: Room) -> 
     assert room.left_nothing()
 
 
+async def test_defect_in_a_fill_is_an_error_to_its_readers_and_no_hang(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room.fills, "_absorb", lambda *_: 1 / 0)
+    fill = room.start()
+    with pytest.raises(Unavailable, match="internal"):
+        await asyncio.wait_for(fill.wait_readable(1), 10)
+    [task] = room.fills._tasks or [None]
+    assert task is None or isinstance(task.exception(), ZeroDivisionError)
+
+
 async def test_waiting_for_bytes_ends_with_patience() -> None:
     fill = Fill(DIGEST)
     await asyncio.wait_for(fill.wait_readable(1, 0.01), 10)

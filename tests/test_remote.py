@@ -126,6 +126,21 @@ async def test_worker_is_told_of_a_fill_once_for_all_its_readers(
     assert pair.remote._opening == {}
 
 
+async def test_defect_in_telling_of_a_fill_breaks_its_readers_off(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(_Conversation, "_tell_progress", broken)
+    hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
+    answer = await pair.get(f"/v2/{REPO}/blobs/{hub.blob(REPO, DATA)}")
+    with pytest.raises(HubcacheError, match="internal"):
+        await asyncio.wait_for(read(answer), 10)
+    hub.faults.clear()
+    assert pair.remote._fills == {}
+
+
 async def test_answer_that_comes_as_its_asker_gives_up_is_released(pair: Pair, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
     hear = pair.remote._hear

@@ -212,6 +212,14 @@ async def test_nothing_is_poured_where_nothing_can_be_read(known: taddons.contex
         one.sending.leave()
 
 
+async def test_nothing_more_is_read_for_a_client_that_left() -> None:
+    async with client(None) as one:
+        one.socket.close()
+        assert one.sending.pour(taking(CHUNKS[-1]), 1000) <= 2000
+        with pytest.raises(OSError, match="left"):
+            await one.sending.drain()
+
+
 async def test_client_that_takes_nothing_of_what_is_poured_is_left(known: taddons.context) -> None:
     with nothing_left_open():
         async with client(known, patience=0.1) as one:

@@ -106,7 +106,7 @@ class Sending:
                 self._is_full = not self._room.poll(0)
             else:
                 self._hand(bytes(chunk))
-            if self._rest or self._is_full or self._transport.get_write_buffer_size():
+            if self._rest or self._is_full or self._transport.get_write_buffer_size() or self._transport.is_closing():
                 break
         return poured
 

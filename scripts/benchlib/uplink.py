@@ -32,12 +32,15 @@ async def _copy(source: socket.socket, target: socket.socket, line: _Line | None
             if line is not None:
                 await line.take(count)
             await loop.sock_sendall(target, buffer[:count])
+    with contextlib.suppress(OSError):
         target.shutdown(socket.SHUT_WR)
 
 
 async def _relay(near: socket.socket, target: int, line: _Line) -> None:
     with near, socket.socket() as far, contextlib.suppress(OSError):
-        far.setblocking(False)
+        for one in (near, far):
+            one.setblocking(False)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await asyncio.get_running_loop().sock_connect(far, ("127.0.0.1", target))
         await asyncio.gather(_copy(near, far, None), _copy(far, near, line))
 

@@ -159,6 +159,8 @@ class Fills:
             fill.error = Unavailable("the cache is shutting down")
             raise
         finally:
+            if not fill.stored and fill.error is None:  # a defect of this program: its readers would wait for ever
+                fill.error = Unavailable("internal error")
             del self._running[fill.digest]
             if fill.staged is not None:
                 self._store.finish(fill.staged)

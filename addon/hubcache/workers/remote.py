@@ -201,9 +201,9 @@ class Remote:
             case ["whole", first]:
                 del self._fills[first]
             case ["broken", first, is_storage, message]:
-                fill = self._fills.pop(first)
-                fill.error = StorageError(message) if is_storage else Unavailable(message)
-                fill.notify()
+                self._break_off(first, StorageError(message) if is_storage else Unavailable(message))
+            case ["failed", number, message] if number in self._fills:
+                self._break_off(number, Unavailable(message))
             case ["failed", number, message]:
                 self._resolve(number, Unavailable(message))
             case ["answered", number, _, ["fill", _, _, _, first, digest]]:
@@ -214,6 +214,11 @@ class Remote:
                 self._resolve(number, (head, payload))
             case ["answered" | "read" | "done", number, *_]:
                 self._resolve(number, (head, payload))
+
+    def _break_off(self, first: int, error: HubcacheError) -> None:
+        fill = self._fills.pop(first)
+        fill.error = error
+        fill.notify()
 
     def _resolve(self, number: int, result: tuple[list[Any], bytes] | HubcacheError) -> None:
         answer = self._waiting.get(number)
