@@ -6,6 +6,7 @@ certificates, and the whole connection where the user has set an option that say
 
 import contextlib
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from mitmproxy import tls
@@ -26,13 +27,26 @@ _OPTIONS = (
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2: what has forward secrecy and no known weakness."""
 _SUITES = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
-"""Of TLS 1.3 all, the fastest first: curl would take 256 bits before 128, at the cost of some 4 % CPU at both ends."""
+"""Of TLS 1.3 all, the fastest first: curl would take 256 bits before 128. `openssl speed`: 5.3 and 6.2 GB/s."""
 _RECORD, _OVERHEAD = 16 << 10, 64
 """Bytes of content in a TLS record, and at most as many beside it."""
 _WAITING = 2 << 10
 """Bytes of what usually waits to be sent before: two tickets."""
 _PIECE = 4 * _RECORD
 """Bytes that are encrypted at once: with their copies they fit into a processor's own cache."""
+
+
+def translated[**P](send: Callable[P, None]) -> Callable[P, None]:
+    """Has what sends by a connection raise `ConnectionResetError` where that raises `SSL.Error`."""
+
+    @wraps(send)
+    def translating(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            send(*args, **kwargs)
+        except SSL.Error as error:
+            raise ConnectionResetError("the client ended TLS, or left") from error
+
+    return translating
 
 
 class Connection(SSL.Connection):

@@ -18,11 +18,10 @@ from mitmproxy.net.http import http1
 from mitmproxy.options import Options
 from mitmproxy.proxy.layers import ClientTLSLayer
 from mitmproxy.proxy.server import ConnectionHandler
-from OpenSSL import SSL
 
 from . import flow_headers
 from .client_side import Delivered
-from .handshake import Connection
+from .handshake import Connection, translated
 from .serve.messages import SMALL, Answer
 from .transfer.pump import Pump, Wire
 from .transfer.sources import CHUNK, Source, Take
@@ -110,11 +109,9 @@ class _Wire:
         self._connection = connection
         self._patience = patience
 
+    @translated
     def write(self, data: bytes | memoryview) -> None:
-        try:
-            self._writer.write(data if self._connection is None else self._connection.encrypt(data))
-        except SSL.Error as error:
-            raise ConnectionResetError("the client ended TLS") from error
+        self._writer.write(data if self._connection is None else self._connection.encrypt(data))
 
     def pour(self, take: Take, most: int) -> int:
         chunk = bytearray(most)  # asyncio keeps what the socket does not take

@@ -245,7 +245,7 @@ class Blobs:
         return Blob(size, part, source, Result.MISS, cache_status.fetched(stored=False))
 
 
-class _Counted:
+class _Counted(Source):
     """A source that counts as one of those beside a fill while it is open."""
 
     def __init__(self, source: UpstreamSource, counts: dict[Digest, int], digest: Digest) -> None:
@@ -257,9 +257,6 @@ class _Counted:
 
     async def read(self, most: int = CHUNK) -> bytes:
         return await self._source.read(most)
-
-    async def on_file(self) -> None:
-        return None
 
     @property
     def finished(self) -> bool:

@@ -41,6 +41,7 @@ class Source(Protocol):
     async def on_file(self) -> Take | None:
         """Wait for bytes; gives what reads them, where they are on a file: who sends them has a buffer that stays in
         the processor's cache. Raises as `read` does."""
+        return None
 
     @property
     def finished(self) -> bool:
@@ -50,7 +51,7 @@ class Source(Protocol):
         """Always called, whether read to the end or not."""
 
 
-class BytesSource:
+class BytesSource(Source):
     """Bytes at hand that must not stay in a recorded flow (a token service's answer)."""
 
     origin = "upstream"
@@ -62,9 +63,6 @@ class BytesSource:
         data, self._data = self._data, b""
         return data
 
-    async def on_file(self) -> None:
-        return None
-
     @property
     def finished(self) -> bool:
         return not self._data
@@ -73,7 +71,7 @@ class BytesSource:
         self._data = b""
 
 
-class FileSource:
+class FileSource(Source):
     """Bytes `start` to before `end` of a stored blob; owns it."""
 
     origin = "store"
@@ -114,7 +112,7 @@ class FileSource:
         self._blob.close()
 
 
-class UpstreamSource:
+class UpstreamSource(Source):
     """Bytes `start` to before `end`, straight from the upstream and not stored.
 
     With a `verifier` of all of them, the last ones are given only when all are right; of a part, the client decides.
@@ -157,9 +155,6 @@ class UpstreamSource:
                 return data
         raise BadUpstream("upstream sent fewer bytes than it promised")
 
-    async def on_file(self) -> None:
-        return None
-
     @property
     def finished(self) -> bool:
         return self._at >= self._end
@@ -168,7 +163,7 @@ class UpstreamSource:
         await self._stack.aclose()
 
 
-class FillSource:
+class FillSource(Source):
     """Bytes of a blob that is being filled, as they arrive. When the store fails, the rest comes from `fallback`."""
 
     origin = "fill"

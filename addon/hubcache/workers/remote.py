@@ -230,29 +230,30 @@ class Remote:
             answer.set_result(result)
 
 
-class _Asked:
+class _Asked(Source):
     """A source that the owner reads: bytes from the upstream, or a token service's answer."""
 
     def __init__(self, remote: Remote, number: int, origin: str, finished: bool) -> None:
         self.origin = origin
-        self.finished = finished
+        self._has_ended = finished
         self._remote = remote
         self._number = number
 
     async def read(self, most: int = CHUNK) -> bytes:
         if self.finished:
             return b""
-        data, self.finished = await self._remote.read(self._number)
+        data, self._has_ended = await self._remote.read(self._number)
         return data
 
-    async def on_file(self) -> None:
-        return None
+    @property
+    def finished(self) -> bool:
+        return self._has_ended
 
     async def close(self) -> None:
         self._remote.release(self._number)
 
 
-class _Again:
+class _Again(Source):
     """The rest of a body, asked for when it is first read."""
 
     origin = "upstream"
@@ -269,9 +270,6 @@ class _Again:
                 raise Unavailable("the rest of the blob cannot be had")
             self._source = answer.source
         return await self._source.read(most)
-
-    async def on_file(self) -> None:
-        return None
 
     @property
     def finished(self) -> bool:

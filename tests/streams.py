@@ -1,0 +1,70 @@
+"""Sources that are read to their end, and a made-up upstream for them."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import cast
+
+import pytest
+from hubcache.transfer.sources import CHUNK, Source
+from hubcache.transfer.upstream import BlobBody
+
+DATA = bytes(range(256)) * 8192  # 2 MiB
+
+
+async def drain(source: Source) -> bytes:
+    """All the rest of a source, as it is read."""
+    parts = []
+    while not source.finished:
+        parts.append(await source.read())
+        assert len(parts[-1]) <= CHUNK
+    return b"".join(parts)
+
+
+async def pour(source: Source) -> bytes:
+    """All the rest of a source, into a buffer as long as it is on a file."""
+    content, buffer = b"", memoryview(bytearray(100_000))
+    while not source.finished:
+        take = await source.on_file()
+        if take is None:
+            return content + await drain(source)
+        content += buffer[: take(buffer)]
+    return content
+
+
+WAYS = pytest.mark.parametrize("way", [drain, pour])
+type Way = Callable[[Source], Awaitable[bytes]]
+
+
+class Body:
+    """A made-up blob body: `data` from `start` on, in pieces, ending with `error` if given."""
+
+    def __init__(self, data: bytes, start: int, piece: int, error: Exception | None = None) -> None:
+        self.start = start
+        self.size = len(data)
+        self._data = data
+        self._piece = piece
+        self._error = error
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for at in range(self.start, len(self._data), self._piece):
+            yield self._data[at : at + self._piece]
+        if self._error is not None:
+            raise self._error
+
+
+class Origin:
+    """Opens bodies and remembers what was asked for and what is still open."""
+
+    def __init__(self, data: bytes, *, piece: int = 1000, ranges: bool = True, error: Exception | None = None) -> None:
+        self.asked: list[tuple[int, int | None]] = []
+        self.open = 0
+        self._data, self._piece, self._ranges, self._error = data, piece, ranges, error
+
+    @asynccontextmanager
+    async def __call__(self, start: int, end: int | None) -> AsyncIterator[BlobBody]:
+        self.asked.append((start, end))
+        self.open += 1
+        try:
+            yield cast(BlobBody, Body(self._data, start if self._ranges else 0, self._piece, self._error))
+        finally:
+            self.open -= 1
