@@ -97,14 +97,15 @@ def files_below(directory: Path) -> list[Path]:
 
 def bytes_on_disk(directory: Path) -> int:
     """What the cap is about: content as long as it is, the index as it is on disk (its log has holes)."""
-    total = 0
+    sizes: dict[int, int] = {}
+    """By the file, which has two names for a moment."""
     for path in files_below(directory):
         try:
             state = path.stat()
         except FileNotFoundError:  # just removed by the writer thread
             continue
-        total += state.st_blocks * 512 if path.name.startswith("cache.db") else state.st_size
-    return total
+        sizes[state.st_ino] = state.st_blocks * 512 if path.name.startswith("cache.db") else state.st_size
+    return sum(sizes.values())
 
 
 @dataclass

@@ -1,5 +1,6 @@
-"""The `Disk` subclass: files are renamed in, small values inline, and nothing that would have to be unpickled."""
+"""The `Disk` subclass: files are linked in, small values inline, and nothing that would have to be unpickled."""
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ def cache(tmp_path: Path) -> Iterator[diskcache.Cache]:
 
 
 def staged(folder: Path, data: bytes) -> StagedFile:
-    path = folder / "staged"
+    path = folder / f"staged{len(list(folder.iterdir()))}"
     path.write_bytes(data)
     return StagedFile(path, Digest.of(data), len(data))
 
@@ -40,13 +41,23 @@ def test_text_and_bytes_are_kept_inline_whatever_their_size(cache: diskcache.Cac
     assert [path.name for path in Path(cache.directory).iterdir() if path.is_dir()] == []
 
 
-def test_a_staged_file_is_moved_in_not_copied(cache: diskcache.Cache, tmp_path: Path) -> None:
+def test_a_staged_file_is_linked_in_not_copied(cache: diskcache.Cache, tmp_path: Path) -> None:
     file = staged(tmp_path, b"layer")
-    inode = file.path.stat().st_ino
     cache.set("k", file)
-    path = cache.get("k")
-    assert path.read_bytes() == b"layer"
-    assert path.stat().st_ino == inode
+    assert cache.get("k").read_bytes() == b"layer"
+    assert cache.get("k").samefile(file.path)
+
+
+def test_a_staged_file_is_moved_in_where_there_are_no_links(
+    cache: diskcache.Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    file = staged(tmp_path, b"layer")
+    cache.set("k", file)
+    assert cache.get("k").read_bytes() == b"layer"
     assert not file.path.exists()
 
 

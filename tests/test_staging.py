@@ -1,8 +1,9 @@
-"""A staged file grows exactly by what was written, and disappears unless it was moved into the store."""
+"""A staged file grows exactly by what was written, and disappears unless it was taken into the store."""
 
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_what_is_written_can_be_read_at_once_by_others(tmp_path: Path) -> None:
     staged.close()
 
 
-def test_a_file_that_was_not_moved_is_removed_and_its_readers_keep_their_bytes(tmp_path: Path) -> None:
+def test_a_file_that_was_not_taken_is_removed_and_its_readers_keep_their_bytes(tmp_path: Path) -> None:
     staged = Staged(tmp_path / "f", DIGEST, 5)
     staged.write(b"layer")
     reader = os.dup(staged.fd)
@@ -36,14 +37,18 @@ def test_a_file_that_was_not_moved_is_removed_and_its_readers_keep_their_bytes(t
     os.close(reader)
 
 
-def test_closing_after_the_file_was_moved_leaves_it_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("taken", [Path.replace, lambda path, target: target.hardlink_to(path)])
+def test_closing_after_the_file_was_taken_leaves_it_alone(
+    tmp_path: Path, taken: Callable[[Path, Path], object]
+) -> None:
     staged = Staged(tmp_path / "f", DIGEST, 5)
     staged.write(b"layer")
     file = staged.sync()
     assert (file.path, file.digest, file.size) == (tmp_path / "f", DIGEST, 5)
-    file.path.rename(tmp_path / "kept")
+    taken(file.path, tmp_path / "kept")
     staged.close()
     assert (tmp_path / "kept").read_bytes() == b"layer"
+    assert not file.path.exists()
 
 
 def test_a_staged_file_is_only_for_the_owner(tmp_path: Path) -> None:

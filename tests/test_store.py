@@ -57,6 +57,17 @@ async def test_what_was_committed_is_there_after_a_restart(tmp_path: Path) -> No
         assert store.ledger.children == {image: (layer,)}
 
 
+async def test_staged_file_can_be_opened_by_its_name_until_its_fill_has_ended(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        staged = await store.stage(Digest.of(b"layer"), 5)
+        staged.write(b"layer")
+        await store.commit(staged)
+        assert staged.path.read_bytes() == b"layer"
+        store.finish(staged)
+        assert not staged.path.exists()
+        assert [path.read_bytes() for path in blob_files(tmp_path)] == [b"layer"]
+
+
 async def test_what_was_only_staged_is_not_there(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digest = Digest.of(b"layer")

@@ -1,11 +1,13 @@
 """Several processes on the same doors behave as one, and as one that never dies."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import re
 import signal
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ from hubcache import doors
 from hubcache.workers import supervisor
 from parts import bytes_on_disk
 from proxy import Product, Rig, wait_until
-from standin import Hub, random_bytes
+from standin import Fault, Hub, random_bytes
 from witness import Witness
 
 REPO = "library/app"
@@ -43,6 +45,15 @@ def at_work(rig: Rig) -> bool:
     return rig.product.metric("hubcache_workers") == 2 and len(workers_of(rig.product.pid)) == 2
 
 
+@contextlib.contextmanager
+def index_locked(store: Path) -> Iterator[None]:
+    """Nobody else writes a row meanwhile."""
+    with contextlib.closing(sqlite3.connect(store / "store/cache.db", autocommit=True)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
 @pytest.fixture
 def rig() -> Iterator[Rig]:
     with proxy.running(hubcache_workers="2") as running:
@@ -64,13 +75,30 @@ def test_both_serve_one_store_and_the_numbers_are_one(rig: Rig) -> None:
     assert rig.hub.count(kind="cdn", method="GET") == 1
     assert (
         rig.product.metric("hubcache_requests_total", kind="blob") >= 16
-    )  # a file that was just moved is asked for again
+    )  # a blob whose fill has just ended is asked for again
     wait_until(lambda: rig.product.metric("hubcache_sent_bytes_total") == 16 * len(data))
     before = {pid: Path(f"/proc/{pid}/stat").read_text().split()[13] for pid in workers_of(rig.product.pid)}
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda _: rig.door("proxy").blob(digest, repo=REPO).body, range(40))) == {data}
     after = {pid: Path(f"/proc/{pid}/stat").read_text().split()[13] for pid in before}
     assert all(int(after[pid]) > int(before[pid]) for pid in before), "one of them did nothing"
+    assert rig.hub.count(kind="cdn", method="GET") == 1
+
+
+def test_client_that_comes_while_a_blob_is_being_committed_costs_no_fetch(rig: Rig) -> None:
+    data = random_bytes(2_000_000)
+    digest = rig.hub.blob(REPO, data)
+    fault = rig.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1_000_000))
+    door = rig.door("mirror")
+    first = door.send("GET", f"/v2/{REPO}/blobs/{digest}")
+    assert first.read(1000) == data[:1000]
+    with index_locked(rig.product.store):
+        rig.hub.faults.remove(fault)
+        assert first.finish().body == data[1000:]
+        assert [door.blob(digest, repo=REPO).body == data for _ in range(8)] == [True] * 8
+        assert rig.product.metric("hubcache_fills_in_flight") == 1
+    first.close()
+    door.settle()
     assert rig.hub.count(kind="cdn", method="GET") == 1
 
 

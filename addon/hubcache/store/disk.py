@@ -1,4 +1,4 @@
-"""The diskcache `Disk` of this store: content-addressed files that are renamed in, small values inline, no pickle.
+"""The diskcache `Disk` of this store: content-addressed files that are linked in, small values inline, no pickle.
 
 diskcache's own `Disk` copies a file on the calling thread and unpickles whatever the directory holds
 (CVE-2025-69872); this one accepts `str` keys and `str`, `bytes` or `StagedFile` values and refuses the rest.
@@ -21,7 +21,7 @@ BLOBS = "blobs"
 
 @dataclass(frozen=True, slots=True)
 class StagedFile:
-    """A complete, verified file on the same file system, to be moved into the store; `size` in bytes."""
+    """A complete, verified file on the same file system, to be taken into the store; `size` in bytes."""
 
     path: Path
     digest: Digest
@@ -29,7 +29,7 @@ class StagedFile:
 
 
 class FileDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no types
-    """Stores a `StagedFile` by renaming it; hands files out as paths."""
+    """Stores a `StagedFile` by giving it a second name; hands files out as paths."""
 
     def put(self, key: Any) -> tuple[str, bool]:
         """Keys are text."""
@@ -44,7 +44,9 @@ class FileDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no type
         return key
 
     def store(self, value: Any, read: bool, key: Any = UNKNOWN) -> tuple[int, int, str | None, Any]:
-        """Text and bytes go inline; a staged file is renamed to a name that is never used twice.
+        """Text and bytes go inline; a staged file gets a name that is never used twice.
+
+        It keeps its old one, by which another process opens it, until the fill has ended: the row is not yet written.
 
         The random part matters: diskcache removes a replaced row's file after the new row is written, so two commits
         of one digest must not share a name. The file's time of change is in the name, too: see `is_untouched`.
@@ -54,7 +56,10 @@ class FileDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no type
             name = f"{BLOBS}/{value.digest.hex[:2]}/{value.digest.hex}.{changed:x}.{secrets.token_hex(4)}"
             target = Path(self._directory, name)
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            value.path.replace(target)
+            try:
+                target.hardlink_to(value.path)
+            except OSError:  # a file system without links (exFAT, SMB): who comes in between asks upstream
+                value.path.replace(target)
             return value.size, MODE_BINARY, name, None
         if type(value) in (str, bytes):
             return 0, MODE_RAW, None, value

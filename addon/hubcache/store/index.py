@@ -77,7 +77,7 @@ class Index:
             self._translate(lambda: self._cache.set(key, value, expire=lifetime))
         except StorageError:
             if isinstance(value, StagedFile):
-                self.sweep()  # the file was moved before its row failed, and must not stay behind unaccounted
+                self.sweep()  # the file was there before its row failed, and must not stay behind unaccounted
             raise
 
     def update(self, key: str, change: Callable[[Any], object], lifetime: float | None = None) -> None:
@@ -145,7 +145,7 @@ class Index:
             raise StorageError(f"cannot read the store's index: {error}") from error
 
     def sweep(self) -> int:
-        """Remove files that no row names (a process died between rename and commit); returns how many."""
+        """Remove files that no row names (a process died between link and row); returns how many."""
         known = {name for (name,) in self._select("filename FROM Cache WHERE filename IS NOT NULL")}
         removed = 0
         for folder in (self._directory / BLOBS).glob("*"):

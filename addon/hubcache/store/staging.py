@@ -54,7 +54,7 @@ class Staged:
         return self.fd < 0
 
     def close(self) -> None:
-        """Remove the file unless it was moved into the store. Readers that opened it keep their bytes."""
+        """Remove the file, or its staged name if it is in the store. Readers that opened it keep their bytes."""
         with self._open:
             os.close(self.fd)
             self.fd = -1

@@ -265,7 +265,7 @@ class Store(Facts):
             staged.reserved += _EXTENSION
 
     async def commit(self, staged: Staged) -> None:
-        """Move verified staged content into the store."""
+        """Take verified staged content into the store."""
         index = self._opened()
         await self._write(lambda: index.set(f"blob/{staged.digest}", staged.sync()))
         self._added(staged.digest, staged.written, None)
