@@ -153,11 +153,8 @@ class Product:
 
     def launch(self) -> None:
         """Start the process, and do not wait for anything."""
-        environment = {"PYTHONUNBUFFERED": "1"} | os.environ  # what it says is in the file at once
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-            )
+            self._process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def start(self) -> None:
         """Start, and wait until it serves."""

@@ -9,6 +9,7 @@ import pytest
 from hubcache.oci.errors import HubcacheError
 from hubcache.serve import blobs
 from hubcache.serve.messages import Answer, Door, Result
+from hubcache.serve.view import View
 from hubcache.transfer import fill
 from people import settled
 from rig import Cache, read, running
@@ -67,6 +68,30 @@ async def test_range_that_was_fetched_beside_makes_room_for_the_next(
             assert await read(await begin(cache, digest, range=f"bytes={at}-{at + 99}")) == DATA[at : at + 100]
     hub.faults.remove(fault)
     assert await read(filler) == DATA
+
+
+async def test_blob_that_came_while_a_token_was_waited_for_is_not_fetched_again(
+    cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hub.blob(REPO, DATA)
+    hub.blob("library/slow", DATA)
+    asked, granted = asyncio.Event(), asyncio.Event()
+    authorizations = View.authorizations
+
+    async def slow(view: View) -> list[str | None]:
+        if view.repository == "library/slow":
+            asked.set()
+            await granted.wait()
+        return await authorizations(view)
+
+    monkeypatch.setattr(View, "authorizations", slow)
+    late = asyncio.create_task(cache.get(Door.MIRROR, path(digest, "library/slow")))
+    await asked.wait()
+    assert await cache.get(Door.MIRROR, path(digest)) == (200, DATA)
+    await settled(cache)
+    granted.set()
+    assert await late == (200, DATA)
+    assert hub.count(kind="cdn", method="GET") == 1
 
 
 async def test_head_during_a_fill_asks_nobody(cache: Cache, hub: Hub) -> None:

@@ -371,6 +371,28 @@ async def test_defect_in_a_fill_is_an_error_to_its_readers_and_no_hang(
     assert task is None or isinstance(task.exception(), ZeroDivisionError)
 
 
+@pytest.mark.parametrize("stored", [True, False])
+async def test_staged_file_that_cannot_be_removed_keeps_nobody_waiting(
+    hub: Hub, room: Room, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    if not stored:
+        hub.faults.add(Fault(kind="cdn", corrupt_at=5))
+    fill = room.start()
+    await fill.opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        if stored:
+            await asyncio.wait_for(fill.ended(), 10)
+        else:
+            assert isinstance(await asyncio.wait_for(room.failure(fill), 10), BadUpstream)
+    assert room.store.has(DIGEST) == stored
+    assert room.fills.get(DIGEST) is None
+    assert "cannot remove a staged file" in (room.store.problem or "")
+
+
 async def test_waiting_for_bytes_ends_with_patience() -> None:
     fill = Fill(DIGEST)
     await asyncio.wait_for(fill.wait_readable(1, 0.01), 10)

@@ -41,6 +41,12 @@ class Pair:
         await until(lambda: not self.cache.engine.fills._tasks)
 
 
+def requests(pair: Pair) -> float:
+    """How many the owner has counted."""
+    [family] = [one for one in pair.cache.engine.metrics.registry.collect() if one.name == "hubcache_requests"]
+    return sum(sample.value for sample in family.samples)
+
+
 @asynccontextmanager
 async def paired(cache: Cache, folder: Path) -> AsyncIterator[Pair]:
     workers: list[int] = []
@@ -188,6 +194,29 @@ async def test_file_that_is_always_gone_before_it_is_opened_costs_the_client_not
 
     monkeypatch.setattr("hubcache.workers.remote.os", SimpleNamespace(open=gone, O_RDONLY=os.O_RDONLY))
     assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
+    assert requests(pair) == 1
+
+
+async def test_file_that_was_gone_before_it_was_opened_is_found_again_and_counted_once(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pair.cache.apply(access_log=tmp_path / "access")
+    digest = hub.blob(REPO, DATA)
+    missed: list[Path] = []
+
+    def late(path: str, flags: int) -> int:
+        if not missed:
+            missed.append(Path(path))
+            raise FileNotFoundError
+        return os.open(path, flags)
+
+    monkeypatch.setattr("hubcache.workers.remote.os", SimpleNamespace(open=late, O_RDONLY=os.O_RDONLY))
+    assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
+    assert missed
+    assert requests(pair) == 1
+    assert hub.count(kind="cdn", method="GET") == 1
+    await pair.cache.engine.close()
+    assert len((tmp_path / "access").read_text().splitlines()) == 1
 
 
 async def test_store_that_fails_in_the_middle_costs_the_client_nothing(
@@ -263,6 +292,15 @@ async def test_answer_is_not_given_again_after_the_content_was_removed(pair: Pai
     assert hub.count(kind="cdn", method="GET") == 2
 
 
+async def test_what_was_repeated_last_is_counted_before_the_end(hub: Hub, tmp_path: Path) -> None:
+    hub.image(REPO, "1", [b"layer"])
+    async with running(hub, tmp_path / "store") as cache:
+        async with paired(cache, tmp_path) as pair:
+            for _ in range(5):
+                await pair.get(f"/v2/{REPO}/manifests/1")
+        assert requests(pair) == 5
+
+
 async def test_what_was_sent_is_counted_by_the_owner(pair: Pair) -> None:
     pair.remote._sent("store", 100)
     pair.remote._sent("store", 23)
@@ -300,6 +338,18 @@ async def test_worker_notices_that_its_owner_is_gone(hub: Hub, tmp_path: Path) -
     assert answer.status == 503
     await remote.close()
     server.close()
+
+
+async def test_worker_that_does_not_understand_its_owner_ends_and_says_so(
+    pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair.remote, "_hear", lambda *_: 1 / 0)
+    async with asyncio.timeout(5):
+        await pair.get("/v2/")  # whatever waits for a frame already has found the method
+        assert (await pair.get(f"/v2/{REPO}/manifests/1")).status == 503
+        await pair.lost.wait()
+    await pair.remote.close()
+    assert "does not understand its owner" in caplog.text
 
 
 async def test_worker_that_dies_releases_what_it_held(hub: Hub, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hubcache.decide.records import ManifestRecord
@@ -32,6 +33,10 @@ def change(directory: Path, statement: str, *values: object) -> None:
     connection = database(directory)
     connection.execute(statement, values)
     connection.close()
+
+
+def descriptors() -> list[Path]:
+    return list(Path("/proc/self/fd").iterdir())
 
 
 def blob_files(directory: Path) -> list[Path]:
@@ -66,6 +71,22 @@ async def test_staged_file_can_be_opened_by_its_name_until_its_fill_has_ended(tm
         store.finish(staged)
         assert not staged.path.exists()
         assert [path.read_bytes() for path in blob_files(tmp_path)] == [b"layer"]
+
+
+async def test_disk_that_takes_long_to_sync_content_holds_up_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, synced = threading.Event(), threading.Event()
+    monkeypatch.setattr(os, "fdatasync", lambda _: begun.set() or synced.wait(30))
+    async with opened_store(tmp_path) as store:
+        putting = asyncio.create_task(put_blob(store, b"layer"))
+        try:
+            assert await asyncio.to_thread(begun.wait, 30)
+            await asyncio.wait_for(store.put_challenge(HUB, "Bearer realm=x"), 10)
+            assert not putting.done()
+        finally:
+            synced.set()
+        assert store.has(await putting)
 
 
 async def test_what_was_only_staged_is_not_there(tmp_path: Path) -> None:
@@ -134,6 +155,53 @@ async def test_a_blob_whose_bytes_were_changed_is_not_served_after_a_restart(tmp
         if blob is not None:
             blob.close()
         assert content == b"" or digest.matches(content)
+
+
+async def test_blob_that_is_fetched_again_while_its_old_file_is_verified_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened_store(tmp_path) as store:
+        digest = await put_blob(store, b"layer")
+        verify, verified = store._is_good, asyncio.Event()
+
+        async def slow(*which: Any) -> bool:
+            good = await verify(*which)
+            await verified.wait()
+            return good
+
+        [path] = blob_files(tmp_path)
+        path.write_bytes(b"wrong")
+        monkeypatch.setattr(store, "_is_good", slow)
+        opening = asyncio.create_task(store.open_blob(digest))
+        await asyncio.sleep(0.1)
+        await store.remove(digest)
+        await put_blob(store, b"layer")
+        verified.set()
+        blob = await opening
+        assert blob is not None
+        assert os.pread(blob.fd, 100, 0) == b"layer"
+        blob.close()
+        assert store.has(digest)
+
+
+async def test_who_gives_up_while_a_file_is_verified_leaves_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened_store(tmp_path) as store:
+        digest = await put_blob(store, b"layer")
+
+        async def never(*_: object) -> bool:
+            await asyncio.Future()
+            return True
+
+        monkeypatch.setattr(store, "_is_good", never)
+        before = len(descriptors())
+        opening = asyncio.create_task(store.open_blob(digest))
+        await asyncio.sleep(0)
+        assert len(descriptors()) == before + 1
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        assert len(descriptors()) == before
 
 
 async def test_content_stored_as_manifest_and_as_blob_is_accounted_and_removed_as_both(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import gc
 import os
+import shutil
 import sqlite3
 import stat
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from hubcache.decide.records import TagRecord, encode_row
 from hubcache.oci.digest import Digest
-from hubcache.oci.errors import StorageError, StoreTooNew
+from hubcache.oci.errors import StorageError, StoreDamaged, StoreTooNew
 from hubcache.store.index import Index
 from hubcache.store.ledger import on_disk
 from hubcache.store.room import ALLOWANCE
@@ -154,6 +155,34 @@ async def test_files_are_looked_through_again_only_when_the_store_was_not_closed
             index = Index(tmp_path / "store")
             assert index.get("closed") is None
             index.close()
+
+
+async def test_power_cut_does_not_bring_back_that_the_store_was_closed_in_order(tmp_path: Path) -> None:
+    """It takes what was written last to the log and not yet to the database: files of then have no row."""
+    async with opened_store(tmp_path) as store:
+        await put_blob(store, b"layer")
+    async with opened_store(tmp_path) as store:
+        await put_blob(store, b"other")
+        (tmp_path / "after/store").mkdir(parents=True)
+        shutil.copy(tmp_path / "store/cache.db", tmp_path / "after/store/cache.db")
+    index = Index(tmp_path / "after/store")
+    assert index.get("format") is not None
+    assert index.get("closed") is None
+    index.close()
+
+
+async def test_content_that_is_arriving_stays_when_a_damaged_index_is_opened_again(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        digest = Digest.of(b"layer")
+        staged = await store.stage(digest, 5)
+        staged.write(b"layer")
+        store._note(StoreDamaged("damaged"))
+        await store.keep_house()
+        await store.commit(staged)
+        store.finish(staged)
+        blob = await store.open_blob(digest)
+        assert blob is not None
+        blob.close()
 
 
 async def test_a_store_of_a_newer_format_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

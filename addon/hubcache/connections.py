@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -125,8 +124,6 @@ class Connections:
 
 
 def _show(line: str) -> None:
-    """Tell by mitmdump's own way of telling, at once; where nobody reads that any more, clients are served on."""
-    dumper = ctx.master.addons.get("dumper")
+    """Tell by mitmdump's own way of telling; where nobody reads that any more, clients are served on."""
     with contextlib.suppress(OSError):
-        dumper.echo(line)
-        (dumper.outfp or sys.stdout).flush()
+        ctx.master.addons.get("dumper").echo(line)

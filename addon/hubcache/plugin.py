@@ -27,6 +27,7 @@ from .oci.errors import ConfigError, ContentTooLarge, ManifestUnknown, StoreTooN
 from .operate import options
 from .operate.ca import ensure_ca
 from .operate.options import Settings
+from .operate.output import print_whole_lines
 from .serve.errors import error_answer
 from .serve.messages import SMALL, Answer, Door, Forward, Request, Result
 from .transfer.pump import Delivery
@@ -68,6 +69,7 @@ class Hubcache:
 
     def load(self, loader: addonmanager.Loader) -> None:
         """Declare the options, and give mitmproxy's own the defaults that a registry cache needs."""
+        print_whole_lines()
         doors.without_quic(ctx.options.mode)  # at once: mitmproxy is about to open those of the command line
         options.declare(loader)
         try:

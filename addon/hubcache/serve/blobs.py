@@ -187,11 +187,11 @@ class Blobs:
     async def _start(self, view: View, digest: Digest) -> Fill | None:
         """Begin a fill with the view's credentials; None when there is one by now, of whoever."""
         self._gate.raise_missing(view.host, view.repository, view.question(str(digest)))
-        link = self._store.link(view.host, view.repository, digest)
+        link, had = self._store.link(view.host, view.repository, digest), self._store.has(digest)
         if view.reader is not None and not await self._memory.private(digest):
             raise StorageError("cannot remember that the blob is private")
         opener = await self._opener(view, digest)
-        if self._fills.get(digest) is not None:
+        if self._fills.get(digest) is not None or (self._store.has(digest) and not had):
             return None
         return self._fills.start(digest, link.size if link else None, lambda start: opener(start, None))
 

@@ -12,6 +12,9 @@ LOCAL_TOKEN = "hubcache-anonymous"
 SMALL = 64 << 10
 """Bytes of a body up to which it is kept in memory: stored configs, empty layers of build tools, token requests."""
 
+LAST_ATTEMPT = 2
+"""The attempt that needs no file of the store."""
+
 
 class Door(Enum):
     """How the client reached us: it believes to speak with the registry (`PROXY`), or it knows a `MIRROR`."""
@@ -48,9 +51,14 @@ class Request:
     client: str = ""
     for_token: bool = False
     """Whether it came to the token service's own host."""
-    around_store: bool = False
-    """Whether a blob is to come from the upstream itself, because the store failed while it was sent."""
+    attempt: int = 0
+    """How often it was asked before: a worker could not open the file that it was told. Only the first is counted."""
     body: bytes | None = field(default=None, repr=False)
+
+    @property
+    def around_store(self) -> bool:
+        """Whether a blob is to come from the upstream itself, because what the store has cannot be sent."""
+        return self.attempt >= LAST_ATTEMPT
 
     @property
     def credentials(self) -> str | None:

@@ -103,7 +103,7 @@ class Index:
 
     def ending(self, within: float) -> list[tuple[str, Any]]:
         """(key, value) of the rows whose lifetime ends within so many seconds."""
-        return list(self._select("key, value FROM Cache WHERE expire_time < ?", time.time() + within))
+        return list(self._query("SELECT key, value FROM Cache WHERE expire_time < ?", time.time() + within))
 
     def prolong(self, keys: Iterable[str], lifetime: float) -> None:
         """Let rows whose lifetime is not over live for so many seconds from now, in one transaction."""
@@ -119,6 +119,10 @@ class Index:
         """Remove a row and its file, if there."""
         self._translate(lambda: self._cache.delete(key))
 
+    def settle(self) -> None:
+        """Make sure that a power cut does not undo what was written; it may else undo the last of it."""
+        list(self._query("PRAGMA wal_checkpoint"))
+
     def forget_expired(self) -> None:
         """Remove the rows whose lifetime is over."""
         self._translate(self._cache.expire)
@@ -130,23 +134,23 @@ class Index:
         blobs take ten seconds. The column names are those of diskcache's documented table. Without a prefix the
         table is read in its own order, which takes half the time that the order of keys does.
         """
-        return self._select(
-            f"key, value, size, filename FROM Cache {'' if prefix else 'NOT INDEXED'}"
+        return self._query(
+            f"SELECT key, value, size, filename FROM Cache {'' if prefix else 'NOT INDEXED'}"
             " WHERE key >= ? AND key < ? AND mode IN (?, ?)",
             *(prefix, prefix + "\U0010ffff", MODE_RAW, MODE_BINARY),
         )
 
-    def _select(self, query: str, *parameters: object) -> Iterator[Any]:
+    def _query(self, query: str, *parameters: object) -> Iterator[Any]:
         """Rows of a query of our own, beside the one writer's connection."""
         try:
             with closing(sqlite3.connect(self._directory / _DATABASE, timeout=_BUSY_SECONDS)) as connection:
-                yield from connection.execute(f"SELECT {query}", parameters)
+                yield from connection.execute(query, parameters)
         except sqlite3.Error as error:
             raise StorageError(f"cannot read the store's index: {error}") from error
 
     def sweep(self) -> int:
         """Remove files that no row names (a process died between link and row); returns how many."""
-        known = {name for (name,) in self._select("filename FROM Cache WHERE filename IS NOT NULL")}
+        known = {name for (name,) in self._query("SELECT filename FROM Cache WHERE filename IS NOT NULL")}
         removed = 0
         for folder in (self._directory / BLOBS).glob("*"):
             with os.scandir(folder) as entries:  # a `Path` for each of 100,000 files would take three seconds

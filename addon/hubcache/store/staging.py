@@ -58,4 +58,7 @@ class Staged:
         with self._open:
             os.close(self.fd)
             self.fd = -1
-        self.path.unlink(missing_ok=True)
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:  # what stays behind is removed at the next start
+            raise StorageError(f"cannot remove a staged file: {error}") from error

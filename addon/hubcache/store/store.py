@@ -69,6 +69,7 @@ class Store(Facts):
         self.ledger = Ledger()
         self.rooms = Rooms(directory, capacity, self.ledger, clock)
         self._lock_fd: int | None = None
+        self._swept = False
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -84,13 +85,16 @@ class Store(Facts):
             self._staging.mkdir(exist_ok=True, mode=0o700)
             index = Index(self.directory / "store")
             self._check_format(index)
-            for leftover in self._staging.iterdir():
-                leftover.unlink()
+            if not self._swept:  # else what is there is of running fills
+                for leftover in self._staging.iterdir():
+                    leftover.unlink()
+                self._swept = True
             with _uncollected():
                 self._read_ledger(index)
             if index.get(_CLOSED) is None:
                 index.sweep()
             index.delete(_CLOSED)
+            index.settle()
             self._index, index = index, None
         except OSError as error:
             problem = f"store directory {self.directory} cannot be used: {error.strerror or error}"
@@ -207,11 +211,15 @@ class Store(Facts):
             fd = None
         except OSError as error:  # too many open files, say: which is not the blob's fault
             raise StorageError(f"cannot open a stored blob: {error.strerror or error}") from error
-        if fd is not None and isinstance(path, Path) and await self._is_good(fd, path, digest, size):
-            self.ledger.hold(digest)
-            return StoredBlob(fd, size, path, lambda: self.ledger.release(digest))
-        if fd is not None:
-            os.close(fd)
+        with contextlib.ExitStack() as opened:
+            if fd is not None and isinstance(path, Path):
+                opened.callback(os.close, fd)
+                if await self._is_good(fd, path, digest, size):
+                    opened.pop_all()
+                    self.ledger.hold(digest)
+                    return StoredBlob(fd, size, path, lambda: self.ledger.release(digest))
+        if self._read(f"blob/{digest}") != path:  # it was fetched again while this one was verified
+            return await self.open_blob(digest)
         logger.warning("hubcache: the file of %s is gone or damaged; it will be fetched again", digest)
         if not await self.rooms.purge(digest, self.remove):
             await self.remove(digest)
@@ -267,7 +275,8 @@ class Store(Facts):
     async def commit(self, staged: Staged) -> None:
         """Take verified staged content into the store."""
         index = self._opened()
-        await self._write(lambda: index.set(f"blob/{staged.digest}", staged.sync()))
+        file = await asyncio.to_thread(staged.sync)  # seconds on a slow disk, for which no row should wait
+        await self._write(lambda: index.set(f"blob/{staged.digest}", file))
         self._added(staged.digest, staged.written, None)
         self._problems.pop("files", None)
 

@@ -162,8 +162,11 @@ class Fills:
             if not fill.stored and fill.error is None:  # a defect of this program: its readers would wait for ever
                 fill.error = Unavailable("internal error")
             del self._running[fill.digest]
-            if fill.staged is not None:
-                self._store.finish(fill.staged)
+            try:
+                if fill.staged is not None:
+                    self._store.finish(fill.staged)
+            except StorageError as error:
+                self._failed(error)
             fill.notify()
             self._observer.fills_changed(len(self._running))
             self._observer.fill_ended(fill.digest, fill.error)

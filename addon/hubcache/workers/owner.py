@@ -42,11 +42,21 @@ class Owner:
     def __init__(self, decider: Decider, changed: Callable[[int], None]) -> None:
         self._decider = decider
         self._changed = changed
-        self.connected = 0
+        self._serving: set[asyncio.Task[None] | None] = set()
+
+    @property
+    def connected(self) -> int:
+        """How many workers there are."""
+        return len(self._serving)
+
+    async def left(self) -> None:
+        """Wait until all workers are gone, and what they said is counted."""
+        await asyncio.gather(*filter(None, self._serving), return_exceptions=True)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One worker, until it is gone; what it held is released then."""
-        self.connected += 1
+        task = asyncio.current_task()
+        self._serving.add(task)
         self._changed(self.connected)
         conversation = _Conversation(self._decider, writer)
         try:
@@ -55,7 +65,7 @@ class Owner:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the worker ended; whoever started it says why
         finally:
-            self.connected -= 1
+            self._serving.discard(task)
             self._changed(self.connected)
             await conversation.close()
             writer.close()

@@ -4,6 +4,7 @@ A worker whose owner is gone has nothing to say, and ends.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -17,7 +18,7 @@ from ..oci.digest import Digest
 from ..oci.errors import ConfigError, HubcacheError, StorageError, Unavailable
 from ..oci.registry import Registry
 from ..serve.errors import error_answer
-from ..serve.messages import Answer, Forward, Request
+from ..serve.messages import LAST_ATTEMPT, Answer, Forward, Request
 from ..store.store import StoredBlob
 from ..transfer.fill import Fill
 from ..transfer.pump import Pump
@@ -28,8 +29,6 @@ from .repeats import Repeats
 
 logger = logging.getLogger("hubcache")
 
-_ATTEMPTS = (False, False, True)
-"""For each time that a request is sent to the owner: whether past the store."""
 _COUNT_SECONDS = 1.0
 
 EPOCH = ".epoch"
@@ -71,9 +70,14 @@ class Remote:
         """Stop; what was held is released by the owner."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):  # a defect of this program
+                logger.error("hubcache: a worker does not understand its owner", exc_info=outcome)
         await self.pump.close()
+        self._tell()
         self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
 
     async def answer(self, request: Request) -> Answer | Forward | None:
         """As the engine's, or as it was a moment ago."""
@@ -90,12 +94,12 @@ class Remote:
     async def _ask_owner(self, request: Request) -> Answer | Forward | None:
         """The engine's answer. A file that was gone before it was opened here is asked for again.
 
-        It was evicted, or its fill has ended: well, and the file has its final name now, or not. Where that happens
-        again and again the blob is to come past the store, which needs no file.
+        Its fill has ended: well, and the file has its final name now, or not. Where that happens again the blob is to
+        come past the store, which needs no file.
         """
-        for around_store in _ATTEMPTS:
+        for attempt in range(request.attempt, LAST_ATTEMPT + 1):
             number = next(self._numbers)
-            head, body = pack_request(replace(request, around_store=request.around_store or around_store))
+            head, body = pack_request(replace(request, attempt=attempt))
             try:
                 (_, _, outcome_head, source), payload = await self._ask(["ask", number, head], body)
                 outcome = unpack_outcome(outcome_head, payload)
@@ -139,7 +143,8 @@ class Remote:
 
         def ask(at: int, end: int) -> Source:
             headers = request.headers | {"range": f"bytes={at}-{end - 1}"}
-            return _Again(self, replace(request, headers=headers, around_store=True))
+            headers.pop("if-range", None)  # it was the range of the client, who has the beginning by now
+            return _Again(self, replace(request, headers=headers, attempt=LAST_ATTEMPT))
 
         return ask
 
@@ -159,11 +164,14 @@ class Remote:
     async def _tell_counts(self) -> None:
         while True:
             await asyncio.sleep(_COUNT_SECONDS)
-            if self._counts:
-                self._say(["sent", self._counts])
-                self._counts = Counter()
-            for request, answer, count in self._repeats.take_counts():
-                self._say(["again", next(self._numbers), pack_request(request)[0], pack_outcome(answer)[0], count])
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._counts:
+            self._say(["sent", self._counts])
+            self._counts = Counter()
+        for request, answer, count in self._repeats.take_counts():
+            self._say(["again", next(self._numbers), pack_request(request)[0], pack_outcome(answer)[0], count])
 
     # -- frames -----------------------------------------------------------------------------------------------------
 
@@ -189,6 +197,8 @@ class Remote:
             while True:
                 self._hear(*await read_frame(self._reader))
         except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:  # after a defect of this program, too: who hears nothing is of no use
             for answer in self._waiting.values():
                 if not answer.done():
                     answer.set_exception(Unavailable("the cache is shutting down"))
@@ -266,9 +276,10 @@ class _Again(Source):
     async def read(self, most: int = CHUNK) -> bytes:
         if self._source is None:
             answer = await self._remote.answer(self._request)
-            if not isinstance(answer, Answer) or answer.status != 206 or answer.source is None:
+            if isinstance(answer, Answer):
+                self._source = answer.source
+            if not isinstance(answer, Answer) or answer.status != 206 or self._source is None:
                 raise Unavailable("the rest of the blob cannot be had")
-            self._source = answer.source
         return await self._source.read(most)
 
     @property

@@ -99,6 +99,7 @@ class Supervisor:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         if self._server is not None:
             self._server.close()
+        await self._owner.left()
         for door in self._doors:
             door.close()
         self._folder.cleanup()
