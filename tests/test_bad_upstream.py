@@ -132,13 +132,13 @@ def test_rate_limit_is_told_with_its_time_and_not_passed_on_as_a_storm(door: Doo
     """containerd tries five times at once."""
     current = image(door)
     plain = "Too Many Requests (HAP429)."
-    door.hub.faults.add(Fault(kind="manifest", status=429, body=plain, headers={"Retry-After": "1"}))
+    door.hub.faults.add(Fault(kind="manifest", status=429, body=plain, headers={"Retry-After": "3"}))
     for answer in [door.manifest("latest") for _ in range(5)]:
         assert answer.failure == (429, "TOOMANYREQUESTS")
-        assert answer.headers["retry-after"] == "1"
+        assert 1 <= int(answer.headers["retry-after"]) <= 3
     assert door.hub.count(kind="manifest") <= 2
     door.hub.faults.clear()
-    time.sleep(1)
+    time.sleep(3)
     assert door.manifest("latest").body == current.manifest
 
 

@@ -11,7 +11,7 @@ from hubcache.serve import blobs
 from hubcache.serve.messages import Answer, Door, Result
 from hubcache.serve.view import View
 from hubcache.transfer import fill
-from people import settled
+from people import settled, until
 from rig import Cache, read, running
 from standin import Fault, Hub, random_bytes
 from standin.content import sha256
@@ -47,7 +47,8 @@ async def test_ranges_beside_one_fill_are_limited_and_the_rest_waits_for_it(
     filler = await begin(cache, digest)
     ranges = [await begin(cache, digest, range=f"bytes={at}-{at + 99}") for at in range(200_000, 450_000, 25_000)]
     reading = [asyncio.create_task(read(answer)) for answer in ranges]
-    await asyncio.wait(reading, timeout=0.5)
+    await until(lambda: sum(task.done() for task in reading) == 4)
+    await asyncio.wait(reading, timeout=0.2)
     done = [task.done() for task in reading]
     assert done == [True] * 4 + [False] * 6
     hub.faults.remove(fault)

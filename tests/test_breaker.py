@@ -15,8 +15,8 @@ from people import DOORS, pull, short_times, until
 from rig import Cache, running
 from standin import Fault, Hub, Image
 
-PROMPT = 0.25
-"""Seconds that an answer may take when nobody is waited for; a connect time-out is 0.3 here."""
+PROMPT = 0.9
+"""Seconds that an answer may take when nobody is waited for; a time-out is 1 here."""
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +137,7 @@ async def test_client_with_a_stale_copy_at_hand_does_not_wait_for_a_slow_upstrea
     assert isinstance(answer, Answer)
     assert (answer.result, body) == (Result.STALE, image.manifest)
     assert 'detail="upstream is slow"' in answer.headers["Cache-Status"]
-    assert time.monotonic() - begun < PROMPT + 0.1
+    assert time.monotonic() - begun < PROMPT
 
 
 @DOORS

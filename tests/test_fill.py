@@ -73,7 +73,7 @@ class Room:
 @pytest.fixture
 async def room(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
     monkeypatch.setattr(fill_module, "_BACKOFF_SECONDS", 0.005)
-    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 0.5)
+    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 1.0)
     hub.image(REPO, "stable", [LAYER])
     async with opened_store(tmp_path) as store, line_to(hub) as line:
         fills = Fills(store, line.seen, store.failed)
@@ -249,7 +249,7 @@ async def test_an_upstream_that_says_nothing_ends_in_an_error_in_time(hub: Hub, 
     fill = room.start()
     with pytest.raises(Unavailable):
         await fill.opened()
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 8
     assert room.left_nothing()
 
 

@@ -258,7 +258,10 @@ async def test_push_is_forwarded_and_what_it_moved_is_asked_anew(pair: Pair, hub
     assert (await pair.get(f"/v2/{REPO}/manifests/1")).body == new.manifest
 
 
-async def test_answer_of_a_moment_ago_is_given_again_and_counted(pair: Pair, hub: Hub) -> None:
+async def test_answer_of_a_moment_ago_is_given_again_and_counted(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hubcache.workers.repeats.SECONDS", 60.0)
     hub.image(REPO, "1", [b"layer"])
     engine = pair.cache.engine
     digest = hub.blob(REPO, b"layer")

@@ -19,6 +19,7 @@ from required import missing
 from standin import Fault, Hub, Image, Synthetic, random_bytes
 from standin.content import sha256
 from standin.media import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from wire import wait_until
 
 BASIC_ALICE = "Basic " + base64.b64encode(b"alice:secret").decode()
 
@@ -319,7 +320,8 @@ def test_paused_body_continues_when_released(hub: Hub, app: Image) -> None:
     url = hub.cdn.sign(f"/blobs/library/app/{app.layers[0]}")
     reader = threading.Thread(target=lambda: bodies.append(fetch(url).body))
     reader.start()
-    time.sleep(0.3)
+    wait_until(lambda: hub.sent(kind="cdn") == 100_000)
+    time.sleep(0.1)
     assert hub.sent(kind="cdn") == 100_000
     fault.release.set()
     reader.join(5)

@@ -65,7 +65,7 @@ async def test_facts_about_what_is_stored_outlive_their_lifetime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a long outage, or offline, nothing writes them again; and links are written once."""
-    monkeypatch.setattr(facts, "FACT_LIFETIME", 1.0)
+    monkeypatch.setattr(facts, "FACT_LIFETIME", 2.0)
     async with opened_store(tmp_path) as store:
         here, gone = await put_blob(store, b"here"), Digest.of(b"gone")
         for name, digest in (("held", here), ("over", gone)):
@@ -74,7 +74,7 @@ async def test_facts_about_what_is_stored_outlive_their_lifetime(
             await store.put_verdict(HUB, name, Verdict(True, NOW))
         monkeypatch.setattr(facts, "FACT_LIFETIME", 100.0)
         await store.expire()
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(2.1)
         await store.expire()
         assert store.link(HUB, "held", here) == Link(4)
         assert store.tags(HUB, "held", "1")

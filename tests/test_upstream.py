@@ -36,8 +36,8 @@ DIGEST = Digest.of(LAYER)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, so that the tests are quick."""
     monkeypatch.setattr(upstream_module, "_BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 0.5)
-    monkeypatch.setattr(http_module, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 1.0)
+    monkeypatch.setattr(http_module, "CONNECT_SECONDS", 1.0)
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ async def test_a_registry_that_says_nothing_is_given_up_after_the_time_out(hub: 
     begun = time.monotonic()
     with pytest.raises(Unavailable, match="time-out"):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 8
 
 
 async def test_a_registry_that_does_not_even_connect_is_given_up_after_the_time_out(hub: Hub, line: Line) -> None:
@@ -284,7 +284,7 @@ async def test_a_registry_that_does_not_even_connect_is_given_up_after_the_time_
     begun = time.monotonic()
     with pytest.raises(Unavailable):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 8
 
 
 async def test_a_head_as_large_as_a_book_is_unavailable(hub: Hub, line: Line) -> None:

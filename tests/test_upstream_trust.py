@@ -31,8 +31,8 @@ DIGEST = Digest.of(LAYER)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, so that the tests are quick."""
     monkeypatch.setattr(upstream_module, "_BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 0.5)
-    monkeypatch.setattr(http_module, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 1.0)
+    monkeypatch.setattr(http_module, "CONNECT_SECONDS", 1.0)
 
 
 @pytest.fixture

@@ -41,6 +41,11 @@ def workers_of(pid: int) -> set[int]:
     return found
 
 
+def ticks(pid: int) -> int:
+    """Processor time of a process, in the kernel's ticks."""
+    return int(Path(f"/proc/{pid}/stat").read_text().split()[13])
+
+
 def at_work(rig: Rig) -> bool:
     return rig.product.metric("hubcache_workers") == 2 and len(workers_of(rig.product.pid)) == 2
 
@@ -73,15 +78,16 @@ def test_both_serve_one_store_and_the_numbers_are_one(rig: Rig) -> None:
     with ThreadPoolExecutor(16) as pool:
         assert set(pool.map(get, range(16))) == {data}
     assert rig.hub.count(kind="cdn", method="GET") == 1
-    assert (
-        rig.product.metric("hubcache_requests_total", kind="blob") >= 16
-    )  # a blob whose fill has just ended is asked for again
+    wait_until(lambda: rig.product.metric("hubcache_requests_total", kind="blob") == 16)
     wait_until(lambda: rig.product.metric("hubcache_sent_bytes_total") == 16 * len(data))
-    before = {pid: Path(f"/proc/{pid}/stat").read_text().split()[13] for pid in workers_of(rig.product.pid)}
-    with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(lambda _: rig.door("proxy").blob(digest, repo=REPO).body, range(40))) == {data}
-    after = {pid: Path(f"/proc/{pid}/stat").read_text().split()[13] for pid in before}
-    assert all(int(after[pid]) > int(before[pid]) for pid in before), "one of them did nothing"
+    before = {pid: ticks(pid) for pid in workers_of(rig.product.pid)}
+
+    def both_did_something() -> bool:
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(lambda _: rig.door("proxy").blob(digest, repo=REPO).body, range(40))) == {data}
+        return all(ticks(pid) > before[pid] for pid in before)
+
+    wait_until(both_did_something)
     assert rig.hub.count(kind="cdn", method="GET") == 1
 
 
@@ -95,7 +101,8 @@ def test_client_that_comes_while_a_blob_is_being_committed_costs_no_fetch(rig: R
     with index_locked(rig.product.store):
         rig.hub.faults.remove(fault)
         assert first.finish().body == data[1000:]
-        assert [door.blob(digest, repo=REPO).body == data for _ in range(8)] == [True] * 8
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(lambda _: door.blob(digest, repo=REPO).body, range(8))) == {data}
         assert rig.product.metric("hubcache_fills_in_flight") == 1
     first.close()
     door.settle()
