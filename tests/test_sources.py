@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 from hubcache.oci.digest import Digest, Verifier
 from hubcache.oci.errors import BadUpstream, StorageError, Unavailable
-from hubcache.store.store import StoredBlob
+from hubcache.store.stored import StoredBlob
 from hubcache.transfer.sources import CHUNK, BytesSource, FileSource, UpstreamSource
 from hubcache.transfer.upstream import BlobBody
 from hypothesis import given, settings

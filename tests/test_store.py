@@ -14,6 +14,7 @@ from hubcache.decide.records import ManifestRecord
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import NotStored, StorageError
 from hubcache.oci.media import OCI_MANIFEST
+from hubcache.store import store as store_module
 from hubcache.store.ledger import on_disk
 from hubcache.store.room import ALLOWANCE
 from parts import MIB, bytes_on_disk, files_below, manifest_of, opened_store, put_blob, put_image
@@ -162,7 +163,7 @@ async def test_blob_that_is_fetched_again_while_its_old_file_is_verified_stays(
 ) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer")
-        verify, verified = store._is_good, asyncio.Event()
+        verify, verified = store_module.is_good, asyncio.Event()
 
         async def slow(*which: Any) -> bool:
             good = await verify(*which)
@@ -171,7 +172,7 @@ async def test_blob_that_is_fetched_again_while_its_old_file_is_verified_stays(
 
         [path] = blob_files(tmp_path)
         path.write_bytes(b"wrong")
-        monkeypatch.setattr(store, "_is_good", slow)
+        monkeypatch.setattr(store_module, "is_good", slow)
         opening = asyncio.create_task(store.open_blob(digest))
         await asyncio.sleep(0.1)
         await store.remove(digest)
@@ -194,7 +195,7 @@ async def test_who_gives_up_while_a_file_is_verified_leaves_no_descriptor(
             await asyncio.Future()
             return True
 
-        monkeypatch.setattr(store, "_is_good", never)
+        monkeypatch.setattr(store_module, "is_good", never)
         before = len(descriptors())
         opening = asyncio.create_task(store.open_blob(digest))
         await asyncio.sleep(0)

@@ -17,7 +17,8 @@ from hubcache.oci.media import OCI_MANIFEST
 from hubcache.store.ledger import on_disk
 from hubcache.store.room import ALLOWANCE
 from hubcache.store.staging import Staged
-from hubcache.store.store import Store, StoredBlob
+from hubcache.store.store import Store
+from hubcache.store.stored import StoredBlob
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule

@@ -19,7 +19,8 @@ from ..oci.errors import (
     Unavailable,
 )
 from ..oci.reference import ByteRange, parse_range
-from ..store.store import Store, StoredBlob
+from ..store.store import Store
+from ..store.stored import StoredBlob
 from ..transfer.coalesce import Coalescer
 from ..transfer.fill import Fill, Fills
 from ..transfer.sources import CHUNK, FileSource, FillSource, OpenRange, Source, UpstreamSource

@@ -7,55 +7,35 @@ cannot be used, reads find nothing, writes raise `StorageError`, and `problem` s
 import asyncio
 import contextlib
 import fcntl
-import gc
-import hashlib
 import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-from ..decide.records import ManifestRecord, decode_clock, decode_row, encode_clock, encode_row
-from ..decide.retention import Row
+from ..decide.records import ManifestRecord, encode_clock, encode_row
 from ..oci.digest import Digest
-from ..oci.errors import RegistryError, StorageError, StoreTooNew
-from ..oci.manifest import parse_manifest
+from ..oci.errors import StorageError, StoreTooNew
 from ..oci.pin import Pin
-from .disk import is_untouched
 from .facts import Facts
 from .index import Index
+from .inventory import CLOCK, children_of, take_inventory
 from .ledger import Ledger, on_disk
 from .room import Rooms
 from .staging import Staged
+from .stored import StoredBlob, is_good
 
 logger = logging.getLogger("hubcache")
 
 FORMAT = 1
 """Version of the rows and files; a store with a higher one is left alone."""
 
-_CLOCK = "retention/clock"
 _CLOSED = "closed"
 """Row of a store that was closed in order, and so needs no look at every file when it is opened."""
 
 _EXTENSION = 8 << 20
 """Bytes by which a reservation grows while the size is not known."""
-
-
-@dataclass(slots=True)
-class StoredBlob:
-    """An open stored blob; `close` it when sent. Its bytes stay readable even if it is removed meanwhile."""
-
-    fd: int
-    size: int
-    path: Path
-    _release: Callable[[], None]
-
-    def close(self) -> None:
-        """Give the file back."""
-        os.close(self.fd)
-        self._release()
 
 
 class Store(Facts):
@@ -89,8 +69,7 @@ class Store(Facts):
                 for leftover in self._staging.iterdir():
                     leftover.unlink()
                 self._swept = True
-            with _uncollected():
-                self._read_ledger(index)
+            take_inventory(index, self.ledger, self.rooms.retention, self._clock())
             if index.get(_CLOSED) is None:
                 index.sweep()
             index.delete(_CLOSED)
@@ -128,38 +107,6 @@ class Store(Facts):
                 f"store {self.directory} has format {found}, this program reads up to {FORMAT}: "
                 "use the newer program, or another hubcache_dir"
             )
-
-    def _read_ledger(self, index: Index) -> None:
-        """What is stored, from the content's rows; how often it is asked for, from the policy's. A row of the policy
-        that is missing (a crash lost a few seconds of them, or the store is of an older program) is made anew."""
-        sizes: dict[Digest, int] = {}
-        children: dict[Digest, tuple[Digest, ...]] = {}
-        known: dict[Digest, Row] = {}
-        clock, senseless = None, []
-        for key, value, size, filename in index.rows(""):
-            kind, _, name = key.partition("/")
-            try:
-                if kind == "retention":
-                    if key == _CLOCK:
-                        clock = decode_clock(value)
-                    else:
-                        known[Digest.parse(name)] = decode_row(value)
-                elif kind == "blob" and filename is not None:
-                    sizes[Digest.parse(name)] = size
-                elif kind == "manifest":
-                    record, digest = ManifestRecord.decode(value), Digest.parse(name)
-                    sizes[digest], children[digest] = len(record.body), _children(record)
-            except (RegistryError, ValueError, TypeError, AttributeError):
-                senseless.append(key)  # not written by this program, or damaged: nothing is to be had from it
-        for key in senseless:
-            index.delete(key)
-        self.ledger.restore(sizes, children)
-        retention, now = self.rooms.retention, self._clock()
-        retention.restore(clock, known)
-        for digest in retention.residents - sizes.keys():
-            retention.removed(digest)
-        for digest in sizes.keys() - retention.residents:
-            retention.stored(digest, on_disk(sizes[digest]), now)
 
     @property
     def _staging(self) -> Path:
@@ -214,7 +161,7 @@ class Store(Facts):
         with contextlib.ExitStack() as opened:
             if fd is not None and isinstance(path, Path):
                 opened.callback(os.close, fd)
-                if await self._is_good(fd, path, digest, size):
+                if await is_good(fd, path, digest, size):
                     opened.pop_all()
                     self.ledger.hold(digest)
                     return StoredBlob(fd, size, path, lambda: self.ledger.release(digest))
@@ -224,18 +171,6 @@ class Store(Facts):
         if not await self.rooms.purge(digest, self.remove):
             await self.remove(digest)
         return None
-
-    @staticmethod
-    async def _is_good(fd: int, path: Path, digest: Digest, size: int) -> bool:
-        """Whether the file is as it was stored; one that was touched since is verified, which takes a second per GB."""
-        state = os.fstat(fd)
-        if state.st_size != size:
-            return False
-        if is_untouched(path, state.st_mtime_ns):
-            return True
-        with os.fdopen(os.dup(fd), "rb") as file:
-            found = await asyncio.to_thread(hashlib.file_digest, file, digest.algorithm)
-        return found.hexdigest() == digest.hex
 
     def manifest(self, digest: Digest) -> ManifestRecord | None:
         """A stored manifest."""
@@ -250,7 +185,7 @@ class Store(Facts):
         await self._reserve(digest, size)
         try:
             await self._write(lambda: index.set(f"manifest/{digest}", record.encode()))
-            self._added(digest, size, _children(record))
+            self._added(digest, size, children_of(record))
         finally:
             self.ledger.reserved -= on_disk(size)
 
@@ -358,7 +293,7 @@ class Store(Facts):
         dirty = retention.dirty()
         if not dirty:
             return
-        rows: dict[str, object] = {_CLOCK: encode_clock(retention.clock())}
+        rows: dict[str, object] = {CLOCK: encode_clock(retention.clock())}
         gone = []
         for digest in dirty:
             row = retention.row(digest)
@@ -371,19 +306,3 @@ class Store(Facts):
         except StorageError:
             retention.failed(dirty)
             raise
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the garbage collector, which would walk a growing heap again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _children(record: ManifestRecord) -> tuple[Digest, ...]:
-    return tuple(descriptor.digest for descriptor in parse_manifest(record.body))

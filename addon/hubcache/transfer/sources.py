@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ..oci.digest import Verifier
 from ..oci.errors import BadUpstream, StorageError
-from ..store.store import StoredBlob
+from ..store.stored import StoredBlob
 from .fill import Fill
 from .upstream import BlobBody
 

@@ -19,7 +19,7 @@ from ..oci.errors import ConfigError, HubcacheError, StorageError, Unavailable
 from ..oci.registry import Registry
 from ..serve.errors import error_answer
 from ..serve.messages import LAST_ATTEMPT, Answer, Forward, Request
-from ..store.store import StoredBlob
+from ..store.stored import StoredBlob
 from ..transfer.fill import Fill
 from ..transfer.pump import Pump
 from ..transfer.sources import CHUNK, FileSource, FillSource, Source
