@@ -1,6 +1,5 @@
 """What the tests of the lower wings share: a store, content for it, and an upstream that is the stand-in Hub."""
 
-import contextlib
 import json
 import os
 import ssl
@@ -98,15 +97,14 @@ def files_below(directory: Path) -> list[Path]:
 
 def bytes_on_disk(directory: Path) -> int:
     """What the cap is about: content as long as it is, the index as it is on disk (its log has holes)."""
-    found = []
+    sizes: dict[int, int] = {}
+    """By the file, which has two names for a moment."""
     for path in files_below(directory):
-        with contextlib.suppress(FileNotFoundError):  # just removed by the writer thread
-            found.append((path, path.stat()))
-    sizes = {  # by the file, which has two names for a moment; not what went before its successor came
-        state.st_ino: state.st_blocks * 512 if path.name.startswith("cache.db") else state.st_size
-        for path, state in found
-        if path.exists()
-    }
+        try:
+            state = path.stat()
+        except FileNotFoundError:  # just removed by the writer thread
+            continue
+        sizes[state.st_ino] = state.st_blocks * 512 if path.name.startswith("cache.db") else state.st_size
     return sum(sizes.values())
 
 

@@ -54,7 +54,7 @@ def short_times(patch: pytest.MonkeyPatch) -> None:
     """Time-outs as in production would make tests of them last minutes."""
     patch.setattr(http, "CONNECT_SECONDS", 1.0)
     patch.setattr(http, "PROGRESS_SECONDS", 1.0)
-    patch.setattr(client, "_PROBE_SECONDS", 0.3)
+    patch.setattr(client, "_PROBE_SECONDS", 1.0)
 
 
 async def pull(cache: Cache, image: Image, door: Door = Door.PROXY, **headers: str) -> list[int]:

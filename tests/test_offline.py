@@ -60,7 +60,7 @@ async def test_offline_answers_for_all_else_at_once_and_contacts_nobody(
     hub.private("alice/secret", {"alice": "alice's"})
     cache.apply(offline=True)
     own = bearer(hub, "alice", "alice/secret")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(1):
         for method, path in (
             ("GET", "/v2/library/other/manifests/1"),
             ("GET", f"/v2/library/other/blobs/{image.layers[0]}"),

@@ -133,10 +133,10 @@ class Engine:
             outcome = await self.token_service.answer(request)
         else:
             outcome = await self.service.answer(request)
-            if self._access_log is not None and not request.attempt:
+            if request.attempt:  # the first was counted
+                return outcome
+            if self._access_log is not None:
                 self._access_log.add(time.time(), request, outcome)
-        if request.attempt:
-            return outcome
         result = Result.BYPASS if isinstance(outcome, Forward) else outcome.result
         self.metrics.answered(outcome.kind, result.value, request.door.value)
         return outcome

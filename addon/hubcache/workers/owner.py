@@ -42,7 +42,7 @@ class Owner:
     def __init__(self, decider: Decider, changed: Callable[[int], None]) -> None:
         self._decider = decider
         self._changed = changed
-        self._serving: set[asyncio.Task[None] | None] = set()
+        self._serving: set[asyncio.Task[None]] = set()
 
     @property
     def connected(self) -> int:
@@ -51,11 +51,12 @@ class Owner:
 
     async def left(self) -> None:
         """Wait until all workers are gone, and what they said is counted."""
-        await asyncio.gather(*filter(None, self._serving), return_exceptions=True)
+        await asyncio.gather(*self._serving, return_exceptions=True)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One worker, until it is gone; what it held is released then."""
         task = asyncio.current_task()
+        assert task is not None
         self._serving.add(task)
         self._changed(self.connected)
         conversation = _Conversation(self._decider, writer)

@@ -1,0 +1,72 @@
+"""An engine, and a worker of it in the same process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hubcache.serve.messages import Answer, Door
+from hubcache.workers.epoch import Epoch
+from hubcache.workers.owner import Owner
+from hubcache.workers.remote import EPOCH, Remote
+from people import until
+from rig import Cache, running
+from standin import Hub, random_bytes
+
+REPO = "library/app"
+DATA = random_bytes(3_000_000)
+
+
+class Pair:
+    """An engine, and a worker of it in the same process."""
+
+    def __init__(self, cache: Cache, remote: Remote, workers: list[int], lost: asyncio.Event) -> None:
+        self.cache = cache
+        self.remote = remote
+        self.workers = workers
+        self.lost = lost
+
+    async def get(self, path: str, method: str = "GET", door: Door = Door.MIRROR, **headers: str) -> Answer:
+        outcome = await self.remote.answer(self.cache.request(door, method, path, **headers))
+        assert isinstance(outcome, Answer)
+        return outcome
+
+    async def settled(self) -> None:
+        await until(lambda: not self.cache.engine.fills._tasks)
+
+
+def requests(pair: Pair) -> float:
+    """How many the owner has counted."""
+    [family] = [one for one in pair.cache.engine.metrics.registry.collect() if one.name == "hubcache_requests"]
+    return sum(sample.value for sample in family.samples)
+
+
+@asynccontextmanager
+async def paired(cache: Cache, folder: Path) -> AsyncIterator[Pair]:
+    """A worker of this engine, by a socket in `folder`."""
+    workers: list[int] = []
+    lost = asyncio.Event()
+    owner = Owner(cache.engine, workers.append)
+    epoch = Epoch.create(folder / f"owner{EPOCH}")
+    cache.engine.watch(epoch.advance)
+    server = await asyncio.start_unix_server(owner.serve, folder / "owner")
+    remote = await Remote.connect(str(folder / "owner"), lost.set)
+    try:
+        yield Pair(cache, remote, workers, lost)
+    finally:
+        await remote.close()
+        server.close()
+        await until(lambda: owner.connected == 0)
+
+
+def pair_fixture() -> Any:
+    """A fixture for such a pair."""
+
+    @pytest.fixture
+    async def pair(hub: Hub, tmp_path: Path) -> AsyncIterator[Pair]:
+        async with running(hub, tmp_path / "store") as cache, paired(cache, tmp_path) as found:
+            yield found
+
+    return pair
