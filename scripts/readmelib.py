@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT / "addon"), str(ROOT / "tests")]
 
 def options() -> str:
     """The option table of the addon."""
-    from hubcache.operate.options import OPTIONS
+    from hubcache.operate.option_table import OPTIONS
 
     rows = ["| option | default | what it does |", "|---|---|---|"]
     for option in OPTIONS:

@@ -37,10 +37,16 @@ def settings(hub: Hub, directory: Path, **changes: Any) -> Settings:
         account=None,
         ratelimit_reserve=10,
         sync=False,
+        sync_rate=1.0,
+        while_revalidate=0.0,
+        scrub=None,
+        tunnel=("*",),
+        clients=(),
         offer_only=False,
         access_log=None,
         status=None,
         workers=1,
+        stop_within=1.0,
     )
     return replace(plain, **changes)
 

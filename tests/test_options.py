@@ -10,7 +10,8 @@ from hubcache.oci.errors import ConfigError
 from hubcache.oci.pin import Pin
 from hubcache.oci.registry import Registry
 from hubcache.operate import options
-from hubcache.operate.options import OPTIONS, Settings
+from hubcache.operate.option_table import OPTIONS
+from hubcache.operate.options import Scrub, Settings
 from mitm import taddons
 from mitmproxy.addonmanager import Loader
 
@@ -159,3 +160,42 @@ def test_password_file_without_a_password_is_refused(
         file.write_bytes(content)
     with pytest.raises(ConfigError, match="hubcache_password_file"):
         parse(context, hubcache_username="alice", hubcache_password_file=str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "scrub"),
+    [
+        ("0", None),
+        ("", None),
+        ("30d", Scrub(period=30 * 86400.0)),
+        ("12h", Scrub(period=43200.0)),
+        ("10M", Scrub(rate=10 << 20)),
+    ],
+)
+def test_a_scrub_is_a_time_or_a_speed(context: taddons.context, text: str, scrub: Scrub | None) -> None:
+    assert parse(context, hubcache_scrub=text).scrub == scrub
+
+
+@pytest.mark.parametrize("text", ["d", "-3d", "often", "0d"])
+def test_a_scrub_that_is_neither_is_refused(context: taddons.context, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^hubcache_scrub: .* is neither a time such as 30d"):
+        parse(context, hubcache_scrub=text)
+
+
+def test_tunnels_are_patterns_of_hosts_and_ports(context: taddons.context) -> None:
+    assert parse(context, hubcache_tunnel=["*.Example.com:443", "[::1]", "10.*"]).tunnel == (
+        "*.example.com:443",
+        "[::1]",
+        "10.*",
+    )
+    with pytest.raises(ConfigError, match=r"^hubcache_tunnel: 'http://x' is not HOST or HOST:PORT"):
+        parse(context, hubcache_tunnel=["http://x"])
+
+
+def test_clients_are_networks(context: taddons.context) -> None:
+    assert [str(each) for each in parse(context, hubcache_clients=["10.0.0.0/8", "::1"]).clients] == [
+        "10.0.0.0/8",
+        "::1/128",
+    ]
+    with pytest.raises(ConfigError, match=r"^hubcache_clients: .*expected networks such as 10\.0\.0\.0/8"):
+        parse(context, hubcache_clients=["10.0.0.1/8"])

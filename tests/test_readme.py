@@ -11,7 +11,7 @@ def test_generated_parts_are_up_to_date() -> None:
 
 
 def test_every_option_named_in_the_text_exists() -> None:
-    from hubcache.operate.options import OPTIONS
+    from hubcache.operate.option_table import OPTIONS
 
     named = set(re.findall(r"hubcache_[a-z_]+", readmelib.README.read_text()))
     metrics = {name for name in named if re.search(rf"`{name}(\{{|`)", readmelib.README.read_text()) is None}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import publicsuffix2
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import NameOID
 
+from ..oci.domain import registrable_domain
 from ..oci.errors import ConfigError
 
 KEY_FILE = "mitmproxy-ca.pem"
@@ -56,8 +56,7 @@ def constrained_domains(hosts: Iterable[str]) -> list[str]:
         if _address(host) is not None:
             domains.add(host)
         else:
-            # A top-level domain that is not on the public suffix list (.local, .internal) is a suffix all the same.
-            domain = publicsuffix2.get_sld(host, strict=True) or ".".join(host.split(".")[-2:])
+            domain = registrable_domain(host)
             domains.update(_HUB_DOMAINS if domain in _HUB_DOMAINS else (domain,))
     return sorted(domains)
 

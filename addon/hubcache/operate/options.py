@@ -1,9 +1,11 @@
-"""The option table, and its values as one frozen, checked `Settings`."""
+"""Option values as one frozen, checked `Settings`."""
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,145 +17,7 @@ from ..oci.account import Account
 from ..oci.errors import ConfigError, RegistryError
 from ..oci.pin import Pin
 from ..oci.registry import HUB_HOST, Registry
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option as `mitmdump --set NAME=VALUE` takes it; `help` is shown by `--options` and in the README."""
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-
-
-OPTIONS = (
-    Option(
-        "hubcache_dir",
-        str,
-        "",
-        "Directory of the store. Empty: the platform's cache directory (on Linux $XDG_CACHE_HOME/hubcache or "
-        "~/.cache/hubcache). Takes effect at start.",
-    ),
-    Option(
-        "hubcache_size",
-        str,
-        "50G",
-        "Hard cap on the store's bytes, content being fetched included. Understands k, m, g and t (powers of 1024). "
-        "What is asked for least, for its size, is removed to stay below it.",
-    ),
-    Option(
-        "hubcache_admit_after",
-        int,
-        2,
-        "When the store is full, content is stored only after so many requests (half of them no older than "
-        "hubcache_half_life); until then it is passed on.",
-    ),
-    Option("hubcache_half_life", int, 7 * 86400, "Seconds after which a request counts half in what is kept."),
-    Option("hubcache_expire_after", int, 30 * 86400, "Content that nobody asked for in so many seconds is removed."),
-    Option("hubcache_max_blob", str, "", "Blobs larger than this are passed on and not stored. Empty: no limit."),
-    Option(
-        "hubcache_min_free",
-        str,
-        "",
-        "Free space to leave on the file system: the store shrinks when others fill it. A size, or 0. Empty: 1G, or a "
-        "twentieth of the file system where that is less.",
-    ),
-    Option(
-        "hubcache_pins",
-        Sequence[str],
-        [],
-        "Images that are never removed, such as debian:12 or ghcr.io/owner/name:tag.",
-    ),
-    Option(
-        "hubcache_registries",
-        Sequence[str],
-        [HUB_HOST],
-        "Registries to cache, each HOST or HOST=UPSTREAM_URL; everything else is tunnelled untouched.",
-    ),
-    Option(
-        "hubcache_tag_ttl",
-        int,
-        60,
-        "Seconds for which a tag is served without asking the registry whether it moved; 0 = ask each time.",
-    ),
-    Option(
-        "hubcache_max_stale",
-        int,
-        30 * 86400,
-        "Seconds for which a tag may still be served after its lifetime when the registry does not answer; 0 = never.",
-    ),
-    Option(
-        "hubcache_offline",
-        bool,
-        False,
-        "Never contact a registry: serve what is stored, however old, and nothing else.",
-    ),
-    Option(
-        "hubcache_negative_ttl",
-        int,
-        30,
-        "Seconds for which 'not found' and 'not public' are remembered.",
-    ),
-    Option(
-        "hubcache_private",
-        str,
-        "bypass",
-        "What to do with repositories that need a login: 'bypass' passes them through and stores nothing, 'authorize' "
-        "stores them and asks the registry with the client's own token before each use.",
-    ),
-    Option(
-        "hubcache_username",
-        str,
-        "",
-        "Docker Hub account whose pulls count when a client has none of its own. Only public images are read with it.",
-    ),
-    Option(
-        "hubcache_password_file",
-        str,
-        "",
-        "File that holds the account's password or access token. Read at start.",
-    ),
-    Option(
-        "hubcache_ratelimit_reserve",
-        int,
-        10,
-        "Pulls of the registry's rate limit that are left to clients: with fewer remaining, nothing is fetched ahead.",
-    ),
-    Option(
-        "hubcache_sync",
-        bool,
-        True,
-        "Validate tags that are asked for often before they go stale, and fetch ahead what they moved to.",
-    ),
-    Option(
-        "hubcache_mirror_miss",
-        str,
-        "fetch",
-        "What the mirror door does with an image that is not stored whole: 'fetch' gets it from the registry, "
-        "'notfound' answers 404, counts, and fetches it in the background after hubcache_admit_after requests.",
-    ),
-    Option(
-        "hubcache_access_log",
-        str,
-        "",
-        "File to which a JSON line is appended for each manifest and blob; scripts/simulate replays it. Empty: none.",
-    ),
-    Option(
-        "hubcache_status",
-        str,
-        "127.0.0.1:9180",
-        "HOST:PORT of the status listener (/healthz, /metrics); empty = none. Takes effect at start.",
-    ),
-    Option(
-        "hubcache_workers",
-        str,
-        "1",
-        "Processes that speak with clients: a number, or auto for one per core. More than 1 only in mitmdump, and not "
-        "when flows are saved to a file. Takes effect at start.",
-    ),
-)
-
+from .option_table import OPTIONS
 
 _MISSES = ("fetch", "notfound")
 
@@ -161,9 +25,21 @@ _MISSES = ("fetch", "notfound")
 _MAX_WORKERS = 64
 
 
+type Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Scrub:
+    """How fast stored content is verified: all of it within `period` seconds, or `rate` bytes per second."""
+
+    period: float | None = None
+    rate: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Checked option values: `size` in bytes, `tag_ttl` in seconds, `status` None when there is no listener."""
+    """Checked option values: `size` in bytes, times in seconds, `sync_rate` in requests per second, `status` None when
+    there is no listener, `scrub` None when nothing is verified unasked."""
 
     directory: Path
     size: int
@@ -182,10 +58,16 @@ class Settings:
     account: Account | None
     ratelimit_reserve: int
     sync: bool
+    sync_rate: float
+    while_revalidate: float
+    scrub: Scrub | None
+    tunnel: tuple[str, ...]
+    clients: tuple[Network, ...]
     offer_only: bool
     access_log: Path | None
     status: tuple[str, int] | None
     workers: int
+    stop_within: float
 
     @classmethod
     def parse(cls, options: Any) -> Self:
@@ -211,10 +93,16 @@ class Settings:
             account=_account(options.hubcache_username, options.hubcache_password_file),
             ratelimit_reserve=int(_not_negative("hubcache_ratelimit_reserve", options.hubcache_ratelimit_reserve)),
             sync=options.hubcache_sync,
+            sync_rate=_not_negative("hubcache_sync_rate", options.hubcache_sync_rate) / 60,
+            while_revalidate=_not_negative("hubcache_stale_while_revalidate", options.hubcache_stale_while_revalidate),
+            scrub=_scrub(options.hubcache_scrub),
+            tunnel=_tunnel(options.hubcache_tunnel),
+            clients=_networks(options.hubcache_clients),
             offer_only=_choice("hubcache_mirror_miss", options.hubcache_mirror_miss, _MISSES) == "notfound",
             access_log=Path(options.hubcache_access_log).absolute() if options.hubcache_access_log else None,
             status=_address("hubcache_status", options.hubcache_status),
             workers=_workers(options.hubcache_workers),
+            stop_within=_not_negative("hubcache_stop_within", options.hubcache_stop_within),
         )
 
 
@@ -310,6 +198,43 @@ def _workers(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= _MAX_WORKERS:
         raise ConfigError(f"hubcache_workers: {text!r} is not auto or a number from 1 to {_MAX_WORKERS}")
     return int(text)
+
+
+_PERIODS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+
+
+def _scrub(text: str) -> Scrub | None:
+    """`30d` is a time, `10M` a size per second: periods are lower case, and m is minutes."""
+    text = text.strip()
+    if text in ("", "0"):
+        return None
+    number, unit = text[:-1], text[-1]
+    if unit in _PERIODS and number.isdecimal() and int(number) > 0:
+        return Scrub(period=int(number) * _PERIODS[unit])
+    try:
+        return Scrub(rate=_size("hubcache_scrub", text))
+    except ConfigError as error:
+        raise ConfigError(
+            f"hubcache_scrub: {text!r} is neither a time such as 30d or 12h nor bytes per second such as 10M"
+        ) from error
+
+
+_PATTERN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.*_-]+)(?::([0-9]{1,5}|\*))?")
+
+
+def _tunnel(texts: Sequence[str]) -> tuple[str, ...]:
+    """Patterns in lower case."""
+    for text in texts:
+        if _PATTERN.fullmatch(text.strip()) is None:
+            raise ConfigError(f"hubcache_tunnel: {text!r} is not HOST or HOST:PORT, such as *.example.com:443")
+    return tuple(text.strip().lower() for text in texts)
+
+
+def _networks(texts: Sequence[str]) -> tuple[Network, ...]:
+    try:
+        return tuple(ip_network(text.strip()) for text in texts)
+    except ValueError as error:
+        raise ConfigError(f"hubcache_clients: {error}; expected networks such as 10.0.0.0/8 or ::1") from error
 
 
 def _address(name: str, text: str) -> tuple[str, int] | None:

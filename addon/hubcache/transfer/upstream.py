@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
-import publicsuffix2
 from yarl import URL
 
 from ..oci.account import Account
 from ..oci.digest import Digest
+from ..oci.domain import registrable_domain
 from ..oci.errors import (
     BadUpstream,
     BlobUnknown,
@@ -302,7 +302,7 @@ def _same_domain(upstream: str, realm: str) -> bool:
         return False
     if _is_address(ours.host) or _is_address(theirs.host):
         return ours.host == theirs.host
-    domains = {publicsuffix2.get_sld(url.host) or url.host for url in (ours, theirs)}
+    domains = {registrable_domain(url.host or "") for url in (ours, theirs)}
     return len(domains) == 1
 
 
