@@ -1,5 +1,6 @@
 """Counters for Prometheus; also the `Observer` of the transfer side."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from functools import cache
@@ -71,6 +72,7 @@ class Metrics:
             ("hubcache_store_capacity_bytes", "The cap on the store's bytes.", lambda: store.rooms.capacity),
             ("hubcache_store_objects", "Blobs and manifests stored.", lambda: len(store.ledger.sizes)),
             ("hubcache_store_evictions", "Objects removed by the policy since start.", lambda: store.rooms.removed),
+            ("hubcache_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks())),
             ("hubcache_store_usable", "1 when content can be stored.", lambda: store.problem is None),
         ]
         for name, text, value in numbers:

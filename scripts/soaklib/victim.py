@@ -1,0 +1,109 @@
+"""A process that stores and evicts content until it is killed at a step of its own: `python -m soaklib.victim`.
+
+A step is a line of the store or of diskcache, in whatever thread it runs. So every place between two lines of commit,
+eviction, opening and closing is one where the process can be made to end, as SIGKILL or the kernel would end it.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+from types import CodeType
+
+import diskcache.core
+from hubcache.decide.records import ManifestRecord
+from hubcache.oci.digest import Digest
+from hubcache.oci.errors import NotStored
+from hubcache.oci.media import OCI_MANIFEST
+from hubcache.store import store as store_module
+from hubcache.store.store import Store
+
+CAPACITY = 8 << 20
+"""Bytes of the store: a few blobs, so that nearly each commit evicts."""
+
+_BLOBS = 8
+_STORE = str(Path(store_module.__file__).parent)
+_DISKCACHE = diskcache.core.__file__
+
+
+class _TellingStore(Store):
+    """Says what it is about to remove: whoever kills the process must know what may be gone."""
+
+    async def remove(self, digest: Digest) -> None:
+        _say("removing", digest)
+        await super().remove(digest)
+
+
+def _say(what: str, digest: Digest) -> None:
+    os.write(1, f"{what} {digest}\n".encode())
+
+
+def content(seed: int, number: int) -> bytes:
+    """The blob with this number."""
+    chosen = random.Random(f"{seed}/{number}")
+    return chosen.randbytes(chosen.randrange(50_000, 1_500_000))
+
+
+def _count_steps(last: int) -> list[int]:
+    """Have the process killed at step `last` (0: never); returns a list whose only item is the count so far."""
+    steps = [0]
+
+    def step(code: CodeType, _line: int) -> object:
+        if not (code.co_filename.startswith(_STORE) or code.co_filename == _DISKCACHE):
+            return sys.monitoring.DISABLE
+        steps[0] += 1
+        if steps[0] == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return None
+
+    sys.monitoring.use_tool_id(sys.monitoring.PROFILER_ID, "soak")
+    sys.monitoring.register_callback(sys.monitoring.PROFILER_ID, sys.monitoring.events.LINE, step)
+    sys.monitoring.set_events(sys.monitoring.PROFILER_ID, sys.monitoring.events.LINE)
+    return steps
+
+
+async def _store_blob(store: Store, data: bytes) -> None:
+    digest = Digest.of(data)
+    for _ in range(3):
+        store.count_request(digest)
+    staged = await store.stage(digest, len(data))
+    try:
+        for at in range(0, len(data), 256 << 10):
+            staged.write(data[at : at + (256 << 10)])
+        await store.commit(staged)
+        _say("committed", digest)
+    finally:
+        store.finish(staged)
+
+
+async def _run(directory: Path, seed: int) -> None:
+    store = _TellingStore(directory, CAPACITY)
+    store.rooms.min_free = 0
+    store.open()
+    try:
+        for number in range(_BLOBS):
+            data = content(seed, number)
+            body = b'{"layers": [{"digest": "%s", "size": %d}]}' % (Digest.of(data).encode(), len(data))
+            try:
+                await _store_blob(store, data)
+                await store.put_manifest(Digest.of(body), ManifestRecord(OCI_MANIFEST, body))
+                _say("committed", Digest.of(body))
+            except NotStored:
+                continue  # by the rules: what is stored is asked for more
+            await store.keep_house()
+    finally:
+        await store.close()
+
+
+def main() -> None:
+    """Arguments: directory, seed, step at which to die."""
+    directory, seed, step = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    steps = _count_steps(step)
+    asyncio.run(_run(directory, seed))
+    os.write(1, f"steps {steps[0]}\n".encode())
+
+
+if __name__ == "__main__":
+    main()
