@@ -18,6 +18,9 @@ WORKS = 'echo "$0"'
 """A Python that passes every check: it prints its own path, as our checks do."""
 BROKEN_SHIM = 'echo "pyenv: $0: command not found" >&2; exit 127'
 
+PROGRAMS = re.findall(r'^    "(\S+) ', (SCRIPTS / "test").read_text(), re.MULTILINE)
+"""What scripts/test has installed where it is missing."""
+
 FAKE_UV = r"""#!/bin/bash
 target="${@: -1}"
 echo "$*" >>"$UV_LOG"
@@ -282,6 +285,32 @@ class TestGroups:
         checkout.lock.write_text("two\n")
         assert checkout.serve()[0] == 0
         assert checkout.group() == "dev"
+
+
+class TestTest:
+    """scripts/test, whose programs are stand-ins."""
+
+    def run(self, checkout: Checkout, **exits: int) -> tuple[int, list[str], str]:
+        """Exit status, the programs that ran, and what was said."""
+        checkout.prepare("dev")
+        for name in ("ruff", "mypy", "pytest"):
+            program(checkout.root / ".venv/bin" / name, f'echo "ran {name}"; exit {exits.get(name, 0)}')
+        for name in PROGRAMS:
+            program(checkout.room / "bin" / name, "exit 0")
+        command = [BASH, str(checkout.root / "scripts/test")]
+        done = subprocess.run(command, env=checkout.environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout.split("\n")[:-1], done.stderr
+
+    def test_all_checks_run_and_it_ends_well(self, checkout: Checkout) -> None:
+        code, ran, messages = self.run(checkout)
+        assert (code, ran) == (0, ["ran ruff", "ran ruff", "ran mypy", "ran pytest", "ran pytest", "ran pytest"])
+        assert "failed" not in messages
+
+    def test_a_failed_check_hides_none_of_those_after_it_and_is_told_at_the_end(self, checkout: Checkout) -> None:
+        code, ran, messages = self.run(checkout, mypy=1, pytest=1)
+        assert (code, len(ran)) == (1, 6)
+        assert messages.splitlines()[-4] == "hubcache: failed: mypy"
+        assert messages.splitlines()[-1] == "hubcache: failed: pytest -m e2e -n 2 --dist loadfile"
 
 
 def test_scripts_name_no_host() -> None:
