@@ -3,10 +3,18 @@
 from dataclasses import dataclass
 
 from .endurance import Outcome
+from .hostility import Attack
 from .kills import Kills
 
 MOST_GROWTH = 1.10
 """Part of the first third's memory that the last third may use."""
+
+
+MOST_DELAY_SECONDS = 0.1
+"""By which hostile clients may raise the 99th percentile of what others wait."""
+
+MOST_MEMORY = 400 << 20
+"""Bytes that the program may use under any attack."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,18 @@ def rows_of_run(outcome: Outcome, seconds: float, kills: int) -> list[Row]:
     if not kills:  # a new process begins with little
         rows += [_row_of_growth(fault, outcome, *each) for each in (("memory", 0), ("descriptors", 20), ("tasks", 20))]
     return rows
+
+
+def row_of_attack(attack: Attack) -> Row:
+    """What hostile clients did to others."""
+    rise = attack.meanwhile - attack.before
+    found = f"p99 {attack.before * 1000:.0f} → {attack.meanwhile * 1000:.0f} ms, {attack.failed} failed"
+    found += f", {attack.memory >> 20} MiB"
+    if attack.nginx is not None:
+        found += f" (nginx: {attack.nginx * 1000:+.0f} ms)"
+    holds = rise <= MOST_DELAY_SECONDS and not attack.failed and attack.memory <= MOST_MEMORY
+    promise = f"others wait at most {MOST_DELAY_SECONDS * 1000:.0f} ms longer, memory below {MOST_MEMORY >> 20} MiB"
+    return Row(attack.about, promise, found, holds)
 
 
 def _row_of_growth(fault: str, outcome: Outcome, name: str, slack: int) -> Row:
