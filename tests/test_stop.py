@@ -27,6 +27,7 @@ def program(name: str, **options: str) -> Iterator[Rig]:
     with proxy.running(hubcache_workers=workers, **options) as rig:
         if name == "mitmweb":
             rig.product.stop()
+            rig.product.log_file.unlink()
             rig.product.command[0] = rig.product.command[0].replace("mitmdump", "mitmweb")
             rig.product.command += ["--no-web-open-browser", "--set", "web_port=0"]
             rig.product.start()

@@ -10,12 +10,14 @@ from mitmproxy import addonmanager, ctx, http, tls
 from mitmproxy.connection import Client
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.mode_servers import ServerInstance
+from mitmproxy.proxy.mode_specs import ReverseMode
 
 from . import client_side, doors, front, handover, lean
 from .connect import Connects, is_known
 from .handshake import Handshakes
 from .interception import Interception
 from .leaving import Clients, HandledClients
+from .mirror_tls import MirrorTls
 from .reception import Decider, Desk
 from .serve.messages import Forward
 from .wire import Wires
@@ -28,6 +30,7 @@ class Connections:
         self.wires = Wires()
         self._clients = Clients()
         self._handled: HandledClients | None = None
+        self._mirror_tls = MirrorTls()
         self._own = (self, *own)
         self._interception = Interception(())
         self._connects: Connects | None = None
@@ -65,6 +68,11 @@ class Connections:
         if self._handled is None:
             self._handled = HandledClients(ctx.master.addons.get("proxyserver").connections)
         return self._clients.leave() + self._handled.leave()
+
+    @property
+    def new(self) -> int:
+        """How many clients may be about to ask something, when `leave` was called last."""
+        return self._clients.new + (self._handled.new if self._handled is not None else 0)
 
     def cut(self) -> None:
         """End the connections with all clients."""
@@ -131,6 +139,8 @@ class Connections:
             self.wires.know(client, said.connection)
         if said is not None and said.decision is not None:
             self._decisions[client] = said.decision
+        if isinstance(client.proxy_mode, ReverseMode):
+            self._mirror_tls.watch(data.layer)
         if data.layer is not None:
             client_side.install(data.layer)
 

@@ -7,6 +7,7 @@ ask again on another); an answer that begins later tells `Connection: close`.
 import asyncio
 import time
 from collections.abc import Mapping
+from enum import Enum
 from typing import Protocol
 
 from mitmproxy.connection import Client as Peer
@@ -19,6 +20,14 @@ QUIET_SECONDS = 2.0
 """A tunnel in which nothing was said for so long is not in use; a client that came and says nothing asks nothing."""
 
 
+class Standing(Enum):
+    """What a client's connection is good for at present."""
+
+    IDLE = "nothing is being said"
+    NEW = "it was opened a moment ago, and a request may be on its way"
+    SERVED = "a request is being answered, or not all of the answer is sent, or a tunnel is in use"
+
+
 class Client(Protocol):
     """One client's connection."""
 
@@ -27,8 +36,8 @@ class Client(Protocol):
         """Whether the connection has ended."""
 
     @property
-    def is_busy(self) -> bool:
-        """Whether the client is being served, or waits for that, or has not taken all of its answer."""
+    def standing(self) -> Standing:
+        """What the connection is good for."""
 
     def leave(self) -> None:
         """Close the connection, once what was said is sent."""
@@ -38,20 +47,25 @@ class Client(Protocol):
 
 
 class Clients:
-    """Connections of this process's own; `are_leaving` once the stop has begun."""
+    """Connections of this process's own. Once the stop has begun they `are_leaving`, and `new` tells how many of them
+    may still ask something."""
 
     def __init__(self) -> None:
         self.present: set[Client] = set()
         self.are_leaving = False
+        self.new = 0
 
     def leave(self) -> int:
         """Leave whoever is not being served; returns how many are."""
         self.are_leaving = True
         self.present = {client for client in self.present if not client.is_gone}
-        busy = {client for client in self.present if client.is_busy}
-        for client in self.present - busy:
-            client.leave()
-        return len(busy)
+        standings = {client: client.standing for client in self.present}
+        for client, standing in standings.items():
+            if standing is Standing.IDLE:
+                client.leave()
+        found = list(standings.values())
+        self.new = found.count(Standing.NEW)
+        return found.count(Standing.SERVED)
 
     def cut(self) -> None:
         """End all connections."""
@@ -71,11 +85,11 @@ class Handled:
         return self._transport.is_closing() and not self._transport.get_write_buffer_size()
 
     @property
-    def is_busy(self) -> bool:
+    def standing(self) -> Standing:
         if self._transport.get_write_buffer_size():
-            return True
+            return Standing.SERVED
         is_quiet = time.time() - self._handler.timeout_watchdog.last_activity >= QUIET_SECONDS
-        return _is_busy(self._handler.layer.context, is_quiet=is_quiet)
+        return _standing(self._handler.layer.context, is_quiet=is_quiet)
 
     def leave(self) -> None:
         self._transport.close()
@@ -103,19 +117,19 @@ class HandledClients(Clients):
         return super().leave()
 
 
-def _is_busy(at: Context, *, is_quiet: bool, outside: HttpLayer | None = None) -> bool:
-    """Whether a request is being answered on a connection, or inside of a tunnel in it.
+def _standing(at: Context, *, is_quiet: bool, outside: HttpLayer | None = None) -> Standing:
+    """Of a connection, or of a tunnel `outside` of which that HTTP is spoken.
 
     Of what mitmproxy does not look into it can only be told whether bytes pass.
     """
     http = next((each for each in reversed(at.layers) if isinstance(each, HttpLayer)), None)
     if http is None or http is outside:
-        return not is_quiet
-    if http.streams:
-        return any(
-            stream.child_layer is None or _is_busy(stream.context, is_quiet=is_quiet, outside=http)
-            for stream in http.streams.values()
-        )
+        in_use = Standing.NEW if http is None else Standing.SERVED
+        return Standing.IDLE if is_quiet else in_use
+    for stream in http.streams.values():
+        if stream.child_layer is not None:  # it is a tunnel
+            return _standing(stream.context, is_quiet=is_quiet, outside=http)
+        return Standing.SERVED
     server = http.connections.get(at.client)
     has_answered = isinstance(server, Http1Server) and server.stream_id > 1
-    return not (has_answered or is_quiet)
+    return Standing.IDLE if has_answered or is_quiet else Standing.NEW

@@ -22,7 +22,7 @@ from .connect import ANSWER, Connects
 from .handover import Said, hand_over
 from .handshake import Handshakes
 from .interception import Interception, Place
-from .leaving import QUIET_SECONDS, Clients
+from .leaving import QUIET_SECONDS, Clients, Standing
 from .plain_request import PlainRequest
 from .sending import Sending
 from .serve.messages import Answer, Forward, Request
@@ -155,9 +155,11 @@ class Reception(asyncio.Protocol):
         return self._transport.is_closing() and not self._transport.get_write_buffer_size()
 
     @property
-    def is_busy(self) -> bool:
+    def standing(self) -> Standing:
+        if self._answering is not None or self._transport.get_write_buffer_size():
+            return Standing.SERVED
         is_new = not self._has_answered and self._loop.time() - self._heard_at < QUIET_SECONDS
-        return self._answering is not None or is_new or self._transport.get_write_buffer_size() > 0
+        return Standing.NEW if is_new else Standing.IDLE
 
     def leave(self) -> None:
         self._transport.close()

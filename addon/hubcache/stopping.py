@@ -71,7 +71,7 @@ class Stop:
             engine.cancel_unread()
             return connections.leave()
 
-        await self.downloads_end(running, lambda count: not count, within)
+        await self.downloads_end(running, lambda count: not (count or connections.new), within)
         connections.cut()
 
     async def worker(self, connections: Connections, remote: Remote, within: float) -> None:
@@ -81,7 +81,7 @@ class Stop:
         def have_ended() -> bool:
             count = connections.leave()
             remote.tell_running(count)
-            return not count
+            return not (count or connections.new)
 
         await self.until(have_ended, within)
         connections.cut()
