@@ -150,7 +150,15 @@ def test_request_that_waits_for_its_answer_gets_one(kind: str) -> None:
         assert exit_code(rig.product) == 0
 
 
-@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("kind", "again"),
+    [
+        ("mitmdump", signal.SIGTERM),
+        ("mitmdump", signal.SIGINT),
+        ("workers", signal.SIGTERM),
+        ("mitmweb", signal.SIGINT),
+    ],
+)
 def test_second_signal_ends_at_once(kind: str, again: signal.Signals) -> None:
     with program(kind) as rig:
         digest = rig.hub.blob(REPO, DATA)
@@ -182,6 +190,7 @@ def test_time_is_bounded_and_what_is_cut_is_told(kind: str) -> None:
         rig.hub.faults.remove(fault)
 
 
+@pytest.mark.parametrize("kind", ["mitmdump", "workers"])
 def test_fill_that_nobody_reads_does_not_delay_the_end(kind: str) -> None:
     with program(kind) as rig:
         digest = rig.hub.blob(REPO, DATA)
@@ -210,6 +219,7 @@ def test_tunnel_in_use_goes_on_and_one_that_is_idle_ends(kind: str) -> None:
         assert exit_code(rig.product) == 0
 
 
+@pytest.mark.parametrize("kind", ["mitmdump", "workers"])
 def test_hangup_is_ignored_and_said(kind: str) -> None:
     with program(kind) as rig:
         image = rig.hub.image(REPO, "1", [b"layer"])
