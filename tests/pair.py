@@ -1,6 +1,7 @@
 """An engine, and a worker of it in the same process."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hubcache.serve.messages import Answer, Door
 from hubcache.workers.epoch import Epoch
 from hubcache.workers.owner import Owner
-from hubcache.workers.remote import EPOCH, Remote
+from hubcache.workers.remote import Remote
 from people import until
 from rig import Cache, running
 from standin import Hub, random_bytes
@@ -44,21 +45,24 @@ def requests(pair: Pair) -> float:
 
 
 @asynccontextmanager
-async def paired(cache: Cache, folder: Path) -> AsyncIterator[Pair]:
-    """A worker of this engine, by a socket in `folder`."""
+async def paired(cache: Cache) -> AsyncIterator[Pair]:
+    """A worker of this engine."""
     workers: list[int] = []
     lost = asyncio.Event()
     owner = Owner(cache.engine, workers.append)
-    epoch = Epoch.create(folder / f"owner{EPOCH}")
+    epoch = Epoch.create()
     cache.engine.watch(epoch.advance)
-    server = await asyncio.start_unix_server(owner.serve, folder / "owner")
-    remote = await Remote.connect(str(folder / "owner"), lost.set)
+    ours, theirs = socket.socketpair()
+    serving = asyncio.create_task(owner.serve(*await asyncio.open_connection(sock=ours)))
+    remote = await Remote.connect(theirs, Epoch.find(epoch.fileno()), lost.set)
     try:
         yield Pair(cache, remote, workers, lost)
     finally:
         await remote.close()
-        server.close()
-        await until(lambda: owner.connected == 0)
+        await serving
+        assert owner.connected == 0
+        cache.engine.watch(lambda: None)
+        epoch.close()
 
 
 def pair_fixture() -> Any:
@@ -66,7 +70,7 @@ def pair_fixture() -> Any:
 
     @pytest.fixture
     async def pair(hub: Hub, tmp_path: Path) -> AsyncIterator[Pair]:
-        async with running(hub, tmp_path / "store") as cache, paired(cache, tmp_path) as found:
+        async with running(hub, tmp_path / "store") as cache, paired(cache) as found:
             yield found
 
     return pair

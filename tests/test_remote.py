@@ -142,7 +142,7 @@ async def test_answer_is_not_given_again_after_the_content_was_removed(pair: Pai
 async def test_what_was_repeated_last_is_counted_before_the_end(hub: Hub, tmp_path: Path) -> None:
     hub.image(REPO, "1", [b"layer"])
     async with running(hub, tmp_path / "store") as cache:
-        async with paired(cache, tmp_path) as pair:
+        async with paired(cache) as pair:
             for _ in range(5):
                 await pair.get(f"/v2/{REPO}/manifests/1")
         assert requests(pair) == 5

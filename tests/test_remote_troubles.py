@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from hubcache.oci.errors import HubcacheError
 from hubcache.serve.messages import Answer, Door
 from hubcache.workers.epoch import Epoch
 from hubcache.workers.owner import _Conversation
-from hubcache.workers.remote import EPOCH, Remote
+from hubcache.workers.remote import Remote
 from pair import DATA, REPO, Pair, pair_fixture, paired, requests
 from people import until
 from rig import read, running
@@ -133,25 +134,20 @@ async def test_defect_in_the_owner_is_an_error_and_no_hang(pair: Pair, monkeypat
 
 async def test_worker_notices_that_its_owner_is_gone(hub: Hub, tmp_path: Path) -> None:
     lost = asyncio.Event()
-    gone: list[asyncio.StreamWriter] = []
-
-    async def leave(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        gone.append(writer)
-
-    server = await asyncio.start_unix_server(leave, tmp_path / "owner")
-    Epoch.create(tmp_path / f"owner{EPOCH}")
-    remote = await Remote.connect(str(tmp_path / "owner"), lost.set)
+    owner, theirs = socket.socketpair()
+    epoch = Epoch.create()
+    remote = await Remote.connect(theirs, epoch, lost.set)
     async with running(hub, tmp_path / "store") as cache:
         asking = asyncio.ensure_future(remote.answer(cache.request(Door.MIRROR, "GET", "/v2/")))
-        await until(lambda: gone)
-        gone[0].close()
+        await until(lambda: remote._waiting)
+        owner.close()
         async with asyncio.timeout(5):
             answer = await asking
             await lost.wait()
     assert isinstance(answer, Answer)
     assert answer.status == 503
     await remote.close()
-    server.close()
+    epoch.close()
 
 
 async def test_worker_that_does_not_understand_its_owner_ends_and_says_so(
@@ -169,7 +165,7 @@ async def test_worker_that_does_not_understand_its_owner_ends_and_says_so(
 async def test_worker_that_dies_releases_what_it_held(hub: Hub, tmp_path: Path) -> None:
     async with running(hub, tmp_path / "store") as cache:
         digest = hub.blob(REPO, DATA)
-        async with paired(cache, tmp_path) as pair:
+        async with paired(cache) as pair:
             await read(await pair.get(f"/v2/{REPO}/blobs/{digest}"))
             await pair.settled()
             answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")

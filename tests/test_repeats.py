@@ -1,8 +1,7 @@
 """Which answers a worker gives again, and for how long."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hubcache.oci.registry import Registry
@@ -20,9 +19,9 @@ ANSWER = Answer(200, {"ETag": "x"}, Result.HIT, b"body", length=4, size=4, kind=
 class Bench:
     """What a worker remembers, with a clock and an epoch set by hand."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self) -> None:
         self.now = 0.0
-        self.epoch = Epoch.create(directory / "epoch")
+        self.epoch = Epoch.create()
         self.repeats = Repeats(self.epoch, lambda: self.now)
 
     def keep(self, request: Request = REQUEST, answer: object = ANSWER) -> None:
@@ -30,8 +29,10 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.epoch.close()
 
 
 def test_same_question_gets_the_same_answer_whoever_asks(bench: Bench) -> None:

@@ -216,13 +216,13 @@ async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", launch)
     workers = supervisor.Supervisor(["worker"], 1, [], {}, decider, lambda _: None)
-    keeper = asyncio.create_task(workers._keep(1, "nowhere"))
+    keeper = asyncio.create_task(workers._keep(1))
     async with asyncio.timeout(5):
         await started.wait()
     keeper.cancel()
     await asyncio.gather(keeper, return_exceptions=True)
     assert attempts == 3
-    workers._folder.cleanup()
+    await workers.close()
 
 
 def test_cap_holds_with_workers(tmp_path: Path) -> None:

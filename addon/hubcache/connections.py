@@ -6,15 +6,18 @@ from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from mitmproxy import addonmanager, ctx, tls
+from mitmproxy import addonmanager, ctx, http, tls
 from mitmproxy.connection import Client
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.mode_servers import ServerInstance
+from mitmproxy.proxy.mode_specs import ReverseMode
 
 from . import client_side, doors, front, handover, lean
 from .connect import Connects, is_known
 from .handshake import Handshakes
 from .interception import Interception
+from .leaving import Clients, HandledClients
+from .mirror_tls import MirrorTls
 from .reception import Decider, Desk
 from .serve.messages import Forward
 from .wire import Wires
@@ -25,6 +28,9 @@ class Connections:
 
     def __init__(self, own: Iterable[object]) -> None:
         self.wires = Wires()
+        self._clients = Clients()
+        self._handled: HandledClients | None = None
+        self._mirror_tls = MirrorTls()
         self._own = (self, *own)
         self._interception = Interception(())
         self._connects: Connects | None = None
@@ -52,6 +58,27 @@ class Connections:
         """Begin with the clients of these doors before mitmproxy does, where that makes no difference to anybody."""
         self._decider = decider
         doors.receive(servers, self._reception)
+
+    async def close_doors(self) -> None:
+        """Accept no client any more; those who are there are left by `leave`."""
+        await ctx.master.addons.get("proxyserver").servers.update([])
+
+    def leave(self) -> int:
+        """Leave all clients who are not being served; returns how many are."""
+        if self._handled is None:
+            self._handled = HandledClients(ctx.master.addons.get("proxyserver").connections)
+        return self._clients.leave() + self._handled.leave()
+
+    @property
+    def new(self) -> int:
+        """How many clients may be about to ask something, when `leave` was called last."""
+        return self._clients.new + (self._handled.new if self._handled is not None else 0)
+
+    def cut(self) -> None:
+        """End the connections with all clients."""
+        self._clients.cut()
+        if self._handled is not None:
+            self._handled.cut()
 
     def decided(self, client: Client) -> Forward | None:
         """What was decided about a client's next request before mitmproxy took over."""
@@ -88,10 +115,16 @@ class Connections:
             if front.permitted(ctx.options, self.is_heard):
                 parts = (self._interception, self._connecting(), self._shaking(), self._decider)
                 show = _show if ctx.options.flow_detail else None
-                self._front = front.Front(Desk(*parts, float(ctx.options.tcp_timeout), show), ctx.options)
+                desk = Desk(*parts, float(ctx.options.tcp_timeout), show, self._clients)
+                self._front = front.Front(desk, ctx.options)
         return self._front.receive(server, client) if self._front is not None else None
 
     # -- hooks --------------------------------------------------------------------------------------------------------
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        """Tell a client that its connection ends with this answer, where that is so."""
+        if self._handled is not None and flow.response is not None and not flow.request.is_http2:
+            flow.response.headers["Connection"] = "close"
 
     def next_layer(self, data: layer.NextLayer) -> None:
         """Give HTTP connections our client side. Scripts come before mitmproxy's own choice of the layer, so that is
@@ -106,6 +139,8 @@ class Connections:
             self.wires.know(client, said.connection)
         if said is not None and said.decision is not None:
             self._decisions[client] = said.decision
+        if isinstance(client.proxy_mode, ReverseMode):
+            self._mirror_tls.watch(data.layer)
         if data.layer is not None:
             client_side.install(data.layer)
 

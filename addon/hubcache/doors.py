@@ -25,6 +25,10 @@ _UNSENT = 512 << 10
 the processor's cache when their turn comes (8 clients over loopback with this limit, as a part of without: 1.09), and
 each of many slow clients would hold as much. What is on its way to a distant client is not limited by it."""
 
+_BACKLOG = 4096
+"""Clients that may wait to be accepted, each time that a fleet begins to pull at once. mitmproxy asks for 100, and who
+comes after them is refused. The kernel permits no more than `net.core.somaxconn`, which is 4096 since Linux 5.4."""
+
 DESCRIPTORS = "HUBCACHE_DOORS"
 """Environment variable of a worker: JSON, the inherited descriptors by mode."""
 
@@ -50,9 +54,17 @@ def take_from(servers: Iterable[ServerInstance[Any]]) -> dict[str, list[socket.s
         assert isinstance(server, AsyncioServerInstance)
         for listener in server._servers:
             if isinstance(listener, asyncio.Server):
-                doors.setdefault(server.mode.full_spec, []).extend(each.dup() for each in listener.sockets)
+                taken = [_widened(door) for door in listener.sockets]
+                doors.setdefault(server.mode.full_spec, []).extend(taken)
                 listener.close()
     return doors
+
+
+def _widened(door: Any) -> socket.socket:
+    """The same listening socket, with room for all who wait."""
+    taken: socket.socket = door.dup()
+    taken.listen(_BACKLOG)
+    return taken
 
 
 def environment(doors: dict[str, list[socket.socket]]) -> dict[str, str]:
@@ -81,7 +93,7 @@ def receive(servers: Iterable[ServerInstance[Any]], reception: Reception) -> Non
         listeners: list[Any] = []
         for listener in server._servers:
             if isinstance(listener, asyncio.Server):
-                listeners += [_Listener(server, door.dup().detach()) for door in listener.sockets]
+                listeners += [_Listener(server, _widened(door).detach()) for door in listener.sockets]
                 listener.close()
             else:
                 listeners.append(listener)
@@ -122,5 +134,6 @@ class _Listener:
 
     def close(self) -> None:
         """Stop accepting."""
+        # Not before the loop has forgotten the socket, or it would go on hearing of clients that wait for others.
+        self._task.add_done_callback(lambda _: self._socket.close())
         self._task.cancel()
-        self._socket.close()

@@ -212,6 +212,16 @@ class Engine:
             except StoreTooNew as error:
                 logger.warning("hubcache: %s", error)
 
+    async def work_for_clients_only(self) -> None:
+        """Give up what runs ahead of clients: the stop has begun."""
+        self._sync.enabled = False
+        await self._sync.close()
+        await self._mirror.close()
+
+    def cancel_unread(self) -> None:
+        """Cancel fills for which no client is waiting."""
+        self.fills.cancel_unread()
+
     async def close(self) -> None:
         """Stop everything, fills included; staged content is given up."""
         if self._housekeeping is not None:

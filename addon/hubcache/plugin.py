@@ -30,9 +30,10 @@ from .operate.options import Settings
 from .operate.output import print_whole_lines
 from .serve.errors import error_answer
 from .serve.messages import SMALL, Answer, Door, Forward, Request, Result
+from .stopping import Stop, ignore_hangup
 from .transfer.pump import Delivery
 from .workers.remote import Remote
-from .workers.supervisor import ADDRESS, Supervisor, worker_command
+from .workers.supervisor import OWNER, Supervisor, inherited, worker_command
 
 logger = logging.getLogger("hubcache")
 
@@ -59,6 +60,7 @@ class Hubcache:
         self.addons = [self._connections]
         self._engine: Engine | Remote | None = None
         self._supervisor: Supervisor | None = None
+        self._stop = Stop()
         self._ready = asyncio.Event()
         self._deliveries: dict[str, tuple[Answer, Delivery, http.Request]] = {}
         self._forwards: dict[str, tuple[Place, Forward]] = {}
@@ -106,7 +108,7 @@ class Hubcache:
         confdir = CERTS if _is_default("confdir") else Path(ctx.options.confdir).expanduser()
         warning = ensure_ca(confdir, interception.hosts, datetime.now(UTC)).warning
         _default(confdir=str(CERTS))  # not before: where mitmproxy finds no CA it makes one of its own, for every site
-        if warning and previous is None and ADDRESS not in os.environ:
+        if warning and previous is None and OWNER not in os.environ:
             logger.warning("hubcache: %s", warning)
         self._settings, self._interception = settings, interception
         self._connections.intercept(interception)
@@ -129,16 +131,17 @@ class Hubcache:
         """Start what works behind the hooks, and say where everything is."""
         if self._settings is None or self._engine is not None:
             return
+        ignore_hangup()
         doorkeeper = ctx.master.addons.get("proxyserver")
         # mitmproxy may have read its modes before this script was loaded: open what is missing. It says what it cannot.
         if not await doorkeeper.setup_servers():
             return
         try:
-            owner = os.environ.get(ADDRESS)
+            owner = inherited()
             if owner is None:
                 await self._start(self._settings, tuple(doorkeeper.servers))
             else:
-                self._engine = await Remote.connect(owner, ctx.master.shutdown)
+                self._engine = await Remote.connect(*owner, self._owner_lost)
                 self._connections.receive(doorkeeper.servers, self._engine)
         except (ConfigError, StoreTooNew) as error:
             logger.error("hubcache: %s", error)
@@ -182,15 +185,31 @@ class Hubcache:
         self._connections.renew()
         self._leaf_timer = asyncio.get_running_loop().call_later(_LEAF_SECONDS, self._renew_leaves)
 
+    def _owner_lost(self) -> None:
+        """End this worker, without a word to its clients: all that it has comes from the owner."""
+        self._stop.hurry()
+        ctx.master.shutdown()
+
     async def done(self) -> None:
-        """Stop."""
+        """Stop, when the clients that are being served have all, or `hubcache_stop_within` is over.
+
+        mitmproxy calls this while its connections are still open; it ends them when this returns.
+        """
         if self._leaf_timer:
             self._leaf_timer.cancel()
-        if self._supervisor is not None:
-            await self._supervisor.close()
-        if self._engine is not None:
-            await self._engine.close()
-            self._engine = None
+        if self._engine is None or self._settings is None:
+            return
+        within = self._settings.stop_within
+        if isinstance(self._engine, Remote):
+            await self._stop.worker(self._connections, self._engine, within)
+        else:
+            self._stop.hurry_at_signal()
+            if self._supervisor is None:
+                await self._stop.alone(self._connections, self._engine, within)
+            else:
+                await self._stop.owner(self._connections, self._engine, self._supervisor, within)
+        await self._engine.close()
+        self._engine = None
 
     # -- flows ----------------------------------------------------------------------------------------------------
 

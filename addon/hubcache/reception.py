@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mitmproxy.net.http import http1
@@ -22,6 +22,7 @@ from .connect import ANSWER, Connects
 from .handover import Said, hand_over
 from .handshake import Handshakes
 from .interception import Interception, Place
+from .leaving import QUIET_SECONDS, Clients, Standing
 from .plain_request import PlainRequest
 from .sending import Sending
 from .serve.messages import Answer, Forward, Request
@@ -57,6 +58,7 @@ class Desk:
     decider: Decider
     patience: float
     show: Callable[[str], None] | None
+    clients: Clients = field(default_factory=Clients)
 
 
 class Reception(asyncio.Protocol):
@@ -79,6 +81,7 @@ class Reception(asyncio.Protocol):
         """Whether the client says nothing more."""
         self._answering: asyncio.Task[bool] | None = None
         self._is_sending = False
+        self._has_answered = False
         self._heard_at = self._loop.time()
 
     # -- asyncio's side ---------------------------------------------------------------------------------------------
@@ -88,6 +91,7 @@ class Reception(asyncio.Protocol):
         self._transport = transport
         self._sending = Sending(transport, self._said, self._desk.patience)
         self._timer = self._loop.call_later(self._desk.patience, self._watch)
+        self._desk.clients.present.add(self)
 
     def _watch(self) -> None:
         silent = 0.0 if self._answering else self._loop.time() - self._heard_at
@@ -113,6 +117,7 @@ class Reception(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self._timer.cancel()
+        self._desk.clients.present.discard(self)
         if self._step == self._secure and not self._has_ended:
             self._say_untrusted("it left")
         self._sending.resume()
@@ -137,10 +142,32 @@ class Reception(asyncio.Protocol):
             self._transport.close()
             return False
         self._timer.cancel()
+        self._desk.clients.present.discard(self)
         successor = hand_over(self._transport, self._server, self._said, self._received)
         if self._sending.is_paused:
             successor.pause_writing()
         return False
+
+    # -- at the time of a stop -----------------------------------------------------------------------------------------
+
+    @property
+    def is_gone(self) -> bool:
+        return self._transport.is_closing() and not self._transport.get_write_buffer_size()
+
+    @property
+    def standing(self) -> Standing:
+        if self._answering is not None or self._transport.get_write_buffer_size():
+            return Standing.SERVED
+        is_new = not self._has_answered and self._loop.time() - self._heard_at < QUIET_SECONDS
+        return Standing.NEW if is_new else Standing.IDLE
+
+    def leave(self) -> None:
+        self._transport.close()
+
+    def cut(self) -> None:
+        self._transport.abort()
+        if self._answering is not None:
+            self._answering.cancel()
 
     # -- what a client says, step by step; each tells whether to read on ----------------------------------------------
 
@@ -217,7 +244,10 @@ class Reception(asyncio.Protocol):
             return not self._transport.is_closing() and self._hand_over()
         self._received = self._received[asked.length :]
         await take_small(outcome, self._desk.decider.pump)
-        head = http1.assemble_response_head(flow_headers.response(outcome))
+        response = flow_headers.response(outcome)
+        if self._desk.clients.are_leaving:
+            response.headers["Connection"] = "close"
+        head = http1.assemble_response_head(response)
         try:
             if outcome.source is not None:
                 self._is_sending = True
@@ -228,7 +258,8 @@ class Reception(asyncio.Protocol):
         finally:  # also where the client left
             if self._desk.show is not None:
                 self._desk.show(self._line(asked, place, outcome))
-        if asked.is_last:
+        self._has_answered = True
+        if asked.is_last or self._desk.clients.are_leaving:
             self._transport.close()
         return not self._transport.is_closing()
 

@@ -37,6 +37,8 @@ class Client:
         host = url.authority
         if self.offline:
             raise NotAsked("offline: upstreams are not contacted")
+        if self._http.closed:  # aiohttp has no error of its own for this
+            raise Unavailable("the cache is shutting down")
         reason = self._breakers.reason(host)
         if reason is not None:
             raise NotAsked(f"{host} is down: {reason}")

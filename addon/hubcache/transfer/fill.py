@@ -25,6 +25,8 @@ _PROGRESS_BYTES = 1 << 20
 """An attempt that brought this much more is no failure. Any byte would not do: a gigabyte from an upstream that breaks
 off after each packet would become a million requests."""
 _BACKOFF_SECONDS = 0.2
+_JOIN_SECONDS = 1.0
+"""How long it may take from the answer that a fill has opened until its bytes are read."""
 _INLINE_BYTES = 64 << 10
 """Batches up to this are hashed on the loop; a hop to the worker thread costs more than hashing them."""
 
@@ -41,6 +43,10 @@ class Fill:
         self.stored = False
         self._written = 0
         self._changed = asyncio.Event()
+        self.readers = 0
+        """Sources that give its bytes to clients."""
+        self.asked_at = 0.0
+        """When somebody last waited for it to open, who is a reader a moment later; by the loop's clock."""
         self._readers: set[tuple[int, asyncio.Future[None]]] = set()
 
     @property
@@ -55,6 +61,7 @@ class Fill:
         while self.size is None:
             self.raise_error()
             await self._changed.wait()
+        self.asked_at = asyncio.get_running_loop().time()
         return self.size
 
     async def wait_readable(self, count: int, patience: float | None = None) -> None:
@@ -134,6 +141,14 @@ class Fills:
             self._tasks[task] = fill
             task.add_done_callback(lambda done: self._tasks.pop(done))
         return fill
+
+    def cancel_unread(self) -> None:
+        """Cancel what no client is waiting for."""
+        now = asyncio.get_running_loop().time()
+        for task, fill in self._tasks.items():
+            has_opened = fill.size is not None and now - fill.asked_at >= _JOIN_SECONDS
+            if has_opened and not fill.readers and not fill.verified:
+                task.cancel()
 
     async def close(self) -> None:
         """Cancel what is still arriving, and its staged files; what is verified is committed."""

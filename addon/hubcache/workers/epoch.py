@@ -2,8 +2,8 @@
 
 import mmap
 import struct
-from pathlib import Path
-from typing import Self
+import tempfile
+from typing import BinaryIO, Self
 
 _NUMBER = struct.Struct("=Q")
 
@@ -11,21 +11,26 @@ _NUMBER = struct.Struct("=Q")
 class Epoch:
     """Written by the owner, read by its workers: at each request, which a message about each change could not do."""
 
-    def __init__(self, memory: mmap.mmap) -> None:
+    def __init__(self, memory: mmap.mmap, file: BinaryIO | None = None) -> None:
         self._memory = memory
+        self._file = file
 
     @classmethod
-    def create(cls, path: Path) -> Self:
-        """The owner's; the file is only there to be found."""
-        path.write_bytes(bytes(_NUMBER.size))
-        with path.open("r+b") as file:
-            return cls(mmap.mmap(file.fileno(), _NUMBER.size))
+    def create(cls) -> Self:
+        """The owner's, on a file without a name: nothing is left behind of it, however the owner ends."""
+        file = tempfile.TemporaryFile()  # noqa: SIM115
+        file.truncate(_NUMBER.size)
+        return cls(mmap.mmap(file.fileno(), _NUMBER.size), file)
 
     @classmethod
-    def find(cls, path: Path) -> Self:
-        """A worker's."""
-        with path.open("rb") as file:
-            return cls(mmap.mmap(file.fileno(), _NUMBER.size, access=mmap.ACCESS_READ))
+    def find(cls, descriptor: int) -> Self:
+        """A worker's, by the owner's descriptor."""
+        return cls(mmap.mmap(descriptor, _NUMBER.size, access=mmap.ACCESS_READ))
+
+    def fileno(self) -> int:
+        """What workers inherit, to `find` it."""
+        assert self._file is not None
+        return self._file.fileno()
 
     @property
     def number(self) -> int:
@@ -39,3 +44,5 @@ class Epoch:
     def close(self) -> None:
         """Give the memory back."""
         self._memory.close()
+        if self._file is not None:
+            self._file.close()

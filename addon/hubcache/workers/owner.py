@@ -43,18 +43,31 @@ class Owner:
         self._decider = decider
         self._changed = changed
         self._serving: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], int] = {}
+        """Downloads of workers that are about to end, and of those that have ended: the latter were cut."""
+
+    @property
+    def running(self) -> int:
+        """How many downloads go on in workers that are about to end, or were cut when they did."""
+        return sum(self._running.values())
+
+    @property
+    def have_told(self) -> bool:
+        """Whether all workers have begun to end, and told of their downloads."""
+        return self._serving <= self._running.keys()
 
     @property
     def connected(self) -> int:
         """How many workers there are."""
         return len(self._serving)
 
-    async def left(self) -> None:
-        """Wait until all workers are gone, and what they said is counted."""
-        await asyncio.gather(*self._serving, return_exceptions=True)
-
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One worker, until it is gone; what it held is released then."""
+        """One worker, from when it is at work until it is gone; what it held is released then."""
+        try:
+            await read_frame(reader)  # it says that it is at work
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+            return
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)
@@ -62,7 +75,11 @@ class Owner:
         conversation = _Conversation(self._decider, writer)
         try:
             while True:
-                conversation.hear(*await read_frame(reader))
+                head, payload = await read_frame(reader)
+                if head[0] == "running":
+                    self._running[task] = head[1]
+                else:
+                    conversation.hear(head, payload)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the worker ended; whoever started it says why
         finally:

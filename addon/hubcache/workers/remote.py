@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import logging
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..oci.digest import Digest
-from ..oci.errors import ConfigError, HubcacheError, StorageError, Unavailable
+from ..oci.errors import HubcacheError, StorageError, Unavailable
 from ..oci.registry import Registry
 from ..serve.errors import error_answer
 from ..serve.messages import LAST_ATTEMPT, Answer, Forward, Request
@@ -30,9 +31,6 @@ from .repeats import Repeats
 logger = logging.getLogger("hubcache")
 
 _COUNT_SECONDS = 1.0
-
-EPOCH = ".epoch"
-"""What is added to the address of the owner's socket to name the file of the epoch."""
 
 
 class Remote:
@@ -54,15 +52,14 @@ class Remote:
         self._opening: dict[int, Fill] = {}
         self._counts: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
+        self._told_running: int | None = None
 
     @classmethod
-    async def connect(cls, address: str, lost: Callable[[], None]) -> Self:
-        """Connect to the owner's socket; raises `ConfigError` when nobody is there."""
-        try:
-            remote = cls(*await asyncio.open_unix_connection(address), Epoch.find(Path(f"{address}{EPOCH}")), lost)
-        except OSError as error:
-            raise ConfigError(f"the owner of this worker is gone: {error.strerror or error}") from error
+    async def connect(cls, owner: socket.socket, epoch: Epoch, lost: Callable[[], None]) -> Self:
+        """Begin to speak with the owner by a socket that is connected with it, which is owned from now on."""
+        remote = cls(*await asyncio.open_connection(sock=owner), epoch, lost)
         await remote.pump.start()
+        remote._say(["at work"])
         remote._tasks = [asyncio.create_task(remote._listen()), asyncio.create_task(remote._tell_counts())]
         return remote
 
@@ -121,6 +118,12 @@ class Remote:
     async def moved(self, registry: Registry, moved: tuple[str, str]) -> None:
         """As the engine's."""
         await self._ask(["moved", next(self._numbers), asdict(registry), moved])
+
+    def tell_running(self, count: int) -> None:
+        """So many downloads go on here, of a worker that is about to end."""
+        if count != self._told_running:
+            self._told_running = count
+            self._say(["running", count])
 
     # -- bodies -----------------------------------------------------------------------------------------------------
 
