@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.serve.messages import Door, Result
-from hubcache.serve.sync import TICK_SECONDS
+from hubcache.serve.tag_refresh import TICK_SECONDS
 from instep import OFTEN_ENOUGH, TTL, ask_tag, idle, in_step, popular, tick
 from people import DOORS, Clock
 from rig import Cache
