@@ -36,6 +36,13 @@ class Budget:
         self._saved -= 1.0
         return True
 
+    def reserve(self, now: float) -> float:
+        """Count one request as made, which is to be made in so many seconds; infinite for a rate of 0."""
+        seconds = self.wait(now)
+        if seconds < math.inf:
+            self._saved -= 1.0
+        return seconds
+
     def wait(self, now: float) -> float:
         """Seconds until one request may be made; infinite for a rate of 0."""
         self._save(now)

@@ -2,8 +2,8 @@
 
 A look is worth something in two cases. *Somebody asks within the lifetime that it begins*: that client need not wait
 for the registry. The expectation comes from requests that count half after some lifetimes; each look that nobody made
-use of halves it, too, so that a tag which nobody asks for any more costs a look or two. *The tag moved*: its content can
-be fetched before anybody wants it. That takes a tag that was seen to move, and that people asked for within a day.
+use of halves it, too, so that a tag which nobody asks for any more costs a look or two. *The tag moved*: its content
+can be fetched before anybody wants it. That takes a tag that was seen to move, and that people asked for within a day.
 """
 
 import math

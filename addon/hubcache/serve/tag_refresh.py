@@ -252,9 +252,7 @@ class TagRefresh:
 
     async def _spend(self, host: str) -> None:
         """Wait until the budget permits one request more."""
-        budget = self._budgets[host]
-        while not budget.spend(self._clock()):
-            await asyncio.sleep(min(budget.wait(self._clock()), TICK_SECONDS))
+        await asyncio.sleep(min(self._budgets[host].reserve(self._clock()), _LONGEST_FETCH_SECONDS))
 
     async def _fetch_ahead(self, watched: Watched, view: View, before: TagRecord, digest: Digest) -> None:
         """Fetch what will be asked for when the tag is at `digest`; keep the tag where it was meanwhile."""
