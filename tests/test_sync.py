@@ -98,7 +98,7 @@ async def test_validations_are_spread_over_time(cache: Cache, hub: Hub, clock: C
 
 async def test_no_popular_tag_is_ever_stale_however_the_ticks_fall(cache: Cache, hub: Hub, clock: Clock) -> None:
     """At the pace at which the engine looks, with the lifetime that users have by default, while people ask."""
-    images = [hub.image("library/app", str(number), [b"layer"]) for number in range(25)]
+    images = [hub.image("library/app", str(number), [b"layer"]) for number in range(20)]
     for image in images:
         for _ in range(OFTEN_ENOUGH):
             await ask_tag(cache, image)
