@@ -27,6 +27,9 @@ _AGREEMENT = 0.9
 """Length of the mean of the moves' directions on a clock's face from which on they are a habit: they lie within some
 two hours of each other (1 = the same second of the day)."""
 
+_SAME_MOVE = 600.0
+"""Seconds within which two questions about a tag may find one move."""
+
 _SPREAD = (600.0, 7200.0)
 _LOOKS_BEFORE = 6
 """Looks in the first half of the time in which a move is expected."""
@@ -99,9 +102,13 @@ class Moves:
             return 0.0
         return min(1.0, max(0.0, now - looked_at) / max(1.0, self.mean_gap(now)))
 
-    def joined(self, later: Self) -> Self:
-        """These of an earlier run, and those of this one."""
-        return type(self)(self.since, (*self.times, *later.times)[-MAX_MOVES:])
+    def joined(self, later: Self | None) -> Self:
+        """These, as stored, and those that were seen since, some of which may be the same."""
+        if later is None:
+            return self
+        last = max(self.times, default=-math.inf) + _SAME_MOVE
+        news = (time for time in later.times if time > last)
+        return type(self)(self.since, (*self.times, *news)[-MAX_MOVES:])
 
     def encode(self) -> str:
         """JSON text."""

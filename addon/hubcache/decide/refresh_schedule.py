@@ -12,8 +12,10 @@ import math
 from .watched import Watched
 
 PATIENCE = 60.0
+_LEAST_WORTH = 2.0**-10
 
-type _Heap = list[tuple[float, int, Watched]]
+type _Heap = list[tuple[float, int]]
+"""Times (or ranks) and numbers: entries without references, which the garbage collector need not look at."""
 
 
 class Schedule:
@@ -22,8 +24,8 @@ class Schedule:
     def __init__(self) -> None:
         self._due: _Heap = []
         self._ready: dict[str, _Heap] = {}
+        self._placed: dict[int, Watched] = {}
         self._numbers = itertools.count(1)
-        self._first = 1
 
     def __len__(self) -> int:
         """Entries, those included that are over."""
@@ -35,40 +37,39 @@ class Schedule:
 
     def has(self, watched: Watched) -> bool:
         """Whether a tag has a place."""
-        return watched.place >= self._first
+        return watched.place in self._placed
 
     def clear(self) -> None:
         """Nothing has a place any more."""
-        self._first = next(self._numbers)
+        self._placed.clear()
         self._due.clear()
         self._ready.clear()
 
     def put(self, watched: Watched, due: float) -> None:
         """Let a tag be due at this time, and no other."""
+        self.drop(watched)
         watched.place = next(self._numbers)
-        heapq.heappush(self._due, (due, watched.place, watched))
+        self._placed[watched.place] = watched
+        heapq.heappush(self._due, (due, watched.place))
 
-    @staticmethod
-    def drop(watched: Watched) -> None:
+    def drop(self, watched: Watched) -> None:
         """Let a tag never be due."""
-        watched.place = 0
+        self._placed.pop(watched.place, None)
 
     def ripen(self, now: float, lifetime: float, limit: int) -> bool:
         """Sort what became due by worth, `limit` entries at most; whether there are more of them."""
         for _ in range(limit):
             if not self._due or self._due[0][0] > now:
                 return False
-            due, place, watched = heapq.heappop(self._due)
-            if watched.place == place:
-                rank = due - PATIENCE * math.log2(max(watched.worth(now, lifetime), 2**-10))
-                heapq.heappush(self._ready.setdefault(watched.host, []), (rank, place, watched))
+            due, place = heapq.heappop(self._due)
+            watched = self._placed.get(place)
+            if watched is not None:
+                rank = due - PATIENCE * math.log2(max(watched.worth(now, lifetime), _LEAST_WORTH))
+                heapq.heappush(self._ready.setdefault(watched.host, []), (rank, place))
         return bool(self._due) and self._due[0][0] <= now
 
     def take(self, host: str) -> Watched | None:
         """The tag of this registry that is to be looked at first, which has no place any more; None where the entry
         that came first is over."""
-        _, place, watched = heapq.heappop(self._ready[host])
-        if watched.place != place:
-            return None
-        self.drop(watched)
-        return watched
+        _, place = heapq.heappop(self._ready[host])
+        return self._placed.pop(place, None)

@@ -36,7 +36,8 @@ class Watched:
     repository: str
     tag: str
     negotiation: str
-    moves: Moves
+    since: float
+    """When it was first asked for."""
     asked_at: float
     requests: float = 0.0
     """As of `asked_at`."""
@@ -46,6 +47,8 @@ class Watched:
     """Looks since somebody asked."""
     digest: Digest | None = None
     validated_at: float = 0.0
+    moves: Moves | None = None
+    """None as long as nothing is known, which is so of most."""
     failed: Digest | None = None
     """What it moved to and could not be fetched ahead."""
     is_busy: bool = False
@@ -54,7 +57,7 @@ class Watched:
     is_read: bool = False
     """Whether `moves` has what is stored of earlier runs."""
     place: int = 0
-    """The number of its entry in the schedule; 0 = none."""
+    """The number of its last entry in the schedule."""
     ranked: float = 0.0
     """`requests` as they were when it got its place."""
 
@@ -72,7 +75,7 @@ class Watched:
     def seen(self, digest: Digest | None, at: float) -> None:
         """The registry told what the tag is."""
         if digest is not None and self.digest not in (None, digest):
-            self.moves = self.moves.moved(self.validated_at, at)
+            self.moves = (self.moves or Moves(self.since)).moved(self.validated_at, at)
         self.digest = digest if digest is not None else self.digest
         self.validated_at = at
 
@@ -83,16 +86,16 @@ class Watched:
         if expected >= OFTEN:
             wait = lifetime - lead * (1.0 + self._spread())
             if expected < CONSTANTLY:
-                wait = max(wait, self.moves.wait(now))
+                wait = max(wait, (self.moves or Moves(self.since)).wait(now))
             times.append(self.validated_at + wait)
-        if self.moves.times and _decayed(self.daily, now - self.asked_at, _DAILY_HALF_LIFE) >= OFTEN:
+        if self.moves and self.moves.times and _decayed(self.daily, now - self.asked_at, _DAILY_HALF_LIFE) >= OFTEN:
             times.append(self.moves.next_look(self.validated_at, now, lifetime - lead * (1.0 + self._spread())))
         return min(times, default=None)
 
     def worth(self, now: float, lifetime: float) -> float:
         """How much a look is worth now, in requests that need not wait."""
         daily = _decayed(self.daily, now - self.asked_at, _DAILY_HALF_LIFE)
-        chance = self.moves.chance(self.validated_at, now) if self.moves.times else 0.0
+        chance = self.moves.chance(self.validated_at, now) if self.moves else 0.0
         return self.expected(now, lifetime) + _FETCH_IS_WORTH * chance * daily
 
     def _spread(self) -> float:

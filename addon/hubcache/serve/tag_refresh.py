@@ -48,7 +48,7 @@ _SLICE = 300
 """Entries of the schedule that are handled in one go: a millisecond or two."""
 
 _READS = 50
-"""Rows that are read in one go."""
+"""Tags whose rows are read in one go, and until the next tick: with clients validating, most of them are looked at."""
 
 _NEXT_SLICE_SECONDS = 0.02
 _LONGEST_FETCH_SECONDS = 900.0
@@ -100,7 +100,8 @@ class TagRefresh:
         """Take over another rate, and other registries."""
         now = self._clock()
         self._rate, self.upstreams = rate, upstreams
-        self._budgets = {host: self._budgets.get(host) or Budget(rate, now) for host in upstreams}
+        for host in upstreams:
+            self._budgets.setdefault(host, Budget(rate, now))
         for budget in self._budgets.values():
             budget.change(rate, now)
 
@@ -115,7 +116,8 @@ class TagRefresh:
         key = (view.host, view.repository, tag, negotiation)
         watched = self._watched.get(key)
         if watched is None:
-            watched = self._watched[key] = Watched(*key, Moves(now), now)
+            # Of what is fresh it is not known for how long: the mean, until it is read
+            watched = self._watched[key] = Watched(*key, now, now, validated_at=now - lifetime / 2)
         watched.asked(now, lifetime)
         if found.result in (Result.REVALIDATED, Result.MISS):
             self._seen(watched, found.digest, now)
@@ -185,7 +187,7 @@ class TagRefresh:
                 self._busy[host] += 1
                 self._spawn(self._look(watched, View(upstream, watched.repository), record))
             if reads >= _READS:
-                break
+                return False
         return True
 
     def _is_still_due(self, watched: Watched, now: float) -> bool:
@@ -202,9 +204,7 @@ class TagRefresh:
         if not watched.is_read:
             watched.is_read = True
             stored = self._store.moves(*tag)
-            if stored is None:
-                self._unwritten.add(watched)
-            else:
+            if stored is not None:
                 watched.moves = stored.joined(watched.moves)
         record = self._store.tags(*tag).get(watched.negotiation)
         if record is not None:  # where it says that the tag was, while what it moved to is fetched, is no news
@@ -238,6 +238,9 @@ class TagRefresh:
         asked_at = self._clock()
         now_at = await self._manifests.check(view, watched.tag, watched.negotiation, before)
         self._seen(watched, now_at, asked_at)
+        if watched.moves is None:  # from now on it is remembered for how long it has not moved
+            watched.moves = Moves(watched.since)
+            self._unwritten.add(watched)
         if now_at == before.digest:
             return
         if now_at is not None and watched.failed != now_at and self._may_spend(view.host):
@@ -245,7 +248,8 @@ class TagRefresh:
             await self._fetch_ahead(watched, view, before, now_at)
         here = now_at is not None and self._store.has(now_at)
         if here or self._may_spend(view.host):
-            await self._spend(view.host)
+            for _ in range(1 if here else 2):
+                await self._spend(view.host)
             asked_at = self._clock()
             found = await self._manifests.validate(view, watched.tag, watched.negotiation, head=not here)
             self._seen(watched, found.digest, asked_at)
@@ -285,8 +289,9 @@ class TagRefresh:
             self._spawn(self._write(some))
 
     async def _write(self, some: list[Watched]) -> None:
-        rows = {(watched.host, watched.repository, watched.tag): watched.moves for watched in some}
-        await self._memory.moves(rows)
+        await self._memory.moves(
+            {(watched.host, watched.repository, watched.tag): watched.moves for watched in some if watched.moves}
+        )
 
     async def close(self) -> None:
         """End what runs."""
