@@ -10,7 +10,7 @@ from hubcache.serve.messages import Door, Result
 from hubcache.serve.tag_refresh import TICK_SECONDS
 from instep import OFTEN_ENOUGH, TTL, ask_tag, idle, in_step, popular, tick
 from people import DOORS, Clock, until
-from rig import Cache, running
+from rig import Cache
 from standin import Fault, Hub, Image
 
 HOST = "registry-1.docker.io"
@@ -185,33 +185,38 @@ async def test_tag_is_looked_at_once_at_a_time(cache: Cache, hub: Hub, clock: Cl
     await idle(cache)
 
 
-async def test_when_tags_moved_outlives_a_restart(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hour_at_which_a_tag_moves_outlives_a_restart(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = hub.image("library/app", "1", [b"one"])
     async with in_step(hub, tmp_path / "store") as cache:
         clock = Clock(monkeypatch, cache)
         for day in range(4):
-            hub.image("library/app", "1", [str(day).encode()])
             clock.ahead = day * DAY
-            await popular(cache, image) if day == 0 else await ask_tag(cache, image)
             for _ in range(OFTEN_ENOUGH):
                 await ask_tag(cache, image)
-            await tick(cache)
-            clock.ahead += TTL - 1
+            hub.image("library/app", "1", [str(day).encode()])
+            clock.ahead += TTL + 1
+            await ask_tag(cache, image)
             await tick(cache)
         await tick(cache)
         stored = cache.engine.store.moves(HOST, "library/app", "1")
         assert stored is not None
-        assert len(stored.times) == 3
-    async with running(hub, tmp_path / "store", sync=True, tag_ttl=TTL) as cache:
+        assert len(stored.times) == 4
+    async with in_step(hub, tmp_path / "store") as cache:
         later = Clock(monkeypatch, cache)
-        later.ahead = 4 * DAY
-        for _ in range(OFTEN_ENOUGH):
+        for hours in range(1, 9):  # not often enough to be validated ahead
+            later.ahead = 3 * DAY + hours * 3600
             await ask_tag(cache, image)
-        later.ahead += TTL - 1
         await tick(cache)
+        hub.reset_log()
+        later.ahead = 4 * DAY - 1800
         (watched,) = cache.engine._sync._watched.values()
-        assert watched.moves is not None
-        assert watched.moves.times[:3] == stored.times
+        watched.seen(None, later.time())  # somebody looked, and so it is not simply time again
+        for minute in range(20, 60):
+            later.ahead = 4 * DAY + (minute - 40) * 60
+            await tick(cache)
+        assert hub.count(kind="manifest", method="HEAD") >= 5
 
 
 async def test_clock_that_was_set_back_ends_nothing(cache: Cache, hub: Hub, clock: Clock) -> None:

@@ -6,6 +6,7 @@ fetched first; until they are here, the tag goes on as it was.
 """
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import Counter
@@ -51,6 +52,7 @@ _READS = 50
 """Tags whose rows are read in one go, and until the next tick: with clients validating, most of them are looked at."""
 
 _NEXT_SLICE_SECONDS = 0.02
+_SET_BACK_SECONDS = 60.0
 _LONGEST_FETCH_SECONDS = 900.0
 
 type _Key = tuple[str, str, str, str]
@@ -91,6 +93,7 @@ class TagRefresh:
         self._schedule = Schedule()
         self._budgets: dict[str, Budget] = {}
         self._busy = Counter[str]()
+        self._unread: dict[Watched, None] = {}
         self._unwritten: set[Watched] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticked_at = clock()
@@ -121,6 +124,8 @@ class TagRefresh:
         watched.asked(now, lifetime)
         if found.result in (Result.REVALIDATED, Result.MISS):
             self._seen(watched, found.digest, now)
+        if watched.daily >= OFTEN and not watched.is_read:
+            self._unread[watched] = None
         if watched.requests >= 2 * watched.ranked or not self._schedule.has(watched):
             self._place(watched, now)
 
@@ -152,12 +157,13 @@ class TagRefresh:
             return
         now, before = self._clock(), self._ticked_at
         self._ticked_at = now
-        if now < before:  # the clock was set back, and nothing would be due until it is where it was
-            self._schedule.clear()
+        if now < before - _SET_BACK_SECONDS:
+            self._schedule.clear()  # or nothing would be due until the clock is where it was
+        self._read_ahead(now)
         self._write_behind()
         more = self._schedule.ripen(now, self._manifests.tag_lifetime, _SLICE)
         for host in self.upstreams:
-            more = self._look_at_some(host) or more
+            more = self._look_at_some(host, len(self.upstreams)) or more
         if more and self._next_slice is None:
             self._next_slice = asyncio.get_running_loop().call_later(_NEXT_SLICE_SECONDS, self._go_on)
 
@@ -165,8 +171,8 @@ class TagRefresh:
         self._next_slice = None
         self.tick()
 
-    def _look_at_some(self, host: str) -> bool:
-        """As many as may be; whether to go on in a moment.
+    def _look_at_some(self, host: str, hosts: int) -> bool:
+        """As many as may be, as one of so many registries; whether to go on in a moment.
 
         A 429 to whatever manifest request pauses this until its pause is over: the upstream remembers that.
         """
@@ -174,7 +180,7 @@ class TagRefresh:
         if not upstream.reachable or upstream.is_paused("manifest", ""):
             return False
         reads = 0
-        for _ in range(_SLICE):
+        for _ in range(-(-_SLICE // hosts)):
             if self._busy[host] >= _AT_ONCE or self._budgets[host].wait(now) > 0 or not self._schedule.ready(host):
                 return False
             watched = self._schedule.take(host)
@@ -186,7 +192,7 @@ class TagRefresh:
                 watched.is_busy = True
                 self._busy[host] += 1
                 self._spawn(self._look(watched, View(upstream, watched.repository), record))
-            if reads >= _READS:
+            if reads >= _READS / hosts:
                 return False
         return True
 
@@ -200,17 +206,27 @@ class TagRefresh:
 
     def _read(self, watched: Watched) -> TagRecord | None:
         """What the store knows of a tag: clients validate it, too."""
-        tag = (watched.host, watched.repository, watched.tag)
-        if not watched.is_read:
-            watched.is_read = True
-            stored = self._store.moves(*tag)
-            if stored is not None:
-                watched.moves = stored.joined(watched.moves)
-        record = self._store.tags(*tag).get(watched.negotiation)
+        self._read_moves(watched)
+        record = self._store.tags(watched.host, watched.repository, watched.tag).get(watched.negotiation)
         if record is not None:  # where it says that the tag was, while what it moved to is fetched, is no news
             watched.digest = watched.digest or record.digest
             watched.validated_at = record.validated_at
         return record
+
+    def _read_moves(self, watched: Watched) -> None:
+        if not watched.is_read:
+            watched.is_read = True
+            stored = self._store.moves(watched.host, watched.repository, watched.tag)
+            if stored is not None:
+                watched.moves = stored.joined(watched.moves)
+
+    def _read_ahead(self, now: float) -> None:
+        """What earlier runs knew of some tags that are asked for today: they may move at an hour when nobody asks."""
+        for watched in list(itertools.islice(self._unread, _READS)):
+            del self._unread[watched]
+            self._read_moves(watched)
+            if watched.moves is not None:
+                self._place(watched, now)
 
     # -- a look -------------------------------------------------------------------------------------------------
 
