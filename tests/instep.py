@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from hubcache.decide.watched import OFTEN
 from hubcache.serve.messages import Answer, Door
-from hubcache.serve.sync import OFTEN
 from people import pull, settled, until
 from rig import Cache, running
 from standin import Hub, Image

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hubcache.oci.account import Account
 from hubcache.serve.messages import Answer, Door, Result
-from hubcache.serve.sync import TICK_SECONDS
+from hubcache.serve.tag_refresh import TICK_SECONDS
 from instep import OFTEN_ENOUGH, TTL, ask_tag, idle, in_step, popular, tick
 from people import DOORS, Clock, requests_of, settled, until
 from rig import Cache, running

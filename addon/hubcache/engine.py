@@ -22,7 +22,7 @@ from .serve.memory import Memory
 from .serve.messages import Answer, Forward, Request, Result
 from .serve.mirror import Mirror
 from .serve.service import Service
-from .serve.sync import TICK_SECONDS, Sync
+from .serve.tag_refresh import TICK_SECONDS, TagRefresh
 from .serve.token_service import TokenService
 from .store.store import Store
 from .transfer.breaker import Breakers
@@ -78,7 +78,7 @@ class Engine:
         self._manifests = Manifests(self.store, memory, self._gate)
         self._blobs = Blobs(self.store, memory, self._gate, self.fills)
         ahead = Ahead(self.store, self._manifests, self._blobs, self._may_spend)
-        self._sync = Sync(self.store, self._manifests, ahead, self._may_spend)
+        self._sync = TagRefresh(self.store, memory, self._manifests, ahead, self._may_spend)
         self._mirror = Mirror(self.store, self._gate, self._manifests, self._blobs, ahead, self._may_spend)
         self.apply(self._settings)
         await self.pump.start()
@@ -104,13 +104,16 @@ class Engine:
         elif self._access_log is None or self._access_log.path != settings.access_log:
             self._access_log = AccessLog(settings.access_log)
         self._mirror.admit_after, self._mirror.half_life = settings.admit_after, settings.half_life
-        self._sync.enabled = settings.sync and settings.tag_ttl > 0 and not settings.offline
+        self._manifests.while_revalidate = settings.while_revalidate
+        self._sync.enabled = settings.sync and settings.sync_rate > 0 and settings.tag_ttl > 0 and not settings.offline
         upstreams = {
             registry.host: Upstream(
                 registry, self._client, self._tokens, self._learned, settings.account if registry.is_hub else None
             )
             for registry in settings.registries
         }
+        self._upstreams = upstreams
+        self._sync.apply(settings.sync_rate, upstreams)
         self.token_service = TokenService(self.store, self._client, upstreams)
         self.service = Service(
             self.store,
@@ -162,7 +165,10 @@ class Engine:
         await self.service.moved(registry, moved)
 
     def _may_spend(self, host: str) -> bool:
-        """Whether the rate limit, as last seen, leaves more than the reserve for clients."""
+        """Whether the rate limit, as last seen, leaves more than the reserve for clients, and no 429 said to pause."""
+        upstream = self._upstreams.get(host)
+        if upstream is None or upstream.is_paused("manifest", ""):
+            return False
         has_account = self._settings.account is not None and host == HUB_HOST
         remaining = self.metrics.remaining(host, "account" if has_account else "anonymous")
         return remaining is None or remaining > self._settings.ratelimit_reserve

@@ -9,6 +9,9 @@ OCTET_STREAM = "application/octet-stream"
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 COMMON = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
 
+_ALL_COMMON = ", ".join(COMMON)
+"""One object for all who remember it."""
+
 _MAX_TYPES = 32
 _MAX_LENGTH = 255
 """Characters of a media type (RFC 6838 section 4.2 allows 127 for each half)."""
@@ -29,5 +32,5 @@ def negotiation(accept: str | None) -> str:
         ):
             accepted.add(media_type)
     if accepted.issuperset(COMMON):
-        return ", ".join(COMMON)
+        return _ALL_COMMON
     return ", ".join(sorted(accepted)[:_MAX_TYPES]) or "*/*"

@@ -1,6 +1,6 @@
 """Whole images: fetching one before anybody asks for its parts, and whether one is here completely."""
 
-from collections.abc import Callable, Set
+from collections.abc import Awaitable, Callable, Set
 
 from ..oci.digest import Digest
 from ..oci.errors import ManifestInvalid, TooManyRequests
@@ -9,6 +9,9 @@ from ..store.store import Store
 from .blobs import Blobs
 from .manifests import Manifests
 from .view import View
+
+type Turn = Callable[[], Awaitable[None]]
+"""Waits until one request more for a manifest may be made."""
 
 
 class Ahead:
@@ -39,21 +42,26 @@ class Ahead:
             if child.is_manifest and child.platform is not None and self._store.was_requested(child.digest)
         }
 
-    async def fetch(self, view: View, digest: Digest, platforms: Set[str]) -> None:
+    async def fetch(self, view: View, digest: Digest, platforms: Set[str], turn: Turn | None = None) -> None:
         """Have a manifest with all its blobs in the store, of an index those of `platforms`; raises `HubcacheError`.
 
         The image was found worth it: its parts count as asked for as often as admission wants.
         """
-        if not self._store.has(digest) and not self._may_spend(view.host):
-            raise TooManyRequests("what is left of the rate limit is for clients")
+        if not self._store.has(digest):
+            if not self._may_spend(view.host):
+                raise TooManyRequests("what is left of the rate limit is for clients")
+            if turn is not None:
+                await turn()
         found = await self._manifests.by_digest(view, digest, head=False)
         for child in parse_manifest(found.body or b"{}"):
             if not child.is_manifest:
+                if view.upstream.is_paused("manifest", ""):
+                    raise TooManyRequests("the registry wants us to pause")
                 self._store.vouch(child.digest)
                 await self._blobs.fetch(view, child.digest)
             elif matches(child.platform, platforms):
                 self._store.vouch(child.digest)
-                await self.fetch(view, child.digest, platforms)
+                await self.fetch(view, child.digest, platforms, turn)
 
     def is_complete(self, digest: Digest, platforms: Set[str]) -> bool:
         """Whether a pull for any of `platforms` finds everything in the store."""

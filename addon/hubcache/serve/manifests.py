@@ -33,6 +33,11 @@ from .view import View
 PATIENCE_SECONDS = 2.0
 """A client that could be served a stale copy waits this long for the upstream's word, not for its time-outs."""
 
+MAX_REVALIDATIONS = 64
+"""Validations that nobody waits for at the same time; beyond them, clients wait for their own."""
+
+type _Question = tuple[str, str, str, str, str, bool]
+
 _ANY = ", ".join((*COMMON, "*/*"))
 
 
@@ -54,11 +59,13 @@ class Manifests:
     def __init__(self, store: Store, memory: Memory, gate: Gate, clock: Callable[[], float] = time.time) -> None:
         self.tag_lifetime = 60.0
         self.max_stale = 0.0
+        self.while_revalidate = 0.0
         self._store = store
         self._memory = memory
         self._gate = gate
         self._clock = clock
-        self._fetches = Coalescer[tuple[str, str, str, str, str, bool], Found]()
+        self._fetches = Coalescer[_Question, Found]()
+        self._revalidations: set[asyncio.Task[Found]] = set()
 
     async def by_digest(self, view: View, digest: Digest, *, head: bool) -> Found:
         """A manifest by digest; it never goes stale, but must belong to a repository that is open to the view."""
@@ -85,6 +92,9 @@ class Manifests:
                 found = self._remembered(record, head, Result.HIT, cache_status.hit(ttl))
                 if found is not None:
                     return found
+        at_once = self._while_revalidating(view, tag, negotiation, record, head)
+        if at_once is not None:
+            return at_once
         spare = self._stale(view, record, head, "upstream is slow")
         try:
             return await self._patiently(
@@ -98,6 +108,30 @@ class Manifests:
                 raise
             return spare
 
+    def _while_revalidating(
+        self, view: View, tag: str, negotiation: str, record: TagRecord | None, head: bool
+    ) -> Found | None:
+        """What can be served of a tag for a moment after its lifetime, while the registry is asked what it is now
+        (RFC 5861 section 3); None where the client is to wait for that. The public's view only: whether a reader may
+        still see it is for the registry to say."""
+        if record is None or view.reader is not None or not self._gate.is_open(view.host, view.repository, None):
+            return None
+        over = self._clock() - record.validated_at - self.tag_lifetime
+        if not 0 <= over < self.while_revalidate:
+            return None
+        found = self._remembered(record, head, Result.STALE, cache_status.stale(over, "revalidating"))
+        if found is None:
+            return None
+        wants_head = found.body is None
+        key = (*view.key, tag, negotiation, wants_head)
+        if not self._fetches.runs(key):
+            if len(self._revalidations) >= MAX_REVALIDATIONS:
+                return None
+            task = self._fetches.begin(key, lambda: self.validate(view, tag, negotiation, wants_head))
+            self._revalidations.add(task)
+            task.add_done_callback(self._revalidations.discard)
+        return found
+
     def _stale(self, view: View, record: TagRecord | None, head: bool, reason: str) -> Found | None:
         """What can be served of a tag although the upstream does not answer."""
         now = self._clock()
@@ -108,9 +142,7 @@ class Manifests:
         over = now - record.validated_at - self.tag_lifetime
         return self._remembered(record, head, Result.STALE, cache_status.stale(over, reason))
 
-    async def _patiently(
-        self, key: tuple[str, str, str, str, str, bool], work: Callable[[], Coroutine[Any, Any, Found]], spare: bool
-    ) -> Found:
+    async def _patiently(self, key: _Question, work: Callable[[], Coroutine[Any, Any, Found]], spare: bool) -> Found:
         """Coalesced work; with a `spare` answer at hand, waited for only a while (it goes on without us)."""
         try:
             async with asyncio.timeout(PATIENCE_SECONDS if spare else None):
@@ -167,10 +199,21 @@ class Manifests:
         await self._memory.tag(view.host, view.repository, tag, negotiation, record, generation)
         return found
 
-    async def current(self, view: View, tag: str, negotiation: str) -> Digest | None:
-        """What the upstream says a tag is now, remembered by nobody; None when its HEAD does not tell."""
-        told = await view.upstream.head_manifest(view.repository, tag, negotiation, view.reader)
+    async def check(self, view: View, tag: str, negotiation: str, known: TagRecord) -> Digest | None:
+        """What the upstream says a tag is now; None when its HEAD does not tell. A tag that is where it was counts as
+        validated; where it moved to is remembered by nobody."""
+        asked_at = self._clock()
+        generation = self._memory.generation(view.host, view.repository, tag)
+        try:
+            told = await view.upstream.head_manifest(view.repository, tag, negotiation, view.reader)
+        except (Unauthorized, Denied) as error:
+            await self._memory.forget_tag(view.host, view.repository, tag)
+            await self._refused(view, tag, error, negotiation)
+            raise
         await self._gate.accepted(view.host, view.repository, view.reader)
+        if told.digest == known.digest:
+            validated = replace(known, validated_at=asked_at)
+            await self._memory.tag(view.host, view.repository, tag, negotiation, validated, generation)
         return told.digest
 
     async def prolong(self, view: View, tag: str, negotiation: str, record: TagRecord) -> None:

@@ -5,8 +5,9 @@ This is the one place that turns `StorageError` into "go on without": it is repo
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
+from ..decide.moves import Moves
 from ..decide.records import ManifestRecord, TagRecord, Verdict
 from ..oci.digest import Digest
 from ..oci.errors import StorageError
@@ -31,6 +32,10 @@ class Memory:
         """Remember what a tag answered, unless it was moved since `generation`."""
         if generation == self.generation(registry, repository, tag):
             await self._attempt(self._store.put_tag(registry, repository, tag, negotiation, record))
+
+    async def moves(self, moves: Mapping[tuple[str, str, str], Moves]) -> None:
+        """Remember when tags moved."""
+        await self._attempt(self._store.put_moves(moves))
 
     async def forget_tag(self, registry: str, repository: str, tag: str) -> None:
         """The tag was moved or is gone."""

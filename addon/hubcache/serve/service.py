@@ -31,7 +31,7 @@ from .manifests import Found, Manifests
 from .messages import Answer, Door, Forward, Request, Result
 from .mirror import Mirror
 from .pulls import Pulls
-from .sync import Sync
+from .tag_refresh import TagRefresh
 from .view import View
 
 logger = logging.getLogger("hubcache")
@@ -51,7 +51,7 @@ class Service:
         gate: Gate,
         manifests: Manifests,
         blobs: Blobs,
-        sync: Sync,
+        sync: TagRefresh,
         mirror: Mirror,
         upstreams: dict[str, Upstream],
         *,
@@ -164,7 +164,7 @@ class Service:
             accept = negotiation(request.headers.get("accept"))
             found = await self._manifests.by_tag(view, target.reference, accept, head=head)
             if view.reader is None:
-                self._sync.asked(view, target.reference, accept)
+                self._sync.asked(view, target.reference, accept, found)
         self._count(request, found.digest)
         return self._manifest_answer(request, found)
 
@@ -221,7 +221,7 @@ class Service:
         found = await self._mirror.manifest(view, target.reference, accept, client, head=head)
         self._count(request, found.digest)
         if not isinstance(target.reference, Digest):
-            self._sync.asked(view, target.reference, accept)
+            self._sync.asked(view, target.reference, accept, found)
         return self._manifest_answer(request, found)
 
     # -- ping and pass-through ------------------------------------------------------------------------------------

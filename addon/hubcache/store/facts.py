@@ -1,7 +1,8 @@
 """What is known of repositories and tags: small rows beside the content."""
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
+from ..decide.moves import Moves
 from ..decide.records import Link, TagRecord, Verdict, decode_tags, encode_tags
 from ..oci.digest import Digest
 from .base import Base
@@ -32,6 +33,22 @@ class Facts(Base):
             return encode_tags(dict(latest))
 
         await self._write(lambda: index.update(key, merged, FACT_LIFETIME))
+
+    def moves(self, registry: str, repository: str, tag: str) -> Moves | None:
+        """When a tag moved, as far as that was seen."""
+        value = self._read(f"moves/{registry}/{repository}:{tag}")
+        try:
+            return Moves.decode(value) if isinstance(value, str) else None
+        except (ValueError, TypeError):
+            return None  # not of this program: what it tells is learned again
+
+    async def put_moves(self, moves: Mapping[tuple[str, str, str], Moves]) -> None:
+        """Remember when tags moved, by registry, repository and tag."""
+        index = self._opened()
+        rows: dict[str, object] = {
+            f"moves/{host}/{name}:{tag}": seen.encode() for (host, name, tag), seen in moves.items()
+        }
+        await self._write(lambda: index.set_many(rows, FACT_LIFETIME))
 
     async def drop_tag(self, registry: str, repository: str, tag: str) -> None:
         """Forget a tag (it was moved or removed)."""

@@ -13,11 +13,19 @@ class Coalescer[Key: Hashable, Value]:
 
     async def run(self, key: Key, work: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
         """The result of the running work for `key`, or of this one."""
+        return await asyncio.shield(self.begin(key, work))
+
+    def runs(self, key: Key) -> bool:
+        """Whether work for `key` is running."""
+        return key in self._running
+
+    def begin(self, key: Key, work: Callable[[], Coroutine[Any, Any, Value]]) -> asyncio.Task[Value]:
+        """The running work for `key`, or this one, for somebody who does not wait for it."""
         task = self._running.get(key)
         if task is None:
             task = self._running[key] = asyncio.create_task(work())
             task.add_done_callback(lambda done: self._settle(key, done))
-        return await asyncio.shield(task)
+        return task
 
     def _settle(self, key: Key, task: asyncio.Task[Value]) -> None:
         del self._running[key]

@@ -1,0 +1,318 @@
+"""Keeps tags that are asked for often in step with their registry, so that no client waits for it.
+
+What is looked at, when, and what first is decided in `decide/watched` and `decide/refresh_schedule`, for how many
+requests in `decide/budget`. When a tag moved, the new manifests and the layers of the platforms that people pull are
+fetched first; until they are here, the tag goes on as it was.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from cachetools import LRUCache
+
+from ..decide.budget import Budget
+from ..decide.moves import Moves
+from ..decide.records import TagRecord
+from ..decide.refresh_schedule import Schedule
+from ..decide.watched import OFTEN, Watched
+from ..oci.digest import Digest
+from ..oci.errors import HubcacheError
+from ..store.store import Store
+from ..transfer.upstream import Upstream
+from .ahead import Ahead
+from .manifests import Found, Manifests
+from .memory import Memory
+from .messages import Result
+from .view import View
+
+logger = logging.getLogger("hubcache")
+
+MAX_TAGS = 200_000
+"""Tags that are watched, each some 700 bytes; beyond them, the one that nobody asked for longest is forgotten."""
+
+TICK_SECONDS = 5.0
+"""How often `tick` is called."""
+
+_EARLY = 0.1
+"""Part of a tag's lifetime, but at least two ticks, before its end by which it is validated at the latest; tags are
+spread over as much again."""
+
+_AT_ONCE = 4
+"""Looks at one registry that run at the same time."""
+
+_SLICE = 300
+"""Entries of the schedule that are handled in one go: a millisecond or two."""
+
+_READS = 50
+"""Tags whose rows are read in one go, and until the next tick: with clients validating, most of them are looked at."""
+
+_NEXT_SLICE_SECONDS = 0.02
+_SET_BACK_SECONDS = 60.0
+_LONGEST_FETCH_SECONDS = 900.0
+
+type _Key = tuple[str, str, str, str]
+
+
+class _Table(LRUCache[_Key, Watched]):
+    """What is watched; what is forgotten is not looked at any more."""
+
+    def popitem(self) -> tuple[_Key, Watched]:
+        key, watched = super().popitem()
+        watched.is_forgotten = True
+        return key, watched
+
+
+class TagRefresh:
+    """`may_spend` tells whether the host's rate limit leaves room for background pulls; `rate` is the budget of each
+    registry in requests per second, `upstreams` are the registries by host."""
+
+    def __init__(
+        self,
+        store: Store,
+        memory: Memory,
+        manifests: Manifests,
+        ahead: Ahead,
+        may_spend: Callable[[str], bool],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.enabled = True
+        self.upstreams: Mapping[str, Upstream] = {}
+        self._rate = 1.0
+        self._store = store
+        self._memory = memory
+        self._manifests = manifests
+        self._ahead = ahead
+        self._may_spend = may_spend
+        self._clock = clock
+        self._watched = _Table(MAX_TAGS)
+        self._schedule = Schedule()
+        self._budgets: dict[str, Budget] = {}
+        self._busy = Counter[str]()
+        self._unread: dict[Watched, None] = {}
+        self._unwritten: set[Watched] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ticked_at = clock()
+        self._next_slice: asyncio.TimerHandle | None = None
+
+    def apply(self, rate: float, upstreams: Mapping[str, Upstream]) -> None:
+        """Take over another rate, and other registries."""
+        now = self._clock()
+        self._rate, self.upstreams = rate, upstreams
+        for host in upstreams:
+            self._budgets.setdefault(host, Budget(rate, now))
+        for budget in self._budgets.values():
+            budget.change(rate, now)
+
+    # -- clients ------------------------------------------------------------------------------------------------
+
+    def asked(self, view: View, tag: str, negotiation: str, found: Found) -> None:
+        """A client asked for a tag that anybody may see, and was answered `found`."""
+        lifetime = self._manifests.tag_lifetime
+        if not self.enabled:
+            return
+        now = self._clock()
+        key = (view.host, view.repository, tag, negotiation)
+        watched = self._watched.get(key)
+        if watched is None:
+            # Of what is fresh it is not known for how long: the mean, until it is read
+            watched = self._watched[key] = Watched(*key, now, now, validated_at=now - lifetime / 2)
+        watched.asked(now, lifetime)
+        if found.result in (Result.REVALIDATED, Result.MISS):
+            self._seen(watched, found.digest, now)
+        if watched.daily >= OFTEN and not watched.is_read:
+            self._unread[watched] = None
+        if watched.requests >= 2 * watched.ranked or not self._schedule.has(watched):
+            self._place(watched, now)
+
+    def _seen(self, watched: Watched, digest: Digest | None, at: float) -> None:
+        before = watched.moves
+        watched.seen(digest, at)
+        if watched.moves is not before and watched.is_read:
+            self._unwritten.add(watched)
+
+    # -- what is due --------------------------------------------------------------------------------------------
+
+    def _due(self, watched: Watched, now: float) -> float | None:
+        lifetime = self._manifests.tag_lifetime
+        lead = min(max(lifetime * _EARLY, 2 * TICK_SECONDS), lifetime / 3)
+        return watched.next_look(now, lifetime, lead)
+
+    def _place(self, watched: Watched, now: float, not_before: float = 0.0) -> None:
+        """Let a tag be due when it should be, or not at all."""
+        due = None if watched.is_busy or watched.is_forgotten else self._due(watched, now)
+        if due is None:
+            self._schedule.drop(watched)
+        elif len(self._schedule) < 4 * MAX_TAGS:  # entries that are over stay for a while
+            watched.ranked = max(watched.requests, OFTEN)
+            self._schedule.put(watched, max(due, not_before))
+
+    def tick(self) -> None:
+        """Begin to look at what is due; call it every few seconds. What is much, is done bit by bit."""
+        if not self.enabled:
+            return
+        now, before = self._clock(), self._ticked_at
+        self._ticked_at = now
+        if now < before - _SET_BACK_SECONDS:
+            self._schedule.clear()  # or nothing would be due until the clock is where it was
+        self._read_ahead(now)
+        self._write_behind()
+        more = self._schedule.ripen(now, self._manifests.tag_lifetime, _SLICE)
+        for host in self.upstreams:
+            more = self._look_at_some(host, len(self.upstreams)) or more
+        if more and self._next_slice is None:
+            self._next_slice = asyncio.get_running_loop().call_later(_NEXT_SLICE_SECONDS, self._go_on)
+
+    def _go_on(self) -> None:
+        self._next_slice = None
+        self.tick()
+
+    def _look_at_some(self, host: str, hosts: int) -> bool:
+        """As many as may be, as one of so many registries; whether to go on in a moment.
+
+        A 429 to whatever manifest request pauses this until its pause is over: the upstream remembers that.
+        """
+        upstream, now = self.upstreams[host], self._clock()
+        if not upstream.reachable or upstream.is_paused("manifest", ""):
+            return False
+        reads = 0
+        for _ in range(-(-_SLICE // hosts)):
+            if self._busy[host] >= _AT_ONCE or self._budgets[host].wait(now) > 0 or not self._schedule.ready(host):
+                return False
+            watched = self._schedule.take(host)
+            if watched is None or not self._is_still_due(watched, now):
+                continue
+            reads += 1
+            record = self._read(watched)
+            if record is not None and self._is_still_due(watched, now) and self._budgets[host].spend(now):
+                watched.is_busy = True
+                self._busy[host] += 1
+                self._spawn(self._look(watched, View(upstream, watched.repository), record))
+            if reads >= _READS / hosts:
+                return False
+        return True
+
+    def _is_still_due(self, watched: Watched, now: float) -> bool:
+        """By what is known of it now; if it is not, it gets its place."""
+        due = None if watched.is_forgotten else self._due(watched, now)
+        if due is None or due <= now:
+            return due is not None
+        self._place(watched, now)
+        return False
+
+    def _read(self, watched: Watched) -> TagRecord | None:
+        """What the store knows of a tag: clients validate it, too."""
+        self._read_moves(watched)
+        record = self._store.tags(watched.host, watched.repository, watched.tag).get(watched.negotiation)
+        if record is not None:  # where it says that the tag was, while what it moved to is fetched, is no news
+            watched.digest = watched.digest or record.digest
+            watched.validated_at = record.validated_at
+        return record
+
+    def _read_moves(self, watched: Watched) -> None:
+        if not watched.is_read:
+            watched.is_read = True
+            stored = self._store.moves(watched.host, watched.repository, watched.tag)
+            if stored is not None:
+                watched.moves = stored.joined(watched.moves)
+
+    def _read_ahead(self, now: float) -> None:
+        """What earlier runs knew of some tags that are asked for today: they may move at an hour when nobody asks."""
+        for watched in list(itertools.islice(self._unread, _READS)):
+            del self._unread[watched]
+            self._read_moves(watched)
+            if watched.moves is not None:
+                self._place(watched, now)
+
+    # -- a look -------------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _look(self, watched: Watched, view: View, record: TagRecord) -> None:
+        looked_at = self._clock()
+        watched.unused += 1
+        try:
+            async with asyncio.timeout(_LONGEST_FETCH_SECONDS):
+                await self._look_or_raise(watched, view, record)
+        except (HubcacheError, TimeoutError) as error:
+            logger.info("hubcache: %s:%s not kept in step: %s", watched.repository, watched.tag, error)
+        finally:
+            watched.is_busy = False
+            self._busy[watched.host] -= 1
+        # One that fails, or that is not there any more, would else be tried without a pause.
+        self._place(watched, self._clock(), not_before=looked_at + self._manifests.tag_lifetime / 2)
+        self.tick()
+
+    async def _look_or_raise(self, watched: Watched, view: View, before: TagRecord) -> None:
+        asked_at = self._clock()
+        now_at = await self._manifests.check(view, watched.tag, watched.negotiation, before)
+        self._seen(watched, now_at, asked_at)
+        if watched.moves is None:  # from now on it is remembered for how long it has not moved
+            watched.moves = Moves(watched.since)
+            self._unwritten.add(watched)
+        if now_at == before.digest:
+            return
+        if now_at is not None and watched.failed != now_at and self._may_spend(view.host):
+            logger.info("hubcache: %s:%s moved to %s, fetching it ahead", view.repository, watched.tag, now_at)
+            await self._fetch_ahead(watched, view, before, now_at)
+        here = now_at is not None and self._store.has(now_at)
+        if here or self._may_spend(view.host):
+            for _ in range(1 if here else 2):
+                await self._spend(view.host)
+            asked_at = self._clock()
+            found = await self._manifests.validate(view, watched.tag, watched.negotiation, head=not here)
+            self._seen(watched, found.digest, asked_at)
+
+    async def _spend(self, host: str) -> None:
+        """Wait until the budget permits one request more."""
+        await asyncio.sleep(min(self._budgets[host].reserve(self._clock()), _LONGEST_FETCH_SECONDS))
+
+    async def _fetch_ahead(self, watched: Watched, view: View, before: TagRecord, digest: Digest) -> None:
+        """Fetch what will be asked for when the tag is at `digest`; keep the tag where it was meanwhile."""
+        fetching = asyncio.ensure_future(self._fetch_image(view, before.digest, digest))
+        try:
+            while not fetching.done():
+                await self._manifests.prolong(view, watched.tag, watched.negotiation, before)
+                await asyncio.wait((fetching,), timeout=max(0.5, self._manifests.tag_lifetime / 2))
+            fetching.result()
+        except HubcacheError:
+            # The tag stays where it is until it goes stale, for an outage; next time it moves without its layers.
+            watched.failed = digest
+            raise
+        finally:
+            fetching.cancel()
+
+    async def _fetch_image(self, view: View, before: Digest, digest: Digest) -> None:
+        """Only what people really pull: an image none of whose parts is here was only looked at."""
+        platforms = self._ahead.pulled_platforms(before)
+        parts = self._ahead.children(before) or ()
+        if platforms or any(self._store.has(part.digest) for part in parts):
+            await self._ahead.fetch(view, digest, platforms, lambda: self._spend(view.host))
+
+    # -- what is remembered -------------------------------------------------------------------------------------
+
+    def _write_behind(self) -> None:
+        """Let a later run know when tags moved."""
+        some = [self._unwritten.pop() for _ in range(min(_SLICE, len(self._unwritten)))]
+        if some:
+            self._spawn(self._write(some))
+
+    async def _write(self, some: list[Watched]) -> None:
+        await self._memory.moves(
+            {(watched.host, watched.repository, watched.tag): watched.moves for watched in some if watched.moves}
+        )
+
+    async def close(self) -> None:
+        """End what runs."""
+        if self._next_slice is not None:
+            self._next_slice.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
