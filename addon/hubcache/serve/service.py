@@ -22,6 +22,7 @@ from ..oci.media import OCTET_STREAM, negotiation
 from ..oci.reference import BlobTarget, ManifestTarget, OtherTarget, Ping, Target, parse_target
 from ..oci.registry import HUB_REALM, HUB_SERVICE, Registry
 from ..store.store import Store
+from ..transfer.sources import FileSource
 from ..transfer.tokens import Challenge, pull_scope
 from ..transfer.upstream import Upstream
 from .blobs import Blob, Blobs
@@ -31,6 +32,7 @@ from .manifests import Found, Manifests
 from .messages import Answer, Door, Forward, Request, Result
 from .mirror import Mirror
 from .pulls import Pulls
+from .suspicion import Suspicions
 from .sync import Sync
 from .view import View
 
@@ -65,6 +67,7 @@ class Service:
         self._sync = sync
         self._mirror = mirror
         self._pulls = Pulls()
+        self._suspicions = Suspicions()
         self._said: dict[tuple[str, str], float] = {}
         self._upstreams = upstreams
         self._authorize = authorize
@@ -193,7 +196,11 @@ class Service:
             usable = condition is None or condition == _etag(target.digest)
             wanted = request.headers.get("range") if usable else None
             self._count(request, target.digest)
+            if wanted is None and self._suspicions.concerns(request, target.digest):
+                self._store.inspector.suspect(target.digest)
             blob = await self._blobs.get(view, target.digest, wanted, around_store=request.around_store)
+            if blob.part is None and isinstance(blob.source, FileSource):
+                blob.source.closed = lambda: self._suspicions.sent(request, target.digest)
         return await self._blob_answer(request, target.digest, blob)
 
     async def _blob_answer(self, request: Request, digest: Digest, blob: Blob) -> Answer:
