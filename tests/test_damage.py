@@ -159,7 +159,7 @@ async def test_what_is_no_regular_file_is_put_aside_without_waiting_for_it(tmp_p
         place(path, kind, content)
         async with asyncio.timeout(10):
             assert not await opens(store, digest)
-        assert not os.path.lexists(path)
+        assert path not in files_below(tmp_path / "store")
         assert store.damages == 1
         await put_blob(store, LAYER)
         assert await opens(store, digest)
@@ -249,6 +249,17 @@ async def test_client_that_asks_again_for_what_it_received_whole_gets_it_right(h
         assert await pull(cache, digest) != LAYER
         assert await pull(cache, digest) == LAYER
         assert cache.engine.store.damages == 1
+
+
+async def test_client_of_a_mirror_that_offers_what_it_has_is_told_that_a_damaged_blob_must_be_fetched_again(
+    hub: Hub, tmp_path: Path
+) -> None:
+    digest = hub.blob(REPO, LAYER)
+    async with stored(hub, tmp_path, digest) as cache:
+        cache.apply(offer_only=True)
+        flip(blob_file(tmp_path / "store"))
+        assert await pull(cache, digest) != LAYER
+        assert await pull(cache, digest) == LAYER
 
 
 @pytest.mark.parametrize(

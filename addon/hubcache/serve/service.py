@@ -196,12 +196,14 @@ class Service:
             usable = condition is None or condition == _etag(target.digest)
             wanted = request.headers.get("range") if usable else None
             self._count(request, target.digest)
-            if wanted is None and self._suspicions.concerns(request, target.digest):
-                self._store.inspector.suspect(target.digest)
+            self._suspect(request, target.digest)
             blob = await self._blobs.get(view, target.digest, wanted, around_store=request.around_store)
-            if blob.part is None and isinstance(blob.source, FileSource):
-                blob.source.closed = lambda: self._suspicions.sent(request, target.digest)
         return await self._blob_answer(request, target.digest, blob)
+
+    def _suspect(self, request: Request, digest: Digest) -> None:
+        """A whole blob that this client was just sent is verified before it is served again."""
+        if request.method == "GET" and "range" not in request.headers and self._suspicions.concerns(request, digest):
+            self._store.inspector.suspect(digest)
 
     async def _blob_answer(self, request: Request, digest: Digest, blob: Blob) -> Answer:
         headers = _content_headers(request, digest, OCTET_STREAM, blob.cache_status)
@@ -211,6 +213,8 @@ class Service:
                 await blob.source.close()
             return Answer(304, headers, blob.result)
         if blob.part is None:
+            if isinstance(blob.source, FileSource):
+                blob.source.closed = lambda: self._suspicions.sent(request, digest)
             return Answer(200, headers, blob.result, source=blob.source, length=blob.size, size=blob.size)
         headers["Content-Range"] = f"bytes {blob.part.start}-{blob.part.end - 1}/{blob.size}"
         length = blob.part.end - blob.part.start
@@ -220,6 +224,7 @@ class Service:
         """As a mirror that has only what it has."""
         head = request.method == "HEAD"
         if isinstance(target, BlobTarget):
+            self._suspect(request, target.digest)
             blob = await self._mirror.blob(view, target.digest, request.headers.get("range"), head=head)
             self._count(request, target.digest)
             return await self._blob_answer(request, target.digest, blob)

@@ -14,6 +14,7 @@ from ..oci.errors import ContentDamaged, StorageError
 from .facts import Facts
 from .inspector import Inspector
 from .ledger import Ledger, on_disk
+from .proof import Scrubbed
 from .quarantine import MAX_BYTES, Damage, Quarantine
 from .room import Rooms
 from .stored import DAMAGE, StoredBlob, open_regular
@@ -34,6 +35,7 @@ class Content(Facts):
         self.damages = 0
         """How often content was found damaged since the start."""
         self.last_damage: Damage | None = None
+        self.scrubbed = Scrubbed()
         self._quarantine = Quarantine(directory / "quarantine", clock)
         self._bad_manifests: dict[Digest, bytes] = {}
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..oci.digest import Digest
@@ -10,6 +11,17 @@ from .stored import DAMAGE, open_regular
 
 PIECE = 1 << 20
 """Bytes read at once."""
+
+
+@dataclass(slots=True)
+class Scrubbed:
+    """What was verified unasked since the start, when all of it was for the last time (seconds since the epoch), and
+    which part of it is done by now."""
+
+    objects: int = 0
+    bytes: int = 0
+    finished_at: float | None = None
+    progress: float = 0.0
 
 
 class Proof:

@@ -31,6 +31,9 @@ FORMAT = 1
 _CLOSED = "closed"
 """Row of a store that was closed in order, and so needs no look at every file when it is opened."""
 
+_SCRUB = "scrub"
+"""Row of how far the verification of all content is."""
+
 _EXTENSION = 8 << 20
 """Bytes by which a reservation grows while the size is not known."""
 
@@ -250,6 +253,16 @@ class Store(Content):
         await self.rooms.expire(self.remove)
         await self.renew(set(self.ledger.sizes))  # a digest is a `str`
         await self._write(self._opened().forget_expired)
+
+    def scrub_state(self) -> str | None:
+        """What `put_scrub_state` was told last."""
+        value = self._read(_SCRUB)
+        return value if isinstance(value, str) else None
+
+    async def put_scrub_state(self, state: str) -> None:
+        """Remember how far the verification of all content is."""
+        index = self._opened()
+        await self._write(lambda: index.set(_SCRUB, state))
 
     # -- popularity ---------------------------------------------------------------------------------------------
 
