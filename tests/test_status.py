@@ -64,8 +64,7 @@ async def test_last_damage_is_shown_with_its_digest_and_its_paths(store: Store) 
     assert (damage["count"], damage["quarantined_bytes"]) == (1, 4096)
     last = damage["last"]
     assert (last["digest"], last["path"], last["why"]) == (digest, str(path), "does not match its digest")
-    assert Path(last["kept"]).read_bytes() == b"x" * 1000
-    await store.remove(digest)
+    assert last["kept"].startswith(str(store.directory / "quarantine"))
 
 
 async def test_store_that_fails_is_degraded_but_still_200(store: Store) -> None:
