@@ -6,7 +6,7 @@ Retention is this project's own: diskcache's policies reject newcomers or never 
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -178,25 +178,32 @@ class Index:
         removed = 0
         for names in self._files():
             strays = names - known
-            for name in strays:
-                (self._directory / name).unlink(missing_ok=True)
+            self._unlink(strays)
             removed += len(strays)
         return removed
 
-    def forget_lost(self) -> int:
-        """Remove rows whose file is gone (a power cut took its name, somebody deleted it); returns how many."""
-        files = frozenset(chain.from_iterable(self._files()))
-        rows = self._query("SELECT key, filename FROM Cache WHERE filename IS NOT NULL")
+    def reconcile(self) -> list[tuple[str, str]]:
+        """Remove files that no row names, and rows whose file is gone (a power cut took its name, somebody deleted
+        it); returns (key, file name) of the rest."""
+        rows = list(self._query("SELECT key, filename FROM Cache WHERE filename IS NOT NULL"))
+        files = set(chain.from_iterable(self._files()))
         lost = [key for key, name in rows if name not in files]
+        files.difference_update(name for _, name in rows)
+        self._unlink(files)
         for start in range(0, len(lost), BATCH):
             self.set_many({}, gone=lost[start : start + BATCH])
-        return len(lost)
+        gone = frozenset(lost)
+        return [row for row in rows if row[0] not in gone]
 
-    def _files(self) -> Iterator[frozenset[str]]:
+    def _unlink(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self._directory / name).unlink(missing_ok=True)
+
+    def _files(self) -> Iterator[Set[str]]:
         """The files of all folders, named as in the rows."""
         for folder in (self._directory / BLOBS).glob("*"):
             with os.scandir(folder) as entries:  # a `Path` for each of 100,000 files would take three seconds
-                names = frozenset(f"{BLOBS}/{folder.name}/{entry.name}" for entry in entries)
+                names = {f"{BLOBS}/{folder.name}/{entry.name}" for entry in entries}
             yield names
 
     @property

@@ -2,7 +2,7 @@
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ..decide.records import ManifestRecord, decode_clock, decode_row
 from ..decide.retention import Retention, Row
@@ -37,9 +37,9 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def stored_last(index: Index) -> list[Digest]:
-    """Blobs that were stored within a few minutes before the last one was."""
-    stored = [(changed_at(filename), key) for key, _, _, filename in index.rows("blob/") if filename is not None]
+def stored_last(rows: Iterable[tuple[str, str]]) -> list[Digest]:
+    """Blobs that were stored within a few minutes before the last one was, of (key, file name)."""
+    stored = [(changed_at(name), key) for key, name in rows]
     newest = max((at for at, _ in stored), default=0)
     return [Digest(key.removeprefix("blob/")) for at, key in stored if at >= newest - _LAST_NANOSECONDS]
 

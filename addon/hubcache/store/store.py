@@ -5,6 +5,7 @@ cannot be used, reads find nothing, writes raise `StorageError`, and `problem` s
 """
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -64,12 +65,13 @@ class Store(Content):
             self._staging.mkdir(exist_ok=True, mode=0o700)
             index = Index(self.directory / "store")
             self._check_format(index)
-            if not self._swept:  # else what is there is of running fills
+            is_first = not self._swept
+            if is_first:  # else what is there is of running fills
                 for leftover in self._staging.iterdir():
                     leftover.unlink()
                 self._swept = True
             if index.get(_CLOSED) is None:
-                self._recover(index)
+                self._recover(index, doubt=is_first)
             take_inventory(index, self.ledger, self.rooms.retention, self._clock())
             self.ledger.quarantined = self._trimmed()
             index.delete(_CLOSED)
@@ -88,7 +90,7 @@ class Store(Content):
         self._damaged = False
         self._problems.clear()
 
-    def _recover(self, index: Index) -> None:
+    def _recover(self, index: Index, *, doubt: bool) -> None:
         """After an unclean stop: files and rows that do not belong together go, and content is doubted.
 
         A killed process damages nothing, for a row is written when its file is on disk. A power cut can, on a disk that
@@ -96,25 +98,28 @@ class Store(Content):
         it is first served, and the rest by and by (`Scrub`). To verify all of it first would cost a second per GB when
         a whole fleet comes back.
         """
-        index.sweep()
-        index.forget_lost()
-        for digest in stored_last(index):
-            self.unclean = True
-            self.inspector.doubt(digest)
+        for digest in stored_last(index.reconcile()):
+            if doubt:
+                self.unclean = True
+                self.inspector.doubt(digest)
 
     def _lock(self) -> None:
-        path = self.directory / "lock"
-        if self._lock_fd is not None and not (path.exists() and os.path.samestat(path.stat(), os.fstat(self._lock_fd))):
-            os.close(self._lock_fd)  # of a file that was deleted: another process would not see it
+        if self._lock_fd is not None and not self._is_locked():
+            os.close(self._lock_fd)
             self._lock_fd = None
         if self._lock_fd is None:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            fd = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 os.close(fd)
                 raise StorageError(f"store directory {self.directory} is in use by another process") from error
             self._lock_fd = fd
+
+    def _is_locked(self) -> bool:
+        """Whether the file that is locked is still there: another process would not see one that was deleted."""
+        path = self.directory / "lock"
+        return self._lock_fd is not None and path.exists() and os.path.samestat(path.stat(), os.fstat(self._lock_fd))
 
     def _check_format(self, index: Index) -> None:
         found = index.get("format")
@@ -238,6 +243,8 @@ class Store(Content):
         """Open the directory again when its index is damaged, or when somebody deleted it or a part of it."""
         async with self._opening:
             if self._index is None or (not self._damaged and self._is_in_place()):
+                with contextlib.suppress(OSError):  # then nothing can be staged, which says why
+                    self._staging.mkdir(exist_ok=True, mode=0o700)
                 return  # one that could not be opened is tried again elsewhere
             logger.warning("hubcache: the store in %s is gone or damaged, and is opened again", self.directory)
             await self._close_index()
@@ -246,7 +253,7 @@ class Store(Content):
     def _is_in_place(self) -> bool:
         index = self._opened()
         has_blobs = index.has_blobs or len(self.ledger.sizes) <= len(self.ledger.children)
-        return has_blobs and index.is_in_place and self._staging.is_dir()
+        return has_blobs and index.is_in_place and self._is_locked()
 
     async def expire(self) -> None:
         """Remove idle content, and facts whose lifetime is over and that are about nothing that is here."""
