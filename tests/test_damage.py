@@ -17,6 +17,8 @@ from hubcache.serve.messages import Answer, Door
 from hubcache.store.proof import PIECE
 from hubcache.store.quarantine import MAX_FILES, Quarantine
 from hubcache.store.store import Store
+from hubcache.store.stored import open_regular
+from pair import paired
 from parts import MIB, files_below, opened_store, put_blob, put_image
 from rig import Cache, read, running
 from standin import Hub, random_bytes
@@ -440,3 +442,56 @@ async def test_content_can_be_staged_at_once_when_the_directory_was_deleted(tmp_
         assert await opens(store, digest)
     async with opened_store(directory) as store:
         assert await opens(store, digest)
+
+
+# -- with workers
+
+
+async def test_client_of_a_worker_that_asks_again_gets_it_right(hub: Hub, tmp_path: Path) -> None:
+    digest = hub.blob(REPO, LAYER)
+    async with stored(hub, tmp_path, digest) as cache, paired(cache, tmp_path) as pair:
+        request = replace(cache.request(Door.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}"), client="192.0.2.1")
+        flip(blob_file(tmp_path / "store"))
+        bodies = []
+        for _ in range(2):
+            answer = await pair.remote.answer(request)
+            assert answer is not None
+            bodies.append(await read(answer))
+        assert [body == LAYER for body in bodies] == [False, True]
+        assert cache.engine.store.damages == 1
+
+
+async def test_blob_that_a_worker_cannot_read_breaks_off_and_is_fetched_at_the_retry(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hub.blob(REPO, LAYER)
+    async with stored(hub, tmp_path, digest) as cache, paired(cache, tmp_path) as pair:
+        bad, pread = blob_file(tmp_path / "store").stat().st_ino, os.pread
+
+        def failing(fd: int, count: int, at: int) -> bytes:
+            if os.fstat(fd).st_ino == bad:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return pread(fd, count, at)
+
+        monkeypatch.setattr(os, "pread", failing)
+        with pytest.raises(StorageError):
+            await read(await pair.get(f"/v2/{REPO}/blobs/{digest}"))
+        assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == LAYER
+        assert cache.engine.store.damages == 1
+
+
+async def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="not a regular file"):
+        open_regular(path)
+
+
+async def test_another_process_is_kept_out_when_the_lock_was_deleted(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        (tmp_path / "lock").unlink()
+        await store.keep_house()
+        other = Store(tmp_path, 64 * MIB)
+        with pytest.raises(StorageError, match="in use by another process"):
+            other.open()
+        await other.close()
