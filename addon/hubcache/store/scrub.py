@@ -33,6 +33,9 @@ _OBJECT = 128 << 10
 
 _SAVE_SECONDS = 60.0
 
+_REST_SECONDS = 3600.0
+"""Between two rounds at a given rate: it would else read a small store again and again."""
+
 
 class Scrub:
     """`period` is the time in which all is verified (seconds), `rate` how much at most (bytes per second); with neither
@@ -50,6 +53,7 @@ class Scrub:
         self._position = ""
         self._queue: list[Digest] | None = None
         self._credit = 0.0
+        self._rests_until = 0.0
         self._counted_at = clock()
         self._saved_at = clock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scrub")
@@ -92,8 +96,12 @@ class Scrub:
             if blob is not None:
                 blob.close()
             self._store.inspector.trust(digest)
-        if self._speed() > 0 and self._earned() >= 0:
+        if self._is_due():
             await self._next()
+
+    def _is_due(self) -> bool:
+        rested = self.rate is None or self._clock() >= self._rests_until
+        return rested and self._speed() > 0 and self._earned() >= 0
 
     async def _next(self) -> None:
         if self._queue is None:
@@ -118,6 +126,7 @@ class Scrub:
             return
         self._position, done.finished_at, done.progress = "", time.time(), 0.0
         self._store.unclean = False
+        self._rests_until = self._clock() + _REST_SECONDS
         await self._save()
 
     # -- one object ---------------------------------------------------------------------------------------------
@@ -177,8 +186,10 @@ class Scrub:
 
     def _wait(self) -> float:
         """Seconds until there is something to do, or to look for."""
-        speed = self._speed()
-        return min(_LOOK_SECONDS, -self._earned() / speed) if speed > 0 and self._store.is_open else _LOOK_SECONDS
+        if self._is_due() and self._store.is_open:
+            return 0.0
+        debt, speed = -self._earned(), self._speed()
+        return min(_LOOK_SECONDS, debt / speed) if debt > 0 and speed > 0 else _LOOK_SECONDS
 
     # -- across restarts ----------------------------------------------------------------------------------------
 
