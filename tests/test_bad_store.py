@@ -1,6 +1,7 @@
 """A store that cannot be used, is damaged, full, or was left by a killed process: pulls go on."""
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -164,6 +165,68 @@ def test_killed_process_leaves_nothing_that_hurts(product: Product, hub: Hub) ->
     pull(done, stored)
     assert hub.count() == 0
     pull(half, wanted)
+    Rig(hub, product).check()
+
+
+def the_file(product: Product) -> Path:
+    """The file of the only blob of a layer's size."""
+    [path] = [path for path in (product.store / "store" / "blobs").glob("*/*") if path.stat().st_size == LAYER]
+    return path
+
+
+@pytest.mark.parametrize("name", proxy.DOORS)
+def test_flipped_bit_costs_one_retry_also_after_a_restart(product: Product, hub: Hub, name: str) -> None:
+    product.start()
+    door = product.door(name, hub)
+    stored = image(door)
+    pull(door, stored)
+    door.settle()
+    path = the_file(product)
+    state = path.stat()
+    damaged = bytearray(path.read_bytes())
+    damaged[LAYER // 2] ^= 1
+    path.write_bytes(damaged)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    product.stop()
+    product.start()
+    answers = [door.blob(stored.layers[0]).body == random_bytes(LAYER, door.repo) for _ in range(3)]
+    assert answers == [False, True, True]
+    assert product.log.count("stored content is damaged") == 1
+    assert str(path) in product.log
+    damage = product.health["store"]["damage"]
+    assert (damage["count"], damage["last"]["digest"]) == (1, stored.layers[0])
+    assert Path(damage["last"]["kept"]).read_bytes() == damaged
+    Rig(hub, product).check()
+
+
+def test_fifo_in_place_of_a_blob_holds_up_neither_pulls_nor_the_end(product: Product, hub: Hub) -> None:
+    product.start()
+    door = product.door("mirror", hub)
+    stored = image(door)
+    pull(door, stored)
+    door.settle()
+    path = the_file(product)
+    path.unlink()
+    os.mkfifo(path)
+    pull(door, stored)
+    Rig(hub, product).check()
+    product.stop()
+
+
+def test_storing_goes_on_when_the_directory_was_deleted(product: Product, hub: Hub) -> None:
+    product.start()
+    door = product.door("mirror", hub)
+    pull(door, image(door))
+    door.settle()
+    shutil.rmtree(product.store)
+    other = product.door("proxy", hub)
+    stored = image(other)
+    pull(other, stored)
+    other.settle()
+    hub.reset_log()
+    pull(other, stored)
+    assert hub.count(kind="cdn", method="GET") == 0
+    assert product.health["status"] == "ok"
     Rig(hub, product).check()
 
 

@@ -85,7 +85,13 @@ class Accounts(RuleBasedStateMachine):
     @invariant()
     def sums_are_those_of_the_parts(self) -> None:
         assert self.ledger.stored == sum(map(on_disk, self.ledger.sizes.values()))
-        assert self.ledger.used == self.ledger.stored + self.ledger.reserved
+        assert self.ledger.used == self.ledger.present + self.ledger.reserved
+        assert self.ledger.present >= self.ledger.stored
+
+    @invariant()
+    def what_nobody_reads_counts_no_longer_than_it_is_stored(self) -> None:
+        if not self.held:
+            assert self.ledger.present == self.ledger.stored
 
     @invariant()
     def what_is_read_is_kept_until_the_last_reader_left(self) -> None:

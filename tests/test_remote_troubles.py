@@ -74,7 +74,7 @@ async def test_file_that_is_always_gone_before_it_is_opened_costs_the_client_not
     def gone(*_: object) -> int:
         raise FileNotFoundError
 
-    monkeypatch.setattr("hubcache.workers.remote.os", SimpleNamespace(open=gone, O_RDONLY=os.O_RDONLY))
+    monkeypatch.setattr("hubcache.workers.remote.open_regular", gone)
     assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
     assert requests(pair) == 1
 
@@ -86,13 +86,13 @@ async def test_file_that_was_gone_before_it_was_opened_is_found_again_and_counte
     digest = hub.blob(REPO, DATA)
     missed: list[Path] = []
 
-    def late(path: str, flags: int) -> int:
+    def late(path: Path) -> int:
         if not missed:
-            missed.append(Path(path))
+            missed.append(path)
             raise FileNotFoundError
-        return os.open(path, flags)
+        return os.open(path, os.O_RDONLY)
 
-    monkeypatch.setattr("hubcache.workers.remote.os", SimpleNamespace(open=late, O_RDONLY=os.O_RDONLY))
+    monkeypatch.setattr("hubcache.workers.remote.open_regular", late)
     assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
     assert missed
     assert requests(pair) == 1
@@ -189,7 +189,7 @@ async def test_blob_that_the_worker_cannot_open_is_an_error_and_is_released(
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hubcache.workers.remote.os", SimpleNamespace(open=fails, O_RDONLY=os.O_RDONLY))
+        patch.setattr("hubcache.workers.remote.open_regular", fails)
         assert (await pair.get(f"/v2/{REPO}/blobs/{digest}")).status == 503
     await until(lambda: not pair.cache.engine.store.ledger.in_use)
     assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA

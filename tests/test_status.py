@@ -46,8 +46,25 @@ async def test_health_is_ok_and_shows_the_store(store: Store, tmp_path: Path) ->
             "bytes": 4096,
             "capacity": 64 << 20,
             "objects": 1,
+            "damage": {"count": 0, "quarantined_bytes": 0, "last": None},
+            "scrub": {"objects": 0, "bytes": 0, "finished_at": None, "progress": 0.0},
         },
     }
+
+
+async def test_last_damage_is_shown_with_its_digest_and_its_paths(store: Store) -> None:
+    digest = await put_blob(store, b"x" * 1000)
+    path = store.blob_path(digest)
+    assert path is not None
+    await store.condemn(digest, path, "does not match its digest")
+    _, _, text = await fetch(Status(store, Metrics(), Breakers()), "/healthz")
+    report = json.loads(text)
+    assert report["status"] == "ok"
+    damage = report["store"]["damage"]
+    assert (damage["count"], damage["quarantined_bytes"]) == (1, 4096)
+    last = damage["last"]
+    assert (last["digest"], last["path"], last["why"]) == (digest, str(path), "does not match its digest")
+    assert last["kept"].startswith(str(store.directory / "quarantine"))
 
 
 async def test_store_that_fails_is_degraded_but_still_200(store: Store) -> None:

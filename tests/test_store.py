@@ -14,7 +14,6 @@ from hubcache.decide.records import ManifestRecord
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import NotStored, StorageError
 from hubcache.oci.media import OCI_MANIFEST
-from hubcache.store import store as store_module
 from hubcache.store.ledger import on_disk
 from hubcache.store.room import ALLOWANCE
 from parts import MIB, bytes_on_disk, files_below, manifest_of, opened_store, put_blob, put_image
@@ -138,7 +137,7 @@ async def test_a_blob_whose_file_is_not_as_it_was_is_dropped(tmp_path: Path, dam
                 path.mkdir()
         assert await store.open_blob(digest) is None
         assert not store.has(digest)
-        assert store.ledger.used == 0
+        assert store.ledger.stored == 0
         await put_blob(store, b"layer" * 100)
         blob = await store.open_blob(digest)
         assert blob is not None
@@ -163,16 +162,17 @@ async def test_blob_that_is_fetched_again_while_its_old_file_is_verified_stays(
 ) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer")
-        verify, verified = store_module.is_good, asyncio.Event()
+        verify, verified = store.inspector.check, asyncio.Event()
 
-        async def slow(*which: Any) -> bool:
-            good = await verify(*which)
-            await verified.wait()
-            return good
+        async def slow(*which: Any) -> None:
+            try:
+                await verify(*which)
+            finally:
+                await verified.wait()
 
         [path] = blob_files(tmp_path)
         path.write_bytes(b"wrong")
-        monkeypatch.setattr(store_module, "is_good", slow)
+        monkeypatch.setattr(store.inspector, "check", slow)
         opening = asyncio.create_task(store.open_blob(digest))
         await asyncio.sleep(0.1)
         await store.remove(digest)
@@ -191,11 +191,10 @@ async def test_who_gives_up_while_a_file_is_verified_leaves_no_descriptor(
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer")
 
-        async def never(*_: object) -> bool:
+        async def never(*_: object) -> None:
             await asyncio.Future()
-            return True
 
-        monkeypatch.setattr(store_module, "is_good", never)
+        monkeypatch.setattr(store.inspector, "check", never)
         before = len(descriptors())
         opening = asyncio.create_task(store.open_blob(digest))
         await asyncio.sleep(0)

@@ -24,6 +24,7 @@ from .serve.mirror import Mirror
 from .serve.service import Service
 from .serve.tag_refresh import TICK_SECONDS, TagRefresh
 from .serve.token_service import TokenService
+from .store.scrub import Scrub
 from .store.store import Store
 from .transfer.breaker import Breakers
 from .transfer.client import Client
@@ -56,6 +57,7 @@ class Engine:
         self._housekeeping: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._access_log: AccessLog | None = None
+        self._scrub = Scrub(self.store, self.storage_failed)
         self._said: dict[str, float] = {}
 
     async def start(self) -> None:
@@ -85,6 +87,7 @@ class Engine:
         if self._status is not None and self._settings.status is not None:
             await self._status.start(*self._settings.status)
         self._housekeeping = asyncio.create_task(self._keep_house())
+        self._scrub.start()
 
     def apply(self, settings: Settings) -> None:
         """Take over option values, at start and while running."""
@@ -95,6 +98,8 @@ class Engine:
         retention.admit_after, retention.half_life = settings.admit_after, settings.half_life
         retention.expire_after = settings.expire_after
         self.store.pins = settings.pins
+        self._scrub.period = settings.scrub.period if settings.scrub else None
+        self._scrub.rate = settings.scrub.rate if settings.scrub else None
         self._client.offline = settings.offline
         self._manifests.tag_lifetime = settings.tag_ttl
         self._manifests.max_stale = self._gate.max_stale = settings.max_stale
@@ -236,6 +241,7 @@ class Engine:
                 await self._housekeeping
         if self._access_log is not None:
             self._access_log.flush()
+        await self._scrub.close()
         await self._sync.close()
         await self._mirror.close()
         await self.pump.close()

@@ -154,6 +154,10 @@ class StoreDamaged(StorageError):
     """The index is not what it was written as; it has to be begun anew."""
 
 
+class ContentDamaged(StorageError):
+    """Stored content is not what its digest says, or the disk cannot read it."""
+
+
 class NotStored(StorageError):
     """Content is not to be stored, by the rules: nothing is wrong, it is passed on."""
 

@@ -73,6 +73,16 @@ class Metrics:
             ("hubcache_store_objects", "Blobs and manifests stored.", lambda: len(store.ledger.sizes)),
             ("hubcache_store_evictions", "Objects removed by the policy since start.", lambda: store.rooms.removed),
             ("hubcache_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks())),
+            ("hubcache_store_damaged", "Objects found damaged since start.", lambda: store.damages),
+            ("hubcache_quarantine_bytes", "Bytes of damaged content put aside.", lambda: store.ledger.quarantined),
+            ("hubcache_scrub_bytes", "Bytes verified unasked since start.", lambda: store.scrubbed.bytes),
+            ("hubcache_scrub_objects", "Objects verified unasked since start.", lambda: store.scrubbed.objects),
+            ("hubcache_scrub_progress", "Part of all content verified, 0 to 1.", lambda: store.scrubbed.progress),
+            (
+                "hubcache_scrub_finished_timestamp_seconds",
+                "When all content had been verified for the last time; 0 = never.",
+                lambda: store.scrubbed.finished_at or 0.0,
+            ),
             ("hubcache_store_usable", "1 when content can be stored.", lambda: store.problem is None),
         ]
         for name, text, value in numbers:

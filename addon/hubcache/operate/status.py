@@ -1,6 +1,8 @@
 """The status listener: `/healthz` for load balancers and people, `/metrics` for Prometheus, `/evictions` to explain."""
 
 import json
+from dataclasses import asdict
+from typing import Any
 
 from aiohttp import web
 
@@ -48,9 +50,20 @@ class Status:
                 "bytes": self._store.ledger.used,
                 "capacity": self._store.rooms.capacity,
                 "objects": len(self._store.ledger.sizes),
+                "damage": self._damage(),
+                "scrub": asdict(self._store.scrubbed),
             },
         }
         return web.Response(text=json.dumps(report, indent=2) + "\n", content_type="application/json")
+
+    def _damage(self) -> dict[str, Any]:
+        """How often stored content was found damaged since the start, and the last time."""
+        last = self._store.last_damage
+        told = None
+        if last is not None:
+            told = {"at": last.at, "digest": last.digest, "why": last.why}
+            told |= {"path": last.path and str(last.path), "kept": last.kept and str(last.kept)}
+        return {"count": self._store.damages, "quarantined_bytes": self._store.ledger.quarantined, "last": told}
 
     async def _evictions(self, _: web.Request) -> web.Response:
         """The last removals, the newest first: what, when and why."""

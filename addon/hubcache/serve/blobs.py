@@ -231,7 +231,9 @@ class Blobs:
             fd = os.dup(staged.fd)
         except OSError as error:
             raise StorageError(f"cannot open a blob on its way: {error.strerror or error}") from error
-        return FillSource(fill, staged.path, fd, start, end, again)
+        ledger = self._store.ledger
+        ledger.hold(fill.digest)  # its file, once that is in the store, is on disk as long as it is open
+        return FillSource(fill, staged.path, fd, start, end, again, lambda: ledger.release(fill.digest))
 
     async def _stream(self, view: View, digest: Digest, range_header: str | None) -> Blob:
         """Pass a blob on without the store, which cannot take it."""

@@ -22,6 +22,7 @@ from ..oci.media import OCTET_STREAM, negotiation
 from ..oci.reference import BlobTarget, ManifestTarget, OtherTarget, Ping, Target, parse_target
 from ..oci.registry import HUB_REALM, HUB_SERVICE, Registry
 from ..store.store import Store
+from ..transfer.sources import FileSource
 from ..transfer.tokens import Challenge, pull_scope
 from ..transfer.upstream import Upstream
 from .blobs import Blob, Blobs
@@ -31,6 +32,7 @@ from .manifests import Found, Manifests
 from .messages import Answer, Door, Forward, Request, Result
 from .mirror import Mirror
 from .pulls import Pulls
+from .suspicion import Suspicions
 from .tag_refresh import TagRefresh
 from .view import View
 
@@ -65,6 +67,7 @@ class Service:
         self._sync = sync
         self._mirror = mirror
         self._pulls = Pulls()
+        self._suspicions = Suspicions()
         self._said: dict[tuple[str, str], float] = {}
         self._upstreams = upstreams
         self._authorize = authorize
@@ -193,8 +196,14 @@ class Service:
             usable = condition is None or condition == _etag(target.digest)
             wanted = request.headers.get("range") if usable else None
             self._count(request, target.digest)
+            self._suspect(request, target.digest)
             blob = await self._blobs.get(view, target.digest, wanted, around_store=request.around_store)
         return await self._blob_answer(request, target.digest, blob)
+
+    def _suspect(self, request: Request, digest: Digest) -> None:
+        """A whole blob that this client was just sent is verified before it is served again."""
+        if request.method == "GET" and "range" not in request.headers and self._suspicions.concerns(request, digest):
+            self._store.inspector.suspect(digest)
 
     async def _blob_answer(self, request: Request, digest: Digest, blob: Blob) -> Answer:
         headers = _content_headers(request, digest, OCTET_STREAM, blob.cache_status)
@@ -204,6 +213,8 @@ class Service:
                 await blob.source.close()
             return Answer(304, headers, blob.result)
         if blob.part is None:
+            if isinstance(blob.source, FileSource):
+                blob.source.closed = lambda: self._suspicions.sent(request, digest)
             return Answer(200, headers, blob.result, source=blob.source, length=blob.size, size=blob.size)
         headers["Content-Range"] = f"bytes {blob.part.start}-{blob.part.end - 1}/{blob.size}"
         length = blob.part.end - blob.part.start
@@ -213,6 +224,7 @@ class Service:
         """As a mirror that has only what it has."""
         head = request.method == "HEAD"
         if isinstance(target, BlobTarget):
+            self._suspect(request, target.digest)
             blob = await self._mirror.blob(view, target.digest, request.headers.get("range"), head=head)
             self._count(request, target.digest)
             return await self._blob_answer(request, target.digest, blob)

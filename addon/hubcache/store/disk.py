@@ -79,4 +79,12 @@ def is_untouched(path: Path, changed: int) -> bool:
 
     One that was touched since may hold anything, and is to be verified before it is served.
     """
-    return path.name.split(".")[1:2] == [f"{changed:x}"]
+    return changed_at(path.name) == changed
+
+
+def changed_at(name: str) -> int:
+    """When a file was changed last before it was stored, by its name; -1 for a name that does not tell."""
+    try:
+        return int(name.split(".")[1], 16)
+    except (IndexError, ValueError):
+        return -1

@@ -6,8 +6,9 @@ Retention is this project's own: diskcache's policies reject newcomers or never 
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from .disk import BLOBS, FileDisk, StagedFile
 _DATABASE = "cache.db"
 _BUSY_SECONDS = 5.0
 _UNBOUNDED = 1 << 62
+
+BATCH = 128
+"""Rows written in one transaction where there may be any number: the log grows by a page or two for each, and what it
+has grown to counts towards the cap."""
 
 
 class Index:
@@ -41,9 +46,28 @@ class Index:
                 size_limit=_UNBOUNDED,
                 statistics=0,
                 sqlite_journal_size_limit=16 << 20,
+                sqlite_wal_autocheckpoint=256,  # pages: the log counts towards the cap, see `room.ALLOWANCE`
             )
+            self._file = self._identity()
         except (sqlite3.Error, diskcache.Timeout) as error:
             raise StorageError(f"cannot open the store's index: {error}") from error
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            state = (self._directory / _DATABASE).stat()
+        except FileNotFoundError:
+            return None
+        return state.st_dev, state.st_ino
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the database is still the file that was opened: SQLite goes on writing to one that was deleted."""
+        return self._identity() == self._file
+
+    @property
+    def has_blobs(self) -> bool:
+        """Whether there is a folder of blobs; an empty one is removed with the last of them."""
+        return (self._directory / BLOBS).is_dir()
 
     def _is_sound(self) -> bool:
         """Whether the database is one, as far as SQLite's quick check sees (it reads all of it: 100 MB in 0.2 s)."""
@@ -152,13 +176,35 @@ class Index:
         """Remove files that no row names (a process died between link and row); returns how many."""
         known = {name for (name,) in self._query("SELECT filename FROM Cache WHERE filename IS NOT NULL")}
         removed = 0
-        for folder in (self._directory / BLOBS).glob("*"):
-            with os.scandir(folder) as entries:  # a `Path` for each of 100,000 files would take three seconds
-                strays = {f"{BLOBS}/{folder.name}/{entry.name}" for entry in entries} - known
-            for name in strays:
-                (self._directory / name).unlink(missing_ok=True)
+        for names in self._files():
+            strays = names - known
+            self._unlink(strays)
             removed += len(strays)
         return removed
+
+    def reconcile(self) -> list[tuple[str, str]]:
+        """Remove files that no row names, and rows whose file is gone (a power cut took its name, somebody deleted
+        it); returns (key, file name) of the rest."""
+        rows = list(self._query("SELECT key, filename FROM Cache WHERE filename IS NOT NULL"))
+        files = set(chain.from_iterable(self._files()))
+        lost = [key for key, name in rows if name not in files]
+        files.difference_update(name for _, name in rows)
+        self._unlink(files)
+        for start in range(0, len(lost), BATCH):
+            self.set_many({}, gone=lost[start : start + BATCH])
+        gone = frozenset(lost)
+        return [row for row in rows if row[0] not in gone]
+
+    def _unlink(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self._directory / name).unlink(missing_ok=True)
+
+    def _files(self) -> Iterator[Set[str]]:
+        """The files of all folders, named as in the rows."""
+        for folder in (self._directory / BLOBS).glob("*"):
+            with os.scandir(folder) as entries:  # a `Path` for each of 100,000 files would take three seconds
+                names = {f"{BLOBS}/{folder.name}/{entry.name}" for entry in entries}
+            yield names
 
     @property
     def bytes(self) -> int:

@@ -2,18 +2,22 @@
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ..decide.records import ManifestRecord, decode_clock, decode_row
 from ..decide.retention import Retention, Row
 from ..oci.digest import Digest
 from ..oci.errors import RegistryError
 from ..oci.manifest import parse_manifest
+from .disk import changed_at
 from .index import Index
 from .ledger import Ledger, on_disk
 
 CLOCK = "retention/clock"
 """Row of the policy's clock, beside those of what it knows."""
+
+_LAST_NANOSECONDS = 300 * 10**9
+"""What may not have been on disk when the power failed: far more than a disk takes to write its cache."""
 
 
 def children_of(record: ManifestRecord) -> tuple[Digest, ...]:
@@ -31,6 +35,13 @@ def _uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def stored_last(rows: Iterable[tuple[str, str]]) -> list[Digest]:
+    """Blobs that were stored within a few minutes before the last one was, of (key, file name)."""
+    stored = [(changed_at(name), key) for key, name in rows]
+    newest = max((at for at, _ in stored), default=0)
+    return [Digest(key.removeprefix("blob/")) for at, key in stored if at >= newest - _LAST_NANOSECONDS]
 
 
 @_uncollected()

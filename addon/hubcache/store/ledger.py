@@ -13,7 +13,11 @@ BLOCK = 4096
 
 
 class Ledger:
-    """Byte account of the content: `used` is stored plus reserved for what is being staged, in whole blocks."""
+    """Byte account in whole blocks: `used` is what is on disk plus what is reserved for content that is being staged.
+
+    On disk is more than what is stored: removed content that somebody still has open, and damaged content that was
+    put aside.
+    """
 
     def __init__(self) -> None:
         self.sizes: dict[Digest, int] = {}
@@ -22,11 +26,18 @@ class Ledger:
         self.pinned: frozenset[Digest] = frozenset()
         self.stored = 0
         self.reserved = 0
+        self.quarantined = 0
+        self._lingering: Counter[Digest] = Counter()
+
+    @property
+    def present(self) -> int:
+        """Bytes on disk: stored, put aside, and removed but still open."""
+        return self.stored + self.quarantined + self._lingering.total()
 
     @property
     def used(self) -> int:
-        """Bytes stored and reserved."""
-        return self.stored + self.reserved
+        """Bytes on disk and reserved."""
+        return self.present + self.reserved
 
     def add(self, digest: Digest, size: int, children: tuple[Digest, ...] | None = None) -> None:
         """Content is stored now; `children` is not None for a manifest."""
@@ -36,9 +47,16 @@ class Ledger:
             self.children[digest] = children
 
     def remove(self, digest: Digest) -> None:
-        """Content is gone."""
-        self.stored -= on_disk(self.sizes.pop(digest, 0))
+        """Content is gone; its bytes count until nobody has its file open any more."""
+        size = on_disk(self.sizes.pop(digest, 0))
+        self.stored -= size
         self.children.pop(digest, None)
+        self.linger(digest, size)
+
+    def linger(self, digest: Digest, size: int) -> None:
+        """A file of `size` bytes has lost its name; if content of this digest is being read, it may be that file."""
+        if digest in self.in_use:
+            self._lingering[digest] += size
 
     def restore(self, sizes: dict[Digest, int], children: dict[Digest, tuple[Digest, ...]]) -> None:
         """This is stored now and nothing else; what is reserved stays so."""
@@ -54,6 +72,7 @@ class Ledger:
         self.in_use[digest] -= 1
         if self.in_use[digest] <= 0:
             del self.in_use[digest]
+            del self._lingering[digest]
 
     def keeps(self, digest: Digest) -> bool:
         """Whether content must not be evicted."""
@@ -61,9 +80,10 @@ class Ledger:
 
     @property
     def kept(self) -> int:
-        """Bytes stored that must not be evicted, and reserved."""
+        """Bytes that no eviction frees: stored and not to be evicted, reserved, put aside, removed but still open."""
         kept = self.pinned | self.in_use.keys()
-        return self.reserved + sum(on_disk(self.sizes[digest]) for digest in kept if digest in self.sizes)
+        stored = sum(on_disk(self.sizes[digest]) for digest in kept if digest in self.sizes)
+        return self.used - self.stored + stored
 
     def closure(self, roots: Iterable[Digest]) -> frozenset[Digest]:
         """These manifests and all that stored ones among them refer to, however deep."""

@@ -8,11 +8,11 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..decide.retention import Eviction, Reason, Refusal, Retention, Room
+from ..decide.retention import Eviction, Reason, Refusal, Retention
 from ..oci.digest import Digest
 from ..oci.errors import NotStored, StorageError
 from .ledger import Ledger, on_disk
@@ -63,11 +63,11 @@ class Rooms:
             # What is reserved but not yet written is still counted as free by the file system: this errs on the side
             # of too much room by what is in flight, and `hubcache_min_free` is soft in that it looks again each time.
             floor = min(1 << 30, state.f_blocks * state.f_frsize // 20) if self.min_free is None else self.min_free
-            limit = min(limit, self._ledger.stored + state.f_bavail * state.f_frsize - floor)
+            limit = min(limit, self._ledger.present + state.f_bavail * state.f_frsize - floor)
         return limit
 
     async def reserve(
-        self, digest: Digest, size: int, index_bytes: int, remove: Callable[[Digest], Awaitable[None]]
+        self, digest: Digest, size: int, index_bytes: Callable[[], int], remove: Callable[[Digest], Awaitable[None]]
     ) -> None:
         """Take room for `size` bytes of `digest`, evicting for it; raises `NotStored` when the policy refuses.
 
@@ -77,10 +77,18 @@ class Rooms:
             await self._reserve(digest, size, index_bytes, remove)
 
     async def _reserve(
-        self, digest: Digest, size: int, index_bytes: int, remove: Callable[[Digest], Awaitable[None]]
+        self, digest: Digest, size: int, index_bytes: Callable[[], int], remove: Callable[[Digest], Awaitable[None]]
     ) -> None:
+        """What was chosen to go may stay (somebody begins to read it while others are removed) and the limit may
+        fall meanwhile: so the room is looked at again until nothing more has to go, and only then taken."""
         if self.max_blob and size > self.max_blob:
             raise NotStored(f"{size} bytes are more than hubcache_max_blob allows")
+        while room := self._choose(digest, size, index_bytes()):
+            await self._carry_out(room, remove)
+        self._ledger.reserved += on_disk(size)
+
+    def _choose(self, digest: Digest, size: int, index_bytes: int) -> tuple[Eviction[Digest], ...]:
+        """What has to go now, so that `size` bytes fit; raises as `reserve` does."""
         needed, limit = on_disk(size), self.limit(index_bytes)
         if needed > self.capacity - index_bytes - ALLOWANCE:
             raise NotStored(f"{size} bytes are more than hubcache_size allows")
@@ -91,50 +99,63 @@ class Rooms:
             raise StorageError("the store is full of content that is pinned or in use")
         if room.refusal is not None:
             raise NotStored(f"not stored: {room.refusal}")
-        self._ledger.reserved += needed
-        try:
-            await self._carry_out(room, remove)
-        except StorageError:
-            self._ledger.reserved -= needed
-            raise
+        return room.victims
 
-    async def shrink(self, index_bytes: int, remove: Callable[[Digest], Awaitable[None]]) -> bool:
+    async def shrink(self, index_bytes: Callable[[], int], remove: Callable[[Digest], Awaitable[None]]) -> bool:
         """One step towards the limit, when it was lowered or others fill the disk; whether more steps are needed."""
-        over = self._ledger.used - self.limit(index_bytes)
-        if over <= 0:
-            return False
-        room = self.retention.make_room(min(over, _STEP), self._clock(), self._ledger.keeps)
-        await self._carry_out(room, remove)
-        return bool(room.victims) and over > _STEP
+        async with self._turn:
+            over = self._ledger.used - self.limit(index_bytes())
+            if over <= 0:
+                return False
+            room = self.retention.make_room(min(over, _STEP), self._clock(), self._ledger.keeps)
+            await self._carry_out(room.victims, remove)
+            return bool(room.victims) and self._ledger.used > self.limit(index_bytes())
 
     async def expire(self, remove: Callable[[Digest], Awaitable[None]]) -> None:
         """Remove what nobody asked for any more, and forget the history that is too old."""
         now = self._clock()
-        await self._carry_out(Room(tuple(self.retention.idle(now, self._ledger.keeps))), remove)
+        await self._carry_out(self.retention.idle(now, self._ledger.keeps), remove)
         self.retention.forget(now)
 
     async def purge(self, digest: Digest, remove: Callable[[Digest], Awaitable[None]]) -> bool:
         """Remove content that must not stay (its file is damaged); whether the policy knew it."""
         eviction = self.retention.purge(digest, self._clock())
         if eviction is not None:
-            await self._carry_out(Room((eviction,)), remove)
+            await self._carry_out([eviction], remove)
         return eviction is not None
 
-    async def _carry_out(self, room: Room[Digest], remove: Callable[[Digest], Awaitable[None]]) -> None:
-        for eviction in room.victims:
-            if self._ledger.keeps(eviction.key) and eviction.reason is not Reason.PURGED:
-                # Somebody began to read it while those before it were removed.
-                self.retention.stored(eviction.key, eviction.size, self._clock())
-                continue
-            self.removed += 1
-            self.history.append(Removal(self._clock(), eviction))
-            logger.info(
-                "hubcache: removed %s (%d bytes): %s, score %.3g, asked for %.2f times, idle %.0f s",
-                eviction.key,
-                eviction.size,
-                eviction.reason,
-                eviction.score,
-                eviction.requests,
-                eviction.idle,
-            )
-            await remove(eviction.key)
+    async def _carry_out(
+        self, victims: Sequence[Eviction[Digest]], remove: Callable[[Digest], Awaitable[None]]
+    ) -> None:
+        """Remove these. One that somebody began to read while those before it were removed stays, and so do all that
+        come after one whose removal fails: the policy has given them up, and takes them back."""
+        pending = deque(victims)
+        try:
+            while pending:
+                eviction = pending[0]
+                if self._ledger.keeps(eviction.key) and eviction.reason is not Reason.PURGED:
+                    self._take_back(eviction)
+                elif eviction.key in self._ledger.sizes:
+                    self._tell(eviction)
+                    await remove(eviction.key)
+                pending.popleft()
+        finally:
+            for eviction in pending:
+                self._take_back(eviction)
+
+    def _take_back(self, eviction: Eviction[Digest]) -> None:
+        if eviction.key in self._ledger.sizes:
+            self.retention.stored(eviction.key, eviction.size, self._clock())
+
+    def _tell(self, eviction: Eviction[Digest]) -> None:
+        self.removed += 1
+        self.history.append(Removal(self._clock(), eviction))
+        logger.info(
+            "hubcache: removed %s (%d bytes): %s, score %.3g, asked for %.2f times, idle %.0f s",
+            eviction.key,
+            eviction.size,
+            eviction.reason,
+            eviction.score,
+            eviction.requests,
+            eviction.idle,
+        )

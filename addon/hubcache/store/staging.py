@@ -20,6 +20,7 @@ class Staged:
         self.digest = digest
         self.reserved = reserved
         self.written = 0
+        self.committed = False
         self._open = threading.Lock()
         try:
             self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

@@ -18,13 +18,11 @@ from ..decide.records import ManifestRecord, encode_clock, encode_row
 from ..oci.digest import Digest
 from ..oci.errors import StorageError, StoreTooNew
 from ..oci.pin import Pin
-from .facts import Facts
-from .index import Index
-from .inventory import CLOCK, children_of, take_inventory
-from .ledger import Ledger, on_disk
-from .room import Rooms
+from .content import Content
+from .index import BATCH, Index
+from .inventory import CLOCK, children_of, stored_last, take_inventory
+from .ledger import on_disk
 from .staging import Staged
-from .stored import StoredBlob, is_good
 
 logger = logging.getLogger("hubcache")
 
@@ -34,22 +32,24 @@ FORMAT = 1
 _CLOSED = "closed"
 """Row of a store that was closed in order, and so needs no look at every file when it is opened."""
 
+_SCRUB = "scrub"
+"""Row of how far the verification of all content is."""
+
 _EXTENSION = 8 << 20
 """Bytes by which a reservation grows while the size is not known."""
 
 
-class Store(Facts):
+class Store(Content):
     """One directory. `rooms` has the limits, which may be changed at any time, and the retention policy."""
 
     def __init__(self, directory: Path, capacity: int, clock: Callable[[], float] = time.time) -> None:
-        super().__init__()
-        self.directory = directory
-        self._clock = clock
+        super().__init__(directory, capacity, clock)
         self.pins: tuple[Pin, ...] = ()
-        self.ledger = Ledger()
-        self.rooms = Rooms(directory, capacity, self.ledger, clock)
+        self.unclean = False
+        """Whether the store was not closed in order: all of it is to be verified soon."""
         self._lock_fd: int | None = None
         self._swept = False
+        self._opening = asyncio.Lock()
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -65,13 +65,15 @@ class Store(Facts):
             self._staging.mkdir(exist_ok=True, mode=0o700)
             index = Index(self.directory / "store")
             self._check_format(index)
-            if not self._swept:  # else what is there is of running fills
+            is_first = not self._swept
+            if is_first:  # else what is there is of running fills
                 for leftover in self._staging.iterdir():
                     leftover.unlink()
                 self._swept = True
-            take_inventory(index, self.ledger, self.rooms.retention, self._clock())
             if index.get(_CLOSED) is None:
-                index.sweep()
+                self._recover(index, doubt=is_first)
+            take_inventory(index, self.ledger, self.rooms.retention, self._clock())
+            self.ledger.quarantined = self._trimmed()
             index.delete(_CLOSED)
             index.settle()
             self._index, index = index, None
@@ -88,7 +90,23 @@ class Store(Facts):
         self._damaged = False
         self._problems.clear()
 
+    def _recover(self, index: Index, *, doubt: bool) -> None:
+        """After an unclean stop: files and rows that do not belong together go, and content is doubted.
+
+        A killed process damages nothing, for a row is written when its file is on disk. A power cut can, on a disk that
+        had not written what it said it had: that is of the last moments, so what was stored last is verified before
+        it is first served, and the rest by and by (`Scrub`). To verify all of it first would cost a second per GB when
+        a whole fleet comes back.
+        """
+        for digest in stored_last(index.reconcile()):
+            if doubt:
+                self.unclean = True
+                self.inspector.doubt(digest)
+
     def _lock(self) -> None:
+        if self._lock_fd is not None and not self._is_locked():
+            os.close(self._lock_fd)
+            self._lock_fd = None
         if self._lock_fd is None:
             fd = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             try:
@@ -97,6 +115,11 @@ class Store(Facts):
                 os.close(fd)
                 raise StorageError(f"store directory {self.directory} is in use by another process") from error
             self._lock_fd = fd
+
+    def _is_locked(self) -> bool:
+        """Whether the file that is locked is still there: another process would not see one that was deleted."""
+        path = self.directory / "lock"
+        return self._lock_fd is not None and path.exists() and os.path.samestat(path.stat(), os.fstat(self._lock_fd))
 
     def _check_format(self, index: Index) -> None:
         found = index.get("format")
@@ -114,6 +137,7 @@ class Store(Facts):
 
     async def close(self) -> None:
         """Write what is pending and let another process have the directory."""
+        await self.inspector.close()
         try:
             index = self._index
             if index is not None:
@@ -136,56 +160,13 @@ class Store(Facts):
 
     # -- content ------------------------------------------------------------------------------------------------
 
-    def has(self, digest: Digest) -> bool:
-        """Whether the content is stored, blob or manifest."""
-        return digest in self.ledger.sizes
-
-    def blob_size(self, digest: Digest) -> int | None:
-        """Size of a stored blob; None when it is not stored (or is a manifest)."""
-        return None if digest in self.ledger.children else self.ledger.sizes.get(digest)
-
-    async def open_blob(self, digest: Digest) -> StoredBlob | None:
-        """Open a stored blob. One whose file is gone or holds something else is dropped, and None returned."""
-        size = self.blob_size(digest)
-        if size is None:
-            return None
-        path = self._read(f"blob/{digest}")
-        if path is None and self.problem:  # it may be there, and the index be read again in a moment
-            raise StorageError(self.problem)
-        try:
-            fd = os.open(path, os.O_RDONLY) if isinstance(path, Path) else None
-        except FileNotFoundError:
-            fd = None
-        except OSError as error:  # too many open files, say: which is not the blob's fault
-            raise StorageError(f"cannot open a stored blob: {error.strerror or error}") from error
-        with contextlib.ExitStack() as opened:
-            if fd is not None and isinstance(path, Path):
-                opened.callback(os.close, fd)
-                if await is_good(fd, path, digest, size):
-                    opened.pop_all()
-                    self.ledger.hold(digest)
-                    return StoredBlob(fd, size, path, lambda: self.ledger.release(digest))
-        if self._read(f"blob/{digest}") != path:  # it was fetched again while this one was verified
-            return await self.open_blob(digest)
-        logger.warning("hubcache: the file of %s is gone or damaged; it will be fetched again", digest)
-        if not await self.rooms.purge(digest, self.remove):
-            await self.remove(digest)
-        return None
-
-    def manifest(self, digest: Digest) -> ManifestRecord | None:
-        """A stored manifest."""
-        if digest not in self.ledger.children:
-            return None
-        value = self._read(f"manifest/{digest}")
-        return ManifestRecord.decode(value) if isinstance(value, bytes) else None
-
     async def put_manifest(self, digest: Digest, record: ManifestRecord) -> None:
         """Store a verified manifest."""
-        index, size = self._opened(), len(record.body)
-        await self._reserve(digest, size)
+        index, size, children = self._opened(), len(record.body), children_of(record)
+        await self._reserve(digest, size, logged=on_disk(size))
         try:
             await self._write(lambda: index.set(f"manifest/{digest}", record.encode()))
-            self._added(digest, size, children_of(record))
+            self._added(digest, size, children)
         finally:
             self.ledger.reserved -= on_disk(size)
 
@@ -194,6 +175,7 @@ class Store(Facts):
 
         Raises `NotStored` when the policy does not want it.
         """
+        await self._reopen_if_gone()
         await self._reserve(digest, size)
         try:
             return Staged(self._staging / f"{digest.hex}.{secrets.token_hex(4)}", digest, on_disk(size))
@@ -209,9 +191,11 @@ class Store(Facts):
 
     async def commit(self, staged: Staged) -> None:
         """Take verified staged content into the store."""
-        index = self._opened()
         file = await asyncio.to_thread(staged.sync)  # seconds on a slow disk, for which no row should wait
+        index = self._opened()
         await self._write(lambda: index.set(f"blob/{staged.digest}", file))
+        staged.committed = True
+        self.inspector.trust(staged.digest)
         self._added(staged.digest, staged.written, None)
         self._problems.pop("files", None)
 
@@ -222,27 +206,16 @@ class Store(Facts):
     def finish(self, staged: Staged) -> None:
         """End staging, committed or not: returns the reservation and removes an uncommitted file."""
         self.ledger.reserved -= staged.reserved
+        if not staged.committed:
+            self.ledger.linger(staged.digest, on_disk(staged.written))
         staged.close()
 
-    async def remove(self, digest: Digest) -> None:
-        """Remove content, whatever it is. It counts as stored until its file is gone."""
-        index = self._opened()
-        try:
-            await self._write(
-                lambda: index.set_many({}, gone=(f"blob/{digest}", f"manifest/{digest}", f"private/{digest}"))
-            )
-        except StorageError:
-            if digest in self.ledger.sizes:
-                self.rooms.retention.stored(digest, on_disk(self.ledger.sizes[digest]), self._clock())
-            raise
-        self.ledger.remove(digest)
-        self.rooms.retention.removed(digest)
-        self.changed()
-
-    async def _reserve(self, digest: Digest, size: int) -> None:
+    async def _reserve(self, digest: Digest, size: int, *, logged: int = 0) -> None:
+        """Make room for `size` bytes of content, of which the index will write `logged` to its log besides."""
         if self.pins:
             self._pin()
-        await self.rooms.reserve(digest, size, self._opened().bytes, self.remove)
+        index = self._opened()
+        await self.rooms.reserve(digest, size, lambda: index.bytes + logged, self.remove)
 
     def _pin(self) -> None:
         """Find what is pinned: whatever the pinned tags are now, with all they refer to."""
@@ -256,20 +229,47 @@ class Store(Facts):
 
     async def keep_house(self) -> None:
         """Shrink step by step to the limit where that was lowered, and write behind what changed of the policy."""
-        if self._damaged:
+        await self._reopen_if_gone()
+        self._pin()
+        index, more = self._opened(), True
+        while more:
+            more = await self.rooms.shrink(lambda: index.bytes, self.remove)
+        await self.flush()
+        await self.put_bad_manifests_aside()
+        if self.ledger.quarantined:
+            self.ledger.quarantined = await self._aside()
+
+    async def _reopen_if_gone(self) -> None:
+        """Open the directory again when its index is damaged, or when somebody deleted it or a part of it."""
+        async with self._opening:
+            if self._index is None or (not self._damaged and self._is_in_place()):
+                with contextlib.suppress(OSError):  # then nothing can be staged, which says why
+                    self._staging.mkdir(exist_ok=True, mode=0o700)
+                return  # one that could not be opened is tried again elsewhere
+            logger.warning("hubcache: the store in %s is gone or damaged, and is opened again", self.directory)
             await self._close_index()
             self.open()
-        self._pin()
-        more = True
-        while more:
-            more = await self.rooms.shrink(self._opened().bytes, self.remove)
-        await self.flush()
+
+    def _is_in_place(self) -> bool:
+        index = self._opened()
+        has_blobs = index.has_blobs or len(self.ledger.sizes) <= len(self.ledger.children)
+        return has_blobs and index.is_in_place and self._is_locked()
 
     async def expire(self) -> None:
         """Remove idle content, and facts whose lifetime is over and that are about nothing that is here."""
         await self.rooms.expire(self.remove)
-        await self.renew({str(digest) for digest in self.ledger.sizes})
+        await self.renew(set(self.ledger.sizes))  # a digest is a `str`
         await self._write(self._opened().forget_expired)
+
+    def scrub_state(self) -> str | None:
+        """What `put_scrub_state` was told last."""
+        value = self._read(_SCRUB)
+        return value if isinstance(value, str) else None
+
+    async def put_scrub_state(self, state: str) -> None:
+        """Remember how far the verification of all content is."""
+        index = self._opened()
+        await self._write(lambda: index.set(_SCRUB, state))
 
     # -- popularity ---------------------------------------------------------------------------------------------
 
@@ -301,8 +301,16 @@ class Store(Facts):
                 gone.append(f"retention/{digest}")
             else:
                 rows[f"retention/{digest}"] = encode_row(row)
+
+        def write() -> None:
+            keys = list(rows)
+            for start in range(0, len(keys), BATCH):
+                index.set_many({key: rows[key] for key in keys[start : start + BATCH]})
+            for start in range(0, len(gone), BATCH):
+                index.set_many({}, gone=gone[start : start + BATCH])
+
         try:
-            await self._write(lambda: index.set_many(rows, gone=gone))
+            await self._write(write)
         except StorageError:
             retention.failed(dirty)
             raise

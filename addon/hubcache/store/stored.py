@@ -1,14 +1,14 @@
-"""A stored blob that is open, and whether its file is what was stored."""
+"""A stored blob that is open, and how a file of the store is opened."""
 
-import asyncio
-import hashlib
+import errno
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..oci.digest import Digest
-from .disk import is_untouched
+DAMAGE = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV})
+"""Errors that are the file's own: the disk cannot read it, or it is a link, a socket, a FIFO or a device."""
 
 
 @dataclass(slots=True)
@@ -19,6 +19,8 @@ class StoredBlob:
     size: int
     path: Path
     _release: Callable[[], None]
+    unreadable: Callable[[], None] = lambda: None
+    """To be called when reading it failed: it is verified before it is served again."""
 
     def close(self) -> None:
         """Give the file back."""
@@ -26,13 +28,13 @@ class StoredBlob:
         self._release()
 
 
-async def is_good(fd: int, path: Path, digest: Digest, size: int) -> bool:
-    """Whether the file is as it was stored; one that was touched since is verified, which takes a second per GB."""
-    state = os.fstat(fd)
-    if state.st_size != size:
-        return False
-    if is_untouched(path, state.st_mtime_ns):
-        return True
-    with os.fdopen(os.dup(fd), "rb") as file:
-        found = await asyncio.to_thread(hashlib.file_digest, file, digest.algorithm)
-    return found.hexdigest() == digest.hex
+def open_regular(path: Path) -> int:
+    """Open a file for reading; raises `OSError`, with an errno in `DAMAGE` for anything but a regular file.
+
+    Opening a FIFO would wait for a writer, and the event loop with it.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return fd

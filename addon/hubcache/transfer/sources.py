@@ -79,11 +79,13 @@ class FileSource(Source):
     def __init__(self, blob: StoredBlob, start: int, end: int) -> None:
         self._blob = blob
         self.path = blob.path
+        self.closed: Callable[[], None] = lambda: None
+        """Called when all was sent, or the client left."""
         self.at = start
         self.end = end
 
     async def read(self, most: int = CHUNK) -> bytes:
-        with _reading():
+        with self._reading():
             data = os.pread(self._blob.fd, min(most, self.end - self.at), self.at)
         self._advance(len(data), most)
         return data
@@ -92,17 +94,31 @@ class FileSource(Source):
         return self._take
 
     def _take(self, buffer: memoryview) -> int:
-        with _reading():
+        with self._reading():
             count = os.preadv(self._blob.fd, [buffer[: self.end - self.at]], self.at)
         self._advance(count, len(buffer))
         return count
 
     def _advance(self, count: int, most: int) -> None:
         if not count and not self.finished:
+            self.unreadable()
             raise StorageError("a stored blob is shorter than when it was stored")
         self.at += count
         if not self.finished:
             os.posix_fadvise(self._blob.fd, self.at + most * _AHEAD, most, os.POSIX_FADV_WILLNEED)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """A file that cannot be read breaks the body off, and is looked at before it is served again."""
+        try:
+            yield
+        except OSError as error:
+            self.unreadable()
+            raise StorageError(f"cannot read a stored blob: {error}") from error
+
+    def unreadable(self) -> None:
+        """Reading the file failed, here or in the worker that has it."""
+        self._blob.unreadable()
 
     @property
     def finished(self) -> bool:
@@ -110,6 +126,7 @@ class FileSource(Source):
 
     async def close(self) -> None:
         self._blob.close()
+        self.closed()
 
 
 class UpstreamSource(Source):
@@ -243,11 +260,3 @@ class FillSource(Source):
         self._released()
         if self._instead is not None:
             await self._instead.close()
-
-
-@contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"cannot read a stored blob: {error}") from error

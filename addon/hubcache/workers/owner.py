@@ -109,6 +109,8 @@ class _Conversation:
                 self._spawn(number, self._answer(number, unpack_request(request, payload)))
             case ["read", number] if number in self._sources:
                 self._reading[number] = self._spawn(number, self._read(number, self._sources[number]))
+            case ["unreadable", number] if isinstance(source := self._sources.get(number), FileSource):
+                source.unreadable()
             case ["close", number] if number in self._sources:
                 closing = self._spawn(number, self._close(number, self._sources.pop(number)))
                 self._closing.add(closing)

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from ..oci.errors import HubcacheError, StorageError, Unavailable
 from ..oci.registry import Registry
 from ..serve.errors import error_answer
 from ..serve.messages import LAST_ATTEMPT, Answer, Forward, Request
-from ..store.stored import StoredBlob
+from ..store.stored import StoredBlob, open_regular
 from ..transfer.fill import Fill
 from ..transfer.pump import Pump
 from ..transfer.sources import CHUNK, FileSource, FillSource, Source
@@ -130,12 +129,17 @@ class Remote:
     def _open(self, number: int, how: list[Any], request: Request) -> Source:
         match how:
             case ["file", path, start, end]:
-                fd = os.open(path, os.O_RDONLY)
-                blob = StoredBlob(fd, end, Path(path), lambda: self._say(["close", number]))
+                blob = StoredBlob(
+                    open_regular(Path(path)),
+                    end,
+                    Path(path),
+                    lambda: self._say(["close", number]),
+                    lambda: self._say(["unreadable", number]),
+                )
                 return FileSource(blob, start, end)
             case ["fill", path, start, end, *_]:
                 fill = self._opening.pop(number)
-                fd = os.open(path, os.O_RDONLY)
+                fd = open_regular(Path(path))
                 return FillSource(fill, Path(path), fd, start, end, self._again(request), lambda: self.release(number))
             case [_, origin, finished]:
                 return _Asked(self, number, origin, finished)
