@@ -1,6 +1,5 @@
 """Counters for Prometheus; also the `Observer` of the transfer side."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 from functools import cache
@@ -57,6 +56,7 @@ class Metrics:
         self._up = Gauge(
             "hubcache_upstream_up", "0 while the host's circuit is open.", ["host"], registry=self.registry
         )
+        self._tasks = Gauge("hubcache_tasks", "Tasks of the event loop.", registry=self.registry)
         self._workers = Gauge("hubcache_workers", "Processes that speak with clients.", registry=self.registry)
         self.workers_changed(1)
         self._fills = Gauge("hubcache_fills_in_flight", "Blobs being fetched.", registry=self.registry)
@@ -72,7 +72,6 @@ class Metrics:
             ("hubcache_store_capacity_bytes", "The cap on the store's bytes.", lambda: store.rooms.capacity),
             ("hubcache_store_objects", "Blobs and manifests stored.", lambda: len(store.ledger.sizes)),
             ("hubcache_store_evictions", "Objects removed by the policy since start.", lambda: store.rooms.removed),
-            ("hubcache_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks())),
             ("hubcache_store_damaged", "Objects found damaged since start.", lambda: store.damages),
             ("hubcache_quarantine_bytes", "Bytes of damaged content put aside.", lambda: store.ledger.quarantined),
             ("hubcache_scrub_bytes", "Bytes verified unasked since start.", lambda: store.scrubbed.bytes),
@@ -99,6 +98,10 @@ class Metrics:
     def workers_changed(self, count: int) -> None:
         """So many processes speak with clients."""
         self._workers.set(count)
+
+    def tasks_counted(self, count: int) -> None:
+        """So many tasks are in the event loop."""
+        self._tasks.set(count)
 
     def remaining(self, host: str, credential: str) -> int | None:
         """Pulls left by the upstream's last word to this kind of credential; None when it never told."""

@@ -1,5 +1,6 @@
 """The status listener: `/healthz` for load balancers and people, `/metrics` for Prometheus, `/evictions` to explain."""
 
+import asyncio
 import json
 from dataclasses import asdict
 from typing import Any
@@ -75,6 +76,7 @@ class Status:
         return web.json_response(lines)
 
     async def _render_metrics(self, _: web.Request) -> web.Response:
+        self._metrics.tasks_counted(len(asyncio.all_tasks()))
         return web.Response(
             body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
