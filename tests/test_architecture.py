@@ -22,7 +22,18 @@ WINGS = {
 }
 FRONT = {
     *("client_side", "connect", "credentials", "doors", "engine", "flow_headers", "handshake", "interception", "lean"),
-    *("connections", "front", "handover", "plain_request", "reception", "sending", "wire"),
+    *(
+        "clients",
+        "connections",
+        "front",
+        "guard",
+        "handover",
+        "plain_request",
+        "reception",
+        "sending",
+        "tunnels",
+        "wire",
+    ),
 }
 ROOMS = WINGS | {module: {*WINGS, *FRONT} for module in FRONT} | {"plugin": {*WINGS, *FRONT}}
 # Single arrows beyond these: what is shown of an outage is the state of the circuit breakers, what is logged of a

@@ -23,7 +23,7 @@ ANSWER = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEAD = re.compile(
     rb"CONNECT ([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5}) HTTP/1\.[01]\r\n"
-    rb"(?:(?!content-length:|transfer-encoding:)" + _TOKEN + rb":[^\r\n\0]*\r\n)*\r\n",
+    rb"(?:(?!content-length:|transfer-encoding:)" + _TOKEN + rb":[\t -~\x80-\xff]*\r\n)*\r\n",
     re.IGNORECASE,
 )
 """The head of a CONNECT about which there is nothing to say (RFC 9112 section 2.1, without a body)."""

@@ -12,7 +12,9 @@ from mitmproxy.proxy import layer
 from mitmproxy.proxy.mode_servers import ServerInstance
 
 from . import client_side, doors, front, handover, lean
+from .clients import Clients
 from .connect import Connects, is_known
+from .guard import Guard
 from .handshake import Handshakes
 from .interception import Interception
 from .reception import Decider, Desk
@@ -25,7 +27,9 @@ class Connections:
 
     def __init__(self, own: Iterable[object]) -> None:
         self.wires = Wires()
-        self._own = (self, *own)
+        self.guard = Guard(Clients())
+        self.addons = [self.guard]
+        self._own = (self, self.guard, *own)
         self._interception = Interception(())
         self._connects: Connects | None = None
         self._handshakes: Handshakes | None = None
@@ -51,7 +55,8 @@ class Connections:
     def receive(self, servers: Iterable[ServerInstance[Any]], decider: Decider) -> None:
         """Begin with the clients of these doors before mitmproxy does, where that makes no difference to anybody."""
         self._decider = decider
-        doors.receive(servers, self._reception)
+        self.guard.clients = Clients(networks=self.guard.clients.networks)  # there may be more descriptors by now
+        doors.receive(servers, self._reception, self.guard.clients.relieve)
 
     def decided(self, client: Client) -> Forward | None:
         """What was decided about a client's next request before mitmproxy took over."""
@@ -88,7 +93,8 @@ class Connections:
             if front.permitted(ctx.options, self.is_heard):
                 parts = (self._interception, self._connecting(), self._shaking(), self._decider)
                 show = _show if ctx.options.flow_detail else None
-                self._front = front.Front(Desk(*parts, float(ctx.options.tcp_timeout), show), ctx.options)
+                desk = Desk(*parts, float(ctx.options.tcp_timeout), show, self.guard.clients)
+                self._front = front.Front(desk, ctx.options)
         return self._front.receive(server, client) if self._front is not None else None
 
     # -- hooks --------------------------------------------------------------------------------------------------------

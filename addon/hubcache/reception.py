@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mitmproxy.net.http import http1
@@ -18,6 +18,8 @@ from mitmproxy.utils import human
 from OpenSSL import SSL
 
 from . import flow_headers
+from .client_side import MAX_HEAD
+from .clients import Clients
 from .connect import ANSWER, Connects
 from .handover import Said, hand_over
 from .handshake import Handshakes
@@ -38,6 +40,14 @@ _MOST = 16 << 10
 """Bytes of a hello, and of what a client may send while it waits for an answer."""
 
 
+HEAD_SECONDS = 30.0
+"""What a client has for CONNECT, hello and its first request together, and for each head that it has begun. No byte
+renews it, or a few bytes would hold a connection for ever."""
+_MOST_TOLD = 500
+"""Characters of a target in a line of the log."""
+_BEGINS_HEAD = re.compile(rb"[\r\n!#$%&'*+.^_`|~0-9A-Za-z-]")
+
+
 class Decider(Protocol):
     """What answers: the engine, or a worker's end of it."""
 
@@ -48,8 +58,8 @@ class Decider(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What receptions work with. A client that says nothing is left after `patience` seconds, as by mitmproxy; what was
-    answered is told to `show`, if there is one."""
+    """What receptions work with. A client that asks for nothing more is left after `patience` seconds, as by mitmproxy;
+    what was answered is told to `show`, if there is one."""
 
     interception: Interception
     connects: Connects
@@ -57,6 +67,7 @@ class Desk:
     decider: Decider
     patience: float
     show: Callable[[str], None] | None
+    clients: Clients = field(default_factory=Clients)
 
 
 class Reception(asyncio.Protocol):
@@ -79,7 +90,10 @@ class Reception(asyncio.Protocol):
         """Whether the client says nothing more."""
         self._answering: asyncio.Task[bool] | None = None
         self._is_sending = False
-        self._heard_at = self._loop.time()
+        self._due = 0.0
+        """When the connection is ended unless a request is being answered."""
+        self._has_begun = True
+        """Whether a head is on its way."""
 
     # -- asyncio's side ---------------------------------------------------------------------------------------------
 
@@ -87,17 +101,30 @@ class Reception(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._sending = Sending(transport, self._said, self._desk.patience)
-        self._timer = self._loop.call_later(self._desk.patience, self._watch)
+        self._expect(HEAD_SECONDS)
+        self._timer = self._loop.call_at(self._due, self._watch)
+        listens_at = transport.get_extra_info("socket")
+        descriptor = 0 if listens_at is None else listens_at.fileno()
+        if not self._desk.clients.enter(self, self._client[0], descriptor):
+            transport.abort()
+
+    def _expect(self, seconds: float) -> None:
+        self._due = self._loop.time() + min(seconds, self._desk.patience)
 
     def _watch(self) -> None:
-        silent = 0.0 if self._answering else self._loop.time() - self._heard_at
-        if silent >= self._desk.patience:
+        now = self._loop.time()
+        if self._answering is not None:
+            self._timer = self._loop.call_at(now + self._desk.patience, self._watch)
+        elif now >= self._due:
             self._transport.abort()
         else:
-            self._timer = self._loop.call_later(self._desk.patience - silent, self._watch)
+            self._timer = self._loop.call_at(self._due, self._watch)
+
+    def dismiss(self) -> None:
+        """End the connection, which waits for its client."""
+        self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = self._loop.time()
         if self._said.is_secure and self._said.connection is not None:
             data, self._has_ended = self._said.connection.decrypt(data)
         self._received += data
@@ -113,6 +140,7 @@ class Reception(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self._timer.cancel()
+        self._desk.clients.leave(self)
         if self._step == self._secure and not self._has_ended:
             self._say_untrusted("it left")
         self._sending.resume()
@@ -128,8 +156,15 @@ class Reception(asyncio.Protocol):
     def _go_on(self) -> None:
         while self._received and self._step():
             pass
-        if self._has_ended and self._answering is None and self._transport.get_protocol() is self:
+        if self._answering is not None or self._transport.get_protocol() is not self:
+            return
+        if self._has_ended:
             self._transport.close()
+        elif self._received and not self._has_begun:
+            self._has_begun = True
+            self._expect(HEAD_SECONDS)
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._due, self._watch)
 
     def _hand_over(self) -> bool:
         """Have mitmproxy go on, with what was received and is not read yet."""
@@ -137,6 +172,7 @@ class Reception(asyncio.Protocol):
             self._transport.close()
             return False
         self._timer.cancel()
+        self._desk.clients.leave(self)
         successor = hand_over(self._transport, self._server, self._said, self._received)
         if self._sending.is_paused:
             successor.pause_writing()
@@ -144,7 +180,16 @@ class Reception(asyncio.Protocol):
 
     # -- what a client says, step by step; each tells whether to read on ----------------------------------------------
 
+    def _is_partial(self) -> bool:
+        """Whether what was received may become a head. One that is longer than any is mitmproxy's to refuse."""
+        received = self._received
+        if len(received) > MAX_HEAD or _BEGINS_HEAD.match(received) is None:
+            return False
+        return received.find(b"\n\r\n", 2) < 0 and received.find(b"\n\n", 2) < 0
+
     def _connect(self) -> bool:
+        if self._is_partial():
+            return False
         found = self._desk.connects.find(self._received)
         if found is None:
             return self._hand_over()
@@ -193,6 +238,8 @@ class Reception(asyncio.Protocol):
         logger.warning("hubcache: %s %s trust the proxy's certificate for %s: %s", client, doubt, host, reason)
 
     def _request(self) -> bool:
+        if self._is_partial():
+            return False
         asked = PlainRequest.parse(self._received)
         mode = self._server.mode
         if asked is not None and isinstance(mode, ReverseMode):
@@ -202,6 +249,7 @@ class Reception(asyncio.Protocol):
         self._answering = asyncio.Task(self._answer(asked, self._place), loop=self._loop, eager_start=True)
         if self._answering.done():
             return self._answered(self._answering)
+        self._desk.clients.work(self)
         self._answering.add_done_callback(self._answered_later)
         return False
 
@@ -236,7 +284,8 @@ class Reception(asyncio.Protocol):
         """What mitmdump would tell in a line or two, and where the answer came from."""
         host, port = self._said.address or (place.registry.host, 443)
         authority = host if port == 443 else human.format_address((host, port))
-        url = f"https://{authority}{asked.path}" + (f"?{asked.query}" if asked.query else "")
+        target = asked.path + (f"?{asked.query}" if asked.query else "")
+        url = f"https://{authority}" + (target if len(target) <= _MOST_TOLD else f"{target[:_MOST_TOLD]}…")
         size = "broken off" if self._transport.is_closing() else human.pretty_size(answer.length)
         client = human.format_address(self._client)
         return f"{client}: {asked.method} {url} << {answer.status} {answer.result.value} {size}"
@@ -261,7 +310,7 @@ class Reception(asyncio.Protocol):
             self._has_ended |= has_ended
 
     def _answered(self, task: asyncio.Task[bool]) -> bool:
-        self._answering = None
+        self._answering, self._has_begun = None, False
         if task.cancelled():
             return False
         error = task.exception()
@@ -269,10 +318,12 @@ class Reception(asyncio.Protocol):
             logger.error("hubcache: a request failed", exc_info=error)
             self._transport.abort()
             return False
+        if self._transport.get_protocol() is self:
+            self._expect(self._desk.patience)
+            self._desk.clients.wait(self)
         return task.result()
 
     def _answered_later(self, task: asyncio.Task[bool]) -> None:
         if self._answered(task):
-            self._heard_at = self._loop.time()
             self._transport.resume_reading()
             self._go_on()
