@@ -47,7 +47,7 @@ class Tunnels:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except UnicodeError as error:  # no name that DNS could have
             raise OSError(f"{_shown(address)} is no name of a host") from error
-        numbers = [entry[4][0] for entry in found]
+        numbers = [str(entry[4][0]) for entry in found]
         if _matches(self._named, host, port):
             return numbers[0], port
         permitted = [number for number in numbers if self._permits(number, port)]
