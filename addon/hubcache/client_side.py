@@ -42,6 +42,7 @@ _UNCLEAR = (
     (re.compile(rb"\n[ \t]"), "a header is folded (RFC 9112 section 5.2)"),
     (re.compile(rb"(?<!\r)\n|\r(?!\n)"), "CR and LF end lines together only (RFC 9112 section 2.2)"),
     (re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]"), "a control character in the head (RFC 9110 section 5.5)"),
+    (re.compile(rb"\nhost:[^\0]*\nhost:", re.IGNORECASE), "two Host headers (RFC 9112 section 3.2)"),
     (
         re.compile(rb"\n(?:accept|authorization|host|if-none-match|if-range|range):[^\n]*[\x80-\xff]", re.IGNORECASE),
         "a header that is passed on is not ASCII",
