@@ -1,5 +1,7 @@
 """Who may connect, and which connections are closed when there are too many."""
 
+import heapq
+from collections import deque
 from ipaddress import ip_network
 
 import pytest
@@ -49,11 +51,23 @@ def test_that_clients_are_turned_away_is_said_once(caplog: pytest.LogCaptureFixt
 
 
 def test_oldest_that_waits_is_closed_when_descriptors_run_short() -> None:
-    clients = Clients(1000)
-    first, second, third = (entered(clients, f"10.0.0.{number}", 100) for number in range(3))
+    clients = Clients(20)
+    first, second, third = (entered(clients, f"10.0.0.{number}", 15) for number in range(3))
     clients.work(first)
-    newcomer = entered(clients, descriptor=800)
+    newcomer = entered(clients, descriptor=16)
     assert [held.is_dismissed for held in (first, second, third, newcomer)] == [False, True, False, False]
+
+
+@pytest.mark.parametrize("descriptors", [128, 256, 1024, 8192])
+def test_descriptors_are_never_used_up_by_clients_that_wait(descriptors: int) -> None:
+    """The system gives each newcomer the lowest number that is free."""
+    clients, free, held = Clients(descriptors), list(range(descriptors)), deque[tuple[Held, int]]()
+    for _ in range(4 * descriptors):
+        number = heapq.heappop(free)
+        held.append((entered(clients, f"10.0.0.{len(held) % 200}", number), number))
+        while held and held[0][0].is_dismissed:
+            heapq.heappush(free, held.popleft()[1])
+    assert len(free) > descriptors // 16
 
 
 def test_connection_is_as_old_as_its_last_answer() -> None:

@@ -22,6 +22,8 @@ _MOST = 1 << 16
 half of them hold in memory is some hundred MB."""
 _LEAST_SHARE = 256
 """Connections that an address has at least: many machines may be behind one."""
+_AT_ONCE = 100
+"""Connections that are closed in a row at most: it takes a millisecond."""
 _SAY_SECONDS = 60.0
 
 
@@ -42,6 +44,9 @@ class Clients:
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             descriptors = _MOST if limit == resource.RLIM_INFINITY else limit
         self._high = min(descriptors, _MOST) * 4 // 5
+        self._batch = max(1, min(self._high // 16, _AT_ONCE))
+        """How many are closed when descriptors run short. The next clients get the numbers of those that were closed,
+        and tell nothing: with one at a time, the highest number would go up by one with each second client."""
         self.share = max(_LEAST_SHARE, min(descriptors, _MOST) // 4)
         """Connections of one address at most."""
         self._places: dict[Connection, str] = {}
@@ -66,14 +71,15 @@ class Clients:
     def enter(self, connection: Connection, address: str, descriptor: int = 0) -> bool:
         """A new connection, which waits for its client; false where the address has too many that are busy.
 
-        `descriptor` is the number of its socket. The system gives the lowest that is free, so it tells how many are in
+        `descriptor` is the number of its socket. The system gives the lowest that is free, so at least as many are in
         use, whatever for.
         """
         place = _place(address)
         if self._counts[place] >= self.share and not self._dismiss(self._waiting_at.get(place)):
             return False
         if descriptor >= self._high:
-            self.relieve()
+            for _ in range(self._batch):
+                self.relieve()
         self._places[connection] = place
         self._counts[place] += 1
         self.wait(connection)
