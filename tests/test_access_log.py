@@ -91,3 +91,16 @@ async def test_what_the_cache_writes_can_be_replayed(hub: Hub, tmp_path: Path) -
     trace = read(tmp_path / "log")
     assert len(trace.keys) == 6
     assert trace.footprint() >= 50_000
+
+
+@pytest.mark.parametrize("mode", [None, 0o644, 0o640])
+def test_file_is_for_its_owner_unless_it_was_there(tmp_path: Path, mode: int | None) -> None:
+    path = tmp_path / "access.log"
+    if mode is not None:
+        path.touch()
+        path.chmod(mode)
+    log = AccessLog(path)
+    log.add(1.0, request(), Answer(200, {}, Result.HIT, kind="blob"))
+    log.flush()
+    assert path.stat().st_mode & 0o777 == (mode or 0o600)
+    assert path.read_text()

@@ -22,8 +22,21 @@ WINGS = {
 }
 FRONT = {
     *("client_side", "connect", "credentials", "doors", "engine", "flow_headers", "handshake", "interception", "lean"),
-    *("connections", "front", "handover", "plain_request", "reception", "sending", "wire"),
-    *("leaving", "mirror_tls", "stopping"),
+    *(
+        "clients",
+        "connections",
+        "front",
+        "guard",
+        "handover",
+        "leaving",
+        "mirror_tls",
+        "plain_request",
+        "reception",
+        "sending",
+        "stopping",
+        "tunnels",
+        "wire",
+    ),
 }
 ROOMS = WINGS | {module: {*WINGS, *FRONT} for module in FRONT} | {"plugin": {*WINGS, *FRONT}}
 # Single arrows beyond these: what is shown of an outage is the state of the circuit breakers, what is logged of a

@@ -196,3 +196,90 @@ def test_other_layers_are_left_alone() -> None:
     tunnel = layers.TCPLayer(made_context())
     install(tunnel)
     assert not hasattr(tunnel, "connections")
+
+
+# -- what parsers read in different ways
+
+PLAIN = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nAccept: a/b\r\nUser-Agent: docker\r\n\r\n"
+UNCLEAR = {
+    "folded by a space": PLAIN.replace(b"a/b", b"a/b,\r\n c/d"),
+    "folded by a tab": PLAIN.replace(b"a/b", b"a/b\r\n\tc/d"),
+    "folded and empty": PLAIN.replace(b"a/b", b"a/b\r\n "),
+    "folded first": PLAIN.replace(b"Host: x", b" Host: x"),
+    "bare LF": PLAIN.replace(b"a/b\r\n", b"a/b\n"),
+    "bare LF at the end": PLAIN.replace(b"docker\r\n\r\n", b"docker\n\n"),
+    "bare LF all over": PLAIN.replace(b"\r\n", b"\n"),
+    "bare CR": PLAIN.replace(b"a/b", b"a/b\rX: y"),
+    "two CR": PLAIN.replace(b"a/b", b"a/b\r"),
+    "NUL": PLAIN.replace(b"a/b", b"a\0b"),
+    "NUL in a name": PLAIN.replace(b"Accept", b"Acc\0ept"),
+    "NUL in the target": PLAIN.replace(b"/v2/", b"/v2/\0"),
+    "escape": PLAIN.replace(b"docker", b"\x1b[31mdocker"),
+    "vertical tab": PLAIN.replace(b"a/b", b"a\x0bb"),
+    "delete": PLAIN.replace(b"a/b", b"a\x7fb"),
+    "Accept in Latin-1": PLAIN.replace(b"a/b", b"a/\xfc"),
+    "Authorization in Latin-1": PLAIN.replace(b"Accept: a/b", b"authorization: Bearer \xfc"),
+    "Range in UTF-8": PLAIN.replace(b"Accept: a/b", b"Range: bytes=\xc3\xbc"),
+    "LF before": b"\n" + PLAIN,
+    "CR before": b"\r" + PLAIN,
+    "many empty lines before": b"\r\n" * 20 + PLAIN,
+}
+
+
+@pytest.mark.parametrize("head", UNCLEAR.values(), ids=UNCLEAR)
+@pytest.mark.parametrize("step", [1, 1000])
+def test_head_that_is_not_clear_to_everybody_is_400(head: bytes, step: int) -> None:
+    wire = Wire()
+    for at in range(0, len(head), step):
+        wire.feed(head[at : at + step])
+    assert wire.answer() == (400, "NAME_INVALID")
+    assert wire.is_closed
+    assert wire.requests == 0
+
+
+@pytest.mark.parametrize("head", [PLAIN, PLAIN.replace(b"docker", b"d\xc3\xb6cker \xfc"), b"\r\n" + PLAIN])
+@pytest.mark.parametrize("step", [1, 1000])
+def test_head_that_is_clear_to_everybody_is_read(head: bytes, step: int) -> None:
+    wire = Wire()
+    for at in range(0, len(head), step):
+        wire.feed(head[at : at + step])
+    assert wire.sent == b""
+    assert wire.requests > 0
+
+
+def test_trailers_are_dropped_and_the_next_request_is_read() -> None:
+    wire = Wire()
+    wire.feed(b"PUT /v2/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    wire.feed(b"4\r\nbody\r\n0\r\nX-Sum: 1\r\n")
+    wire.feed(b"\r\n" + PLAIN)
+    received = [command.event for command in wire.commands if isinstance(command, ReceiveHttp)]
+    assert [type(event).__name__ for event in received] == ["RequestHeaders", "RequestData", "RequestEndOfMessage"]
+    response = http.Response.make(200, b"")
+    wire.commands += wire.server.send(ResponseHeaders(1, response, True))
+    wire.commands += wire.server.send(ResponseEndOfMessage(1))
+    assert wire.requests == 5
+
+
+def test_trailers_without_an_end_are_refused_at_the_limit() -> None:
+    wire = Wire()
+    wire.feed(b"PUT /v2/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+    for _ in range(MAX_HEAD // 1000 + 2):
+        wire.feed(b"X: " + b"t" * 995 + b"\r\n")
+    assert wire.answer() == (431, "UNSUPPORTED")
+    assert wire.is_closed
+
+
+@pytest.mark.parametrize("target", [b"/v2/", b"*", b"/"])
+def test_proxy_takes_no_request_that_names_no_host(target: bytes) -> None:
+    wire = Wire()
+    wire.server._is_proxy = True
+    wire.feed(b"OPTIONS " + target + b" HTTP/1.1\r\nHost: localhost:9000\r\n\r\n")
+    assert wire.answer() == (400, "NAME_INVALID")
+    assert wire.requests == 0
+
+
+def test_log_tells_a_part_of_what_a_client_said() -> None:
+    wire = Wire()
+    wire.feed(b"GET\r\n" + b"X" * 60_000 + b"\r\n\r\n")
+    (line,) = [command.message for command in wire.commands if isinstance(command, commands.Log)]
+    assert len(line) < 300

@@ -16,7 +16,7 @@ from standin import Hub, random_bytes
 from standin.tls import make
 from wire import PATIENCE, Exchange, head, wait_until
 
-rig, door = proxy.fixtures(hubcache_tag_ttl="600")
+rig, door = proxy.fixtures(hubcache_tag_ttl="600", hubcache_tunnel=["*", "localhost", "127.0.0.1"])
 
 ALICE = "Basic " + base64.b64encode(b"alice:secret").decode()
 REALM = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io"'

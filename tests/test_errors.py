@@ -86,3 +86,17 @@ def test_retry_after_is_a_whole_number_of_at_least_one_second(seconds: float) ->
 @pytest.mark.parametrize("kind", [StorageError, StoreTooNew, ConfigError])
 def test_errors_of_the_house_are_not_answers(kind: type[HubcacheError]) -> None:
     assert not issubclass(kind, RegistryError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Unauthorized("m", "Bearer x", {"a": 1}), TooManyRequests("m", 3.5), RangeInvalid("m", 7), StorageError("m")],
+)
+def test_error_can_be_had_again_without_its_past(error: HubcacheError) -> None:
+    try:
+        raise error
+    except HubcacheError as raised:
+        again = raised.again()
+    assert (type(again), again.args, vars(again)) == (type(error), error.args, vars(error))
+    assert again.__traceback__ is None
+    assert str(again) == "m"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.oci.digest import Digest
+from hubcache.serve import mirror
 from hubcache.serve.messages import Answer, Door
 from hubcache.serve.mirror import platform_of
 from rig import Cache, read, running
@@ -133,6 +134,29 @@ async def test_offered_image_survives_an_outage(cache: Cache, hub: Hub) -> None:
 async def test_proxy_door_is_not_touched_by_the_mirror_option(cache: Cache, hub: Hub) -> None:
     image = hub.image("library/app", "1", layers=[b"x"])
     assert await cache.get(Door.PROXY, f"/v2/{image.repo}/manifests/1") == (200, image.manifest)
+
+
+async def test_what_clients_say_of_themselves_is_not_kept(cache: Cache, hub: Hub) -> None:
+    image = hub.image("library/app", "1", layers=[b"x"])
+    for number in range(50):
+        agent = f"docker os/o{number} arch/a{number} {'x' * 14_000}"
+        assert await pull(cache, image, f"10.0.0.{number}", agent) in (404, 200)
+    (counted,) = cache.engine._mirror._asked.values()
+    assert counted[1] == {platform_of("")}
+
+
+async def test_no_more_is_fetched_at_once_than_is_in_mind(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "_MAX_FETCHING", 3)
+    for number in range(10):
+        for client in ("10.0.0.1", "10.0.0.2"):
+            assert (await ask(cache, f"/v2/library/app/manifests/{number}", client=client))[0] == 404
+            assert len(cache.engine._mirror._fetching) <= 3
+    await settled(cache)
+
+
+@pytest.mark.parametrize("agent", ["os/linux arch/vax", "os/plan9 arch/amd64", "os/linux arch/amd64x", "os/ arch/"])
+def test_platform_that_there_is_not_counts_as_our_own(agent: str) -> None:
+    assert platform_of(agent) == platform_of("")
 
 
 def test_platform_is_read_from_the_user_agent() -> None:

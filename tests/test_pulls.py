@@ -49,3 +49,12 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(1000):
         assert seen.begins(number)
         assert len(seen._begun) <= 10
+
+
+def test_what_clients_say_is_not_kept() -> None:
+    seen = Pulls(Clock())
+    agents = ["x" * 14_000 + str(number) for number in range(100)]
+    assert all(seen.begins("image", ("10.0.0.1", agent)) for agent in agents)
+    assert not any(seen.begins("image", ("10.0.0.1", agent)) for agent in agents)
+    assert all(len(key) == 16 for key in seen._begun)
+    assert seen.begins("\udcff")  # bytes that are no UTF-8, as mitmproxy gives them

@@ -5,6 +5,8 @@ import logging
 from typing import Any
 
 import pytest
+from hubcache import reception
+from hubcache.clients import Clients
 from hubcache.oci.registry import HUB_HOST
 from hubcache.sending import Sending
 from hubcache.serve.messages import Answer, Forward, Request, Result
@@ -50,9 +52,9 @@ async def test_client_that_sends_a_lot_while_it_waits_is_not_read_from_meanwhile
     question = Question()
     visit = Visit(question)
     visit.say(ASKED)
-    visit.say(b"x" * (LIMIT - len(ASKED)))
+    visit.say(b"\0" * (LIMIT - len(ASKED)))
     assert visit.transport.reads
-    visit.say(b"x")
+    visit.say(b"\0")
     assert not visit.transport.reads
     question.settle(small())
     await until(lambda: visit.taken_over)  # with what is no request
@@ -212,6 +214,96 @@ async def test_client_that_is_silent_is_left_and_one_that_waits_is_not() -> None
     waiting.leave()
 
 
+async def test_head_has_its_time_and_no_byte_renews_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reception, "HEAD_SECONDS", 0.2)
+    visit, question = Visit(always), Question()
+    waiting = Visit(question)
+    waiting.say(ASKED)
+    begun = asyncio.get_running_loop().time()
+    while not visit.transport.is_aborted:
+        visit.say(b"G")
+        await asyncio.sleep(0.01)
+    assert 0.2 <= asyncio.get_running_loop().time() - begun < 5
+    assert not waiting.transport.is_closing()
+    question.settle(small())
+    await until(lambda: waiting.lines)
+    other = Visit(always)
+    await until(lambda: other.transport.is_aborted)
+    assert not waiting.transport.is_closing()  # an idle connection has its own time
+    waiting.say(ASKED[:10])
+    await until(lambda: waiting.transport.is_aborted)
+    for each in (visit, waiting, other):
+        each.leave()
+    assert (visit.taken_over, len(waiting.lines)) == ([], 1)
+
+
+@pytest.mark.parametrize("head", [ASKED, b"\r\n" + ASKED, ASKED.replace(b"GET", b"PUT")])
+async def test_head_is_waited_for(head: bytes) -> None:
+    visit = Visit(always)
+    for byte in head[:-1]:
+        visit.say(bytes([byte]))
+    await asyncio.sleep(0)
+    assert (visit.transport.sent, visit.taken_over) == (b"", [])
+    visit.say(head[-1:])
+    await until(lambda: visit.lines or visit.taken_over)
+    visit.leave()
+
+
+async def test_head_that_is_longer_than_any_is_mitmproxys_to_refuse() -> None:
+    visit = Visit(always)
+    visit.say(b"G" * (64 << 10))
+    await asyncio.sleep(0)
+    assert visit.taken_over == []
+    visit.say(b"G")
+    await until(lambda: visit.taken_over)
+    visit.leave()
+
+
+async def test_idle_client_makes_room_and_one_that_waits_for_its_answer_does_not() -> None:
+    clients, question = Clients(1000), Question()
+    busy, idle, later = Visit(question, clients=clients), Visit(always, clients=clients), Visit(always, clients=clients)
+    for visit in (busy, idle, later):
+        visit.say(ASKED)
+    assert clients.relieve()
+    assert [visit.transport.is_aborted for visit in (busy, idle, later)] == [False, True, False]
+    question.settle(small())
+    await until(lambda: busy.lines)
+    assert clients.relieve()
+    assert clients.relieve()
+    assert not clients.relieve()
+    assert [visit.transport.is_aborted for visit in (busy, idle, later)] == [True, True, True]
+    for visit in (busy, idle, later):
+        visit.leave()
+
+
+async def test_address_that_has_too_many_connections_gets_no_more() -> None:
+    clients = Clients(1000)
+    visits = [Visit(Question(), clients=clients) for _ in range(clients.share)]
+    for visit in visits:
+        visit.say(ASKED)
+    refused = Visit(always, clients=clients)
+    assert refused.transport.is_aborted
+    for visit in (*visits, refused):
+        visit.leave()
+    assert clients._counts == {}
+
+
+async def test_client_that_is_handed_over_is_counted_no_more() -> None:
+    clients = Clients(1000)
+    visit = Visit(always, clients=clients)
+    visit.say(ASKED.replace(b"GET", b"PUT"))
+    await until(lambda: visit.taken_over)
+    assert (clients._counts, clients.relieve()) == ({}, False)
+    visit.leave()
+
+
+async def test_long_target_is_told_in_part() -> None:
+    visit = Visit(always)
+    visit.say(head("GET", "/v2/" + "x" * 10_000, {"Host": HUB_HOST}))
+    assert len(visit.lines[0]) < 700
+    visit.leave()
+
+
 async def test_client_that_does_not_read_gets_no_more_answers() -> None:
     """Else what it asks for would be kept for it in memory."""
     visit = Visit(always)
@@ -273,7 +365,7 @@ async def test_mitmproxy_hears_that_the_client_does_not_read() -> None:
     visit = Visit(always)
     visit.say(ASKED)
     visit.reception.pause_writing()
-    visit.say(b"PUT / HTTP/1.1\r\n")
+    visit.say(b"PUT / HTTP/1.1\r\n\r\n")
     successor: Any = visit.transport.get_protocol()
     assert successor._paused
     await until(lambda: visit.taken_over)
@@ -282,7 +374,7 @@ async def test_mitmproxy_hears_that_the_client_does_not_read() -> None:
 
 async def test_client_that_was_taken_over_is_not_left_for_its_silence() -> None:
     visit = Visit(always, patience=0.1)
-    visit.say(b"PUT / HTTP/1.1\r\n")
+    visit.say(b"PUT / HTTP/1.1\r\n\r\n")
     other = Visit(always, patience=0.2)
     await until(lambda: other.transport.is_aborted)
     assert not visit.transport.is_closing()

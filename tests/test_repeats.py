@@ -124,10 +124,34 @@ def test_answer_to_a_question_from_before_a_change_is_not_kept(bench: Bench) -> 
 
 def test_memory_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "MAX_BYTES", 20_000)
-    for number in range(1000):
+    bench.repeats = Repeats(bench.epoch, lambda: bench.now)
+    for number in range(0, 30_000, 30):
         bench.keep(replace(REQUEST, path=f"/v2/library/app/manifests/{number}"), replace(ANSWER, body=b"b" * number))
-        assert sum(len(answer.body) for _, answer in bench.repeats._answers.values()) <= 20_000
+        assert sum(len(answer.body) for answer in bench.repeats._answers.values()) <= 20_000
         assert len(bench.repeats._answers) <= 10
+
+
+def test_what_clients_say_is_not_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "MAX_COUNTED", 10)
+    long = "x" * 14_000
+    for number in range(100):
+        said = {"accept": f"{long}{number}", "user-agent": f"{long}{number}", "x": long}
+        request = replace(REQUEST, headers=said, query=f"{long}{number}", client=str(number))
+        bench.keep(request)
+        assert (bench.repeats.answer(request) is not None) is (number < 10)
+    counts = bench.repeats.take_counts()
+    assert len(counts) == 10
+    assert max(len(repr(request)) for request, _, _ in counts) < 1000
+    assert all(len(key) == 16 for key in bench.repeats._answers)
+
+
+def test_clients_of_one_platform_ask_the_same(bench: Bench) -> None:
+    def asked_by(agent: str) -> Request:
+        return replace(REQUEST, headers=REQUEST.headers | {"user-agent": agent})
+
+    bench.keep(asked_by("docker/28 os/linux arch/arm64"))
+    assert bench.repeats.answer(asked_by("docker/29 os/linux arch/arm64 (other)")) is not None
+    assert bench.repeats.answer(asked_by("docker/28 os/linux arch/s390x")) is None
 
 
 def test_whoever_gets_the_answer_may_change_it(bench: Bench) -> None:
@@ -139,18 +163,19 @@ def test_whoever_gets_the_answer_may_change_it(bench: Bench) -> None:
 
 
 def test_repeated_answers_are_counted_by_client(bench: Bench) -> None:
-    others = [replace(REQUEST, client="10.0.0.2"), replace(REQUEST, headers=REQUEST.headers | {"user-agent": "docker"})]
+    others = [replace(REQUEST, client="10.0.0.2"), replace(REQUEST, path="/v2/library/app/manifests/2")]
     bench.keep()
     bench.keep(others[1])
     for request in (REQUEST, REQUEST, *others):
         assert bench.repeats.answer(request) is not None
     counts = bench.repeats.take_counts()
-    assert [(request, count) for request, _, count in counts] == [(REQUEST, 2), (others[0], 1), (others[1], 1)]
+    told = [replace(request, headers={}) for request in (REQUEST, *others)]
+    assert [(request, count) for request, _, count in counts] == list(zip(told, (2, 1, 1), strict=True))
     assert {answer.status for _, answer, _ in counts} == {200}
     assert bench.repeats.take_counts() == []
 
 
-def test_answer_is_kept_for_the_epoch_in_which_it_was_asked_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_is_kept_for_the_epoch_in_which_it_was_asked_for(bench: Bench) -> None:
     """The owner is another process: it may go on to the next at any moment."""
 
     class Leaping(Epoch):
@@ -162,7 +187,6 @@ def test_answer_is_kept_for_the_epoch_in_which_it_was_asked_for(bench: Bench, mo
 
     asked_in = bench.epoch.number
     bench.repeats._epoch = Leaping(bench.epoch._memory)
-    monkeypatch.setattr(repeats, "MAX_BYTES", 0)
     bench.repeats.keep(REQUEST, ANSWER, asked_in)
     bench.repeats._epoch = bench.epoch
     assert bench.repeats.answer(REQUEST) is None

@@ -22,12 +22,15 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
         yield opened
 
 
-async def fetch(status: Status, path: str) -> tuple[int, str, str]:
+async def fetch(status: Status, path: str, **headers: str) -> tuple[int, str, str]:
     """Status, type and text of a page, from a listener that runs for just that."""
     port = free_port()
     await status.start("127.0.0.1", port)
     try:
-        async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{port}{path}") as answer:
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"http://127.0.0.1:{port}{path}", headers=headers) as answer,
+        ):
             return answer.status, answer.headers["Content-Type"], await answer.text()
     finally:
         await status.close()
@@ -117,3 +120,26 @@ async def test_address_that_cannot_be_used_is_one_line(store: Store, host: str) 
         with pytest.raises(ConfigError, match=f"hubcache_status: cannot listen on {host}:{port}: .+"):
             await status.start(host, port)
         await status.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *(("127.0.0.1:9090", 200), ("[::1]:9090", 200), ("10.0.0.7", 200), ("localhost", 200), ("LOCALHOST.:80", 200)),
+        *((socket.gethostname(), 200), ("hubcache:9090", 200), ("hubcache.ci.svc:9090", 200)),
+        *(("hubcache.ci.svc.cluster.local", 200), ("cache.corp.internal", 200)),
+        *(("evil.example", 421), ("evil.example:9090", 421), ("127.0.0.1.evil.example", 421), ("local.evil.com", 421)),
+        *(("localhost.evil.com", 421), ("evil.com.", 421), ("xlocal.com", 421), ("[::1", 421), ("a.b", 421)),
+    ],
+)
+async def test_only_names_that_nobody_else_can_have_are_answered(store: Store, host: str, expected: int) -> None:
+    """Against DNS rebinding."""
+    for path in ("/healthz", "/nothing"):
+        code, _, text = await fetch(Status(store, Metrics(), Breakers()), path, Host=host)
+        assert (code == 421) is (expected == 421)
+        assert code != 421 or text.count("\n") == 1
+
+
+async def test_name_of_the_machine_is_answered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "cache.example.com")
+    assert (await fetch(Status(store, Metrics(), Breakers()), "/healthz", Host="cache.example.com:9090"))[0] == 200

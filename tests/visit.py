@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from hubcache.clients import Clients
 from hubcache.interception import Interception
 from hubcache.oci.errors import HubcacheError
 from hubcache.oci.registry import HUB_HOST, Registry
@@ -60,6 +61,7 @@ class Visit:
 
     answer: Callable[[Request], Awaitable[Answer | Forward | None]]
     patience: float = 60.0
+    clients: Clients = field(default_factory=Clients)
     transport: Transport = field(default_factory=Transport)
     lines: list[str] = field(default_factory=list)
     failures: list[HubcacheError] = field(default_factory=list)
@@ -72,7 +74,7 @@ class Visit:
         server: Any = SimpleNamespace(
             mode=ProxyMode.parse(f"reverse:https://{HUB_HOST}@5000"), handle_stream=self._handle_stream
         )
-        desk = Desk(table, unused, unused, decider, self.patience, self.lines.append)
+        desk = Desk(table, unused, unused, decider, self.patience, self.lines.append, self.clients)
         self.reception = Reception(desk, server, ("127.0.0.1", 50_000))
         self.transport.set_protocol(self.reception)
         self.reception.connection_made(self.transport)

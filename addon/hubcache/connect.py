@@ -23,9 +23,9 @@ ANSWER = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEAD = re.compile(
     rb"CONNECT ([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5}) HTTP/1\.[01]\r\n"
-    rb"(?:(?!content-length:|transfer-encoding:)" + _TOKEN + rb":[^\r\n\0]*\r\n)*\r\n",
-    re.IGNORECASE,
+    rb"(?:(?!(?i:content-length|transfer-encoding):)" + _TOKEN + rb":[\t -~\x80-\xff]*\r\n)*\r\n"
 )
+_HOST = re.compile(rb"\nhost:", re.IGNORECASE)
 """The head of a CONNECT about which there is nothing to say (RFC 9112 section 2.1, without a body)."""
 _MAX_HEAD = 16 << 10
 
@@ -61,7 +61,7 @@ class Connects:
     def find(self, data: bytes) -> tuple[tuple[str, int], int] | None:
         """The address that an ordinary CONNECT to one of our hosts names, and the length of its head."""
         found = _HEAD.match(data[:_MAX_HEAD])
-        if found is None:
+        if found is None or len(_HOST.findall(found[0])) > 1:
             return None
         host, port = found[1].decode().strip("[]"), int(found[2])
         return ((host, port), found.end()) if self._interception.has(host, port) else None

@@ -13,10 +13,12 @@ from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import ReverseMode
 
 from . import client_side, doors, front, handover, lean
+from .clients import Clients
 from .connect import Connects, is_known
+from .guard import Guard
 from .handshake import Handshakes
 from .interception import Interception
-from .leaving import Clients, HandledClients
+from .leaving import HandledClients, PresentClients
 from .mirror_tls import MirrorTls
 from .reception import Decider, Desk
 from .serve.messages import Forward
@@ -28,10 +30,12 @@ class Connections:
 
     def __init__(self, own: Iterable[object]) -> None:
         self.wires = Wires()
-        self._clients = Clients()
+        self.guard = Guard(Clients())
+        self._present = PresentClients()
         self._handled: HandledClients | None = None
         self._mirror_tls = MirrorTls()
-        self._own = (self, *own)
+        self.addons = [self.guard]
+        self._own = (self, self.guard, *own)
         self._interception = Interception(())
         self._connects: Connects | None = None
         self._handshakes: Handshakes | None = None
@@ -57,7 +61,8 @@ class Connections:
     def receive(self, servers: Iterable[ServerInstance[Any]], decider: Decider) -> None:
         """Begin with the clients of these doors before mitmproxy does, where that makes no difference to anybody."""
         self._decider = decider
-        doors.receive(servers, self._reception)
+        self.guard.clients = Clients(networks=self.guard.clients.networks)  # there may be more descriptors by now
+        doors.receive(servers, self._reception, self.guard.clients.relieve)
 
     async def close_doors(self) -> None:
         """Accept no client any more; those who are there are left by `leave`."""
@@ -67,16 +72,16 @@ class Connections:
         """Leave all clients who are not being served; returns how many are."""
         if self._handled is None:
             self._handled = HandledClients(ctx.master.addons.get("proxyserver").connections)
-        return self._clients.leave() + self._handled.leave()
+        return self._present.leave() + self._handled.leave()
 
     @property
     def new(self) -> int:
         """How many clients may be about to ask something, when `leave` was called last."""
-        return self._clients.new + (self._handled.new if self._handled is not None else 0)
+        return self._present.new + (self._handled.new if self._handled is not None else 0)
 
     def cut(self) -> None:
         """End the connections with all clients."""
-        self._clients.cut()
+        self._present.cut()
         if self._handled is not None:
             self._handled.cut()
 
@@ -115,7 +120,7 @@ class Connections:
             if front.permitted(ctx.options, self.is_heard):
                 parts = (self._interception, self._connecting(), self._shaking(), self._decider)
                 show = _show if ctx.options.flow_detail else None
-                desk = Desk(*parts, float(ctx.options.tcp_timeout), show, self._clients)
+                desk = Desk(*parts, float(ctx.options.tcp_timeout), show, self.guard.clients, self._present)
                 self._front = front.Front(desk, ctx.options)
         return self._front.receive(server, client) if self._front is not None else None
 

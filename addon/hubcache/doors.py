@@ -86,8 +86,11 @@ type Reception = Callable[[ServerInstance[Any], tuple[str, int]], asyncio.Protoc
 """Makes what speaks with a client at that address who came to that door; None where mitmproxy shall do it."""
 
 
-def receive(servers: Iterable[ServerInstance[Any]], reception: Reception) -> None:
-    """Have what `reception` makes begin with each new client, in place of mitmproxy."""
+def receive(
+    servers: Iterable[ServerInstance[Any]], reception: Reception, relieve: Callable[[], bool] = lambda: False
+) -> None:
+    """Have what `reception` makes begin with each new client, in place of mitmproxy; `relieve` is called where there is
+    no descriptor for one, and tells whether it closed a connection."""
     for server in servers:
         assert isinstance(server, AsyncioServerInstance)
         listeners: list[Any] = []
@@ -100,7 +103,7 @@ def receive(servers: Iterable[ServerInstance[Any]], reception: Reception) -> Non
         server._servers = listeners
         for listener in listeners:
             if isinstance(listener, _Listener):
-                listener.reception = reception
+                listener.reception, listener.relieve = reception, relieve
 
 
 class _Listener:
@@ -108,6 +111,7 @@ class _Listener:
 
     def __init__(self, instance: AsyncioServerInstance[Any], fd: int) -> None:
         self.reception: Reception = lambda *_: None
+        self.relieve: Callable[[], bool] = lambda: False
         self._instance = instance
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
@@ -123,7 +127,9 @@ class _Listener:
                 client, address = await loop.sock_accept(self._socket)
             except OSError as error:
                 # The client left (ECONNABORTED), or there are no more descriptors: asyncio's server goes on, too.
-                if error.errno in _EXHAUSTED:
+                if error.errno in _EXHAUSTED and self.relieve():
+                    await asyncio.sleep(0)  # it is closed then
+                elif error.errno in _EXHAUSTED:
                     logger.warning("hubcache: cannot accept clients for a moment: %s", error.strerror)
                     await asyncio.sleep(_PAUSE_SECONDS)
                 continue

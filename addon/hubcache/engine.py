@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Callable
 
+from .decide.throttle import Throttle
 from .oci.errors import NotStored, StorageError, StoreTooNew
 from .oci.registry import HUB_HOST, Registry
 from .operate.access_log import AccessLog
@@ -58,7 +59,7 @@ class Engine:
         self._background: set[asyncio.Task[None]] = set()
         self._access_log: AccessLog | None = None
         self._scrub = Scrub(self.store, self.storage_failed)
-        self._said: dict[str, float] = {}
+        self._throttle = Throttle(_REPEAT_SECONDS, time.monotonic)
 
     async def start(self) -> None:
         """Open store, session and listeners; raises `StoreTooNew` or `ConfigError`.
@@ -182,9 +183,7 @@ class Engine:
         """Say once in a while that content cannot be stored; that the policy does not want it is no news."""
         if isinstance(error, NotStored):
             return
-        now, what = time.monotonic(), str(error).partition(":")[0]  # after it comes a file's name, say
-        if now - self._said.get(what, -_REPEAT_SECONDS) >= _REPEAT_SECONDS:
-            self._said[what] = now
+        if self._throttle.permits(str(error).partition(":")[0]):  # after it comes a file's name, say
             logger.warning("hubcache: not storing, pulls go on uncached: %s", error)
 
     def _fill_failed(self, error: StorageError) -> None:

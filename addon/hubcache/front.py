@@ -53,11 +53,21 @@ class Front:
         mode = server.mode
         if self._blocks_global and _is_global(client[0]):
             return None  # mitmproxy turns it away, and says so
+        if not self._desk.clients.admits(client[0]):
+            return _TurnedAway()
         if isinstance(mode, ReverseMode):
             is_ours = mode.scheme == "https" and self._desk.interception.serves(mode)
         else:
             is_ours = isinstance(mode, RegularMode)
         return Reception(self._desk, server, client) if is_ours and self._desk.connects.permitted else None
+
+
+class _TurnedAway(asyncio.Protocol):
+    """Closes a connection, unread."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
 
 
 @lru_cache(1 << 12)

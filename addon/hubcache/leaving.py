@@ -46,20 +46,20 @@ class Client(Protocol):
         """End the connection at once."""
 
 
-class Clients:
+class PresentClients:
     """Connections of this process's own. Once the stop has begun they `are_leaving`, and `new` tells how many of them
     may still ask something."""
 
     def __init__(self) -> None:
-        self.present: set[Client] = set()
+        self.clients: set[Client] = set()
         self.are_leaving = False
         self.new = 0
 
     def leave(self) -> int:
         """Leave whoever is not being served; returns how many are."""
         self.are_leaving = True
-        self.present = {client for client in self.present if not client.is_gone}
-        standings = {client: client.standing for client in self.present}
+        self.clients = {client for client in self.clients if not client.is_gone}
+        standings = {client: client.standing for client in self.clients}
         for client, standing in standings.items():
             if standing is Standing.IDLE:
                 client.leave()
@@ -69,7 +69,7 @@ class Clients:
 
     def cut(self) -> None:
         """End all connections."""
-        for client in list(self.present):
+        for client in list(self.clients):
             client.cut()
 
 
@@ -98,7 +98,7 @@ class Handled:
         self._transport.abort()
 
 
-class HandledClients(Clients):
+class HandledClients(PresentClients):
     """Those of mitmproxy's `handlers`, which change all the time."""
 
     def __init__(self, handlers: Mapping[tuple[str, ...] | str, ConnectionHandler]) -> None:
@@ -113,7 +113,7 @@ class HandledClients(Clients):
             writer = io.writer if io is not None else None
             if handler.client not in self._known and isinstance(writer, asyncio.StreamWriter):
                 self._known[handler.client] = client = Handled(handler, writer.transport)
-                self.present.add(client)
+                self.clients.add(client)
         return super().leave()
 
 

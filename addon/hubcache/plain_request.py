@@ -36,6 +36,8 @@ class PlainRequest(NamedTuple):
         for line in found[3].decode().split("\r\n")[:-1]:
             name, _, value = line.partition(":")
             name, value = name.lower(), value.strip(" \t")
+            if name == "host" and name in headers:
+                return None
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         connection = headers.get("connection", "").lower()
         if connection not in ("", "keep-alive", "close") or "host" not in headers or not _UNUSUAL.isdisjoint(headers):

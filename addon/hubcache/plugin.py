@@ -112,6 +112,7 @@ class Hubcache:
             logger.warning("hubcache: %s", warning)
         self._settings, self._interception = settings, interception
         self._connections.intercept(interception)
+        self._connections.guard.apply(settings, interception, _ports(settings))
         if isinstance(self._engine, Engine):
             self._engine.apply(settings)
         host = settings.registries[0].host
@@ -297,6 +298,7 @@ class Hubcache:
         flow.request.scheme, flow.request.host, flow.request.port = "http", "127.0.0.1", self._engine.pump.port
         flow.request.path = path
         flow.request.headers.clear()
+        self._connections.guard.aim(flow)
 
     def _forward(self, flow: http.HTTPFlow, place: Place, forward: Forward) -> None:
         """Point a flow at the upstream, with nothing but the client's own credentials (or our anonymous token)."""
@@ -305,6 +307,7 @@ class Hubcache:
         flow.request.host = upstream.hostname or ""
         flow.request.port = upstream.port or (443 if upstream.scheme == "https" else 80)
         flow.request.stream = True
+        self._connections.guard.aim(flow)
         credentials.send(flow.request, forward.authorization)
         self._forwards[flow.id] = (place, forward)
 
@@ -355,6 +358,12 @@ def _workers(settings: Settings) -> int:
             logger.warning("hubcache: one worker only: flows are saved to a file")
             return 1
     return settings.workers
+
+
+def _ports(settings: Settings) -> list[int]:
+    """Those that this program listens on, beside the pump's, which is at loopback."""
+    doors = [ProxyMode.parse(mode).listen_port(ctx.options.listen_port) for mode in ctx.options.mode]
+    return [port for port in (*doors, settings.status and settings.status[1]) if port]
 
 
 def _is_default(name: str) -> bool:

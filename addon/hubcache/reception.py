@@ -18,11 +18,13 @@ from mitmproxy.utils import human
 from OpenSSL import SSL
 
 from . import flow_headers
+from .client_side import MAX_HEAD
+from .clients import Clients
 from .connect import ANSWER, Connects
 from .handover import Said, hand_over
 from .handshake import Handshakes
 from .interception import Interception, Place
-from .leaving import QUIET_SECONDS, Clients, Standing
+from .leaving import QUIET_SECONDS, PresentClients, Standing
 from .plain_request import PlainRequest
 from .sending import Sending
 from .serve.messages import Answer, Forward, Request
@@ -39,6 +41,14 @@ _MOST = 16 << 10
 """Bytes of a hello, and of what a client may send while it waits for an answer."""
 
 
+HEAD_SECONDS = 30.0
+"""What a client has for CONNECT, hello and its first request together, and for each head that it has begun. No byte
+renews it, or a few bytes would hold a connection for ever."""
+_MOST_TOLD = 500
+"""Characters of a target in a line of the log."""
+_BEGINS_HEAD = re.compile(rb"[\r\n!#$%&'*+.^_`|~0-9A-Za-z-]")
+
+
 class Decider(Protocol):
     """What answers: the engine, or a worker's end of it."""
 
@@ -49,8 +59,8 @@ class Decider(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What receptions work with. A client that says nothing is left after `patience` seconds, as by mitmproxy; what was
-    answered is told to `show`, if there is one."""
+    """What receptions work with. A client that asks for nothing more is left after `patience` seconds, as by mitmproxy;
+    what was answered is told to `show`, if there is one."""
 
     interception: Interception
     connects: Connects
@@ -59,6 +69,7 @@ class Desk:
     patience: float
     show: Callable[[str], None] | None
     clients: Clients = field(default_factory=Clients)
+    present: PresentClients = field(default_factory=PresentClients)
 
 
 class Reception(asyncio.Protocol):
@@ -83,6 +94,10 @@ class Reception(asyncio.Protocol):
         self._is_sending = False
         self._has_answered = False
         self._heard_at = self._loop.time()
+        self._due = 0.0
+        """When the connection is ended unless a request is being answered."""
+        self._has_begun = True
+        """Whether a head is on its way."""
 
     # -- asyncio's side ---------------------------------------------------------------------------------------------
 
@@ -90,15 +105,29 @@ class Reception(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._sending = Sending(transport, self._said, self._desk.patience)
-        self._timer = self._loop.call_later(self._desk.patience, self._watch)
-        self._desk.clients.present.add(self)
+        self._desk.present.clients.add(self)
+        self._expect(HEAD_SECONDS)
+        self._timer = self._loop.call_at(self._due, self._watch)
+        listens_at = transport.get_extra_info("socket")
+        descriptor = 0 if listens_at is None else listens_at.fileno()
+        if not self._desk.clients.enter(self, self._client[0], descriptor):
+            transport.abort()
+
+    def _expect(self, seconds: float) -> None:
+        self._due = self._loop.time() + min(seconds, self._desk.patience)
 
     def _watch(self) -> None:
-        silent = 0.0 if self._answering else self._loop.time() - self._heard_at
-        if silent >= self._desk.patience:
+        now = self._loop.time()
+        if self._answering is not None:
+            self._timer = self._loop.call_at(now + self._desk.patience, self._watch)
+        elif now >= self._due:
             self._transport.abort()
         else:
-            self._timer = self._loop.call_later(self._desk.patience - silent, self._watch)
+            self._timer = self._loop.call_at(self._due, self._watch)
+
+    def dismiss(self) -> None:
+        """End the connection, which waits for its client."""
+        self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
@@ -117,7 +146,8 @@ class Reception(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self._timer.cancel()
-        self._desk.clients.present.discard(self)
+        self._desk.present.clients.discard(self)
+        self._desk.clients.leave(self)
         if self._step == self._secure and not self._has_ended:
             self._say_untrusted("it left")
         self._sending.resume()
@@ -133,8 +163,15 @@ class Reception(asyncio.Protocol):
     def _go_on(self) -> None:
         while self._received and self._step():
             pass
-        if self._has_ended and self._answering is None and self._transport.get_protocol() is self:
+        if self._answering is not None or self._transport.get_protocol() is not self:
+            return
+        if self._has_ended:
             self._transport.close()
+        elif self._received and not self._has_begun:
+            self._has_begun = True
+            self._expect(HEAD_SECONDS)
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._due, self._watch)
 
     def _hand_over(self) -> bool:
         """Have mitmproxy go on, with what was received and is not read yet."""
@@ -142,7 +179,8 @@ class Reception(asyncio.Protocol):
             self._transport.close()
             return False
         self._timer.cancel()
-        self._desk.clients.present.discard(self)
+        self._desk.present.clients.discard(self)
+        self._desk.clients.leave(self)
         successor = hand_over(self._transport, self._server, self._said, self._received)
         if self._sending.is_paused:
             successor.pause_writing()
@@ -171,7 +209,16 @@ class Reception(asyncio.Protocol):
 
     # -- what a client says, step by step; each tells whether to read on ----------------------------------------------
 
+    def _is_partial(self) -> bool:
+        """Whether what was received may become a head. One that is longer than any is mitmproxy's to refuse."""
+        received = self._received
+        if len(received) > MAX_HEAD or _BEGINS_HEAD.match(received) is None:
+            return False
+        return received.find(b"\n\r\n", 2) < 0 and received.find(b"\n\n", 2) < 0
+
     def _connect(self) -> bool:
+        if self._is_partial():
+            return False
         found = self._desk.connects.find(self._received)
         if found is None:
             return self._hand_over()
@@ -220,6 +267,8 @@ class Reception(asyncio.Protocol):
         logger.warning("hubcache: %s %s trust the proxy's certificate for %s: %s", client, doubt, host, reason)
 
     def _request(self) -> bool:
+        if self._is_partial():
+            return False
         asked = PlainRequest.parse(self._received)
         mode = self._server.mode
         if asked is not None and isinstance(mode, ReverseMode):
@@ -229,6 +278,7 @@ class Reception(asyncio.Protocol):
         self._answering = asyncio.Task(self._answer(asked, self._place), loop=self._loop, eager_start=True)
         if self._answering.done():
             return self._answered(self._answering)
+        self._desk.clients.work(self)
         self._answering.add_done_callback(self._answered_later)
         return False
 
@@ -245,7 +295,7 @@ class Reception(asyncio.Protocol):
         self._received = self._received[asked.length :]
         await take_small(outcome, self._desk.decider.pump)
         response = flow_headers.response(outcome)
-        if self._desk.clients.are_leaving:
+        if self._desk.present.are_leaving:
             response.headers["Connection"] = "close"
         head = http1.assemble_response_head(response)
         try:
@@ -259,7 +309,7 @@ class Reception(asyncio.Protocol):
             if self._desk.show is not None:
                 self._desk.show(self._line(asked, place, outcome))
         self._has_answered = True
-        if asked.is_last or self._desk.clients.are_leaving:
+        if asked.is_last or self._desk.present.are_leaving:
             self._transport.close()
         return not self._transport.is_closing()
 
@@ -267,7 +317,8 @@ class Reception(asyncio.Protocol):
         """What mitmdump would tell in a line or two, and where the answer came from."""
         host, port = self._said.address or (place.registry.host, 443)
         authority = host if port == 443 else human.format_address((host, port))
-        url = f"https://{authority}{asked.path}" + (f"?{asked.query}" if asked.query else "")
+        target = asked.path + (f"?{asked.query}" if asked.query else "")
+        url = f"https://{authority}" + (target if len(target) <= _MOST_TOLD else f"{target[:_MOST_TOLD]}…")
         size = "broken off" if self._transport.is_closing() else human.pretty_size(answer.length)
         client = human.format_address(self._client)
         return f"{client}: {asked.method} {url} << {answer.status} {answer.result.value} {size}"
@@ -292,7 +343,7 @@ class Reception(asyncio.Protocol):
             self._has_ended |= has_ended
 
     def _answered(self, task: asyncio.Task[bool]) -> bool:
-        self._answering = None
+        self._answering, self._has_begun = None, False
         if task.cancelled():
             return False
         error = task.exception()
@@ -300,10 +351,12 @@ class Reception(asyncio.Protocol):
             logger.error("hubcache: a request failed", exc_info=error)
             self._transport.abort()
             return False
+        if self._transport.get_protocol() is self:
+            self._expect(self._desk.patience)
+            self._desk.clients.wait(self)
         return task.result()
 
     def _answered_later(self, task: asyncio.Task[bool]) -> None:
         if self._answered(task):
-            self._heard_at = self._loop.time()
             self._transport.resume_reading()
             self._go_on()

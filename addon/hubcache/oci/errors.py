@@ -5,11 +5,18 @@ clients parse. Anything else (an upstream that lies, a store that is full) is tr
 """
 
 import json
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class HubcacheError(Exception):
     """Root of all errors this package raises."""
+
+    def again(self) -> Self:
+        """The same error, never raised. One that is kept and raised many times would keep the frames of all who were
+        told it, with all that their clients said."""
+        error = type(self).__new__(type(self), *self.args)
+        vars(error).update(vars(self))
+        return error
 
 
 class RegistryError(HubcacheError):

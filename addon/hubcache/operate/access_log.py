@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 from ..serve.messages import Answer, Forward, Request
@@ -43,10 +44,15 @@ class AccessLog:
         if not lines:
             return
         try:
-            with self.path.open("a") as file:
+            with open(self.path, "a", opener=_opened) as file:
                 file.write("\n".join(lines) + "\n")
             self._broken = False
         except OSError as error:
             if not self._broken:
                 logger.warning("hubcache: access log %s cannot be written: %s", self.path, error)
             self._broken = True
+
+
+def _opened(path: str, flags: int) -> int:
+    """A new file is for its owner alone: it names private repositories. The mode of one that exists is left."""
+    return os.open(path, flags, 0o600)

@@ -2,15 +2,24 @@
 
 import asyncio
 import json
+import re
+import socket
 from dataclasses import asdict
+from ipaddress import ip_address
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from ..oci.errors import ConfigError
 from ..store.store import Store
 from ..transfer.breaker import Breakers
 from .metrics import Metrics
+
+_INTERNAL = re.compile(r"[0-9a-z_-]+|.*\.(?:svc|local|localhost|internal)")
+"""Names that nobody can register: with one label (a service of Compose, or of the same namespace of Kubernetes), and
+under domains that are not in public DNS (RFC 6761, RFC 6762, ICANN's resolution on `internal`; `svc` is no domain of
+the root, and `svc.cluster.local` ends in `local`)."""
 
 
 class Status:
@@ -20,7 +29,8 @@ class Status:
         self._store = store
         self._breakers = breakers
         self._metrics = metrics
-        app = web.Application()
+        self._names = {socket.gethostname().lower()}
+        app = web.Application(middlewares=[_host_check(self._names)])
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/evictions", self._evictions)
         app.router.add_get("/metrics", self._render_metrics)
@@ -28,6 +38,7 @@ class Status:
 
     async def start(self, host: str, port: int) -> None:
         """Listen; raises `ConfigError` when the address cannot be used."""
+        self._names.add(host.lower())
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, host, port).start()
@@ -80,3 +91,29 @@ class Status:
         return web.Response(
             body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
+
+
+def _host_check(names: set[str]) -> Middleware:
+    """A page that somebody's browser shows may give its own name our address (DNS rebinding), and then read what is
+    here, past all firewalls. So the name is to be one of these, or one that nobody else can have."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if _is_own(request.headers.get("Host", ""), names):
+            return await handler(request)
+        text = "the status listener answers to an IP address, localhost, its host's name, or an internal name\n"
+        return web.Response(status=421, text=text)
+
+    return check
+
+
+def _is_own(host: str, names: set[str]) -> bool:
+    """Whether a `Host` is none, an address, one of these names, or one that public DNS does not have."""
+    name = re.sub(r":[0-9]*$", "", host).lower().removesuffix(".")
+    if name in names or _INTERNAL.fullmatch(name) or not name:
+        return True
+    try:
+        ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True

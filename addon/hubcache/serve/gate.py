@@ -123,13 +123,13 @@ class Gate:
             self._missing = {key: value for key, value in self._missing.items() if value[0] > now}
             if len(self._missing) >= MAX_REMEMBERED:
                 return
-        self._missing[host, repository, what] = (now + self.negative_ttl, error)
+        self._missing[host, repository, what] = (now + self.negative_ttl, error.again())
 
     def raise_missing(self, host: str, repository: str, what: str) -> None:
         """Raise the remembered answer, if there is one."""
         until, error = self._missing.get((host, repository, what), (0.0, None))
         if error is not None and until > time.monotonic():
-            raise error
+            raise error.again()
 
     def forget_missing(self, host: str, repository: str) -> None:
         """Something was pushed to the repository."""

@@ -12,6 +12,8 @@ import re
 import time
 from collections.abc import Callable
 
+from cachetools import LRUCache
+
 from ..decide.tally import Tally
 from ..oci.digest import Digest
 from ..oci.errors import BlobUnknown, HubcacheError, ManifestUnknown, NotStored
@@ -29,7 +31,15 @@ MAX_COUNTED = 50_000
 """Images whose requests are counted at the same time."""
 
 _AT_ONCE = 2
-_PLATFORM = re.compile(r"os/(\w+) arch/(\w+)")
+_MAX_FETCHING = 100
+"""Images that are fetched, or wait for it, at the same time; the next is when it is asked for again."""
+_PLATFORM = re.compile(r"os/(\w{1,20}) arch/(\w{1,20})")
+_SYSTEMS = {"linux", "windows", "darwin", "freebsd"}
+_KNOWN_ARCHITECTURES = {
+    *("386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64"),
+    *("s390x", "wasm"),
+}
+"""As Go names them (OCI image index, "platform"), of those for which there are images."""
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
 type _Image = tuple[str, str, str]
@@ -58,9 +68,9 @@ class Mirror:
         self._ahead = ahead
         self._may_spend = may_spend
         self._clock = clock
-        self._asked: dict[_Image, Tally] = {}
+        self._asked: LRUCache[_Image, tuple[Tally, frozenset[str]]] = LRUCache(MAX_COUNTED)
+        """How often, and for which platforms."""
         self._pulls = Pulls()
-        self._platforms: dict[_Image, set[str]] = {}
         self._fetching: dict[tuple[str, str, str, str], asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
@@ -102,27 +112,29 @@ class Mirror:
         found = await self._manifests.by_tag(view, tag, negotiation, head=True)
         if found.digest == record.digest or self._may_offer(view, found.digest, {wanted}):
             return True
-        self._fetch(view, (view.host, view.repository, tag), tag, negotiation, {wanted})
+        self._fetch(view, (view.host, view.repository, tag), tag, negotiation, frozenset({wanted}))
         return False
 
     def _count(self, view: View, image: _Image, reference: str | Digest, negotiation: str, wanted: str) -> None:
         now = self._clock()
-        if image not in self._asked and len(self._asked) >= MAX_COUNTED:
-            self._asked = {key: tally for key, tally in self._asked.items() if tally.at(now, self.half_life) > 0.5}
-            self._platforms = {key: found for key, found in self._platforms.items() if key in self._asked}
-            if len(self._asked) >= MAX_COUNTED:
-                return
-        tally = self._asked.get(image, Tally(0.0, now)).plus(now, self.half_life)
-        self._asked[image] = tally
-        self._platforms.setdefault(image, set()).add(wanted)
+        tally, platforms = self._asked.get(image, (Tally(0.0, now), frozenset()))
+        tally, platforms = tally.plus(now, self.half_life), platforms | {wanted}
+        self._asked[image] = tally, platforms
         if tally.count > self.admit_after - 1:
-            self._fetch(view, image, reference, negotiation, self._platforms[image])
+            self._fetch(view, image, reference, negotiation, platforms)
 
-    def _fetch(self, view: View, image: _Image, reference: str | Digest, negotiation: str, platforms: set[str]) -> None:
+    def _fetch(
+        self, view: View, image: _Image, reference: str | Digest, negotiation: str, platforms: frozenset[str]
+    ) -> None:
         key = (*image, negotiation)
-        if key in self._fetching or not view.upstream.reachable or not self._may_spend(view.host):
+        if (
+            key in self._fetching
+            or len(self._fetching) >= _MAX_FETCHING
+            or not view.upstream.reachable
+            or not self._may_spend(view.host)
+        ):
             return
-        task = asyncio.create_task(self._fetch_whole(view, reference, negotiation, frozenset(platforms)))
+        task = asyncio.create_task(self._fetch_whole(view, reference, negotiation, platforms))
         self._fetching[key] = task
         task.add_done_callback(lambda _: self._fetching.pop(key, None))
 
@@ -149,8 +161,9 @@ class Mirror:
 
 
 def platform_of(user_agent: str) -> str:
-    """The platform of a client as far as its `User-Agent` tells (dockerd: `… os/linux arch/arm64 …`), else our own."""
+    """The platform of a client as far as its `User-Agent` tells (dockerd: `… os/linux arch/arm64 …`), else our own.
+    Only those that exist: each is fetched and kept in mind."""
     found = _PLATFORM.search(user_agent)
-    if found is not None:
+    if found is not None and found[1] in _SYSTEMS and found[2] in _KNOWN_ARCHITECTURES:
         return f"{found[1]}/{found[2]}/"
     return f"linux/{_ARCHITECTURES.get(machine.machine(), machine.machine())}/"

@@ -4,9 +4,9 @@ Every `RegistryError` raised below becomes an answer (or a pass-through with the
 """
 
 import logging
-import math
 import time
 
+from ..decide.throttle import Throttle
 from ..oci.digest import Digest
 from ..oci.errors import (
     BlobUnknown,
@@ -68,7 +68,7 @@ class Service:
         self._mirror = mirror
         self._pulls = Pulls()
         self._suspicions = Suspicions()
-        self._said: dict[tuple[str, str], float] = {}
+        self._throttle = Throttle(_SAY_SECONDS, time.monotonic)
         self._upstreams = upstreams
         self._authorize = authorize
         self._offer_only = offer_only
@@ -92,9 +92,7 @@ class Service:
     def _say_why_stale(self, request: Request, status: str) -> None:
         """In the log, once in a while for each reason: a fleet would else fill it."""
         reason = status.partition("detail=")[2]
-        key, now = (request.registry.host, reason), time.monotonic()
-        if now - self._said.get(key, -math.inf) >= _SAY_SECONDS:
-            self._said = {known: at for known, at in self._said.items() if now - at < _SAY_SECONDS} | {key: now}
+        if self._throttle.permits((request.registry.host, reason)):
             logger.info("hubcache: stale copies of %s are served: %s", request.registry.host, reason)
 
     async def _route(self, request: Request, target: Target) -> Answer | Forward:

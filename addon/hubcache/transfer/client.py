@@ -48,7 +48,8 @@ class Client:
             self.observer.upstream_answered(host, kind, "error")
             slow = isinstance(error, TimeoutError)
             failure = "time-out" if slow else type(error).__name__
-            self._breakers.failed(host, failure, self._probe(url), at_once=slow)
+            if isinstance(error, aiohttp.ClientError | TimeoutError):  # else it is the request that cannot be sent
+                self._breakers.failed(host, failure, self._probe(url), at_once=slow)
             raise Unavailable(f"{host} cannot be reached: {failure}") from error
         self.observer.upstream_answered(host, kind, str(response.status))
         if response.status >= 500:

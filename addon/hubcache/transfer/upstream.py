@@ -369,6 +369,6 @@ def _content_range(response: aiohttp.ClientResponse, start: int) -> tuple[int, i
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     interval, _, size = rest.partition("/")
     first = interval.partition("-")[0]
-    if unit != "bytes" or not first.isdecimal() or int(first) != start:
+    if unit != "bytes" or len(rest) > 100 or not first.isdecimal() or int(first) != start:
         raise BadUpstream("upstream answered another range than asked for", {"asked": start, "got": rest[:100]})
     return start, int(size) if size.isdecimal() else None

@@ -1,0 +1,195 @@
+"""mitmproxy's hooks about who comes in and where connections go out: an addon inside of ours.
+
+What mitmproxy connects to is what a flow of this program was pointed at, or what `Tunnels` found for an address that a
+client named. Clients that it speaks with count as those that are received without it, and have as long for their first
+request.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Iterable
+from weakref import WeakKeyDictionary
+
+from mitmproxy import ctx, http, tcp
+from mitmproxy.connection import Client, Server
+from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode, UpstreamMode
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+
+from . import client_side
+from .clients import Clients
+from .decide.throttle import Throttle
+from .interception import Interception
+from .operate.options import Settings
+from .reception import HEAD_SECONDS
+from .tunnels import Address, Refused, Tunnels
+
+logger = logging.getLogger("hubcache")
+
+_SAY_SECONDS = 60.0
+
+
+class Guard:
+    """`clients` counts all of them."""
+
+    def __init__(self, clients: Clients) -> None:
+        self.clients = clients
+        self._interception = Interception(())
+        self._tunnels = Tunnels((), ())
+        self._aims: WeakKeyDictionary[Client, dict[str, Address]] = WeakKeyDictionary()
+        """Where this program has flows of a client go, by the flow's id."""
+        self._found: WeakKeyDictionary[Client, tuple[Address, Address]] = WeakKeyDictionary()
+        """What was found for the address that a client named last."""
+        self._names: WeakKeyDictionary[Server, Address] = WeakKeyDictionary()
+        """What connections that are about to be made were named."""
+        self._handled: WeakKeyDictionary[Client, _Handled] = WeakKeyDictionary()
+        self._throttle = Throttle(_SAY_SECONDS, time.monotonic)
+
+    def apply(self, settings: Settings, interception: Interception, ports: Iterable[int]) -> None:
+        """Take over option values, at start and while running; `ports` are those that this program listens on."""
+        self._interception = interception
+        self._tunnels = Tunnels(settings.tunnel, ports)
+        self.clients.networks = settings.clients
+
+    # -- clients ------------------------------------------------------------------------------------------------------
+
+    def client_connected(self, client: Client) -> None:
+        """mitmproxy closes what has an error now."""
+        address = client.peername[0]
+        handled = _Handled(client)
+        if not self.clients.admits(address):
+            client.error = "not in hubcache_clients"
+        elif not self.clients.enter(handled, address):
+            client.error = "too many connections of one address"
+        if client.error is None:
+            self._handled[client] = handled
+            self.clients.work(handled)  # whether it waits is not to be known here
+            if isinstance(client.proxy_mode, RegularMode | ReverseMode | UpstreamMode):
+                handled.hurry()
+
+    def client_disconnected(self, client: Client) -> None:
+        """Count it no more."""
+        handled = self._handled.pop(client, None)
+        if handled is not None:
+            handled.has_asked()
+            self.clients.leave(handled)
+
+    def _asked(self, client: Client) -> None:
+        handled = self._handled.get(client)
+        if handled is not None:
+            handled.has_asked()
+
+    def tcp_start(self, flow: tcp.TCPFlow) -> None:
+        """What goes on is not HTTP."""
+        self._asked(flow.client_conn)
+
+    # -- what clients name --------------------------------------------------------------------------------------------
+
+    def http_connect(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        """Answer a CONNECT to what is not to be reached with 403."""
+        if flow.response or flow.error or self._interception.has(flow.request.host, flow.request.port):
+            return None
+        self._asked(flow.client_conn)
+        return self._judge(flow)
+
+    def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        """Answer a request with an absolute URI to what is not to be reached with 403."""
+        self._asked(flow.client_conn)
+        is_aimed = flow.id in self._aims.get(flow.client_conn, ())
+        if flow.response or flow.error or not flow.live or is_aimed or self._interception.place(flow) is not None:
+            return None
+        return self._judge(flow)
+
+    async def _judge(self, flow: http.HTTPFlow) -> None:
+        address = flow.request.host, flow.request.port
+        try:
+            self._found[flow.client_conn] = address, await self._tunnels.find(address)
+        except Refused as refused:
+            self._tell(flow.client_conn, refused)
+            client_side.drop_body(flow.request)
+            flow.request.stream = False
+            headers = {"Content-Type": "text/plain; charset=utf-8", "Connection": "close"}
+            flow.response = http.Response.make(403, f"{refused}\n", headers)
+        except OSError:  # what mitmproxy says of it is right
+            return
+
+    def _tell(self, client: Client, refused: Refused) -> None:
+        if self._throttle.permits(client.peername[0]):
+            logger.info("hubcache: %s was refused: %s", client.peername[0], refused)
+
+    # -- connections that leave ---------------------------------------------------------------------------------------
+
+    def aim(self, flow: http.HTTPFlow) -> None:
+        """A flow was pointed to where it is to go: a registry's upstream, or the pump."""
+        aims = self._aims.setdefault(flow.client_conn, {})
+        aims[flow.id] = flow.request.host, flow.request.port
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        """A flow has its answer."""
+        self._aims.get(flow.client_conn, {}).pop(flow.id, None)
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        """A flow broke off."""
+        self.response(flow)
+
+    def server_connect(self, data: ServerConnectionHookData) -> Awaitable[None] | None:
+        """Have mitmproxy connect to an address that was looked at, or not at all."""
+        address, mode = data.server.address, data.client.proxy_mode
+        if address is None or data.server.transport_protocol != "tcp":
+            return None
+        if address[:2] in self._aims.get(data.client, {}).values():
+            return None
+        if isinstance(mode, UpstreamMode) and address[:2] == mode.address:
+            return None
+        return self._pin(data, (address[0], address[1]))
+
+    async def _pin(self, data: ServerConnectionHookData, address: Address) -> None:
+        named, found = self._found.pop(data.client, (None, None))
+        try:
+            if named != address or found is None:
+                found = await self._tunnels.find(address)
+        except Refused as refused:
+            self._tell(data.client, refused)
+            data.server.error = str(refused)
+        except OSError as error:
+            data.server.error = f"cannot be resolved: {error.strerror or error}"
+        else:
+            self._names[data.server] = address
+            data.server.address = found
+
+    def server_connected(self, data: ServerConnectionHookData) -> None:
+        """Give the connection its name back: mitmproxy verifies certificates by it, and looks for connections that are
+        open by it. What is connected to is in `peername`. mitmproxy forbids to change it at this point, since that
+        would not change what it is connected to."""
+        named = self._names.pop(data.server, None)
+        if named is not None:
+            vars(data.server)["address"] = named
+
+    def server_connect_error(self, data: ServerConnectionHookData) -> None:
+        """As for one that was made."""
+        self.server_connected(data)
+
+
+class _Handled:
+    """A client that mitmproxy speaks with."""
+
+    def __init__(self, client: Client) -> None:
+        self._id = client.id
+        self._timer: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    def hurry(self) -> None:
+        """It has so long for its first request."""
+        self._timer = asyncio.get_running_loop().call_later(HEAD_SECONDS, self.dismiss)
+
+    def has_asked(self) -> None:
+        """It was in time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def dismiss(self) -> None:
+        """End the connection, as mitmproxy does after its own time-out."""
+        handler = ctx.master.addons.get("proxyserver").connections.get(self._id)
+        if handler is not None:
+            self._ending = asyncio.ensure_future(handler.on_timeout())

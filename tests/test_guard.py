@@ -1,0 +1,295 @@
+"""Who comes in and where connections go out: what is refused, how that is told, and what still works."""
+
+import base64
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import proxy
+import pytest
+from hubcache import guard
+from hubcache.clients import Clients
+from hubcache.guard import Guard
+from hubcache.tunnels import Refused
+from mitmproxy.connection import Client, Server
+from mitmproxy.proxy.mode_specs import ProxyMode
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+from people import until
+from proxy import HUB_HOST, Door, Rig
+from standin import random_bytes
+from wire import PATIENCE, Answer, Exchange, head, wait_until
+
+rig, door = proxy.fixtures()
+WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
+
+
+def sent(port: int, data: bytes, method: str = "GET", source: str = "127.0.0.1") -> Answer:
+    """What a proxy answers to these bytes; the connection is closed then."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE, (source, 0)) as connection:
+        connection.sendall(data)
+        answer = Exchange(connection, method).finish()
+        assert connection.recv(1) == b""
+        return answer
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Something of this machine's own, to which nobody may connect."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "[::1]", "127.1", "0.0.0.0"])
+def test_connect_to_this_machine_is_403(rig: Rig, listener: socket.socket, host: str) -> None:
+    target = f"{host}:{listener.getsockname()[1]}"
+    answer = sent(rig.product.proxy, head("CONNECT", target, {"Host": target}), "CONNECT")
+    assert answer.status == 403
+    assert answer.body.decode().count("\n") == 1
+    assert "hubcache_tunnel" in answer.body.decode()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_absolute_uri_of_this_machine_is_403(rig: Rig, listener: socket.socket, method: str) -> None:
+    port = listener.getsockname()[1]
+    data = head(method, f"http://localhost:{port}/healthz", {"Host": HUB_HOST, "Content-Length": "4"}) + b"body"
+    answer = sent(rig.product.proxy, data)
+    assert (answer.status, answer.headers["content-type"]) == (403, "text/plain; charset=utf-8")
+
+
+@pytest.mark.parametrize("target", ["/healthz", "/v2/", "*"])
+def test_request_that_names_no_host_in_its_first_line_is_400_at_the_proxy(rig: Rig, target: str) -> None:
+    data = head("GET", target, {"Host": f"127.0.0.1:{rig.product.status}"})
+    assert sent(rig.product.proxy, data).failure == (400, "NAME_INVALID")
+
+
+def test_own_doors_are_no_way_around(rig: Rig) -> None:
+    for port in (rig.product.proxy, rig.product.mirror, rig.product.status):
+        target = f"127.0.0.1:{port}"
+        assert sent(rig.product.proxy, head("CONNECT", target, {"Host": target}), "CONNECT").status == 403
+
+
+def test_pulls_and_pushes_reach_the_registry_wherever_it_is(door: Door) -> None:
+    """The stand-in Hub is at loopback; a push is passed on by mitmproxy."""
+    image = door.hub.image(door.repo, "1", [random_bytes(3_000_000, door.repo)])
+    assert door.manifest("1").body == image.manifest
+    assert door.blob(image.layers[0]).status == 200
+    if door.is_proxy:
+        assert door.request("POST", f"/v2/{door.repo}/blobs/uploads/").status in (202, 401)
+
+
+# -- headers that are not clear
+
+
+@pytest.mark.parametrize("value", [b"a/b,\r\n c/d", b"a/b\nX: y", b"a\0b", b"a/\xfc"], ids=repr)
+def test_unclear_head_is_400_and_the_registry_goes_on(door: Door, value: bytes) -> None:
+    image = door.hub.image(door.repo, "1")
+    for _ in range(5):
+        data = head("GET", f"/v2/{door.repo}/manifests/1", {"Host": HUB_HOST, "Accept": "x"})
+        assert door.raw(data.replace(b"Accept: x", b"Accept: " + value)).failure == (400, "NAME_INVALID")
+    assert door.hub.count() == 0
+    assert door.product.health["upstreams_down"] == {}
+    assert door.manifest("1").body == image.manifest
+
+
+def test_empty_line_before_a_request_is_skipped(door: Door) -> None:
+    image = door.hub.image(door.repo, "1")
+    path = f"/v2/{door.repo}/manifests/1"
+    with door.connect() as connection:
+        connection.sendall(b"\r\n" + head("GET", path, proxy.ACCEPT | {"Host": HUB_HOST, "Connection": "close"}))
+        assert Exchange(connection, "GET").finish().body == image.manifest
+
+
+def test_chunked_request_with_trailers_is_answered(door: Door) -> None:
+    body = b"4\r\nbody\r\n0\r\nX-Sum: 1\r\n\r\n"
+    path = f"/v2/{door.repo}/manifests/1"
+    with door.connect() as connection:
+        connection.sendall(head("GET", path, {"Host": HUB_HOST, "Transfer-Encoding": "chunked", "Connection": "close"}))
+        connection.sendall(body)
+        assert Exchange(connection, "GET").finish().status == (401 if door.is_proxy else 404)
+
+
+# -- options
+
+
+@WORKERS
+def test_what_hubcache_tunnel_names_is_reached_and_nothing_else(workers: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with proxy.running(hubcache_tunnel=[f"localhost:{port}", "*.example.com"], hubcache_workers=workers) as rig:
+            with rig.product.tunnel("localhost", port) as tunnel:
+                tunnel.sendall(b"anything")
+                with server.accept()[0] as accepted:
+                    assert accepted.recv(100) == b"anything"
+            for target in (f"127.0.0.1:{port}", f"localhost:{port + 1}", "10.0.0.1:443"):
+                assert sent(rig.product.proxy, head("CONNECT", target, {"Host": target}), "CONNECT").status == 403
+
+
+@WORKERS
+def test_clients_of_other_networks_are_turned_away(workers: str) -> None:
+    with proxy.running(hubcache_clients=["127.0.0.1", "10.0.0.0/8"], hubcache_workers=workers) as rig:
+        for port in (rig.product.proxy, rig.product.mirror):
+            for _ in range(3):
+                with socket.create_connection(("127.0.0.1", port), PATIENCE, ("127.0.0.2", 0)) as stranger:
+                    assert ended(stranger)
+        assert rig.door("mirror").request("GET", "/v2/").status == 200
+        assert rig.door("proxy").request("GET", "/v2/").status == 401
+        wait_until(lambda: "such as 127.0.0.2" in rig.product.log)
+        assert rig.product.log.count("are turned away") <= int(workers)
+
+
+def test_clients_of_other_networks_are_turned_away_where_mitmproxy_speaks_with_all() -> None:
+    with proxy.running(hubcache_clients=["127.0.0.1"], flow_detail="2") as rig:
+        for port in (rig.product.proxy, rig.product.mirror):
+            with socket.create_connection(("127.0.0.1", port), PATIENCE, ("127.0.0.2", 0)) as stranger:
+                assert ended(stranger)
+        assert rig.door("mirror").request("GET", "/v2/").status == 200
+
+
+def ended(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+@WORKERS
+def test_proxyauth_is_mitmproxys_and_pulls_work_with_it(workers: str) -> None:
+    target = f"{HUB_HOST}:443"
+    with proxy.running(proxyauth="ann:secret", hubcache_workers=workers) as rig:
+        image = rig.hub.image("library/app", "1", [random_bytes(3_000_000)])
+        for given in ({}, {"Proxy-Authorization": basic("ann:wrong")}):
+            answer = sent(rig.product.proxy, head("CONNECT", target, {"Host": target} | given), "CONNECT")
+            assert (answer.status, "proxy-authenticate" in answer.headers) == (407, True)
+        for path, body in (
+            (f"manifests/{image.tag}", image.manifest),
+            (f"blobs/{image.layers[0]}", random_bytes(3_000_000)),
+        ):
+            with socket.create_connection(("127.0.0.1", rig.product.proxy), PATIENCE) as way:
+                way.sendall(head("CONNECT", target, {"Host": target, "Proxy-Authorization": basic("ann:secret")}))
+                assert way.recv(4096).startswith(b"HTTP/1.1 200")
+                with rig.product.trust().wrap_socket(way, server_hostname=HUB_HOST) as inside:
+                    fields = proxy.ACCEPT | {"Host": HUB_HOST, "Connection": "close"}
+                    inside.sendall(head("GET", f"/v2/library/app/{path}", fields))
+                    assert Exchange(inside, "GET").finish().body == body
+
+
+def basic(text: str) -> str:
+    return "Basic " + base64.b64encode(text.encode()).decode()
+
+
+# -- the hooks by themselves
+
+
+def client(mode: str = "regular", address: str = "127.0.0.1") -> Client:
+    made = Client(peername=(address, 1), sockname=("127.0.0.1", 2), timestamp_start=1.0)
+    made.proxy_mode = ProxyMode.parse(mode)
+    return made
+
+
+class Found:
+    """Tunnels that lead where the test says, once."""
+
+    def __init__(self, *found: str) -> None:
+        self._found = list(found)
+
+    async def find(self, address: tuple[str, int]) -> tuple[str, int]:
+        if not self._found:
+            raise Refused("no")
+        return self._found.pop(0), address[1]
+
+
+async def connect(at: Guard, who: Client, host: str, port: int = 443) -> Server:
+    """As mitmproxy is about to connect."""
+    server = Server(address=(host, port))
+    waiting = at.server_connect(ServerConnectionHookData(server, who))
+    if waiting is not None:
+        await waiting
+    return server
+
+
+async def test_connection_goes_to_the_address_that_was_looked_at_and_keeps_its_name() -> None:
+    at, who = Guard(Clients()), client()
+    at._tunnels = Found("10.0.0.7")  # type: ignore[assignment]
+    server = await connect(at, who, "example.com")
+    assert (server.address, server.error) == (("10.0.0.7", 443), None)
+    server.state = server.state.__class__.OPEN
+    at.server_connected(ServerConnectionHookData(server, who))
+    assert server.address == ("example.com", 443)
+
+
+async def test_name_is_resolved_once_for_a_connect_and_its_connection() -> None:
+    """DNS may answer in another way the next time."""
+    at, who = Guard(Clients()), client()
+    at._tunnels = Found("10.0.0.7")  # type: ignore[assignment]
+    flow: Any = SimpleNamespace(
+        response=None, error=None, client_conn=who, request=SimpleNamespace(host="example.com", port=443)
+    )
+    judging = at.http_connect(flow)
+    assert judging is not None
+    await judging
+    assert flow.response is None
+    assert (await connect(at, who, "example.com")).address == ("10.0.0.7", 443)
+    assert (await connect(at, who, "example.com")).error == "no"
+
+
+async def test_connection_that_nothing_was_asked_about_is_judged_too() -> None:
+    at = Guard(Clients())
+    at._tunnels = Found()  # type: ignore[assignment]
+    for mode in ("regular", "socks5", f"reverse:https://{HUB_HOST}", "upstream:http://127.0.0.1:3128"):
+        assert (await connect(at, client(mode), "127.0.0.1", 22)).error == "no"
+
+
+async def test_upstream_proxy_that_mitmproxy_was_given_is_reached() -> None:
+    at = Guard(Clients())
+    server = await connect(at, client("upstream:http://127.0.0.1:3128"), "127.0.0.1", 3128)
+    assert (server.address, server.error) == (("127.0.0.1", 3128), None)
+
+
+async def test_flow_goes_where_it_was_aimed_at_as_long_as_it_lasts() -> None:
+    at, who, other = Guard(Clients()), client(), client()
+    flow: Any = SimpleNamespace(id="1", client_conn=who, request=SimpleNamespace(host="127.0.0.1", port=5001))
+    at.aim(flow)
+    assert (await connect(at, who, "127.0.0.1", 5001)).error is None
+    assert (await connect(at, who, "127.0.0.1", 5002)).error is not None
+    assert (await connect(at, other, "127.0.0.1", 5001)).error is not None
+    at.response(flow)
+    assert (await connect(at, who, "127.0.0.1", 5001)).error is not None
+
+
+async def test_client_of_mitmproxy_has_its_time_for_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.01)
+    at, slow, quick = Guard(Clients()), client(), client()
+    ended = []
+
+    async def on_timeout(who: Client) -> None:
+        ended.append(who.id)
+
+    handlers = {who.id: SimpleNamespace(on_timeout=lambda who=who: on_timeout(who)) for who in (slow, quick)}
+    master = SimpleNamespace(addons={"proxyserver": SimpleNamespace(connections=handlers)})
+    monkeypatch.setattr(guard, "ctx", SimpleNamespace(master=master))
+    at.client_connected(quick)
+    flow: Any = SimpleNamespace(
+        id="1", client_conn=quick, response=True, error=None, request=SimpleNamespace(host="x", port=1)
+    )
+    at.requestheaders(flow)
+    at.client_connected(slow)
+    await until(lambda: ended)
+    assert ended == [slow.id]
+    for who in (slow, quick):
+        at.client_disconnected(who)
+    assert at.clients._counts == {}
+
+
+async def test_address_with_too_many_clients_gets_no_more_of_them() -> None:
+    at = Guard(Clients(1000))
+    many = [client() for _ in range(at.clients.share + 1)]
+    for who in many:
+        at.client_connected(who)
+    assert [who.error for who in many[-2:]] == [None, "too many connections of one address"]
+    for who in many:
+        at.client_disconnected(who)
+    assert at.clients._counts == {}
