@@ -45,13 +45,13 @@ spread over as much again."""
 _AT_ONCE = 4
 """Looks at one registry that run at the same time."""
 
-_SLICE = 300
-"""Entries of the schedule that are handled in one go: a millisecond or two."""
+_SLICE = 100
+"""Entries of the schedule that are handled in one go: a millisecond."""
 
-_READS = 50
+_READS = 20
 """Tags whose rows are read in one go, and until the next tick: with clients validating, most of them are looked at."""
 
-_NEXT_SLICE_SECONDS = 0.02
+_NEXT_SLICE_SECONDS = 0.01
 _SET_BACK_SECONDS = 60.0
 _LONGEST_FETCH_SECONDS = 900.0
 
@@ -61,9 +61,14 @@ type _Key = tuple[str, str, str, str]
 class _Table(LRUCache[_Key, Watched]):
     """What is watched; what is forgotten is not looked at any more."""
 
+    def __init__(self, size: int, schedule: Schedule) -> None:
+        super().__init__(size)
+        self._schedule = schedule
+
     def popitem(self) -> tuple[_Key, Watched]:
         key, watched = super().popitem()
         watched.is_forgotten = True
+        self._schedule.drop(watched)
         return key, watched
 
 
@@ -82,15 +87,14 @@ class TagRefresh:
     ) -> None:
         self.enabled = True
         self.upstreams: Mapping[str, Upstream] = {}
-        self._rate = 1.0
         self._store = store
         self._memory = memory
         self._manifests = manifests
         self._ahead = ahead
         self._may_spend = may_spend
         self._clock = clock
-        self._watched = _Table(MAX_TAGS)
         self._schedule = Schedule()
+        self._watched = _Table(MAX_TAGS, self._schedule)
         self._budgets: dict[str, Budget] = {}
         self._busy = Counter[str]()
         self._unread: dict[Watched, None] = {}
@@ -102,7 +106,7 @@ class TagRefresh:
     def apply(self, rate: float, upstreams: Mapping[str, Upstream]) -> None:
         """Take over another rate, and other registries."""
         now = self._clock()
-        self._rate, self.upstreams = rate, upstreams
+        self.upstreams = upstreams
         for host in upstreams:
             self._budgets.setdefault(host, Budget(rate, now))
         for budget in self._budgets.values():
@@ -124,7 +128,7 @@ class TagRefresh:
         watched.asked(now, lifetime)
         if found.result in (Result.REVALIDATED, Result.MISS):
             self._seen(watched, found.digest, now)
-        if watched.daily >= OFTEN and not watched.is_read:
+        if watched.daily >= OFTEN and not watched.is_read and len(self._unread) < MAX_TAGS:
             self._unread[watched] = None
         if watched.requests >= 2 * watched.ranked or not self._schedule.has(watched):
             self._place(watched, now)
@@ -132,7 +136,7 @@ class TagRefresh:
     def _seen(self, watched: Watched, digest: Digest | None, at: float) -> None:
         before = watched.moves
         watched.seen(digest, at)
-        if watched.moves is not before and watched.is_read:
+        if watched.moves is not before and watched.is_read and len(self._unwritten) < MAX_TAGS:
             self._unwritten.add(watched)
 
     # -- what is due --------------------------------------------------------------------------------------------
@@ -305,9 +309,9 @@ class TagRefresh:
             self._spawn(self._write(some))
 
     async def _write(self, some: list[Watched]) -> None:
-        await self._memory.moves(
-            {(watched.host, watched.repository, watched.tag): watched.moves for watched in some if watched.moves}
-        )
+        moves = {(tag.host, tag.repository, tag.tag): tag.moves for tag in some if tag.moves}
+        if moves:
+            await self._memory.moves(moves)
 
     async def close(self) -> None:
         """End what runs."""
@@ -316,3 +320,4 @@ class TagRefresh:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._write(list(self._unwritten))
