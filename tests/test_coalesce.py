@@ -77,3 +77,15 @@ async def test_a_failure_that_nobody_waits_for_any_more_is_not_reported_as_lost(
     del task
     await asyncio.sleep(0)
     assert reported == []
+
+
+async def test_work_can_be_begun_by_somebody_who_does_not_wait() -> None:
+    coalescer, work = Coalescer[str, int](), Work()
+    assert not coalescer.runs("k")
+    task = coalescer.begin("k", work)
+    assert coalescer.begin("k", work) is task
+    assert coalescer.runs("k")
+    assert not coalescer.runs("other")
+    work.go.set()
+    assert await coalescer.run("k", work) == 1
+    assert not coalescer.runs("k")

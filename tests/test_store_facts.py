@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hubcache.decide.moves import Moves
 from hubcache.decide.records import Link, TagRecord, Verdict
 from hubcache.oci.digest import Digest
 from hubcache.store import facts
@@ -96,3 +97,19 @@ async def test_what_turned_private_is_hidden_but_not_what_a_public_repository_ha
         await store.hide(HUB, "alice/app")
         hidden = {digest for digest in (own, shared, named, other) if store.is_private(digest)}
         assert hidden == {own, named, other}
+
+
+async def test_when_tags_moved_is_remembered(tmp_path: Path) -> None:
+    moves = Moves(NOW - 100.0, (NOW - 50.0, NOW))
+    async with opened_store(tmp_path) as store:
+        await store.put_moves({(HUB, "library/debian", "stable"): moves, (HUB, "library/debian", "12"): Moves(NOW)})
+    async with opened_store(tmp_path) as store:
+        assert store.moves(HUB, "library/debian", "stable") == moves
+        assert store.moves(HUB, "library/debian", "12") == Moves(NOW)
+        assert store.moves("ghcr.io", "library/debian", "stable") is None
+
+
+async def test_senseless_row_about_moves_is_no_knowledge(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        store._opened().set(f"moves/{HUB}/library/debian:stable", "{}")
+        assert store.moves(HUB, "library/debian", "stable") is None

@@ -246,6 +246,20 @@ async def test_what_is_watched_is_bounded(hub: Hub, tmp_path: Path, monkeypatch:
         assert {record.path.rpartition("/")[2] for record in hub.requests()} == {"7", "8", "9", "10", "11"}
 
 
+async def test_much_that_is_due_is_looked_at_bit_by_bit(
+    cache: Cache, hub: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within one tick, with pauses for those who ask."""
+    monkeypatch.setattr(tag_refresh, "_SLICE", 2)
+    cache.apply(sync_rate=1000.0)
+    images = await many(cache, hub, 15)
+    clock.ahead = TTL - 1
+    cache.engine._sync.tick()
+    assert len(cache.engine._sync._tasks) <= 2
+    await until(lambda: hub.count(method="HEAD", status=200) == len(images))
+    await idle(cache)
+
+
 async def test_registry_that_is_not_configured_any_more_is_not_looked_at(cache: Cache, hub: Hub, clock: Clock) -> None:
     await many(cache, hub, 2)
     cache.engine._sync.apply(1.0, {})

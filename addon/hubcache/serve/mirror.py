@@ -47,7 +47,7 @@ type _Image = tuple[str, str, str]
 
 
 class Mirror:
-    """`admit_after` in requests, `half_life` in seconds; `may_spend` as for `Sync`."""
+    """`admit_after` in requests, `half_life` in seconds; `may_spend` as for `TagRefresh`."""
 
     def __init__(
         self,

@@ -6,7 +6,6 @@ fetched first; until they are here, the tag goes on as it was.
 """
 
 import asyncio
-import itertools
 import logging
 import time
 from collections import Counter
@@ -16,7 +15,6 @@ from typing import Any
 from cachetools import LRUCache
 
 from ..decide.budget import Budget
-from ..decide.moves import Moves
 from ..decide.records import TagRecord
 from ..decide.refresh_schedule import Schedule
 from ..decide.watched import OFTEN, Watched
@@ -28,6 +26,7 @@ from .ahead import Ahead
 from .manifests import Found, Manifests
 from .memory import Memory
 from .messages import Result
+from .move_memory import READS, MoveMemory
 from .view import View
 
 logger = logging.getLogger("hubcache")
@@ -45,13 +44,10 @@ spread over as much again."""
 _AT_ONCE = 4
 """Looks at one registry that run at the same time."""
 
-_SLICE = 300
-"""Entries of the schedule that are handled in one go: a millisecond or two."""
+_SLICE = 100
+"""Entries of the schedule that are handled in one go: a millisecond."""
 
-_READS = 50
-"""Tags whose rows are read in one go, and until the next tick: with clients validating, most of them are looked at."""
-
-_NEXT_SLICE_SECONDS = 0.02
+_NEXT_SLICE_SECONDS = 0.01
 _SET_BACK_SECONDS = 60.0
 _LONGEST_FETCH_SECONDS = 900.0
 
@@ -61,9 +57,14 @@ type _Key = tuple[str, str, str, str]
 class _Table(LRUCache[_Key, Watched]):
     """What is watched; what is forgotten is not looked at any more."""
 
+    def __init__(self, size: int, schedule: Schedule) -> None:
+        super().__init__(size)
+        self._schedule = schedule
+
     def popitem(self) -> tuple[_Key, Watched]:
         key, watched = super().popitem()
         watched.is_forgotten = True
+        self._schedule.drop(watched)
         return key, watched
 
 
@@ -82,19 +83,16 @@ class TagRefresh:
     ) -> None:
         self.enabled = True
         self.upstreams: Mapping[str, Upstream] = {}
-        self._rate = 1.0
         self._store = store
-        self._memory = memory
         self._manifests = manifests
         self._ahead = ahead
         self._may_spend = may_spend
         self._clock = clock
-        self._watched = _Table(MAX_TAGS)
         self._schedule = Schedule()
+        self._watched = _Table(MAX_TAGS, self._schedule)
         self._budgets: dict[str, Budget] = {}
         self._busy = Counter[str]()
-        self._unread: dict[Watched, None] = {}
-        self._unwritten: set[Watched] = set()
+        self._moves = MoveMemory(store, memory)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticked_at = clock()
         self._next_slice: asyncio.TimerHandle | None = None
@@ -102,7 +100,7 @@ class TagRefresh:
     def apply(self, rate: float, upstreams: Mapping[str, Upstream]) -> None:
         """Take over another rate, and other registries."""
         now = self._clock()
-        self._rate, self.upstreams = rate, upstreams
+        self.upstreams = upstreams
         for host in upstreams:
             self._budgets.setdefault(host, Budget(rate, now))
         for budget in self._budgets.values():
@@ -124,16 +122,16 @@ class TagRefresh:
         watched.asked(now, lifetime)
         if found.result in (Result.REVALIDATED, Result.MISS):
             self._seen(watched, found.digest, now)
-        if watched.daily >= OFTEN and not watched.is_read:
-            self._unread[watched] = None
+        if watched.daily >= OFTEN:
+            self._moves.want(watched)
         if watched.requests >= 2 * watched.ranked or not self._schedule.has(watched):
             self._place(watched, now)
 
     def _seen(self, watched: Watched, digest: Digest | None, at: float) -> None:
         before = watched.moves
         watched.seen(digest, at)
-        if watched.moves is not before and watched.is_read:
-            self._unwritten.add(watched)
+        if watched.moves is not before:
+            self._moves.changed(watched)
 
     # -- what is due --------------------------------------------------------------------------------------------
 
@@ -159,8 +157,11 @@ class TagRefresh:
         self._ticked_at = now
         if now < before - _SET_BACK_SECONDS:
             self._schedule.clear()  # or nothing would be due until the clock is where it was
-        self._read_ahead(now)
-        self._write_behind()
+        for watched in self._moves.read_some():
+            if watched.moves is not None:
+                self._place(watched, now)
+        if self._moves.has_news:
+            self._spawn(self._moves.write_some())
         more = self._schedule.ripen(now, self._manifests.tag_lifetime, _SLICE)
         for host in self.upstreams:
             more = self._look_at_some(host, len(self.upstreams)) or more
@@ -192,7 +193,7 @@ class TagRefresh:
                 watched.is_busy = True
                 self._busy[host] += 1
                 self._spawn(self._look(watched, View(upstream, watched.repository), record))
-            if reads >= _READS / hosts:
+            if reads >= READS / hosts:
                 return False
         return True
 
@@ -206,27 +207,12 @@ class TagRefresh:
 
     def _read(self, watched: Watched) -> TagRecord | None:
         """What the store knows of a tag: clients validate it, too."""
-        self._read_moves(watched)
+        self._moves.read(watched)
         record = self._store.tags(watched.host, watched.repository, watched.tag).get(watched.negotiation)
         if record is not None:  # where it says that the tag was, while what it moved to is fetched, is no news
             watched.digest = watched.digest or record.digest
             watched.validated_at = record.validated_at
         return record
-
-    def _read_moves(self, watched: Watched) -> None:
-        if not watched.is_read:
-            watched.is_read = True
-            stored = self._store.moves(watched.host, watched.repository, watched.tag)
-            if stored is not None:
-                watched.moves = stored.joined(watched.moves)
-
-    def _read_ahead(self, now: float) -> None:
-        """What earlier runs knew of some tags that are asked for today: they may move at an hour when nobody asks."""
-        for watched in list(itertools.islice(self._unread, _READS)):
-            del self._unread[watched]
-            self._read_moves(watched)
-            if watched.moves is not None:
-                self._place(watched, now)
 
     # -- a look -------------------------------------------------------------------------------------------------
 
@@ -254,9 +240,7 @@ class TagRefresh:
         asked_at = self._clock()
         now_at = await self._manifests.check(view, watched.tag, watched.negotiation, before)
         self._seen(watched, now_at, asked_at)
-        if watched.moves is None:  # from now on it is remembered for how long it has not moved
-            watched.moves = Moves(watched.since)
-            self._unwritten.add(watched)
+        self._moves.looked(watched)
         if now_at == before.digest:
             return
         if now_at is not None and watched.failed != now_at and self._may_spend(view.host):
@@ -296,19 +280,6 @@ class TagRefresh:
         if platforms or any(self._store.has(part.digest) for part in parts):
             await self._ahead.fetch(view, digest, platforms, lambda: self._spend(view.host))
 
-    # -- what is remembered -------------------------------------------------------------------------------------
-
-    def _write_behind(self) -> None:
-        """Let a later run know when tags moved."""
-        some = [self._unwritten.pop() for _ in range(min(_SLICE, len(self._unwritten)))]
-        if some:
-            self._spawn(self._write(some))
-
-    async def _write(self, some: list[Watched]) -> None:
-        await self._memory.moves(
-            {(watched.host, watched.repository, watched.tag): watched.moves for watched in some if watched.moves}
-        )
-
     async def close(self) -> None:
         """End what runs."""
         if self._next_slice is not None:
@@ -316,3 +287,5 @@ class TagRefresh:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._moves.has_news:
+            await self._moves.write_some()
