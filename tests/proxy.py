@@ -140,6 +140,7 @@ class Product:
             "confdir": str(self.confdir),
             "hubcache_workers": os.environ.get("HUBCACHE_TEST_WORKERS", "1"),
             "listen_host": "127.0.0.1",
+            "hubcache_stop_within": "1",
             **options,
         }
         self.command = [str(Path(sys.executable).with_name("mitmdump")), "-s", str(ADDON)]

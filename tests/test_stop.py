@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import proxy
 import pytest
 from proxy import HUB_HOST, Door, Product, Rig, wait_until
 from standin import Fault, random_bytes
+from test_pushes import credentials
 from test_workers import at_work, workers_of
 from wire import Exchange, head
 
@@ -22,9 +23,11 @@ DATA = random_bytes(6_000_000)
 
 @contextmanager
 def program(name: str, **options: str) -> Iterator[Rig]:
-    """The product as mitmdump, as mitmweb, or as mitmdump with two workers."""
-    workers = "2" if name == "workers" else "1"
-    with proxy.running(hubcache_workers=workers, **options) as rig:
+    """The product as mitmdump, as mitmweb, as mitmdump with two workers, or with bodies going through the pump."""
+    options = {"hubcache_workers": "2" if name == "workers" else "1", "hubcache_stop_within": "30"} | options
+    if name == "pump":
+        options["modify_headers"] = "/~s/X-Seen/1"
+    with proxy.running(None, HUB_HOST, **options) as rig:
         if name == "mitmweb":
             rig.product.stop()
             rig.product.log_file.unlink()
@@ -86,6 +89,7 @@ def test_running_downloads_are_complete_and_nobody_new_is_accepted(kind: str) ->
         assert "0 downloads were cut" in rig.product.log
 
 
+@pytest.mark.parametrize("kind", ["mitmdump", "workers", "mitmweb", "pump"])
 def test_clients_that_take_stored_blobs_slowly_get_all_of_them(kind: str) -> None:
     data = random_bytes(24_000_000)
     with program(kind) as rig:
@@ -200,6 +204,53 @@ def test_fill_that_nobody_reads_does_not_delay_the_end(kind: str) -> None:
         rig.product.stop()
         assert "downloads were cut" in rig.product.log
         rig.hub.faults.remove(fault)
+
+
+def test_push_in_progress_is_complete(kind: str) -> None:
+    data = random_bytes(1_000_000)
+    with program(kind) as rig:
+        rig.hub.user("alice", "secret")
+        door = rig.door("proxy")
+        door.repo = "alice/app"
+        headers = credentials(door)
+        begun = door.request("POST", f"/v2/{door.repo}/blobs/uploads/", headers | {"Content-Length": "0"})
+        fields = {"Host": HUB_HOST, "Content-Length": str(len(data))} | headers
+        with door.connect() as connection:
+            connection.sendall(head("PATCH", begun.headers["location"], fields) + data[:500_000])
+            stopping(rig.product)
+            assert "1 downloads are running" in rig.product.log
+            connection.sendall(data[500_000:])
+            answer = Exchange(connection, "PATCH").finish()
+            assert (answer.status, answer.headers["range"]) == (202, "0-999999")
+            assert connection.recv(1) == b""
+        assert exit_code(rig.product) == 0
+
+
+def test_stop_under_load_leaves_nothing_open(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that stall, fetch, wait, have a tunnel, have only come: all are cut, and nothing is said of it."""
+    monkeypatch.setenv("PYTHONWARNINGS", "default::ResourceWarning")
+    stored, coming = random_bytes(12_000_000), DATA
+    with program(kind, hubcache_stop_within="1") as rig, socket.create_server(("127.0.0.1", 0)) as server:
+        digests = [rig.hub.blob(REPO, data) for data in (stored, coming)]
+        assert rig.door("mirror").blob(digests[0], repo=REPO).body == stored
+        rig.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=2_000_000))
+        waiting = rig.hub.faults.add(Fault(kind="manifest", delay=3.0))
+        with ExitStack() as stack:
+            for door in map(rig.door, proxy.DOORS):
+                for digest in digests * 4:
+                    stack.callback(door.send("GET", f"/v2/{REPO}/blobs/{digest}").close)
+                asking = stack.enter_context(door.connect())
+                asking.sendall(head("GET", f"/v2/{REPO}/manifests/{door.name}", {"Host": HUB_HOST}))
+            tunnel = stack.enter_context(rig.product.tunnel("localhost", server.getsockname()[1]))
+            tunnel.sendall(b"a")
+            stack.enter_context(server.accept()[0])
+            stack.enter_context(socket.create_connection(("127.0.0.1", rig.product.proxy)))
+            wait_until(lambda: waiting.hits == 2)
+            stopping(rig.product)
+            assert exit_code(rig.product) == 0
+        rig.hub.faults.clear()
+        assert "ResourceWarning" not in rig.product.log
+        assert "a request failed" not in rig.product.log
 
 
 def test_tunnel_in_use_goes_on_and_one_that_is_idle_ends(kind: str) -> None:

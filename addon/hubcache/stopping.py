@@ -15,7 +15,7 @@ logger = logging.getLogger("hubcache")
 
 _LOOK_SECONDS = 0.1
 _TELL_SECONDS = 5.0
-_WORKERS_TELL_SECONDS = 2.0
+_WORKERS_TELL_SECONDS = 5.0
 
 
 class Stop:
