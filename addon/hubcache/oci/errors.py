@@ -55,6 +55,12 @@ class ManifestInvalid(RegistryError):
     status, code = 400, "MANIFEST_INVALID"
 
 
+class HeaderInvalid(RegistryError):
+    """RFC 9110 section 5.5: a header of the request has a value that no header may have."""
+
+    status, code = 400, "UNSUPPORTED"
+
+
 class ManifestUnknown(RegistryError):
     """The upstream has no such manifest."""
 

@@ -11,6 +11,7 @@ from ..oci.errors import (
     BadUpstream,
     BlobUnknown,
     Denied,
+    HeaderInvalid,
     RangeInvalid,
     RegistryError,
     StorageError,
@@ -208,7 +209,7 @@ class Blobs:
                     try:
                         body = await stack.enter_async_context(attempt)
                         break
-                    except (Unauthorized, Denied, TooManyRequests):
+                    except (Unauthorized, Denied, TooManyRequests, HeaderInvalid):
                         if len(authorizations) == 1:
                             raise
                         del authorizations[0]

@@ -22,6 +22,7 @@ from ..oci.media import OCTET_STREAM, negotiation
 from ..oci.reference import BlobTarget, ManifestTarget, OtherTarget, Ping, Target, parse_target
 from ..oci.registry import HUB_REALM, HUB_SERVICE, Registry
 from ..store.store import Store
+from ..transfer.breaker import CircuitOpen
 from ..transfer.tokens import Challenge, pull_scope
 from ..transfer.upstream import Upstream
 from .blobs import Blob, Blobs
@@ -76,7 +77,7 @@ class Service:
         try:
             target = parse_target(request.path)
             kind = _KINDS.get(type(target), kind)
-            outcome = await self._route(request, target)
+            outcome = await self._route_patiently(request, target)
         except RegistryError as error:
             outcome = error_answer(error, request.method)
         except StorageError as error:
@@ -93,6 +94,15 @@ class Service:
         if now - self._said.get(key, -math.inf) >= _SAY_SECONDS:
             self._said = {known: at for known, at in self._said.items() if now - at < _SAY_SECONDS} | {key: now}
             logger.info("hubcache: stale copies of %s are served: %s", request.registry.host, reason)
+
+    async def _route_patiently(self, request: Request, target: Target) -> Answer | Forward:
+        """Nothing stored can be given instead: wait for the first probe of a circuit that has just opened."""
+        try:
+            return await self._route(request, target)
+        except CircuitOpen as error:
+            if not await error.is_over():
+                raise
+        return await self._route(request, target)
 
     async def _route(self, request: Request, target: Target) -> Answer | Forward:
         if isinstance(target, OtherTarget) or request.method not in ("GET", "HEAD"):

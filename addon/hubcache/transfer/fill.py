@@ -13,6 +13,7 @@ from ..oci.digest import Digest, Verifier
 from ..oci.errors import BadUpstream, HubcacheError, RegistryError, StorageError, Unavailable
 from ..store.staging import Staged
 from ..store.store import Store
+from .breaker import CircuitOpen
 from .observer import Observer
 from .upstream import BlobBody
 
@@ -20,6 +21,8 @@ type OpenBlob = Callable[[int], AbstractAsyncContextManager[BlobBody]]
 """Opens the blob upstream from the given byte."""
 
 _ATTEMPTS_TO_OPEN = 3
+_OPEN_SECONDS = 45.0
+"""No further attempt to open after so long: each may cost a time-out, and clients wait for a minute to five."""
 _ATTEMPTS_WITHOUT_PROGRESS = 5
 _PROGRESS_BYTES = 1 << 20
 """An attempt that brought this much more is no failure. Any byte would not do: a gigabyte from an upstream that breaks
@@ -174,6 +177,8 @@ class Fills:
     async def _fetch(self, fill: Fill, size: int | None, open_blob: OpenBlob) -> None:
         """Until the whole blob is on the staged file and verified; a broken transfer is resumed where it broke."""
         verifier = Verifier(fill.digest, size)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
         failures = mark = 0
         while True:
             try:
@@ -183,11 +188,15 @@ class Fills:
                 if verifier.size is not None and verifier.received < verifier.size:
                     raise Unavailable("upstream ended the transfer early")
                 break
-            except Unavailable:
+            except Unavailable as error:
+                if isinstance(error, CircuitOpen) and await error.is_over():
+                    continue  # nothing was tried
                 if verifier.received >= mark + _PROGRESS_BYTES:
                     failures, mark = 0, verifier.received
                 failures += 1
                 if failures >= (_ATTEMPTS_WITHOUT_PROGRESS if fill.size is not None else _ATTEMPTS_TO_OPEN):
+                    raise
+                if fill.size is None and loop.time() - begun > _OPEN_SECONDS:
                     raise
                 await asyncio.sleep(_BACKOFF_SECONDS * 2 ** (failures - 1))
         verifier.finish()
