@@ -22,9 +22,10 @@ from ..oci.errors import (
 from ..oci.reference import ByteRange, parse_range
 from ..store.store import Store
 from ..store.stored import StoredBlob
+from ..transfer.beside import Beside
 from ..transfer.coalesce import Coalescer
 from ..transfer.fill import Fill, Fills
-from ..transfer.sources import CHUNK, FileSource, FillSource, OpenRange, Source, UpstreamSource
+from ..transfer.sources import FileSource, FillSource, OpenRange, Source, UpstreamSource
 from ..transfer.upstream import BlobBody
 from . import cache_status
 from .gate import Gate
@@ -34,12 +35,12 @@ from .messages import Result
 from .view import View
 
 FAR_AHEAD = 32 << 20
-"""Bytes: a range that begins further than this beyond a fill is fetched on its own. Lazy-pulling clients (stargz, SOCI,
-nydus) read the end of a layer first; containerd's parallel fetch stays within a few chunks and shares the fill."""
+"""Bytes: a range that begins further than this beyond a fill is fetched on its own as soon as a place is free.
+Lazy-pulling clients (stargz, SOCI, nydus) read the end of a layer first."""
 
-_MAX_BESIDE = 4
-"""Ranges fetched beside one fill at the same time; further ones wait for the fill. Keeps a client that asks for many
-chunks from becoming many upstream requests."""
+_NEAR_SECONDS = 0.5
+"""How long a range less far ahead waits for the fill alone: containerd's parallel fetch stays within a few chunks, and
+shares the fill."""
 
 
 @dataclass(slots=True)
@@ -62,7 +63,6 @@ class Blobs:
         self._gate = gate
         self._fills = fills
         self._checks = Coalescer[tuple[str, str, str, Digest], int | None]()
-        self._beside: dict[Digest, int] = {}
 
     async def get(self, view: View, digest: Digest, range_header: str | None, *, around_store: bool = False) -> Blob:
         """A blob, or the part of it that `range_header` asks for; raises `RegistryError`."""
@@ -218,10 +218,8 @@ class Blobs:
         return open_range
 
     async def _join(self, fill: Fill, view: View, start: int, end: int) -> Source:
-        """The fill's bytes, or the upstream's own for a range that the fill will not reach soon."""
+        """The fill's bytes, or those of a range that it will not reach soon, from where they are to be had first."""
         opener = await self._opener(view, fill.digest)
-        if start - fill.readable > FAR_AHEAD and self._beside.get(fill.digest, 0) < _MAX_BESIDE:
-            return _Counted(UpstreamSource(opener, start, end), self._beside, fill.digest)
         if fill.staged is None or fill.staged.closed:  # it ended in between
             fill.raise_error()
             stored = await self._open(fill.digest)
@@ -232,7 +230,12 @@ class Blobs:
             fd = os.dup(staged.fd)
         except OSError as error:
             raise StorageError(f"cannot open a blob on its way: {error.strerror or error}") from error
-        return FillSource(fill, staged.path, fd, start, end, again)
+        following = FillSource(fill, staged.path, fd, start, end, again)
+        ahead = start - fill.readable
+        if ahead <= 0:
+            return following
+        patience = 0.0 if ahead > FAR_AHEAD else _NEAR_SECONDS
+        return Beside(following, UpstreamSource(opener, start, end), patience)
 
     async def _stream(self, view: View, digest: Digest, range_header: str | None) -> Blob:
         """Pass a blob on without the store, which cannot take it."""
@@ -245,30 +248,6 @@ class Blobs:
         source = UpstreamSource(await self._opener(view, digest), start, end, verifier)
         await source.open()
         return Blob(size, part, source, Result.MISS, cache_status.fetched(stored=False))
-
-
-class _Counted(Source):
-    """A source that counts as one of those beside a fill while it is open."""
-
-    def __init__(self, source: UpstreamSource, counts: dict[Digest, int], digest: Digest) -> None:
-        self.origin = source.origin
-        self._source = source
-        self._counts = counts
-        self._digest = digest
-        counts[digest] = counts.get(digest, 0) + 1
-
-    async def read(self, most: int = CHUNK) -> bytes:
-        return await self._source.read(most)
-
-    @property
-    def finished(self) -> bool:
-        return self._source.finished
-
-    async def close(self) -> None:
-        self._counts[self._digest] -= 1
-        if self._counts[self._digest] == 0:
-            del self._counts[self._digest]
-        await self._source.close()
 
 
 def _window(header: str | None, size: int, undo: Callable[[], None] | None = None) -> tuple[ByteRange | None, int, int]:

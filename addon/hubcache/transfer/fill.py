@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
 from ..oci.digest import Digest, Verifier
 from ..oci.errors import BadUpstream, HubcacheError, RegistryError, StorageError, Unavailable
@@ -21,6 +22,13 @@ type OpenBlob = Callable[[int], AbstractAsyncContextManager[BlobBody]]
 """Opens the blob upstream from the given byte."""
 
 _ATTEMPTS_TO_OPEN = 3
+MAX_BESIDE = 4
+"""Ranges fetched beside one fill at the same time. Keeps a client that asks for many chunks from becoming many upstream
+requests."""
+
+_CHUNK_BYTES = 32 << 20
+"""Ranges up to this length may be the chunks of a client that fetches a whole blob in parallel, as containerd does."""
+
 _OPEN_SECONDS = 45.0
 """No further attempt to open after so long: each may cost a time-out, and clients wait for a minute to five."""
 _ATTEMPTS_WITHOUT_PROGRESS = 5
@@ -30,6 +38,13 @@ off after each packet would become a million requests."""
 _BACKOFF_SECONDS = 0.2
 _INLINE_BYTES = 64 << 10
 """Batches up to this are hashed on the loop; a hop to the worker thread costs more than hashing them."""
+
+
+class Follower(Protocol):
+    """Reads bytes `at` to before `end` of a fill's file."""
+
+    at: int
+    end: int
 
 
 class Fill:
@@ -42,6 +57,10 @@ class Fill:
         self.staged: Staged | None = None
         self.verified = False
         self.stored = False
+        self.places = asyncio.Semaphore(MAX_BESIDE)
+        """For ranges that are fetched beside it."""
+        self.followers: set[Follower] = set()
+        """Who reads its file."""
         self._written = 0
         self._changed = asyncio.Event()
         self._readers: set[tuple[int, asyncio.Future[None]]] = set()
@@ -59,6 +78,16 @@ class Fill:
             self.raise_error()
             await self._changed.wait()
         return self.size
+
+    def is_asked_for_until(self, at: int) -> bool:
+        """Whether all from what is readable up to byte `at` is asked for in chunks: then they share the fill."""
+        edge = self.readable
+        chunks = [(one.at, one.end) for one in self.followers if one.end - one.at <= _CHUNK_BYTES]
+        for start, end in sorted(chunks):
+            if start > edge:
+                break
+            edge = max(edge, end)
+        return edge >= at
 
     async def wait_readable(self, count: int, patience: float | None = None) -> None:
         """Wait until `count` bytes are readable, but not longer than `patience` (seconds); raises the fill's error

@@ -188,6 +188,7 @@ class FillSource(Source):
         self._released = released
         self._instead: Source | None = None
         self._begun = False
+        fill.followers.add(self)
 
     async def read(self, most: int = CHUNK) -> bytes:
         while not self.finished:
@@ -238,6 +239,7 @@ class FillSource(Source):
 
     async def close(self) -> None:
         os.close(self._fd)
+        self.fill.followers.discard(self)
         self._released()
         if self._instead is not None:
             await self._instead.close()
