@@ -10,7 +10,7 @@ from hubcache.oci.errors import HubcacheError
 from hubcache.serve import blobs
 from hubcache.serve.messages import Answer, Door, Result
 from hubcache.serve.view import View
-from hubcache.transfer import fill
+from hubcache.transfer import fills
 from hubcache.transfer.fill import MAX_BESIDE
 from people import settled, until
 from rig import Cache, read, running
@@ -23,7 +23,7 @@ DATA = random_bytes(500_000)
 
 @pytest.fixture
 async def cache(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cache]:
-    monkeypatch.setattr(fill, "_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(fills, "_BACKOFF_SECONDS", 0.001)
     async with running(hub, tmp_path / "store", negative_ttl=0.0) as started:
         yield started
 

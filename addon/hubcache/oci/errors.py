@@ -140,6 +140,12 @@ class NotAsked(Unavailable):
     """The upstream was not even tried."""
 
 
+class Abandoned(RegistryError):
+    """What was being fetched is not fetched to its end, because nobody waits for it."""
+
+    status, code = 503, "UNAVAILABLE"
+
+
 class ContentTooLarge(RegistryError):
     """RFC 9110 section 15.5.14: the request's body is larger than this proxy reads."""
 

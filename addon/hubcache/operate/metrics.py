@@ -7,7 +7,7 @@ from functools import cache
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
 
 from ..oci.digest import Digest
-from ..oci.errors import HubcacheError, NotStored, StorageError
+from ..oci.errors import Abandoned, HubcacheError, NotStored, StorageError
 from ..store.store import Store
 from ..transfer.breaker import Breakers
 
@@ -119,6 +119,8 @@ class Metrics:
         result = "stored" if error is None else "failed"
         if isinstance(error, StorageError):
             result = "not_admitted" if isinstance(error, NotStored) else "not_storable"
+        if isinstance(error, Abandoned):
+            result = "abandoned"
         self._fill_results.labels(result).inc()
-        if error is not None and not isinstance(error, StorageError):
+        if error is not None and not isinstance(error, StorageError | Abandoned):
             logger.warning("hubcache: fetching %s failed: %s", digest, error)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from ..oci.digest import Digest, Verifier
@@ -24,7 +24,9 @@ from ..store.store import Store
 from ..store.stored import StoredBlob
 from ..transfer.beside import Beside
 from ..transfer.coalesce import Coalescer
-from ..transfer.fill import Fill, Fills
+from ..transfer.fill import Fill
+from ..transfer.fills import Fills
+from ..transfer.slots import PREFETCH
 from ..transfer.sources import FileSource, FillSource, OpenRange, Source, UpstreamSource
 from ..transfer.upstream import BlobBody
 from . import cache_status
@@ -80,11 +82,13 @@ class Blobs:
             if reason is None:
                 return Blob(stored.size, part, source, Result.HIT, cache_status.hit())
             return Blob(stored.size, part, source, Result.STALE, cache_status.stale(0, reason))
-        running = self._fills.get(digest)
+        running = self._fills.get(digest, view.client)
+        reading = ExitStack()
         try:
-            fill = running or await self._start(view, digest)
+            fill = running or await self._start(view, digest, view.client)
             if fill is None:  # somebody else, whose rights are not the view's, was quicker
                 return await self.get(view, digest, range_header)
+            reading.enter_context(fill.reading())
             size = await fill.opened()
             if running is None and not view.proves_first:
                 await self._accepted(view, digest)
@@ -97,6 +101,8 @@ class Blobs:
                 return await self.get(view, digest, range_header)
             await self._refused(view, digest, error)
             raise
+        finally:
+            reading.close()
         status = cache_status.fetched(stored=True, collapsed=running is not None)
         return Blob(size, part, source, Result.MISS, status)
 
@@ -126,7 +132,7 @@ class Blobs:
             await self._check(view, digest)
         if self._store.has(digest):
             return
-        fill = running or await self._start(view, digest)
+        fill = running or await self._start(view, digest, PREFETCH)
         if fill is None:
             return await self.fetch(view, digest)
         await fill.ended()
@@ -186,8 +192,8 @@ class Blobs:
             await self._gate.refused(view.host, view.repository, view.reader)
         self._gate.remember_missing(view.host, view.repository, view.question(str(digest)), error)
 
-    async def _start(self, view: View, digest: Digest) -> Fill | None:
-        """Begin a fill with the view's credentials; None when there is one by now, of whoever."""
+    async def _start(self, view: View, digest: Digest, asker: str) -> Fill | None:
+        """Begin a fill with the view's credentials, for `asker`; None when there is one by now, of whoever."""
         self._gate.raise_missing(view.host, view.repository, view.question(str(digest)))
         link, had = self._store.link(view.host, view.repository, digest), self._store.has(digest)
         if view.reader is not None and not await self._memory.private(digest):
@@ -195,7 +201,7 @@ class Blobs:
         opener = await self._opener(view, digest)
         if self._fills.get(digest) is not None or (self._store.has(digest) and not had):
             return None
-        return self._fills.start(digest, link.size if link else None, lambda start: opener(start, None))
+        return self._fills.start(digest, link.size if link else None, lambda start: opener(start, None), asker)
 
     async def _opener(self, view: View, digest: Digest) -> OpenRange:
         """How to open the blob upstream, with the first credentials that are accepted for it."""

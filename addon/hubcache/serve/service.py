@@ -116,7 +116,9 @@ class Service:
         own = request.credentials if request.door is Door.PROXY else None
         upstream = self._upstreams[request.registry.host]
         try:
-            return await self._look_up(request, View(upstream, target.repository, own=own), target)
+            return await self._look_up(
+                request, View(upstream, target.repository, own=own, client=request.client), target
+            )
         except (Unauthorized, Denied, ManifestUnknown, BlobUnknown) as error:
             missing = isinstance(error, ManifestUnknown | BlobUnknown)
             if missing and self._gate.is_open(request.registry.host, target.repository, None):
@@ -134,7 +136,9 @@ class Service:
         if not self._authorize:
             return self._forward(upstream, own)
         try:
-            return await self._look_up(request, View(upstream, target.repository, reader=own), target)
+            return await self._look_up(
+                request, View(upstream, target.repository, reader=own, client=request.client), target
+            )
         except (Unauthorized, Denied) as error:
             raise self._refusal(request, target.repository, error) from error
 

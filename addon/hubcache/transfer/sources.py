@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -188,6 +188,8 @@ class FillSource(Source):
         self._released = released
         self._instead: Source | None = None
         self._begun = False
+        self._reading = ExitStack()
+        self._reading.enter_context(fill.reading())
         fill.followers.add(self)
 
     async def read(self, most: int = CHUNK) -> bytes:
@@ -240,6 +242,7 @@ class FillSource(Source):
     async def close(self) -> None:
         os.close(self._fd)
         self.fill.followers.discard(self)
+        self._reading.close()
         self._released()
         if self._instead is not None:
             await self._instead.close()
