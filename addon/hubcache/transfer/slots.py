@@ -40,6 +40,11 @@ class Slots:
         self._queues: OrderedDict[str, dict[Ticket, None]] = OrderedDict()
         """Whose turn is next comes first."""
 
+    @property
+    def are_short(self) -> bool:
+        """Whether a client waits for one."""
+        return any(asker != PREFETCH for asker in self._queues)
+
     def ask(self, asker: str) -> Ticket:
         """A ticket that has a slot already where one is free."""
         ticket = Ticket()
