@@ -211,14 +211,16 @@ async def test_failed_probe_is_not_waited_for_again(cache: Cache, hub: Hub) -> N
     assert not await asyncio.wait_for(caught.value.is_over(), 0.05)
 
 
-async def test_service_that_fails_for_all_opens_its_circuit_by_one_address(cache: Cache, hub: Hub) -> None:
-    """A token service has no objects."""
+async def test_token_service_is_down_when_it_fails_for_several_repositories(
+    cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 60.0)
+    monkeypatch.setattr(breaker, "WAIT_SECONDS", 0.0)
     cache.engine._tokens._known.clear()
-    hub.faults.add(Fault(kind="token", status=500))
-    host = address(hub, "token")
-    for number in range(breaker.THRESHOLD):
-        await cache.get(Door.MIRROR, f"/v2/library/none/manifests/{number}")
-    await until_open(cache, host)
+    hub.faults.add(Fault(kind="token", path="/token*", status=500))
+    paths = [f"/v2/library/none{number}/manifests/1" for number in range(breaker.THRESHOLD)]
+    await asyncio.gather(*(cache.get(Door.MIRROR, path) for path in paths))
+    assert cache.engine.breakers.reason(address(hub, "token")) == "status 500"
 
 
 # -- what is nobody's failure -----------------------------------------------------------------------------------------

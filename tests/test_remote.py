@@ -46,6 +46,21 @@ async def test_bytes_arrive_while_the_fill_goes_on(pair: Pair, hub: Hub) -> None
     assert first + rest == DATA
 
 
+async def test_client_of_a_worker_that_leaves_is_a_reader_no_more(pair: Pair, hub: Hub) -> None:
+    digest = hub.blob(REPO, DATA)
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
+    readers = lambda: [one.readers for one in pair.cache.engine.fills.progress()]  # noqa: E731
+    first, second = await pair.get(f"/v2/{REPO}/blobs/{digest}"), await pair.get(f"/v2/{REPO}/blobs/{digest}")
+    assert readers() == [2]
+    for answer, left in ((first, 1), (second, 0)):
+        assert answer.source is not None
+        await answer.source.close()
+        await until(lambda left=left: readers() == [left])
+    hub.faults.remove(fault)
+    await pair.settled()
+    assert pair.cache.engine.store.has(Digest.parse(digest))
+
+
 async def test_many_readers_of_one_cold_blob_are_one_fetch(pair: Pair, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
     answers = await asyncio.gather(*(pair.get(f"/v2/{REPO}/blobs/{digest}") for _ in range(16)))

@@ -15,8 +15,6 @@ from .observer import Observer
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PROBE_SECONDS = 5.0
-_SERVICES = ("ping", "token")
-"""Kinds of requests that are not about an object: that they fail is the host's fault."""
 
 _UNSENDABLE = re.compile(r"[^\t\x20-\x7e\x80-\U0010ffff]|[\ud800-\udfff]")
 """RFC 9110 section 5.5: no control characters in a field value. Surrogates stand for bytes that are not UTF-8."""
@@ -110,9 +108,9 @@ class Client:
         return ask
 
 
-def _object(kind: str, url: URL) -> str | None:
-    """What a failure is about: the path, for signatures are in the query; None for the service itself."""
-    return None if kind in _SERVICES else url.path
+def _object(kind: str, url: URL) -> str:
+    """What a failure is about: the path, for signatures are in the query; but that is what a token is asked for by."""
+    return url.path_qs if kind == "token" else url.path
 
 
 def _refuse_unsendable(headers: Mapping[str, str]) -> None:

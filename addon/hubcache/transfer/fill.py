@@ -21,6 +21,10 @@ _CHUNK_BYTES = 32 << 20
 """Ranges up to this length may be the chunks of a client that fetches a whole blob in parallel, as containerd does."""
 
 
+_MANY = 100
+"""Readers of one fill that are not looked at one by one."""
+
+
 class Follower(Protocol):
     """Reads bytes `at` to before `end` of a fill's file."""
 
@@ -101,6 +105,8 @@ class Fill:
 
     def is_asked_for_until(self, at: int) -> bool:
         """Whether all from what is readable up to byte `at` is asked for in chunks: then they share the fill."""
+        if len(self.followers) > _MANY:
+            return True
         edge = self.readable
         chunks = [(one.at, one.end) for one in self.followers if one.end - one.at <= _CHUNK_BYTES]
         for start, end in sorted(chunks):
