@@ -10,9 +10,10 @@ import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import HubcacheError
 from hubcache.store.store import Store
-from hubcache.transfer import fill as fill_module
+from hubcache.transfer import fills as fills_module
 from hubcache.transfer import http as http_module
-from hubcache.transfer.fill import Fill, Fills
+from hubcache.transfer.fill import Fill
+from hubcache.transfer.fills import Fills
 from hubcache.transfer.sources import FillSource, UpstreamSource
 from parts import Line, files_below, line_to, opened_store
 from standin import Hub, random_bytes
@@ -71,7 +72,7 @@ def room_fixture() -> Any:
 
     @pytest.fixture
     async def room(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
-        monkeypatch.setattr(fill_module, "_BACKOFF_SECONDS", 0.005)
+        monkeypatch.setattr(fills_module, "_BACKOFF_SECONDS", 0.005)
         monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 1.0)
         hub.image(REPO, "stable", [LAYER])
         async with opened_store(tmp_path) as store, line_to(hub) as line:

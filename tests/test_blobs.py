@@ -10,7 +10,8 @@ from hubcache.oci.errors import HubcacheError
 from hubcache.serve import blobs
 from hubcache.serve.messages import Answer, Door, Result
 from hubcache.serve.view import View
-from hubcache.transfer import fill
+from hubcache.transfer import fills
+from hubcache.transfer.fill import MAX_BESIDE
 from people import settled, until
 from rig import Cache, read, running
 from standin import Fault, Hub, random_bytes
@@ -22,7 +23,7 @@ DATA = random_bytes(500_000)
 
 @pytest.fixture
 async def cache(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cache]:
-    monkeypatch.setattr(fill, "_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(fills, "_BACKOFF_SECONDS", 0.001)
     async with running(hub, tmp_path / "store", negative_ttl=0.0) as started:
         yield started
 
@@ -38,37 +39,120 @@ async def begin(cache: Cache, digest: str, **headers: str) -> Answer:
     return outcome
 
 
-async def test_ranges_beside_one_fill_are_limited_and_the_rest_waits_for_it(
-    cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+# -- ranges beside a fill ---------------------------------------------------------------------------------------------
+
+STARTS = range(200_000, 450_000, 25_000)
+
+
+class Ranges:
+    """A fill that stands still, and ranges far ahead of it that stand still where they are fetched on their own."""
+
+    def __init__(self, hub: Hub, digest: str, fill: Fault, beside: Fault) -> None:
+        self.hub = hub
+        self.digest = digest
+        self.fill = fill
+        self.beside = beside
+
+    @property
+    def beside_fill(self) -> int:
+        """Requests beside the fill's own."""
+        return self.hub.count(kind="cdn", method="GET") - 1
+
+    async def ask(self, cache: Cache) -> tuple[Answer, list[Answer], list[asyncio.Task[bytes]]]:
+        """The whole blob, the ranges, and what reads them."""
+        filler = await begin(cache, self.digest)
+        answers = [await begin(cache, self.digest, range=f"bytes={at}-{at + 99}") for at in STARTS]
+        return filler, answers, [asyncio.create_task(read(answer)) for answer in answers]
+
+
+@pytest.fixture
+def ranges(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Ranges:
     monkeypatch.setattr(blobs, "FAR_AHEAD", 100_000)
     digest = hub.blob(REPO, DATA)
-    fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000, times=1))
-    filler = await begin(cache, digest)
-    ranges = [await begin(cache, digest, range=f"bytes={at}-{at + 99}") for at in range(200_000, 450_000, 25_000)]
-    reading = [asyncio.create_task(read(answer)) for answer in ranges]
-    await until(lambda: sum(task.done() for task in reading) == 4)
+    fill = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000, times=1))
+    return Ranges(hub, digest, fill, hub.faults.add(Fault(kind="cdn", method="GET", pause_after=50)))
+
+
+async def test_few_ranges_are_fetched_beside_one_fill_at_a_time_and_others_in_their_turn(
+    cache: Cache, hub: Hub, ranges: Ranges
+) -> None:
+    filler, _, reading = await ranges.ask(cache)
+    await until(lambda: ranges.beside_fill == MAX_BESIDE)
+    await asyncio.wait(reading, timeout=0.1)
+    assert ranges.beside_fill == MAX_BESIDE
+    hub.faults.remove(ranges.beside)
+    assert await asyncio.gather(*reading) == [DATA[at : at + 100] for at in STARTS]
+    wanted = [record.header("Range") for record in hub.requests(kind="cdn", method="GET")[1:]]
+    assert wanted == [f"bytes={at}-{at + 99}" for at in STARTS], "first come, first served"
+    hub.faults.remove(ranges.fill)
+    assert await read(filler) == DATA
+
+
+async def test_range_that_waits_for_its_turn_is_given_by_the_fill_where_that_is_quicker(
+    cache: Cache, hub: Hub, ranges: Ranges
+) -> None:
+    filler, _, reading = await ranges.ask(cache)
+    await until(lambda: ranges.beside_fill == MAX_BESIDE)
+    hub.faults.remove(ranges.fill)
+    assert await read(filler) == DATA
+    assert await asyncio.gather(*reading[MAX_BESIDE:]) == [DATA[at : at + 100] for at in STARTS[MAX_BESIDE:]]
+    assert ranges.beside_fill == MAX_BESIDE
+    hub.faults.remove(ranges.beside)
+    await asyncio.gather(*reading)
+
+
+async def test_client_that_leaves_gives_up_its_turn_and_its_place(cache: Cache, hub: Hub, ranges: Ranges) -> None:
+    filler, answers, reading = await ranges.ask(cache)
+    await until(lambda: ranges.beside_fill == MAX_BESIDE)
+    for number in (0, *range(MAX_BESIDE, len(answers) - 1)):  # one that has a place, all but the last that have none
+        reading[number].cancel()
+    await asyncio.gather(*(task for task in reading if task.cancelling()), return_exceptions=True)
+    await until(lambda: ranges.beside_fill == MAX_BESIDE + 1)
+    last = hub.requests(kind="cdn", method="GET")[-1]
+    assert last.header("Range") == f"bytes={STARTS[-1]}-{STARTS[-1] + 99}"
+    hub.faults.clear()
+    assert await reading[-1] == DATA[STARTS[-1] : STARTS[-1] + 100]
+    assert await read(filler) == DATA
+    await asyncio.gather(*reading, return_exceptions=True)
+
+
+async def test_range_that_is_refused_beside_the_fill_comes_from_the_fill(
+    cache: Cache, hub: Hub, ranges: Ranges
+) -> None:
+    filler = await begin(cache, ranges.digest)
+    hub.faults.remove(ranges.beside)
+    refused = hub.faults.add(Fault(kind="blob", status=429))
+    reading = asyncio.create_task(read(await begin(cache, ranges.digest, range="bytes=300000-300099")))
+    await until(lambda: refused.hits)
+    hub.faults.remove(ranges.fill)
+    assert await read(filler) == DATA
+    assert await reading == DATA[300_000:300_100]
+
+
+async def test_range_near_a_fill_that_stands_still_is_fetched_beside_it_in_the_end(
+    cache: Cache, hub: Hub, ranges: Ranges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs, "_NEAR_SECONDS", 0.05)
+    filler = await begin(cache, ranges.digest)
+    hub.faults.remove(ranges.beside)
+    assert await read(await begin(cache, ranges.digest, range="bytes=50000-50099")) == DATA[50_000:50_100]
+    assert ranges.beside_fill == 1
+    hub.faults.remove(ranges.fill)
+    assert await read(filler) == DATA
+
+
+async def test_chunks_without_a_gap_share_the_fill_however_slow_it_is(
+    cache: Cache, hub: Hub, ranges: Ranges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As containerd's parallel fetch asks for them."""
+    monkeypatch.setattr(blobs, "_NEAR_SECONDS", 0.02)
+    parts = [(at, at + 20_000) for at in range(0, 100_000, 20_000)]
+    asked = [await begin(cache, ranges.digest, range=f"bytes={start}-{end - 1}") for start, end in parts]
+    reading = [asyncio.create_task(read(answer)) for answer in asked]
     await asyncio.wait(reading, timeout=0.2)
-    done = [task.done() for task in reading]
-    assert done == [True] * 4 + [False] * 6
-    hub.faults.remove(fault)
-    assert await read(filler) == DATA
-    assert [await task for task in reading] == [DATA[at : at + 100] for at in range(200_000, 450_000, 25_000)]
-    assert hub.count(kind="cdn", method="GET") == 5
-
-
-async def test_range_that_was_fetched_beside_makes_room_for_the_next(
-    cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(blobs, "FAR_AHEAD", 100_000)
-    digest = hub.blob(REPO, DATA)
-    fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000, times=1))
-    filler = await begin(cache, digest)
-    for at in range(200_000, 450_000, 25_000):
-        async with asyncio.timeout(5):
-            assert await read(await begin(cache, digest, range=f"bytes={at}-{at + 99}")) == DATA[at : at + 100]
-    hub.faults.remove(fault)
-    assert await read(filler) == DATA
+    assert ranges.beside_fill == 0
+    hub.faults.remove(ranges.fill)
+    assert await asyncio.gather(*reading) == [DATA[start:end] for start, end in parts]
 
 
 async def test_blob_that_came_while_a_token_was_waited_for_is_not_fetched_again(

@@ -11,7 +11,7 @@ import pytest
 from filling import DIGEST, LAYER, Room, room_fixture
 from hubcache.oci.errors import BadUpstream, BlobUnknown, HubcacheError, StorageError, TooManyRequests, Unavailable
 from hubcache.store.room import ALLOWANCE
-from hubcache.transfer import fill as fill_module
+from hubcache.transfer import fills as fills_module
 from standin import Fault, Hub
 
 room = room_fixture()
@@ -75,7 +75,7 @@ async def test_back_off_grows_while_nothing_arrives(hub: Hub, room: Room, monkey
         slept.append(seconds)
 
     hub.faults.add(Fault(kind="cdn", close_after=0))
-    monkeypatch.setattr(fill_module, "_BACKOFF_SECONDS", 0.25)
+    monkeypatch.setattr(fills_module, "_BACKOFF_SECONDS", 0.25)
     with monkeypatch.context() as patch:
         patch.setattr(asyncio, "sleep", sleep)
         await room.failure(room.start())

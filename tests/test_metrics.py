@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from hubcache.oci.digest import Digest
-from hubcache.oci.errors import BadUpstream, StorageError
+from hubcache.oci.errors import Abandoned, BadUpstream, StorageError
+from hubcache.operate import hosts
 from hubcache.operate.metrics import Metrics
 from hubcache.store.store import Store
 from hubcache.transfer.breaker import Breakers, Circuit
@@ -74,6 +75,9 @@ def test_fills_are_told_in_flight_and_by_how_they_ended(caplog: pytest.LogCaptur
     assert [record.getMessage() for record in caplog.records] == [
         f"hubcache: fetching {DIGEST} failed: content does not match its digest"
     ]
+    metrics.fill_ended(DIGEST, Abandoned("nobody waits for the blob any more"))
+    assert value(metrics, "hubcache_fills_total", result="abandoned") == 1
+    assert len(caplog.records) == 1, "it is nothing to worry about"
 
 
 async def test_store_is_told_as_it_is_when_asked(tmp_path: Path) -> None:
@@ -103,6 +107,49 @@ def test_circuit_of_each_host_is_told(tmp_path: Path) -> None:
     breakers.circuits.update({"up": Circuit(), "down": Circuit(3, "status 503", 1.0)})
     assert value(metrics, "hubcache_upstream_up", host="up") == 1
     assert value(metrics, "hubcache_upstream_up", host="down") == 0
+
+
+def series(metrics: Metrics) -> set[str]:
+    """The hosts that have any series."""
+    families = text_string_to_metric_families(metrics.render().decode())
+    return {sample.labels["host"] for family in families for sample in family.samples if "host" in sample.labels}
+
+
+def test_hosts_beyond_a_bound_share_one_label(tmp_path: Path) -> None:
+    """A registry that redirects to ever new hosts must not grow what is told of it."""
+    metrics, breakers = Metrics(), Breakers()
+    metrics.watch(Store(tmp_path, 1 << 20), breakers)
+    for number in range(1000):
+        metrics.upstream_answered(f"cdn{number}", "blob", "200")
+        metrics.upstream_bytes(f"cdn{number}", 10)
+        breakers.circuits[f"cdn{number}"] = Circuit(3, "status 503", 1.0 if number == 999 else None)
+    assert len(series(metrics)) == hosts.MAX_HOSTS + 1
+    name = "hubcache_upstream_requests_total"
+    assert value(metrics, name, host="cdn1", kind="blob", status="200") == 1
+    assert value(metrics, name, host=hosts.OTHER, kind="blob", status="200") == 1000 - hosts.MAX_HOSTS
+    assert value(metrics, "hubcache_upstream_bytes_total", host=hosts.OTHER) == 10 * (1000 - hosts.MAX_HOSTS)
+    assert value(metrics, "hubcache_upstream_up", host=hosts.OTHER) == 0
+
+
+def test_status_that_nobody_knows_has_no_label_of_its_own() -> None:
+    metrics = Metrics()
+    for status in range(600, 999):
+        metrics.upstream_answered("hub", "blob", str(status))
+    assert value(metrics, "hubcache_upstream_requests_total", host="hub", kind="blob", status="other") == 399
+
+
+def test_host_that_was_not_asked_for_long_is_told_no_more() -> None:
+    now = 0.0
+    metrics = Metrics()
+    metrics._hosts = hosts.Hosts(metrics._forget_host, lambda: now)
+    metrics.upstream_answered("hub", "blob", "307")
+    metrics.upstream_answered("cdn", "blob", "200")
+    metrics.upstream_bytes("cdn", 10)
+    now = hosts.UNUSED_SECONDS - 1
+    metrics.upstream_answered("hub", "blob", "307")
+    now += 2
+    assert series(metrics) == {"hub"}
+    assert value(metrics, "hubcache_upstream_requests_total", host="hub", kind="blob", status="307") == 2
 
 
 def test_two_in_one_process_do_not_mix() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hubcache.oci.digest import Digest
+from hubcache.serve import blobs
 from hubcache.serve.messages import Door, Forward, Result
 from pair import DATA, REPO, Pair, pair_fixture, paired, requests
 from people import basic, until
@@ -45,11 +46,45 @@ async def test_bytes_arrive_while_the_fill_goes_on(pair: Pair, hub: Hub) -> None
     assert first + rest == DATA
 
 
+async def test_client_of_a_worker_that_leaves_is_a_reader_no_more(pair: Pair, hub: Hub) -> None:
+    digest = hub.blob(REPO, DATA)
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
+    readers = lambda: [one.readers for one in pair.cache.engine.fills.progress()]  # noqa: E731
+    first, second = await pair.get(f"/v2/{REPO}/blobs/{digest}"), await pair.get(f"/v2/{REPO}/blobs/{digest}")
+    assert readers() == [2]
+    for answer, left in ((first, 1), (second, 0)):
+        assert answer.source is not None
+        await answer.source.close()
+        await until(lambda left=left: readers() == [left])
+    hub.faults.remove(fault)
+    await pair.settled()
+    assert pair.cache.engine.store.has(Digest.parse(digest))
+
+
 async def test_many_readers_of_one_cold_blob_are_one_fetch(pair: Pair, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
     answers = await asyncio.gather(*(pair.get(f"/v2/{REPO}/blobs/{digest}") for _ in range(16)))
     assert set(await asyncio.gather(*map(read, answers))) == {DATA}
     assert hub.count(kind="cdn", method="GET") == 1
+
+
+async def test_range_that_the_fill_has_not_reached_is_fetched_beside_it_or_comes_from_it(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs, "FAR_AHEAD", 100_000)
+    digest = hub.blob(REPO, DATA)
+    fill = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000, times=1))
+    filler = await pair.get(f"/v2/{REPO}/blobs/{digest}")
+    part = f"bytes={len(DATA) - 100}-"
+    assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}", range=part)) == DATA[-100:]
+    assert hub.count(kind="cdn", method="GET") == 2
+    beside = hub.faults.add(Fault(kind="blob", status=503))
+    late = asyncio.create_task(pair.get(f"/v2/{REPO}/blobs/{digest}", range=part))
+    await until(lambda: beside.hits)
+    hub.faults.remove(fill)
+    assert await read(filler) == DATA
+    assert await read(await late) == DATA[-100:]
+    assert hub.count(kind="cdn", method="GET") == 2
 
 
 async def test_worker_is_told_of_a_fill_once_for_all_its_readers(

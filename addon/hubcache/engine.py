@@ -29,7 +29,7 @@ from .store.scrub import Scrub
 from .store.store import Store
 from .transfer.breaker import Breakers
 from .transfer.client import Client
-from .transfer.fill import Fills
+from .transfer.fills import Fills
 from .transfer.http import open_session
 from .transfer.pump import Pump
 from .transfer.tokens import Challenge, Tokens

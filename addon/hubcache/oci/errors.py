@@ -62,6 +62,12 @@ class ManifestInvalid(RegistryError):
     status, code = 400, "MANIFEST_INVALID"
 
 
+class HeaderInvalid(RegistryError):
+    """RFC 9110 section 5.5: a header of the request has a value that no header may have."""
+
+    status, code = 400, "UNSUPPORTED"
+
+
 class ManifestUnknown(RegistryError):
     """The upstream has no such manifest."""
 
@@ -139,6 +145,12 @@ class Unavailable(RegistryError):
 
 class NotAsked(Unavailable):
     """The upstream was not even tried."""
+
+
+class Abandoned(RegistryError):
+    """What was being fetched is not fetched to its end, because nobody waits for it."""
+
+    status, code = 503, "UNAVAILABLE"
 
 
 class ContentTooLarge(RegistryError):

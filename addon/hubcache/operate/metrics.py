@@ -3,13 +3,17 @@
 import logging
 from collections.abc import Callable
 from functools import cache
+from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
 
 from ..oci.digest import Digest
-from ..oci.errors import HubcacheError, NotStored, StorageError
+from ..oci.errors import Abandoned, HubcacheError, NotStored, StorageError
 from ..store.store import Store
 from ..transfer.breaker import Breakers
+from .hosts import Hosts
+
+_STATUSES = frozenset(str(status.value) for status in HTTPStatus) | {"error"}
 
 logger = logging.getLogger("hubcache")
 
@@ -51,6 +55,7 @@ class Metrics:
             ["host", "credential"],
             registry=self.registry,
         )
+        self._hosts = Hosts(self._forget_host)
         self._last_remaining: dict[tuple[str, str], int] = {}
         self._breakers = Breakers()
         self._up = Gauge(
@@ -109,17 +114,28 @@ class Metrics:
 
     def render(self) -> bytes:
         """The text exposition format."""
-        for host, circuit in self._breakers.circuits.items():
-            self._up.labels(host).set(not circuit.is_open)
+        self._hosts.expire()
+        self._up.clear()
+        down = {self._hosts.known(host) for host, circuit in self._breakers.circuits.items() if circuit.is_open}
+        for host in self._breakers.circuits:
+            label = self._hosts.known(host)
+            self._up.labels(label).set(label not in down)
         return generate_latest(self.registry)
+
+    def _forget_host(self, host: str) -> None:
+        for family in (self._upstream, self._received):
+            gone = {tuple(one.labels.values()) for all_of in family.collect() for one in all_of.samples}
+            for labels in gone:
+                if labels[0] == host:
+                    family.remove(*labels)
 
     # -- Observer -------------------------------------------------------------------------------------------------
 
     def upstream_answered(self, host: str, kind: str, status: str) -> None:
-        self._upstream.labels(host, kind, status).inc()
+        self._upstream.labels(self._hosts.label(host), kind, status if status in _STATUSES else "other").inc()
 
     def upstream_bytes(self, host: str, count: int) -> None:
-        self._received.labels(host).inc(count)
+        self._received.labels(self._hosts.label(host)).inc(count)
 
     def rate_limit_seen(self, host: str, credential: str, limit: int | None, remaining: int) -> None:
         self._remaining.labels(host, credential).set(remaining)
@@ -134,6 +150,8 @@ class Metrics:
         result = "stored" if error is None else "failed"
         if isinstance(error, StorageError):
             result = "not_admitted" if isinstance(error, NotStored) else "not_storable"
+        if isinstance(error, Abandoned):
+            result = "abandoned"
         self._fill_results.labels(result).inc()
-        if error is not None and not isinstance(error, StorageError):
+        if error is not None and not isinstance(error, StorageError | Abandoned):
             logger.warning("hubcache: fetching %s failed: %s", digest, error)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from ..oci.digest import Digest, Verifier
@@ -11,6 +11,7 @@ from ..oci.errors import (
     BadUpstream,
     BlobUnknown,
     Denied,
+    HeaderInvalid,
     RangeInvalid,
     RegistryError,
     StorageError,
@@ -21,9 +22,12 @@ from ..oci.errors import (
 from ..oci.reference import ByteRange, parse_range
 from ..store.store import Store
 from ..store.stored import StoredBlob
+from ..transfer.beside import Beside
 from ..transfer.coalesce import Coalescer
-from ..transfer.fill import Fill, Fills
-from ..transfer.sources import CHUNK, FileSource, FillSource, OpenRange, Source, UpstreamSource
+from ..transfer.fill import Fill
+from ..transfer.fills import Fills
+from ..transfer.slots import PREFETCH
+from ..transfer.sources import FileSource, FillSource, OpenRange, Source, UpstreamSource
 from ..transfer.upstream import BlobBody
 from . import cache_status
 from .gate import Gate
@@ -33,12 +37,12 @@ from .messages import Result
 from .view import View
 
 FAR_AHEAD = 32 << 20
-"""Bytes: a range that begins further than this beyond a fill is fetched on its own. Lazy-pulling clients (stargz, SOCI,
-nydus) read the end of a layer first; containerd's parallel fetch stays within a few chunks and shares the fill."""
+"""Bytes: a range that begins further than this beyond a fill is fetched on its own as soon as a place is free.
+Lazy-pulling clients (stargz, SOCI, nydus) read the end of a layer first."""
 
-_MAX_BESIDE = 4
-"""Ranges fetched beside one fill at the same time; further ones wait for the fill. Keeps a client that asks for many
-chunks from becoming many upstream requests."""
+_NEAR_SECONDS = 0.5
+"""How long a range less far ahead waits for the fill alone: containerd's parallel fetch stays within a few chunks, and
+shares the fill."""
 
 
 @dataclass(slots=True)
@@ -61,7 +65,6 @@ class Blobs:
         self._gate = gate
         self._fills = fills
         self._checks = Coalescer[tuple[str, str, str, Digest], int | None]()
-        self._beside: dict[Digest, int] = {}
 
     async def get(self, view: View, digest: Digest, range_header: str | None, *, around_store: bool = False) -> Blob:
         """A blob, or the part of it that `range_header` asks for; raises `RegistryError`."""
@@ -79,11 +82,13 @@ class Blobs:
             if reason is None:
                 return Blob(stored.size, part, source, Result.HIT, cache_status.hit())
             return Blob(stored.size, part, source, Result.STALE, cache_status.stale(0, reason))
-        running = self._fills.get(digest)
+        running = self._fills.get(digest, view.client)
+        reading = ExitStack()
         try:
-            fill = running or await self._start(view, digest)
+            fill = running or await self._start(view, digest, view.client)
             if fill is None:  # somebody else, whose rights are not the view's, was quicker
                 return await self.get(view, digest, range_header)
+            reading.enter_context(fill.reading())
             size = await fill.opened()
             if running is None and not view.proves_first:
                 await self._accepted(view, digest)
@@ -96,6 +101,8 @@ class Blobs:
                 return await self.get(view, digest, range_header)
             await self._refused(view, digest, error)
             raise
+        finally:
+            reading.close()
         status = cache_status.fetched(stored=True, collapsed=running is not None)
         return Blob(size, part, source, Result.MISS, status)
 
@@ -125,7 +132,7 @@ class Blobs:
             await self._check(view, digest)
         if self._store.has(digest):
             return
-        fill = running or await self._start(view, digest)
+        fill = running or await self._start(view, digest, PREFETCH)
         if fill is None:
             return await self.fetch(view, digest)
         await fill.ended()
@@ -185,8 +192,8 @@ class Blobs:
             await self._gate.refused(view.host, view.repository, view.reader)
         self._gate.remember_missing(view.host, view.repository, view.question(str(digest)), error)
 
-    async def _start(self, view: View, digest: Digest) -> Fill | None:
-        """Begin a fill with the view's credentials; None when there is one by now, of whoever."""
+    async def _start(self, view: View, digest: Digest, asker: str) -> Fill | None:
+        """Begin a fill with the view's credentials, for `asker`; None when there is one by now, of whoever."""
         self._gate.raise_missing(view.host, view.repository, view.question(str(digest)))
         link, had = self._store.link(view.host, view.repository, digest), self._store.has(digest)
         if view.reader is not None and not await self._memory.private(digest):
@@ -194,7 +201,7 @@ class Blobs:
         opener = await self._opener(view, digest)
         if self._fills.get(digest) is not None or (self._store.has(digest) and not had):
             return None
-        return self._fills.start(digest, link.size if link else None, lambda start: opener(start, None))
+        return self._fills.start(digest, link.size if link else None, lambda start: opener(start, None), asker)
 
     async def _opener(self, view: View, digest: Digest) -> OpenRange:
         """How to open the blob upstream, with the first credentials that are accepted for it."""
@@ -208,7 +215,7 @@ class Blobs:
                     try:
                         body = await stack.enter_async_context(attempt)
                         break
-                    except (Unauthorized, Denied, TooManyRequests):
+                    except (Unauthorized, Denied, TooManyRequests, HeaderInvalid):
                         if len(authorizations) == 1:
                             raise
                         del authorizations[0]
@@ -217,10 +224,8 @@ class Blobs:
         return open_range
 
     async def _join(self, fill: Fill, view: View, start: int, end: int) -> Source:
-        """The fill's bytes, or the upstream's own for a range that the fill will not reach soon."""
+        """The fill's bytes, or those of a range that it will not reach soon, from where they are to be had first."""
         opener = await self._opener(view, fill.digest)
-        if start - fill.readable > FAR_AHEAD and self._beside.get(fill.digest, 0) < _MAX_BESIDE:
-            return _Counted(UpstreamSource(opener, start, end), self._beside, fill.digest)
         if fill.staged is None or fill.staged.closed:  # it ended in between
             fill.raise_error()
             stored = await self._open(fill.digest)
@@ -233,7 +238,12 @@ class Blobs:
             raise StorageError(f"cannot open a blob on its way: {error.strerror or error}") from error
         ledger = self._store.ledger
         ledger.hold(fill.digest)  # its file, once that is in the store, is on disk as long as it is open
-        return FillSource(fill, staged.path, fd, start, end, again, lambda: ledger.release(fill.digest))
+        following = FillSource(fill, staged.path, fd, start, end, again, lambda: ledger.release(fill.digest))
+        ahead = start - fill.readable
+        if ahead <= 0:
+            return following
+        patience = 0.0 if ahead > FAR_AHEAD else _NEAR_SECONDS
+        return Beside(following, UpstreamSource(opener, start, end), patience)
 
     async def _stream(self, view: View, digest: Digest, range_header: str | None) -> Blob:
         """Pass a blob on without the store, which cannot take it."""
@@ -246,30 +256,6 @@ class Blobs:
         source = UpstreamSource(await self._opener(view, digest), start, end, verifier)
         await source.open()
         return Blob(size, part, source, Result.MISS, cache_status.fetched(stored=False))
-
-
-class _Counted(Source):
-    """A source that counts as one of those beside a fill while it is open."""
-
-    def __init__(self, source: UpstreamSource, counts: dict[Digest, int], digest: Digest) -> None:
-        self.origin = source.origin
-        self._source = source
-        self._counts = counts
-        self._digest = digest
-        counts[digest] = counts.get(digest, 0) + 1
-
-    async def read(self, most: int = CHUNK) -> bytes:
-        return await self._source.read(most)
-
-    @property
-    def finished(self) -> bool:
-        return self._source.finished
-
-    async def close(self) -> None:
-        self._counts[self._digest] -= 1
-        if self._counts[self._digest] == 0:
-            del self._counts[self._digest]
-        await self._source.close()
 
 
 def _window(header: str | None, size: int, undo: Callable[[], None] | None = None) -> tuple[ByteRange | None, int, int]:

@@ -22,6 +22,7 @@ from ..oci.media import OCTET_STREAM, negotiation
 from ..oci.reference import BlobTarget, ManifestTarget, OtherTarget, Ping, Target, parse_target
 from ..oci.registry import HUB_REALM, HUB_SERVICE, Registry
 from ..store.store import Store
+from ..transfer.breaker import CircuitOpen
 from ..transfer.sources import FileSource
 from ..transfer.tokens import Challenge, pull_scope
 from ..transfer.upstream import Upstream
@@ -79,7 +80,7 @@ class Service:
         try:
             target = parse_target(request.path)
             kind = _KINDS.get(type(target), kind)
-            outcome = await self._route(request, target)
+            outcome = await self._route_patiently(request, target)
         except RegistryError as error:
             outcome = error_answer(error, request.method)
         except StorageError as error:
@@ -95,6 +96,15 @@ class Service:
         if self._throttle.permits((request.registry.host, reason)):
             logger.info("hubcache: stale copies of %s are served: %s", request.registry.host, reason)
 
+    async def _route_patiently(self, request: Request, target: Target) -> Answer | Forward:
+        """Nothing stored can be given instead: wait for the first probe of a circuit that has just opened."""
+        try:
+            return await self._route(request, target)
+        except CircuitOpen as error:
+            if not await error.is_over():
+                raise
+        return await self._route(request, target)
+
     async def _route(self, request: Request, target: Target) -> Answer | Forward:
         if isinstance(target, OtherTarget) or request.method not in ("GET", "HEAD"):
             return await self._pass_on(request, target)
@@ -107,7 +117,9 @@ class Service:
         own = request.credentials if request.door is Door.PROXY else None
         upstream = self._upstreams[request.registry.host]
         try:
-            return await self._look_up(request, View(upstream, target.repository, own=own), target)
+            return await self._look_up(
+                request, View(upstream, target.repository, own=own, client=request.client), target
+            )
         except (Unauthorized, Denied, ManifestUnknown, BlobUnknown) as error:
             missing = isinstance(error, ManifestUnknown | BlobUnknown)
             if missing and self._gate.is_open(request.registry.host, target.repository, None):
@@ -125,7 +137,9 @@ class Service:
         if not self._authorize:
             return self._forward(upstream, own)
         try:
-            return await self._look_up(request, View(upstream, target.repository, reader=own), target)
+            return await self._look_up(
+                request, View(upstream, target.repository, reader=own, client=request.client), target
+            )
         except (Unauthorized, Denied) as error:
             raise self._refusal(request, target.repository, error) from error
 

@@ -18,6 +18,8 @@ class View:
     repository: str
     reader: str | None = None
     own: str | None = None
+    client: str = ""
+    """The address of who asks; what is fetched is shared out fairly by it."""
 
     @property
     def host(self) -> str:

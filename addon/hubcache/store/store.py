@@ -283,6 +283,10 @@ class Store(Content):
         while not retention.asked_enough(digest, now):
             retention.requested(digest, now)
 
+    def is_wanted(self, digest: Digest) -> bool:
+        """Whether this content was asked for as often as a full store admits it for."""
+        return self.rooms.retention.asked_enough(digest, self._clock())
+
     def was_requested(self, digest: Digest) -> bool:
         """Whether anybody asked for this content, as far as that is remembered."""
         return self.rooms.retention.requests(digest, self._clock()) > 0

@@ -1,12 +1,13 @@
 """Sends the cache's own requests: circuit breaker, time-outs, redirects, and what must be observed on each answer."""
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
 from yarl import URL
 
-from ..oci.errors import BadUpstream, NotAsked, Unavailable
+from ..oci.errors import BadUpstream, HeaderInvalid, NotAsked, Unavailable
 from .breaker import Breakers, Probe
 from .http import parse_url
 from .observer import Observer
@@ -14,6 +15,9 @@ from .observer import Observer
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PROBE_SECONDS = 5.0
+
+_UNSENDABLE = re.compile(r"[^\t\x20-\x7e\x80-\U0010ffff]|[\ud800-\udfff]")
+"""RFC 9110 section 5.5: no control characters in a field value. Surrogates stand for bytes that are not UTF-8."""
 
 
 class Client:
@@ -39,21 +43,18 @@ class Client:
             raise NotAsked("offline: upstreams are not contacted")
         if self._http.closed:  # aiohttp has no error of its own for this
             raise Unavailable("the cache is shutting down")
-        reason = self._breakers.reason(host)
-        if reason is not None:
-            raise NotAsked(f"{host} is down: {reason}")
+        _refuse_unsendable(headers)
+        self._breakers.check(host)
         try:
             response = await self._http.request(method, url, headers=headers, data=body, allow_redirects=False)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except ValueError as error:  # only for a URL: the upstream's, by a redirect or a realm; nothing was sent
+            raise BadUpstream("upstream named a URL that cannot be asked for") from error
+        except (aiohttp.ClientError, TimeoutError) as error:
             self.observer.upstream_answered(host, kind, "error")
-            slow = isinstance(error, TimeoutError)
-            failure = "time-out" if slow else type(error).__name__
-            if isinstance(error, aiohttp.ClientError | TimeoutError):  # else it is the request that cannot be sent
-                self._breakers.failed(host, failure, self._probe(url), at_once=slow)
-            raise Unavailable(f"{host} cannot be reached: {failure}") from error
+            raise self._unreachable(kind, url, error) from error
         self.observer.upstream_answered(host, kind, str(response.status))
         if response.status >= 500:
-            self._breakers.failed(host, f"status {response.status}", self._probe(url))
+            self._breakers.failed(host, f"status {response.status}", self._probe(url), of=_object(kind, url))
         else:
             self._breakers.succeeded(host)
         try:
@@ -63,6 +64,15 @@ class Client:
                 response.release()
             else:
                 response.close()
+
+    def _unreachable(self, kind: str, url: URL, error: aiohttp.ClientError | TimeoutError) -> Unavailable:
+        """Count a request without an answer, against the host where there was not even a connection."""
+        slow = isinstance(error, TimeoutError)
+        failure = "time-out" if slow else type(error).__name__
+        no_connection = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+        of = None if no_connection else _object(kind, url)
+        self._breakers.failed(url.authority, failure, self._probe(url), of=of, at_once=slow)
+        return Unavailable(f"{url.authority} cannot be reached: {failure}")
 
     @asynccontextmanager
     async def follow(
@@ -98,6 +108,19 @@ class Client:
                 return False
 
         return ask
+
+
+def _object(kind: str, url: URL) -> str:
+    """What a failure is about: the path, for signatures are in the query; but that is what a token is asked for by."""
+    return url.path_qs if kind == "token" else url.path
+
+
+def _refuse_unsendable(headers: Mapping[str, str]) -> None:
+    """Raise `HeaderInvalid` for what the HTTP client would not send. It is refused to the client before it comes here:
+    were it taken for a failure of the upstream, one client could make the cache believe that a registry is down."""
+    for name, value in headers.items():
+        if _UNSENDABLE.search(value):
+            raise HeaderInvalid(f"the value of {name} is malformed")
 
 
 def _redirect(url: URL, target: str) -> URL:

@@ -1,53 +1,67 @@
-"""Fills: one fetch per digest, however many ask. Stage, hash, verify, then commit or cancel.
+"""One blob on its way in, as its readers see it.
 
-A fill runs on when its clients leave. Readers see its bytes as soon as they are on the staged file, except the last
-one: that is held back until the digest is verified, so that no client ever receives a wrong body as a complete one.
+They see its bytes as soon as they are on the staged file, except the last one: that is held back until the digest is
+verified, so that no client ever receives a wrong body as a complete one.
 """
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
-from ..oci.digest import Digest, Verifier
-from ..oci.errors import BadUpstream, HubcacheError, RegistryError, StorageError, Unavailable
+from ..oci.digest import Digest
+from ..oci.errors import HubcacheError
 from ..store.staging import Staged
-from ..store.store import Store
-from .observer import Observer
-from .upstream import BlobBody
 
-type OpenBlob = Callable[[int], AbstractAsyncContextManager[BlobBody]]
-"""Opens the blob upstream from the given byte."""
+MAX_BESIDE = 4
+"""Ranges fetched beside one fill at the same time. Keeps a client that asks for many chunks from becoming many upstream
+requests."""
 
-_ATTEMPTS_TO_OPEN = 3
-_ATTEMPTS_WITHOUT_PROGRESS = 5
-_PROGRESS_BYTES = 1 << 20
-"""An attempt that brought this much more is no failure. Any byte would not do: a gigabyte from an upstream that breaks
-off after each packet would become a million requests."""
-_BACKOFF_SECONDS = 0.2
-_JOIN_SECONDS = 1.0
-"""How long it may take from the answer that a fill has opened until its bytes are read."""
-_INLINE_BYTES = 64 << 10
-"""Batches up to this are hashed on the loop; a hop to the worker thread costs more than hashing them."""
+_CHUNK_BYTES = 32 << 20
+"""Ranges up to this length may be the chunks of a client that fetches a whole blob in parallel, as containerd does."""
+
+
+_MANY = 100
+"""Readers of one fill that are not looked at one by one."""
+
+
+class Follower(Protocol):
+    """Reads bytes `at` to before `end` of a fill's file."""
+
+    at: int
+    end: int
 
 
 class Fill:
     """One blob on its way in. `size` is known once `opened` returns; `error` is set when the fill failed."""
 
-    def __init__(self, digest: Digest) -> None:
+    def __init__(self, digest: Digest, read: Callable[["Fill"], None] = lambda _: None) -> None:
+        """`read` is told when the first reader comes and when the last one leaves."""
         self.digest = digest
         self.size: int | None = None
         self.error: HubcacheError | None = None
         self.staged: Staged | None = None
         self.verified = False
         self.stored = False
+        self.places = asyncio.Semaphore(MAX_BESIDE)
+        """For ranges that are fetched beside it."""
+        self.followers: set[Follower] = set()
+        """Who reads its file."""
+        self.readers = 0
+        """Who reads its file, or waits for it to be opened or to end."""
+        self._read = read
+        self._goes_on = asyncio.Event()
+        self._goes_on.set()
         self._written = 0
         self._changed = asyncio.Event()
-        self.readers = 0
-        """Sources that give its bytes to clients."""
-        self.asked_at = 0.0
-        """When somebody last waited for it to open, who is a reader a moment later; by the loop's clock."""
+        self.left_at = 0.0
+        """When the last reader left, by the loop's clock; who waited for it to open reads it a moment later."""
         self._readers: set[tuple[int, asyncio.Future[None]]] = set()
+
+    @property
+    def written(self) -> int:
+        """Bytes that have arrived."""
+        return self._written
 
     @property
     def readable(self) -> int:
@@ -58,11 +72,51 @@ class Fill:
 
     async def opened(self) -> int:
         """Wait until the upstream promised a size; returns it, or raises what prevented it."""
-        while self.size is None:
-            self.raise_error()
-            await self._changed.wait()
-        self.asked_at = asyncio.get_running_loop().time()
-        return self.size
+        with self.reading():
+            while self.size is None:
+                self.raise_error()
+                await self._changed.wait()
+            return self.size
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Count as a reader meanwhile."""
+        self.readers += 1
+        if self.readers == 1:
+            self._read(self)
+        try:
+            yield
+        finally:
+            self.readers -= 1
+            if self.readers == 0:
+                self.left_at = asyncio.get_running_loop().time()
+                self._read(self)
+
+    def pause(self) -> None:
+        """Have it stand still, with what has arrived."""
+        self._goes_on.clear()
+
+    def resume(self) -> None:
+        """Have it go on."""
+        self._goes_on.set()
+
+    async def may_go_on(self) -> None:
+        """Wait while it is to stand still; raises its error where it was given up."""
+        if not self._goes_on.is_set():
+            await self._goes_on.wait()
+        self.raise_error()
+
+    def is_asked_for_until(self, at: int) -> bool:
+        """Whether all from what is readable up to byte `at` is asked for in chunks: then they share the fill."""
+        if len(self.followers) > _MANY:
+            return True
+        edge = self.readable
+        chunks = [(one.at, one.end) for one in self.followers if one.end - one.at <= _CHUNK_BYTES]
+        for start, end in sorted(chunks):
+            if start > edge:
+                break
+            edge = max(edge, end)
+        return edge >= at
 
     async def wait_readable(self, count: int, patience: float | None = None) -> None:
         """Wait until `count` bytes are readable, but not longer than `patience` (seconds); raises the fill's error
@@ -87,9 +141,10 @@ class Fill:
 
     async def ended(self) -> None:
         """Wait until the blob is in the store; raises the fill's error."""
-        while not self.stored:
-            self.raise_error()
-            await self._changed.wait()
+        with self.reading():
+            while not self.stored:
+                self.raise_error()
+                await self._changed.wait()
 
     def raise_error(self) -> None:
         """Raise what ended the fill, if it failed."""
@@ -114,136 +169,3 @@ class Fill:
 def _wake(waiting: asyncio.Future[None]) -> None:
     if not waiting.done():
         waiting.set_result(None)
-
-
-class Fills:
-    """All fills of this process; `failed` is told why content could not be stored."""
-
-    def __init__(self, store: Store, observer: Observer, failed: Callable[[StorageError], None]) -> None:
-        self._store = store
-        self._observer = observer
-        self._failed = failed
-        self._running: dict[Digest, Fill] = {}
-        self._tasks: dict[asyncio.Task[None], Fill] = {}
-        self._hashing = ThreadPoolExecutor(2, thread_name_prefix="fill")
-
-    def get(self, digest: Digest) -> Fill | None:
-        """The running fill of a digest."""
-        return self._running.get(digest)
-
-    def start(self, digest: Digest, size: int | None, open_blob: OpenBlob) -> Fill:
-        """The running fill of a digest, or a new one. `size` is what a manifest says it must be."""
-        fill = self._running.get(digest)
-        if fill is None:
-            fill = self._running[digest] = Fill(digest)
-            self._observer.fills_changed(len(self._running))
-            task = asyncio.create_task(self._run(fill, size, open_blob))
-            self._tasks[task] = fill
-            task.add_done_callback(lambda done: self._tasks.pop(done))
-        return fill
-
-    def cancel_unread(self) -> None:
-        """Cancel what no client is waiting for."""
-        now = asyncio.get_running_loop().time()
-        for task, fill in self._tasks.items():
-            has_opened = fill.size is not None and now - fill.asked_at >= _JOIN_SECONDS
-            if has_opened and not fill.readers and not fill.verified:
-                task.cancel()
-
-    async def close(self) -> None:
-        """Cancel what is still arriving, and its staged files; what is verified is committed."""
-        for task, fill in self._tasks.items():
-            if not fill.verified:
-                task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._hashing.shutdown()
-
-    async def _run(self, fill: Fill, size: int | None, open_blob: OpenBlob) -> None:
-        try:
-            if size is not None:  # no connection for what will not be stored
-                fill.staged = await self._store.stage(fill.digest, size)
-            await self._fetch(fill, size, open_blob)
-            assert fill.staged is not None
-            await self._store.commit(fill.staged)
-            fill.stored = True
-        except (RegistryError, StorageError) as error:
-            fill.error = error
-            if isinstance(error, StorageError):
-                self._failed(error)
-        except asyncio.CancelledError:
-            fill.error = Unavailable("the cache is shutting down")
-            raise
-        finally:
-            if not fill.stored and fill.error is None:  # a defect of this program: its readers would wait for ever
-                fill.error = Unavailable("internal error")
-            del self._running[fill.digest]
-            try:
-                if fill.staged is not None:
-                    self._store.finish(fill.staged)
-            except StorageError as error:
-                self._failed(error)
-            fill.notify()
-            self._observer.fills_changed(len(self._running))
-            self._observer.fill_ended(fill.digest, fill.error)
-
-    async def _fetch(self, fill: Fill, size: int | None, open_blob: OpenBlob) -> None:
-        """Until the whole blob is on the staged file and verified; a broken transfer is resumed where it broke."""
-        verifier = Verifier(fill.digest, size)
-        failures = mark = 0
-        while True:
-            try:
-                async with open_blob(verifier.received) as body:
-                    await self._accept_size(fill, verifier, body)
-                    await self._absorb(fill, verifier, body)
-                if verifier.size is not None and verifier.received < verifier.size:
-                    raise Unavailable("upstream ended the transfer early")
-                break
-            except Unavailable:
-                if verifier.received >= mark + _PROGRESS_BYTES:
-                    failures, mark = 0, verifier.received
-                failures += 1
-                if failures >= (_ATTEMPTS_WITHOUT_PROGRESS if fill.size is not None else _ATTEMPTS_TO_OPEN):
-                    raise
-                await asyncio.sleep(_BACKOFF_SECONDS * 2 ** (failures - 1))
-        verifier.finish()
-        if fill.size is None:
-            fill.size = verifier.received
-        fill.verified = True
-        fill.advance(verifier.received)
-        fill.notify()
-
-    async def _accept_size(self, fill: Fill, verifier: Verifier, body: BlobBody) -> None:
-        """Agree on the size with what the upstream promises now, and on the first time reserve the room."""
-        if verifier.size is None:
-            verifier.size = body.size
-        elif body.size is not None and body.size != verifier.size:
-            raise BadUpstream(
-                "upstream promises another size than the manifest says",
-                {"digest": str(fill.digest), "expected": verifier.size, "got": body.size},
-            )
-        if fill.staged is None:
-            fill.staged = await self._store.stage(fill.digest, verifier.size or 0)
-        if fill.size is None and verifier.size is not None and fill.staged.reserved >= verifier.size:
-            fill.size = verifier.size
-            fill.notify()
-
-    async def _absorb(self, fill: Fill, verifier: Verifier, body: BlobBody) -> None:
-        staged = fill.staged
-        assert staged is not None
-        skip = verifier.received - body.start  # the upstream may have ignored our Range and begun at 0
-        loop = asyncio.get_running_loop()
-
-        def take(data: bytes) -> None:
-            verifier.update(data)
-            staged.write(data)
-
-        async for chunk in body.chunks():
-            data = chunk[skip:] if skip else chunk
-            skip = max(0, skip - len(chunk))
-            if fill.size is None:
-                await self._store.extend(staged, verifier.received + len(data))
-            if len(data) <= _INLINE_BYTES:
-                take(data)
-            else:
-                await loop.run_in_executor(self._hashing, take, data)
-            fill.advance(staged.written)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -205,7 +205,9 @@ class FillSource(Source):
         self._released = released
         self._instead: Source | None = None
         self._begun = False
-        fill.readers += 1
+        self._reading = ExitStack()
+        self._reading.enter_context(fill.reading())
+        fill.followers.add(self)
 
     async def read(self, most: int = CHUNK) -> bytes:
         while not self.finished:
@@ -256,7 +258,8 @@ class FillSource(Source):
 
     async def close(self) -> None:
         os.close(self._fd)
-        self.fill.readers -= 1
+        self.fill.followers.discard(self)
+        self._reading.close()
         self._released()
         if self._instead is not None:
             await self._instead.close()

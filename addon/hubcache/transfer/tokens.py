@@ -21,6 +21,8 @@ from .http import parse_url, pause, read_body
 
 _PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
 DEFAULT_LIFETIME = 60.0
 """Seconds a token lives when the answer has no `expires_in` (distribution spec, token)."""
 
@@ -129,7 +131,7 @@ def realm_url(realm: str) -> URL:
 
 
 def parse_token(body: bytes) -> tuple[str, float]:
-    """The token in an answer of the token service, and its lifetime in seconds; raises `Unavailable` without one."""
+    """The token in an answer of the token service, and its lifetime in seconds; raises `RegistryError` without one."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -137,6 +139,8 @@ def parse_token(body: bytes) -> tuple[str, float]:
     if isinstance(document, dict):
         token = document.get("token") or document.get("access_token")
         lifetime = document.get("expires_in", DEFAULT_LIFETIME)
+        if isinstance(token, str) and not _TOKEN.fullmatch(token):
+            raise BadUpstream("token service answered with a token that no header can hold")
         if isinstance(token, str) and isinstance(lifetime, int | float):
             return token, float(min(max(0, lifetime), _LONGEST_LIFETIME))
     raise Unavailable("token service answered without a token")

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from ..oci.errors import HubcacheError, StorageError
 from ..oci.registry import Registry
 from ..serve.messages import SMALL, Answer, Door, Forward, Request
+from ..transfer.beside import Beside
 from ..transfer.fill import Fill
 from ..transfer.sources import FileSource, FillSource, Source
 from .frames import frame, pack_outcome, read_frame, unpack_outcome, unpack_request
@@ -152,6 +153,8 @@ class _Conversation:
                 source = None
         if source is not None:
             self._sources[number] = source
+        if isinstance(source, Beside):
+            source = await source.choose()
         head, payload = pack_outcome(outcome)
         self._say(["answered", number, head, self._describe(number, source)], payload)
         if isinstance(source, FillSource) and self._told[source.fill] == number:
