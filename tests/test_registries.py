@@ -66,11 +66,14 @@ def test_content_of_one_registry_is_not_given_as_anothers(door: Door, hubs: tupl
     assert get(door, OTHER, f"/v2/{door.repo}/blobs/{image.layers[0]}").status == 404
 
 
-def test_ping_of_a_registry_tells_its_own_challenge(door: Door, hubs: tuple[Hub, Hub, Hub]) -> None:
+def test_ping_of_a_registry_tells_its_own_challenge_with_a_realm_that_is_intercepted(
+    door: Door, hubs: tuple[Hub, Hub, Hub]
+) -> None:
     if door.is_proxy:
         answer = get(door, OTHER, "/v2/")
         assert answer.failure == (401, "UNAUTHORIZED")
-        assert answer.headers["www-authenticate"] == f'Bearer realm="{hubs[1].realm}",service="{hubs[1].service}"'
+        realm = f"https://{OTHER}/.hubcache/token"
+        assert answer.headers["www-authenticate"] == f'Bearer realm="{realm}",service="{hubs[1].service}"'
     else:
         assert get(door, OTHER, "/v2/").status == 200
 

@@ -18,6 +18,7 @@ from hubcache.oci.media import COMMON
 from hubcache.transfer import http as http_module
 from hubcache.transfer import tokens as tokens_module
 from hubcache.transfer import upstream as upstream_module
+from hubcache.transfer.realms import may_have_passwords
 from parts import Line, line_to, tokens_sent
 from standin import Fault, Hub, random_bytes
 
@@ -214,7 +215,7 @@ async def test_a_token_service_that_answers_html_is_unavailable_not_unauthorized
     ],
 )
 def test_a_password_may_go_to_a_realm_of_the_registrys_own_domain_only(upstream: str, realm: str, same: bool) -> None:
-    assert upstream_module._same_domain(upstream, realm) is same
+    assert may_have_passwords(upstream, realm) is same
 
 
 async def test_the_accounts_password_is_not_sent_to_a_realm_on_another_domain(hub: Hub) -> None:

@@ -56,6 +56,7 @@ class Engine:
         self._housekeeping: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._access_log: AccessLog | None = None
+        self._upstreams: dict[str, Upstream] = {}
         self._said: dict[str, float] = {}
 
     async def start(self) -> None:
@@ -69,7 +70,8 @@ class Engine:
         except StorageError as error:
             self.storage_failed(error)
         self._http = open_session(self._tls, USER_AGENT)
-        self._client = Client(self._http, self.metrics, self.breakers)
+        self._guarded = open_session(self._tls, USER_AGENT, guarded=True)
+        self._client = Client(self._http, self.metrics, self.breakers, self._guarded)
         self._tokens = Tokens(self._client)
         memory = Memory(self.store, self.storage_failed)
         self._memory = memory
@@ -80,6 +82,10 @@ class Engine:
         ahead = Ahead(self.store, self._manifests, self._blobs, self._may_spend)
         self._sync = Sync(self.store, self._manifests, ahead, self._may_spend)
         self._mirror = Mirror(self.store, self._gate, self._manifests, self._blobs, ahead, self._may_spend)
+        self.token_service = TokenService(self.store, self._client, self._tokens, self._upstreams)
+        self.service = Service(
+            self.store, self._gate, self._manifests, self._blobs, self._sync, self._mirror, self._upstreams
+        )
         self.apply(self._settings)
         await self.pump.start()
         if self._status is not None and self._settings.status is not None:
@@ -105,24 +111,21 @@ class Engine:
             self._access_log = AccessLog(settings.access_log)
         self._mirror.admit_after, self._mirror.half_life = settings.admit_after, settings.half_life
         self._sync.enabled = settings.sync and settings.tag_ttl > 0 and not settings.offline
-        upstreams = {
-            registry.host: Upstream(
-                registry, self._client, self._tokens, self._learned, settings.account if registry.is_hub else None
-            )
-            for registry in settings.registries
-        }
-        self.token_service = TokenService(self.store, self._client, upstreams)
-        self.service = Service(
-            self.store,
-            self._gate,
-            self._manifests,
-            self._blobs,
-            self._sync,
-            self._mirror,
-            upstreams,
-            authorize=settings.authorize,
-            offer_only=settings.offer_only,
-        )
+        self.service.authorize, self.service.offer_only = settings.authorize, settings.offer_only
+        self._apply_registries(settings)
+
+    def _apply_registries(self, settings: Settings) -> None:
+        """Add, replace and remove upstreams. One that stays keeps what it knows: a pause that the registry asked for
+        is none of the option's business that happened to change."""
+        for host in self._upstreams.keys() - {registry.host for registry in settings.registries}:
+            del self._upstreams[host]
+        for registry in settings.registries:
+            account = settings.account if registry.is_hub else None
+            known = self._upstreams.get(registry.host)
+            if known is not None and known.registry == registry:
+                known.account = account
+            else:
+                self._upstreams[registry.host] = Upstream(registry, self._client, self._tokens, self._learned, account)
 
     async def answer(self, request: Request) -> Answer | Forward | None:
         """Answer a request, or say how to pass it on, and count it; None when its body is needed for that."""
@@ -228,6 +231,7 @@ class Engine:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self._guarded.close()
         await self._http.close()
         if self._status is not None:
             await self._status.close()
