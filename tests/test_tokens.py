@@ -16,11 +16,12 @@ from hubcache.transfer import tokens as tokens_module
 from hubcache.transfer.breaker import Breakers
 from hubcache.transfer.client import Client
 from hubcache.transfer.http import open_session
-from hubcache.transfer.tokens import Challenge, Tokens, pull_scope
+from hubcache.transfer.tokens import Challenge, Tokens, parse_token, pull_scope
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parts import Line, Recorder, line_to
 from standin import Fault, Hub
+from yarl import URL
 
 SCOPE = pull_scope("library/debian")
 QUOTED = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"\\'), min_size=1, max_size=20)
@@ -249,6 +250,43 @@ async def test_no_token_document_whatever_breaks_anything(body: bytes) -> None:
     async with served(body) as (tokens, realm):
         with contextlib.suppress(BadUpstream, Unavailable):
             assert await tokens.get(Challenge(realm, None, None), SCOPE)
+
+
+@pytest.mark.parametrize(
+    ("told", "lifetime"),
+    [("null", 60), ('"300"', 300), ('"soon"', 60), ("true", 60), ("[]", 60), ("300.5", 300.5), ("0", 0), ("-5", 0),
+     ("9" * 400, 3600), ('"' + "9" * 50 + '"', 60)],
+)  # fmt: skip
+def test_lifetime_that_is_no_number_of_seconds_costs_no_token(told: str, lifetime: float) -> None:
+    assert parse_token(b'{"token": "x", "expires_in": ' + told.encode() + b"}") == ("x", lifetime)
+
+
+async def test_what_registries_choose_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long their tokens are, and how many challenges they invent."""
+    monkeypatch.setattr(tokens_module, "_MAX_KEPT", 1 << 20)
+    async with served(json.dumps({"token": "x" * 100_000}).encode()) as (tokens, realm):
+        for number in range(30):
+            await tokens.get(Challenge(realm, str(number), None), SCOPE)
+        assert len(tokens._known) <= 10
+    assert Challenge.parse('Bearer realm="' + "x" * 5000 + '"') is None
+
+
+async def test_realm_at_an_inner_address_is_asked_only_for_a_registry_that_is_there(hub: Hub, line: Line) -> None:
+    hub.realm = hub.realm.replace("localhost", "127.0.0.1")
+    with pytest.raises(BadUpstream, match="this machine"):
+        await line.tokens.get(challenge_of(hub), SCOPE, home=URL("http://192.0.2.1"))
+    assert hub.count() == 0
+    assert await line.tokens.get(challenge_of(hub), SCOPE, home=URL(hub.url()))
+
+
+async def test_trouble_of_a_token_service_is_known_until_it_answers(hub: Hub, line: Line) -> None:
+    fault = hub.faults.add(Fault(kind="token", status=500))
+    with pytest.raises(Unavailable, match="token service cannot be reached: it answered 500"):
+        await line.tokens.get(challenge_of(hub), SCOPE)
+    assert line.tokens.trouble(hub.realm) == "it answered 500"
+    hub.faults.remove(fault)
+    await line.tokens.get(challenge_of(hub), SCOPE)
+    assert line.tokens.trouble(hub.realm) is None
 
 
 @pytest.mark.parametrize("lifetime", ["1e400", "Infinity", "1e18"])

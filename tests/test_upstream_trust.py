@@ -144,6 +144,28 @@ async def test_an_expired_token_is_replaced_within_the_request(hub: Hub, line: L
     assert hub.count(kind="token") == 1
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_a_new_token_that_is_refused_once_is_replaced_by_another(hub: Hub, line: Line, is_known: bool) -> None:
+    """One machine of a registry may not know of it yet."""
+    if is_known:
+        await line.upstream.head_manifest(REPO, "stable", ACCEPT)
+        hub.accounts.revoke()
+    hub.reset_log()
+    told = {"WWW-Authenticate": f'Bearer realm="{hub.realm}",service="{hub.service}",error="invalid_token"'}
+    hub.faults.add(Fault(kind="manifest", status=401, headers=told, after=1, times=1))
+    await line.upstream.head_manifest(REPO, "stable", ACCEPT)
+    assert (hub.count(kind="manifest"), hub.count(kind="token")) == (3, 2)
+
+
+async def test_no_token_is_fetched_for_a_registry_that_is_not_asked(hub: Hub, line: Line) -> None:
+    await line.upstream.head_manifest(REPO, "stable", ACCEPT)
+    hub.reset_log()
+    line.client.offline = True
+    with pytest.raises(Unavailable, match=r"^offline"):
+        await line.upstream.head_manifest("library/other", "stable", ACCEPT)
+    assert hub.count() == 0
+
+
 async def test_a_token_that_is_about_to_expire_is_replaced_before_it_is_used(
     hub: Hub, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
