@@ -1,11 +1,17 @@
 """JSON from outside is a value or a `ValueError`, whatever it is."""
 
+import base64
 import contextlib
+import math
 
 import pytest
+from hubcache.oci.errors import RegistryError
 from hubcache.oci.json_text import MAX_JSON, read_json
+from hubcache.serve.gate import remaining_life
 from hypothesis import given
 from hypothesis import strategies as st
+from parts import line_to
+from standin import Fault, Hub
 
 
 @pytest.mark.parametrize(
@@ -37,3 +43,23 @@ def test_a_document_is_read_up_to_its_bound() -> None:
 def test_nothing_else_is_raised(text: bytes) -> None:
     with contextlib.suppress(ValueError):
         read_json(text)
+
+
+def claims(payload: bytes) -> str:
+    return "Bearer x." + base64.urlsafe_b64encode(payload).decode().rstrip("=") + ".y"
+
+
+@pytest.mark.parametrize("payload", [b"[" * 10_000, b'{"exp":' * 5000, b'{"exp": ' + b"9" * 5000 + b"}", b"\xff"])
+def test_token_of_a_client_that_cannot_be_read_tells_no_end(payload: bytes) -> None:
+    assert remaining_life(claims(payload), 0.0) == math.inf
+    assert remaining_life(claims(b'{"exp": 60}'), 0.0) == 60
+
+
+@pytest.mark.parametrize("kind", ["manifest", "token"])
+@pytest.mark.parametrize("status", [400, 404, 500])
+async def test_deep_json_of_an_upstream_is_an_error_that_can_be_answered(hub: Hub, kind: str, status: int) -> None:
+    hub.image("library/app", "1")
+    hub.faults.add(Fault(kind=kind, status=status, body=b'{"errors":' * 5000, content_type="application/json"))
+    async with line_to(hub) as line:
+        with pytest.raises(RegistryError):
+            await line.upstream.get_manifest("library/app", "1", "*/*")

@@ -157,6 +157,30 @@ async def test_a_new_token_that_is_refused_once_is_replaced_by_another(hub: Hub,
     assert (hub.count(kind="manifest"), hub.count(kind="token")) == (3, 2)
 
 
+async def test_registry_that_moved_its_token_service_is_heard(hub: Hub, line: Line) -> None:
+    await line.upstream.head_manifest(REPO, "stable", ACCEPT)
+    old = await line.upstream.challenge()
+    with Hub() as other:
+        other.accounts = hub.accounts
+        other.image("library/new", "stable", [LAYER])
+        hub.image("library/new", "stable", [LAYER])
+        hub.stop("token")
+        hub.realm = other.realm
+        await line.upstream.head_manifest("library/new", "stable", ACCEPT)
+        assert old is not None
+        assert [challenge.realm for challenge in line.learned] == [old.realm, other.realm]
+
+
+async def test_registry_is_asked_now_and_then_whether_its_token_service_moved(hub: Hub, line: Line) -> None:
+    await line.upstream.head_manifest(REPO, "stable", ACCEPT)
+    hub.stop("token")
+    hub.reset_log()
+    for number in range(5):
+        with pytest.raises(Unavailable, match="token service cannot be reached"):
+            await line.upstream.head_manifest(f"library/n{number}", "stable", ACCEPT)
+    assert [record.kind for record in hub.log] == ["ping"]
+
+
 async def test_no_token_is_fetched_for_a_registry_that_is_not_asked(hub: Hub, line: Line) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     hub.reset_log()

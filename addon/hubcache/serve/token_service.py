@@ -102,7 +102,9 @@ class TokenService:
             if only_pulls:
                 return self._local(UNCHECKED_TOKEN, _UNCHECKED_LIFETIME)
             if isinstance(error, Unavailable):
-                raise type(error)(f"token service cannot be reached: {reason}", error.detail) from error
+                error.of("token service cannot be reached")
+            elif isinstance(error, TimeoutError):
+                raise Unavailable("token service is slow") from error
             raise
 
     def _local(self, value: str, lifetime: int) -> Answer:

@@ -144,7 +144,8 @@ class Tokens:
             token, lifetime = await self._ask(challenge, scope, account, home)
         except Unavailable as error:
             self.failed(challenge.realm, error.message)
-            raise type(error)(f"token service cannot be reached: {error.message}", error.detail) from error
+            error.of("token service cannot be reached")
+            raise
         if lifetime > 0:
             self._known[challenge, scope, account] = (token, time.monotonic() + lifetime * _MARGIN)
         return token

@@ -7,22 +7,23 @@ Answers become records here, or `RegistryError`s in `refusals`, and nowhere else
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
 from cachetools import TLRUCache
 from yarl import URL
 
+from ..decide.throttle import Throttle
 from ..oci.account import Account
 from ..oci.digest import Digest
-from ..oci.errors import BadUpstream, DigestInvalid, NotAsked, TooManyRequests, Unavailable
-from ..oci.manifest import MAX_MANIFEST
+from ..oci.errors import BadUpstream, NotAsked, TooManyRequests, Unavailable
 from ..oci.registry import Registry
 from .client import Client
-from .http import content_coding, decoded, pause, read_body, read_text
+from .http import content_coding, pause, read_text
 from .observer import Observer
+from .reading import Fetched, content_range, digest_header, encoded, length, read_manifest
 from .realms import may_have_passwords
 from .refusals import MAX_ERROR_BODY, elsewhere, refusal
 from .tokens import Challenge, Tokens, pull_scope
@@ -30,6 +31,7 @@ from .tokens import Challenge, Tokens, pull_scope
 _RETRIES = 2
 _BACKOFF_SECONDS = 0.2
 _RETRY_WITHIN_SECONDS = 2.0
+_ASK_ANEW_SECONDS = 60.0
 _MAX_PAUSED = 10_000
 _TOO_LITTLE = "insufficient_scope"
 _MOST_REQUESTS = 3
@@ -43,15 +45,6 @@ class Head:
     digest: Digest | None
     media_type: str
     size: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A manifest's bytes, verified against `digest`."""
-
-    digest: Digest
-    media_type: str
-    body: bytes
 
 
 class BlobBody:
@@ -98,6 +91,7 @@ class Upstream:
         """A demand for authentication that is not Bearer, as the ping showed it; to be told to clients as it is."""
         self._challenge: Challenge | None = None
         self._home = URL(registry.upstream)
+        self._asks_anew = Throttle(_ASK_ANEW_SECONDS, _now)
         self._paused: TLRUCache[tuple[str, str], float] = TLRUCache(_MAX_PAUSED, lambda _, until, __: until, _now)
 
     @property
@@ -127,8 +121,8 @@ class Upstream:
         async def ask() -> Head:
             path = f"manifests/{reference}"
             async with self._get("manifest", repository, path, "HEAD", {"Accept": accept}, reader) as response:
-                size = None if content_coding(response) else _length(response)  # else that of the encoded body
-                return Head(_digest_header(response), response.headers.get("Content-Type", ""), size)
+                size = None if content_coding(response) else length(response)  # else that of the encoded body
+                return Head(digest_header(response), response.headers.get("Content-Type", ""), size)
 
         return await _retried(ask)
 
@@ -140,7 +134,7 @@ class Upstream:
         async def ask() -> Fetched:
             path = f"manifests/{reference}"
             async with self._get("manifest", repository, path, "GET", {"Accept": accept}, reader) as response:
-                return await _read_manifest(response, reference)
+                return await read_manifest(response, reference)
 
         return await _retried(ask)
 
@@ -149,7 +143,7 @@ class Upstream:
 
         async def ask() -> int | None:
             async with self._get("blob", repository, f"blobs/{digest}", "HEAD", {}, reader) as response:
-                return _length(response)
+                return length(response)
 
         return await _retried(ask)
 
@@ -164,7 +158,7 @@ class Upstream:
             async with self._get("blob", repository, f"blobs/{digest}", "GET", asked, reader) as response:
                 body = self._body(response, start, asked)
                 if body is not None:
-                    with _encoded(response):
+                    with encoded(response):
                         yield body
                     return
         raise BadUpstream("upstream answered another range than asked for", {"asked": start})
@@ -174,8 +168,8 @@ class Upstream:
         if response.status == 416:
             return None
         if response.status == 200:
-            return BlobBody(response, 0, _length(response), self._client.observer)
-        first, size = _content_range(response)
+            return BlobBody(response, 0, length(response), self._client.observer)
+        first, size = content_range(response)
         is_right = first == (start if asked else 0)
         return BlobBody(response, first, size, self._client.observer) if is_right else None
 
@@ -224,7 +218,7 @@ class Upstream:
         authorization = reader
         is_new = self._challenge is None or not self._tokens.has(self._challenge, scope)
         if reader is None and self._challenge is not None and self.reachable:  # else the token is of no use
-            authorization = f"Bearer {await self._tokens.get(self._challenge, scope, home=self._home)}"
+            authorization = await self._remembered(self._challenge, scope)
         for left_over in reversed(range(_MOST_REQUESTS)):
             authorized = headers | ({"Authorization": authorization} if authorization else {})
             async with self._client.follow(kind, method, url, authorized) as response:
@@ -238,6 +232,24 @@ class Upstream:
                     yield response
                     return
             authorization, is_new = await self._renewed(challenge, scope, authorization), True
+
+    async def _remembered(self, known: Challenge, scope: str) -> str | None:
+        """A token of the service that the registry named before. Where that gives none, the registry is asked now and
+        then whether it has another one by now: it would never be heard to say so without a request that lacks a
+        token."""
+        try:
+            return f"Bearer {await self._tokens.get(known, scope, home=self._home)}"
+        except (Unavailable, BadUpstream):
+            if not self._asks_anew.permits(known):
+                raise
+            self._challenge = None
+            try:
+                named = await self.challenge()
+            finally:
+                self._challenge = self._challenge or known
+            if named == known:
+                raise
+        return None if named is None else f"Bearer {await self._tokens.get(named, scope, home=self._home)}"
 
     async def _renewed(self, challenge: Challenge, scope: str, refused: str | None) -> str:
         asked = Challenge(challenge.realm, challenge.service, None)
@@ -320,57 +332,3 @@ async def _retried[Value](ask: Callable[[], Awaitable[Value]]) -> Value:
                 raise
         await asyncio.sleep(_BACKOFF_SECONDS * 2**attempt)
     return await ask()
-
-
-async def _read_manifest(response: aiohttp.ClientResponse, reference: str | Digest) -> Fetched:
-    """The manifest by its digest; where a label says that it is encoded, the digest tells whether it is."""
-    try:
-        body = await read_body(response, MAX_MANIFEST)
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise Unavailable(f"transfer of a manifest broke off: {type(error).__name__}") from error
-    expected = reference if isinstance(reference, Digest) else _digest_header(response)
-    if expected is None or not expected.matches(body):
-        body = decoded(response, body, MAX_MANIFEST)
-    if expected is not None and not expected.matches(body):
-        raise BadUpstream(
-            "manifest does not match its digest", {"expected": str(expected), "got": str(Digest.of(body))}
-        )
-    return Fetched(expected or Digest.of(body), response.headers.get("Content-Type", ""), body)
-
-
-@contextmanager
-def _encoded(response: aiohttp.ClientResponse) -> Iterator[None]:
-    """Say what is wrong with a blob that was encoded. A label on the right bytes (of layers, which are gzip's
-    themselves, some servers say so) is overlooked."""
-    try:
-        yield
-    except BadUpstream as error:
-        coding = content_coding(response)
-        if coding is None:
-            raise
-        detail = {"encoding": coding, "found": error.message}
-        raise BadUpstream("upstream encoded a body although identity was asked for", detail) from error
-
-
-def _digest_header(response: aiohttp.ClientResponse) -> Digest | None:
-    value = response.headers.get("Docker-Content-Digest")
-    if value is None:
-        return None
-    try:
-        return Digest.parse(value)
-    except DigestInvalid as error:
-        raise BadUpstream("upstream sent a malformed Docker-Content-Digest", {"digest": value[:200]}) from error
-
-
-def _length(response: aiohttp.ClientResponse) -> int | None:
-    value = response.headers.get("Content-Length", "")
-    return int(value) if value.isdecimal() and len(value) < 20 else None
-
-
-def _content_range(response: aiohttp.ClientResponse) -> tuple[int, int | None]:
-    """Start and whole size of `Content-Range: bytes 10-99/100`; the start is -1 where it is not to be understood."""
-    unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
-    interval, _, size = rest.partition("/")
-    first = interval.partition("-")[0]
-    is_read = unit == "bytes" and first.isdecimal() and len(first) < 20
-    return int(first) if is_read else -1, int(size) if size.isdecimal() and len(size) < 20 else None
