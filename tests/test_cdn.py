@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import ManifestUnknown, Unavailable
-from hubcache.serve.messages import Door
+from hubcache.serve.messages import Answer, Door
 from hubcache.transfer import fill as fill_module
 from hubcache.transfer import upstream as upstream_module
 from parts import line_to
@@ -109,6 +109,22 @@ async def test_refusal_of_the_registry_itself_still_counts(
     for method, path in requests_of(image):
         answer, _ = await cache.ask(door, method, path)
         assert answer.status == 503  # type: ignore[union-attr]
+
+
+@DOORS
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 501])
+async def test_refusal_of_a_head_by_a_cdn_makes_no_readable_blob_unreadable(
+    cache: Cache, hub: Hub, image: Image, door: Door, status: int
+) -> None:
+    """A signature may be good for GET only. Cold, and stored by way of another repository."""
+    hub.faults.add(Fault(kind="cdn", method="HEAD", status=status))
+    hub.blob("library/other", b"layer")
+    for repo, digest in ((REPO, COLD), ("library/other", image.layers[0])):
+        for method in ("HEAD", "GET"):
+            answer, _ = await cache.ask(door, method, f"/v2/{repo}/blobs/{digest}")
+            await settled(cache)
+            assert isinstance(answer, Answer)
+            assert (answer.status, answer.size > 0) == (200, True), (repo, method)
 
 
 async def test_another_registry_that_is_redirected_to_knows_what_it_has_not(hub: Hub) -> None:

@@ -123,6 +123,23 @@ async def test_a_certificate_that_is_not_trusted_is_unavailable() -> None:
         assert secure.count() == 0
 
 
+async def test_registry_elsewhere_leads_nobody_to_this_machine(
+    hub: Hub, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by a redirect nor by a realm."""
+    monkeypatch.setattr("hubcache.transfer.homes.is_inner", lambda address: False)
+    with pytest.raises(BadUpstream, match="this machine or its link"):
+        await line.upstream.get_manifest(REPO, "stable", ACCEPT)
+    hub.auth = False
+    hub.faults.add(Fault(kind="manifest", redirect=f"{hub.url('cdn')}/latest/meta-data/"))
+    for read in (line.upstream.get_manifest, line.upstream.head_manifest):
+        with pytest.raises(BadUpstream, match="this machine or its link"):
+            await read(REPO, "stable", ACCEPT)
+    with pytest.raises(BadUpstream, match="this machine or its link"):
+        await read_blob(line)
+    assert {record.listener for record in hub.log} == {"registry"}
+
+
 # -- tokens and challenges -------------------------------------------------------------------------------------------
 
 

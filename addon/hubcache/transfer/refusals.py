@@ -19,6 +19,10 @@ MAX_ERROR_BODY = 64 << 10
 """Bytes of an error's body that are read."""
 
 
+class RefusedElsewhere(Unavailable):
+    """The registry answered with a redirect, and where that leads the request is refused."""
+
+
 def refusal(response: aiohttp.ClientResponse, kind: str, repository: str, body: bytes) -> RegistryError:
     """What the registry's own origin says by a status that is no success."""
     code, message = _first_error(body)
@@ -56,7 +60,7 @@ def elsewhere(response: aiohttp.ClientResponse, kind: str, repository: str, body
     if response.status == 404 and response.url.path.startswith("/v2/"):
         return refusal(response, kind, repository, body)
     detail = {"repository": repository, "upstream_status": response.status}
-    return Unavailable(f"upstream redirected to {response.url.host}, which answered {response.status}", detail)
+    return RefusedElsewhere(f"upstream redirected to {response.url.host}, which answered {response.status}", detail)
 
 
 def _first_error(body: bytes) -> tuple[str | None, str | None]:

@@ -25,7 +25,7 @@ from .http import content_coding, pause, read_text
 from .observer import Observer
 from .reading import Fetched, content_range, digest_header, encoded, length, read_manifest
 from .realms import may_have_passwords
-from .refusals import MAX_ERROR_BODY, elsewhere, refusal
+from .refusals import MAX_ERROR_BODY, RefusedElsewhere, elsewhere, refusal
 from .tokens import Challenge, Tokens, pull_scope
 
 _RETRIES = 2
@@ -139,11 +139,17 @@ class Upstream:
         return await _retried(ask)
 
     async def head_blob(self, repository: str, digest: Digest, reader: str | None = None) -> int | None:
-        """Ask whether the repository has this blob; its size where told."""
+        """Ask whether the repository has this blob; its size where told.
+
+        A redirect is a yes, whatever is said where it leads: a signature may be good for GET only.
+        """
 
         async def ask() -> int | None:
-            async with self._get("blob", repository, f"blobs/{digest}", "HEAD", {}, reader) as response:
-                return length(response)
+            try:
+                async with self._get("blob", repository, f"blobs/{digest}", "HEAD", {}, reader) as response:
+                    return None if content_coding(response) else length(response)
+            except RefusedElsewhere:
+                return None
 
         return await _retried(ask)
 
