@@ -5,7 +5,7 @@ import contextlib
 import math
 
 import pytest
-from hubcache.oci.errors import RegistryError
+from hubcache.oci.errors import Denied, RegistryError
 from hubcache.oci.json_text import MAX_JSON, read_json
 from hubcache.serve.gate import remaining_life
 from hypothesis import given
@@ -53,6 +53,16 @@ def claims(payload: bytes) -> str:
 def test_token_of_a_client_that_cannot_be_read_tells_no_end(payload: bytes) -> None:
     assert remaining_life(claims(payload), 0.0) == math.inf
     assert remaining_life(claims(b'{"exp": 60}'), 0.0) == 60
+
+
+@pytest.mark.parametrize("words", [b"[" * 900 + b"]" * 900, b"5", b"null", b"{}"], ids=lambda words: repr(words[:3]))
+async def test_words_of_an_error_that_are_no_text_are_left_out(hub: Hub, words: bytes) -> None:
+    hub.faults.add(Fault(kind="manifest", status=403, body=b'{"errors": [{"code": "DENIED", "message": %b}]}' % words))
+    async with line_to(hub) as line:
+        with pytest.raises(Denied) as caught:
+            await line.upstream.get_manifest("library/app", "1", "*/*")
+    assert isinstance(caught.value.detail, dict)
+    assert caught.value.detail["upstream_message"] is None
 
 
 @pytest.mark.parametrize("kind", ["manifest", "token"])

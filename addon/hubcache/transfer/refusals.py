@@ -68,6 +68,8 @@ def _first_error(body: bytes) -> tuple[str | None, str | None]:
     try:
         document = read_json(body, MAX_ERROR_BODY)
         error = document["errors"][0]  # type: ignore[index]  # what is of another form is caught
-        return str(error["code"])[:100], str(error["message"])[:500]
+        code, message = error["code"], error["message"]
     except (ValueError, LookupError, TypeError):
         return None, None
+    # Not `str` of whatever it is: of nested lists that would be another recursion.
+    return (code[:100], message[:500]) if isinstance(code, str) and isinstance(message, str) else (None, None)
