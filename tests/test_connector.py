@@ -111,6 +111,13 @@ async def test_connections_that_die_at_the_second_request_fail_none(hub: Hub, li
     assert [status for _, status in line.seen.answers] == ["200"] * 17
 
 
+async def test_login_does_not_fail_by_a_connection_that_was_kept(hub: Hub, line: Line) -> None:
+    for hub.single_use in (False, True):
+        async with line.client.send("token", "POST", URL(hub.realm), {}, b"grant_type=password") as response:
+            await response.read()
+            assert response.status == 200
+
+
 async def test_what_may_not_be_asked_twice_is_not(hub: Hub, line: Line) -> None:
     hub.auth = False
     await get(line, hub)

@@ -7,6 +7,7 @@ from hubcache.serve.messages import Answer, Result
 from mitmproxy.http import Response
 
 HUB = Registry.parse("registry-1.docker.io=http://localhost:5001")
+BEARER = b'Bearer realm="http://localhost:5002/token",service="s"'
 GHCR = Registry.parse("ghcr.io")
 
 
@@ -90,6 +91,13 @@ def test_error_of_a_challenge_is_kept_for_the_client_whose_token_it_is_about(err
 def test_challenge_that_is_right_for_the_client_is_passed_to_the_letter() -> None:
     challenge = 'Bearer realm="https://ghcr.io/token", service="s",error="invalid_token", error_description="expired"'
     assert passed(GHCR, True, "x", "x", WWW_Authenticate=challenge).headers["www-authenticate"] == challenge
+
+
+def test_one_of_several_challenges_is_adapted() -> None:
+    response = Response.make(401, b"", ((b"WWW-Authenticate", b'Basic realm="x"'), (b"WWW-Authenticate", BEARER)))
+    flow_headers.adapt_forwarded(response, HUB, proxied=True)
+    expected = ['Basic realm="x"', 'Bearer realm="https://auth.docker.io/token",service="s"']
+    assert response.headers.get_all("WWW-Authenticate") == expected
 
 
 def test_realm_on_another_host_of_the_registrys_domain_is_told_on_the_registrys_own() -> None:

@@ -11,6 +11,8 @@ from hubcache.oci.registry import Registry
 from hubcache.serve.challenges import TOKEN_PATH, for_client, is_at_home, told_error
 from hubcache.serve.messages import LOCAL_TOKEN, UNCHECKED_TOKEN, Answer, Door, Forward
 from hubcache.transfer.tokens import Challenge
+from hypothesis import given
+from hypothesis import strategies as st
 from people import basic, bearer, pull, requests_of, short_times
 from rig import Cache, read, running
 from standin import Fault, Hub, Image
@@ -92,6 +94,12 @@ def test_realm_of_the_registrys_domain_is_told_on_its_own_host(registry: str, re
     challenge = Challenge(realm, "service", "scope", "insufficient_scope")
     assert for_client(Registry.parse(registry), challenge) == Challenge(told, "service", "scope", None)
     assert for_client(Registry.parse(registry), challenge, "invalid_token").error == "invalid_token"
+
+
+@given(st.text(max_size=40) | st.text("htps:/[]@.%?#0aß\udcff ", max_size=30).map("https://".__add__))
+def test_no_realm_whatever_breaks_what_clients_are_told(realm: str) -> None:
+    registry = Registry.parse("registry.example")
+    assert for_client(registry, Challenge(realm, None, None)).realm in (realm, f"https://{registry.host}{TOKEN_PATH}")
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,11 @@ def test_challenges_as_registries_write_them_are_understood(header: str, expecte
     assert Challenge.parse(header) == expected
 
 
+def test_of_two_challenges_in_one_header_the_first_counts() -> None:
+    both = 'Bearer realm="https://auth.example/token",service="s", Basic realm="people"'
+    assert Challenge.parse(both) == Challenge("https://auth.example/token", "s", None)
+
+
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer ", "Basic realm=x", 'Bearer service="r"', 'Bearer realm=""', "Bearerrealm=x"]
 )

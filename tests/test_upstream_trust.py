@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from aiohttp import web
 from hubcache.oci.account import Account
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import (
@@ -243,6 +244,30 @@ async def test_a_challenge_of_the_host_it_redirects_to_is_not_the_registrys(hub:
     with pytest.raises(RegistryError):
         await read_blob(line)
     assert [challenge.realm for challenge in line.learned if "evil" in challenge.realm] == []
+
+
+async def test_a_registry_that_accepts_passwords_too_is_read_with_tokens() -> None:
+    """RFC 9110 section 11.6.1: several challenges, in as many headers, in any order."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/token":
+            return web.json_response({"token": "x"})
+        if request.headers.get("Authorization") == "Bearer x":
+            return web.Response(body=b"{}")
+        response = web.Response(status=401)
+        response.headers.add("WWW-Authenticate", 'Basic realm="people"')
+        response.headers.add("WWW-Authenticate", f'Bearer realm="http://{request.host}/token",service="s"')
+        return response
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    with Hub() as unused:
+        async with line_to(unused, f"http://127.0.0.1:{runner.addresses[0][1]}") as line:
+            assert (await line.upstream.get_manifest(REPO, "stable", ACCEPT)).body == b"{}"
+    await runner.cleanup()
 
 
 async def test_a_malformed_realm_is_an_error_that_can_be_answered(hub: Hub, line: Line) -> None:

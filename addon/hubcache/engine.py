@@ -115,10 +115,9 @@ class Engine:
         self._apply_registries(settings)
 
     def _apply_registries(self, settings: Settings) -> None:
-        """Add, replace and remove upstreams. One that stays keeps what it knows: a pause that the registry asked for
-        is none of the option's business that happened to change."""
-        for host in self._upstreams.keys() - {registry.host for registry in settings.registries}:
-            del self._upstreams[host]
+        """Add and replace upstreams. One that stays keeps what it knows: a pause that the registry asked for is none
+        of the option's business that happened to change. One that is configured no more stays, too, for the requests
+        under way; no new ones come for it."""
         for registry in settings.registries:
             account = settings.account if registry.is_hub else None
             known = self._upstreams.get(registry.host)

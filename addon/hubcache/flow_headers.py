@@ -44,8 +44,15 @@ def adapt_forwarded(
     if location is not None and location.startswith(f"{registry.upstream}/"):
         parts = urlsplit(location)
         passed.headers["Location"] = parts.path + (f"?{parts.query}" if parts.query else "")
-    challenge = Challenge.parse(passed.headers.get("www-authenticate")) if proxied else None
-    if challenge is not None:
-        told = for_client(registry, challenge, told_error(challenge.error, presented, sent))
-        if told != challenge:  # or all else that a registry may tell there would be lost
-            passed.headers["WWW-Authenticate"] = told.render()
+    demands = passed.headers.get_all("www-authenticate")
+    if demands and proxied:
+        told = [_told(demand, registry, presented, sent) for demand in demands]
+        passed.headers.set_all("WWW-Authenticate", told)
+
+
+def _told(demand: str, registry: Registry, presented: str | None, sent: str | None) -> str:
+    challenge = Challenge.parse(demand)
+    if challenge is None:
+        return demand
+    told = for_client(registry, challenge, told_error(challenge.error, presented, sent))
+    return demand if told == challenge else told.render()  # or all else that may stand there would be lost

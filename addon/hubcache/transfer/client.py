@@ -71,7 +71,7 @@ class Client:
         if reason is not None:
             raise NotAsked(f"{host} is down: {reason}")
         try:
-            response = await self._ask(method, url, headers, body, home)
+            response = await self._ask(kind, method, url, headers, body, home)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             self.observer.upstream_answered(host, kind, "error")
             slow = isinstance(error, TimeoutError)
@@ -109,11 +109,11 @@ class Client:
         raise BadUpstream("upstream redirects in a loop")
 
     async def _ask(
-        self, method: str, url: URL, headers: dict[str, str], body: bytes | None, home: URL | None
+        self, kind: str, method: str, url: URL, headers: dict[str, str], body: bytes | None, home: URL | None
     ) -> aiohttp.ClientResponse:
         """The answer. A connection that was kept may have been closed meanwhile, and all others that were kept with
-        it: what can be asked twice (RFC 9110 section 9.2.2) is asked until a connection is new (RFC 9112 section
-        9.3.1 lets a client do so)."""
+        it: what can be asked twice is asked until a connection is new (RFC 9112 section 9.3.1). That are safe methods,
+        and a POST for a token, which changes nothing that matters: a client without a cache has a new connection."""
         session = await self._session(url, home)
         for _ in range(_MAX_STALE):
             attempt = Attempt()
@@ -126,7 +126,7 @@ class Client:
                     raise BadUpstream(f"upstream names {REFUSED_ADDRESS}", {"host": url.host}) from error
                 raise
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if not attempt.reused or method not in _SAFE:
+                if not attempt.reused or (method not in _SAFE and kind != "token"):
                     raise
         raise aiohttp.ServerDisconnectedError
 

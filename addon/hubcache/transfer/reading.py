@@ -10,6 +10,7 @@ from ..oci.digest import Digest
 from ..oci.errors import BadUpstream, DigestInvalid, Unavailable
 from ..oci.manifest import MAX_MANIFEST
 from .http import content_coding, decoded, read_body
+from .tokens import Challenge
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,12 @@ def encoded(response: aiohttp.ClientResponse) -> Iterator[None]:
             raise
         detail = {"encoding": coding, "found": error.message}
         raise BadUpstream("upstream encoded a body although identity was asked for", detail) from error
+
+
+def demand(response: aiohttp.ClientResponse) -> str | None:
+    """The challenge of a 401: where there are several headers (RFC 9110 section 11.6.1), a Bearer one."""
+    told = response.headers.getall("WWW-Authenticate", [])
+    return next((header for header in told if Challenge.parse(header)), told[0] if told else None)
 
 
 def digest_header(response: aiohttp.ClientResponse) -> Digest | None:

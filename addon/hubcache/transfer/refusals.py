@@ -14,6 +14,7 @@ from ..oci.errors import (
 )
 from ..oci.json_text import read_json
 from .http import retry_after
+from .reading import demand
 
 MAX_ERROR_BODY = 64 << 10
 """Bytes of an error's body that are read."""
@@ -34,8 +35,7 @@ def refusal(response: aiohttp.ClientResponse, kind: str, repository: str, body: 
     }
     match response.status:
         case 401:
-            challenge = response.headers.get("WWW-Authenticate", "")
-            return Unauthorized("authentication required", challenge, detail)
+            return Unauthorized("authentication required", demand(response) or "", detail)
         case 403:
             return Denied("requested access to the resource is denied", detail)
         case 404 if kind == "blob":

@@ -59,7 +59,9 @@ class Challenge:
         scheme, _, rest = (header or "").partition(" ")
         if scheme.lower() != "bearer" or len(rest) > _MAX_CHALLENGE:
             return None
-        fields = {name.lower(): quoted or plain for name, quoted, plain in _PARAMETER.findall(rest)}
+        fields: dict[str, str] = {}
+        for name, quoted, plain in _PARAMETER.findall(rest):
+            fields.setdefault(name.lower(), quoted or plain)  # those of a second challenge in the header come later
         if not fields.get("realm"):
             return None
         return cls(fields["realm"], fields.get("service"), fields.get("scope"), fields.get("error"))

@@ -23,7 +23,7 @@ from ..oci.registry import Registry
 from .client import Client
 from .http import content_coding, pause, read_text
 from .observer import Observer
-from .reading import Fetched, content_range, digest_header, encoded, length, read_manifest
+from .reading import Fetched, content_range, demand, digest_header, encoded, length, read_manifest
 from .realms import may_have_passwords
 from .refusals import MAX_ERROR_BODY, RefusedElsewhere, elsewhere, refusal
 from .tokens import Challenge, Tokens, pull_scope
@@ -282,7 +282,7 @@ class Upstream:
             )
 
     def _learn(self, response: aiohttp.ClientResponse) -> Challenge | None:
-        header = response.headers.get("WWW-Authenticate")
+        header = demand(response)
         challenge = Challenge.parse(header)
         if challenge is None:
             self.other_challenge = header
