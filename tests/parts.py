@@ -127,7 +127,8 @@ async def line_to(hub: Hub, address: str | None = None, account: Account | None 
     if hub.ca_file is not None:
         tls.load_verify_locations(hub.ca_file)
     http, seen, breakers, learned = open_session(tls, "hubcache-test"), Recorder(), Breakers(), list[Challenge]()
-    client = Client(http, seen, breakers)
+    guarded = open_session(tls, "hubcache-test", guarded=True)
+    client = Client(http, seen, breakers, guarded)
     tokens = Tokens(client)
     registry = Registry.parse(f"registry-1.docker.io={address or hub.url()}")
     upstream = Upstream(registry, client, tokens, lambda _, challenge: learned.append(challenge), account)
@@ -135,6 +136,7 @@ async def line_to(hub: Hub, address: str | None = None, account: Account | None 
         yield Line(upstream, tokens, client, http, seen, learned)
     finally:
         await breakers.close()
+        await guarded.close()
         await http.close()
 
 

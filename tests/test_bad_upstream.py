@@ -79,7 +79,7 @@ def image(door: Door, size: int = 300_000) -> Image:
         (Fault(length=10_000), UNAVAILABLE),
         (Fault(headers={"Docker-Content-Digest": "sha256:nonsense"}), BAD),
         (Fault(headers={"Docker-Content-Digest": "sha256:" + "0" * 64}), BAD),
-        (Fault(headers={"Content-Encoding": "gzip"}), BAD),
+        (Fault(status=200, body=b"x", headers={"Content-Encoding": "gzip"}), BAD),
     ],
     ids=described,
 )
@@ -106,11 +106,10 @@ def test_manifest_that_is_not_the_digest_asked_for_is_refused(door: Door) -> Non
 
 
 def test_manifest_longer_than_its_length_is_cut_there(door: Door) -> None:
-    """The surplus is not content; where it comes in one read with the head, aiohttp takes the answer for broken."""
+    """The surplus is not content."""
     current = image(door)
     door.hub.faults.add(Fault(kind="manifest", extra=1000))
-    answer = door.manifest("latest")
-    assert answer.body == current.manifest or answer.failure == UNAVAILABLE
+    assert door.manifest("latest").body == current.manifest
     well_again(door)
     assert door.manifest("latest").body == current.manifest
 
@@ -125,7 +124,7 @@ def test_refusal_for_ever_is_told_once_and_as_a_mirror_says_it(
         assert answer.failure == (expected if door.is_proxy else (404, "MANIFEST_UNKNOWN"))
         if expected[0] == 401 and door.is_proxy:
             assert f"repository:{door.repo}:pull" in answer.headers["www-authenticate"]
-    assert hit.hits <= 6
+    assert hit.hits <= 9
 
 
 def test_rate_limit_is_told_with_its_time_and_not_passed_on_as_a_storm(door: Door) -> None:
@@ -174,6 +173,8 @@ def test_blob_that_cannot_be_had_is_an_error_and_is_not_remembered(
 ) -> None:
     digests = [image(door).layers[0] for door in doors]
     doors[0].hub.faults.add(replace(fault, kind=kind))
+    if kind == "cdn" and expected[0] in (404, 502) and fault.status not in (None, 200):
+        expected = UNAVAILABLE  # a CDN has no say in what there is
     for door, digest in zip(doors, digests, strict=True):
         assert door.blob(digest).failure == expected
     well_again(doors[0])

@@ -106,7 +106,7 @@ async def test_an_upstream_that_says_nothing_ends_in_an_error_in_time(hub: Hub, 
         (Fault(kind="cdn", extra=1, chunked=True), BadUpstream),
         (Fault(kind="cdn", corrupt_at=0), BadUpstream),
         (Fault(kind="cdn", corrupt_at=699_999), BadUpstream),
-        (Fault(kind="cdn", headers={"Content-Encoding": "gzip"}), BadUpstream),
+        (Fault(kind="cdn", corrupt_at=0, headers={"Content-Encoding": "gzip"}), BadUpstream),
     ],
 )
 @pytest.mark.parametrize("sized", [True, False])

@@ -7,6 +7,7 @@ from hubcache.serve.messages import Answer, Result
 from mitmproxy.http import Response
 
 HUB = Registry.parse("registry-1.docker.io=http://localhost:5001")
+BEARER = b'Bearer realm="http://localhost:5002/token",service="s"'
 GHCR = Registry.parse("ghcr.io")
 
 
@@ -36,10 +37,12 @@ def test_every_status_has_its_reason(status: int) -> None:
     assert flow_headers.response(Answer(status, {}, Result.HIT)).reason
 
 
-def passed(registry: Registry, proxied: bool = True, **headers: str) -> Response:
+def passed(
+    registry: Registry, proxied: bool = True, presented: str | None = None, sent: str | None = None, **headers: str
+) -> Response:
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     response = Response.make(202, b"", given)
-    flow_headers.adapt_forwarded(response, registry, proxied=proxied)
+    flow_headers.adapt_forwarded(response, registry, proxied=proxied, presented=presented, sent=sent)
     return response
 
 
@@ -72,6 +75,38 @@ def test_challenges_of_other_registries_and_of_the_mirror_stay_as_they_are() -> 
     challenge = 'Bearer realm="https://ghcr.io/token",service="ghcr.io"'
     assert passed(GHCR, WWW_Authenticate=challenge).headers["www-authenticate"] == challenge
     assert passed(HUB, False, WWW_Authenticate=challenge).headers["www-authenticate"] == challenge
+
+
+@pytest.mark.parametrize("error", ["insufficient_scope", "invalid_token"])
+def test_error_of_a_challenge_is_kept_for_the_client_whose_token_it_is_about(error: str) -> None:
+    challenge = f'Bearer realm="http://localhost:5002/token",service="s",scope="repository:a:pull",error="{error}"'
+    told = 'Bearer realm="https://auth.docker.io/token",service="s",scope="repository:a:pull"'
+    own, ours = "Bearer own", "Bearer ours"
+    assert passed(HUB, True, own, own, WWW_Authenticate=challenge).headers["www-authenticate"] == (
+        f'{told},error="{error}"'
+    )
+    assert passed(HUB, True, None, ours, WWW_Authenticate=challenge).headers["www-authenticate"] == told
+
+
+def test_challenge_that_is_right_for_the_client_is_passed_to_the_letter() -> None:
+    challenge = 'Bearer realm="https://ghcr.io/token", service="s",error="invalid_token", error_description="expired"'
+    assert passed(GHCR, True, "x", "x", WWW_Authenticate=challenge).headers["www-authenticate"] == challenge
+
+
+def test_one_of_several_challenges_is_adapted() -> None:
+    response = Response.make(401, b"", ((b"WWW-Authenticate", b'Basic realm="x"'), (b"WWW-Authenticate", BEARER)))
+    flow_headers.adapt_forwarded(response, HUB, proxied=True)
+    expected = ['Basic realm="x"', 'Bearer realm="https://auth.docker.io/token",service="s"']
+    assert response.headers.get_all("WWW-Authenticate") == expected
+
+
+def test_realm_on_another_host_of_the_registrys_domain_is_told_on_the_registrys_own() -> None:
+    registry = Registry.parse("registry.gitlab.com")
+    header = passed(
+        registry, WWW_Authenticate='Bearer realm="https://gitlab.com/jwt/auth",service="container_registry"'
+    )
+    expected = 'Bearer realm="https://registry.gitlab.com/.hubcache/token",service="container_registry"'
+    assert header.headers["www-authenticate"] == expected
 
 
 def test_what_passed_through_says_so() -> None:

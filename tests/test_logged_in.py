@@ -111,6 +111,31 @@ def test_what_the_public_may_not_see_is_a_challenge_in_the_proxy_and_absent_in_t
             assert answer.failure in ((401, "UNAUTHORIZED"), (404, "MANIFEST_UNKNOWN"))
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_client_that_presented_a_token_is_told_what_is_wrong_with_it(proxy_door: Door, method: str) -> None:
+    """dockerd says "pull access denied … may require 'docker login'" only by this (RFC 6750 section 3)."""
+    hub = proxy_door.hub
+    image = hub.image(proxy_door.repo, "latest")
+    hub.private(proxy_door.repo, {"bob": "secret"})
+    hub.user("alice", "secret")
+    denied = f'{REALM},scope="repository:{proxy_door.repo}:pull"'
+    scope = f"repository:{proxy_door.repo}:pull"
+    tokens = {"insufficient_scope": [proxy_door.token(scope), proxy_door.token(scope, ALICE)], "invalid_token": ["x"]}
+    for error, values in tokens.items():
+        for value in values:
+            headers = {"Authorization": f"Bearer {value}"}
+            for answer in (
+                proxy_door.manifest("latest", headers, method),
+                proxy_door.manifest(image.digest, headers, method),
+                proxy_door.blob(image.layers[0], headers, method),
+                proxy_door.request(method, f"/v2/{proxy_door.repo}/tags/list", headers),
+            ):
+                assert answer.status == 401
+                assert answer.headers["www-authenticate"] == f'{denied},error="{error}"', value
+    answer = proxy_door.request(method, f"/v2/{proxy_door.repo}/tags/list")
+    assert (answer.status, answer.headers["www-authenticate"]) == (401, denied)
+
+
 def test_challenge_does_not_name_the_real_address_of_a_mapped_upstream(proxy_door: Door) -> None:
     """Also not where the request only passes through."""
     hub = proxy_door.hub

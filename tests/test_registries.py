@@ -1,12 +1,14 @@
 """Several registries in one process: each has its own upstream, names, tokens and content."""
 
+import base64
+import json
 from collections.abc import Iterator
 
 import proxy
 import pytest
 from proxy import Door, Rig, running
 from standin import Hub, random_bytes
-from wire import Answer
+from wire import Answer, wait_until
 
 OTHER = "registry.example.org"
 PORTED = "images.example.net:5443"
@@ -66,13 +68,41 @@ def test_content_of_one_registry_is_not_given_as_anothers(door: Door, hubs: tupl
     assert get(door, OTHER, f"/v2/{door.repo}/blobs/{image.layers[0]}").status == 404
 
 
-def test_ping_of_a_registry_tells_its_own_challenge(door: Door, hubs: tuple[Hub, Hub, Hub]) -> None:
+def test_ping_of_a_registry_tells_its_own_challenge_with_a_realm_that_is_intercepted(
+    door: Door, hubs: tuple[Hub, Hub, Hub]
+) -> None:
     if door.is_proxy:
         answer = get(door, OTHER, "/v2/")
         assert answer.failure == (401, "UNAUTHORIZED")
-        assert answer.headers["www-authenticate"] == f'Bearer realm="{hubs[1].realm}",service="{hubs[1].service}"'
+        realm = f"https://{OTHER}/.hubcache/token"
+        assert answer.headers["www-authenticate"] == f'Bearer realm="{realm}",service="{hubs[1].service}"'
     else:
         assert get(door, OTHER, "/v2/").status == 200
+
+
+def test_tokens_of_another_registry_are_had_on_its_own_host(rig: Rig, hubs: tuple[Hub, Hub, Hub]) -> None:
+    """Anonymous ones with every token service dead, a user's from the real one; and what was denied is had with it."""
+    door, hub = rig.door("proxy"), hubs[1]
+    hub.image(door.repo, "latest")
+    hub.private(door.repo, {"alice": "secret"})
+    query = f"service=registry.docker.io&scope=repository:{door.repo}:pull"
+    alice = "Basic " + base64.b64encode(b"alice:secret").decode()
+    hub.stop("token")
+    try:
+        answer = get(door, OTHER, f"/.hubcache/token?{query}")
+        assert (answer.status, json.loads(answer.body)["token"]) == (200, "hubcache-anonymous")
+    finally:
+        hub.start()
+    wait_until(lambda: not rig.product.health["upstreams_down"])
+    form = f"grant_type=password&username=alice&password=secret&{query}".encode()
+    posted = {"Content-Type": "application/x-www-form-urlencoded"}
+    for answer in (
+        get(door, OTHER, f"/.hubcache/token?{query}", Authorization=alice),
+        door.request("POST", "/.hubcache/token", posted, body=form, host=OTHER),
+    ):
+        token = json.loads(answer.body)["token"]
+        path = f"/v2/{door.repo}/manifests/latest"
+        assert get(door, OTHER, path, Authorization=f"Bearer {token}", **proxy.ACCEPT).status == 200
 
 
 def test_ping_of_a_registry_without_accounts_is_200(door: Door) -> None:

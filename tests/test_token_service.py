@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from hubcache.serve.messages import LOCAL_TOKEN, Answer, Door, Forward, Result
+from hubcache.serve.messages import LOCAL_TOKEN, UNCHECKED_TOKEN, Answer, Door, Forward, Result
 from people import DOORS, basic, bearer, pull, short_times
 from rig import Cache, read, running
 from standin import Fault, Hub, Image
@@ -90,9 +90,12 @@ async def test_anonymous_token_gives_no_right_to_a_private_image(cache: Cache) -
 
 @DOORS
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-async def test_local_token_never_goes_upstream(cache: Cache, hub: Hub, image: Image, door: Door, scheme: str) -> None:
+@pytest.mark.parametrize("token", [LOCAL_TOKEN, UNCHECKED_TOKEN])
+async def test_local_token_never_goes_upstream(
+    cache: Cache, hub: Hub, image: Image, door: Door, scheme: str, token: str
+) -> None:
     """Whatever is asked with it: pulls cold and warm, private repositories, pass-through, pushes."""
-    own = f"{scheme} {LOCAL_TOKEN}"
+    own = f"{scheme} {token}"
     assert set(await pull(cache, image, door, authorization=own)) == {200}
     for method, path in (
         ("GET", "alice/secret/manifests/1"),
@@ -104,8 +107,8 @@ async def test_local_token_never_goes_upstream(cache: Cache, hub: Hub, image: Im
     ):
         outcome, _ = await cache.ask(door, method, f"/v2/{path}", authorization=own)
         if isinstance(outcome, Forward):
-            assert LOCAL_TOKEN not in (outcome.authorization or "")
-    assert [record for record in hub.log if LOCAL_TOKEN in str(record.headers)] == []
+            assert token not in (outcome.authorization or "")
+    assert [record for record in hub.log if token in str(record.headers)] == []
     assert hub.count(token="unknown") == 0
 
 
@@ -164,7 +167,7 @@ async def test_stored_image_is_pulled_by_a_user_while_the_token_service_is_down(
     assert answer.status == 200
     token = value_of(body)
     assert set(await pull(cache, image, authorization=f"Bearer {token}")) == {200}
-    assert token == LOCAL_TOKEN
+    assert token == UNCHECKED_TOKEN
 
 
 @WAYS
@@ -175,7 +178,7 @@ async def test_no_local_token_for_anything_but_pulls(cache: Cache, hub: Hub, met
     push = f"repository:{REPO}:push"
     for scopes in ((), (f"{PULL},push",), (PULL, push), (f"{PULL} {push}",), ("registry:catalog:*",)):
         answer, body = await ask(cache, method, *scopes, password="guess")
-        assert LOCAL_TOKEN.encode() not in body, scopes
+        assert b"hubcache-" not in body, scopes
         if fault not in ("429", "html"):  # those are the service's own words, and passed on
             assert (answer.status, json.loads(body)["errors"][0]["code"]) == (503, "UNAVAILABLE")
 
@@ -191,7 +194,7 @@ async def test_local_token_after_an_outage_is_worth_nothing_for_private_images(
     cache.engine.breakers.circuits.clear()
     status, _ = await cache.get(Door.PROXY, "/v2/alice/secret/manifests/1", authorization=own)
     assert status == 401
-    assert [record for record in hub.log if LOCAL_TOKEN in str(record.headers)] == []
+    assert [record for record in hub.log if "hubcache-" in str(record.headers)] == []
 
 
 @WAYS
@@ -202,7 +205,7 @@ async def test_user_does_not_wait_for_a_slow_token_service_without_end(
     hub.faults.add(Fault(kind="token", blackhole=True))
     async with asyncio.timeout(0.8):
         _, body = await ask(cache, method, PULL)
-    assert value_of(body) == LOCAL_TOKEN
+    assert value_of(body) == UNCHECKED_TOKEN
 
 
 async def test_users_token_is_had_while_the_registry_is_down(cache: Cache, hub: Hub, image: Image) -> None:

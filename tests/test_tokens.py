@@ -11,16 +11,17 @@ from dataclasses import replace
 import pytest
 from aiohttp import web
 from hubcache.oci.account import Account
-from hubcache.oci.errors import BadUpstream, Denied, RegistryError, TooManyRequests, Unavailable
+from hubcache.oci.errors import BadUpstream, RegistryError, TooManyRequests, Unauthorized, Unavailable
 from hubcache.transfer import tokens as tokens_module
 from hubcache.transfer.breaker import Breakers
 from hubcache.transfer.client import Client
 from hubcache.transfer.http import open_session
-from hubcache.transfer.tokens import Challenge, Tokens, pull_scope
+from hubcache.transfer.tokens import Challenge, Tokens, parse_token, pull_scope
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parts import Line, Recorder, line_to
 from standin import Fault, Hub
+from yarl import URL
 
 SCOPE = pull_scope("library/debian")
 QUOTED = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"\\'), min_size=1, max_size=20)
@@ -38,11 +39,12 @@ class Clock:
 # -- challenges ------------------------------------------------------------------------------------------------------
 
 
-@given(QUOTED, QUOTED | st.none(), QUOTED | st.none())
-def test_a_challenge_reads_back_as_it_is_written(realm: str, service: str | None, scope: str | None) -> None:
-    challenge = Challenge(realm, service, scope)
+@given(QUOTED, QUOTED | st.none(), QUOTED | st.none(), QUOTED | st.none())
+def test_a_challenge_reads_back_as_it_is_written(
+    realm: str, service: str | None, scope: str | None, error: str | None
+) -> None:
+    challenge = Challenge(realm, service, scope, error)
     assert Challenge.parse(challenge.render()) == challenge
-    assert Challenge.parse(challenge.render("other")) == replace(challenge, scope="other")
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,11 @@ def test_a_challenge_reads_back_as_it_is_written(realm: str, service: str | None
 )  # fmt: skip
 def test_challenges_as_registries_write_them_are_understood(header: str, expected: Challenge) -> None:
     assert Challenge.parse(header) == expected
+
+
+def test_of_two_challenges_in_one_header_the_first_counts() -> None:
+    both = 'Bearer realm="https://auth.example/token",service="s", Basic realm="people"'
+    assert Challenge.parse(both) == Challenge("https://auth.example/token", "s", None)
 
 
 @pytest.mark.parametrize(
@@ -161,15 +168,17 @@ async def test_a_failed_fetch_is_tried_anew_by_the_next_who_asks(hub: Hub, line:
     [
         (Fault(status=500, body="<html>"), Unavailable),
         (Fault(status=404), Unavailable),
-        (Fault(status=401, body={"details": "no"}), Denied),
-        (Fault(status=403), Denied),
+        (Fault(status=401, body={"details": "no"}), Unauthorized),
+        (Fault(status=403), Unauthorized),
         (Fault(status=200, body="<html>please log in</html>"), Unavailable),
         (Fault(status=200, body={"tokens": "x"}), Unavailable),
         (Fault(status=200, body={"token": ""}), Unavailable),
         (Fault(status=200, body={"token": ["x"]}), Unavailable),
         (Fault(status=200, body="[]"), Unavailable),
         (Fault(status=200, body="x" * (2 << 20)), BadUpstream),
-        (Fault(headers={"Content-Encoding": "gzip"}), BadUpstream),
+        (Fault(headers={"Content-Encoding": "br"}, status=200, body=b"token"), BadUpstream),
+        (Fault(status=200, body={"token": "line\nfeed"}), Unavailable),
+        (Fault(status=200, body={"token": "snow\N{SNOWMAN}man"}), Unavailable),
         (Fault(reset=True), Unavailable),
         (Fault(close_after=10), Unavailable),
         (Fault(redirect="https://elsewhere.example/token"), Unavailable),
@@ -246,6 +255,43 @@ async def test_no_token_document_whatever_breaks_anything(body: bytes) -> None:
     async with served(body) as (tokens, realm):
         with contextlib.suppress(BadUpstream, Unavailable):
             assert await tokens.get(Challenge(realm, None, None), SCOPE)
+
+
+@pytest.mark.parametrize(
+    ("told", "lifetime"),
+    [("null", 60), ('"300"', 300), ('"soon"', 60), ("true", 60), ("[]", 60), ("300.5", 300.5), ("0", 0), ("-5", 0),
+     ("9" * 400, 3600), ('"' + "9" * 50 + '"', 60)],
+)  # fmt: skip
+def test_lifetime_that_is_no_number_of_seconds_costs_no_token(told: str, lifetime: float) -> None:
+    assert parse_token(b'{"token": "x", "expires_in": ' + told.encode() + b"}") == ("x", lifetime)
+
+
+async def test_what_registries_choose_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long their tokens are, and how many challenges they invent."""
+    monkeypatch.setattr(tokens_module, "_MAX_KEPT", 1 << 20)
+    async with served(json.dumps({"token": "x" * 100_000}).encode()) as (tokens, realm):
+        for number in range(30):
+            await tokens.get(Challenge(realm, str(number), None), SCOPE)
+        assert len(tokens._known) <= 10
+    assert Challenge.parse('Bearer realm="' + "x" * 5000 + '"') is None
+
+
+async def test_realm_at_an_inner_address_is_asked_only_for_a_registry_that_is_there(hub: Hub, line: Line) -> None:
+    hub.realm = hub.realm.replace("localhost", "127.0.0.1")
+    with pytest.raises(BadUpstream, match="this machine"):
+        await line.tokens.get(challenge_of(hub), SCOPE, home=URL("http://192.0.2.1"))
+    assert hub.count() == 0
+    assert await line.tokens.get(challenge_of(hub), SCOPE, home=URL(hub.url()))
+
+
+async def test_trouble_of_a_token_service_is_known_until_it_answers(hub: Hub, line: Line) -> None:
+    fault = hub.faults.add(Fault(kind="token", status=500))
+    with pytest.raises(Unavailable, match="token service cannot be reached: it answered 500"):
+        await line.tokens.get(challenge_of(hub), SCOPE)
+    assert line.tokens.trouble(hub.realm) == "it answered 500"
+    hub.faults.remove(fault)
+    await line.tokens.get(challenge_of(hub), SCOPE)
+    assert line.tokens.trouble(hub.realm) is None
 
 
 @pytest.mark.parametrize("lifetime", ["1e400", "Infinity", "1e18"])

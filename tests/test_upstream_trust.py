@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from aiohttp import web
 from hubcache.oci.account import Account
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import (
@@ -18,6 +19,7 @@ from hubcache.oci.media import COMMON
 from hubcache.transfer import http as http_module
 from hubcache.transfer import tokens as tokens_module
 from hubcache.transfer import upstream as upstream_module
+from hubcache.transfer.realms import may_have_passwords
 from parts import Line, line_to, tokens_sent
 from standin import Fault, Hub, random_bytes
 
@@ -122,6 +124,23 @@ async def test_a_certificate_that_is_not_trusted_is_unavailable() -> None:
         assert secure.count() == 0
 
 
+async def test_registry_elsewhere_leads_nobody_to_this_machine(
+    hub: Hub, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by a redirect nor by a realm."""
+    monkeypatch.setattr("hubcache.transfer.homes.is_inner", lambda address: False)
+    with pytest.raises(BadUpstream, match="this machine or its link"):
+        await line.upstream.get_manifest(REPO, "stable", ACCEPT)
+    hub.auth = False
+    hub.faults.add(Fault(kind="manifest", redirect=f"{hub.url('cdn')}/latest/meta-data/"))
+    for read in (line.upstream.get_manifest, line.upstream.head_manifest):
+        with pytest.raises(BadUpstream, match="this machine or its link"):
+            await read(REPO, "stable", ACCEPT)
+    with pytest.raises(BadUpstream, match="this machine or its link"):
+        await read_blob(line)
+    assert {record.listener for record in hub.log} == {"registry"}
+
+
 # -- tokens and challenges -------------------------------------------------------------------------------------------
 
 
@@ -141,6 +160,52 @@ async def test_an_expired_token_is_replaced_within_the_request(hub: Hub, line: L
     assert hub.count(kind="token") == 1
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     assert hub.count(kind="token") == 1
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_a_new_token_that_is_refused_once_is_replaced_by_another(hub: Hub, line: Line, is_known: bool) -> None:
+    """One machine of a registry may not know of it yet."""
+    if is_known:
+        await line.upstream.head_manifest(REPO, "stable", ACCEPT)
+        hub.accounts.revoke()
+    hub.reset_log()
+    told = {"WWW-Authenticate": f'Bearer realm="{hub.realm}",service="{hub.service}",error="invalid_token"'}
+    hub.faults.add(Fault(kind="manifest", status=401, headers=told, after=1, times=1))
+    await line.upstream.head_manifest(REPO, "stable", ACCEPT)
+    assert (hub.count(kind="manifest"), hub.count(kind="token")) == (3, 2)
+
+
+async def test_registry_that_moved_its_token_service_is_heard(hub: Hub, line: Line) -> None:
+    await line.upstream.head_manifest(REPO, "stable", ACCEPT)
+    old = await line.upstream.challenge()
+    with Hub() as other:
+        other.accounts = hub.accounts
+        other.image("library/new", "stable", [LAYER])
+        hub.image("library/new", "stable", [LAYER])
+        hub.stop("token")
+        hub.realm = other.realm
+        await line.upstream.head_manifest("library/new", "stable", ACCEPT)
+        assert old is not None
+        assert [challenge.realm for challenge in line.learned] == [old.realm, other.realm]
+
+
+async def test_registry_is_asked_now_and_then_whether_its_token_service_moved(hub: Hub, line: Line) -> None:
+    await line.upstream.head_manifest(REPO, "stable", ACCEPT)
+    hub.stop("token")
+    hub.reset_log()
+    for number in range(5):
+        with pytest.raises(Unavailable, match="token service cannot be reached"):
+            await line.upstream.head_manifest(f"library/n{number}", "stable", ACCEPT)
+    assert [record.kind for record in hub.log] == ["ping"]
+
+
+async def test_no_token_is_fetched_for_a_registry_that_is_not_asked(hub: Hub, line: Line) -> None:
+    await line.upstream.head_manifest(REPO, "stable", ACCEPT)
+    hub.reset_log()
+    line.client.offline = True
+    with pytest.raises(Unavailable, match=r"^offline"):
+        await line.upstream.head_manifest("library/other", "stable", ACCEPT)
+    assert hub.count() == 0
 
 
 async def test_a_token_that_is_about_to_expire_is_replaced_before_it_is_used(
@@ -181,6 +246,30 @@ async def test_a_challenge_of_the_host_it_redirects_to_is_not_the_registrys(hub:
     assert [challenge.realm for challenge in line.learned if "evil" in challenge.realm] == []
 
 
+async def test_a_registry_that_accepts_passwords_too_is_read_with_tokens() -> None:
+    """RFC 9110 section 11.6.1: several challenges, in as many headers, in any order."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/token":
+            return web.json_response({"token": "x"})
+        if request.headers.get("Authorization") == "Bearer x":
+            return web.Response(body=b"{}")
+        response = web.Response(status=401)
+        response.headers.add("WWW-Authenticate", 'Basic realm="people"')
+        response.headers.add("WWW-Authenticate", f'Bearer realm="http://{request.host}/token",service="s"')
+        return response
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    with Hub() as unused:
+        async with line_to(unused, f"http://127.0.0.1:{runner.addresses[0][1]}") as line:
+            assert (await line.upstream.get_manifest(REPO, "stable", ACCEPT)).body == b"{}"
+    await runner.cleanup()
+
+
 async def test_a_malformed_realm_is_an_error_that_can_be_answered(hub: Hub, line: Line) -> None:
     for realm in ("nonsense", "ftp://x/token", "http://[", "http://a:99999/"):
         hub.realm = realm
@@ -214,7 +303,7 @@ async def test_a_token_service_that_answers_html_is_unavailable_not_unauthorized
     ],
 )
 def test_a_password_may_go_to_a_realm_of_the_registrys_own_domain_only(upstream: str, realm: str, same: bool) -> None:
-    assert upstream_module._same_domain(upstream, realm) is same
+    assert may_have_passwords(upstream, realm) is same
 
 
 async def test_the_accounts_password_is_not_sent_to_a_realm_on_another_domain(hub: Hub) -> None:

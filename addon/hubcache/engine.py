@@ -60,6 +60,7 @@ class Engine:
         self._access_log: AccessLog | None = None
         self._scrub = Scrub(self.store, self.storage_failed)
         self._throttle = Throttle(_REPEAT_SECONDS, time.monotonic)
+        self._upstreams: dict[str, Upstream] = {}
 
     async def start(self) -> None:
         """Open store, session and listeners; raises `StoreTooNew` or `ConfigError`.
@@ -72,7 +73,8 @@ class Engine:
         except StorageError as error:
             self.storage_failed(error)
         self._http = open_session(self._tls, USER_AGENT)
-        self._client = Client(self._http, self.metrics, self.breakers)
+        self._guarded = open_session(self._tls, USER_AGENT, guarded=True)
+        self._client = Client(self._http, self.metrics, self.breakers, self._guarded)
         self._tokens = Tokens(self._client)
         memory = Memory(self.store, self.storage_failed)
         self._memory = memory
@@ -83,6 +85,10 @@ class Engine:
         ahead = Ahead(self.store, self._manifests, self._blobs, self._may_spend)
         self._sync = TagRefresh(self.store, memory, self._manifests, ahead, self._may_spend)
         self._mirror = Mirror(self.store, self._gate, self._manifests, self._blobs, ahead, self._may_spend)
+        self.token_service = TokenService(self.store, self._client, self._tokens, self._upstreams)
+        self.service = Service(
+            self.store, self._gate, self._manifests, self._blobs, self._sync, self._mirror, self._upstreams
+        )
         self.apply(self._settings)
         await self.pump.start()
         if self._status is not None and self._settings.status is not None:
@@ -112,26 +118,21 @@ class Engine:
         self._mirror.admit_after, self._mirror.half_life = settings.admit_after, settings.half_life
         self._manifests.while_revalidate = settings.while_revalidate
         self._sync.enabled = settings.sync and settings.sync_rate > 0 and settings.tag_ttl > 0 and not settings.offline
-        upstreams = {
-            registry.host: Upstream(
-                registry, self._client, self._tokens, self._learned, settings.account if registry.is_hub else None
-            )
-            for registry in settings.registries
-        }
-        self._upstreams = upstreams
-        self._sync.apply(settings.sync_rate, upstreams)
-        self.token_service = TokenService(self.store, self._client, upstreams)
-        self.service = Service(
-            self.store,
-            self._gate,
-            self._manifests,
-            self._blobs,
-            self._sync,
-            self._mirror,
-            upstreams,
-            authorize=settings.authorize,
-            offer_only=settings.offer_only,
-        )
+        self.service.authorize, self.service.offer_only = settings.authorize, settings.offer_only
+        self._apply_registries(settings)
+        self._sync.apply(settings.sync_rate, {each.host: self._upstreams[each.host] for each in settings.registries})
+
+    def _apply_registries(self, settings: Settings) -> None:
+        """Add and replace upstreams. One that stays keeps what it knows: a pause that the registry asked for is none
+        of the option's business that happened to change. One that is configured no more stays, too, for the requests
+        under way; no new ones come for it."""
+        for registry in settings.registries:
+            account = settings.account if registry.is_hub else None
+            known = self._upstreams.get(registry.host)
+            if known is not None and known.registry == registry:
+                known.account = account
+            else:
+                self._upstreams[registry.host] = Upstream(registry, self._client, self._tokens, self._learned, account)
 
     async def answer(self, request: Request) -> Answer | Forward | None:
         """Answer a request, or say how to pass it on, and count it; None when its body is needed for that."""
@@ -249,6 +250,7 @@ class Engine:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self._guarded.close()
         await self._http.close()
         if self._status is not None:
             await self._status.close()

@@ -4,8 +4,9 @@ from urllib.parse import urlsplit
 
 from mitmproxy import http
 
-from .oci.registry import HUB_REALM, Registry
+from .oci.registry import Registry
 from .serve.cache_status import bypassed
+from .serve.challenges import for_client, told_error
 from .serve.messages import Answer
 from .transfer.tokens import Challenge
 
@@ -25,16 +26,33 @@ def response(answer: Answer, kind: type[http.Response] = http.Response) -> http.
     return made
 
 
-def adapt_forwarded(passed: http.Response, registry: Registry, *, proxied: bool) -> None:
+def adapt_forwarded(
+    passed: http.Response,
+    registry: Registry,
+    *,
+    proxied: bool,
+    presented: str | None = None,
+    sent: str | None = None,
+) -> None:
     """Make an upstream's answer right for a client that does not know the upstream's own address.
 
-    A `Location` inside the upstream becomes relative (uploads); a challenge of the Hub names the Hub's realm.
+    A `Location` inside the upstream becomes relative (uploads); a challenge names the realm that clients are told, and
+    what is wrong with the `Authorization` that the client `presented`, where that was `sent`.
     """
     passed.headers["Cache-Status"] = bypassed()
     location = passed.headers.get("location")
     if location is not None and location.startswith(f"{registry.upstream}/"):
         parts = urlsplit(location)
         passed.headers["Location"] = parts.path + (f"?{parts.query}" if parts.query else "")
-    challenge = Challenge.parse(passed.headers.get("www-authenticate")) if registry.is_hub and proxied else None
-    if challenge is not None:
-        passed.headers["WWW-Authenticate"] = Challenge(HUB_REALM, challenge.service, challenge.scope).render()
+    demands = passed.headers.get_all("www-authenticate")
+    if demands and proxied:
+        told = [_told(demand, registry, presented, sent) for demand in demands]
+        passed.headers.set_all("WWW-Authenticate", told)
+
+
+def _told(demand: str, registry: Registry, presented: str | None, sent: str | None) -> str:
+    challenge = Challenge.parse(demand)
+    if challenge is None:
+        return demand
+    told = for_client(registry, challenge, told_error(challenge.error, presented, sent))
+    return demand if told == challenge else told.render()  # or all else that may stand there would be lost

@@ -63,7 +63,8 @@ class Hubcache:
         self._stop = Stop()
         self._ready = asyncio.Event()
         self._deliveries: dict[str, tuple[Answer, Delivery, http.Request]] = {}
-        self._forwards: dict[str, tuple[Place, Forward]] = {}
+        self._forwards: dict[str, tuple[Place, Forward, str | None]] = {}
+        """With what the client presented as `Authorization`."""
         self._token_requests: dict[str, Request] = {}
         self._leaf_timer: asyncio.TimerHandle | None = None
 
@@ -246,7 +247,7 @@ class Hubcache:
             return
         if isinstance(outcome, Answer) and (request.door is Door.MIRROR or request.credentials is None):
             await wire.take_small(outcome, self._engine.pump)  # anybody may see it, and it may stay in a flow
-        self._act(flow, place, outcome)
+        self._act(flow, place, outcome, request.headers.get("authorization"))
 
     async def request(self, flow: http.HTTPFlow) -> None:
         """The body of a token request (OAuth2, with a password or a refresh token) is here: answer it, keep nothing."""
@@ -259,11 +260,11 @@ class Hubcache:
         assert outcome is not None
         self._act(flow, place, outcome)
 
-    def _act(self, flow: http.HTTPFlow, place: Place, outcome: Answer | Forward) -> None:
+    def _act(self, flow: http.HTTPFlow, place: Place, outcome: Answer | Forward, presented: str | None = None) -> None:
         result = Result.BYPASS if isinstance(outcome, Forward) else outcome.result
         flow.marked = _MARKS.get(result, "")
         if isinstance(outcome, Forward):
-            self._forward(flow, place, outcome)
+            self._forward(flow, place, outcome, presented)
         else:
             flow.comment = outcome.headers.get("Cache-Status", "")
             self._answer(flow, outcome)
@@ -300,7 +301,7 @@ class Hubcache:
         flow.request.headers.clear()
         self._connections.guard.aim(flow)
 
-    def _forward(self, flow: http.HTTPFlow, place: Place, forward: Forward) -> None:
+    def _forward(self, flow: http.HTTPFlow, place: Place, forward: Forward, presented: str | None) -> None:
         """Point a flow at the upstream, with nothing but the client's own credentials (or our anonymous token)."""
         upstream = urlsplit(place.registry.upstream)
         flow.request.scheme = upstream.scheme
@@ -309,7 +310,7 @@ class Hubcache:
         flow.request.stream = True
         self._connections.guard.aim(flow)
         credentials.send(flow.request, forward.authorization)
-        self._forwards[flow.id] = (place, forward)
+        self._forwards[flow.id] = (place, forward, presented)
 
     def responseheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         """A body from the pump gets its real headers and the flow its real address; what passes through is streamed.
@@ -324,10 +325,11 @@ class Hubcache:
             flow.response.stream = delivery.take
             return None
         flow.response.stream = True
-        place, forward = self._forwards.pop(flow.id, (None, None))
+        place, forward, presented = self._forwards.pop(flow.id, (None, None, None))
         if place is None or forward is None:
             return None
-        flow_headers.adapt_forwarded(flow.response, place.registry, proxied=place.door is Door.PROXY)
+        proxied, sent = place.door is Door.PROXY, forward.authorization
+        flow_headers.adapt_forwarded(flow.response, place.registry, proxied=proxied, presented=presented, sent=sent)
         credentials.hide_signature(flow.response)
         if self._engine is None or forward.moved is None or flow.response.status_code >= 300:
             return None

@@ -10,6 +10,7 @@ import ssl
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +61,9 @@ class Hub:
         self.ratelimit: int | None = None
         self.ratelimit_window = 21600
         self.remaining = 0
+        self.single_use = False
+        """Whether connections die at their second request, as behind load balancers that forget them."""
+        self._used = weakref.WeakSet[asyncio.BaseTransport]()
         self.rate: int | None = None
         """Bytes per second of every answer, where no fault says otherwise."""
         self.cdn_host = "127.0.0.1"
@@ -163,6 +167,12 @@ class Hub:
     # requests
 
     async def _handle(self, listener: str, request: web.Request) -> web.StreamResponse:
+        transport = request.transport
+        if self.single_use and transport is not None and transport in self._used:
+            transport.close()
+            return web.Response()
+        if transport is not None:
+            self._used.add(transport)
         kind, repo, name = classify(listener, request.path)
         record = Record(listener, request.method, request.raw_path, repo, kind, dict(request.headers))
         self.log.append(record)

@@ -34,6 +34,11 @@ class RegistryError(HubcacheError):
         self.message = message
         self.detail = detail
 
+    def of(self, what: str) -> None:
+        """Say of what this is an error, before it is raised again."""
+        self.message = f"{what}: {self.message}"
+        self.args = (self.message,)
+
     def body(self) -> bytes:
         """The JSON body of the answer."""
         error = {"code": self.code, "message": self.message, "detail": self.detail}

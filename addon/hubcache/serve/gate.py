@@ -6,7 +6,6 @@ and the configured account's rights are nobody else's.
 
 import base64
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from ..decide.policy import VERDICT_LIFETIME, is_public
 from ..decide.records import Verdict
 from ..oci.digest import Digest
 from ..oci.errors import RegistryError
+from ..oci.json_text import read_json
 from ..store.store import Store
 from .memory import Memory
 
@@ -142,7 +142,7 @@ def remaining_life(reader: str, now: float) -> float:
     if len(parts) != 3:
         return math.inf
     try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        claims = read_json(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
     except ValueError:  # not base64, not UTF-8, or not JSON
         return math.inf
     end = claims.get("exp") if isinstance(claims, dict) else None

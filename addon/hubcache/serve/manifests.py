@@ -23,7 +23,7 @@ from ..oci.manifest import parse_manifest
 from ..oci.media import COMMON
 from ..store.store import Store
 from ..transfer.coalesce import Coalescer
-from ..transfer.upstream import Fetched
+from ..transfer.reading import Fetched
 from . import cache_status
 from .gate import Gate
 from .memory import Memory

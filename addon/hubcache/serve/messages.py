@@ -9,6 +9,10 @@ from ..transfer.sources import Source
 LOCAL_TOKEN = "hubcache-anonymous"
 """The token that anonymous clients get from the proxy itself. It gives no right to anything and is never sent on."""
 
+UNCHECKED_TOKEN = "hubcache-unchecked"
+"""In place of a user's, while the token service cannot be reached: worth no more than `LOCAL_TOKEN`, but whoever
+presents it is told of the outage, not that it may not."""
+
 SMALL = 64 << 10
 """Bytes of a body up to which it is kept in memory: stored configs, empty layers of build tools, token requests."""
 
@@ -64,9 +68,14 @@ class Request:
     def credentials(self) -> str | None:
         """The client's own `Authorization`, if it has one that means anything upstream."""
         value = self.headers.get("authorization")
-        if value is None or value.split()[-1:] in ([], [LOCAL_TOKEN]):
+        if value is None or value.split()[-1:] in ([], [LOCAL_TOKEN], [UNCHECKED_TOKEN]):
             return None
         return value
+
+    @property
+    def is_unchecked(self) -> bool:
+        """Whether the client has credentials that no token service could be asked about."""
+        return self.headers.get("authorization", "").split()[-1:] == [UNCHECKED_TOKEN]
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ Every `RegistryError` raised below becomes an answer (or a pass-through with the
 
 import logging
 import time
+from dataclasses import replace
 
 from ..decide.throttle import Throttle
 from ..oci.digest import Digest
@@ -27,6 +28,7 @@ from ..transfer.sources import FileSource
 from ..transfer.tokens import Challenge, pull_scope
 from ..transfer.upstream import Upstream
 from .blobs import Blob, Blobs
+from .challenges import INSUFFICIENT, INVALID, for_client
 from .errors import API_VERSION, error_answer
 from .gate import Gate
 from .manifests import Found, Manifests
@@ -71,8 +73,8 @@ class Service:
         self._suspicions = Suspicions()
         self._throttle = Throttle(_SAY_SECONDS, time.monotonic)
         self._upstreams = upstreams
-        self._authorize = authorize
-        self._offer_only = offer_only
+        self.authorize = authorize
+        self.offer_only = offer_only
 
     async def answer(self, request: Request) -> Answer | Forward:
         """Answer a request to a registry, or say how to pass it on."""
@@ -134,14 +136,14 @@ class Service:
             if own is None or not upstream.reachable or upstream.is_paused(kind, own):
                 raise
             return Forward(own)
-        if not self._authorize:
+        if not self.authorize:
             return self._forward(upstream, own)
         try:
             return await self._look_up(
                 request, View(upstream, target.repository, reader=own, client=request.client), target
             )
         except (Unauthorized, Denied) as error:
-            raise self._refusal(request, target.repository, error) from error
+            raise self._refusal(request, target.repository, error, sent=own) from error
 
     @staticmethod
     def _forward(upstream: Upstream, authorization: str | None, moved: tuple[str, str] | None = None) -> Forward:
@@ -151,23 +153,34 @@ class Service:
         return Forward(authorization, moved)
 
     async def _look_up(self, request: Request, view: View, target: ManifestTarget | BlobTarget) -> Answer:
-        if request.door is Door.MIRROR and self._offer_only:
+        if request.door is Door.MIRROR and self.offer_only:
             return await self._offer(request, view, target)
         if isinstance(target, BlobTarget):
             return await self._blob(request, view, target)
         return await self._manifest(request, view, target)
 
-    def _refusal(self, request: Request, repository: str, error: RegistryError) -> RegistryError:
-        """How a client without credentials is told that there is nothing for it."""
+    def _refusal(
+        self, request: Request, repository: str, error: RegistryError, sent: str | None = None
+    ) -> RegistryError:
+        """How a client is told that there is nothing for it, with the credentials of its own that were `sent`."""
+        if request.is_unchecked and not self._gate.is_open(request.registry.host, repository, None):
+            trouble = self._upstreams[request.registry.host].token_trouble
+            if trouble is not None:
+                return Unavailable(f"token service cannot be reached: {trouble}", error.detail)
         if not isinstance(error, Unauthorized | Denied):
             return error
         if request.door is Door.MIRROR:  # a mirror has no accounts: 404 sends every client on to its next host
             return ManifestUnknown("not known to this mirror", error.detail)
         if isinstance(error, Denied):
             return error
-        challenge = self._for_client(request.registry, Challenge.parse(error.challenge))
-        header = challenge.render(pull_scope(repository)) if challenge else error.challenge
-        return Unauthorized(error.message, header, error.detail)
+        challenge = Challenge.parse(error.challenge)
+        if challenge is None:
+            return Unauthorized(error.message, error.challenge, error.detail)
+        presented = request.headers.get("authorization")
+        reason = challenge.error if sent is not None else INVALID if request.is_unchecked else INSUFFICIENT
+        asked = replace(challenge, scope=pull_scope(repository))
+        told = for_client(request.registry, asked, reason if presented is not None else None)
+        return Unauthorized(error.message, told.render(), error.detail)
 
     # -- manifests and blobs --------------------------------------------------------------------------------------
 
@@ -267,14 +280,8 @@ class Service:
         if registry.is_hub:
             return Challenge(HUB_REALM, HUB_SERVICE, None)
         known = Challenge.parse(self._store.challenge(registry.host))
-        return known or await self._upstreams[registry.host].challenge()
-
-    @staticmethod
-    def _for_client(registry: Registry, challenge: Challenge | None) -> Challenge | None:
-        """The upstream's challenge with the realm that clients of this registry use."""
-        if challenge is None or not registry.is_hub:
-            return challenge
-        return Challenge(HUB_REALM, challenge.service, challenge.scope)
+        known = known or await self._upstreams[registry.host].challenge()
+        return None if known is None else for_client(registry, known)
 
     async def _pass_on(self, request: Request, target: Target) -> Forward:
         """Pushes and whatever is not cached. A read without credentials gets an anonymous token of ours: the client
@@ -283,7 +290,10 @@ class Service:
         upstream = self._upstreams[request.registry.host]
         authorization = request.credentials
         if authorization is None and repository is not None and request.method in ("GET", "HEAD"):
-            authorization = await upstream.anonymous_authorization(repository)
+            try:
+                authorization = await upstream.anonymous_authorization(repository)
+            except Unauthorized as error:  # the token service gives anonymous clients none
+                raise self._refusal(request, repository, error) from error
         moved = None
         if isinstance(target, ManifestTarget):
             moved = (target.repository, str(target.reference))

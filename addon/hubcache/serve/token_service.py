@@ -17,14 +17,19 @@ from ..oci.errors import BadUpstream, RegistryError, TooManyRequests, Unavailabl
 from ..oci.registry import HUB_REALM, Registry
 from ..store.store import Store
 from ..transfer.client import Client
-from ..transfer.http import read_body, retry_after
+from ..transfer.http import read_text, retry_after
+from ..transfer.realms import may_have_passwords, realm_url
 from ..transfer.sources import BytesSource
-from ..transfer.tokens import Challenge, parse_token, realm_url
+from ..transfer.tokens import Challenge, Tokens, parse_token
 from ..transfer.upstream import Upstream
+from .challenges import TOKEN_PATH, is_at_home
 from .errors import error_answer
-from .messages import LOCAL_TOKEN, Answer, Door, Request, Result
+from .messages import LOCAL_TOKEN, UNCHECKED_TOKEN, Answer, Door, Request, Result
 
 _LIFETIME = 300
+_UNCHECKED_LIFETIME = 60
+"""Seconds; no client takes less. After that a user is asked for a token of the real service again."""
+
 _PATIENCE_SECONDS = 5.0
 _MAX_BODY = 1 << 20
 _PASSED_ON = ("content-type", "accept", "user-agent")
@@ -37,26 +42,38 @@ class TokenService:
         self,
         store: Store,
         client: Client,
+        tokens: Tokens,
         upstreams: dict[str, Upstream],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._client = client
+        self._tokens = tokens
         self._upstreams = upstreams
         self._clock = clock
 
     def serves(self, request: Request) -> bool:
-        """Whether a request to a registry's own host is one to its token service (ghcr.io, quay.io and others)."""
+        """Whether a request to a registry's own host is one to its token service: to the realm of ours, or to one of
+        the registry's there (ghcr.io, quay.io and others)."""
         if request.door is not Door.PROXY or request.path.startswith("/v2/"):
             return False
-        known = Challenge.parse(self._store.challenge(request.registry.host))
-        if known is None:
-            return False
+        if request.path == TOKEN_PATH:
+            return True
+        known = self._known(request.registry)
         try:
-            realm = realm_url(known.realm)
+            return (
+                known is not None
+                and is_at_home(request.registry, known.realm)
+                and realm_url(known.realm).path == request.path
+            )
         except BadUpstream:
             return False
-        return realm.host == request.registry.hostname and realm.path == request.path
+
+    def _known(self, registry: Registry) -> Challenge | None:
+        """The registry's challenge as it was last heard; after a restart in an outage, before that."""
+        upstream = self._upstreams.get(registry.host)
+        heard = upstream.known_challenge if upstream is not None else None
+        return heard or Challenge.parse(self._store.challenge(registry.host))
 
     async def answer(self, request: Request) -> Answer:
         """A token, or the real service's refusal; an error of our own when neither can be had."""
@@ -69,42 +86,60 @@ class TokenService:
 
     async def _answer(self, request: Request) -> Answer:
         if request.method == "GET" and request.credentials is None:
-            return self._local()
+            return self._local(LOCAL_TOKEN, _LIFETIME)
         only_pulls = _asks_only_for_pulls(request)
+        realm = None
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS if only_pulls else None):
-                return await self._ask(request)
+                realm = await self._realm(request.registry)
+                answer = await self._ask(request, realm)
+                self._tokens.answered(realm)
+                return answer
         except (Unavailable, BadUpstream, TooManyRequests, TimeoutError) as error:
+            reason = error.message if isinstance(error, RegistryError) else "it is slow"
+            if realm is not None:
+                self._tokens.failed(realm, reason)
             if only_pulls:
-                return self._local()
-            if isinstance(error, RegistryError):
-                raise
-            raise Unavailable("token service is slow") from error
+                return self._local(UNCHECKED_TOKEN, _UNCHECKED_LIFETIME)
+            if isinstance(error, Unavailable):
+                error.of("token service cannot be reached")
+            elif isinstance(error, TimeoutError):
+                raise Unavailable("token service is slow") from error
+            raise
 
-    def _local(self) -> Answer:
+    def _local(self, value: str, lifetime: int) -> Answer:
         issued = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        token = {"token": LOCAL_TOKEN, "access_token": LOCAL_TOKEN, "expires_in": _LIFETIME, "issued_at": issued}
+        token = {"token": value, "access_token": value, "expires_in": lifetime, "issued_at": issued}
         body = json.dumps(token).encode()
         headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
         return Answer(200, headers, Result.LOCAL, body=body, length=len(body))
 
-    async def _ask(self, request: Request) -> Answer:
-        """The real service's answer. Its body goes out as a stream, so that no token stays in a recorded flow."""
-        url = realm_url(await self._realm(request.registry))
-        if request.query:
-            url = URL(f"{url.with_query(None)}?{request.query}", encoded=True)
+    async def _ask(self, request: Request, realm: str) -> Answer:
+        """The real service's answer. Its body goes out as a stream, so that no token stays in a recorded flow.
+
+        A client that was told another realm than the upstream's own trusts that its password stays in the registry's
+        domain; with a replaced upstream nothing else would see to that.
+        """
+        upstream = request.registry.upstream
+        if not may_have_passwords(upstream, realm):
+            raise BadUpstream(
+                "credentials are not sent to the token service that the upstream names: it is in another domain, or "
+                "not protected as the registry is"
+            )
+        url = _with_query(realm_url(realm), request)
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         if request.credentials is not None:
             headers["Authorization"] = request.credentials
-        async with self._client.send("token", request.method, url, headers, request.body or None) as response:
+        home = URL(upstream)
+        async with self._client.send("token", request.method, url, headers, request.body or None, home) as response:
             if response.status == 429:
                 raise TooManyRequests("token service limits requests", retry_after(response))
-            if response.status >= 500 or response.status == 429 or response.content_type == "text/html":
-                raise Unavailable(f"token service answered {response.status}")
+            if response.status >= 500 or response.content_type == "text/html":
+                raise Unavailable(f"it answered {response.status}")
             try:
-                body = await read_body(response, _MAX_BODY)
+                body = await read_text(response, _MAX_BODY)
             except (aiohttp.ClientError, TimeoutError) as error:
-                raise Unavailable(f"token service broke off: {type(error).__name__}") from error
+                raise Unavailable(f"it broke off: {type(error).__name__}") from error
             if response.status == 200:
                 parse_token(body)  # raises when there is none in it: a maintenance page, say
             kept = {"Content-Type": response.headers.get("Content-Type", "application/json")}
@@ -117,10 +152,17 @@ class TokenService:
     async def _realm(self, registry: Registry) -> str:
         if registry.is_hub and registry.upstream == f"https://{registry.host}":
             return HUB_REALM
-        challenge = await self._upstreams[registry.host].challenge()
+        challenge = self._known(registry) or await self._upstreams[registry.host].challenge()
         if challenge is None:
             raise BadUpstream("upstream needs no tokens")
         return challenge.realm
+
+
+def _with_query(realm: URL, request: Request) -> URL:
+    """The realm with the client's query; its own first, where the client was told another realm and cannot know it."""
+    own = realm.raw_query_string if request.for_token or request.path == TOKEN_PATH else ""
+    query = "&".join(filter(None, (own, request.query)))
+    return URL(f"{realm.with_query(None)}?{query}", encoded=True) if query else realm
 
 
 def _asks_only_for_pulls(request: Request) -> bool:

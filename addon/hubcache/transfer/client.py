@@ -5,28 +5,48 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
+from cachetools import LRUCache
 from yarl import URL
 
 from ..oci.errors import BadUpstream, HeaderInvalid, NotAsked, Unavailable
 from .breaker import Breakers, Probe
+from .connector import REFUSED_ADDRESS, Attempt
+from .homes import Homes
 from .http import parse_url
 from .observer import Observer
 
 _MAX_REDIRECTS = 5
+_SAFE = frozenset({"GET", "HEAD"})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PROBE_SECONDS = 5.0
+_MAX_HOSTS = 1000
+_MAX_STALE = 100
+"""Kept connections in a row that may turn out to be closed; the last attempt is on a new one all the same."""
 
 _UNSENDABLE = re.compile(r"[^\t\x20-\x7e\x80-\U0010ffff]|[\ud800-\udfff]")
 """RFC 9110 section 5.5: no control characters in a field value. Surrogates stand for bytes that are not UTF-8."""
 
 
 class Client:
-    """One for all upstream hosts. With `offline` nothing is ever sent."""
+    """One for all upstream hosts. With `offline` nothing is ever sent.
 
-    def __init__(self, http: aiohttp.ClientSession, observer: Observer, breakers: Breakers) -> None:
+    `http` is for the addresses of the configured registries, `guarded` for those that upstreams name.
+    """
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        observer: Observer,
+        breakers: Breakers,
+        guarded: aiohttp.ClientSession | None = None,
+    ) -> None:
         self.offline = False
         self.observer = observer
         self._http = http
+        self._guarded = guarded or http
+        self._homes = Homes()
+        self._last: LRUCache[str, aiohttp.ClientSession] = LRUCache(_MAX_HOSTS)
+        """The session of a host's last request: a probe may go no further than that."""
         self._breakers = breakers
 
     def may_ask(self, url: URL) -> bool:
@@ -35,9 +55,19 @@ class Client:
 
     @asynccontextmanager
     async def send(
-        self, kind: str, method: str, url: URL, headers: dict[str, str], body: bytes | None = None
+        self,
+        kind: str,
+        method: str,
+        url: URL,
+        headers: dict[str, str],
+        body: bytes | None = None,
+        home: URL | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request without redirects; raises `Unavailable` when there is no answer, or none is to be expected."""
+        """One request without redirects; raises `Unavailable` when there is no answer, or none is to be expected.
+
+        `home` is the registry that named this address (None: it is the registry's own). It may name no address of
+        this machine or its link, unless it is at such a one itself: `BadUpstream`.
+        """
         host = url.authority
         if self.offline:
             raise NotAsked("offline: upstreams are not contacted")
@@ -46,7 +76,7 @@ class Client:
         _refuse_unsendable(headers)
         self._breakers.check(host)
         try:
-            response = await self._http.request(method, url, headers=headers, data=body, allow_redirects=False)
+            response = await self._ask(kind, method, url, headers, body, home)
         except ValueError as error:  # only for a URL: the upstream's, by a redirect or a realm; nothing was sent
             raise BadUpstream("upstream named a URL that cannot be asked for") from error
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -81,7 +111,7 @@ class Client:
         """One request and the redirects it leads to; `Authorization` is for the first origin only."""
         origin = url.origin()
         for _ in range(_MAX_REDIRECTS + 1):
-            async with self.send(kind, method, url, headers) as response:
+            async with self.send(kind, method, url, headers, home=origin) as response:
                 target = response.headers.get("Location")
                 if response.status not in _REDIRECTS or target is None:
                     yield response
@@ -90,6 +120,33 @@ class Client:
             if url.origin() != origin:
                 headers = {name: value for name, value in headers.items() if name != "Authorization"}
         raise BadUpstream("upstream redirects in a loop")
+
+    async def _ask(
+        self, kind: str, method: str, url: URL, headers: dict[str, str], body: bytes | None, home: URL | None
+    ) -> aiohttp.ClientResponse:
+        """The answer. A connection that was kept may have been closed meanwhile, and all others that were kept with
+        it: what can be asked twice is asked until a connection is new (RFC 9112 section 9.3.1). That are safe methods,
+        and a POST for a token, which changes nothing that matters: a client without a cache has a new connection."""
+        session = await self._session(url, home)
+        for _ in range(_MAX_STALE):
+            attempt = Attempt()
+            try:
+                return await session.request(
+                    method, url, headers=headers, data=body, allow_redirects=False, trace_request_ctx=attempt
+                )
+            except aiohttp.ClientConnectorError as error:
+                if REFUSED_ADDRESS in str(error.os_error):
+                    raise BadUpstream(f"upstream names {REFUSED_ADDRESS}", {"host": url.host}) from error
+                raise
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not attempt.reused or (method not in _SAFE and kind != "token"):
+                    raise
+        raise aiohttp.ServerDisconnectedError
+
+    async def _session(self, url: URL, home: URL | None) -> aiohttp.ClientSession:
+        is_free = home is None or url.origin() == home.origin() or await self._homes.is_inner(home)
+        session = self._last[url.authority] = self._http if is_free else self._guarded
+        return session
 
     def _probe(self, url: URL) -> Probe:
         """Ask for the API's root: any answer below 500 shows that somebody is there."""
@@ -100,7 +157,8 @@ class Client:
                 return False
             try:
                 timeout = aiohttp.ClientTimeout(total=_PROBE_SECONDS)
-                async with self._http.get(target, timeout=timeout, allow_redirects=False) as response:
+                session = self._last.get(url.authority, self._guarded)
+                async with session.get(target, timeout=timeout, allow_redirects=False) as response:
                     self.observer.upstream_answered(url.authority, "probe", str(response.status))
                     return response.status < 500
             except (aiohttp.ClientError, TimeoutError):

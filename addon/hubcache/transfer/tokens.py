@@ -4,31 +4,44 @@ A token realm may be on another host than the registry (the Hub's is), so what i
 requests carry nothing but service and scope, and the account's password goes only to a realm in the registry's domain.
 """
 
-import json
 import re
 import time
 from dataclasses import dataclass
 from typing import Self
 
 import aiohttp
+from cachetools import TLRUCache, TTLCache
 from yarl import URL
 
 from ..oci.account import Account
-from ..oci.errors import BadUpstream, Denied, TooManyRequests, Unavailable
+from ..oci.errors import TooManyRequests, Unauthorized, Unavailable
+from ..oci.json_text import read_json
 from .client import Client
 from .coalesce import Coalescer
-from .http import parse_url, pause, read_body
+from .http import pause, read_text
+from .realms import realm_url
 
 _PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
-
-_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 DEFAULT_LIFETIME = 60.0
 """Seconds a token lives when the answer has no `expires_in` (distribution spec, token)."""
 
-_LONGEST_LIFETIME = 3600
+_LONGEST_LIFETIME = 3600.0
 _MARGIN = 0.8
 _MAX_BODY = 1 << 20
+_MAX_CHALLENGE = 4096
+"""Characters of a challenge; those of real registries have some 200."""
+
+_MAX_KEPT = 32 << 20
+"""Bytes of tokens that are kept. A registry chooses how long its tokens and challenges are."""
+
+_OVERHEAD = 2 * _MAX_CHALLENGE
+_MAX_REALMS = 1000
+_TROUBLE_SECONDS = 60.0
+"""How long a token service that failed is held to be down, where nobody asks it meanwhile."""
+
+_TOKEN = re.compile("[!-~]+")
+"""What can go into a header (RFC 6750 section 2.1 permits less; some registries use more)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +55,21 @@ class Challenge:
 
     @classmethod
     def parse(cls, header: str | None) -> Self | None:
-        """None when the header is absent, of another scheme, or without a realm."""
+        """None when the header is absent, of another scheme, too long, or without a realm."""
         scheme, _, rest = (header or "").partition(" ")
-        if scheme.lower() != "bearer":
+        if scheme.lower() != "bearer" or len(rest) > _MAX_CHALLENGE:
             return None
-        fields = {name.lower(): quoted or plain for name, quoted, plain in _PARAMETER.findall(rest)}
+        fields: dict[str, str] = {}
+        for name, quoted, plain in _PARAMETER.findall(rest):
+            fields.setdefault(name.lower(), quoted or plain)  # those of a second challenge in the header come later
         if not fields.get("realm"):
             return None
         return cls(fields["realm"], fields.get("service"), fields.get("scope"), fields.get("error"))
 
-    def render(self, scope: str | None = None) -> str:
-        """As a header value, for `scope` if given."""
-        fields = {"realm": self.realm, "service": self.service, "scope": scope or self.scope}
+    def render(self) -> str:
+        """As a header value. `error` is what is wrong with the token that came with the request (RFC 6750 section 3):
+        dockerd says "may require 'docker login'" only where it is told."""
+        fields = {"realm": self.realm, "service": self.service, "scope": self.scope, "error": self.error}
         return "Bearer " + ",".join(f'{name}="{value}"' for name, value in fields.items() if value)
 
 
@@ -62,85 +78,121 @@ def pull_scope(repository: str) -> str:
     return f"repository:{repository}:pull"
 
 
+type _Key = tuple[Challenge, str, Account | None]
+
+
+def _now() -> float:
+    return time.monotonic()
+
+
 class Tokens:
-    """Tokens by realm, scope and account, fetched once for all who wait, kept until shortly before they expire."""
+    """Tokens by realm, scope and account, fetched once for all who wait, kept until shortly before they expire.
+
+    `home` is the registry's own origin, by which is decided where a realm may be (see `Client.send`).
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._known: dict[tuple[Challenge, str, bool], tuple[str, float]] = {}
-        self._asked = Coalescer[tuple[Challenge, str, bool], str]()
-        self._paused: dict[tuple[str, bool], float] = {}
+        self._known: TLRUCache[_Key, tuple[str, float]] = TLRUCache(
+            _MAX_KEPT, lambda _, kept, __: kept[1], _now, lambda kept: len(kept[0]) + _OVERHEAD
+        )
+        self._asked = Coalescer[_Key, str]()
+        self._paused: TLRUCache[tuple[str, Account | None], float] = TLRUCache(
+            _MAX_REALMS, lambda _, until, __: until, _now
+        )
+        self._troubles: TTLCache[str, str] = TTLCache(_MAX_REALMS, _TROUBLE_SECONDS, _now)
 
-    async def get(self, challenge: Challenge, scope: str, account: Account | None = None) -> str:
+    async def get(
+        self, challenge: Challenge, scope: str, account: Account | None = None, home: URL | None = None
+    ) -> str:
         """A token, anonymous or the account's; raises `RegistryError` when the service gives none."""
-        key = (challenge, scope, account is not None)
+        key = (challenge, scope, account)
         known = self._known.get(key)
-        if known is not None and time.monotonic() < known[1]:
+        if known is not None:
             return known[0]
-        left = self._paused.get((challenge.realm, account is not None), 0.0) - time.monotonic()
+        left = self._paused.get((challenge.realm, account), 0.0) - time.monotonic()
         if left > 0:
             raise TooManyRequests("token service limits our requests", left)
-        return await self._asked.run(key, lambda: self._fetch(challenge, scope, account))
+        return await self._asked.run(key, lambda: self._fetch(challenge, scope, account, home))
 
     def has(self, challenge: Challenge, scope: str) -> bool:
         """Whether an anonymous token is at hand; one that is not new may be from before the repository was."""
-        return (challenge, scope, False) in self._known
+        return (challenge, scope, None) in self._known
 
-    def is_accounts(self, challenge: Challenge, scope: str, token: str) -> bool:
+    def is_accounts(self, challenge: Challenge, scope: str, token: str, account: Account | None) -> bool:
         """Whether this token is the configured account's."""
-        return self._known.get((challenge, scope, True), ("", 0.0))[0] == token
+        return account is not None and self._known.get((challenge, scope, account), ("", 0.0))[0] == token
 
-    def forget(self, challenge: Challenge, scope: str, token: str) -> None:
-        """The registry refused this token."""
-        for with_account in (False, True):
-            if self._known.get((challenge, scope, with_account), ("", 0.0))[0] == token:
-                del self._known[challenge, scope, with_account]
+    def forget(self, challenge: Challenge, scope: str, token: str, account: Account | None = None) -> None:
+        """The registry refused this token, which is an anonymous one or the account's."""
+        for owner in {None, account}:
+            if self._known.get((challenge, scope, owner), ("", 0.0))[0] == token:
+                self._known.pop((challenge, scope, owner), None)
 
-    async def _fetch(self, challenge: Challenge, scope: str, account: Account | None) -> str:
+    def trouble(self, realm: str) -> str | None:
+        """Why nobody has tokens of this service at present, as far as is known."""
+        return self._troubles.get(realm)
+
+    def failed(self, realm: str, reason: str) -> None:
+        """The service gave no answer, to whoever asked it."""
+        self._troubles[realm] = reason
+
+    def answered(self, realm: str) -> None:
+        """The service gave an answer of its own, were it a refusal."""
+        self._troubles.pop(realm, None)
+
+    async def _fetch(self, challenge: Challenge, scope: str, account: Account | None, home: URL | None) -> str:
+        try:
+            token, lifetime = await self._ask(challenge, scope, account, home)
+        except Unavailable as error:
+            self.failed(challenge.realm, error.message)
+            error.of("token service cannot be reached")
+            raise
+        if lifetime > 0:
+            self._known[challenge, scope, account] = (token, time.monotonic() + lifetime * _MARGIN)
+        return token
+
+    async def _ask(
+        self, challenge: Challenge, scope: str, account: Account | None, home: URL | None
+    ) -> tuple[str, float]:
         url = realm_url(challenge.realm)
         query = {"scope": scope} | ({"service": challenge.service} if challenge.service else {})
         headers = {"Authorization": account.authorization} if account is not None else {}
-        async with self._client.send("token", "GET", url.update_query(query), headers) as response:
+        async with self._client.send("token", "GET", url.update_query(query), headers, home=home) as response:
             if response.status == 429:
                 seconds = pause(response)
-                self._paused[challenge.realm, account is not None] = time.monotonic() + seconds
+                self._paused[challenge.realm, account] = time.monotonic() + seconds
                 raise TooManyRequests("token service limits our requests", seconds)
             if response.status in (401, 403):
-                raise Denied("token service refuses", {"upstream_status": response.status})
+                self.answered(challenge.realm)
+                again = Challenge(challenge.realm, challenge.service, scope)
+                raise Unauthorized("token service refuses", again.render(), {"upstream_status": response.status})
             if response.status != 200:
-                raise Unavailable(f"token service answered {response.status}")
+                raise Unavailable(f"it answered {response.status}")
             try:
-                token, lifetime = parse_token(await read_body(response, _MAX_BODY))
+                found = parse_token(await read_text(response, _MAX_BODY))
             except (aiohttp.ClientError, TimeoutError) as error:
-                raise Unavailable(f"token service broke off: {type(error).__name__}") from error
-        now = time.monotonic()
-        self._known = {key: value for key, value in self._known.items() if value[1] > now}
-        self._known[challenge, scope, account is not None] = (token, now + lifetime * _MARGIN)
-        return token
-
-
-def realm_url(realm: str) -> URL:
-    """A realm as a URL; raises `BadUpstream` when it is none."""
-    try:
-        url = parse_url(realm)
-    except ValueError as error:
-        raise BadUpstream("upstream named a token realm that is not a URL") from error
-    if url.scheme not in ("http", "https") or url.host is None:
-        raise BadUpstream("upstream named a token realm that is not an http URL")
-    return url
+                raise Unavailable(f"it broke off: {type(error).__name__}") from error
+        self.answered(challenge.realm)
+        return found
 
 
 def parse_token(body: bytes) -> tuple[str, float]:
     """The token in an answer of the token service, and its lifetime in seconds; raises `RegistryError` without one."""
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Unavailable("token service answered with something that is not JSON") from error
-    if isinstance(document, dict):
-        token = document.get("token") or document.get("access_token")
-        lifetime = document.get("expires_in", DEFAULT_LIFETIME)
-        if isinstance(token, str) and not _TOKEN.fullmatch(token):
-            raise BadUpstream("token service answered with a token that no header can hold")
-        if isinstance(token, str) and isinstance(lifetime, int | float):
-            return token, float(min(max(0, lifetime), _LONGEST_LIFETIME))
-    raise Unavailable("token service answered without a token")
+        document = read_json(body, _MAX_BODY)
+    except ValueError as error:
+        raise Unavailable("it answered with something that is not JSON") from error
+    token = (document.get("token") or document.get("access_token")) if isinstance(document, dict) else None
+    if not isinstance(document, dict) or not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise Unavailable("it answered without a token")
+    return token, _lifetime(document.get("expires_in"))
+
+
+def _lifetime(told: object) -> float:
+    """Seconds of `expires_in`: a number, for some token services in quotes. Clients overlook what is neither."""
+    if isinstance(told, str) and told.isdecimal() and len(told) < 20:
+        told = int(told)
+    if not isinstance(told, int | float) or isinstance(told, bool):
+        return DEFAULT_LIFETIME
+    return float(min(max(0, told), _LONGEST_LIFETIME))  # 0 for what is not a number

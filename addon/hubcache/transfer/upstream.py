@@ -1,46 +1,41 @@
 """The cache's own client of one registry: what an anonymous reader sees of manifests and blobs.
 
-Answers become records or `RegistryError`s here, in `_refusal`, and nowhere else. Redirects are followed inside; the
+Answers become records here, or `RegistryError`s in `refusals`, and nowhere else. Redirects are followed inside; the
 `Authorization` header goes to the registry's own origin only.
 """
 
 import asyncio
-import ipaddress
-import json
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
+from cachetools import TLRUCache
 from yarl import URL
 
+from ..decide.throttle import Throttle
 from ..oci.account import Account
 from ..oci.digest import Digest
-from ..oci.domain import registrable_domain
-from ..oci.errors import (
-    BadUpstream,
-    BlobUnknown,
-    Denied,
-    DigestInvalid,
-    ManifestUnknown,
-    NotAsked,
-    RegistryError,
-    TooManyRequests,
-    Unauthorized,
-    Unavailable,
-)
-from ..oci.manifest import MAX_MANIFEST
+from ..oci.errors import BadUpstream, NotAsked, TooManyRequests, Unavailable
 from ..oci.registry import Registry
 from .client import Client
-from .http import pause, read_body, refuse_encoded, retry_after
+from .http import content_coding, pause, read_text
 from .observer import Observer
-from .tokens import Challenge, Tokens, pull_scope, realm_url
+from .reading import Fetched, content_range, demand, digest_header, encoded, length, read_manifest
+from .realms import may_have_passwords
+from .refusals import MAX_ERROR_BODY, RefusedElsewhere, elsewhere, refusal
+from .tokens import Challenge, Tokens, pull_scope
 
-_MAX_ERROR_BODY = 64 << 10
 _RETRIES = 2
 _BACKOFF_SECONDS = 0.2
 _RETRY_WITHIN_SECONDS = 2.0
+_ASK_ANEW_SECONDS = 60.0
+_MAX_PAUSED = 10_000
+_TOO_LITTLE = "insufficient_scope"
+_MOST_REQUESTS = 3
+"""For one read: without a token or with an old one, with a new one, and with another where that was not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +45,6 @@ class Head:
     digest: Digest | None
     media_type: str
     size: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A manifest's bytes, verified against `digest`."""
-
-    digest: Digest
-    media_type: str
-    body: bytes
 
 
 class BlobBody:
@@ -104,16 +90,28 @@ class Upstream:
         self.other_challenge: str | None = None
         """A demand for authentication that is not Bearer, as the ping showed it; to be told to clients as it is."""
         self._challenge: Challenge | None = None
-        self._paused: dict[tuple[str, str], float] = {}
+        self._home = URL(registry.upstream)
+        self._asks_anew = Throttle(_ASK_ANEW_SECONDS, _now)
+        self._paused: TLRUCache[tuple[str, str], float] = TLRUCache(_MAX_PAUSED, lambda _, until, __: until, _now)
 
     @property
     def reachable(self) -> bool:
         """Whether the registry may be asked at present (not offline, and its circuit closed)."""
-        return self._client.may_ask(URL(self.registry.upstream))
+        return self._client.may_ask(self._home)
+
+    @property
+    def known_challenge(self) -> Challenge | None:
+        """What the registry demands, as far as it was heard."""
+        return self._challenge
+
+    @property
+    def token_trouble(self) -> str | None:
+        """Why the registry's token service gives no tokens at present, as far as is known."""
+        return None if self._challenge is None else self._tokens.trouble(self._challenge.realm)
 
     def is_paused(self, kind: str, reader: str) -> bool:
         """Whether the registry told this reader a moment ago that its rate limit is used up."""
-        return self._paused.get((kind, reader), 0.0) > time.monotonic()
+        return self._paused.get(_asker(kind, reader), 0.0) > time.monotonic()
 
     async def head_manifest(
         self, repository: str, reference: str | Digest, accept: str, reader: str | None = None
@@ -123,7 +121,8 @@ class Upstream:
         async def ask() -> Head:
             path = f"manifests/{reference}"
             async with self._get("manifest", repository, path, "HEAD", {"Accept": accept}, reader) as response:
-                return Head(_digest_header(response), response.headers.get("Content-Type", ""), _length(response))
+                size = None if content_coding(response) else length(response)  # else that of the encoded body
+                return Head(digest_header(response), response.headers.get("Content-Type", ""), size)
 
         return await _retried(ask)
 
@@ -135,16 +134,22 @@ class Upstream:
         async def ask() -> Fetched:
             path = f"manifests/{reference}"
             async with self._get("manifest", repository, path, "GET", {"Accept": accept}, reader) as response:
-                return await _read_manifest(response, reference)
+                return await read_manifest(response, reference)
 
         return await _retried(ask)
 
     async def head_blob(self, repository: str, digest: Digest, reader: str | None = None) -> int | None:
-        """Ask whether the repository has this blob; its size where told."""
+        """Ask whether the repository has this blob; its size where told.
+
+        A redirect is a yes, whatever is said where it leads: a signature may be good for GET only.
+        """
 
         async def ask() -> int | None:
-            async with self._get("blob", repository, f"blobs/{digest}", "HEAD", {}, reader) as response:
-                return _length(response)
+            try:
+                async with self._get("blob", repository, f"blobs/{digest}", "HEAD", {}, reader) as response:
+                    return None if content_coding(response) else length(response)
+            except RefusedElsewhere:
+                return None
 
         return await _retried(ask)
 
@@ -155,19 +160,31 @@ class Upstream:
         """Open a blob from byte `start`, up to before byte `end`. An upstream may ignore this: see `BlobBody.start`."""
         ranged = start > 0 or end is not None
         headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if ranged else {}
-        async with self._get("blob", repository, f"blobs/{digest}", "GET", headers, reader) as response:
-            refuse_encoded(response)
-            if response.status == 206:
-                yield BlobBody(response, *_content_range(response, start), self._client.observer)
-            else:
-                yield BlobBody(response, 0, _length(response), self._client.observer)
+        for asked in (headers, headers, {}) if ranged else (headers,):
+            async with self._get("blob", repository, f"blobs/{digest}", "GET", asked, reader) as response:
+                body = self._body(response, start, asked)
+                if body is not None:
+                    with encoded(response):
+                        yield body
+                    return
+        raise BadUpstream("upstream answered another range than asked for", {"asked": start})
+
+    def _body(self, response: aiohttp.ClientResponse, start: int, asked: dict[str, str]) -> BlobBody | None:
+        """The body from `start`, or from 0; None when it is of another range, which is worth another request."""
+        if response.status == 416:
+            return None
+        if response.status == 200:
+            return BlobBody(response, 0, length(response), self._client.observer)
+        first, size = content_range(response)
+        is_right = first == (start if asked else 0)
+        return BlobBody(response, first, size, self._client.observer) if is_right else None
 
     async def anonymous_authorization(self, repository: str) -> str | None:
         """What an anonymous reader of the repository sends as `Authorization`; None where nothing is needed."""
         challenge = await self.challenge()
         if challenge is None:
             return None
-        return f"Bearer {await self._tokens.get(challenge, pull_scope(repository))}"
+        return f"Bearer {await self._tokens.get(challenge, pull_scope(repository), home=self._home)}"
 
     async def account_authorization(self, repository: str) -> str | None:
         """What the configured account sends; None where there is none, or its password may not be sent to the realm.
@@ -176,9 +193,9 @@ class Upstream:
         there (RFC 6750 leaves this to the client).
         """
         challenge = await self.challenge() if self.account is not None else None
-        if challenge is None or not _same_domain(self.registry.upstream, challenge.realm):
+        if challenge is None or not may_have_passwords(self.registry.upstream, challenge.realm):
             return None
-        return f"Bearer {await self._tokens.get(challenge, pull_scope(repository), self.account)}"
+        return f"Bearer {await self._tokens.get(challenge, pull_scope(repository), self.account, self._home)}"
 
     async def challenge(self) -> Challenge | None:
         """What the registry's ping demands; asked once, then remembered."""
@@ -193,8 +210,12 @@ class Upstream:
     async def _get(
         self, kind: str, repository: str, path: str, method: str, headers: dict[str, str], reader: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One read: with the token at hand, once more with a new one after a 401, then through redirects."""
-        asker = (kind, reader or "")
+        """One read: with the token at hand, after a 401 with a new one, then through redirects.
+
+        A new token is refused for good where it is for too little (`insufficient_scope`). Where it is not known (a
+        registry of several machines) another one is tried, once.
+        """
+        asker = _asker(kind, reader or "")
         left = self._paused.get(asker, 0.0) - time.monotonic()
         if left > 0:
             raise TooManyRequests("upstream limits our requests", left)
@@ -202,22 +223,45 @@ class Upstream:
         scope = pull_scope(repository)
         authorization = reader
         is_new = self._challenge is None or not self._tokens.has(self._challenge, scope)
-        if reader is None and self._challenge is not None:
-            authorization = f"Bearer {await self._tokens.get(self._challenge, scope)}"
-        for last in (reader is not None, True):
+        if reader is None and self._challenge is not None and self.reachable:  # else the token is of no use
+            authorization = await self._remembered(self._challenge, scope)
+        for left_over in reversed(range(_MOST_REQUESTS)):
             authorized = headers | ({"Authorization": authorization} if authorization else {})
             async with self._client.follow(kind, method, url, authorized) as response:
-                self._see_limit(response, scope, reader)
-                asked_us = response.url.origin() == url.origin()  # else a CDN, which has no say in our tokens
-                challenge = self._learn(response) if response.status == 401 and asked_us else None
-                if last or challenge is None or (authorization and is_new and challenge.error == "insufficient_scope"):
-                    await self._check(response, kind, repository, asker)
+                is_own = response.url.origin() == url.origin()  # else a CDN, which has no say in tokens and limits
+                if is_own:
+                    self._see_limit(response, scope, reader)
+                challenge = self._learn(response) if response.status == 401 and is_own else None
+                is_last = left_over == 0 or reader is not None
+                if challenge is None or is_last or (authorization and is_new and challenge.error == _TOO_LITTLE):
+                    await self._check(response, kind, repository, asker if is_own else None)
                     yield response
                     return
-            asked = Challenge(challenge.realm, challenge.service, None)
-            if authorization is not None:
-                self._tokens.forget(asked, scope, authorization.removeprefix("Bearer "))
-            authorization = f"Bearer {await self._tokens.get(asked, scope)}"
+            authorization, is_new = await self._renewed(challenge, scope, authorization), True
+
+    async def _remembered(self, known: Challenge, scope: str) -> str | None:
+        """A token of the service that the registry named before. Where that gives none, the registry is asked now and
+        then whether it has another one by now: it would never be heard to say so without a request that lacks a
+        token."""
+        try:
+            return f"Bearer {await self._tokens.get(known, scope, home=self._home)}"
+        except (Unavailable, BadUpstream):
+            if not self._asks_anew.permits(known):
+                raise
+            self._challenge = None
+            try:
+                named = await self.challenge()
+            finally:
+                self._challenge = self._challenge or known
+            if named == known:
+                raise
+        return None if named is None else f"Bearer {await self._tokens.get(named, scope, home=self._home)}"
+
+    async def _renewed(self, challenge: Challenge, scope: str, refused: str | None) -> str:
+        asked = Challenge(challenge.realm, challenge.service, None)
+        if refused is not None:
+            self._tokens.forget(asked, scope, refused.removeprefix("Bearer "), self.account)
+        return f"Bearer {await self._tokens.get(asked, scope, home=self._home)}"
 
     def _see_limit(self, response: aiohttp.ClientResponse, scope: str, reader: str | None) -> None:
         """`ratelimit-remaining: 98;w=21600`: the number before the semicolon."""
@@ -229,14 +273,16 @@ class Upstream:
             credential = "anonymous"
             if reader is not None:
                 token = reader.removeprefix("Bearer ")
-                by_account = self._challenge is not None and self._tokens.is_accounts(self._challenge, scope, token)
+                by_account = self._challenge is not None and self._tokens.is_accounts(
+                    self._challenge, scope, token, self.account
+                )
                 credential = "account" if by_account else "client"
             self._client.observer.rate_limit_seen(
                 self.registry.host, credential, int(limit) if limit.isdecimal() else None, int(remaining)
             )
 
     def _learn(self, response: aiohttp.ClientResponse) -> Challenge | None:
-        header = response.headers.get("WWW-Authenticate")
+        header = demand(response)
         challenge = Challenge.parse(header)
         if challenge is None:
             self.other_challenge = header
@@ -248,23 +294,35 @@ class Upstream:
         return challenge
 
     async def _check(
-        self, response: aiohttp.ClientResponse, kind: str, repository: str, asker: tuple[str, str]
+        self, response: aiohttp.ClientResponse, kind: str, repository: str, asker: tuple[str, str] | None
     ) -> None:
-        """Raise what the status means unless it is 200 or 206, and not the page of a portal or a maintenance."""
+        """Raise what the status means unless it is 200 or 206, and not the page of a portal or a maintenance.
+
+        `asker` is None for an answer that is not the registry's own.
+        """
         if response.status in (200, 206):
             if response.content_type == "text/html":
                 raise BadUpstream(f"upstream answers HTML where a {kind} was expected")
             return
-        if response.status == 429:
+        if response.status == 416 and kind == "blob":
+            return  # see `open_blob`
+        if response.status == 429 and asker is not None:
             # Remembered, so that clients which try again at once (containerd: 5 times) cost the upstream nothing.
-            now = time.monotonic()
-            self._paused = {key: until for key, until in self._paused.items() if until > now}
-            self._paused[asker] = now + pause(response)
+            self._paused[asker] = time.monotonic() + pause(response)
         try:
-            body = await read_body(response, _MAX_ERROR_BODY)
+            body = await read_text(response, MAX_ERROR_BODY)
         except (aiohttp.ClientError, TimeoutError, BadUpstream):
             body = b""  # the status alone says enough
-        raise _refusal(response, self.registry.upstream, kind, repository, body)
+        raise (refusal if asker is not None else elsewhere)(response, kind, repository, body)
+
+
+def _now() -> float:
+    return time.monotonic()
+
+
+def _asker(kind: str, reader: str) -> tuple[str, str]:
+    """Who asks for what kind of content; credentials are kept as a hash only."""
+    return kind, hashlib.sha256(reader.encode("utf-8", "replace")).hexdigest() if reader else ""
 
 
 async def _retried[Value](ask: Callable[[], Awaitable[Value]]) -> Value:
@@ -280,95 +338,3 @@ async def _retried[Value](ask: Callable[[], Awaitable[Value]]) -> Value:
                 raise
         await asyncio.sleep(_BACKOFF_SECONDS * 2**attempt)
     return await ask()
-
-
-async def _read_manifest(response: aiohttp.ClientResponse, reference: str | Digest) -> Fetched:
-    try:
-        body = await read_body(response, MAX_MANIFEST)
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise Unavailable(f"transfer of a manifest broke off: {type(error).__name__}") from error
-    expected = reference if isinstance(reference, Digest) else _digest_header(response)
-    if expected is not None and not expected.matches(body):
-        raise BadUpstream(
-            "manifest does not match its digest", {"expected": str(expected), "got": str(Digest.of(body))}
-        )
-    return Fetched(expected or Digest.of(body), response.headers.get("Content-Type", ""), body)
-
-
-def _same_domain(upstream: str, realm: str) -> bool:
-    """Whether two URLs are of one registrable domain (or one address), the second not weaker protected."""
-    ours, theirs = URL(upstream), realm_url(realm)
-    if ours.scheme == "https" and theirs.scheme != "https":
-        return False
-    if _is_address(ours.host) or _is_address(theirs.host):
-        return ours.host == theirs.host
-    domains = {registrable_domain(url.host or "") for url in (ours, theirs)}
-    return len(domains) == 1
-
-
-def _is_address(host: str | None) -> bool:
-    try:
-        ipaddress.ip_address(host or "")
-    except ValueError:
-        return False
-    return True
-
-
-def _refusal(response: aiohttp.ClientResponse, upstream: str, kind: str, repository: str, body: bytes) -> RegistryError:
-    code, message = _first_error(body)
-    detail = {
-        "repository": repository,
-        "upstream_status": response.status,
-        "upstream_code": code,
-        "upstream_message": message,
-    }
-    match response.status:
-        case 401 if response.url.origin() == URL(upstream).origin():
-            challenge = response.headers.get("WWW-Authenticate", "")
-            return Unauthorized("authentication required", challenge, detail)
-        case 401 | 403:
-            return Denied("requested access to the resource is denied", detail)
-        case 404 if kind == "blob":
-            return BlobUnknown("blob unknown to registry", detail)
-        case 404:
-            return ManifestUnknown("manifest unknown", detail)
-        case 429:
-            return TooManyRequests("upstream limits our requests", retry_after(response))
-        case status if status >= 500:
-            return Unavailable(f"upstream answered {status}", detail)
-        case status:
-            return BadUpstream(f"upstream answered {status}", detail)
-
-
-def _first_error(body: bytes) -> tuple[str | None, str | None]:
-    """The upstream's own code and words, where it speaks the spec's error form."""
-    try:
-        error = json.loads(body)["errors"][0]
-        return str(error["code"])[:100], str(error["message"])[:500]
-    except (ValueError, LookupError, TypeError):
-        return None, None
-
-
-def _digest_header(response: aiohttp.ClientResponse) -> Digest | None:
-    value = response.headers.get("Docker-Content-Digest")
-    if value is None:
-        return None
-    try:
-        return Digest.parse(value)
-    except DigestInvalid as error:
-        raise BadUpstream("upstream sent a malformed Docker-Content-Digest", {"digest": value[:200]}) from error
-
-
-def _length(response: aiohttp.ClientResponse) -> int | None:
-    value = response.headers.get("Content-Length", "")
-    return int(value) if value.isdecimal() and len(value) < 20 else None
-
-
-def _content_range(response: aiohttp.ClientResponse, start: int) -> tuple[int, int | None]:
-    """Start and whole size of `Content-Range: bytes 10-99/100`."""
-    unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
-    interval, _, size = rest.partition("/")
-    first = interval.partition("-")[0]
-    if unit != "bytes" or len(rest) > 100 or not first.isdecimal() or int(first) != start:
-        raise BadUpstream("upstream answered another range than asked for", {"asked": start, "got": rest[:100]})
-    return start, int(size) if size.isdecimal() else None

@@ -1,0 +1,43 @@
+"""Where a registry's token service is, and who may be sent a password there."""
+
+import ipaddress
+
+from yarl import URL
+
+from ..oci.domain import registrable_domain
+from ..oci.errors import BadUpstream
+from .http import parse_url
+
+
+def realm_url(realm: str) -> URL:
+    """A realm as a URL; raises `BadUpstream` when it is none."""
+    try:
+        url = parse_url(realm)
+    except ValueError as error:
+        raise BadUpstream("upstream named a token realm that is not a URL") from error
+    if url.scheme not in ("http", "https") or url.host is None:
+        raise BadUpstream("upstream named a token realm that is not an http URL")
+    return url
+
+
+def may_have_passwords(upstream: str, realm: str) -> bool:
+    """Whether a realm is of one registrable domain (or one address) with the upstream, and not weaker protected.
+
+    A registry that names another must not have passwords sent there: RFC 6750 leaves this to the client. Raises
+    `BadUpstream` for a realm that is no URL.
+    """
+    ours, theirs = URL(upstream), realm_url(realm)
+    if ours.scheme == "https" and theirs.scheme != "https":
+        return False
+    if _is_address(ours.host) or _is_address(theirs.host):
+        return ours.host == theirs.host
+    domains = {registrable_domain(url.host or "") for url in (ours, theirs)}
+    return len(domains) == 1
+
+
+def _is_address(host: str | None) -> bool:
+    try:
+        ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return True

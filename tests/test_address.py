@@ -1,0 +1,23 @@
+"""Which addresses are this machine's own or its link's."""
+
+import pytest
+from hubcache.oci.address import is_inner
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "127.255.0.9", "0.0.0.0", "0.1.2.3", "169.254.169.254", "169.254.0.1", "::1", "::", "fe80::1",
+     "fe80::1%eth0", "febf::1", "::ffff:127.0.0.1", "::ffff:0.0.0.0", "::ffff:169.254.169.254", "::127.0.0.1",
+     "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "fd00:ec2::254"],
+)  # fmt: skip
+def test_this_machine_its_link_and_metadata_services_are_inner(address: str) -> None:
+    assert is_inner(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["192.0.2.1", "10.0.0.1", "192.168.1.1", "172.16.0.1", "100.64.0.1", "8.8.8.8", "2001:db8::1", "fd00::1",
+     "::ffff:10.0.0.1", "64:ff9b::808:808", "registry.example", "", "127.0.0"],
+)  # fmt: skip
+def test_public_and_private_networks_are_not(address: str) -> None:
+    assert not is_inner(address)
