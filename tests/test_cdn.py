@@ -7,7 +7,7 @@ import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import ManifestUnknown, Unavailable
 from hubcache.serve.messages import Answer, Door
-from hubcache.transfer import fill as fill_module
+from hubcache.transfer import fills as fills_module
 from hubcache.transfer import upstream as upstream_module
 from parts import line_to
 from people import DOORS, pull, requests_of, settled, short_times
@@ -22,7 +22,7 @@ COLD = Digest.of(b"cold layer")
 def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     short_times(monkeypatch)
     monkeypatch.setattr(upstream_module, "_BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(fill_module, "_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(fills_module, "_BACKOFF_SECONDS", 0.01)
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ async def test_hurry_ends_the_wait() -> None:
 async def test_fill_without_readers_is_cancelled_and_one_with_a_reader_goes_on(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hubcache.transfer.fill._JOIN_SECONDS", 0.0)
+    monkeypatch.setattr("hubcache.transfer.fills._JOIN_SECONDS", 0.0)
     read, unread = (hub.blob(REPO, DATA + name) for name in (b"1", b"2"))
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1_000_000))
     async with running(hub, tmp_path / "store") as cache:
