@@ -73,7 +73,7 @@ class Metrics:
         """Show the store's numbers and the circuits' states as they are when asked for."""
         self._breakers = breakers
         numbers: list[tuple[str, str, Callable[[], float]]] = [
-            ("hubcache_store_bytes", "Bytes stored or reserved for fills.", lambda: store.ledger.used),
+            ("hubcache_store_bytes", "Bytes on disk or reserved for fills.", lambda: store.ledger.used),
             ("hubcache_store_capacity_bytes", "The cap on the store's bytes.", lambda: store.rooms.capacity),
             ("hubcache_store_objects", "Blobs and manifests stored.", lambda: len(store.ledger.sizes)),
             ("hubcache_store_evictions", "Objects removed by the policy since start.", lambda: store.rooms.removed),

@@ -21,6 +21,9 @@ from .stored import DAMAGE, StoredBlob, open_regular
 
 logger = logging.getLogger("hubcache")
 
+_MAX_BAD = 100
+"""Damaged manifests that are in memory until they are put aside, every few seconds; each may have some megabytes."""
+
 
 class Content(Facts):
     """Blobs and manifests by digest. `rooms` has the limits, which may be changed at any time, and the policy."""
@@ -102,7 +105,8 @@ class Content(Facts):
             return None
         record = ManifestRecord.decode(value)
         if not digest.matches(record.body):
-            self._bad_manifests[digest] = value
+            if len(self._bad_manifests) < _MAX_BAD:  # of any other it is noted when it is read again
+                self._bad_manifests[digest] = value
             return None
         return record
 

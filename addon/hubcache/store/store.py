@@ -258,7 +258,7 @@ class Store(Content):
     async def expire(self) -> None:
         """Remove idle content, and facts whose lifetime is over and that are about nothing that is here."""
         await self.rooms.expire(self.remove)
-        await self.renew(set(self.ledger.sizes))  # a digest is a `str`
+        await self.renew(self.ledger.sizes.keys())  # a digest is a `str`
         await self._write(self._opened().forget_expired)
 
     def scrub_state(self) -> str | None:
