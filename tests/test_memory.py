@@ -60,9 +60,11 @@ async def test_known_links_cost_no_write(tmp_path: Path, monkeypatch: pytest.Mon
         memory, written = Memory(store, lambda _: None), []
         original = store.put_links
 
-        async def put(registry: str, repository: str, links: dict[Digest, int | None], *, confirmed: bool) -> None:
+        async def put(
+            registry: str, repository: str, links: dict[Digest, int | None], *, confirmed: bool, given: bool
+        ) -> None:
             written.append((links, confirmed))
-            await original(registry, repository, links, confirmed=confirmed)
+            await original(registry, repository, links, confirmed=confirmed, given=given)
 
         monkeypatch.setattr(store, "put_links", put)
         for confirmed in (False, False, True, True, False):

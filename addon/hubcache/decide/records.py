@@ -49,17 +49,20 @@ class Link:
     size: int | None
     confirmed: bool = True
     """Whether the upstream said so, or only a manifest did, which anybody can write and push."""
+    given: bool = False
+    """Whether the upstream gave the bytes through this repository: that is more than saying that it has them."""
 
     def encode(self) -> str:
         """JSON text."""
-        return json.dumps([self.size, self.confirmed])
+        return json.dumps([self.size, self.confirmed, self.given])
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """Inverse of `encode`; an early store has the size alone, and so no word of the upstream."""
+        """Inverse of `encode`; an early store has the size alone, and so no word of the upstream, or does not know who
+        gave the bytes."""
         told = json.loads(text)
-        size, confirmed = told if isinstance(told, list) else (told, False)
-        return cls(size if isinstance(size, int) else None, confirmed is True)
+        size, confirmed, given = ([*told, False] if isinstance(told, list) else [told, False, False])[:3]
+        return cls(size if isinstance(size, int) else None, confirmed is True, given is True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,16 @@ class Verdict:
         """Inverse of `encode`."""
         public, checked_at = json.loads(text)
         return cls(public is True, float(checked_at))
+
+
+def encode_hosts(hosts: frozenset[str]) -> str:
+    """JSON text of the registries that gave the bytes of private content."""
+    return json.dumps(sorted(hosts))
+
+
+def decode_hosts(text: str) -> frozenset[str]:
+    """Inverse of `encode_hosts`; an early store has an empty text, and so no registry that is known to have them."""
+    return frozenset(host for host in json.loads(text or "[]") if isinstance(host, str))
 
 
 def encode_tags(records: dict[str, TagRecord]) -> str:

@@ -5,7 +5,7 @@ clients parse. Anything else (an upstream that lies, a store that is full) is tr
 """
 
 import json
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class HubcacheError(Exception):
@@ -35,6 +35,13 @@ class RegistryError(HubcacheError):
     def headers(self) -> dict[str, str]:
         """Headers beside `Content-Type` that belong to this error."""
         return {}
+
+    def copy(self) -> Self:
+        """The same error, never raised: one that was holds the frames that it passed, and grows each time."""
+        twin = type(self).__new__(type(self))
+        twin.args = self.args
+        vars(twin).update(vars(self))
+        return twin
 
 
 class NameInvalid(RegistryError):

@@ -3,28 +3,26 @@
 import time
 from collections.abc import Callable, Hashable
 
+from cachetools import TTLCache
+
 SAME_PULL_SECONDS = 10.0
 """A client that asks again for the same within this time (HEAD then GET, a resumed range, a retry) makes one pull. From
 the first request on: many machines behind one address, of which there is always one that asks, are many pulls."""
 
 MAX_CLIENTS = 50_000
-"""Pairs of client and content that are kept; beyond them all are forgotten, and some pulls count twice."""
+"""Pairs of client and content that are kept; beyond them the oldest are forgotten, and some pulls count twice."""
 
 
 class Pulls:
-    """Remembers who asked for what a moment ago."""
+    """Remembers who asked for what a moment ago, as hashes: clients write what they are (`User-Agent`)."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._begun: dict[Hashable, float] = {}
+        self._begun: TTLCache[int, None] = TTLCache(MAX_CLIENTS, SAME_PULL_SECONDS, clock)
 
     def begins(self, *who_and_what: Hashable) -> bool:
         """Whether this request is not part of a pull that was counted already."""
-        now = self._clock()
-        if len(self._begun) >= MAX_CLIENTS:
-            self._begun.clear()
-        begun = self._begun.get(who_and_what)
-        if begun is not None and now - begun < SAME_PULL_SECONDS:
+        key = hash(who_and_what)
+        if key in self._begun:
             return False
-        self._begun[who_and_what] = now
+        self._begun[key] = None
         return True

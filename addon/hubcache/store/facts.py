@@ -2,7 +2,7 @@
 
 from collections.abc import Set
 
-from ..decide.records import Link, TagRecord, Verdict, decode_tags, encode_tags
+from ..decide.records import Link, TagRecord, Verdict, decode_hosts, decode_tags, encode_hosts, encode_tags
 from ..oci.digest import Digest
 from .base import Base
 
@@ -44,12 +44,19 @@ class Facts(Base):
         return Link.decode(value) if isinstance(value, str) else None
 
     async def put_links(
-        self, registry: str, repository: str, links: dict[Digest, int | None], *, confirmed: bool = True
+        self,
+        registry: str,
+        repository: str,
+        links: dict[Digest, int | None],
+        *,
+        confirmed: bool = True,
+        given: bool = False,
     ) -> None:
         """Remember that digests (with their sizes where known) belong to a repository."""
         index = self._opened()
         rows: dict[str, object] = {
-            f"link/{registry}/{repository}@{digest}": Link(size, confirmed).encode() for digest, size in links.items()
+            f"link/{registry}/{repository}@{digest}": Link(size, confirmed, given).encode()
+            for digest, size in links.items()
         }
         await self._write(lambda: index.set_many(rows, FACT_LIFETIME))
 
@@ -71,31 +78,64 @@ class Facts(Base):
 
     def is_private(self, digest: Digest) -> bool:
         """Whether content was fetched with a client's own credentials, so that it may be nobody else's."""
-        return self._read(f"private/{digest}") is not None
+        return self.private_hosts(digest) is not None
 
-    async def put_private(self, digest: Digest) -> None:
-        """Remember that content is fetched with a client's own credentials."""
+    def private_hosts(self, digest: Digest) -> frozenset[str] | None:
+        """The registries that gave the bytes of private content; None where content is not private."""
+        value = self._read(f"private/{digest}")
+        return decode_hosts(value) if isinstance(value, str) else None
+
+    async def put_private(self, digest: Digest, *hosts: str) -> None:
+        """Remember that content is private, and that these registries gave its bytes.
+
+        It outlives the content: that may come again at any moment, and must not be public for one.
+        """
         index = self._opened()
-        await self._write(lambda: index.set(f"private/{digest}", ""))
+
+        def merged(value: object) -> str:
+            return encode_hosts((decode_hosts(value) if isinstance(value, str) else frozenset()) | {*hosts})
+
+        await self._write(lambda: index.update(f"private/{digest}", merged, FACT_LIFETIME))
 
     async def hide(self, registry: str, repository: str) -> None:
-        """A repository turned private: with it what no other, public one is known to have by the upstream's word."""
+        """A repository turned private: with it what no other public one of the registry is known to have by its word.
+
+        What is private then belongs to the registries that gave the bytes, as far as that is known.
+        """
         index, own = self._opened(), f"{registry}/{repository}"
 
         def mark() -> None:
-            rows = ((key.removeprefix("repository/"), value) for key, value, _, _ in index.rows("repository/"))
+            rows = (
+                (key.removeprefix("repository/"), value) for key, value, _, _ in index.rows(f"repository/{registry}/")
+            )
             public = {name for name, value in rows if Verdict.decode(value).public}
             mine: set[str] = set()
             shared: set[str] = set()
+            givers: dict[str, set[str]] = {}
             for key, value, _, _ in index.rows("link/"):
                 name, _, digest = key.removeprefix("link/").partition("@")
+                link = Link.decode(value)
                 if name == own:
                     mine.add(digest)
-                elif name in public and Link.decode(value).confirmed:
+                elif name in public and link.confirmed:
                     shared.add(digest)
-            index.set_many({f"private/{digest}": "" for digest in mine - shared}, FACT_LIFETIME)
+                if link.given:
+                    givers.setdefault(digest, set()).add(name.partition("/")[0])
+            known = {key.removeprefix("private/") for key, _, _, _ in index.rows("private/")}
+            hidden = {digest: encode_hosts(frozenset(givers.get(digest, ()))) for digest in mine - shared - known}
+            index.set_many({f"private/{digest}": hosts for digest, hosts in hidden.items()}, FACT_LIFETIME)
 
         await self._write(mark)
+
+    def media_type(self, registry: str, digest: Digest) -> str | None:
+        """What a registry calls a manifest whose bytes do not tell."""
+        value = self._read(f"type/{registry}@{digest}")
+        return value if isinstance(value, str) else None
+
+    async def put_media_type(self, registry: str, digest: Digest, media_type: str) -> None:
+        """Remember what a registry calls a manifest."""
+        index = self._opened()
+        await self._write(lambda: index.set(f"type/{registry}@{digest}", media_type, FACT_LIFETIME))
 
     def verdict(self, registry: str, repository: str) -> Verdict | None:
         """Whether a repository was public when last seen."""
@@ -121,7 +161,7 @@ class Facts(Base):
             for key, value in ending:
                 kind, _, what = key.partition("/")
                 match kind:
-                    case "link" | "private":
+                    case "link" | "private" | "type":
                         keep = what.rpartition("@")[2] in held
                     case "tag":
                         keep = any(str(record.digest) in held for record in decode_tags(value).values())

@@ -228,9 +228,7 @@ class Store(Facts):
         """Remove content, whatever it is. It counts as stored until its file is gone."""
         index = self._opened()
         try:
-            await self._write(
-                lambda: index.set_many({}, gone=(f"blob/{digest}", f"manifest/{digest}", f"private/{digest}"))
-            )
+            await self._write(lambda: index.set_many({}, gone=(f"blob/{digest}", f"manifest/{digest}")))
         except StorageError:
             if digest in self.ledger.sizes:
                 self.rooms.retention.stored(digest, on_disk(self.ledger.sizes[digest]), self._clock())

@@ -5,7 +5,7 @@ one: that is held back until the digest is verified, so that no client ever rece
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 
@@ -32,8 +32,10 @@ _INLINE_BYTES = 64 << 10
 class Fill:
     """One blob on its way in. `size` is known once `opened` returns; `error` is set when the fill failed."""
 
-    def __init__(self, digest: Digest) -> None:
+    def __init__(self, digest: Digest, origin: str = "") -> None:
         self.digest = digest
+        self.origin = origin
+        """Registry that it comes from: which has no say in who may read what another gives."""
         self.size: int | None = None
         self.error: HubcacheError | None = None
         self.staged: Staged | None = None
@@ -124,13 +126,21 @@ class Fills:
         """The running fill of a digest."""
         return self._running.get(digest)
 
-    def start(self, digest: Digest, size: int | None, open_blob: OpenBlob) -> Fill:
-        """The running fill of a digest, or a new one. `size` is what a manifest says it must be."""
+    def start(
+        self,
+        digest: Digest,
+        size: int | None,
+        open_blob: OpenBlob,
+        origin: str = "",
+        verified: Callable[[], Awaitable[None]] | None = None,
+    ) -> Fill:
+        """The running fill of a digest, or a new one. `size` is what a manifest says it must be; `verified` is told
+        when the bytes are right, before they are in the store."""
         fill = self._running.get(digest)
         if fill is None:
-            fill = self._running[digest] = Fill(digest)
+            fill = self._running[digest] = Fill(digest, origin)
             self._observer.fills_changed(len(self._running))
-            task = asyncio.create_task(self._run(fill, size, open_blob))
+            task = asyncio.create_task(self._run(fill, size, open_blob, verified))
             self._tasks[task] = fill
             task.add_done_callback(lambda done: self._tasks.pop(done))
         return fill
@@ -143,11 +153,15 @@ class Fills:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._hashing.shutdown()
 
-    async def _run(self, fill: Fill, size: int | None, open_blob: OpenBlob) -> None:
+    async def _run(
+        self, fill: Fill, size: int | None, open_blob: OpenBlob, verified: Callable[[], Awaitable[None]] | None
+    ) -> None:
         try:
             if size is not None:  # no connection for what will not be stored
                 fill.staged = await self._store.stage(fill.digest, size)
             await self._fetch(fill, size, open_blob)
+            if verified is not None:
+                await verified()
             assert fill.staged is not None
             await self._store.commit(fill.staged)
             fill.stored = True
