@@ -52,13 +52,20 @@ class Facts(Base):
         confirmed: bool = True,
         given: bool = False,
     ) -> None:
-        """Remember that digests (with their sizes where known) belong to a repository."""
+        """Remember that digests (with their sizes where known) belong to a repository; what is known of them stays."""
         index = self._opened()
-        rows: dict[str, object] = {
-            f"link/{registry}/{repository}@{digest}": Link(size, confirmed, given).encode()
-            for digest, size in links.items()
-        }
-        await self._write(lambda: index.set_many(rows, FACT_LIFETIME))
+
+        def write() -> None:
+            rows: dict[str, object] = {}
+            for digest, size in links.items():
+                key = f"link/{registry}/{repository}@{digest}"
+                before = index.get(key)
+                known = Link.decode(before) if isinstance(before, str) else Link(None, confirmed=False)
+                told = known.size if size is None else size
+                rows[key] = Link(told, confirmed or known.confirmed, given or known.given).encode()
+            index.set_many(rows, FACT_LIFETIME)
+
+        await self._write(write)
 
     async def drop_link(self, registry: str, repository: str, digest: Digest) -> None:
         """A digest does not belong to a repository (any more)."""
