@@ -247,7 +247,7 @@ async def test_404_for_a_clients_own_token_is_nobody_elses_and_not_even_its_own(
     hub: Hub, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = hub.image(REPO, "1", [LAYER])
-    own = bearer(hub, "bob", "bob/app")
+    own = bearer(hub, "bob", REPO)
     hidden_from(hub, own, monkeypatch)
     path, wanted = {
         "tag": ("manifests/1", image.manifest),
@@ -267,7 +267,7 @@ async def test_404_for_a_reader_does_not_drop_the_publics_tag(
 ) -> None:
     """Where private images are kept, a reader's view is looked at when the public's was refused for a moment."""
     image = hub.image(REPO, "1", [LAYER])
-    own = bearer(hub, "bob", "bob/app")
+    own = bearer(hub, "bob", REPO)
     async with running(hub, tmp_path / "store", authorize=True) as cache:
         assert set(await pull(cache, image)) == {200}
         hidden_from(hub, own, monkeypatch)
