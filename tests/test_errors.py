@@ -86,3 +86,23 @@ def test_retry_after_is_a_whole_number_of_at_least_one_second(seconds: float) ->
 @pytest.mark.parametrize("kind", [StorageError, StoreTooNew, ConfigError])
 def test_errors_of_the_house_are_not_answers(kind: type[HubcacheError]) -> None:
     assert not issubclass(kind, RegistryError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unauthorized("no", "Bearer realm=x", {"a": 1}),
+        RangeInvalid("no", 5),
+        TooManyRequests("no", 7.0),
+        Denied("no", 1),
+    ],
+)
+def test_copy_of_an_error_says_the_same_and_has_passed_no_frame(error: RegistryError) -> None:
+    for _ in range(3):
+        with pytest.raises(type(error)) as caught:
+            raise error
+        assert caught.value is error
+    copy = error.copy()
+    assert (str(copy), copy.body(), copy.headers()) == (str(error), error.body(), error.headers())
+    assert error.__traceback__ is not None
+    assert copy.__traceback__ is None

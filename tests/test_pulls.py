@@ -49,3 +49,10 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(1000):
         assert seen.begins(number)
         assert len(seen._begun) <= 10
+
+
+def test_what_clients_write_is_not_kept() -> None:
+    seen = Pulls(Clock())
+    for number in range(100):
+        assert seen.begins(("10.0.0.1", "x" * 14_000 + str(number)), "image")
+    assert {type(key) for key in seen._begun} == {int}

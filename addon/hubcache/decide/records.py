@@ -53,16 +53,15 @@ class Link:
     """Whether the upstream gave the bytes through this repository: that is more than saying that it has them."""
 
     def encode(self) -> str:
-        """JSON text."""
-        return json.dumps([self.size, self.confirmed, self.given])
+        """JSON text. A program that does not know `given` reads it as not confirmed, and asks."""
+        return json.dumps([self.size, "given" if self.given else self.confirmed])
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """Inverse of `encode`; an early store has the size alone, and so no word of the upstream, or does not know who
-        gave the bytes."""
+        """Inverse of `encode`; an early store has the size alone, and so no word of the upstream."""
         told = json.loads(text)
-        size, confirmed, given = ([*told, False] if isinstance(told, list) else [told, False, False])[:3]
-        return cls(size if isinstance(size, int) else None, confirmed is True, given is True)
+        size, word = told if isinstance(told, list) else (told, False)
+        return cls(size if isinstance(size, int) else None, word is True or word == "given", word == "given")
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,11 +184,19 @@ class Blobs:
             return None
         opener = self._asking.opener(view, digest)
         size = link.size if link else None
-        return self._fills.start(digest, size, lambda at: opener(at, None), view.host, self._gave(view, digest))
+        return self._fills.start(
+            digest, size, lambda at: opener(at, None), view.host, self._gave(view, digest, stored=True)
+        )
 
-    def _gave(self, view: View, digest: Digest) -> Callable[[], Awaitable[None]]:
-        """What to do when the view's registry gave all bytes, and they are right."""
-        return lambda: self._memory.gave(view.host, view.repository, digest, None)
+    def _gave(self, view: View, digest: Digest, *, stored: bool) -> Callable[[], Awaitable[None]]:
+        """What to do when the view's registry gave all bytes, and they are right; `stored`: and are to be stored."""
+        private = stored and view.reader is not None
+
+        async def note() -> None:
+            if not await self._memory.gave(view.host, view.repository, digest, None, private=private) and private:
+                raise StorageError("cannot remember that the blob is private")
+
+        return note
 
     async def _join(self, fill: Fill, view: View, start: int, end: int) -> Source:
         """The fill's bytes, or the upstream's own for a range that the fill will not reach soon."""
@@ -218,7 +226,7 @@ class Blobs:
         verifier = Verifier(digest, size) if part is None else None
         opener = self._asking.opener(view, digest)
         async with AsyncExitStack() as stack:
-            source = UpstreamSource(opener, start, end, verifier, self._gave(view, digest))
+            source = UpstreamSource(opener, start, end, verifier, self._gave(view, digest, stored=False))
             stack.push_async_callback(source.close)
             try:
                 await source.open()

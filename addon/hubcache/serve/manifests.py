@@ -231,9 +231,10 @@ class Manifests:
         """A counted GET, on the first of the credentials that may be used and are not refused or used up; stored.
 
         Where there are several, the last is none: what is missing for one account is only missing when that says so.
-        The caller has made sure that the public may read this, by an anonymous request just now.
+        The caller has made sure that the public may read this digest, by an anonymous request just now; what a tag is
+        for an account, it may not be for the public.
         """
-        *others, last = await view.authorizations()
+        *others, last = await view.authorizations() if isinstance(reference, Digest) else [view.reader]
         for authorization in others:
             try:
                 return await self._take(
@@ -253,11 +254,11 @@ class Manifests:
             raise BadUpstream(f"upstream sent no manifest: {error.message}", error.detail) from error
         digest, size = fetched.digest, len(fetched.body)
         links: dict[Digest, int | None] = {child.digest: child.size for child in children}
-        if view.reader is not None and not await self._memory.private(digest):
+        private = view.reader is not None
+        if not await self._memory.gave(view.host, view.repository, digest, size, private=private) and private:
             return Found(
                 digest, fetched.media_type, size, fetched.body, Result.MISS, cache_status.fetched(stored=False)
             )
-        await self._memory.gave(view.host, view.repository, digest, size)
         called = await self._types.learn(view.host, digest, fetched.body, fetched.media_type)
         stored = await self._memory.manifest(digest, ManifestRecord(called, fetched.body))
         await self._memory.link(view.host, view.repository, links, confirmed=False)

@@ -75,12 +75,17 @@ class Memory:
         """Content is about to be fetched with a client's own credentials; whether that is remembered."""
         return await self._attempt(self._store.put_private(digest))
 
-    async def gave(self, registry: str, repository: str, digest: Digest, size: int | None) -> None:
-        """A registry gave the bytes of a digest, verified: of what is private, it is a source of its own then."""
-        await self.link(registry, repository, {digest: size}, given=True)
+    async def gave(
+        self, registry: str, repository: str, digest: Digest, size: int | None, *, private: bool = False
+    ) -> bool:
+        """A registry gave the bytes of a digest, verified; `private`: for a client's own credentials. It is a source of
+        its own then of what is private. Whether that is remembered."""
         hosts = self._store.private_hosts(digest)
-        if hosts is not None and registry not in hosts:
-            await self._attempt(self._store.put_private(digest, registry))
+        written = True
+        if private or (hosts is not None and registry not in hosts):
+            written = await self._attempt(self._store.put_private(digest, registry))
+        await self.link(registry, repository, {digest: size}, given=True)
+        return written
 
     async def media_type(self, registry: str, digest: Digest, media_type: str) -> None:
         """What a registry calls a manifest whose bytes do not tell."""

@@ -9,6 +9,10 @@ from .base import Base
 FACT_LIFETIME = 90 * 86400.0
 """Seconds after which a fact that was not written again, and that is not about stored content, is forgotten."""
 
+TENTATIVE_LIFETIME = 86400.0
+"""Seconds for which content is taken for private that a client tried to fetch with credentials. It may not be given:
+digests, and tokens, can be made up without end."""
+
 MAX_NEGOTIATIONS = 16
 """Answers remembered of one tag; clients that send ever new `Accept` headers must not grow the store."""
 
@@ -93,16 +97,21 @@ class Facts(Base):
         return decode_hosts(value) if isinstance(value, str) else None
 
     async def put_private(self, digest: Digest, *hosts: str) -> None:
-        """Remember that content is private, and that these registries gave its bytes.
+        """Remember that content is private, and that these registries gave its bytes; without any, that it may be soon.
 
         It outlives the content: that may come again at any moment, and must not be public for one.
         """
         index = self._opened()
 
-        def merged(value: object) -> str:
-            return encode_hosts((decode_hosts(value) if isinstance(value, str) else frozenset()) | {*hosts})
+        def write() -> None:
+            before = index.get(f"private/{digest}")
+            known = decode_hosts(before) if isinstance(before, str) else frozenset()
+            if hosts:
+                index.set(f"private/{digest}", encode_hosts(known | {*hosts}), FACT_LIFETIME)
+            elif before is None:
+                index.set(f"private/{digest}", encode_hosts(known), TENTATIVE_LIFETIME)
 
-        await self._write(lambda: index.update(f"private/{digest}", merged, FACT_LIFETIME))
+        await self._write(write)
 
     async def hide(self, registry: str, repository: str) -> None:
         """A repository turned private: with it what no other public one of the registry is known to have by its word.
@@ -128,9 +137,11 @@ class Facts(Base):
                     shared.add(digest)
                 if link.given:
                     givers.setdefault(digest, set()).add(name.partition("/")[0])
-            known = {key.removeprefix("private/") for key, _, _, _ in index.rows("private/")}
-            hidden = {digest: encode_hosts(frozenset(givers.get(digest, ()))) for digest in mine - shared - known}
-            index.set_many({f"private/{digest}": hosts for digest, hosts in hidden.items()}, FACT_LIFETIME)
+            hidden: dict[str, object] = {
+                f"private/{digest}": encode_hosts(frozenset(givers.get(digest, ()))) for digest in mine - shared
+            }
+            hidden |= {key: value for key, value, _, _ in index.rows("private/") if key in hidden}
+            index.set_many(hidden, FACT_LIFETIME)
 
         await self._write(mark)
 
