@@ -45,12 +45,11 @@ class Asking:
         try:
             async with asyncio.timeout(PATIENCE_SECONDS if spare else None):
                 await self.ask(view, digest)
-        except (Unavailable, TooManyRequests, BadUpstream) as error:
-            if not spare:
-                raise
-            return error.message
-        except TimeoutError:
-            return "upstream is slow"
+        except (Unavailable, TooManyRequests, BadUpstream, TimeoutError) as error:
+            failure = Unavailable("upstream is slow") if isinstance(error, TimeoutError) else error
+            if not self._gate.knows(view.host, view.repository, digest, view.reader, outage=True):  # by now
+                raise failure from error
+            return failure.message
         return None
 
     async def ask(self, view: View, digest: Digest) -> int | None:

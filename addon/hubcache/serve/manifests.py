@@ -68,13 +68,20 @@ class Manifests:
         if stored is not None and self._gate.knows(view.host, view.repository, digest, view.reader):
             return stored
         key = (*view.key, str(digest), "", head)
-        usable = stored is not None and self._gate.knows(view.host, view.repository, digest, view.reader, outage=True)
         try:
-            return await self._patiently(key, lambda: self._fetch_digest(view, digest, head), usable)
+            spare = self._spare(view, digest, "upstream is slow")
+            return await self._patiently(key, lambda: self._fetch_digest(view, digest, head), spare is not None)
         except (Unavailable, TooManyRequests, BadUpstream) as error:
-            if stored is None or not usable:
+            spare = self._spare(view, digest, error.message)
+            if spare is None:
                 raise
-            return replace(stored, result=Result.STALE, cache_status=cache_status.stale(0, error.message))
+            return spare
+
+    def _spare(self, view: View, digest: Digest, reason: str) -> Found | None:
+        """What can be served of a digest although the upstream does not answer."""
+        if not self._gate.knows(view.host, view.repository, digest, view.reader, outage=True):
+            return None
+        return self._stored(view.host, digest, Result.STALE, cache_status.stale(0, reason))
 
     def _body(self, host: str, digest: Digest) -> bytes | None:
         """The bytes of a stored manifest, if it is also this registry's."""
@@ -142,11 +149,11 @@ class Manifests:
 
     async def _fetch_digest(self, view: View, digest: Digest, head: bool) -> Found:
         since = self._gate.raise_missing(view.host, view.repository, view.question(str(digest), ""))
-        body = self._body(view.host, digest)
         try:
-            if body is not None or head or view.proves_first:
+            if self._body(view.host, digest) is not None or head or view.proves_first:
                 told = await view.upstream.head_manifest(view.repository, digest, _ANY, view.reader)
                 await self._gate.accepted(view.host, view.repository, view.reader)
+                body = self._body(view.host, digest)  # not before: whose it is may have changed meanwhile
                 if body is not None:
                     await self._memory.link(view.host, view.repository, {digest: len(body)})
                     called = await self._types.learn(view.host, digest, body, told.media_type)
