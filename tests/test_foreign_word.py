@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hubcache.decide.records import Verdict
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import HubcacheError
 from hubcache.oci.registry import HUB_HOST, Registry
@@ -257,26 +258,39 @@ async def test_store_of_before_knows_no_source_and_each_registry_gives_the_bytes
 
 
 @DOORS
+@pytest.mark.parametrize("noticed", ["another tag", "tag", "manifest", "layer"])
+@pytest.mark.parametrize("status", [401, 403, 404])
 async def test_public_content_is_shared_until_it_turns_private_and_its_source_keeps_it(
-    hub: Hub, other: Hub, door: Door, tmp_path: Path
+    hub: Hub, other: Hub, door: Door, tmp_path: Path, noticed: str, status: int
 ) -> None:
+    """Some registries say 404 of what turned private; then it is known of what was asked for."""
     app = hub.image("alice/app", "1", [LAYER])
     hub.image("alice/app", "2", [b"two"])
-    path = f"/v2/{REPO}/blobs/{app.layers[0]}"
-    async with both(hub, other, tmp_path / "store") as cache:
+    parts = {"tag": "manifests/1", "manifest": f"manifests/{app.digest}", "layer": f"blobs/{app.layers[0]}"}
+    async with both(hub, other, tmp_path / "store", tag_ttl=0.0) as cache:
         assert set(await pull(cache, app)) == {200}
         claim(other, app)
-        assert await given(cache, "GET", path, door) == (200, LAYER), "as anybody might have had it"
+        shared = f"/v2/{REPO}/blobs/{app.layers[0]}"
+        assert await given(cache, "GET", shared, door) == (200, LAYER), "as anybody might have had it"
         turn_private(hub, "alice/app")
-        await cache.get(Door.PROXY, "/v2/alice/app/manifests/2")
+        refusal = hub.faults.add(Fault(kind="[mb]*", status=status, body={"errors": []}))
+        cache.engine._gate._verdicts._recent.clear()
+        await cache.engine.store.put_verdict(HUB_HOST, "alice/app", Verdict(True, 0.0))
+        if status == 404:
+            for path in parts.values():
+                await cache.get(Door.PROXY, f"/v2/alice/app/{path}")
+        await cache.get(Door.PROXY, f"/v2/alice/app/{parts.get(noticed, 'manifests/2')}")
+        hub.faults.remove(refusal)
         hub.reset_log()
         for claimed in paths(app):
-            status, body = await given(cache, "GET", claimed, door)
-            assert status == 404
+            found, body = await given(cache, "GET", claimed, door)
+            assert found == 404
             assert_nothing(app, body)
         own = bearer(hub, "alice", "alice/app")
-        assert await cache.get(Door.PROXY, f"/v2/alice/app/blobs/{app.layers[0]}", authorization=own) == (200, LAYER)
+        for path, wanted in ((f"blobs/{app.layers[0]}", LAYER), (f"manifests/{app.digest}", app.manifest)):
+            assert await cache.get(Door.PROXY, f"/v2/alice/app/{path}", authorization=own) == (200, wanted)
         assert hub.count(kind="cdn", method="GET") == 0, "the Hub gave the bytes before"
+        assert hub.count(kind="manifest", method="GET", status=200) == 0
 
 
 async def test_content_that_was_evicted_is_private_when_it_comes_again(

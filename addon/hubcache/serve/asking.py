@@ -94,7 +94,7 @@ class Asking:
                 await self._gate.doubted(view.host, view.repository, error)
         else:
             await self._gate.refused(view.host, view.repository, view.reader)
-        if view.reader is None:
+        if view.reader is None:  # not before: what turned private is found by its links
             await self._memory.unlink(view.host, view.repository, digest)
         self._gate.remember_missing(view.host, view.repository, view.question(str(digest)), error, since)
 

@@ -163,9 +163,9 @@ class Manifests:
                     return Found(digest, told.media_type, told.size, None, Result.MISS, status)
             return await self._get(view, digest, _ANY)
         except (ManifestUnknown, Unauthorized, Denied) as error:
-            if view.reader is None:
-                await self._memory.unlink(view.host, view.repository, digest)
             await self._refused(view, str(digest), error, since)
+            if view.reader is None:  # not before: what turned private is found by its links
+                await self._memory.unlink(view.host, view.repository, digest)
             raise
 
     async def validate(self, view: View, tag: str, negotiation: str, head: bool) -> Found:

@@ -61,9 +61,13 @@ class Memory:
             await self._attempt(self._store.put_links(registry, repository, new, confirmed=confirmed, given=given))
 
     async def unlink(self, registry: str, repository: str, digest: Digest) -> None:
-        """The upstream says that a digest does not belong to a repository."""
-        if self._store.link(registry, repository, digest) is not None:
-            await self._attempt(self._store.drop_link(registry, repository, digest))
+        """The upstream says that a digest does not belong to a repository (any more): it may have turned private."""
+        link = self._store.link(registry, repository, digest)
+        if link is None:
+            return
+        if link.confirmed and self._store.has(digest):
+            await self._attempt(self._store.hide(registry, repository, digest))
+        await self._attempt(self._store.drop_link(registry, repository, digest))
 
     async def forget_digest(self, registry: str, repository: str, digest: Digest) -> None:
         """A manifest was deleted, or a blob pushed or deleted: whether the repository has it is to be asked anew, and

@@ -113,8 +113,9 @@ class Facts(Base):
 
         await self._write(write)
 
-    async def hide(self, registry: str, repository: str) -> None:
-        """A repository turned private: with it what no other public one of the registry is known to have by its word.
+    async def hide(self, registry: str, repository: str, only: Digest | None = None) -> None:
+        """A repository turned private, or lost one digest, which some registries say of what turned private: with it
+        what no other public one of the registry is known to have by its word.
 
         What is private then belongs to the registries that gave the bytes, as far as that is known.
         """
@@ -132,7 +133,8 @@ class Facts(Base):
                 name, _, digest = key.removeprefix("link/").partition("@")
                 link = Link.decode(value)
                 if name == own:
-                    mine.add(digest)
+                    if only is None or digest == str(only):
+                        mine.add(digest)
                 elif name in public and link.confirmed:
                     shared.add(digest)
                 if link.given:
