@@ -97,7 +97,7 @@ async def test_answer_that_is_remembered_is_not_renewed_by_being_given(
     held.blobs[MISSING] = next(iter(held.blobs.values()))
     clock.ahead = TTL + 2
     seen = hub.count(path=f"/v2/{path}*")
-    await cache.get(door, f"/v2/{path}")
+    await cache.ask(door, "HEAD", f"/v2/{path}")
     assert hub.count(path=f"/v2/{path}*") > seen, "asked again"
 
 
