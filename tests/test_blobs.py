@@ -12,7 +12,7 @@ from hubcache.serve.messages import Answer, Door, Result
 from hubcache.serve.view import View
 from hubcache.transfer import fills
 from hubcache.transfer.fill import MAX_BESIDE
-from people import settled, until
+from people import bearer, settled, until
 from rig import Cache, read, running
 from standin import Fault, Hub, random_bytes
 from standin.content import sha256
@@ -155,27 +155,33 @@ async def test_chunks_without_a_gap_share_the_fill_however_slow_it_is(
     assert await asyncio.gather(*reading) == [DATA[start:end] for start, end in parts]
 
 
-async def test_blob_that_came_while_a_token_was_waited_for_is_not_fetched_again(
-    cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stored", [False, True], ids=["running", "stored"])
+async def test_blob_that_is_here_costs_no_token(
+    cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch, stored: bool
 ) -> None:
-    digest = hub.blob(REPO, DATA)
-    hub.blob("library/slow", DATA)
-    asked, granted = asyncio.Event(), asyncio.Event()
-    authorizations = View.authorizations
+    """Credentials are got when something is fetched with them: a token service may be slow, or down."""
+    image = hub.image(REPO, "1", [DATA])
+    assert (await cache.get(Door.MIRROR, f"/v2/{REPO}/manifests/1"))[0] == 200
+    fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000))
+    filler = await begin(cache, image.layers[0])
+    if stored:
+        hub.faults.remove(fault)
+        assert await read(filler) == DATA
+        await settled(cache)
 
-    async def slow(view: View) -> list[str | None]:
-        if view.repository == "library/slow":
-            asked.set()
-            await granted.wait()
-        return await authorizations(view)
+    async def never(view: View) -> list[str | None]:
+        raise AssertionError("nothing is fetched")
 
-    monkeypatch.setattr(View, "authorizations", slow)
-    late = asyncio.create_task(cache.get(Door.MIRROR, path(digest, "library/slow")))
-    await asked.wait()
-    assert await cache.get(Door.MIRROR, path(digest)) == (200, DATA)
-    await settled(cache)
-    granted.set()
-    assert await late == (200, DATA)
+    monkeypatch.setattr(View, "authorizations", never)
+    hub.stop("token")
+    cache.engine._tokens._known.clear()
+    own = {"authorization": bearer(hub, "bob", REPO)}
+    late = await cache.engine.service.answer(cache.request(Door.PROXY, "GET", path(image.layers[0]), **own))
+    assert isinstance(late, Answer)
+    hub.faults.remove(fault)
+    assert await read(late) == DATA
+    if not stored:
+        assert await read(filler) == DATA
     assert hub.count(kind="cdn", method="GET") == 1
 
 

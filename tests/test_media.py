@@ -1,7 +1,9 @@
 """`Accept` negotiation: clients that would get the same answer share one value, others never do."""
 
+import json
+
 import pytest
-from hubcache.oci.media import COMMON, DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, negotiation
+from hubcache.oci.media import COMMON, DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, negotiation, type_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,3 +56,30 @@ def test_indexes_and_single_manifests_are_told_apart() -> None:
 @given(st.text(max_size=80))
 def test_whatever_the_header_holds_the_value_is_never_empty(accept: str) -> None:
     assert negotiation(accept)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b'{"schemaVersion": 2, "mediaType": "application/vnd.x+json", "manifests": []}', "application/vnd.x+json"),
+        (b'{"schemaVersion": 2, "manifests": []}', OCI_INDEX),
+        (b'{"schemaVersion": 2, "config": {}, "layers": []}', OCI_MANIFEST),
+        (b'{"schemaVersion": 2, "mediaType": 5, "layers": []}', OCI_MANIFEST),
+        (b'{"schemaVersion": 2, "mediaType": "a/b\\r\\nSet-Cookie: x", "layers": []}', OCI_MANIFEST),
+        (b'{"schemaVersion": 2, "mediaType": "text", "layers": []}', OCI_MANIFEST),
+        (b'{"schemaVersion": 1, "fsLayers": [], "layers": []}', None),
+        (b'{"schemaVersion": 2}', None),
+        (b"[]", None),
+        (b"no manifest", None),
+        (b"\xff\xfe", None),
+        (b"[" * 100_000, None),
+    ],
+)
+def test_media_type_is_what_the_bytes_tell(body: bytes, told: str | None) -> None:
+    assert type_of(body) == told
+
+
+@given(st.text(max_size=300))
+def test_no_field_of_a_manifest_becomes_more_than_a_media_type(field: str) -> None:
+    told = type_of(json.dumps({"mediaType": field}).encode())
+    assert told is None or (told == field and told.isascii() and told.isprintable() and len(told) <= 255)

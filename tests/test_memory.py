@@ -60,9 +60,11 @@ async def test_known_links_cost_no_write(tmp_path: Path, monkeypatch: pytest.Mon
         memory, written = Memory(store, lambda _: None), []
         original = store.put_links
 
-        async def put(registry: str, repository: str, links: dict[Digest, int | None], *, confirmed: bool) -> None:
+        async def put(
+            registry: str, repository: str, links: dict[Digest, int | None], *, confirmed: bool, given: bool
+        ) -> None:
             written.append((links, confirmed))
-            await original(registry, repository, links, confirmed=confirmed)
+            await original(registry, repository, links, confirmed=confirmed, given=given)
 
         monkeypatch.setattr(store, "put_links", put)
         for confirmed in (False, False, True, True, False):
@@ -80,3 +82,22 @@ async def test_store_that_takes_nothing_is_reported_and_nothing_raises(tmp_path:
     await memory.verdict(HOST, REPO, Verdict(False, 0.0))
     await memory.challenge(HOST, "Bearer realm=x")
     assert len(failures) == 6
+
+
+async def test_registry_that_gave_the_bytes_of_private_content_is_a_source_of_it(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        memory = Memory(store, lambda _: None)
+        assert await memory.gave("ghcr.io", REPO, DIGEST, 5)
+        assert store.private_hosts(DIGEST) is None, "anybody could read it"
+        assert await memory.gave(HOST, REPO, DIGEST, None, private=True)
+        assert store.private_hosts(DIGEST) == {HOST}
+        assert await memory.gave("ghcr.io", REPO, DIGEST, None)
+        assert store.private_hosts(DIGEST) == {HOST, "ghcr.io"}
+        link = store.link("ghcr.io", REPO, DIGEST)
+        assert link is not None
+        assert (link.size, link.given) == (5, True)
+
+
+async def test_source_that_cannot_be_remembered_is_told(tmp_path: Path) -> None:
+    memory = Memory(Store(tmp_path, 1 << 20), lambda _: None)  # never opened
+    assert not await memory.gave(HOST, REPO, DIGEST, None, private=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 import proxy
 import pytest
 from hubcache.serve.messages import Answer, Door, Forward
-from people import DOORS, Clock, basic, bearer
+from people import DOORS, Clock, basic, bearer, until
 from rig import Cache, running
-from standin import Hub
+from standin import Fault, Hub
 from standin.media import OCI_MANIFEST
 
 TTL = 30.0
@@ -74,6 +74,44 @@ async def test_it_is_asked_again_when_the_time_is_over(
     image = hub.image("library/app", "new", [b"new"])
     clock.ahead = TTL * 2 + 5
     assert await cache.get(door, "/v2/library/app/manifests/new") == (200, image.manifest)
+
+
+@DOORS
+@pytest.mark.parametrize("path", PATHS, ids=["tag", "digest", "blob"])
+@pytest.mark.parametrize("status", [404, 401, 403])
+async def test_answer_that_is_remembered_is_not_renewed_by_being_given(
+    cache: Cache, hub: Hub, door: Door, path: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that asks again and again would else never hear that it is there by now."""
+    clock = Clock(monkeypatch, cache)
+    fault = hub.faults.add(Fault(kind="[mb]*", status=status, body={"errors": []}))
+    refused = status if door is Door.PROXY else 404
+    for clock.ahead in range(0, int(TTL), 7):
+        for method in ("GET", "HEAD"):
+            answer, _ = await cache.ask(door, method, f"/v2/{path}")
+            assert isinstance(answer, Answer)
+            assert answer.status == refused
+    hub.faults.remove(fault)
+    hub.image("library/app", "latets", [b"there"])
+    held = hub.memory.repository("library/app")
+    held.blobs[MISSING] = next(iter(held.blobs.values()))
+    clock.ahead = TTL + 2
+    seen = hub.count(path=f"/v2/{path}*")
+    await cache.ask(door, "HEAD", f"/v2/{path}")
+    assert hub.count(path=f"/v2/{path}*") > seen, "asked again"
+
+
+async def test_answer_that_was_on_its_way_during_a_push_is_not_remembered(cache: Cache, hub: Hub) -> None:
+    """It is from before."""
+    for path in PATHS:
+        fault = hub.faults.add(Fault(kind="[mb]*", path=f"/v2/{path}*", delay=0.3, times=1))
+        asking = asyncio.create_task(cache.get(Door.PROXY, f"/v2/{path}"))
+        await until(lambda: fault.hits)  # noqa: B023 - waited for in the same turn
+        await cache.engine.moved(cache.settings.registries[0], ("library/app", path.rpartition("/")[2]))
+        assert (await asking)[0] == 404
+        seen = asked(hub, path)
+        await cache.get(Door.PROXY, f"/v2/{path}")
+        assert asked(hub, path) == seen + 1
 
 
 async def test_negative_ttl_0_remembers_nothing(cache: Cache, hub: Hub) -> None:

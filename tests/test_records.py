@@ -1,7 +1,17 @@
 """Records come back from their encoding exactly as they went in; the encoding is text or bytes, never an object."""
 
 import pytest
-from hubcache.decide.records import Link, ManifestRecord, TagRecord, decode_row, decode_tags, encode_row, encode_tags
+from hubcache.decide.records import (
+    Link,
+    ManifestRecord,
+    TagRecord,
+    decode_hosts,
+    decode_row,
+    decode_tags,
+    encode_hosts,
+    encode_row,
+    encode_tags,
+)
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import DigestInvalid
 from hypothesis import given
@@ -31,6 +41,25 @@ def test_no_media_type_can_change_the_body(media_type: str, body: bytes) -> None
 @given(st.integers(0) | st.none())
 def test_a_link_keeps_its_size_known_or_not(size: int | None) -> None:
     assert Link.decode(Link(size).encode()) == Link(size)
+
+
+@pytest.mark.parametrize("link", [Link(5, confirmed=False), Link(5), Link(None, given=True)], ids=str)
+def test_a_link_keeps_whose_word_it_is(link: Link) -> None:
+    assert Link.decode(link.encode()) == link
+
+
+@pytest.mark.parametrize("text", ["[5, 1]", '[5, "else"]', "[5, null]"])
+def test_a_link_with_another_word_has_none_of_the_upstream(text: str) -> None:
+    assert Link.decode(text) == Link(5, confirmed=False)
+
+
+@given(st.frozensets(st.text()))
+def test_registries_that_gave_private_content_round_trip(hosts: frozenset[str]) -> None:
+    assert decode_hosts(encode_hosts(hosts)) == hosts
+
+
+def test_private_content_of_an_early_store_is_of_no_registry() -> None:
+    assert decode_hosts("") == frozenset()
 
 
 @given(FINITE, FINITE)

@@ -113,3 +113,68 @@ async def test_senseless_row_about_moves_is_no_knowledge(tmp_path: Path) -> None
     async with opened_store(tmp_path) as store:
         store._opened().set(f"moves/{HUB}/library/debian:stable", "{}")
         assert store.moves(HUB, "library/debian", "stable") is None
+
+
+async def test_what_turned_private_belongs_to_the_registries_that_gave_it(tmp_path: Path) -> None:
+    """One that only says that it has it gave nothing; where nobody is known, none has it."""
+    given, said, elsewhere = (Digest.of(text) for text in (b"given", b"said", b"elsewhere"))
+    async with opened_store(tmp_path) as store:
+        await store.put_verdict(HUB, "alice/app", Verdict(True, NOW))
+        await store.put_verdict("ghcr.io", "any/app", Verdict(True, NOW))
+        await store.put_links(HUB, "alice/app", {given: 1, said: 1, elsewhere: 1})
+        await store.put_links(HUB, "alice/app", {given: None}, given=True)
+        await store.put_links("ghcr.io", "any/app", {given: 1, said: 1, elsewhere: 1})
+        await store.put_links("ghcr.io", "any/app", {elsewhere: None}, given=True)
+        await store.hide(HUB, "alice/app")
+        assert store.private_hosts(given) == {HUB}
+        assert store.private_hosts(said) == frozenset()
+        assert store.private_hosts(elsewhere) == {"ghcr.io"}
+
+
+async def test_sources_of_private_content_add_up_and_outlive_the_content(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        digest = await put_blob(store, b"private")
+        assert store.private_hosts(digest) is None
+        await store.put_private(digest)
+        assert store.private_hosts(digest) == frozenset()
+        for host in (HUB, "ghcr.io"):
+            await store.put_private(digest, host)
+        await store.put_private(digest)
+        await store.put_links(HUB, "alice/app", {digest: 7})
+        await store.hide(HUB, "alice/app")
+        await store.remove(digest)
+    async with opened_store(tmp_path) as store:
+        assert store.private_hosts(digest) == {HUB, "ghcr.io"}
+
+
+async def test_digests_that_somebody_thinks_up_are_private_for_a_while_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts, "TENTATIVE_LIFETIME", 0.2)
+    tried, fetched = Digest.of(b"tried"), Digest.of(b"fetched")
+    async with opened_store(tmp_path) as store:
+        for digest in (tried, fetched):
+            await store.put_private(digest)
+        await store.put_private(fetched, HUB)
+        await asyncio.sleep(0.3)
+        assert not store.is_private(tried)
+        assert store.is_private(fetched)
+
+
+async def test_what_is_known_of_a_link_is_not_lost_by_what_is_learned(tmp_path: Path) -> None:
+    digest = Digest.of(b"layer")
+    async with opened_store(tmp_path) as store:
+        await store.put_links(HUB, "a", {digest: 5}, confirmed=False)
+        assert store.link(HUB, "a", digest) == Link(5, confirmed=False)
+        await store.put_links(HUB, "a", {digest: None}, given=True)
+        await store.put_links(HUB, "a", {digest: None})
+        await store.put_links(HUB, "a", {digest: None}, confirmed=False)
+        assert store.link(HUB, "a", digest) == Link(5, confirmed=True, given=True)
+
+
+async def test_media_type_is_a_registrys_own(tmp_path: Path) -> None:
+    digest = Digest.of(b"schema 1")
+    async with opened_store(tmp_path) as store:
+        await store.put_media_type(HUB, digest, "a/b")
+        assert store.media_type(HUB, digest) == "a/b"
+        assert store.media_type("ghcr.io", digest) is None

@@ -148,4 +148,4 @@ async def test_names_of_no_repository_leave_nothing_behind(cache: Cache, hub: Hu
     """The Hub refuses what does not exist as it refuses what is private: names can be made up without end."""
     for number in range(20):
         assert (await cache.get(Door.MIRROR, f"/v2/nobody/r{number}/manifests/1"))[0] == 404
-    assert not cache.engine._gate._verdicts
+    assert not cache.engine._gate._verdicts._recent

@@ -1,5 +1,6 @@
 """Pushes into the stand-in Hub's memory: blob uploads, cross-repository mounts, manifests, deletions."""
 
+import json
 import secrets
 
 from aiohttp import web
@@ -30,11 +31,20 @@ class Uploads:
             del self._open[name]
             return Reply(204)
         buffer = self._open[name]
+        if request.method == "GET":
+            return Reply(204, self._state(repo, name))
+        start = request.headers.get("Content-Range", "").partition("-")[0]
+        if start and int(start) != len(buffer):
+            return Reply(416, self._state(repo, name))
         buffer += await request.read()
         if request.method == "PUT":
             return self._finish(repo, name, request.query.get("digest", ""))
-        headers = {"Range": f"0-{max(len(buffer) - 1, 0)}", "Docker-Upload-UUID": name}
-        return Reply(202, headers | {"Location": f"/v2/{repo}/blobs/uploads/{name}"})
+        return Reply(202, self._state(repo, name))
+
+    def _state(self, repo: str, upload: str) -> dict[str, str]:
+        """Where an upload goes on, and how much of it is here."""
+        headers = {"Range": f"0-{max(len(self._open[upload]) - 1, 0)}", "Docker-Upload-UUID": upload}
+        return headers | {"Location": f"/v2/{repo}/blobs/uploads/{upload}"}
 
     async def _begin(self, request: web.Request, repo: str) -> Reply:
         mount, source = request.query.get("mount"), request.query.get("from")
@@ -67,7 +77,9 @@ class Uploads:
         if ":" in reference and reference != sha256(body):
             return error(400, "DIGEST_INVALID", "manifest does not match its digest")
         digest = self._memory.put_manifest(repo, reference, body, request.headers.get("Content-Type", ""))
-        return _created(repo, "manifests", digest)
+        created = _created(repo, "manifests", digest)
+        subject = json.loads(body).get("subject", {}).get("digest")
+        return Reply(created.status, {**created.headers, "OCI-Subject": subject}) if subject else created
 
 
 def _created(repo: str, what: str, digest: str) -> Reply:

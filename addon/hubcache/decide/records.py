@@ -49,17 +49,19 @@ class Link:
     size: int | None
     confirmed: bool = True
     """Whether the upstream said so, or only a manifest did, which anybody can write and push."""
+    given: bool = False
+    """Whether the upstream gave the bytes through this repository: that is more than saying that it has them."""
 
     def encode(self) -> str:
-        """JSON text."""
-        return json.dumps([self.size, self.confirmed])
+        """JSON text. A program that does not know `given` reads it as not confirmed, and asks."""
+        return json.dumps([self.size, "given" if self.given else self.confirmed])
 
     @classmethod
     def decode(cls, text: str) -> Self:
         """Inverse of `encode`; an early store has the size alone, and so no word of the upstream."""
         told = json.loads(text)
-        size, confirmed = told if isinstance(told, list) else (told, False)
-        return cls(size if isinstance(size, int) else None, confirmed is True)
+        size, word = told if isinstance(told, list) else (told, False)
+        return cls(size if isinstance(size, int) else None, word is True or word == "given", word == "given")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,16 @@ class Verdict:
         """Inverse of `encode`."""
         public, checked_at = json.loads(text)
         return cls(public is True, float(checked_at))
+
+
+def encode_hosts(hosts: frozenset[str]) -> str:
+    """JSON text of the registries that gave the bytes of private content."""
+    return json.dumps(sorted(hosts))
+
+
+def decode_hosts(text: str) -> frozenset[str]:
+    """Inverse of `encode_hosts`; an early store has an empty text, and so no registry that is known to have them."""
+    return frozenset(host for host in json.loads(text or "[]") if isinstance(host, str))
 
 
 def encode_tags(records: dict[str, TagRecord]) -> str:

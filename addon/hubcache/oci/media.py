@@ -1,5 +1,9 @@
 """Media types of manifests, and the `Accept` negotiation that decides what a tag answers."""
 
+import re
+
+from .json_text import read_json
+
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -11,6 +15,8 @@ COMMON = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
 
 _ALL_COMMON = ", ".join(COMMON)
 """One object for all who remember it."""
+_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+"""RFC 6838 section 4.2."""
 
 _MAX_TYPES = 32
 _MAX_LENGTH = 255
@@ -34,3 +40,25 @@ def negotiation(accept: str | None) -> str:
     if accepted.issuperset(COMMON):
         return _ALL_COMMON
     return ", ".join(sorted(accepted)[:_MAX_TYPES]) or "*/*"
+
+
+def type_of(body: bytes) -> str | None:
+    """The media type of a manifest as its bytes tell it; None where they do not (schema 1, or no manifest at all).
+
+    By the field `mediaType`, else by the structure (OCI image-spec, manifest.md and image-index.md: the field is
+    optional there). What a registry says is not asked: it may be another's content that it speaks of.
+    """
+    try:
+        document = read_json(body)
+    except ValueError:
+        return None
+    if not isinstance(document, dict):
+        return None
+    told = document.get("mediaType")
+    if isinstance(told, str) and _TYPE.fullmatch(told):
+        return told
+    if document.get("schemaVersion") == 1:
+        return None
+    if isinstance(document.get("manifests"), list):
+        return OCI_INDEX
+    return OCI_MANIFEST if "layers" in document or "config" in document else None

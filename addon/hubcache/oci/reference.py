@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qs, unquote_to_bytes
 
 from .digest import Digest
-from .errors import ManifestInvalid, NameInvalid, RangeInvalid
+from .errors import DigestInvalid, ManifestInvalid, NameInvalid, RangeInvalid
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
@@ -83,9 +83,21 @@ def parse_target(path: str) -> Target:
     return OtherTarget(_repository_of(rest))
 
 
+def uploaded(query: str) -> Digest | None:
+    """The blob that an upload ends with: `digest` (distribution spec, "Pushing blobs"), or that a POST mounts."""
+    parameters = parse_qs(query)
+    for name in ("digest", "mount"):
+        if name in parameters:
+            try:
+                return Digest.parse(parameters[name][0])
+            except DigestInvalid:
+                return None
+    return None
+
+
 def _repository_of(rest: list[str]) -> str | None:
     """The repository in the path of an upload, a tag list or a referrers request, if it is one."""
-    for marker in (["blobs", "uploads"], ["tags", "list"], ["referrers"]):
+    for marker in (["blobs", "uploads"], ["blobs", "upload"], ["tags", "list"], ["referrers"]):  # "upload": ghcr.io
         for at in range(len(rest) - len(marker), 0, -1):
             if rest[at : at + len(marker)] == marker:
                 name = "/".join(rest[:at])

@@ -1,7 +1,8 @@
 """Who may be served what from the store: the public, or a client whose own credentials the upstream accepted.
 
 A repository is public when an anonymous read of it succeeded upstream, and only that. Knowing a digest is no right,
-and the configured account's rights are nobody else's.
+the configured account's rights are nobody else's, and what one registry says of a digest is no right to bytes that
+another registry gave for somebody's credentials.
 """
 
 import base64
@@ -10,6 +11,8 @@ import math
 import time
 from collections.abc import Callable
 
+from cachetools import TLRUCache
+
 from ..decide.policy import VERDICT_LIFETIME, is_public
 from ..decide.records import Verdict
 from ..oci.digest import Digest
@@ -17,12 +20,14 @@ from ..oci.errors import RegistryError
 from ..oci.json_text import read_json
 from ..store.store import Store
 from .memory import Memory
+from .negatives import Negatives
+from .verdicts import Verdicts
 
 _RENEW_SECONDS = 300.0
 """A verdict is written again only when the stored one is this old: each tag validation confirms it."""
 
-MAX_REMEMBERED = 10_000
-"""Entries of a memory before those that are over are taken out; beyond it, nothing new is remembered as missing."""
+MAX_AUTHORIZED = 10_000
+"""Accepted tokens that are remembered; the upstream is asked again about those beyond."""
 
 AUTHORIZED_SECONDS = 60.0
 """How long one accepted request stands for others of the same token and repository, unless the token itself tells that
@@ -42,48 +47,56 @@ class Gate:
         self._store = store
         self._memory = memory
         self._clock = clock
-        self._verdicts: dict[tuple[str, str], Verdict] = {}
-        self._authorized: dict[tuple[str, str, str], float] = {}
-        self._missing: dict[tuple[str, str, str], tuple[float, RegistryError]] = {}
+        self._verdicts = Verdicts(store)
+        self._authorized: TLRUCache[tuple[str, str, str], float] = TLRUCache(
+            MAX_AUTHORIZED, lambda _, until, __: until, lambda: time.monotonic()
+        )
+        self._missing = Negatives(lambda: time.monotonic())
 
-    # -- the public -------------------------------------------------------------------------------------------------
-
-    def _verdict(self, host: str, repository: str) -> Verdict | None:
-        return self._verdicts.get((host, repository)) or self._store.verdict(host, repository)
-
-    def _judge(self, host: str, repository: str, verdict: Verdict) -> None:
-        self._verdicts[host, repository] = verdict
-        self._store.changed()
+    # -- content ------------------------------------------------------------------------------------------------------
 
     def permits(self, host: str, repository: str, digest: Digest, reader: str | None, *, outage: bool = False) -> bool:
         """Whether stored content may be given to an anonymous client, or to `reader`, without asking upstream.
 
         In an `outage` a public repository stays public for `max_stale` seconds; nothing private is given then.
         """
+        return self.shares(host, digest) and self.knows(host, repository, digest, reader, outage=outage)
+
+    def shares(self, host: str, digest: Digest) -> bool:
+        """Whether stored content is also this registry's, so that its word on who may read it counts.
+
+        What was fetched with credentials belongs to the registries that gave the bytes: one that only says that it has
+        a digest may lie, or err. What anybody could read is shared between all.
+        """
+        hosts = self._store.private_hosts(digest)
+        return hosts is None or host in hosts
+
+    def knows(self, host: str, repository: str, digest: Digest, reader: str | None, *, outage: bool = False) -> bool:
+        """As `permits`, for content that the caller knows to come from this registry."""
         link = self._store.link(host, repository, digest)
         if link is None or (not link.confirmed and self._store.is_private(digest)):
             return False  # anybody can push a manifest that names the digest of somebody's private layer
         return self.is_open(host, repository, reader, outage=outage)
 
+    # -- repositories -------------------------------------------------------------------------------------------------
+
     def is_open(self, host: str, repository: str, reader: str | None, *, outage: bool = False) -> bool:
         """As `permits`, for the repository as a whole."""
         if reader is not None:
-            return not outage and self._authorized.get((_hidden(reader), host, repository), 0.0) > time.monotonic()
-        return is_public(self._verdict(host, repository), self._clock(), self.max_stale if outage else 0.0)
+            return not outage and (_hidden(reader), host, repository) in self._authorized
+        verdict = self._verdicts.get(host, repository)
+        return is_public(verdict, self._clock(), self.max_stale if outage else 0.0)
 
     async def accepted(self, host: str, repository: str, reader: str | None) -> None:
         """A read of the repository succeeded upstream: anonymously, or with `reader`'s own credentials."""
         if reader is not None:
-            now = time.monotonic()
-            if len(self._authorized) >= MAX_REMEMBERED:
-                self._authorized = {key: until for key, until in self._authorized.items() if until > now}
             left = min(AUTHORIZED_SECONDS, remaining_life(reader, self._clock()))
-            self._authorized[_hidden(reader), host, repository] = now + left
+            self._authorized[_hidden(reader), host, repository] = time.monotonic() + left
             return
         now = self._clock()
-        before = self._verdict(host, repository)
+        before = self._verdicts.get(host, repository)
         verdict = Verdict(True, now)
-        self._judge(host, repository, verdict)
+        self._verdicts.see(host, repository, verdict)
         if before is None or not before.public or not 0 <= now - before.checked_at < _RENEW_SECONDS:
             await self._memory.verdict(host, repository, verdict)
 
@@ -92,12 +105,13 @@ class Gate:
         if reader is not None:
             self._authorized.pop((_hidden(reader), host, repository), None)
             return
-        before = self._verdict(host, repository)
+        before = self._verdicts.get(host, repository)
         if before is None or not before.public:
             return  # no news; and names that somebody thinks up must not fill the memory
         verdict = Verdict(False, self._clock())
-        self._judge(host, repository, verdict)
-        await self._memory.turned_private(host, repository, verdict)
+        self._verdicts.see(host, repository, verdict, closes=True, now=self._clock())
+        if await self._memory.turned_private(host, repository, verdict):
+            self._verdicts.written(host, repository, verdict)
 
     async def doubted(self, host: str, repository: str, error: RegistryError) -> None:
         """The upstream misses something (404): some registries say so of what became private. Ask again next time.
@@ -108,32 +122,29 @@ class Gate:
         detail = error.detail
         if isinstance(detail, dict) and detail.get("upstream_code") in ("MANIFEST_UNKNOWN", "BLOB_UNKNOWN"):
             return
-        known = self._verdict(host, repository)
+        known = self._verdicts.get(host, repository)
         if known is not None and known.public:
-            doubtful = Verdict(True, min(known.checked_at, self._clock() - VERDICT_LIFETIME))
-            self._judge(host, repository, doubtful)
-            await self._memory.verdict(host, repository, doubtful)
+            now = self._clock()
+            doubtful = Verdict(True, min(known.checked_at, now - VERDICT_LIFETIME))
+            self._verdicts.see(host, repository, doubtful, closes=True, now=now)
+            if await self._memory.verdict(host, repository, doubtful):
+                self._verdicts.written(host, repository, doubtful)
 
     # -- what is not there --------------------------------------------------------------------------------------------
 
-    def remember_missing(self, host: str, repository: str, what: str, error: RegistryError) -> None:
-        """Answer the same to the same question for `negative_ttl` seconds: a typo in a fleet must not be a storm."""
-        now = time.monotonic()
-        if len(self._missing) >= MAX_REMEMBERED:
-            self._missing = {key: value for key, value in self._missing.items() if value[0] > now}
-            if len(self._missing) >= MAX_REMEMBERED:
-                return
-        self._missing[host, repository, what] = (now + self.negative_ttl, error.again())
+    def remember_missing(
+        self, host: str, repository: str, what: str, error: RegistryError, since: int | None = None
+    ) -> None:
+        """Answer the same to the same question for `negative_ttl` seconds, unless the repository changed `since`."""
+        self._missing.remember(host, repository, what, error, self.negative_ttl, since)
 
-    def raise_missing(self, host: str, repository: str, what: str) -> None:
-        """Raise the remembered answer, if there is one."""
-        until, error = self._missing.get((host, repository, what), (0.0, None))
-        if error is not None and until > time.monotonic():
-            raise error.again()
+    def raise_missing(self, host: str, repository: str, what: str) -> int:
+        """Raise the remembered answer; where there is none, give what `remember_missing` needs as `since`."""
+        return self._missing.raise_known(host, repository, what)
 
     def forget_missing(self, host: str, repository: str) -> None:
-        """Something was pushed to the repository."""
-        self._missing = {key: value for key, value in self._missing.items() if key[:2] != (host, repository)}
+        """Something was pushed to the repository, or deleted from it."""
+        self._missing.forget(host, repository)
 
 
 def remaining_life(reader: str, now: float) -> float:

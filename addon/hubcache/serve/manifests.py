@@ -26,6 +26,7 @@ from ..transfer.coalesce import Coalescer
 from ..transfer.reading import Fetched
 from . import cache_status
 from .gate import Gate
+from .media_types import MediaTypes
 from .memory import Memory
 from .messages import Result
 from .view import View
@@ -66,20 +67,41 @@ class Manifests:
         self._clock = clock
         self._fetches = Coalescer[_Question, Found]()
         self._revalidations: set[asyncio.Task[Found]] = set()
+        self._types = MediaTypes(store, memory)
 
     async def by_digest(self, view: View, digest: Digest, *, head: bool) -> Found:
         """A manifest by digest; it never goes stale, but must belong to a repository that is open to the view."""
-        record = self._store.manifest(digest)
-        if record is not None and self._gate.permits(view.host, view.repository, digest, view.reader):
-            return _stored(digest, record, Result.HIT, cache_status.hit())
+        stored = self._stored(view.host, digest, Result.HIT, cache_status.hit())
+        if stored is not None and self._gate.knows(view.host, view.repository, digest, view.reader):
+            return stored
         key = (*view.key, str(digest), "", head)
-        usable = record is not None and self._gate.permits(view.host, view.repository, digest, view.reader, outage=True)
         try:
-            return await self._patiently(key, lambda: self._fetch_digest(view, digest, head), usable)
+            spare = self._spare(view, digest, "upstream is slow")
+            return await self._patiently(key, lambda: self._fetch_digest(view, digest, head), spare is not None)
         except (Unavailable, TooManyRequests, BadUpstream) as error:
-            if record is None or not usable:
+            spare = self._spare(view, digest, error.message)
+            if spare is None:
                 raise
-            return _stored(digest, record, Result.STALE, cache_status.stale(0, error.message))
+            return spare
+
+    def _spare(self, view: View, digest: Digest, reason: str) -> Found | None:
+        """What can be served of a digest although the upstream does not answer."""
+        if not self._gate.knows(view.host, view.repository, digest, view.reader, outage=True):
+            return None
+        return self._stored(view.host, digest, Result.STALE, cache_status.stale(0, reason))
+
+    def _body(self, host: str, digest: Digest) -> bytes | None:
+        """The bytes of a stored manifest, if it is also this registry's."""
+        record = self._store.manifest(digest)
+        return None if record is None or not self._gate.shares(host, digest) else record.body
+
+    def _stored(
+        self, host: str, digest: Digest, result: Result, status: str, media_type: str | None = None
+    ) -> Found | None:
+        """A stored manifest for clients of this registry. It is called what its bytes tell, else `media_type`."""
+        body = self._body(host, digest)
+        called = None if body is None else self._types.of(host, digest, body) or media_type
+        return None if body is None or called is None else Found(digest, called, len(body), body, result, status)
 
     async def by_tag(self, view: View, tag: str, negotiation: str, *, head: bool) -> Found:
         """A manifest by tag, as the upstream would answer this `Accept` negotiation."""
@@ -89,7 +111,7 @@ class Manifests:
             assert record is not None
             if self._gate.is_open(view.host, view.repository, view.reader):
                 ttl = record.validated_at + self.tag_lifetime - now
-                found = self._remembered(record, head, Result.HIT, cache_status.hit(ttl))
+                found = self._remembered(view, record, head, Result.HIT, cache_status.hit(ttl))
                 if found is not None:
                     return found
         at_once = self._while_revalidating(view, tag, negotiation, record, head)
@@ -119,7 +141,7 @@ class Manifests:
         over = self._clock() - record.validated_at - self.tag_lifetime
         if not 0 <= over < self.while_revalidate:
             return None
-        found = self._remembered(record, head, Result.STALE, cache_status.stale(over, "revalidating"))
+        found = self._remembered(view, record, head, Result.STALE, cache_status.stale(over, "revalidating"))
         if found is None:
             return None
         wants_head = found.body is None
@@ -140,7 +162,7 @@ class Manifests:
         if not may_serve_stale(record, now, self.tag_lifetime, self.max_stale):
             return None
         over = now - record.validated_at - self.tag_lifetime
-        return self._remembered(record, head, Result.STALE, cache_status.stale(over, reason))
+        return self._remembered(view, record, head, Result.STALE, cache_status.stale(over, reason))
 
     async def _patiently(self, key: _Question, work: Callable[[], Coroutine[Any, Any, Found]], spare: bool) -> Found:
         """Coalesced work; with a `spare` answer at hand, waited for only a while (it goes on without us)."""
@@ -150,37 +172,37 @@ class Manifests:
         except TimeoutError as error:
             raise Unavailable("upstream is slow") from error
 
-    def _remembered(self, record: TagRecord, head: bool, result: Result, status: str) -> Found | None:
+    def _remembered(self, view: View, record: TagRecord, head: bool, result: Result, status: str) -> Found | None:
         """What a tag record says, if that is enough: its manifest is stored, or only a HEAD is wanted."""
-        manifest = self._store.manifest(record.digest)
-        if manifest is not None:
-            return _stored(record.digest, manifest, result, status)
-        return Found(record.digest, record.media_type, record.size, None, result, status) if head else None
+        stored = self._stored(view.host, record.digest, result, status, record.media_type)
+        if stored is not None or not head:
+            return stored
+        return Found(record.digest, record.media_type, record.size, None, result, status)
 
     async def _fetch_digest(self, view: View, digest: Digest, head: bool) -> Found:
-        self._gate.raise_missing(view.host, view.repository, view.question(str(digest), ""))
-        record = self._store.manifest(digest)
+        since = self._gate.raise_missing(view.host, view.repository, view.question(str(digest), ""))
         try:
-            unproved = view.proves_first and not self._gate.permits(view.host, view.repository, digest, None)
-            if record is not None or head or unproved:
+            if self._body(view.host, digest) is not None or head or view.proves_first:
                 told = await view.upstream.head_manifest(view.repository, digest, _ANY, view.reader)
                 await self._gate.accepted(view.host, view.repository, view.reader)
-                if record is not None:
-                    await self._memory.link(view.host, view.repository, {digest: len(record.body)})
-                    return _stored(digest, record, Result.REVALIDATED, cache_status.validated())
+                body = self._body(view.host, digest)  # not before: whose it is may have changed meanwhile
+                if body is not None:
+                    await self._memory.link(view.host, view.repository, {digest: len(body)})
+                    called = await self._types.learn(view.host, digest, body, told.media_type)
+                    return Found(digest, called, len(body), body, Result.REVALIDATED, cache_status.validated())
                 if head and told.size is not None:
                     status = cache_status.fetched(stored=False)
                     return Found(digest, told.media_type, told.size, None, Result.MISS, status)
             return await self._get(view, digest, _ANY)
         except (ManifestUnknown, Unauthorized, Denied) as error:
-            if view.reader is None:
+            await self._refused(view, str(digest), error, since)
+            if view.reader is None:  # not before: what turned private is found by its links
                 await self._memory.unlink(view.host, view.repository, digest)
-            await self._refused(view, str(digest), error)
             raise
 
     async def validate(self, view: View, tag: str, negotiation: str, head: bool) -> Found:
         """Ask the upstream what the tag is now: by HEAD where that can be enough, since a GET counts as a pull."""
-        self._gate.raise_missing(view.host, view.repository, view.question(tag, negotiation))
+        since = self._gate.raise_missing(view.host, view.repository, view.question(tag, negotiation))
         asked_at = self._clock()
         generation = self._memory.generation(view.host, view.repository, tag)
         known = self._store.tags(view.host, view.repository, tag).get(negotiation)
@@ -191,9 +213,9 @@ class Manifests:
             if found is None:
                 found = await self._get(view, tag, negotiation)
         except (ManifestUnknown, Unauthorized, Denied) as error:
-            if known is not None:
+            if known is not None and view.reader is None:
                 await self._memory.forget_tag(view.host, view.repository, tag)
-            await self._refused(view, tag, error, negotiation)
+            await self._refused(view, tag, error, since, negotiation)
             raise
         record = TagRecord(found.digest, found.media_type, found.size, asked_at)
         await self._memory.tag(view.host, view.repository, tag, negotiation, record, generation)
@@ -202,13 +224,14 @@ class Manifests:
     async def check(self, view: View, tag: str, negotiation: str, known: TagRecord) -> Digest | None:
         """What the upstream says a tag is now; None when its HEAD does not tell. A tag that is where it was counts as
         validated; where it moved to is remembered by nobody."""
+        since = self._gate.raise_missing(view.host, view.repository, view.question(tag, negotiation))
         asked_at = self._clock()
         generation = self._memory.generation(view.host, view.repository, tag)
         try:
             told = await view.upstream.head_manifest(view.repository, tag, negotiation, view.reader)
         except (Unauthorized, Denied) as error:
             await self._memory.forget_tag(view.host, view.repository, tag)
-            await self._refused(view, tag, error, negotiation)
+            await self._refused(view, tag, error, since, negotiation)
             raise
         await self._gate.accepted(view.host, view.repository, view.reader)
         if told.digest == known.digest:
@@ -223,7 +246,7 @@ class Manifests:
         await self._memory.tag(view.host, view.repository, tag, negotiation, prolonged, generation)
 
     async def forget(self, host: str, repository: str, reference: str) -> None:
-        """A tag was moved, or a tag or a manifest removed, through this proxy."""
+        """A tag was moved, or a tag, a manifest or a blob pushed or removed, through this proxy."""
         if ":" in reference:
             await self._memory.forget_digest(host, repository, Digest.parse(reference))
         else:
@@ -247,29 +270,32 @@ class Manifests:
             return None
         record = TagRecord(told.digest, told.media_type, told.size, self._clock())
         if known is not None and known.digest == told.digest:
-            found = self._remembered(record, head, Result.REVALIDATED, cache_status.validated())
+            found = self._remembered(view, record, head, Result.REVALIDATED, cache_status.validated())
         else:
-            found = self._remembered(record, head, Result.MISS, cache_status.fetched(stored=False))
+            found = self._remembered(view, record, head, Result.MISS, cache_status.fetched(stored=False))
         if found is None:
             return await self._get(view, told.digest, negotiation)
         await self._memory.link(view.host, view.repository, {told.digest: told.size})
         return found
 
     async def _get(self, view: View, reference: str | Digest, accept: str) -> Found:
-        """A counted GET, on the first of the credentials that may be used and are not refused or used up; stored."""
-        refusal: RegistryError | None = None
-        for authorization in await view.authorizations():
+        """A counted GET, on the first of the credentials that may be used and are not refused or used up; stored.
+
+        Where there are several, the last is none: what is missing for one account is only missing when that says so.
+        The caller has made sure that the public may read this digest, by an anonymous request just now; what a tag is
+        for an account, it may not be for the public.
+        """
+        *others, last = await view.authorizations() if isinstance(reference, Digest) else [view.reader]
+        for authorization in others:
             try:
-                fetched = await view.upstream.get_manifest(view.repository, reference, accept, authorization)
-            except (Unauthorized, Denied, TooManyRequests) as error:
-                refusal = error
+                return await self._take(
+                    view, await view.upstream.get_manifest(view.repository, reference, accept, authorization)
+                )
+            except (Unauthorized, Denied, ManifestUnknown, TooManyRequests):
                 continue
-            found = await self._take(view, fetched)
-            if authorization == view.reader:
-                await self._gate.accepted(view.host, view.repository, view.reader)
-            return found
-        assert refusal is not None
-        raise refusal
+        found = await self._take(view, await view.upstream.get_manifest(view.repository, reference, accept, last))
+        await self._gate.accepted(view.host, view.repository, view.reader)
+        return found
 
     async def _take(self, view: View, fetched: Fetched) -> Found:
         """Check and store a fetched manifest, and that all it refers to belongs to the repository."""
@@ -277,27 +303,25 @@ class Manifests:
             children = parse_manifest(fetched.body)
         except ManifestInvalid as error:
             raise BadUpstream(f"upstream sent no manifest: {error.message}", error.detail) from error
-        record = ManifestRecord(fetched.media_type, fetched.body)
+        digest, size = fetched.digest, len(fetched.body)
         links: dict[Digest, int | None] = {child.digest: child.size for child in children}
-        if view.reader is not None and not await self._memory.private(fetched.digest):
-            return _passed(fetched)
-        stored = await self._memory.manifest(fetched.digest, record)
+        private = view.reader is not None
+        if not await self._memory.gave(view.host, view.repository, digest, size, private=private) and private:
+            return Found(
+                digest, fetched.media_type, size, fetched.body, Result.MISS, cache_status.fetched(stored=False)
+            )
+        called = await self._types.learn(view.host, digest, fetched.body, fetched.media_type)
+        stored = await self._memory.manifest(digest, ManifestRecord(called, fetched.body))
         await self._memory.link(view.host, view.repository, links, confirmed=False)
-        await self._memory.link(view.host, view.repository, {fetched.digest: len(fetched.body)})
-        return _passed(fetched, stored=stored)
+        return Found(digest, called, size, fetched.body, Result.MISS, cache_status.fetched(stored=stored))
 
-    async def _refused(self, view: View, reference: str, error: RegistryError, negotiation: str = "") -> None:
-        if isinstance(error, ManifestUnknown):
-            await self._gate.doubted(view.host, view.repository, error)
-        else:
+    async def _refused(
+        self, view: View, reference: str, error: RegistryError, since: int, negotiation: str = ""
+    ) -> None:
+        """Remember a refusal, for this view only."""
+        if not isinstance(error, ManifestUnknown):
             await self._gate.refused(view.host, view.repository, view.reader)
-        self._gate.remember_missing(view.host, view.repository, view.question(reference, negotiation), error)
-
-
-def _passed(fetched: Fetched, *, stored: bool = False) -> Found:
-    status = cache_status.fetched(stored=stored)
-    return Found(fetched.digest, fetched.media_type, len(fetched.body), fetched.body, Result.MISS, status)
-
-
-def _stored(digest: Digest, record: ManifestRecord, result: Result, status: str) -> Found:
-    return Found(digest, record.media_type, len(record.body), record.body, result, status)
+        elif view.reader is None:
+            await self._gate.doubted(view.host, view.repository, error)
+        question = view.question(reference, negotiation)
+        self._gate.remember_missing(view.host, view.repository, question, error, since)

@@ -4,7 +4,6 @@ This is the one place that turns `StorageError` into "go on without": it is repo
 `/healthz` and metrics, and the client is served all the same.
 """
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
 from ..decide.moves import Moves
@@ -12,6 +11,7 @@ from ..decide.records import ManifestRecord, TagRecord, Verdict
 from ..oci.digest import Digest
 from ..oci.errors import StorageError
 from ..store.store import Store
+from .generations import Generations
 
 
 class Memory:
@@ -20,11 +20,11 @@ class Memory:
     def __init__(self, store: Store, failed: Callable[[StorageError], None]) -> None:
         self._store = store
         self._failed = failed
-        self._moves: Counter[tuple[str, str, str]] = Counter()
+        self._moves = Generations()
 
     def generation(self, registry: str, repository: str, tag: str) -> int:
         """Changes when the tag is moved through this proxy: what was asked before must not be remembered after."""
-        return self._moves[registry, repository, tag]
+        return self._moves.number(registry, repository, tag)
 
     async def tag(
         self, registry: str, repository: str, tag: str, negotiation: str, record: TagRecord, generation: int
@@ -39,7 +39,7 @@ class Memory:
 
     async def forget_tag(self, registry: str, repository: str, tag: str) -> None:
         """The tag was moved or is gone."""
-        self._moves[registry, repository, tag] += 1
+        self._moves.moved(registry, repository, tag)
         await self._attempt(self._store.drop_tag(registry, repository, tag))
 
     async def manifest(self, digest: Digest, record: ManifestRecord) -> bool:
@@ -47,39 +47,69 @@ class Memory:
         return await self._attempt(self._store.put_manifest(digest, record))
 
     async def link(
-        self, registry: str, repository: str, links: dict[Digest, int | None], *, confirmed: bool = True
+        self,
+        registry: str,
+        repository: str,
+        links: dict[Digest, int | None],
+        *,
+        confirmed: bool = True,
+        given: bool = False,
     ) -> None:
-        """Remember that digests belong to a repository, by the upstream's word or (not `confirmed`) a manifest's."""
+        """Remember that digests belong to a repository, by the upstream's word or (not `confirmed`) a manifest's, or
+        because it gave the bytes."""
         new = {}
         for digest, size in links.items():
             known = self._store.link(registry, repository, digest)
-            if known is None or (confirmed and not known.confirmed):
+            if known is None or (confirmed and not known.confirmed) or (given and not known.given):
                 new[digest] = size if size is not None or known is None else known.size
         if new:
-            await self._attempt(self._store.put_links(registry, repository, new, confirmed=confirmed))
+            await self._attempt(self._store.put_links(registry, repository, new, confirmed=confirmed, given=given))
 
     async def unlink(self, registry: str, repository: str, digest: Digest) -> None:
-        """The upstream says that a digest does not belong to a repository."""
-        if self._store.link(registry, repository, digest) is not None:
-            await self._attempt(self._store.drop_link(registry, repository, digest))
+        """The upstream says that a digest does not belong to a repository (any more): it may have turned private."""
+        link = self._store.link(registry, repository, digest)
+        if link is None:
+            return
+        if link.confirmed and self._store.has(digest):
+            await self._attempt(self._store.hide(registry, repository, digest))
+        await self._attempt(self._store.drop_link(registry, repository, digest))
 
     async def forget_digest(self, registry: str, repository: str, digest: Digest) -> None:
-        """A manifest was deleted: it and the tags that were at it are gone."""
-        await self.unlink(registry, repository, digest)
+        """A manifest was deleted, or a blob pushed or deleted: whether the repository has it is to be asked anew, and
+        the tags that were at it are gone. That is no sign that it turned private."""
+        if self._store.link(registry, repository, digest) is not None:
+            await self._attempt(self._store.drop_link(registry, repository, digest))
         await self._attempt(self._store.drop_tags_of(registry, repository, digest))
 
     async def private(self, digest: Digest) -> bool:
         """Content is about to be fetched with a client's own credentials; whether that is remembered."""
         return await self._attempt(self._store.put_private(digest))
 
-    async def verdict(self, registry: str, repository: str, verdict: Verdict) -> None:
-        """Remember whether a repository is public."""
-        await self._attempt(self._store.put_verdict(registry, repository, verdict))
+    async def gave(
+        self, registry: str, repository: str, digest: Digest, size: int | None, *, private: bool = False
+    ) -> bool:
+        """A registry gave the bytes of a digest, verified; `private`: for a client's own credentials. It is a source of
+        its own then of what is private. Whether that is remembered."""
+        hosts = self._store.private_hosts(digest)
+        written = True
+        if private or (hosts is not None and registry not in hosts):
+            written = await self._attempt(self._store.put_private(digest, registry))
+        await self.link(registry, repository, {digest: size}, given=True)
+        return written
 
-    async def turned_private(self, registry: str, repository: str, verdict: Verdict) -> None:
-        """Remember that a repository is not public any more, and what is private with it."""
-        await self._attempt(self._store.put_verdict(registry, repository, verdict))
-        await self._attempt(self._store.hide(registry, repository))
+    async def media_type(self, registry: str, digest: Digest, media_type: str) -> None:
+        """What a registry calls a manifest whose bytes do not tell."""
+        if self._store.media_type(registry, digest) != media_type:
+            await self._attempt(self._store.put_media_type(registry, digest, media_type))
+
+    async def verdict(self, registry: str, repository: str, verdict: Verdict) -> bool:
+        """Remember whether a repository is public; whether that worked."""
+        return await self._attempt(self._store.put_verdict(registry, repository, verdict))
+
+    async def turned_private(self, registry: str, repository: str, verdict: Verdict) -> bool:
+        """Remember that a repository is not public any more, and what is private with it; whether that worked."""
+        written = await self._attempt(self._store.put_verdict(registry, repository, verdict))
+        return await self._attempt(self._store.hide(registry, repository)) and written
 
     async def challenge(self, registry: str, challenge: str) -> None:
         """Remember a registry's challenge, so that it can be told while the registry is down."""

@@ -101,5 +101,5 @@ class Forward:
 
     authorization: str | None
     moved: tuple[str, str] | None = None
-    """(repository, tag or digest) that an accepted request changes."""
+    """(repository, tag or digest of a manifest or a blob) that an accepted request changes."""
     kind: str = "other"

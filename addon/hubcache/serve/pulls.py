@@ -15,7 +15,7 @@ MAX_CLIENTS = 50_000
 
 
 class Pulls:
-    """Remembers who asked for what a moment ago."""
+    """Remembers who asked for what a moment ago, as hashes: clients write what they are (`User-Agent`)."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._begun: TTLCache[bytes, None] = TTLCache(MAX_CLIENTS, SAME_PULL_SECONDS, clock)

@@ -20,7 +20,7 @@ from ..oci.errors import (
     Unavailable,
 )
 from ..oci.media import OCTET_STREAM, negotiation
-from ..oci.reference import BlobTarget, ManifestTarget, OtherTarget, Ping, Target, parse_target
+from ..oci.reference import BlobTarget, ManifestTarget, OtherTarget, Ping, Target, parse_target, uploaded
 from ..oci.registry import HUB_REALM, HUB_SERVICE, Registry
 from ..store.store import Store
 from ..transfer.breaker import CircuitOpen
@@ -304,6 +304,19 @@ class Service:
         repository, reference = moved
         self._gate.forget_missing(registry.host, repository)
         await self._manifests.forget(registry.host, repository, reference)
+
+
+def _moved_by(request: Request, target: Target) -> tuple[str, str] | None:
+    """What a request changes when it is accepted: `Forward.moved`."""
+    match target:
+        case ManifestTarget(repository, reference):
+            return repository, str(reference)
+        case BlobTarget(repository, digest):
+            return repository, str(digest)
+        case OtherTarget(str(repository)) if request.method in ("POST", "PUT"):
+            blob = uploaded(request.query)
+            return None if blob is None else (repository, str(blob))
+    return None
 
 
 def _content_headers(request: Request, digest: Digest, media_type: str, status: str) -> dict[str, str]:

@@ -45,7 +45,7 @@ class View:
         """Credentials for a GET, in the order in which to try them.
 
         For what the public may see: the client's own (its pulls count on its account), the configured account's,
-        none. The caller has made sure that the public may see it.
+        none. The caller has made sure that the public may see it, by an anonymous request for the same just now.
         """
         if self.reader is not None:
             return [self.reader]

@@ -120,9 +120,7 @@ class Content(Facts):
     async def _remove(self, digest: Digest) -> None:
         index = self._opened()
         try:
-            await self._write(
-                lambda: index.set_many({}, gone=(f"blob/{digest}", f"manifest/{digest}", f"private/{digest}"))
-            )
+            await self._write(lambda: index.delete(f"blob/{digest}", f"manifest/{digest}"))
         except StorageError:
             if digest in self.ledger.sizes:
                 self.rooms.retention.stored(digest, on_disk(self.ledger.sizes[digest]), self._clock())
@@ -155,7 +153,7 @@ class Content(Facts):
                 return False, None
             aside = self._quarantine
             kept = aside.move(content, digest) if isinstance(content, Path) else aside.put(content, digest)
-            index.set_many({}, gone=(f"blob/{digest}", f"manifest/{digest}", f"private/{digest}"))
+            index.delete(f"blob/{digest}", f"manifest/{digest}")
             return True, kept
 
         try:

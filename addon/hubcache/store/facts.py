@@ -3,12 +3,16 @@
 from collections.abc import Mapping, Set
 
 from ..decide.moves import Moves
-from ..decide.records import Link, TagRecord, Verdict, decode_tags, encode_tags
+from ..decide.records import Link, TagRecord, Verdict, decode_hosts, decode_tags, encode_hosts, encode_tags
 from ..oci.digest import Digest
 from .base import Base
 
 FACT_LIFETIME = 90 * 86400.0
 """Seconds after which a fact that was not written again, and that is not about stored content, is forgotten."""
+
+TENTATIVE_LIFETIME = 86400.0
+"""Seconds for which content is taken for private that a client tried to fetch with credentials. It may not be given:
+digests, and tokens, can be made up without end."""
 
 MAX_NEGOTIATIONS = 16
 """Answers remembered of one tag; clients that send ever new `Accept` headers must not grow the store."""
@@ -61,14 +65,28 @@ class Facts(Base):
         return Link.decode(value) if isinstance(value, str) else None
 
     async def put_links(
-        self, registry: str, repository: str, links: dict[Digest, int | None], *, confirmed: bool = True
+        self,
+        registry: str,
+        repository: str,
+        links: dict[Digest, int | None],
+        *,
+        confirmed: bool = True,
+        given: bool = False,
     ) -> None:
-        """Remember that digests (with their sizes where known) belong to a repository."""
+        """Remember that digests (with their sizes where known) belong to a repository; what is known of them stays."""
         index = self._opened()
-        rows: dict[str, object] = {
-            f"link/{registry}/{repository}@{digest}": Link(size, confirmed).encode() for digest, size in links.items()
-        }
-        await self._write(lambda: index.set_many(rows, FACT_LIFETIME))
+
+        def write() -> None:
+            rows: dict[str, object] = {}
+            for digest, size in links.items():
+                key = f"link/{registry}/{repository}@{digest}"
+                before = index.get(key)
+                known = Link.decode(before) if isinstance(before, str) else Link(None, confirmed=False)
+                told = known.size if size is None else size
+                rows[key] = Link(told, confirmed or known.confirmed, given or known.given).encode()
+            index.set_many(rows, FACT_LIFETIME)
+
+        await self._write(write)
 
     async def drop_link(self, registry: str, repository: str, digest: Digest) -> None:
         """A digest does not belong to a repository (any more)."""
@@ -88,31 +106,73 @@ class Facts(Base):
 
     def is_private(self, digest: Digest) -> bool:
         """Whether content was fetched with a client's own credentials, so that it may be nobody else's."""
-        return self._read(f"private/{digest}") is not None
+        return self.private_hosts(digest) is not None
 
-    async def put_private(self, digest: Digest) -> None:
-        """Remember that content is fetched with a client's own credentials."""
+    def private_hosts(self, digest: Digest) -> frozenset[str] | None:
+        """The registries that gave the bytes of private content; None where content is not private."""
+        value = self._read(f"private/{digest}")
+        return decode_hosts(value) if isinstance(value, str) else None
+
+    async def put_private(self, digest: Digest, *hosts: str) -> None:
+        """Remember that content is private, and that these registries gave its bytes; without any, that it may be soon.
+
+        It outlives the content: that may come again at any moment, and must not be public for one.
+        """
         index = self._opened()
-        await self._write(lambda: index.set(f"private/{digest}", ""))
 
-    async def hide(self, registry: str, repository: str) -> None:
-        """A repository turned private: with it what no other, public one is known to have by the upstream's word."""
+        def write() -> None:
+            before = index.get(f"private/{digest}")
+            known = decode_hosts(before) if isinstance(before, str) else frozenset()
+            if hosts:
+                index.set(f"private/{digest}", encode_hosts(known | {*hosts}), FACT_LIFETIME)
+            elif before is None:
+                index.set(f"private/{digest}", encode_hosts(known), TENTATIVE_LIFETIME)
+
+        await self._write(write)
+
+    async def hide(self, registry: str, repository: str, only: Digest | None = None) -> None:
+        """A repository turned private, or lost one digest, which some registries say of what turned private: with it
+        what no other public one of the registry is known to have by its word.
+
+        What is private then belongs to the registries that gave the bytes, as far as that is known.
+        """
         index, own = self._opened(), f"{registry}/{repository}"
 
         def mark() -> None:
-            rows = ((key.removeprefix("repository/"), value) for key, value, _, _ in index.rows("repository/"))
+            rows = (
+                (key.removeprefix("repository/"), value) for key, value, _, _ in index.rows(f"repository/{registry}/")
+            )
             public = {name for name, value in rows if Verdict.decode(value).public}
             mine: set[str] = set()
             shared: set[str] = set()
+            givers: dict[str, set[str]] = {}
             for key, value, _, _ in index.rows("link/"):
                 name, _, digest = key.removeprefix("link/").partition("@")
+                link = Link.decode(value)
                 if name == own:
-                    mine.add(digest)
-                elif name in public and Link.decode(value).confirmed:
+                    if only is None or digest == str(only):
+                        mine.add(digest)
+                elif name in public and link.confirmed:
                     shared.add(digest)
-            index.set_many({f"private/{digest}": "" for digest in mine - shared}, FACT_LIFETIME)
+                if link.given:
+                    givers.setdefault(digest, set()).add(name.partition("/")[0])
+            hidden: dict[str, object] = {
+                f"private/{digest}": encode_hosts(frozenset(givers.get(digest, ()))) for digest in mine - shared
+            }
+            hidden |= {key: value for key, value, _, _ in index.rows("private/") if key in hidden}
+            index.set_many(hidden, FACT_LIFETIME)
 
         await self._write(mark)
+
+    def media_type(self, registry: str, digest: Digest) -> str | None:
+        """What a registry calls a manifest whose bytes do not tell."""
+        value = self._read(f"type/{registry}@{digest}")
+        return value if isinstance(value, str) else None
+
+    async def put_media_type(self, registry: str, digest: Digest, media_type: str) -> None:
+        """Remember what a registry calls a manifest."""
+        index = self._opened()
+        await self._write(lambda: index.set(f"type/{registry}@{digest}", media_type, FACT_LIFETIME))
 
     def verdict(self, registry: str, repository: str) -> Verdict | None:
         """Whether a repository was public when last seen."""
@@ -138,7 +198,7 @@ class Facts(Base):
             for key, value in ending:
                 kind, _, what = key.partition("/")
                 match kind:
-                    case "link" | "private":
+                    case "link" | "private" | "type":
                         keep = what.rpartition("@")[2] in held
                     case "tag":
                         keep = any(str(record.digest) in held for record in decode_tags(value).values())

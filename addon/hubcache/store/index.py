@@ -139,9 +139,11 @@ class Index:
 
         self._translate(write)
 
-    def delete(self, key: str) -> None:
-        """Remove a row and its file, if there."""
-        self._translate(lambda: self._cache.delete(key))
+    def delete(self, *keys: str) -> None:
+        """Remove rows and their files, if there, each in a transaction of its own: within another, diskcache removes
+        the file before that is committed, and a process that dies in between leaves a row without its file."""
+        for key in keys:
+            self._translate(lambda key=key: self._cache.delete(key))  # type: ignore[misc]
 
     def settle(self) -> None:
         """Make sure that a power cut does not undo what was written; it may else undo the last of it."""

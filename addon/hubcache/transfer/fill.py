@@ -35,9 +35,11 @@ class Follower(Protocol):
 class Fill:
     """One blob on its way in. `size` is known once `opened` returns; `error` is set when the fill failed."""
 
-    def __init__(self, digest: Digest, read: Callable[["Fill"], None] = lambda _: None) -> None:
+    def __init__(self, digest: Digest, origin: str = "", read: Callable[["Fill"], None] = lambda _: None) -> None:
         """`read` is told when the first reader comes and when the last one leaves."""
         self.digest = digest
+        self.origin = origin
+        """Registry that it comes from: which has no say in who may read what another gives."""
         self.size: int | None = None
         self.error: HubcacheError | None = None
         self.staged: Staged | None = None

@@ -94,17 +94,26 @@ class Fills:
             self._slots.join(self._jobs[fill].ticket, asker)
         return fill
 
-    def start(self, digest: Digest, size: int | None, open_blob: OpenBlob, asker: str = "") -> Fill:
+    def start(
+        self,
+        digest: Digest,
+        size: int | None,
+        open_blob: OpenBlob,
+        asker: str = "",
+        origin: str = "",
+        verified: Callable[[], Awaitable[None]] | None = None,
+    ) -> Fill:
         """The running fill of a digest, or a new one. `size` is what a manifest says it must be; `asker` the address
-        of the client that it is for, or `PREFETCH`."""
+        of the client that it is for, or `PREFETCH`; `origin` the registry. `verified` is told when the bytes are
+        right, before they are in the store."""
         fill = self.get(digest, asker)
         if fill is None:
-            fill = self._running[digest] = Fill(digest, self._read)
+            fill = self._running[digest] = Fill(digest, origin, self._read)
             job = self._jobs[fill] = _Job(self._slots.ask(asker))
             if job.ticket.is_waiting:
                 self._unread.make_room()
             self._observer.fills_changed(len(self._running))
-            task = job.task = asyncio.create_task(self._run(fill, job, size, open_blob))
+            task = job.task = asyncio.create_task(self._run(fill, job, size, open_blob, verified))
             self._tasks[task] = fill
             task.add_done_callback(lambda done: self._ended(done, fill, job))
         return fill
@@ -154,7 +163,12 @@ class Fills:
         self._hashing.shutdown()
 
     async def _run(
-        self, fill: Fill, job: _Job, size: int | None, open_blob: OpenBlob
+        self,
+        fill: Fill,
+        job: _Job,
+        size: int | None,
+        open_blob: OpenBlob,
+        verified: Callable[[], Awaitable[None]] | None,
     ) -> RegistryError | StorageError | None:
         """Have the blob in the store; returns why it is not."""
         try:
@@ -162,6 +176,8 @@ class Fills:
             if size is not None:  # no connection for what will not be stored
                 fill.staged = await job.undisturbed(self._store.stage(fill.digest, size))
             await self._fetch(fill, job, size, open_blob)
+            if verified is not None:
+                await verified()
             assert fill.staged is not None
             await self._store.commit(fill.staged)
         except (RegistryError, StorageError) as error:

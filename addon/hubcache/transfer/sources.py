@@ -1,7 +1,7 @@
 """Where the bytes of an answer come from: a stored file, the growing file of a fill, or the upstream itself."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -132,14 +132,23 @@ class FileSource(Source):
 class UpstreamSource(Source):
     """Bytes `start` to before `end`, straight from the upstream and not stored.
 
-    With a `verifier` of all of them, the last ones are given only when all are right; of a part, the client decides.
+    With a `verifier` of all of them, the last ones are given only when all are right, and `verified` is told; of a
+    part, the client decides.
     """
 
     origin = "upstream"
 
-    def __init__(self, open_body: OpenRange, start: int, end: int, verifier: Verifier | None = None) -> None:
+    def __init__(
+        self,
+        open_body: OpenRange,
+        start: int,
+        end: int,
+        verifier: Verifier | None = None,
+        verified: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._open_body = open_body
         self._verifier = verifier
+        self._verified = verified
         self._at = start
         self._end = end
         self._stack = AsyncExitStack()
@@ -149,8 +158,8 @@ class UpstreamSource(Source):
     async def open(self) -> None:
         """Ask the upstream now, so that a refusal becomes an error answer and not a broken body."""
         body = await self._stack.enter_async_context(self._open_body(self._at, self._end))
-        if self._verifier is not None and self.finished:
-            self._verifier.finish()
+        if self.finished:
+            await self._verify()
         self._skip = self._at - body.start
         self._chunks = body.chunks()
 
@@ -167,10 +176,17 @@ class UpstreamSource(Source):
                 self._at += len(data)
                 if self._verifier is not None:
                     self._verifier.update(data)
-                    if self.finished:
-                        self._verifier.finish()
+                if self.finished:
+                    await self._verify()
                 return data
         raise BadUpstream("upstream sent fewer bytes than it promised")
+
+    async def _verify(self) -> None:
+        """All bytes are here."""
+        if self._verifier is not None:
+            self._verifier.finish()
+            if self._verified is not None:
+                await self._verified()
 
     @property
     def finished(self) -> bool:

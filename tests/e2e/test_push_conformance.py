@@ -1,0 +1,56 @@
+"""The conformance suite's pushes and deletions against Debian's docker-registry, without and with the cache between."""
+
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import proxy
+import pytest
+from conformance import Conformance
+from lab.processes import Daemon, accepts, require
+from ports import free_port
+from wire import PATIENCE, Answer, Exchange, head
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
+
+
+@pytest.fixture
+def registry(room: Path) -> Iterator[int]:
+    """The port of a registry where everybody may do everything."""
+    require("docker-registry")
+    port = free_port()
+    settings = {
+        "version": "0.1",
+        "log": {"level": "warn"},
+        "storage": {"filesystem": {"rootdirectory": str(room / "registry")}, "delete": {"enabled": True}},
+        "http": {"addr": f"127.0.0.1:{port}", "relativeurls": True},
+    }
+    (room / "registry.yml").write_text(json.dumps(settings))  # JSON is YAML
+    daemon = Daemon(["docker-registry", "serve", room / "registry.yml"], room / "registry.log")
+    daemon.start(lambda: accepts(port))
+    yield port
+    daemon.stop()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_push_and_delete_through_the_proxy_are_as_without_it(registry: int, workers: str) -> None:
+    def direct(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        fields = {"Host": "registry", "Connection": "close", **headers}
+        fields |= {"Content-Length": str(len(body))} if body else {}
+        with socket.create_connection(("127.0.0.1", registry), PATIENCE) as connection:
+            connection.sendall(head(method, path, fields) + body)
+            return Exchange(connection, method).finish()
+
+    expected = Conformance(direct, f"direct{workers}", f"direct{workers}/other").run()
+    options = {"hubcache_tag_ttl": "600", "hubcache_negative_ttl": "600", "hubcache_workers": workers}
+    mapped = [f"{proxy.HUB_HOST}=http://127.0.0.1:{registry}"]
+    with proxy.running(hubcache_registries=mapped, **options) as rig:
+        door = rig.door("proxy")
+
+        def through(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+            return door.request(method, path, headers, body=body)
+
+        found = Conformance(through, f"through{workers}", f"through{workers}/other").run()
+    for wanted, got in zip(expected, found, strict=True):
+        assert got == wanted
