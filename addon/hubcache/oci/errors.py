@@ -55,6 +55,12 @@ class ManifestInvalid(RegistryError):
     status, code = 400, "MANIFEST_INVALID"
 
 
+class NameUnknown(RegistryError):
+    """There is nothing under this path."""
+
+    status, code = 404, "NAME_UNKNOWN"
+
+
 class ManifestUnknown(RegistryError):
     """The upstream has no such manifest."""
 

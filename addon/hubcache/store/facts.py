@@ -1,10 +1,22 @@
 """What is known of repositories and tags: small rows beside the content."""
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
-from ..decide.records import Link, TagRecord, Verdict, decode_tags, encode_tags
+from ..decide.records import (
+    Link,
+    ReferrersRecord,
+    TagRecord,
+    Verdict,
+    decode_referrers,
+    decode_tags,
+    encode_referrers,
+    encode_tags,
+)
 from ..oci.digest import Digest
+from ..oci.errors import StorageError
+from ..oci.reference import subject_of
 from .base import Base
+from .index import Index
 
 FACT_LIFETIME = 90 * 86400.0
 """Seconds after which a fact that was not written again, and that is not about stored content, is forgotten."""
@@ -13,8 +25,20 @@ MAX_NEGOTIATIONS = 16
 """Answers remembered of one tag; clients that send ever new `Accept` headers must not grow the store."""
 
 
+MAX_QUESTIONS = 32
+"""Answers remembered about the referrers of one digest: listings by type and by page, and tags made from the digest."""
+
+_LOOKED_UP = 16
+"""Links looked up at once by who writes them; more are left to the writer thread, each costs some 20 microseconds."""
+
+
 class Facts(Base):
-    """Tags, links, verdicts and challenges, by registry host and repository."""
+    """Tags, links, referrers, verdicts and challenges, by registry host and repository."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pinned_referrers: dict[tuple[str, str], dict[Digest, set[Digest]]] = {}
+        """Of repositories with a pin, until something about them changes."""
 
     def tags(self, registry: str, repository: str, tag: str) -> dict[str, TagRecord]:
         """What is remembered of a tag, by negotiation."""
@@ -32,6 +56,8 @@ class Facts(Base):
             return encode_tags(dict(latest))
 
         await self._write(lambda: index.update(key, merged, FACT_LIFETIME))
+        if subject_of(tag) is not None:
+            self._pinned_referrers.pop((registry, repository), None)
 
     async def drop_tag(self, registry: str, repository: str, tag: str) -> None:
         """Forget a tag (it was moved or removed)."""
@@ -44,14 +70,28 @@ class Facts(Base):
         return Link.decode(value) if isinstance(value, str) else None
 
     async def put_links(
-        self, registry: str, repository: str, links: dict[Digest, int | None], *, confirmed: bool = True
+        self, registry: str, repository: str, links: Mapping[Digest, int | None], *, confirmed: bool = True
     ) -> None:
-        """Remember that digests (with their sizes where known) belong to a repository."""
+        """Remember that digests (with their sizes where known) belong to a repository; what is known is not written.
+
+        A known size outlives one that is not told, and the upstream's word (`confirmed`) a manifest's.
+        """
         index = self._opened()
-        rows: dict[str, object] = {
-            f"link/{registry}/{repository}@{digest}": Link(size, confirmed).encode() for digest, size in links.items()
-        }
-        await self._write(lambda: index.set_many(rows, FACT_LIFETIME))
+        if len(links) <= _LOOKED_UP:
+            known = {digest: self.link(registry, repository, digest) for digest in links}
+            links = {digest: size for digest, size in links.items() if _is_news(known[digest], confirmed)}
+        if not links:
+            return
+        told = {f"link/{registry}/{repository}@{digest}": size for digest, size in links.items()}
+
+        def changed(key: str, value: object) -> str | None:
+            before = Link.decode(value) if isinstance(value, str) else None
+            if not _is_news(before, confirmed):
+                return None
+            size = told[key] if told[key] is not None or before is None else before.size
+            return Link(size, confirmed).encode()
+
+        await self._write(lambda: index.update_many(told, changed, FACT_LIFETIME))
 
     async def drop_link(self, registry: str, repository: str, digest: Digest) -> None:
         """A digest does not belong to a repository (any more)."""
@@ -68,6 +108,46 @@ class Facts(Base):
             index.set_many({}, gone=at)
 
         await self._write(drop)
+
+    def referrers(self, registry: str, repository: str, subject: Digest) -> dict[str, ReferrersRecord]:
+        """What is remembered about the referrers of a digest, by question."""
+        value = self._read(f"referrers/{registry}/{repository}@{subject}")
+        return decode_referrers(value) if isinstance(value, str) else {}
+
+    async def put_referrers(
+        self, registry: str, repository: str, subject: Digest, question: str, record: ReferrersRecord
+    ) -> None:
+        """Remember what was answered to a question about the referrers of a digest."""
+        index = self._opened()
+        key = f"referrers/{registry}/{repository}@{subject}"
+
+        def merged(value: object) -> str:
+            records = (decode_referrers(value) if isinstance(value, str) else {}) | {question: record}
+            latest = sorted(records.items(), key=lambda item: item[1].validated_at)[-MAX_QUESTIONS:]
+            return encode_referrers(dict(latest))
+
+        await self._write(lambda: index.update(key, merged, FACT_LIFETIME))
+        self._pinned_referrers.pop((registry, repository), None)
+
+    async def drop_referrers(self, registry: str, repository: str, subject: Digest | None = None) -> None:
+        """Forget what refers to a digest; without `subject`, to any of the repository's."""
+        index, prefix = self._opened(), f"referrers/{registry}/{repository}@{subject or ''}"
+        await self._write(lambda: index.set_many({}, gone=[key for key, _, _, _ in index.rows(prefix)]))
+        self._pinned_referrers.pop((registry, repository), None)
+
+    def referrers_of(self, registry: str, repository: str) -> dict[Digest, set[Digest]]:
+        """By digest, the stored listings of what refers to it and the manifests at tags made from it.
+
+        For repositories with a pin: many rows are read, and what they say is kept in memory.
+        """
+        known = self._pinned_referrers.get((registry, repository))
+        if known is None and self._index is not None:
+            try:
+                known = _read_referrers(self._index, registry, repository)
+                self._pinned_referrers[registry, repository] = known
+            except StorageError as error:
+                self._note(error)
+        return known or {}
 
     def is_private(self, digest: Digest) -> bool:
         """Whether content was fetched with a client's own credentials, so that it may be nobody else's."""
@@ -121,7 +201,7 @@ class Facts(Base):
             for key, value in ending:
                 kind, _, what = key.partition("/")
                 match kind:
-                    case "link" | "private":
+                    case "link" | "private" | "referrers":
                         keep = what.rpartition("@")[2] in held
                     case "tag":
                         keep = any(str(record.digest) in held for record in decode_tags(value).values())
@@ -143,3 +223,21 @@ class Facts(Base):
         index = self._opened()
         if self.challenge(registry) != challenge:
             await self._write(lambda: index.set(f"challenge/{registry}", challenge))
+
+
+def _is_news(known: Link | None, confirmed: bool) -> bool:
+    return known is None or (confirmed and not known.confirmed)
+
+
+def _read_referrers(index: Index, registry: str, repository: str) -> dict[Digest, set[Digest]]:
+    found: dict[Digest, set[Digest]] = {}
+    prefix = f"referrers/{registry}/{repository}@"
+    for key, value, _, _ in index.rows(prefix):
+        listed = {record.digest for record in decode_referrers(value).values() if record.digest is not None}
+        found.setdefault(Digest.parse(key.removeprefix(prefix)), set()).update(listed)
+    prefix = f"tag/{registry}/{repository}:"
+    for key, value, _, _ in index.rows(f"{prefix}sha256-"):
+        subject = subject_of(key.removeprefix(prefix))
+        if subject is not None:
+            found.setdefault(subject, set()).update(record.digest for record in decode_tags(value).values())
+    return found

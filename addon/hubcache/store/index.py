@@ -89,6 +89,20 @@ class Index:
 
         self._translate(write)
 
+    def update_many(
+        self, keys: Iterable[str], change: Callable[[str, Any], object | None], lifetime: float | None = None
+    ) -> None:
+        """Replace rows by what `change` makes of each key and value (None: let it be), in one transaction."""
+
+        def write() -> None:
+            with self._cache.transact():
+                for key in keys:
+                    value = change(key, self._cache.get(key))
+                    if value is not None:
+                        self._cache.set(key, value, expire=lifetime)
+
+        self._translate(write)
+
     def set_many(self, rows: dict[str, object], lifetime: float | None = None, gone: Iterable[str] = ()) -> None:
         """Write rows, and delete those that are `gone`, in one transaction."""
 

@@ -140,6 +140,10 @@ class Store(Facts):
         """Whether the content is stored, blob or manifest."""
         return digest in self.ledger.sizes
 
+    def is_manifest(self, digest: Digest) -> bool:
+        """Whether the content is stored, and a manifest."""
+        return digest in self.ledger.children
+
     def blob_size(self, digest: Digest) -> int | None:
         """Size of a stored blob; None when it is not stored (or is a manifest)."""
         return None if digest in self.ledger.children else self.ledger.sizes.get(digest)
@@ -245,14 +249,15 @@ class Store(Facts):
         await self.rooms.reserve(digest, size, self._opened().bytes, self.remove)
 
     def _pin(self) -> None:
-        """Find what is pinned: whatever the pinned tags are now, with all they refer to."""
-        roots: set[Digest] = set()
+        """Find what is pinned: whatever the pinned tags are now, with all they refer to and all that refers to it."""
+        pinned: set[Digest] = set()
         for pin in self.pins:
             if isinstance(pin.reference, Digest):
-                roots.add(pin.reference)
+                roots = {pin.reference}
             else:
-                roots.update(record.digest for record in self.tags(pin.host, pin.repository, pin.reference).values())
-        self.ledger.pinned = self.ledger.closure(roots)
+                roots = {record.digest for record in self.tags(pin.host, pin.repository, pin.reference).values()}
+            pinned |= self.ledger.closure(roots, self.referrers_of(pin.host, pin.repository))
+        self.ledger.pinned = frozenset(pinned)
 
     async def keep_house(self) -> None:
         """Shrink step by step to the limit where that was lowered, and write behind what changed of the policy."""

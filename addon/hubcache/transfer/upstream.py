@@ -31,9 +31,12 @@ from ..oci.errors import (
     Unavailable,
 )
 from ..oci.manifest import MAX_MANIFEST
+from ..oci.media import OCI_INDEX
+from ..oci.reference import ReferrersTarget
 from ..oci.registry import Registry
 from .client import Client
 from .http import pause, read_body, refuse_encoded, retry_after
+from .listing import Listing, read_listing
 from .observer import Observer
 from .tokens import Challenge, Tokens, pull_scope, realm_url
 
@@ -136,6 +139,16 @@ class Upstream:
             path = f"manifests/{reference}"
             async with self._get("manifest", repository, path, "GET", {"Accept": accept}, reader) as response:
                 return await _read_manifest(response, reference)
+
+        return await _retried(ask)
+
+    async def get_referrers(self, repository: str, subject: Digest, query: str, reader: str | None = None) -> Listing:
+        """A page of what refers to a digest; raises `ManifestUnknown` where the registry has no such API, too."""
+
+        async def ask() -> Listing:
+            path = f"referrers/{subject}" + (f"?{query}" if query else "")
+            async with self._get("referrers", repository, path, "GET", {"Accept": OCI_INDEX}, reader) as response:
+                return await read_listing(response, ReferrersTarget(repository, subject))
 
         return await _retried(ask)
 
