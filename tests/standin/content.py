@@ -160,10 +160,9 @@ class Memory:
 
     async def referrers(self, repo: str, digest: str) -> list[dict[str, Any]]:
         return [
-            _descriptor(manifest.body, manifest.media_type)
-            | {"artifactType": parsed.get("artifactType") or parsed.get("config", {}).get("mediaType", "")}
+            _descriptor(manifest.body, manifest.media_type) | {"artifactType": _artifact_type(_object(manifest.body))}
             for manifest in self.repositories.get(repo, Repository()).manifests.values()
-            if (parsed := _object(manifest.body)).get("subject", {}).get("digest") == digest
+            if subject_of(manifest.body) == digest
         ]
 
     def put_manifest(self, repo: str, reference: str | None, body: bytes, media_type: str) -> str:
@@ -265,6 +264,16 @@ def _size(blob: bytes | Synthetic) -> int:
 
 def _descriptor(body: bytes, media_type: str) -> dict[str, Any]:
     return {"mediaType": media_type, "size": len(body), "digest": sha256(body)}
+
+
+def subject_of(body: bytes) -> str | None:
+    """The digest of a manifest's ``subject``."""
+    subject = _object(body).get("subject", {}).get("digest")
+    return None if subject is None else str(subject)
+
+
+def _artifact_type(manifest: Mapping[str, Any]) -> str:
+    return str(manifest.get("artifactType") or manifest.get("config", {}).get("mediaType", ""))
 
 
 def _object(body: bytes) -> dict[str, Any]:

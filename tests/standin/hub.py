@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 from aiohttp import web
 
 from . import tls
-from .content import Image, Manifest, Memory, Synthetic
+from .content import Image, Manifest, Memory, Synthetic, subject_of
 from .faults import Faults
 from .registry import Cdn, Registry, TokenService, classify
 from .remote import Remote
@@ -194,7 +194,10 @@ class Hub:
         """Take a push."""
         if isinstance(self.backend, Remote):
             return await self.backend.write(request)
-        return await self._uploads.write(request, repo, kind, name)
+        reply = await self._uploads.write(request, repo, kind, name)
+        if self.referrers and kind == "manifest" and (subject := subject_of(await request.read())):
+            reply.headers = {"OCI-Subject": subject, **reply.headers}
+        return reply
 
     # log
 
