@@ -370,7 +370,7 @@ async def test_what_was_verified_online_is_verified_offline(
     assert [await cache.get(door, f"/v2/{REPO}/{path}") for path in paths] == online
 
 
-# -- workers -------------------------------------------------------------------------------------------------------------
+# -- workers --------------------------------------------------------------------------------------------------------
 
 
 async def test_worker_tells_the_owner_what_a_push_is_about(hub: Hub, tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ async def test_worker_tells_the_owner_what_a_push_is_about(hub: Hub, tmp_path: P
             assert (await pair.get(path)).status == 200
         registry = cache.settings.registries[0]
         await pair.remote.moved(registry, (REPO, "pushed"), image.digest)
-        assert [(await pair.get(path)).result for path in paths] == [Result.REVALIDATED, Result.HIT]
+        assert [(await pair.get(path)).result for path in paths] == [Result.MISS, Result.HIT]
         await pair.remote.moved(registry, (REPO, "pushed"), None)
         await pair.remote.moved(registry, (REPO, "pushed"), "nonsense")
         assert [(await pair.get(path)).result for path in paths] == [Result.MISS, Result.MISS]

@@ -131,7 +131,7 @@ class Registry:
         headers = {"Content-Type": media.OCI_INDEX}
         found = await self._hub.backend.referrers(repo, digest)
         if wanted := request.query.get("artifactType"):
-            found = [each for each in found if each["artifactType"] == wanted]
+            found = [each for each in found if each.get("artifactType") == wanted]
             headers["OCI-Filters-Applied"] = "artifactType"
         start, size = int(request.query.get("last", "0")), self._hub.referrers_page or len(found)
         if start + size < len(found):

@@ -119,7 +119,8 @@ def referrers_query(query: str) -> str:
 
     `ns` is left out: it names the registry (see `Interception.place_in_mirror`), and is no part of the question.
     """
-    return urlencode(sorted((name, value) for name, value in parse_qsl(query, True) if name != "ns"), errors="replace")
+    text = query.encode(errors="replace").decode()  # bytes that are no text came as surrogates, which have no encoding
+    return urlencode(sorted((name, value) for name, value in parse_qsl(text, True) if name != "ns"))
 
 
 def _repository_of(rest: list[str]) -> str | None:

@@ -115,7 +115,7 @@ class Service:
             logger.info("hubcache: stale copies of %s are served: %s", request.registry.host, reason)
 
     async def _route(self, request: Request, target: Target) -> Answer | Forward:
-        if request.door is Door.MIRROR and not is_api(request.path):
+        if request.door is Door.MIRROR and not _is_meant_for_a_mirror(request.path, target):
             raise NameUnknown("a mirror has nothing but the registry API", {"path": request.path[:200]})
         if isinstance(target, OtherTarget) or request.method not in ("GET", "HEAD"):
             return await self._pass_on(request, target)
@@ -329,6 +329,11 @@ class Service:
         except DigestInvalid:
             about = None
         await self._referrers.forget(registry.host, repository, reference, about)
+
+
+def _is_meant_for_a_mirror(path: str, target: Target) -> bool:
+    """Whether a path is one of the API: with a repository, or an extension's (`_catalog` and others begin with `_`)."""
+    return is_api(path) and (target != OtherTarget(None) or path.startswith("/v2/_"))
 
 
 def _is_about_referrers(target: _Content) -> bool:

@@ -63,6 +63,7 @@ class Facts(Base):
         """Forget a tag (it was moved or removed)."""
         index = self._opened()
         await self._write(lambda: index.delete(f"tag/{registry}/{repository}:{tag}"))
+        self._pinned_referrers.pop((registry, repository), None)
 
     def link(self, registry: str, repository: str, digest: Digest) -> Link | None:
         """Whether a digest is known to belong to a repository."""
@@ -108,6 +109,7 @@ class Facts(Base):
             index.set_many({}, gone=at)
 
         await self._write(drop)
+        self._pinned_referrers.pop((registry, repository), None)
 
     def referrers(self, registry: str, repository: str, subject: Digest) -> dict[str, ReferrersRecord]:
         """What is remembered about the referrers of a digest, by question."""
