@@ -85,14 +85,17 @@ class Facts(Base):
             return
         told = {f"link/{registry}/{repository}@{digest}": size for digest, size in links.items()}
 
-        def changed(key: str, value: object) -> str | None:
-            before = Link.decode(value) if isinstance(value, str) else None
-            if not _is_news(before, confirmed):
-                return None
-            size = told[key] if told[key] is not None or before is None else before.size
-            return Link(size, confirmed).encode()
+        def write() -> None:
+            rows: dict[str, object] = {}
+            known = index.get_many(told)
+            for key, size in told.items():
+                before = Link.decode(known[key]) if key in known else None
+                if _is_news(before, confirmed):
+                    rows[key] = Link(before.size if size is None and before else size, confirmed).encode()
+            if rows:
+                index.set_many(rows, FACT_LIFETIME)
 
-        await self._write(lambda: index.update_many(told, changed, FACT_LIFETIME))
+        await self._write(write)
 
     async def drop_link(self, registry: str, repository: str, digest: Digest) -> None:
         """A digest does not belong to a repository (any more)."""
