@@ -230,6 +230,7 @@ async def test_pages_lead_on_at_the_same_door_and_none_names_the_registry(
         "</v2/library/other/referrers/sha256:00>",
         "<http://[>",
         "<0://[]@>",
+        f"<?last={'x' * 5000}>",
     ],
 )
 async def test_listing_whose_next_page_is_no_page_of_it_is_not_served_as_if_it_were_whole(

@@ -23,7 +23,7 @@ logger = logging.getLogger("hubcache")
 MAX_MANIFESTS = 256
 """Manifests of one image that are looked at. The largest official indexes have some 40, attestations included."""
 
-MAX_DESCRIPTORS = 20_000
+MAX_REFERENCES = 20_000
 """What all of these together refer to."""
 
 MAX_DEPTH = 4
@@ -36,7 +36,7 @@ _MAX_REFERRERS = 32
 """Manifests fetched of those that refer to one attestation."""
 
 _MAX_PARSED = 100_000
-_MAX_ANSWERS = 10_000
+_MAX_ANSWERS = 1_000
 """What is kept in memory: parsed descriptors, and images that are known to be complete or not."""
 
 FALLBACK_ACCEPT = negotiation(f"{OCI_INDEX}, */*")
@@ -137,7 +137,7 @@ class Ahead:
 
     async def _ask_referrers(self, view: View, attestation: Digest) -> list[Digest]:
         """Ask what an engine will ask about an attestation, so that the answer is known: what refers to it, by the API
-        and where that fails by the tag (containerd, core/remotes/docker, `FetchReferrers`)."""
+        and where that fails by the tag (seen: Docker Engine 29)."""
         try:
             body = (await self._referrers.listed(view, attestation, "")).body
         except ManifestUnknown:  # the usual answer
@@ -194,7 +194,7 @@ class _Walk:
     def saw(self, children: tuple[Descriptor, ...]) -> None:
         """A manifest refers to these; with too many of them the walk is at its end."""
         self._descriptors += len(children)
-        if self._descriptors > MAX_DESCRIPTORS:
+        if self._descriptors > MAX_REFERENCES:
             self.is_cut = True
             self._pending.clear()
 

@@ -270,6 +270,7 @@ class Service:
         accept = negotiation(request.headers.get("accept"))
         if not isinstance(target.reference, Digest) and subject_of(target.reference) is not None:
             found = await self._referrers.tagged(view, target.reference, accept, head=head, known_only=True)
+            self._count(request, found.digest)
             return self._manifest_answer(request, found)
         client = (request.client, request.headers.get("user-agent", ""))
         found = await self._mirror.manifest(view, target.reference, accept, client, head=head)

@@ -29,7 +29,7 @@ MAX_QUESTIONS = 32
 """Answers remembered about the referrers of one digest: listings by type and by page, and tags made from the digest."""
 
 _LOOKED_UP = 16
-"""Links looked up at once by who writes them; more are left to the writer thread, each costs some 20 microseconds."""
+"""Links looked up at once by who writes them; more are left to the writer thread, each costs some 12 microseconds."""
 
 
 class Facts(Base):

@@ -13,6 +13,9 @@ from .http import read_body
 _MAX_FILTERS = 255
 """Characters of `OCI-Filters-Applied` that are kept; the spec has one filter, `artifactType`."""
 
+_MAX_QUERY = 4096
+"""Characters of the query of a next page; what registries put there to find their place again has some hundreds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
@@ -42,8 +45,9 @@ def _following(response: aiohttp.ClientResponse, asked: ReferrersTarget) -> str:
         if "next" not in response.links:
             return ""
         url = response.links["next"]["url"]
-        if isinstance(url, URL) and parse_target(url.raw_path) == asked:
-            return referrers_query(url.raw_query_string)
+        query = referrers_query(url.raw_query_string) if isinstance(url, URL) else ""
+        if isinstance(url, URL) and parse_target(url.raw_path) == asked and len(query) <= _MAX_QUERY:
+            return query
     except (ValueError, IndexError, RegistryError):  # yarl's words for malformed URLs, and a path of no API
         pass
     raise BadUpstream("upstream's next page of referrers is somewhere else", {"repository": asked.repository})
