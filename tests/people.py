@@ -40,7 +40,7 @@ class Clock(SimpleNamespace):
         for module in (gate, tokens, upstream):
             patch.setattr(module, "time", self)
         engine: Any = cache.engine
-        for part in (engine._gate, engine._manifests, engine._sync):
+        for part in (engine._gate, engine._manifests, engine._referrers, engine._sync):
             patch.setattr(part, "_clock", self.time)
 
     def time(self) -> float:

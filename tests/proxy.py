@@ -259,7 +259,7 @@ class Rig:
         self.hub.faults.clear()
         self.hub.start()
         self.hub.auth = self.hub.redirects = True
-        self.hub.referrers = False
+        self.hub.referrers, self.hub.referrers_page = False, None
         self.hub.limit(None)
         wait_until(lambda: not self.product.health["upstreams_down"])
         self.hub.reset_log()

@@ -76,9 +76,10 @@ def test_odd_but_legal_tags_are_served(door: Door, tag: str) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/v1/", "/v2x/", "/favicon.ico", "/v2/_catalog"])
 def test_unknown_paths_are_the_upstreams_business(door: Door, path: str) -> None:
+    """At a mirror only what may be an extension of the API is: nothing else there is the registry's."""
     answer = door.request("GET", path)
     assert answer.status in (401, 404)
-    assert door.hub.count(path=path) == 1
+    assert door.hub.count(path=path) == (1 if door.is_proxy or path == "/v2/_catalog" else 0)
 
 
 @pytest.mark.parametrize("method", ["OPTIONS", "PATCH", "PROPFIND"])

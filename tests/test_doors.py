@@ -226,6 +226,45 @@ def test_mirror_serves_the_namespace_of_the_hub(rig: Rig, namespace: str) -> Non
     assert answer.headers["oci-namespace"] == "docker.io"
 
 
+def test_hub_is_stored_once_whatever_it_is_called(proxy_door: Door) -> None:
+    """crane, ko, kaniko and cosign call it index.docker.io; its name in the CONNECT, in TLS and in `Host`."""
+    image = proxy_door.hub.image(proxy_door.repo, "latest", [random_bytes(50_000, proxy_door.repo)])
+    paths = [f"manifests/{image.tag}", f"manifests/{image.digest}", f"blobs/{image.config}", f"blobs/{image.layers[0]}"]
+    for host in (HUB_HOST, "index.docker.io", "INDEX.docker.io"):
+        for path in paths:
+            answer = proxy_door.request("GET", f"/v2/{proxy_door.repo}/{path}", proxy.ACCEPT, host=host)
+            assert answer.status == 200
+        proxy_door.settle()
+        assert proxy_door.hub.count(kind="manifest") == 1
+        assert proxy_door.hub.count(kind="cdn") == 2
+    assert proxy_door.request("GET", "/v2/", host="index.docker.io").headers["www-authenticate"] == REALM
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1/search?q=a", "/token?scope=x", "/metrics", "/v20/", "/v2/x", "/v2/library/app"]
+)
+def test_mirror_has_nothing_but_the_registry_api(rig: Rig, method: str, path: str) -> None:
+    rig.refresh()
+    answer = rig.door("mirror").request(method, path)
+    assert answer.status == 404
+    if method != "HEAD":
+        assert answer.failure == (404, "NAME_UNKNOWN")
+    assert rig.hub.count() == 0
+
+
+def test_mirror_serves_the_namespace_of_a_header(rig: Rig) -> None:
+    """stargz sends it (distribution spec, "Registry Proxying")."""
+    rig.refresh()
+    mirror = rig.door("mirror")
+    image = rig.hub.image(mirror.repo, "latest")
+    path = f"/v2/{mirror.repo}/manifests/latest"
+    answer = mirror.request("GET", path, proxy.ACCEPT | {"OCI-Namespace": "docker.io"})
+    assert (answer.status, answer.body) == (200, image.manifest)
+    assert mirror.request("GET", path, {"OCI-Namespace": "ghcr.io"}).failure == (404, "MANIFEST_UNKNOWN")
+    assert mirror.request("GET", f"{path}?ns=docker.io", {"OCI-Namespace": "ghcr.io"}).status == 200
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
 def test_mirror_does_not_know_other_namespaces(rig: Rig, method: str) -> None:
     rig.refresh()

@@ -31,6 +31,12 @@ def request(mode: str, url: str, host_header: str | None = None) -> HTTPFlow:
         ("https://registry-1.docker.io/v2/", Place(HUB, Door.PROXY)),
         ("https://REGISTRY-1.docker.io/v2/", Place(HUB, Door.PROXY)),
         ("https://auth.docker.io/token", Place(HUB, Door.PROXY, is_token_service=True)),
+        ("https://index.docker.io/v2/", Place(HUB, Door.PROXY)),
+        ("https://Index.docker.io/v2", Place(HUB, Door.PROXY)),
+        ("https://index.docker.io/v2/library/app/manifests/1?ns=x", Place(HUB, Door.PROXY)),
+        ("https://index.docker.io/v1/search?q=app", None),
+        ("https://index.docker.io/v20/", None),
+        ("https://index.docker.io:8443/v2/", None),
         ("https://ghcr.io/v2/", Place(GHCR, Door.PROXY)),
         ("https://images.example.net:5443/v2/", Place(PORTED, Door.PROXY)),
         ("https://images.example.net/v2/", None),
@@ -70,8 +76,30 @@ def test_mirror_door_goes_by_its_target_and_ns(mode: str, query: str, place: Pla
     assert TABLE.place(request(mode, f"http://anything.example/v2/{query}")) == place
 
 
+@pytest.mark.parametrize(
+    ("query", "header", "registry"),
+    [
+        ("", "ghcr.io", GHCR),
+        ("", "docker.io", HUB),
+        ("", "", HUB),
+        ("", "quay.io", None),
+        ("?ns=ghcr.io", "docker.io", GHCR),
+        ("?ns=docker.io", "quay.io", HUB),
+        ("?ns=quay.io", "ghcr.io", None),
+        ("?ns=", "ghcr.io", GHCR),
+    ],
+)
+def test_namespace_header_means_what_ns_means_and_gives_way_to_it(
+    query: str, header: str, registry: Registry | None
+) -> None:
+    flow = request("reverse:https://registry-1.docker.io", f"http://anything.example/v2/{query}")
+    flow.request.headers["OCI-Namespace"] = header
+    assert TABLE.place(flow) == (None if registry is None else Place(registry, Door.MIRROR))
+
+
 def test_token_service_is_intercepted_only_with_the_hub() -> None:
-    assert TABLE.hosts == ["registry-1.docker.io", "ghcr.io", "images.example.net", "auth.docker.io"]
+    names_of_the_hub = ["index.docker.io", "auth.docker.io"]
+    assert TABLE.hosts == ["registry-1.docker.io", "ghcr.io", "images.example.net", *names_of_the_hub]
     assert Interception((GHCR,)).hosts == ["ghcr.io"]
 
 
@@ -80,6 +108,7 @@ def test_token_service_is_intercepted_only_with_the_hub() -> None:
     [
         ("registry-1.docker.io:443", True),
         ("auth.docker.io:443", True),
+        ("index.docker.io:443", True),
         ("images.example.net:5443", True),
         ("images.example.net:443", False),
         ("registry-1.docker.io:4433", False),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import ManifestInvalid
-from hubcache.oci.manifest import MAX_MANIFEST, Descriptor, parse_manifest
+from hubcache.oci.manifest import MAX_MANIFEST, Descriptor, parse_index, parse_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,3 +105,28 @@ def test_whatever_the_bytes_are_they_are_parsed_or_refused(body: bytes) -> None:
     except ManifestInvalid:
         return
     assert all(descriptor.size >= 0 for descriptor in found)
+
+
+def test_attestations_name_the_manifest_that_they_are_about() -> None:
+    about = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": str(Digest.of(b"a"))}
+    for annotations, expected in (
+        (about, Digest.of(b"a")),
+        (about | {"vnd.docker.reference.type": "other"}, None),
+        (about | {"vnd.docker.reference.digest": "nonsense"}, None),
+        ({"vnd.docker.reference.type": "attestation-manifest"}, None),
+        ("text", None),
+        (None, None),
+    ):
+        entry = {"digest": str(Digest.of(b"b")), "size": 1, "annotations": annotations}
+        (found,) = parse_manifest(json.dumps({"manifests": [entry]}).encode())
+        assert found.attests == expected
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"layers": []}', b"[]", b"", b'{"manifests": {"a": 1}}', b"[" * 100_000])
+def test_what_has_no_list_of_manifests_is_no_index(body: bytes) -> None:
+    with pytest.raises(ManifestInvalid):
+        parse_index(body)
+
+
+def test_empty_index_is_one() -> None:
+    assert parse_index(b'{"manifests": []}') == parse_index(b'{"manifests": null}') == ()

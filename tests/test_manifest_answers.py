@@ -173,16 +173,6 @@ def test_manifest_of_an_unknown_type_is_served_with_its_type(door: Door, media_t
         assert answer.headers["docker-content-digest"] == digest
 
 
-def test_referrers_pass_through(door: Door) -> None:
-    image = door.hub.image(door.repo, "latest")
-    artifact = door.hub.image(door.repo, None, [b"sbom"], subject=image, artifact_type="text/spdx+json")
-    assert door.request("GET", f"/v2/{door.repo}/referrers/{image.digest}").status == 404
-    door.hub.referrers = True
-    answer = door.request("GET", f"/v2/{door.repo}/referrers/{image.digest}")
-    assert [found["digest"] for found in json.loads(answer.body)["manifests"]] == [artifact.digest]
-    assert answer.headers["content-type"] == OCI_INDEX
-
-
 def test_tag_list_passes_through(door: Door) -> None:
     for tag in ("a", "b"):
         door.hub.image(door.repo, tag)

@@ -1,9 +1,10 @@
 """What was learned is written at best effort: a store that cannot take it is reported, and the pull goes on."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hubcache.decide.records import ManifestRecord, TagRecord, Verdict
+from hubcache.decide.records import Link, ManifestRecord, TagRecord, Verdict
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
 from hubcache.serve.memory import Memory
@@ -58,18 +59,17 @@ async def test_move_of_one_tag_does_not_concern_others(tmp_path: Path) -> None:
 async def test_known_links_cost_no_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened_store(tmp_path) as store:
         memory, written = Memory(store, lambda _: None), []
-        original = store.put_links
+        original = store._write
 
-        async def put(
-            registry: str, repository: str, links: dict[Digest, int | None], *, confirmed: bool, given: bool
-        ) -> None:
-            written.append((links, confirmed))
-            await original(registry, repository, links, confirmed=confirmed, given=given)
+        async def write(action: Callable[[], object]) -> object:
+            written.append(action)
+            return await original(action)
 
-        monkeypatch.setattr(store, "put_links", put)
+        monkeypatch.setattr(store, "_write", write)
         for confirmed in (False, False, True, True, False):
             await memory.link(HOST, REPO, {DIGEST: None if confirmed else 5}, confirmed=confirmed)
-        assert written == [({DIGEST: 5}, False), ({DIGEST: 5}, True)]
+        assert len(written) == 2
+        assert store.link(HOST, REPO, DIGEST) == Link(5, confirmed=True)
 
 
 async def test_store_that_takes_nothing_is_reported_and_nothing_raises(tmp_path: Path) -> None:

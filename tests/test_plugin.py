@@ -35,12 +35,14 @@ class Harness:
         self.context = context
         self.addon = addon
 
-    async def request(self, method: str, path: str, door: str = "mirror", **headers: str) -> HTTPFlow:
+    async def request(
+        self, method: str, path: str, door: str = "mirror", host: str = HUB_HOST, **headers: str
+    ) -> HTTPFlow:
         """A flow after its request's head came in."""
         flow = tflow.tflow()
         mode = f"reverse:https://{HUB_HOST}@5000" if door == "mirror" else "regular"
         flow.client_conn.proxy_mode = ProxyMode.parse(mode)
-        flow.request.url = f"https://{HUB_HOST}{path}"
+        flow.request.url = f"https://{host}{path}"
         flow.request.method = method
         flow.request.headers.clear()
         for name, value in headers.items():
@@ -89,7 +91,21 @@ async def test_defaults_that_a_registry_cache_needs_are_set(harness: Harness) ->
     assert not options.upstream_cert
     assert not options.http2
     assert options.mode == ["regular@8080", f"reverse:https://{HUB_HOST}@5000"]
-    assert len(options.allow_hosts) == 2
+    assert len(options.allow_hosts) == 3
+
+
+async def test_index_of_the_hub_is_the_hub_and_keeps_what_only_it_has(harness: Harness, hub: Hub) -> None:
+    """`docker search` asks it for `/v1/search`, which the registry does not have."""
+    image = hub.image(REPO, "1")
+    pulled = await harness.request("GET", f"/v2/{REPO}/manifests/1", "proxy", "index.docker.io", Accept="*/*")
+    assert pulled.response is not None
+    assert pulled.response.content == image.manifest
+    searched = await harness.request("GET", "/v1/search?q=app", "proxy", "index.docker.io", Authorization="Basic eA==")
+    assert searched.response is None
+    assert (searched.request.host, searched.request.port) == ("index.docker.io", 443)
+    assert searched.request.stream is True
+    pushed = await harness.request("PUT", f"/v2/{REPO}/manifests/1", "proxy", "index.docker.io")
+    assert f"http://{pushed.request.host}:{pushed.request.port}" == hub.url()
 
 
 async def test_values_of_the_user_are_kept(hub: Hub, tmp_path: Path) -> None:

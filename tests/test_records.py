@@ -4,11 +4,14 @@ import pytest
 from hubcache.decide.records import (
     Link,
     ManifestRecord,
+    ReferrersRecord,
     TagRecord,
     decode_hosts,
+    decode_referrers,
     decode_row,
     decode_tags,
     encode_hosts,
+    encode_referrers,
     encode_row,
     encode_tags,
 )
@@ -19,12 +22,20 @@ from hypothesis import strategies as st
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 TAGS = st.builds(TagRecord, st.binary(max_size=4).map(Digest.of), st.text(), st.integers(0, 1 << 60), FINITE)
+REFERRERS = st.builds(
+    ReferrersRecord, st.none() | st.binary(max_size=4).map(Digest.of), FINITE, st.text(), following=st.text()
+)
 MEDIA_TYPES = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=40)
 
 
 @given(st.dictionaries(st.text(), TAGS, max_size=4))
 def test_tag_records_round_trip(records: dict[str, TagRecord]) -> None:
     assert decode_tags(encode_tags(records)) == records
+
+
+@given(st.dictionaries(st.text(), REFERRERS, max_size=4))
+def test_referrers_records_round_trip(records: dict[str, ReferrersRecord]) -> None:
+    assert decode_referrers(encode_referrers(records)) == records
 
 
 @given(MEDIA_TYPES, st.binary())

@@ -13,10 +13,15 @@ from hubcache.oci.reference import (
     ManifestTarget,
     OtherTarget,
     Ping,
+    ReferrersTarget,
+    fallback_tag,
+    is_api,
     parse_name,
     parse_range,
     parse_reference,
     parse_target,
+    referrers_query,
+    subject_of,
 )
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -125,7 +130,6 @@ def test_the_root_is_a_ping(path: str) -> None:
         ("/v2/manifests/latest", None),
         ("/v2/a/tags/list", "a"),
         ("/v2/library/a/tags/list?n=3", "library/a"),
-        (f"/v2/a/b/referrers/{DIGEST}", "a/b"),
         ("/v2/a/blobs/uploads", "a"),
         ("/v2/a/blobs/uploads/", "a"),
         ("/v2/a/blobs/uploads/4f1e-9?_state=x", "a"),
@@ -267,3 +271,49 @@ def test_whatever_a_range_header_holds_the_part_lies_within_the_body(header: str
     except RangeInvalid:
         return
     assert part is None or 0 <= part.start < part.end <= size
+
+
+# -- referrers ---------------------------------------------------------------------------------------------------------
+
+
+@given(NAMES, DIGESTS)
+def test_referrers_are_asked_by_repository_and_digest(name: str, digest: Digest) -> None:
+    for path in (f"/v2/{name}/referrers/{digest}", f"/v2/{name}/referrers/{quote(digest)}?artifactType=a"):
+        assert parse_target(path) == ReferrersTarget(name, digest)
+
+
+@pytest.mark.parametrize("digest", ["latest", "sha256:abc", "", "sha256-" + "0" * 64])
+def test_referrers_of_what_is_no_digest_are_refused(digest: str) -> None:
+    with pytest.raises(DigestInvalid):
+        parse_target(f"/v2/library/app/referrers/{digest}")
+
+
+@given(DIGESTS, st.from_regex(r"(\.[A-Za-z0-9._-]{1,20})?", fullmatch=True))
+def test_tag_made_from_a_digest_tells_which(digest: Digest, suffix: str) -> None:
+    assert subject_of(fallback_tag(digest) + suffix) == digest
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["latest", "sha256-a", f"sha256-{'0' * 63}", f"sha256-{'0' * 65}", f"sha256-{'A' * 64}", f"sha256-{'0' * 64}-"],
+)
+def test_other_tags_are_made_from_no_digest(tag: str) -> None:
+    assert subject_of(tag) is None
+
+
+def test_tag_of_a_long_digest_is_cut_as_the_spec_says() -> None:
+    assert fallback_tag(Digest.parse("sha512:" + "ab" * 64)) == "sha512-" + "ab" * 32
+
+
+@given(st.text(max_size=60) | st.text("ns=&artifactType%20+;\udcff", max_size=60))
+def test_referrers_query_has_one_form_whatever_it_was(query: str) -> None:
+    once = referrers_query(query)
+    assert referrers_query(once) == once
+    assert "ns" not in [part.partition("=")[0] for part in once.split("&")]
+
+
+@pytest.mark.parametrize(
+    ("path", "api"), [("/v2", True), ("/v2/", True), ("/v2/a", True), ("/v20", False), ("/", False), ("/v1/v2/", False)]
+)
+def test_registry_api_is_below_v2(path: str, api: bool) -> None:
+    assert is_api(path) is api

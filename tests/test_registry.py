@@ -88,5 +88,7 @@ def test_docker_hub_is_known_by_its_namespaces_and_realm_whatever_its_upstream()
     for namespace in ("docker.io", "index.docker.io", "registry-1.docker.io", "Docker.IO"):
         assert hub.answers_to(namespace)
         assert not other.answers_to(namespace)
+        for written in (namespace, f"{namespace}:443"):
+            assert Registry.parse(written) == Registry(HUB_HOST, f"https://{HUB_HOST}")
     assert other.answers_to("GHCR.io")
     assert not hub.answers_to("ghcr.io")

@@ -22,6 +22,7 @@ from .serve.manifests import Manifests
 from .serve.memory import Memory
 from .serve.messages import Answer, Forward, Request, Result
 from .serve.mirror import Mirror
+from .serve.referrers import Referrers
 from .serve.service import Service
 from .serve.tag_refresh import TICK_SECONDS, TagRefresh
 from .serve.token_service import TokenService
@@ -81,13 +82,21 @@ class Engine:
         self._gate = Gate(self.store, memory)
         self.fills = Fills(self.store, self.metrics, self._fill_failed)
         self._manifests = Manifests(self.store, memory, self._gate)
+        self._referrers = Referrers(self.store, memory, self._gate, self._manifests)
         self._blobs = Blobs(self.store, memory, self._gate, self.fills)
-        ahead = Ahead(self.store, self._manifests, self._blobs, self._may_spend)
+        ahead = Ahead(self.store, self._manifests, self._blobs, self._referrers, self._may_spend)
         self._sync = TagRefresh(self.store, memory, self._manifests, ahead, self._may_spend)
         self._mirror = Mirror(self.store, self._gate, self._manifests, self._blobs, ahead, self._may_spend)
         self.token_service = TokenService(self.store, self._client, self._tokens, self._upstreams)
         self.service = Service(
-            self.store, self._gate, self._manifests, self._blobs, self._sync, self._mirror, self._upstreams
+            self.store,
+            self._gate,
+            self._manifests,
+            self._blobs,
+            self._sync,
+            self._mirror,
+            self._referrers,
+            self._upstreams,
         )
         self.apply(self._settings)
         await self.pump.start()
@@ -167,9 +176,9 @@ class Engine:
         """Body bytes went to a client, by whatever process."""
         self.metrics.sent(source, count)
 
-    async def moved(self, registry: Registry, moved: tuple[str, str]) -> None:
-        """A push or a delete through the proxy was accepted: (repository, tag or digest)."""
-        await self.service.moved(registry, moved)
+    async def moved(self, registry: Registry, moved: tuple[str, str], subject: str | None = None) -> None:
+        """A push or a delete through the proxy was accepted: (repository, tag or digest), and its `OCI-Subject`."""
+        await self.service.moved(registry, moved, subject)
 
     def _may_spend(self, host: str) -> bool:
         """Whether the rate limit, as last seen, leaves more than the reserve for clients, and no 429 said to pause."""

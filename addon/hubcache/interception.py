@@ -8,7 +8,8 @@ from urllib.parse import parse_qs
 from mitmproxy import http
 from mitmproxy.proxy.mode_specs import ReverseMode
 
-from .oci.registry import HUB_REALM, Registry
+from .oci.reference import is_api
+from .oci.registry import HUB_INDEX_HOST, HUB_REALM, Registry
 from .serve.messages import Door
 
 HUB_TOKEN_HOST = HUB_REALM.split("/")[2]
@@ -31,6 +32,7 @@ class Interception:
         self._places = {(registry.hostname, registry.port): Place(registry, Door.PROXY) for registry in self.registries}
         for registry in self.registries:
             if registry.is_hub:
+                self._places[HUB_INDEX_HOST, 443] = Place(registry, Door.PROXY)
                 self._places[HUB_TOKEN_HOST, 443] = Place(registry, Door.PROXY, is_token_service=True)
 
     @property
@@ -55,24 +57,33 @@ class Interception:
         """Where a request belongs; None for what only passes through.
 
         In the proxy door the host is the one of the CONNECT, never the `Host` header, which the client may set at
-        will. In the mirror door `?ns=` chooses the registry (containerd's convention); an unknown one is nobody's.
+        will.
         """
-        mode = flow.client_conn.proxy_mode
+        mode, (path, _, query) = flow.client_conn.proxy_mode, flow.request.path.partition("?")
         if isinstance(mode, ReverseMode):
-            return self.place_in_mirror(mode, flow.request.path.partition("?")[2])
-        return self.place_of(flow.request.host, flow.request.port) if flow.request.scheme == "https" else None
+            return self.place_in_mirror(mode, query, flow.request.headers.get("oci-namespace"))
+        return self.place_of((flow.request.host, flow.request.port), path) if flow.request.scheme == "https" else None
 
-    def place_of(self, host: str, port: int) -> Place | None:
-        """Where a request inside of a tunnel to that address belongs."""
-        return self._places.get((host.lower(), port))
+    def place_of(self, address: tuple[str, int], path: str) -> Place | None:
+        """Where a request inside of a tunnel to that address belongs.
 
-    def place_in_mirror(self, mode: ReverseMode, query: str) -> Place | None:
-        """Where a request at a mirror door belongs."""
-        own = self.place_of(*mode.address)
-        namespaces = parse_qs(query).get("ns")
-        if not namespaces:
+        `index.docker.io` has more than the registry API (`docker search` asks for `/v1/search`), and only there.
+        """
+        host, port = address[0].lower(), address[1]
+        return None if host == HUB_INDEX_HOST and not is_api(path) else self._places.get((host, port))
+
+    def place_in_mirror(self, mode: ReverseMode, query: str, header: str | None) -> Place | None:
+        """Where a request at a mirror door belongs; `header` is its `OCI-Namespace`.
+
+        `?ns=` (containerd) or the header `OCI-Namespace` (stargz) chooses the registry, and an unknown one is nobody's.
+        The distribution spec ("Registry Proxying") has had both, and knows no order. Where they differ `?ns=` counts:
+        it is a part of the address, which caches and logs on the way go by.
+        """
+        named = parse_qs(query).get("ns", [])[:1] or [(header or "").strip()]
+        if not named[0]:
+            own = self._places.get((mode.address[0].lower(), mode.address[1]))
             return None if own is None else Place(own.registry, Door.MIRROR)
         for registry in self.registries:
-            if registry.answers_to(namespaces[0]):
+            if registry.answers_to(named[0]):
                 return Place(registry, Door.MIRROR)
         return None

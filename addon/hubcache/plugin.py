@@ -333,7 +333,7 @@ class Hubcache:
         credentials.hide_signature(flow.response)
         if self._engine is None or forward.moved is None or flow.response.status_code >= 300:
             return None
-        return self._engine.moved(place.registry, forward.moved)
+        return self._engine.moved(place.registry, forward.moved, flow.response.headers.get("oci-subject"))
 
     def response(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         """A flow is complete, but for a body that goes straight."""

@@ -84,7 +84,6 @@ class Reception(asyncio.Protocol):
         self._client = client
         self._loop = asyncio.get_running_loop()
         self._said = Said()
-        self._place: Place | None = None
         self._received = b""
         """What the next step is about: once there is TLS, what is inside of it."""
         self._step = self._request if isinstance(server.mode, ReverseMode) else self._connect
@@ -225,7 +224,6 @@ class Reception(asyncio.Protocol):
         self._said.address, length = found
         self._transport.write(ANSWER)
         self._received = self._received[length:]
-        self._place = self._desk.interception.place_of(*self._said.address)
         self._step = self._hello
         return True
 
@@ -271,11 +269,14 @@ class Reception(asyncio.Protocol):
             return False
         asked = PlainRequest.parse(self._received)
         mode = self._server.mode
+        place = None
         if asked is not None and isinstance(mode, ReverseMode):
-            self._place = self._desk.interception.place_in_mirror(mode, asked.query)
-        if asked is None or self._place is None:
+            place = self._desk.interception.place_in_mirror(mode, asked.query, asked.headers.get("oci-namespace"))
+        elif asked is not None and self._said.address is not None:
+            place = self._desk.interception.place_of(self._said.address, asked.path)
+        if asked is None or place is None:
             return self._hand_over()
-        self._answering = asyncio.Task(self._answer(asked, self._place), loop=self._loop, eager_start=True)
+        self._answering = asyncio.Task(self._answer(asked, place), loop=self._loop, eager_start=True)
         if self._answering.done():
             return self._answered(self._answering)
         self._desk.clients.work(self)

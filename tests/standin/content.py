@@ -113,6 +113,8 @@ class Image:
     layers: tuple[str, ...] = ()
     platform: str = ""
     images: dict[str, "Image"] = field(default_factory=dict)
+    attestations: dict[str, "Image"] = field(default_factory=dict)
+    """Of an index, by the platform that they are about."""
 
     @property
     def digest(self) -> str:
@@ -158,10 +160,9 @@ class Memory:
 
     async def referrers(self, repo: str, digest: str) -> list[dict[str, Any]]:
         return [
-            _descriptor(manifest.body, manifest.media_type)
-            | {"artifactType": parsed.get("artifactType") or parsed.get("config", {}).get("mediaType", "")}
+            _descriptor(manifest.body, manifest.media_type) | {"artifactType": _artifact_type(_object(manifest.body))}
             for manifest in self.repositories.get(repo, Repository()).manifests.values()
-            if (parsed := _object(manifest.body)).get("subject", {}).get("digest") == digest
+            if subject_of(manifest.body) == digest
         ]
 
     def put_manifest(self, repo: str, reference: str | None, body: bytes, media_type: str) -> str:
@@ -220,17 +221,37 @@ class Memory:
         self.put_manifest(repo, tag, body, kind)
         return Image(repo, tag, body, kind, self.put_blob(repo, config), tuple(digests), platform)
 
-    def index(self, repo: str, tag: str | None, images: Mapping[str, Image], *, docker: bool = False) -> Image:
-        """Put an image index whose entries are *images*, by platform (``linux/arm64`` or ``linux/arm/v7``)."""
+    def index(
+        self, repo: str, tag: str | None, images: Mapping[str, Image], *, docker: bool = False, attested: bool = False
+    ) -> Image:
+        """Put an image index whose entries are *images*, by platform (``linux/arm64`` or ``linux/arm/v7``), with an
+        attestation of each as BuildKit makes them where *attested*."""
         kind = media.DOCKER_LIST if docker else media.OCI_INDEX
         entries = []
         for platform, image in images.items():
             os, arch, *variant = platform.split("/")
             described = {"os": os, "architecture": arch} | ({"variant": variant[0]} if variant else {})
             entries.append(_descriptor(image.manifest, image.media_type) | {"platform": described})
+        attestations = {name: self._attest(repo, image) for name, image in images.items()} if attested else {}
+        for platform, attestation in attestations.items():
+            entries.append(
+                _descriptor(attestation.manifest, attestation.media_type)
+                | {
+                    "annotations": {
+                        "vnd.docker.reference.type": "attestation-manifest",
+                        "vnd.docker.reference.digest": images[platform].digest,
+                    },
+                    "platform": {"os": "unknown", "architecture": "unknown"},
+                }
+            )
         body = _encode({"schemaVersion": 2, "mediaType": kind, "manifests": entries})
         self.put_manifest(repo, tag, body, kind)
-        return Image(repo, tag, body, kind, images=dict(images))
+        return Image(repo, tag, body, kind, images=dict(images), attestations=attestations)
+
+    def _attest(self, repo: str, image: Image) -> Image:
+        statement = _encode({"_type": "https://in-toto.io/Statement/v0.1", "subject": [{"digest": image.digest}]})
+        kind = "application/vnd.in-toto+json"
+        return self.image(repo, None, [statement], platform="unknown/unknown", layer_type=kind)
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:
@@ -243,6 +264,16 @@ def _size(blob: bytes | Synthetic) -> int:
 
 def _descriptor(body: bytes, media_type: str) -> dict[str, Any]:
     return {"mediaType": media_type, "size": len(body), "digest": sha256(body)}
+
+
+def subject_of(body: bytes) -> str | None:
+    """The digest of a manifest's ``subject``."""
+    subject = _object(body).get("subject", {}).get("digest")
+    return None if subject is None else str(subject)
+
+
+def _artifact_type(manifest: Mapping[str, Any]) -> str:
+    return str(manifest.get("artifactType") or manifest.get("config", {}).get("mediaType", ""))
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 from aiohttp import web
 
 from . import tls
-from .content import Image, Manifest, Memory, Synthetic
+from .content import Image, Manifest, Memory, Synthetic, subject_of
 from .faults import Faults
 from .registry import Cdn, Registry, TokenService, classify
 from .remote import Remote
@@ -58,6 +58,8 @@ class Hub:
         """Whether blobs are redirected to the CDN; else the registry serves them itself."""
         self.referrers = False
         """Whether the referrers API exists; else it answers 404."""
+        self.referrers_page: int | None = None
+        """How many referrers are listed on a page; None: all."""
         self.ratelimit: int | None = None
         self.ratelimit_window = 21600
         self.remaining = 0
@@ -202,7 +204,10 @@ class Hub:
         """Take a push."""
         if isinstance(self.backend, Remote):
             return await self.backend.write(request)
-        return await self._uploads.write(request, repo, kind, name)
+        reply = await self._uploads.write(request, repo, kind, name)
+        if self.referrers and kind == "manifest" and (subject := subject_of(await request.read())):
+            reply.headers = {"OCI-Subject": subject, **reply.headers}
+        return reply
 
     # log
 
@@ -240,9 +245,11 @@ class Hub:
         """Put an image; :meth:`Memory.image` has the options: platform, annotations, docker, subject and others."""
         return self.memory.image(repo, tag, layers, **more)
 
-    def index(self, repo: str, tag: str | None, images: Mapping[str, Image], *, docker: bool = False) -> Image:
-        """Put an image index (or Docker manifest list) of images already in *repo*."""
-        return self.memory.index(repo, tag, images, docker=docker)
+    def index(
+        self, repo: str, tag: str | None, images: Mapping[str, Image], *, docker: bool = False, attested: bool = False
+    ) -> Image:
+        """Put an image index (or Docker manifest list) of images already in *repo*, *attested* as BuildKit does it."""
+        return self.memory.index(repo, tag, images, docker=docker, attested=attested)
 
     def user(self, name: str, password: str) -> None:
         """Add an account; it may push to its own namespace ``name/…`` and to private repositories it is a user of."""

@@ -124,8 +124,21 @@ class Registry:
             return json_reply(200, {"name": repo, "tags": await backend.tags(repo)})
         if not self._hub.referrers:
             return Reply(404, {"Content-Type": "text/plain; charset=utf-8"}, b"404 page not found\n")
-        index = {"schemaVersion": 2, "mediaType": media.OCI_INDEX, "manifests": await backend.referrers(repo, name)}
-        return json_reply(200, index, {"Content-Type": media.OCI_INDEX})
+        return await self._referrers(request, repo, name)
+
+    async def _referrers(self, request: web.Request, repo: str, digest: str) -> Reply:
+        """Filtered by ``artifactType``, and in pages whose links name the registry's own address."""
+        headers = {"Content-Type": media.OCI_INDEX}
+        found = await self._hub.backend.referrers(repo, digest)
+        if wanted := request.query.get("artifactType"):
+            found = [each for each in found if each.get("artifactType") == wanted]
+            headers["OCI-Filters-Applied"] = "artifactType"
+        start, size = int(request.query.get("last", "0")), self._hub.referrers_page or len(found)
+        if start + size < len(found):
+            query = dict(request.query) | {"last": str(start + size)}
+            headers["Link"] = f'<{request.url.with_query(query)}>; rel="next"'
+        index = {"schemaVersion": 2, "mediaType": media.OCI_INDEX, "manifests": found[start : start + size]}
+        return json_reply(200, index, headers)
 
     async def _manifest(self, request: web.Request, repo: str, reference: str) -> Reply:
         headers: dict[str, str] = {}

@@ -2,7 +2,7 @@
 
 from enum import Enum
 
-from .records import TagRecord, Verdict
+from .records import ReferrersRecord, TagRecord, Verdict
 
 VERDICT_LIFETIME = 3600.0
 """Seconds for which a repository counts as public after an anonymous read of it succeeded."""
@@ -16,7 +16,7 @@ class Freshness(Enum):
     STALE = "stale"
 
 
-def freshness(record: TagRecord | None, now: float, lifetime: float) -> Freshness:
+def freshness(record: TagRecord | ReferrersRecord | None, now: float, lifetime: float) -> Freshness:
     """Whether a tag may be served unasked; `lifetime` in seconds, 0 = never.
 
     A record from the future (the clock was set back) is stale: asking once more is cheap, a tag that stays fresh
@@ -38,6 +38,6 @@ def is_public(verdict: Verdict | None, now: float, max_stale: float = 0.0) -> bo
     return age < VERDICT_LIFETIME + max_stale and (age >= 0 or max_stale > 0)
 
 
-def may_serve_stale(record: TagRecord, now: float, lifetime: float, max_stale: float) -> bool:
+def may_serve_stale(record: TagRecord | ReferrersRecord, now: float, lifetime: float, max_stale: float) -> bool:
     """Whether a stale tag may be served because the upstream does not answer (RFC 5861 section 4, stale-if-error)."""
     return max_stale > 0 and now - record.validated_at < lifetime + max_stale

@@ -25,6 +25,20 @@ class TagRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferrersRecord:
+    """What the upstream said to one question about the referrers of a digest, and when it last said so.
+
+    `digest` is that of the answer's body, which is stored as a manifest; None when the answer was 404. `filters` is
+    the header `OCI-Filters-Applied`; `following` the query of the next page, both empty where there was none.
+    """
+
+    digest: Digest | None
+    validated_at: float
+    filters: str = ""
+    following: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ManifestRecord:
     """A manifest's exact bytes and the media type that the upstream gave them."""
 
@@ -103,6 +117,23 @@ def decode_tags(text: str) -> dict[str, TagRecord]:
     return {
         key: TagRecord(Digest.parse(digest), media_type, int(size), float(validated_at))
         for key, (digest, media_type, size, validated_at) in json.loads(text).items()
+    }
+
+
+def encode_referrers(records: dict[str, ReferrersRecord]) -> str:
+    """JSON text of what is known of a digest's referrers, by question."""
+    rows = {
+        key: [None if r.digest is None else str(r.digest), r.validated_at, r.filters, r.following]
+        for key, r in records.items()
+    }
+    return json.dumps(rows)
+
+
+def decode_referrers(text: str) -> dict[str, ReferrersRecord]:
+    """Inverse of `encode_referrers`."""
+    return {
+        key: ReferrersRecord(None if digest is None else Digest.parse(digest), float(at), filters, following)
+        for key, (digest, at, filters, following) in json.loads(text).items()
     }
 
 

@@ -73,6 +73,12 @@ class HeaderInvalid(RegistryError):
     status, code = 400, "UNSUPPORTED"
 
 
+class NameUnknown(RegistryError):
+    """There is nothing under this path."""
+
+    status, code = 404, "NAME_UNKNOWN"
+
+
 class ManifestUnknown(RegistryError):
     """The upstream has no such manifest."""
 

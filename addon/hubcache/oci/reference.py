@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qs, unquote_to_bytes
+from urllib.parse import parse_qs, parse_qsl, unquote_to_bytes, urlencode
 
 from .digest import Digest
 from .errors import DigestInvalid, ManifestInvalid, NameInvalid, RangeInvalid
@@ -11,6 +11,7 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_FALLBACK = re.compile(r"sha256-([0-9a-f]{64})(?:\.[A-Za-z0-9._-]+)?")
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,19})-([0-9]{0,19})[ \t]*")
 
 MAX_NAME = 255
@@ -39,13 +40,21 @@ class BlobTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferrersTarget:
+    """The manifests whose `subject` is this digest ("Listing Referrers")."""
+
+    repository: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class OtherTarget:
-    """Anything else (uploads, tag lists, referrers, catalog, unknown paths); `repository` when the path names one."""
+    """Anything else (uploads, tag lists, catalog, unknown paths); `repository` when the path names one."""
 
     repository: str | None
 
 
-type Target = Ping | ManifestTarget | BlobTarget | OtherTarget
+type Target = Ping | ManifestTarget | BlobTarget | ReferrersTarget | OtherTarget
 
 
 def parse_name(text: str) -> str:
@@ -80,6 +89,8 @@ def parse_target(path: str) -> Target:
         return ManifestTarget(parse_name("/".join(rest[:-2])), parse_reference(rest[-1]))
     if len(rest) >= 3 and rest[-2] == "blobs" and rest[-1] != "uploads":
         return BlobTarget(parse_name("/".join(rest[:-2])), Digest.parse(rest[-1]))
+    if len(rest) >= 3 and rest[-2] == "referrers":
+        return ReferrersTarget(parse_name("/".join(rest[:-2])), Digest.parse(rest[-1]))
     return OtherTarget(_repository_of(rest))
 
 
@@ -95,9 +106,38 @@ def uploaded(query: str) -> Digest | None:
     return None
 
 
+def is_api(path: str) -> bool:
+    """Whether a path is one of the registry API; hosts of registries also have pages and older APIs (`/v1/search`)."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def subject_of(tag: str) -> Digest | None:
+    """The digest that a fallback tag is about; None for any other tag.
+
+    `sha256-HEX` is what clients ask for where a registry has no referrers API ("Backwards Compatibility"); cosign adds
+    `.sig`, `.att` or `.sbom`.
+    """
+    found = _FALLBACK.fullmatch(tag)
+    return Digest.parse(f"sha256:{found[1]}") if found else None
+
+
+def fallback_tag(subject: Digest) -> str:
+    """The tag that lists the referrers of a digest where a registry has no referrers API ("Referrers Tag Schema")."""
+    return f"{subject.algorithm[:32]}-{subject.hex[:64]}"
+
+
+def referrers_query(query: str) -> str:
+    """The query of a referrers request with its parameters in one order, so that equal questions have equal text.
+
+    `ns` is left out: it names the registry (see `Interception.place_in_mirror`), and is no part of the question.
+    """
+    text = query.encode(errors="replace").decode()  # bytes that are no text came as surrogates, which have no encoding
+    return urlencode(sorted((name, value) for name, value in parse_qsl(text, True) if name != "ns"))
+
+
 def _repository_of(rest: list[str]) -> str | None:
-    """The repository in the path of an upload, a tag list or a referrers request, if it is one."""
-    for marker in (["blobs", "uploads"], ["blobs", "upload"], ["tags", "list"], ["referrers"]):  # "upload": ghcr.io
+    """The repository in the path of an upload or a tag list, if it is one."""
+    for marker in (["blobs", "uploads"], ["blobs", "upload"], ["tags", "list"]):  # "upload": ghcr.io
         for at in range(len(rest) - len(marker), 0, -1):
             if rest[at : at + len(marker)] == marker:
                 name = "/".join(rest[:at])

@@ -13,7 +13,9 @@ _HOSTNAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 HUB_HOST = "registry-1.docker.io"
 HUB_REALM = "https://auth.docker.io/token"
 HUB_SERVICE = "registry.docker.io"
-HUB_NAMESPACES = frozenset({"docker.io", "index.docker.io", HUB_HOST})
+HUB_INDEX_HOST = "index.docker.io"
+"""What go-containerregistry (crane, ko, kaniko, cosign) calls the Hub; it serves the same API as `HUB_HOST`."""
+HUB_NAMESPACES = frozenset({"docker.io", HUB_INDEX_HOST, HUB_HOST})
 """Values of `?ns=` that mean Docker Hub (containerd and newer dockerd send `docker.io`)."""
 
 
@@ -26,9 +28,11 @@ class Registry:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse `HOST` or `HOST=UPSTREAM_URL`; raises `ConfigError`."""
+        """Parse `HOST` or `HOST=UPSTREAM_URL`; raises `ConfigError`. Any name of the Hub means `HUB_HOST`."""
         host, separator, upstream = text.strip().partition("=")
         host = host.strip().lower()
+        if host.removesuffix(":443") in HUB_NAMESPACES:
+            host = HUB_HOST
         if separator and not upstream.strip():
             raise ConfigError(f"{text!r}: nothing after '='; expected HOST or HOST=UPSTREAM_URL")
         origin = _origin(f"https://{host}", text)

@@ -26,7 +26,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "hubcache_requests",
-            "Requests from clients by kind (manifest, blob, ping, token, other) and result.",
+            "Requests from clients by kind (manifest, blob, referrers, ping, token, other) and result.",
             ["kind", "result", "door"],
             registry=self.registry,
         )

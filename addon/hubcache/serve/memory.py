@@ -7,7 +7,7 @@ This is the one place that turns `StorageError` into "go on without": it is repo
 from collections.abc import Awaitable, Callable, Mapping
 
 from ..decide.moves import Moves
-from ..decide.records import ManifestRecord, TagRecord, Verdict
+from ..decide.records import ManifestRecord, ReferrersRecord, TagRecord, Verdict
 from ..oci.digest import Digest
 from ..oci.errors import StorageError
 from ..store.store import Store
@@ -57,13 +57,7 @@ class Memory:
     ) -> None:
         """Remember that digests belong to a repository, by the upstream's word or (not `confirmed`) a manifest's, or
         because it gave the bytes."""
-        new = {}
-        for digest, size in links.items():
-            known = self._store.link(registry, repository, digest)
-            if known is None or (confirmed and not known.confirmed) or (given and not known.given):
-                new[digest] = size if size is not None or known is None else known.size
-        if new:
-            await self._attempt(self._store.put_links(registry, repository, new, confirmed=confirmed, given=given))
+        await self._attempt(self._store.put_links(registry, repository, links, confirmed=confirmed, given=given))
 
     async def unlink(self, registry: str, repository: str, digest: Digest) -> None:
         """The upstream says that a digest does not belong to a repository (any more): it may have turned private."""
@@ -110,6 +104,16 @@ class Memory:
         """Remember that a repository is not public any more, and what is private with it; whether that worked."""
         written = await self._attempt(self._store.put_verdict(registry, repository, verdict))
         return await self._attempt(self._store.hide(registry, repository)) and written
+
+    async def referrers(
+        self, registry: str, repository: str, subject: Digest, question: str, record: ReferrersRecord
+    ) -> None:
+        """Remember what was answered about the referrers of a digest."""
+        await self._attempt(self._store.put_referrers(registry, repository, subject, question, record))
+
+    async def forget_referrers(self, registry: str, repository: str, subject: Digest | None) -> None:
+        """What refers to a digest, or to some digest of the repository, is not what it was."""
+        await self._attempt(self._store.drop_referrers(registry, repository, subject))
 
     async def challenge(self, registry: str, challenge: str) -> None:
         """Remember a registry's challenge, so that it can be told while the registry is down."""

@@ -84,7 +84,7 @@ class Mirror:
         wanted = platform_of(client[1])
         image = (view.host, view.repository, str(reference))
         if isinstance(reference, Digest):
-            if self._may_offer(view, reference, {wanted}):
+            if await self._may_offer(view, reference, {wanted}):
                 return await self._manifests.by_digest(view, reference, head=head)
         elif await self._is_current(view, reference, negotiation, wanted):
             return await self._manifests.by_tag(view, reference, negotiation, head=head)
@@ -101,16 +101,16 @@ class Mirror:
     def _permits(self, view: View, digest: Digest) -> bool:
         return self._gate.permits(view.host, view.repository, digest, None, outage=True)
 
-    def _may_offer(self, view: View, digest: Digest, platforms: set[str]) -> bool:
-        return self._permits(view, digest) and self._ahead.is_complete(digest, platforms)
+    async def _may_offer(self, view: View, digest: Digest, platforms: set[str]) -> bool:
+        return self._permits(view, digest) and await self._ahead.is_complete(digest, platforms)
 
     async def _is_current(self, view: View, tag: str, negotiation: str, wanted: str) -> bool:
         """Whether what the tag is now, is here whole. Something that moved is fetched first and offered then."""
         record = self._store.tags(view.host, view.repository, tag).get(negotiation)
-        if record is None or not self._may_offer(view, record.digest, {wanted}):
+        if record is None or not await self._may_offer(view, record.digest, {wanted}):
             return False
         found = await self._manifests.by_tag(view, tag, negotiation, head=True)
-        if found.digest == record.digest or self._may_offer(view, found.digest, {wanted}):
+        if found.digest == record.digest or await self._may_offer(view, found.digest, {wanted}):
             return True
         self._fetch(view, (view.host, view.repository, tag), tag, negotiation, frozenset({wanted}))
         return False

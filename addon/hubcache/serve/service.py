@@ -6,21 +6,37 @@ Every `RegistryError` raised below becomes an answer (or a pass-through with the
 import logging
 import time
 from dataclasses import replace
+from urllib.parse import parse_qs, urlencode
 
 from ..decide.throttle import Throttle
 from ..oci.digest import Digest
 from ..oci.errors import (
+    BadUpstream,
     BlobUnknown,
     Denied,
+    DigestInvalid,
     ManifestUnknown,
+    NameUnknown,
     RegistryError,
     StorageError,
     TooManyRequests,
     Unauthorized,
     Unavailable,
 )
-from ..oci.media import OCTET_STREAM, negotiation
-from ..oci.reference import BlobTarget, ManifestTarget, OtherTarget, Ping, Target, parse_target, uploaded
+from ..oci.media import OCI_INDEX, OCTET_STREAM, negotiation
+from ..oci.reference import (
+    BlobTarget,
+    ManifestTarget,
+    OtherTarget,
+    Ping,
+    ReferrersTarget,
+    Target,
+    is_api,
+    parse_target,
+    referrers_query,
+    subject_of,
+    uploaded,
+)
 from ..oci.registry import HUB_REALM, HUB_SERVICE, Registry
 from ..store.store import Store
 from ..transfer.breaker import CircuitOpen
@@ -35,6 +51,7 @@ from .manifests import Found, Manifests
 from .messages import Answer, Door, Forward, Request, Result
 from .mirror import Mirror
 from .pulls import Pulls
+from .referrers import Referrers
 from .suspicion import Suspicions
 from .tag_refresh import TagRefresh
 from .view import View
@@ -43,7 +60,9 @@ logger = logging.getLogger("hubcache")
 
 _SAY_SECONDS = 60.0
 _DIGEST = "Docker-Content-Digest"
-_KINDS: dict[type, str] = {Ping: "ping", ManifestTarget: "manifest", BlobTarget: "blob"}
+_KINDS: dict[type, str] = {Ping: "ping", ManifestTarget: "manifest", BlobTarget: "blob", ReferrersTarget: "referrers"}
+
+type _Content = ManifestTarget | BlobTarget | ReferrersTarget
 
 
 class Service:
@@ -58,6 +77,7 @@ class Service:
         blobs: Blobs,
         sync: TagRefresh,
         mirror: Mirror,
+        referrers: Referrers,
         upstreams: dict[str, Upstream],
         *,
         authorize: bool = False,
@@ -69,6 +89,7 @@ class Service:
         self._blobs = blobs
         self._sync = sync
         self._mirror = mirror
+        self._referrers = referrers
         self._pulls = Pulls()
         self._suspicions = Suspicions()
         self._throttle = Throttle(_SAY_SECONDS, time.monotonic)
@@ -108,14 +129,22 @@ class Service:
         return await self._route(request, target)
 
     async def _route(self, request: Request, target: Target) -> Answer | Forward:
+        if request.door is Door.MIRROR and not _is_meant_for_a_mirror(request.path, target):
+            raise NameUnknown("a mirror has nothing but the registry API", {"path": request.path[:200]})
         if isinstance(target, OtherTarget) or request.method not in ("GET", "HEAD"):
             return await self._pass_on(request, target)
         if isinstance(target, Ping):
             return await self._ping(request)
-        return await self._read(request, target)
+        if not _is_about_referrers(target):
+            return await self._read(request, target)
+        try:
+            return await self._read(request, target)
+        except (Unavailable, TooManyRequests, BadUpstream) as error:
+            # Clients ask beside a pull that needs none of it: an error would end it (Docker Engine 29), 404 does not.
+            raise ManifestUnknown("referrers are not known here", {"reason": error.message}) from error
 
-    async def _read(self, request: Request, target: ManifestTarget | BlobTarget) -> Answer | Forward:
-        """A manifest or a blob: as far as anybody may see it, else with the client's own credentials."""
+    async def _read(self, request: Request, target: _Content) -> Answer | Forward:
+        """Content, or what refers to it: as far as anybody may see it, else with the client's own credentials."""
         own = request.credentials if request.door is Door.PROXY else None
         upstream = self._upstreams[request.registry.host]
         try:
@@ -128,12 +157,14 @@ class Service:
                 raise  # known to be public: what the public does not find there, nobody does
             if own is None:
                 raise self._refusal(request, target.repository, error) from error
-        except (Unavailable, TooManyRequests):
+        except (Unavailable, TooManyRequests) as error:
             # Nothing stored, and the anonymous view cannot be asked (no token for it, its rate limit is used up):
             # with credentials of its own the client may still get through, unless they were limited, too: a client
             # that tries again at once (containerd: 5 times) is to hear it from here.
             kind = _KINDS[type(target)]
             if own is None or not upstream.reachable or upstream.is_paused(kind, own):
+                raise
+            if _is_about_referrers(target) and isinstance(error, Unavailable):
                 raise
             return Forward(own)
         if not self.authorize:
@@ -152,7 +183,9 @@ class Service:
             raise Unavailable("upstream is down, and the request needs it")
         return Forward(authorization, moved)
 
-    async def _look_up(self, request: Request, view: View, target: ManifestTarget | BlobTarget) -> Answer:
+    async def _look_up(self, request: Request, view: View, target: _Content) -> Answer:
+        if isinstance(target, ReferrersTarget):
+            return await self._listing(request, view, target)
         if request.door is Door.MIRROR and self.offer_only:
             return await self._offer(request, view, target)
         if isinstance(target, BlobTarget):
@@ -190,7 +223,10 @@ class Service:
             found = await self._manifests.by_digest(view, target.reference, head=head)
         else:
             accept = negotiation(request.headers.get("accept"))
-            found = await self._manifests.by_tag(view, target.reference, accept, head=head)
+            if subject_of(target.reference) is None:
+                found = await self._manifests.by_tag(view, target.reference, accept, head=head)
+            else:
+                found = await self._referrers.tagged(view, target.reference, accept, head=head)
             if view.reader is None:
                 self._sync.asked(view, target.reference, accept, found)
         self._count(request, found.digest)
@@ -212,6 +248,22 @@ class Service:
         if request.method == "HEAD" or found.body is None:
             return Answer(200, headers, found.result, length=found.size, size=found.size)
         return Answer(200, headers, found.result, body=found.body, length=found.size, size=found.size)
+
+    async def _listing(self, request: Request, view: View, target: ReferrersTarget) -> Answer:
+        known_only = request.door is Door.MIRROR and self.offer_only
+        query = referrers_query(request.query)
+        listed = await self._referrers.listed(view, target.digest, query, known_only=known_only)
+        self._count(request, listed.digest)
+        headers = API_VERSION | {"Content-Type": OCI_INDEX, "Cache-Status": listed.cache_status}
+        if request.door is Door.MIRROR:
+            headers["OCI-Namespace"] = request.registry.namespace
+        if listed.filters:
+            headers["OCI-Filters-Applied"] = listed.filters
+        if listed.following:
+            headers["Link"] = _next_page(request, target, listed.following)
+        size = len(listed.body)
+        body = b"" if request.method == "HEAD" else listed.body
+        return Answer(200, headers, listed.result, body=body, length=size, size=size)
 
     async def _blob(self, request: Request, view: View, target: BlobTarget) -> Answer:
         if request.method == "HEAD":
@@ -254,6 +306,10 @@ class Service:
             self._count(request, target.digest)
             return await self._blob_answer(request, target.digest, blob)
         accept = negotiation(request.headers.get("accept"))
+        if not isinstance(target.reference, Digest) and subject_of(target.reference) is not None:
+            found = await self._referrers.tagged(view, target.reference, accept, head=head, known_only=True)
+            self._count(request, found.digest)
+            return self._manifest_answer(request, found)
         client = (request.client, request.headers.get("user-agent", ""))
         found = await self._mirror.manifest(view, target.reference, accept, client, head=head)
         self._count(request, found.digest)
@@ -299,11 +355,35 @@ class Service:
             moved = (target.repository, str(target.reference))
         return self._forward(upstream, authorization, moved)
 
-    async def moved(self, registry: Registry, moved: tuple[str, str]) -> None:
-        """A push or a delete through this proxy was accepted."""
+    async def moved(self, registry: Registry, moved: tuple[str, str], subject: str | None = None) -> None:
+        """A push or a delete through this proxy was accepted; `subject` is what the registry says it refers to."""
         repository, reference = moved
         self._gate.forget_missing(registry.host, repository)
         await self._manifests.forget(registry.host, repository, reference)
+        try:
+            about = None if subject is None else Digest.parse(subject)
+        except DigestInvalid:
+            about = None
+        await self._referrers.forget(registry.host, repository, reference, about)
+
+
+def _is_meant_for_a_mirror(path: str, target: Target) -> bool:
+    """Whether a path is one of the API: with a repository, or an extension's (`_catalog` and others begin with `_`)."""
+    return is_api(path) and (target != OtherTarget(None) or path.startswith("/v2/_"))
+
+
+def _is_about_referrers(target: _Content) -> bool:
+    """Whether a request is for what refers to a manifest, by the API or by a tag made from the digest."""
+    if isinstance(target, ManifestTarget):
+        return not isinstance(target.reference, Digest) and subject_of(target.reference) is not None
+    return isinstance(target, ReferrersTarget)
+
+
+def _next_page(request: Request, target: ReferrersTarget, query: str) -> str:
+    """A relative link, which keeps the client at its door; at a mirror `ns` goes with it."""
+    namespaces = [("ns", value) for value in parse_qs(request.query).get("ns", [])[:1]]
+    parameters = "&".join(part for part in (query, urlencode(namespaces)) if part)
+    return f'</v2/{target.repository}/referrers/{target.digest}?{parameters}>; rel="next"'
 
 
 def _moved_by(request: Request, target: Target) -> tuple[str, str] | None:

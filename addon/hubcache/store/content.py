@@ -48,6 +48,10 @@ class Content(Facts):
         """Whether the content is stored, blob or manifest."""
         return digest in self.ledger.sizes
 
+    def is_manifest(self, digest: Digest) -> bool:
+        """Whether the content is stored, and a manifest."""
+        return digest in self.ledger.children
+
     def blob_size(self, digest: Digest) -> int | None:
         """Size of a stored blob; None when it is not stored (or is a manifest)."""
         return None if digest in self.ledger.children else self.ledger.sizes.get(digest)

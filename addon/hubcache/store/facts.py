@@ -3,9 +3,23 @@
 from collections.abc import Mapping, Set
 
 from ..decide.moves import Moves
-from ..decide.records import Link, TagRecord, Verdict, decode_hosts, decode_tags, encode_hosts, encode_tags
+from ..decide.records import (
+    Link,
+    ReferrersRecord,
+    TagRecord,
+    Verdict,
+    decode_hosts,
+    decode_referrers,
+    decode_tags,
+    encode_hosts,
+    encode_referrers,
+    encode_tags,
+)
 from ..oci.digest import Digest
+from ..oci.errors import StorageError
+from ..oci.reference import subject_of
 from .base import Base
+from .index import Index
 
 FACT_LIFETIME = 90 * 86400.0
 """Seconds after which a fact that was not written again, and that is not about stored content, is forgotten."""
@@ -18,8 +32,20 @@ MAX_NEGOTIATIONS = 16
 """Answers remembered of one tag; clients that send ever new `Accept` headers must not grow the store."""
 
 
+MAX_QUESTIONS = 32
+"""Answers remembered about the referrers of one digest: listings by type and by page, and tags made from the digest."""
+
+_LOOKED_UP = 16
+"""Links looked up at once by who writes them; more are left to the writer thread, each costs some 12 microseconds."""
+
+
 class Facts(Base):
-    """Tags, links, verdicts and challenges, by registry host and repository."""
+    """Tags, links, referrers, verdicts and challenges, by registry host and repository."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pinned_referrers: dict[tuple[str, str], dict[Digest, set[Digest]]] = {}
+        """Of repositories with a pin, until something about them changes."""
 
     def tags(self, registry: str, repository: str, tag: str) -> dict[str, TagRecord]:
         """What is remembered of a tag, by negotiation."""
@@ -37,6 +63,8 @@ class Facts(Base):
             return encode_tags(dict(latest))
 
         await self._write(lambda: index.update(key, merged, FACT_LIFETIME))
+        if subject_of(tag) is not None:
+            self._pinned_referrers.pop((registry, repository), None)
 
     def moves(self, registry: str, repository: str, tag: str) -> Moves | None:
         """When a tag moved, as far as that was seen."""
@@ -58,6 +86,7 @@ class Facts(Base):
         """Forget a tag (it was moved or removed)."""
         index = self._opened()
         await self._write(lambda: index.delete(f"tag/{registry}/{repository}:{tag}"))
+        self._pinned_referrers.pop((registry, repository), None)
 
     def link(self, registry: str, repository: str, digest: Digest) -> Link | None:
         """Whether a digest is known to belong to a repository."""
@@ -68,23 +97,36 @@ class Facts(Base):
         self,
         registry: str,
         repository: str,
-        links: dict[Digest, int | None],
+        links: Mapping[Digest, int | None],
         *,
         confirmed: bool = True,
         given: bool = False,
     ) -> None:
-        """Remember that digests (with their sizes where known) belong to a repository; what is known of them stays."""
+        """Remember that digests (with their sizes where known) belong to a repository; what is known is not written.
+
+        A known size outlives one that is not told, and the upstream's word (`confirmed`), or that it gave the bytes
+        (`given`), what a manifest says.
+        """
         index = self._opened()
+        if len(links) <= _LOOKED_UP:
+            known = {digest: self.link(registry, repository, digest) for digest in links}
+            links = {digest: size for digest, size in links.items() if _is_news(known[digest], confirmed, given)}
+        if not links:
+            return
+        told = {f"link/{registry}/{repository}@{digest}": size for digest, size in links.items()}
 
         def write() -> None:
             rows: dict[str, object] = {}
-            for digest, size in links.items():
-                key = f"link/{registry}/{repository}@{digest}"
-                before = index.get(key)
-                known = Link.decode(before) if isinstance(before, str) else Link(None, confirmed=False)
-                told = known.size if size is None else size
-                rows[key] = Link(told, confirmed or known.confirmed, given or known.given).encode()
-            index.set_many(rows, FACT_LIFETIME)
+            known = index.get_many(told)
+            for key, size in told.items():
+                before = Link.decode(known[key]) if key in known else None
+                if before is None:
+                    rows[key] = Link(size, confirmed, given).encode()
+                elif _is_news(before, confirmed, given):
+                    told_size = before.size if size is None else size
+                    rows[key] = Link(told_size, confirmed or before.confirmed, given or before.given).encode()
+            if rows:
+                index.set_many(rows, FACT_LIFETIME)
 
         await self._write(write)
 
@@ -103,6 +145,47 @@ class Facts(Base):
             index.set_many({}, gone=at)
 
         await self._write(drop)
+        self._pinned_referrers.pop((registry, repository), None)
+
+    def referrers(self, registry: str, repository: str, subject: Digest) -> dict[str, ReferrersRecord]:
+        """What is remembered about the referrers of a digest, by question."""
+        value = self._read(f"referrers/{registry}/{repository}@{subject}")
+        return decode_referrers(value) if isinstance(value, str) else {}
+
+    async def put_referrers(
+        self, registry: str, repository: str, subject: Digest, question: str, record: ReferrersRecord
+    ) -> None:
+        """Remember what was answered to a question about the referrers of a digest."""
+        index = self._opened()
+        key = f"referrers/{registry}/{repository}@{subject}"
+
+        def merged(value: object) -> str:
+            records = (decode_referrers(value) if isinstance(value, str) else {}) | {question: record}
+            latest = sorted(records.items(), key=lambda item: item[1].validated_at)[-MAX_QUESTIONS:]
+            return encode_referrers(dict(latest))
+
+        await self._write(lambda: index.update(key, merged, FACT_LIFETIME))
+        self._pinned_referrers.pop((registry, repository), None)
+
+    async def drop_referrers(self, registry: str, repository: str, subject: Digest | None = None) -> None:
+        """Forget what refers to a digest; without `subject`, to any of the repository's."""
+        index, prefix = self._opened(), f"referrers/{registry}/{repository}@{subject or ''}"
+        await self._write(lambda: index.set_many({}, gone=[key for key, _, _, _ in index.rows(prefix)]))
+        self._pinned_referrers.pop((registry, repository), None)
+
+    def referrers_of(self, registry: str, repository: str) -> dict[Digest, set[Digest]]:
+        """By digest, the stored listings of what refers to it and the manifests at tags made from it.
+
+        For repositories with a pin: many rows are read, and what they say is kept in memory.
+        """
+        known = self._pinned_referrers.get((registry, repository))
+        if known is None and self._index is not None:
+            try:
+                known = _read_referrers(self._index, registry, repository)
+                self._pinned_referrers[registry, repository] = known
+            except StorageError as error:
+                self._note(error)
+        return known or {}
 
     def is_private(self, digest: Digest) -> bool:
         """Whether content was fetched with a client's own credentials, so that it may be nobody else's."""
@@ -198,7 +281,7 @@ class Facts(Base):
             for key, value in ending:
                 kind, _, what = key.partition("/")
                 match kind:
-                    case "link" | "private" | "type":
+                    case "link" | "private" | "type" | "referrers":
                         keep = what.rpartition("@")[2] in held
                     case "tag":
                         keep = any(str(record.digest) in held for record in decode_tags(value).values())
@@ -220,3 +303,21 @@ class Facts(Base):
         index = self._opened()
         if self.challenge(registry) != challenge:
             await self._write(lambda: index.set(f"challenge/{registry}", challenge))
+
+
+def _is_news(known: Link | None, confirmed: bool, given: bool) -> bool:
+    return known is None or (confirmed and not known.confirmed) or (given and not known.given)
+
+
+def _read_referrers(index: Index, registry: str, repository: str) -> dict[Digest, set[Digest]]:
+    found: dict[Digest, set[Digest]] = {}
+    prefix = f"referrers/{registry}/{repository}@"
+    for key, value, _, _ in index.rows(prefix):
+        listed = {record.digest for record in decode_referrers(value).values() if record.digest is not None}
+        found.setdefault(Digest.parse(key.removeprefix(prefix)), set()).update(listed)
+    prefix = f"tag/{registry}/{repository}:"
+    for key, value, _, _ in index.rows(f"{prefix}sha256-"):
+        subject = subject_of(key.removeprefix(prefix))
+        if subject is not None:
+            found.setdefault(subject, set()).update(record.digest for record in decode_tags(value).values())
+    return found

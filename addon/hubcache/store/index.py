@@ -3,6 +3,7 @@
 Retention is this project's own: diskcache's policies reject newcomers or never age, so they are off.
 """
 
+import json
 import os
 import sqlite3
 import time
@@ -94,6 +95,16 @@ class Index:
     def get(self, key: str) -> Any:
         """The value (text, bytes or a `Path`) or None."""
         return self._translate(lambda: self._cache.get(key))
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The values of text that these keys have, by one query."""
+        return dict(
+            self._query(
+                "SELECT key, value FROM Cache WHERE key IN (SELECT value FROM json_each(?))"
+                " AND (expire_time IS NULL OR expire_time > ?) AND mode = ?",
+                *(json.dumps(list(keys)), time.time(), MODE_RAW),
+            )
+        )
 
     def set(self, key: str, value: object, lifetime: float | None = None) -> None:
         """Write one row; it is forgotten after `lifetime` seconds."""

@@ -3,13 +3,17 @@
 Rebuilt from the rows at start. It answers without SQLite, so a hit costs no query for its size.
 """
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Set
 
 from ..oci.digest import Digest
 
 BLOCK = 4096
 """Bytes of a file system block: the cap is on bytes on disk, and a file takes whole blocks there."""
+
+
+MAX_CLOSURE = 20_000
+"""Digests that one image is followed to: an index of 20 platforms with 100 layers each has some 2,000."""
 
 
 class Ledger:
@@ -28,6 +32,8 @@ class Ledger:
         self.reserved = 0
         self.quarantined = 0
         self._lingering: Counter[Digest] = Counter()
+        self.version = 0
+        """Changes with what is stored, so that what was found out about it can be remembered until then."""
 
     @property
     def present(self) -> int:
@@ -41,6 +47,7 @@ class Ledger:
 
     def add(self, digest: Digest, size: int, children: tuple[Digest, ...] | None = None) -> None:
         """Content is stored now; `children` is not None for a manifest."""
+        self.version += 1
         self.stored += on_disk(size) - on_disk(self.sizes.get(digest, 0))
         self.sizes[digest] = size
         if children is not None:
@@ -48,6 +55,7 @@ class Ledger:
 
     def remove(self, digest: Digest) -> None:
         """Content is gone; its bytes count until nobody has its file open any more."""
+        self.version += 1
         size = on_disk(self.sizes.pop(digest, 0))
         self.stored -= size
         self.children.pop(digest, None)
@@ -60,6 +68,7 @@ class Ledger:
 
     def restore(self, sizes: dict[Digest, int], children: dict[Digest, tuple[Digest, ...]]) -> None:
         """This is stored now and nothing else; what is reserved stays so."""
+        self.version += 1
         self.sizes, self.children = sizes, children
         self.stored = sum(map(on_disk, sizes.values()))
 
@@ -85,15 +94,20 @@ class Ledger:
         stored = sum(on_disk(self.sizes[digest]) for digest in kept if digest in self.sizes)
         return self.used - self.stored + stored
 
-    def closure(self, roots: Iterable[Digest]) -> frozenset[Digest]:
-        """These manifests and all that stored ones among them refer to, however deep."""
+    def closure(
+        self, roots: Iterable[Digest], referrers: Mapping[Digest, Set[Digest]] | None = None
+    ) -> frozenset[Digest]:
+        """These manifests and all that stored ones among them refer to, however deep, nearest first; and what is known
+        to refer to any of them (signatures, attestations), by `referrers`. Each is visited once, `MAX_CLOSURE` at most.
+        """
         found: set[Digest] = set()
-        pending = list(roots)
-        while pending:
-            digest = pending.pop()
+        pending = deque(roots)
+        while pending and len(found) < MAX_CLOSURE:
+            digest = pending.popleft()
             if digest not in found:
                 found.add(digest)
                 pending.extend(self.children.get(digest, ()))
+                pending.extend((referrers or {}).get(digest, ()))
         return frozenset(found)
 
 

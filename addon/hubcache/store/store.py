@@ -218,14 +218,15 @@ class Store(Content):
         await self.rooms.reserve(digest, size, lambda: index.bytes + logged, self.remove)
 
     def _pin(self) -> None:
-        """Find what is pinned: whatever the pinned tags are now, with all they refer to."""
-        roots: set[Digest] = set()
+        """Find what is pinned: whatever the pinned tags are now, with all they refer to and all that refers to it."""
+        pinned: set[Digest] = set()
         for pin in self.pins:
             if isinstance(pin.reference, Digest):
-                roots.add(pin.reference)
+                roots = {pin.reference}
             else:
-                roots.update(record.digest for record in self.tags(pin.host, pin.repository, pin.reference).values())
-        self.ledger.pinned = self.ledger.closure(roots)
+                roots = {record.digest for record in self.tags(pin.host, pin.repository, pin.reference).values()}
+            pinned |= self.ledger.closure(roots, self.referrers_of(pin.host, pin.repository))
+        self.ledger.pinned = frozenset(pinned)
 
     async def keep_house(self) -> None:
         """Shrink step by step to the limit where that was lowered, and write behind what changed of the policy."""

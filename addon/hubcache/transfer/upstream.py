@@ -19,9 +19,12 @@ from ..decide.throttle import Throttle
 from ..oci.account import Account
 from ..oci.digest import Digest
 from ..oci.errors import BadUpstream, NotAsked, TooManyRequests, Unavailable
+from ..oci.media import OCI_INDEX
+from ..oci.reference import ReferrersTarget
 from ..oci.registry import Registry
 from .client import Client
 from .http import content_coding, pause, read_text
+from .listing import Listing, read_listing
 from .observer import Observer
 from .reading import Fetched, content_range, demand, digest_header, encoded, length, read_manifest
 from .realms import may_have_passwords
@@ -135,6 +138,16 @@ class Upstream:
             path = f"manifests/{reference}"
             async with self._get("manifest", repository, path, "GET", {"Accept": accept}, reader) as response:
                 return await read_manifest(response, reference)
+
+        return await _retried(ask)
+
+    async def get_referrers(self, repository: str, subject: Digest, query: str, reader: str | None = None) -> Listing:
+        """A page of what refers to a digest; raises `ManifestUnknown` where the registry has no such API, too."""
+
+        async def ask() -> Listing:
+            path = f"referrers/{subject}" + (f"?{query}" if query else "")
+            async with self._get("referrers", repository, path, "GET", {"Accept": OCI_INDEX}, reader) as response:
+                return await read_listing(response, ReferrersTarget(repository, subject))
 
         return await _retried(ask)
 

@@ -30,7 +30,7 @@ class Decider(Protocol):
 
     def repeated(self, request: Request, answer: Answer, count: int) -> None: ...
 
-    async def moved(self, registry: Registry, moved: tuple[str, str]) -> None: ...
+    async def moved(self, registry: Registry, moved: tuple[str, str], subject: str | None = None) -> None: ...
 
     def watch(self, changed: Callable[[], None]) -> None: ...
 
@@ -120,8 +120,8 @@ class _Conversation:
                 given = unpack_outcome(answer, b"")
                 assert isinstance(given, Answer)
                 self._decider.repeated(unpack_request(request, payload), given, count)
-            case ["moved", number, registry, moved]:
-                self._spawn(number, self._moved(number, Registry(**registry), (moved[0], moved[1])))
+            case ["moved", number, registry, moved, subject]:
+                self._spawn(number, self._moved(number, Registry(**registry), (moved[0], moved[1]), subject))
             case ["sent", counts]:
                 for source, count in counts.items():
                     self._decider.sent(source, count)
@@ -173,8 +173,8 @@ class _Conversation:
                 return ["fill", str(source.path), source.at, source.end, first, str(fill.digest)]
         return ["bytes", source.origin, source.finished]
 
-    async def _moved(self, number: int, registry: Registry, moved: tuple[str, str]) -> None:
-        await self._decider.moved(registry, moved)
+    async def _moved(self, number: int, registry: Registry, moved: tuple[str, str], subject: str | None) -> None:
+        await self._decider.moved(registry, moved, subject)
         self._say(["done", number])
 
     async def _tell_progress(self, number: int, fill: Fill) -> None:

@@ -114,9 +114,9 @@ class Remote:
                 return outcome
         raise AssertionError("what comes past the store has no file")
 
-    async def moved(self, registry: Registry, moved: tuple[str, str]) -> None:
+    async def moved(self, registry: Registry, moved: tuple[str, str], subject: str | None = None) -> None:
         """As the engine's."""
-        await self._ask(["moved", next(self._numbers), asdict(registry), moved])
+        await self._ask(["moved", next(self._numbers), asdict(registry), moved, subject])
 
     def tell_running(self, count: int) -> None:
         """So many downloads go on here, of a worker that is about to end."""
