@@ -22,18 +22,8 @@ WINGS = {
 }
 FRONT = {
     *("client_side", "connect", "credentials", "doors", "engine", "flow_headers", "handshake", "interception", "lean"),
-    *(
-        "clients",
-        "connections",
-        "front",
-        "guard",
-        "handover",
-        "plain_request",
-        "reception",
-        "sending",
-        "tunnels",
-        "wire",
-    ),
+    *("connections", "front", "handover", "plain_request", "reception", "sending", "wire"),
+    *("clients", "guard", "tunnels"),
 }
 ROOMS = WINGS | {module: {*WINGS, *FRONT} for module in FRONT} | {"plugin": {*WINGS, *FRONT}}
 # Single arrows beyond these: what is shown of an outage is the state of the circuit breakers, what is logged of a

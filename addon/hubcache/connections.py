@@ -55,7 +55,7 @@ class Connections:
     def receive(self, servers: Iterable[ServerInstance[Any]], decider: Decider) -> None:
         """Begin with the clients of these doors before mitmproxy does, where that makes no difference to anybody."""
         self._decider = decider
-        self.guard.clients = Clients(networks=self.guard.clients.networks)  # there may be more descriptors by now
+        self.guard.clients.measure()  # there may be more descriptors by now
         doors.receive(servers, self._reception, self.guard.clients.relieve)
 
     def decided(self, client: Client) -> Forward | None:
