@@ -138,7 +138,7 @@ def test_clients_of_other_networks_are_turned_away(workers: str) -> None:
         assert rig.door("mirror").request("GET", "/v2/").status == 200
         assert rig.door("proxy").request("GET", "/v2/").status == 401
         wait_until(lambda: "such as 127.0.0.2" in rig.product.log)
-        assert rig.product.log.count("are turned away") <= int(workers)
+        assert rig.product.log.count("are turned away") <= int(workers) + 1  # each process says it, the owner as well
 
 
 def test_clients_of_other_networks_are_turned_away_where_mitmproxy_speaks_with_all() -> None:

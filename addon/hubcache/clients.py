@@ -38,8 +38,19 @@ class Clients:
     """`networks` are those whose clients are served, all where there are none; `descriptors` is how many the process
     may have."""
 
-    def __init__(self, descriptors: int | None = None, networks: tuple[Network, ...] = ()) -> None:
-        self.networks = networks
+    networks: tuple[Network, ...] = ()
+
+    def __init__(self, descriptors: int | None = None) -> None:
+        self.measure(descriptors)
+        self._places: dict[Connection, str] = {}
+        self._counts: Counter[str] = Counter()
+        self._waiting: dict[Connection, None] = {}
+        """The oldest first, as in these by place."""
+        self._waiting_at: dict[str, dict[Connection, None]] = {}
+        self._throttle = Throttle(_SAY_SECONDS, time.monotonic)
+
+    def measure(self, descriptors: int | None = None) -> None:
+        """Go by so many descriptors, or by what the system permits at present."""
         if descriptors is None:
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             descriptors = _MOST if limit == resource.RLIM_INFINITY else limit
@@ -49,12 +60,6 @@ class Clients:
         and tell nothing: with one at a time, the highest number would go up by one with each second client."""
         self.share = max(_LEAST_SHARE, min(descriptors, _MOST) // 4)
         """Connections of one address at most."""
-        self._places: dict[Connection, str] = {}
-        self._counts: Counter[str] = Counter()
-        self._waiting: dict[Connection, None] = {}
-        """The oldest first, as in these by place."""
-        self._waiting_at: dict[str, dict[Connection, None]] = {}
-        self._throttle = Throttle(_SAY_SECONDS, time.monotonic)
 
     def admits(self, address: str) -> bool:
         """Whether a client of that address may use the doors."""

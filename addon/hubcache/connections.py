@@ -61,7 +61,7 @@ class Connections:
     def receive(self, servers: Iterable[ServerInstance[Any]], decider: Decider) -> None:
         """Begin with the clients of these doors before mitmproxy does, where that makes no difference to anybody."""
         self._decider = decider
-        self.guard.clients = Clients(networks=self.guard.clients.networks)  # there may be more descriptors by now
+        self.guard.clients.measure()  # there may be more descriptors by now
         doors.receive(servers, self._reception, self.guard.clients.relieve)
 
     async def close_doors(self) -> None:
