@@ -131,7 +131,7 @@ async def test_victims_behind_one_that_could_not_be_removed_can_go_later(
     async with opened_store(tmp_path, CAP) as store:
         digests = await filled(store, 5, 700_000)
         with monkeypatch.context() as patch:
-            patch.setattr(store._opened(), "set_many", fail)
+            patch.setattr(store._opened(), "delete", fail)
             with pytest.raises(StorageError, match="disk is full"):
                 await store.stage(wanted(store, "new"), 2_000_000)
         assert set(store.rooms.retention.residents) == set(digests)

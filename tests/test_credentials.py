@@ -131,6 +131,7 @@ def aftermath(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     (saved / "password").write_text(ROBOT + "\n")
     options = {
         "hubcache_private": request.param,
+        "hubcache_tunnel": ["*", "localhost"],
         "hubcache_username": "robot",
         "hubcache_password_file": str(saved / "password"),
         "save_stream_file": str(saved / "flows"),

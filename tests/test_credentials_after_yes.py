@@ -12,7 +12,7 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.errors import HubcacheError
 from hubcache.serve.messages import Answer, Door, Forward
 from hubcache.serve.view import View
-from hubcache.transfer import fill
+from hubcache.transfer import fills
 from people import DOORS, REFUSED, Clock, bearer, pull, settled, short_times, turn_private, until
 from rig import Cache, read, running
 from standin import Fault, Hub, Image, random_bytes
@@ -25,7 +25,7 @@ HOST = "registry-1.docker.io"
 @pytest.fixture(autouse=True)
 def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     short_times(monkeypatch)
-    monkeypatch.setattr(fill, "_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(fills, "_BACKOFF_SECONDS", 0.01)
 
 
 @asynccontextmanager

@@ -162,4 +162,4 @@ def remaining_life(reader: str, now: float) -> float:
 
 def _hidden(reader: str) -> str:
     """Credentials are kept as a hash only."""
-    return hashlib.sha256(reader.encode()).hexdigest()
+    return hashlib.sha256(reader.encode(errors="surrogateescape")).hexdigest()

@@ -57,7 +57,7 @@ class Negatives:
 
 
 def _key(host: str, repository: str, what: str) -> _Key:
-    return host, repository, hashlib.sha256(what.encode()).digest()
+    return host, repository, hashlib.sha256(what.encode(errors="surrogateescape")).digest()
 
 
 def _weight(error: RegistryError) -> int:

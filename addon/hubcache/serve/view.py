@@ -29,7 +29,7 @@ class View:
     @property
     def key(self) -> tuple[str, str, str]:
         """Equal for views that see the same; holds no credentials."""
-        reader = "" if self.reader is None else hashlib.sha256(self.reader.encode()).hexdigest()
+        reader = "" if self.reader is None else hashlib.sha256(self.reader.encode(errors="surrogateescape")).hexdigest()
         return self.host, self.repository, reader
 
     def question(self, *what: str) -> str:
