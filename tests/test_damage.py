@@ -449,7 +449,7 @@ async def test_content_can_be_staged_at_once_when_the_directory_was_deleted(tmp_
 
 async def test_client_of_a_worker_that_asks_again_gets_it_right(hub: Hub, tmp_path: Path) -> None:
     digest = hub.blob(REPO, LAYER)
-    async with stored(hub, tmp_path, digest) as cache, paired(cache, tmp_path) as pair:
+    async with stored(hub, tmp_path, digest) as cache, paired(cache) as pair:
         request = replace(cache.request(Door.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}"), client="192.0.2.1")
         flip(blob_file(tmp_path / "store"))
         bodies = []
@@ -465,7 +465,7 @@ async def test_blob_that_a_worker_cannot_read_breaks_off_and_is_fetched_at_the_r
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hub.blob(REPO, LAYER)
-    async with stored(hub, tmp_path, digest) as cache, paired(cache, tmp_path) as pair:
+    async with stored(hub, tmp_path, digest) as cache, paired(cache) as pair:
         bad, pread = blob_file(tmp_path / "store").stat().st_ino, os.pread
 
         def failing(fd: int, count: int, at: int) -> bytes:

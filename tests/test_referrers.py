@@ -377,7 +377,7 @@ async def test_what_was_verified_online_is_verified_offline(
 async def test_worker_tells_the_owner_what_a_push_is_about(hub: Hub, tmp_path: Path) -> None:
     hub.referrers = True
     image, other = hub.image(REPO, "1", [b"one"]), hub.image(REPO, "2", [b"two"])
-    async with running(hub, tmp_path / "store", tag_ttl=TTL) as cache, paired(cache, tmp_path) as pair:
+    async with running(hub, tmp_path / "store", tag_ttl=TTL) as cache, paired(cache) as pair:
         paths = [f"/v2/{REPO}/referrers/{one.digest}" for one in (image, other)]
         for one in (image, other):
             assert (await pair.get(f"/v2/{REPO}/manifests/{one.tag}")).status == 200

@@ -22,9 +22,10 @@ DATA = random_bytes(6_000_000)
 
 
 @contextmanager
-def program(name: str, **options: str) -> Iterator[Rig]:
+def program(name: str, **more: str) -> Iterator[Rig]:
     """The product as mitmdump, as mitmweb, as mitmdump with two workers, or with bodies going through the pump."""
-    options = {"hubcache_workers": "2" if name == "workers" else "1", "hubcache_stop_within": "30"} | options
+    options = {"hubcache_workers": "2" if name == "workers" else "1", "hubcache_stop_within": "30"} | more
+    options["hubcache_tunnel"] = "localhost"  # what the tests tunnel to is on this machine
     if name == "pump":
         options["modify_headers"] = "/~s/X-Seen/1"
     with proxy.running(None, HUB_HOST, **options) as rig:

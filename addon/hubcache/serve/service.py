@@ -6,7 +6,6 @@ Every `RegistryError` raised below becomes an answer (or a pass-through with the
 import logging
 import time
 from dataclasses import replace
-from urllib.parse import parse_qs, urlencode
 
 from ..decide.throttle import Throttle
 from ..oci.digest import Digest
@@ -23,7 +22,7 @@ from ..oci.errors import (
     Unauthorized,
     Unavailable,
 )
-from ..oci.media import OCI_INDEX, OCTET_STREAM, negotiation
+from ..oci.media import negotiation
 from ..oci.reference import (
     BlobTarget,
     ManifestTarget,
@@ -43,11 +42,12 @@ from ..transfer.breaker import CircuitOpen
 from ..transfer.sources import FileSource
 from ..transfer.tokens import Challenge, pull_scope
 from ..transfer.upstream import Upstream
+from .answers import DIGEST, blob_answer, etag, listing_answer, manifest_answer
 from .blobs import Blob, Blobs
 from .challenges import INSUFFICIENT, INVALID, for_client
 from .errors import API_VERSION, error_answer
 from .gate import Gate
-from .manifests import Found, Manifests
+from .manifests import Manifests
 from .messages import Answer, Door, Forward, Request, Result
 from .mirror import Mirror
 from .pulls import Pulls
@@ -59,7 +59,6 @@ from .view import View
 logger = logging.getLogger("hubcache")
 
 _SAY_SECONDS = 60.0
-_DIGEST = "Docker-Content-Digest"
 _KINDS: dict[type, str] = {Ping: "ping", ManifestTarget: "manifest", BlobTarget: "blob", ReferrersTarget: "referrers"}
 
 type _Content = ManifestTarget | BlobTarget | ReferrersTarget
@@ -230,47 +229,30 @@ class Service:
             if view.reader is None:
                 self._sync.asked(view, target.reference, accept, found)
         self._count(request, found.digest)
-        return self._manifest_answer(request, found)
+        return manifest_answer(request, found)
 
     def repeated(self, request: Request, answer: Answer) -> None:
         """This answer of a moment ago was given again: to whoever asked, that is a pull like another."""
-        if answer.kind in ("manifest", "blob") and _DIGEST in answer.headers:
-            self._count(request, Digest.parse(answer.headers[_DIGEST]))
+        if answer.kind in ("manifest", "blob") and DIGEST in answer.headers:
+            self._count(request, Digest.parse(answer.headers[DIGEST]))
 
     def _count(self, request: Request, digest: Digest) -> None:
         if self._pulls.begins(request.client, digest):
             self._store.count_request(digest)
-
-    def _manifest_answer(self, request: Request, found: Found) -> Answer:
-        headers = _content_headers(request, found.digest, found.media_type, found.cache_status)
-        if _matches(request, found.digest):
-            return Answer(304, headers, found.result)
-        if request.method == "HEAD" or found.body is None:
-            return Answer(200, headers, found.result, length=found.size, size=found.size)
-        return Answer(200, headers, found.result, body=found.body, length=found.size, size=found.size)
 
     async def _listing(self, request: Request, view: View, target: ReferrersTarget) -> Answer:
         known_only = request.door is Door.MIRROR and self.offer_only
         query = referrers_query(request.query)
         listed = await self._referrers.listed(view, target.digest, query, known_only=known_only)
         self._count(request, listed.digest)
-        headers = API_VERSION | {"Content-Type": OCI_INDEX, "Cache-Status": listed.cache_status}
-        if request.door is Door.MIRROR:
-            headers["OCI-Namespace"] = request.registry.namespace
-        if listed.filters:
-            headers["OCI-Filters-Applied"] = listed.filters
-        if listed.following:
-            headers["Link"] = _next_page(request, target, listed.following)
-        size = len(listed.body)
-        body = b"" if request.method == "HEAD" else listed.body
-        return Answer(200, headers, listed.result, body=body, length=size, size=size)
+        return listing_answer(request, target, listed)
 
     async def _blob(self, request: Request, view: View, target: BlobTarget) -> Answer:
         if request.method == "HEAD":
             blob = await self._blobs.head(view, target.digest)
         else:
             condition = request.headers.get("if-range")
-            usable = condition is None or condition == _etag(target.digest)
+            usable = condition is None or condition == etag(target.digest)
             wanted = request.headers.get("range") if usable else None
             self._count(request, target.digest)
             self._suspect(request, target.digest)
@@ -283,19 +265,12 @@ class Service:
             self._store.inspector.suspect(digest)
 
     async def _blob_answer(self, request: Request, digest: Digest, blob: Blob) -> Answer:
-        headers = _content_headers(request, digest, OCTET_STREAM, blob.cache_status)
-        headers["Accept-Ranges"] = "bytes"
-        if _matches(request, digest):
-            if blob.source is not None:
-                await blob.source.close()
-            return Answer(304, headers, blob.result)
-        if blob.part is None:
-            if isinstance(blob.source, FileSource):
-                blob.source.closed = lambda: self._suspicions.sent(request, digest)
-            return Answer(200, headers, blob.result, source=blob.source, length=blob.size, size=blob.size)
-        headers["Content-Range"] = f"bytes {blob.part.start}-{blob.part.end - 1}/{blob.size}"
-        length = blob.part.end - blob.part.start
-        return Answer(206, headers, blob.result, source=blob.source, length=length, size=blob.size)
+        answer = blob_answer(request, digest, blob)
+        if blob.source is not None and answer.source is None:
+            await blob.source.close()
+        if answer.status == 200 and isinstance(blob.source, FileSource):
+            blob.source.closed = lambda: self._suspicions.sent(request, digest)
+        return answer
 
     async def _offer(self, request: Request, view: View, target: ManifestTarget | BlobTarget) -> Answer:
         """As a mirror that has only what it has."""
@@ -309,13 +284,13 @@ class Service:
         if not isinstance(target.reference, Digest) and subject_of(target.reference) is not None:
             found = await self._referrers.tagged(view, target.reference, accept, head=head, known_only=True)
             self._count(request, found.digest)
-            return self._manifest_answer(request, found)
+            return manifest_answer(request, found)
         client = (request.client, request.headers.get("user-agent", ""))
         found = await self._mirror.manifest(view, target.reference, accept, client, head=head)
         self._count(request, found.digest)
         if not isinstance(target.reference, Digest):
             self._sync.asked(view, target.reference, accept, found)
-        return self._manifest_answer(request, found)
+        return manifest_answer(request, found)
 
     # -- ping and pass-through ------------------------------------------------------------------------------------
 
@@ -350,10 +325,7 @@ class Service:
                 authorization = await upstream.anonymous_authorization(repository)
             except Unauthorized as error:  # the token service gives anonymous clients none
                 raise self._refusal(request, repository, error) from error
-        moved = None
-        if isinstance(target, ManifestTarget):
-            moved = (target.repository, str(target.reference))
-        return self._forward(upstream, authorization, moved)
+        return self._forward(upstream, authorization, _moved_by(request, target))
 
     async def moved(self, registry: Registry, moved: tuple[str, str], subject: str | None = None) -> None:
         """A push or a delete through this proxy was accepted; `subject` is what the registry says it refers to."""
@@ -379,13 +351,6 @@ def _is_about_referrers(target: _Content) -> bool:
     return isinstance(target, ReferrersTarget)
 
 
-def _next_page(request: Request, target: ReferrersTarget, query: str) -> str:
-    """A relative link, which keeps the client at its door; at a mirror `ns` goes with it."""
-    namespaces = [("ns", value) for value in parse_qs(request.query).get("ns", [])[:1]]
-    parameters = "&".join(part for part in (query, urlencode(namespaces)) if part)
-    return f'</v2/{target.repository}/referrers/{target.digest}?{parameters}>; rel="next"'
-
-
 def _moved_by(request: Request, target: Target) -> tuple[str, str] | None:
     """What a request changes when it is accepted: `Forward.moved`."""
     match target:
@@ -397,25 +362,3 @@ def _moved_by(request: Request, target: Target) -> tuple[str, str] | None:
             blob = uploaded(request.query)
             return None if blob is None else (repository, str(blob))
     return None
-
-
-def _content_headers(request: Request, digest: Digest, media_type: str, status: str) -> dict[str, str]:
-    headers = API_VERSION | {
-        "Content-Type": media_type,
-        _DIGEST: str(digest),
-        "ETag": _etag(digest),
-        "Cache-Status": status,
-    }
-    if request.door is Door.MIRROR:
-        headers["OCI-Namespace"] = request.registry.namespace
-    return headers
-
-
-def _etag(digest: Digest) -> str:
-    return f'"{digest}"'
-
-
-def _matches(request: Request, digest: Digest) -> bool:
-    """RFC 9110 section 13.1.2, for the one validator there is."""
-    condition = request.headers.get("if-none-match", "")
-    return condition == "*" or _etag(digest) in (item.strip().removeprefix("W/") for item in condition.split(","))
