@@ -1,6 +1,7 @@
 """The generated parts of README.md, each between `<!-- NAME -->` and `<!-- /NAME -->`; a test compares them."""
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -43,7 +44,15 @@ def faults() -> str:
     return markdown()
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"options": options, "faults": faults, "rooms": rooms}
+def soak() -> str:
+    """What the last soak found, as `scripts/soak --json .assets/soak.json` wrote it."""
+    sys.path.append(str(ROOT / "scripts"))
+    from soaklib.rows import Row, table
+
+    return table([Row(**row) for row in json.loads((ROOT / ".assets" / "soak.json").read_text())])
+
+
+SECTIONS: dict[str, Callable[[], str]] = {"options": options, "faults": faults, "rooms": rooms, "soak": soak}
 
 
 def generated(text: str) -> str:

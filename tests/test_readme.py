@@ -10,10 +10,23 @@ def test_generated_parts_are_up_to_date() -> None:
     assert readmelib.generated(text) == text, "run scripts/readme"
 
 
+SECURITY = readmelib.ROOT / ".github" / "SECURITY.md"
+
+
+def test_every_test_that_the_security_page_names_exists() -> None:
+    named = set(re.findall(r"`((?:e2e/)?test_[a-z0-9_]+)`", SECURITY.read_text()))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (readmelib.ROOT / "tests" / f"{name}.py").is_file()] == []
+
+
+def test_every_promise_of_the_last_soak_held() -> None:
+    assert "**broken**" not in readmelib.soak()
+
+
 def test_every_option_named_in_the_text_exists() -> None:
     from hubcache.operate.option_table import OPTIONS
 
-    named = set(re.findall(r"hubcache_[a-z_]+", readmelib.README.read_text()))
+    named = set(re.findall(r"hubcache_[a-z_]+", readmelib.README.read_text() + SECURITY.read_text()))
     metrics = {name for name in named if re.search(rf"`{name}(\{{|`)", readmelib.README.read_text()) is None}
     assert named - metrics <= {option.name for option in OPTIONS} | {"hubcache_ratelimit_remaining"}
 

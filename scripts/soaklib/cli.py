@@ -14,7 +14,8 @@ from .attacker import ATTACKS
 from .endurance import Endurance
 from .hostility import attack_all
 from .kills import kill_many
-from .report import Row, row_of_attack, rows_of_kills, rows_of_run, table
+from .report import row_of_attack, rows_of_kills, rows_of_run
+from .rows import Row, table
 
 _REQUESTS = 1_000_000
 
