@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One promise under one fault: the part of the soak that tests it, what was found, and whether the promise holds."""
+    """A promise under a fault: which part of the soak tests it, what was found, and whether the promise holds."""
 
     fault: str
     part: str

@@ -105,6 +105,14 @@ def test_stranger_is_refused_also_when_he_has_the_layers(
     logged_in("pull", NAME)
 
 
+def test_user_without_the_right_is_told_that_a_login_may_help(logged_in: Docker, hub: Hub) -> None:
+    """dockerd says so where the refusal of a client with a token keeps `error="insufficient_scope"`."""
+    hub.private("carol/secret", {"carol": "carol's"})
+    said = logged_in.refusal("carol/secret:1")
+    assert "pull access denied" in said
+    assert "docker login" in said
+
+
 def test_private_image_is_not_to_be_had_while_nobody_can_say_who_may(
     logged_in: Docker, cache: Cache, hub: Hub, vault: Published
 ) -> None:

@@ -41,6 +41,19 @@ class Docker:
         """Output of the docker command."""
         return run("docker", *arguments, env=self.env, fails=fails, stdin=stdin, timeout=timeout)
 
+    def refusal(self, image: str) -> str:
+        """What docker tells its user of a pull that fails."""
+        done = subprocess.run(
+            ["docker", "pull", image],
+            env=plain_environment() | self.env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode != 0
+        return done.stderr
+
     def pulling(self, image: str) -> "subprocess.Popen[bytes]":
         """A pull under way."""
         return subprocess.Popen(
