@@ -306,7 +306,7 @@ def _bytes(texts: list[str]) -> list[bytes]:
     return [text.encode("utf-8", "surrogateescape") for text in texts]
 
 
-_TARGETS: list[tuple[Callable[[bytes], object], list[bytes], list[bytes]]] = [
+TARGETS: list[tuple[Callable[[bytes], object], list[bytes], list[bytes]]] = [
     (agree_on_request, REQUESTS, _HEAD_WORDS),
     (agree_on_connect, CONNECT_HEADS, _HEAD_WORDS),
     (serve, REQUESTS + CONNECT_HEADS, _HEAD_WORDS),
@@ -342,7 +342,7 @@ def run(seed: int, seconds: float) -> int:
     with a note that names it."""
     chance, tried, until = random.Random(seed), 0, time.monotonic() + seconds
     while time.monotonic() < until:
-        target, samples, words = _TARGETS[tried % len(_TARGETS)]
+        target, samples, words = TARGETS[tried % len(TARGETS)]
         data = mutated(chance, samples, words)
         try:
             target(data)

@@ -22,7 +22,7 @@ def test_the_same_seed_begins_with_the_same_inputs() -> None:
 
 
 def test_a_finding_names_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzzing, "_TARGETS", [(lambda data: 1 // 0, [b"sample"], [b"word"])])
+    monkeypatch.setattr(fuzzing, "TARGETS", [(lambda data: 1 // 0, [b"sample"], [b"word"])])
     with pytest.raises(ZeroDivisionError) as raised:
         fuzzing.run(3, 10)
     assert "seed 3, input 0: b'" in raised.value.__notes__[0]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from .attacker import ATTACKS
 from .endurance import Endurance
+from .fuzz import fuzz_all
 from .hostility import attack_all
 from .kills import kill_many
-from .report import row_of_attack, rows_of_kills, rows_of_run
+from .report import row_of_attack, row_of_fuzz, rows_of_kills, rows_of_run
 from .rows import Row, table
 
 _REQUESTS = 1_000_000
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--troubles", type=int, default=34, help="upstream faults during the long run")
     parser.add_argument("--seconds", type=float, default=1200, help="length of the long run")
     parser.add_argument("--attacks", nargs="*", choices=ATTACKS, default=list(ATTACKS), help="hostile clients to run")
+    parser.add_argument("--fuzz", type=float, default=120, help="seconds for which what strangers send is fuzzed")
     parser.add_argument("--requests", type=int, default=_REQUESTS, help="requests of clients in a run, at most")
     parser.add_argument("--json", type=Path, help="write the result to this file, from which scripts/readme takes it")
     return parser
@@ -52,6 +54,8 @@ def _run(options: argparse.Namespace, seed: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="hubcache-soak-") as directory:
         if options.kills:
             yield from rows_of_kills(kill_many(_folder(directory, "kills"), options.kills, seed, _say))
+        if options.fuzz:
+            yield row_of_fuzz(fuzz_all(seed, options.fuzz, _say))
         if options.attacks:
             yield from map(row_of_attack, attack_all(_folder(directory, "attacks"), options.attacks, _say))
         for name, seconds, troubles, kills in (

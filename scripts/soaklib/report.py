@@ -1,6 +1,7 @@
 """What must hold in each part of a soak, and whether it did."""
 
 from .endurance import Outcome
+from .fuzz import Fuzz
 from .hostility import Attack
 from .kills import Kills
 from .rows import Row
@@ -60,6 +61,14 @@ def row_of_attack(attack: Attack) -> Row:
     holds = rise <= MOST_DELAY_SECONDS and not attack.failed and attack.memory <= MOST_MEMORY
     promise = f"others wait at most {MOST_DELAY_SECONDS * 1000:.0f} ms longer, memory below {MOST_MEMORY >> 20} MiB"
     return Row(attack.about, "soaklib/hostility", promise, found, holds)
+
+
+def row_of_fuzz(fuzz: Fuzz) -> Row:
+    """What strangers send, as parsers read it."""
+    how = "guided by coverage" if fuzz.is_guided else "by mutation"
+    fault = f"{fuzz.inputs:,} request heads, CONNECTs, challenges, manifests and ranges, fuzzed {how}"
+    promise = "parsers agree, and nothing is raised that is not declared"
+    return Row(fault, "soaklib/fuzz", promise, _first(fuzz.findings), not fuzz.findings)
 
 
 def _row_of_growth(fault: str, outcome: Outcome, name: str, slack: int) -> Row:
