@@ -22,7 +22,8 @@ class Held:
 
 def entered(clients: Clients, address: str = "10.0.0.1", descriptor: int = 0) -> Held:
     held = Held(clients)
-    assert clients.enter(held, address, descriptor)
+    clients.make_room(descriptor)
+    assert clients.enter(held, address)
     return held
 
 

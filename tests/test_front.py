@@ -5,8 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hubcache.clients import Clients
 from hubcache.front import Front, permitted
 from hubcache.interception import Interception
+from hubcache.leaving import PresentClients
 from hubcache.oci.registry import HUB_HOST, Registry
 from hubcache.reception import Desk, Reception
 from mitm import taddons
@@ -160,7 +162,9 @@ def test_addon_that_hears_of_other_things_does_not_matter() -> None:
 def front(*, is_ordinary: bool = True, blocks: bool = True) -> Front:
     """The front of a proxy for two registries; `is_ordinary` is what tells whether CONNECTs may be answered."""
     nothing: Any = SimpleNamespace(permitted=is_ordinary)
-    return Front(Desk(TABLE, nothing, nothing, nothing, 60.0, None), options(block_global=blocks))
+    return Front(
+        Desk(TABLE, nothing, nothing, nothing, 60.0, None, Clients(), PresentClients()), options(block_global=blocks)
+    )
 
 
 def is_received(mode: str, client: str = "127.0.0.1", at: Front | None = None) -> bool:

@@ -1,6 +1,7 @@
 """Who comes in and where connections go out: what is refused, how that is told, and what still works."""
 
 import base64
+import contextlib
 import socket
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -149,6 +150,25 @@ def test_clients_of_other_networks_are_turned_away_where_mitmproxy_speaks_with_a
         assert rig.door("mirror").request("GET", "/v2/").status == 200
 
 
+@pytest.mark.parametrize("more", [{}, {"flow_detail": "2"}], ids=["direct", "mitmproxy"])
+@pytest.mark.parametrize("said", ["nothing", "a request", "a request that mitmproxy answers"])
+def test_idle_clients_leave_no_other_without_a_descriptor(said: str, more: dict[str, str]) -> None:
+    fields = {"Host": HUB_HOST} | ({"TE": "trailers"} if "mitmproxy" in said else {})
+    with proxy.running(**more) as rig, contextlib.ExitStack() as stack:
+        rig.product.stop()
+        rig.product.command[:0] = ["sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"]
+        rig.product.start()
+        for number in range(400):
+            address = ("127.0.0.1", rig.product.mirror), PATIENCE, (f"127.0.0.{2 + number % 8}", 0)
+            idle = stack.enter_context(socket.create_connection(*address))
+            if said != "nothing":
+                idle.sendall(head("GET", "/v2/", fields))
+                assert Exchange(idle, "GET").finish().status == 200
+        assert rig.door("mirror").request("GET", "/v2/").status == 200
+        assert rig.door("proxy").request("GET", "/v2/").status == 401
+        assert "cannot accept" not in rig.product.log
+
+
 def ended(connection: socket.socket) -> bool:
     try:
         return connection.recv(1) == b""
@@ -188,6 +208,24 @@ def client(mode: str = "regular", address: str = "127.0.0.1") -> Client:
     made = Client(peername=(address, 1), sockname=("127.0.0.1", 2), timestamp_start=1.0)
     made.proxy_mode = ProxyMode.parse(mode)
     return made
+
+
+def flow_of(who: Client, number: str = "1", status: int = 200) -> Any:
+    return SimpleNamespace(id=number, client_conn=who, response=SimpleNamespace(status_code=status))
+
+
+def endings(monkeypatch: pytest.MonkeyPatch, *clients: Client) -> list[Client]:
+    """Those of these clients whose connections are ended."""
+    ended: list[Client] = []
+
+    def handled(who: Client) -> Any:
+        task = SimpleNamespace(cancel=lambda _: ended.append(who))
+        return SimpleNamespace(client=who, transports={who: SimpleNamespace(handler=task)})
+
+    handlers = {who.id: handled(who) for who in clients}
+    master = SimpleNamespace(addons={"proxyserver": SimpleNamespace(connections=handlers)})
+    monkeypatch.setattr(guard, "ctx", SimpleNamespace(master=master))
+    return ended
 
 
 class Found:
@@ -251,7 +289,8 @@ async def test_upstream_proxy_that_mitmproxy_was_given_is_reached() -> None:
 
 async def test_flow_goes_where_it_was_aimed_at_as_long_as_it_lasts() -> None:
     at, who, other = Guard(Clients()), client(), client()
-    flow: Any = SimpleNamespace(id="1", client_conn=who, request=SimpleNamespace(host="127.0.0.1", port=5001))
+    flow = flow_of(who)
+    flow.request = SimpleNamespace(host="127.0.0.1", port=5001)
     at.aim(flow)
     assert (await connect(at, who, "127.0.0.1", 5001)).error is None
     assert (await connect(at, who, "127.0.0.1", 5002)).error is not None
@@ -263,32 +302,50 @@ async def test_flow_goes_where_it_was_aimed_at_as_long_as_it_lasts() -> None:
 async def test_client_of_mitmproxy_has_its_time_for_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "HEAD_SECONDS", 0.01)
     at, slow, quick = Guard(Clients()), client(), client()
-    ended = []
-
-    async def on_timeout(who: Client) -> None:
-        ended.append(who.id)
-
-    handlers = {who.id: SimpleNamespace(on_timeout=lambda who=who: on_timeout(who)) for who in (slow, quick)}
-    master = SimpleNamespace(addons={"proxyserver": SimpleNamespace(connections=handlers)})
-    monkeypatch.setattr(guard, "ctx", SimpleNamespace(master=master))
+    ended = endings(monkeypatch, slow, quick)
     at.client_connected(quick)
-    flow: Any = SimpleNamespace(
-        id="1", client_conn=quick, response=True, error=None, request=SimpleNamespace(host="x", port=1)
-    )
-    at.requestheaders(flow)
+    at.asked(flow_of(quick))
     at.client_connected(slow)
     await until(lambda: ended)
-    assert ended == [slow.id]
+    assert ended == [slow]
     for who in (slow, quick):
         at.client_disconnected(who)
     assert at.clients._counts == {}
 
 
+async def test_client_of_mitmproxy_makes_room_when_it_has_all_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    at, who = Guard(Clients()), client()
+    ended = endings(monkeypatch, who)
+    at.client_connected(who)
+    flows = [flow_of(who, str(number), status) for number, status in enumerate((200, 404))]
+    for flow in flows:
+        at.asked(flow)
+    assert not at.clients.relieve()
+    at.response(flows[0])
+    assert not at.clients.relieve()
+    at.error(flows[1])
+    assert ended == []
+    assert at.clients.relieve()
+    assert ended == [who]
+
+
+async def test_client_of_mitmproxy_makes_no_room_once_it_speaks_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    at, who = Guard(Clients()), client()
+    ended = endings(monkeypatch, who)
+    at.client_connected(who)
+    flow = flow_of(who, status=101)
+    at.asked(flow)
+    at.response(flow)
+    assert not at.clients.relieve()
+    assert ended == []
+
+
 async def test_address_with_too_many_clients_gets_no_more_of_them() -> None:
     at = Guard(Clients(1000))
     many = [client() for _ in range(at.clients.share + 1)]
-    for who in many:
+    for number, who in enumerate(many):
         at.client_connected(who)
+        at.asked(flow_of(who, str(number)))
     assert [who.error for who in many[-2:]] == [None, "too many connections of one address"]
     for who in many:
         at.client_disconnected(who)

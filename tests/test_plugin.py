@@ -13,6 +13,7 @@ from hubcache.engine import Engine
 from hubcache.oci.digest import Digest
 from hubcache.oci.registry import HUB_HOST
 from hubcache.plugin import Hubcache
+from hubcache.serve.messages import Answer, Result
 from hubcache.transfer.sources import FileSource
 from mitm import taddons, tflow
 from mitmproxy import exceptions
@@ -106,6 +107,24 @@ async def test_index_of_the_hub_is_the_hub_and_keeps_what_only_it_has(harness: H
     assert searched.request.stream is True
     pushed = await harness.request("PUT", f"/v2/{REPO}/manifests/1", "proxy", "index.docker.io")
     assert f"http://{pushed.request.host}:{pushed.request.port}" == hub.url()
+
+
+async def test_client_is_known_to_have_asked_while_its_answer_is_thought_about(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its connection would count as one that waits for its client, and its time for a request would go on."""
+    guard = harness.addon._connections.guard
+    asked: list[HTTPFlow] = []
+    monkeypatch.setattr(guard, "asked", asked.append)
+
+    async def answer(_: Any) -> Any:
+        assert len(asked) == 1
+        return Answer(200, {}, Result.HIT)
+
+    monkeypatch.setattr(harness.addon._engine, "answer", answer)
+    flow = await harness.request("GET", f"/v2/{REPO}/manifests/1")
+    assert flow.response is not None
+    assert asked == [flow]
 
 
 async def test_values_of_the_user_are_kept(hub: Hub, tmp_path: Path) -> None:

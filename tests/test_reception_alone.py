@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hubcache import reception
 from hubcache.clients import Clients
 from hubcache.oci.registry import HUB_HOST
+from hubcache.reception import Reception
 from hubcache.sending import Sending
 from hubcache.serve.messages import Answer, Forward, Request, Result
 from hubcache.transfer.sources import BytesSource
@@ -274,6 +276,21 @@ async def test_idle_client_makes_room_and_one_that_waits_for_its_answer_does_not
     assert [visit.transport.is_aborted for visit in (busy, idle, later)] == [True, True, True]
     for visit in (busy, idle, later):
         visit.leave()
+
+
+@pytest.mark.parametrize("leave", [Reception.dismiss, Reception.leave, Reception.cut])
+async def test_client_that_is_left_during_its_handshake_is_not_said_to_distrust(
+    leave: Callable[[Reception], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    for is_left in (False, True):
+        visit = Visit(always)
+        visit.reception._said.address = (HUB_HOST, 443)
+        visit.reception._step = visit.reception._secure
+        if is_left:
+            leave(visit.reception)
+        visit.leave()
+        assert ("may not trust" in caplog.text) is not is_left
+        caplog.clear()
 
 
 async def test_address_that_has_too_many_connections_gets_no_more() -> None:

@@ -2,22 +2,25 @@
 
 import asyncio
 import socket
+import threading
 from typing import Any
 
 import pytest
 from hubcache.tunnels import Refused, Tunnels, _is_own
+from people import until
 
 OWN_PORTS = (8080, 5000, 9090)
 
 
 def resolving(monkeypatch: pytest.MonkeyPatch, **names: list[str]) -> None:
     """Have these names (with underscores for dots) lead to these addresses; numbers are resolved as ever."""
+    resolve = socket.getaddrinfo
 
-    async def getaddrinfo(_: Any, host: str, port: int, **more: Any) -> Any:
+    def getaddrinfo(host: str, port: int, **more: Any) -> Any:
         numbers = names.get(host.replace(".", "_"), [host])
-        return [entry for number in numbers for entry in socket.getaddrinfo(number, port, **more)]
+        return [entry for number in numbers for entry in resolve(number, port, **more)]
 
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
 async def found(host: str, port: int = 443, *patterns: str) -> tuple[str, int] | None:
@@ -123,3 +126,21 @@ async def test_list_restricts_and_what_it_names_is_reached_wherever_it_is(
 async def test_name_of_nobody_is_an_os_error(host: str) -> None:
     with pytest.raises(OSError, match=r"."):
         await Tunnels(("*",), ()).find((host, 443))
+
+
+async def test_names_that_no_server_answers_for_delay_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop's own threads write to the disk, and look up registries."""
+    answered, asked = threading.Event(), []
+
+    def getaddrinfo(host: str, *_: Any, **__: Any) -> Any:
+        asked.append(host)
+        answered.wait(10)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    tunnels = Tunnels(("*",), ())
+    looking = [asyncio.ensure_future(tunnels.find((f"{number}.example.com", 443))) for number in range(40)]
+    await until(lambda: asked)
+    assert await asyncio.wait_for(asyncio.to_thread(answered.is_set), 5) is False
+    answered.set()
+    assert all(isinstance(each, OSError) for each in await asyncio.gather(*looking, return_exceptions=True))

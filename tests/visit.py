@@ -8,6 +8,7 @@ from typing import Any
 
 from hubcache.clients import Clients
 from hubcache.interception import Interception
+from hubcache.leaving import PresentClients
 from hubcache.oci.errors import HubcacheError
 from hubcache.oci.registry import HUB_HOST, Registry
 from hubcache.reception import Desk, Reception
@@ -74,7 +75,7 @@ class Visit:
         server: Any = SimpleNamespace(
             mode=ProxyMode.parse(f"reverse:https://{HUB_HOST}@5000"), handle_stream=self._handle_stream
         )
-        desk = Desk(table, unused, unused, decider, self.patience, self.lines.append, self.clients)
+        desk = Desk(table, unused, unused, decider, self.patience, self.lines.append, self.clients, PresentClients())
         self.reception = Reception(desk, server, ("127.0.0.1", 50_000))
         self.transport.set_protocol(self.reception)
         self.reception.connection_made(self.transport)

@@ -73,18 +73,18 @@ class Clients:
             logger.warning("hubcache: clients that are not in hubcache_clients are turned away, such as %s", address)
         return False
 
-    def enter(self, connection: Connection, address: str, descriptor: int = 0) -> bool:
-        """A new connection, which waits for its client; false where the address has too many that are busy.
-
-        `descriptor` is the number of its socket. The system gives the lowest that is free, so at least as many are in
-        use, whatever for.
-        """
-        place = _place(address)
-        if self._counts[place] >= self.share and not self._dismiss(self._waiting_at.get(place)):
-            return False
+    def make_room(self, descriptor: int) -> None:
+        """A socket was accepted, with that number. The system gives the lowest that is free, so at least as many are in
+        use, whatever for: close connections that wait where that is too many."""
         if descriptor >= self._high:
             for _ in range(self._batch):
                 self.relieve()
+
+    def enter(self, connection: Connection, address: str) -> bool:
+        """A new connection, which waits for its client; false where the address has too many that are busy."""
+        place = _place(address)
+        if self._counts[place] >= self.share and not self._dismiss(self._waiting_at.get(place)):
+            return False
         self._places[connection] = place
         self._counts[place] += 1
         self.wait(connection)

@@ -25,8 +25,8 @@ _HEAD = re.compile(
     rb"CONNECT ([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5}) HTTP/1\.[01]\r\n"
     rb"(?:(?!(?i:content-length|transfer-encoding):)" + _TOKEN + rb":[\t -~\x80-\xff]*\r\n)*\r\n"
 )
-_HOST = re.compile(rb"\nhost:", re.IGNORECASE)
 """The head of a CONNECT about which there is nothing to say (RFC 9112 section 2.1, without a body)."""
+_HOST = re.compile(rb"\nhost:", re.IGNORECASE)
 _MAX_HEAD = 16 << 10
 
 

@@ -62,7 +62,7 @@ class Connections:
         """Begin with the clients of these doors before mitmproxy does, where that makes no difference to anybody."""
         self._decider = decider
         self.guard.clients.measure()  # there may be more descriptors by now
-        doors.receive(servers, self._reception, self.guard.clients.relieve)
+        doors.receive(servers, self._reception, self.guard.clients)
 
     async def close_doors(self) -> None:
         """Accept no client any more; those who are there are left by `leave`."""

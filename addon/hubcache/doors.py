@@ -16,6 +16,8 @@ from typing import Any
 from mitmproxy.proxy.mode_servers import AsyncioServerInstance, ServerInstance
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 
+from .clients import Clients
+
 logger = logging.getLogger("hubcache")
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -86,11 +88,9 @@ type Reception = Callable[[ServerInstance[Any], tuple[str, int]], asyncio.Protoc
 """Makes what speaks with a client at that address who came to that door; None where mitmproxy shall do it."""
 
 
-def receive(
-    servers: Iterable[ServerInstance[Any]], reception: Reception, relieve: Callable[[], bool] = lambda: False
-) -> None:
-    """Have what `reception` makes begin with each new client, in place of mitmproxy; `relieve` is called where there is
-    no descriptor for one, and tells whether it closed a connection."""
+def receive(servers: Iterable[ServerInstance[Any]], reception: Reception, clients: Clients) -> None:
+    """Have what `reception` makes begin with each new client, in place of mitmproxy; `clients` make room for it where
+    descriptors run short."""
     for server in servers:
         assert isinstance(server, AsyncioServerInstance)
         listeners: list[Any] = []
@@ -103,7 +103,7 @@ def receive(
         server._servers = listeners
         for listener in listeners:
             if isinstance(listener, _Listener):
-                listener.reception, listener.relieve = reception, relieve
+                listener.reception, listener.clients = reception, clients
 
 
 class _Listener:
@@ -111,14 +111,13 @@ class _Listener:
 
     def __init__(self, instance: AsyncioServerInstance[Any], fd: int) -> None:
         self.reception: Reception = lambda *_: None
-        self.relieve: Callable[[], bool] = lambda: False
+        self.clients = Clients()
         self._instance = instance
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)  # of all that are accepted
         self.sockets = (self._socket,)
         self._task = asyncio.create_task(self._accept())
-        self._clients: set[asyncio.Task[None]] = set()
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
@@ -127,12 +126,13 @@ class _Listener:
                 client, address = await loop.sock_accept(self._socket)
             except OSError as error:
                 # The client left (ECONNABORTED), or there are no more descriptors: asyncio's server goes on, too.
-                if error.errno in _EXHAUSTED and self.relieve():
+                if error.errno in _EXHAUSTED and self.clients.relieve():
                     await asyncio.sleep(0)  # it is closed then
                 elif error.errno in _EXHAUSTED:
                     logger.warning("hubcache: cannot accept clients for a moment: %s", error.strerror)
                     await asyncio.sleep(_PAUSE_SECONDS)
                 continue
+            self.clients.make_room(client.fileno())
             protocol = self.reception(self._instance, address[:2])
             if protocol is None:
                 protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(), self._instance.handle_stream)

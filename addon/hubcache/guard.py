@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from mitmproxy import ctx, http, tcp
 from mitmproxy.connection import Client, Server
+from mitmproxy.flow import Flow
 from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode, UpstreamMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
@@ -63,7 +64,6 @@ class Guard:
             client.error = "too many connections of one address"
         if client.error is None:
             self._handled[client] = handled
-            self.clients.work(handled)  # whether it waits is not to be known here
             if isinstance(client.proxy_mode, RegularMode | ReverseMode | UpstreamMode):
                 handled.hurry()
 
@@ -74,14 +74,25 @@ class Guard:
             handled.has_asked()
             self.clients.leave(handled)
 
-    def _asked(self, client: Client) -> None:
-        handled = self._handled.get(client)
+    def asked(self, flow: Flow) -> None:
+        """A flow of a client begins: the client waits for us, until `_ended`."""
+        handled = self._handled.get(flow.client_conn)
         if handled is not None:
             handled.has_asked()
+            handled.flows.add(flow.id)
+            self.clients.work(handled)
+
+    def _ended(self, flow: http.HTTPFlow) -> None:
+        handled = self._handled.get(flow.client_conn)
+        has_switched = flow.response is not None and flow.response.status_code == 101  # to what is not HTTP
+        if handled is not None and not has_switched:
+            handled.flows.discard(flow.id)
+            if not handled.flows:
+                self.clients.wait(handled)
 
     def tcp_start(self, flow: tcp.TCPFlow) -> None:
         """What goes on is not HTTP."""
-        self._asked(flow.client_conn)
+        self.asked(flow)
 
     # -- what clients name --------------------------------------------------------------------------------------------
 
@@ -89,12 +100,11 @@ class Guard:
         """Answer a CONNECT to what is not to be reached with 403."""
         if flow.response or flow.error or self._interception.has(flow.request.host, flow.request.port):
             return None
-        self._asked(flow.client_conn)
+        self.asked(flow)
         return self._judge(flow)
 
     def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         """Answer a request with an absolute URI to what is not to be reached with 403."""
-        self._asked(flow.client_conn)
         is_aimed = flow.id in self._aims.get(flow.client_conn, ())
         if flow.response or flow.error or not flow.live or is_aimed or self._interception.place(flow) is not None:
             return None
@@ -127,6 +137,7 @@ class Guard:
     def response(self, flow: http.HTTPFlow) -> None:
         """A flow has its answer."""
         self._aims.get(flow.client_conn, {}).pop(flow.id, None)
+        self._ended(flow)
 
     def error(self, flow: http.HTTPFlow) -> None:
         """A flow broke off."""
@@ -176,7 +187,8 @@ class _Handled:
     def __init__(self, client: Client) -> None:
         self._id = client.id
         self._timer: asyncio.TimerHandle | None = None
-        self._ending: asyncio.Task[None] | None = None
+        self.flows: set[str] = set()
+        """By their ids, those that are not answered yet."""
 
     def hurry(self) -> None:
         """It has so long for its first request."""
@@ -191,5 +203,6 @@ class _Handled:
     def dismiss(self) -> None:
         """End the connection, as mitmproxy does after its own time-out."""
         handler = ctx.master.addons.get("proxyserver").connections.get(self._id)
-        if handler is not None:
-            self._ending = asyncio.ensure_future(handler.on_timeout())
+        client = handler.transports.get(handler.client) if handler is not None else None
+        if client is not None and client.handler is not None:
+            client.handler.cancel("timeout")

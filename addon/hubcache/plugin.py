@@ -217,6 +217,7 @@ class Hubcache:
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Decide what happens to a request, before its body."""
+        self._connections.guard.asked(flow)
         if flow.response or flow.error or not flow.live:
             return
         place = self._interception.place(flow)

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mitmproxy.net.http import http1
@@ -68,8 +68,8 @@ class Desk:
     decider: Decider
     patience: float
     show: Callable[[str], None] | None
-    clients: Clients = field(default_factory=Clients)
-    present: PresentClients = field(default_factory=PresentClients)
+    clients: Clients
+    present: PresentClients
 
 
 class Reception(asyncio.Protocol):
@@ -88,7 +88,7 @@ class Reception(asyncio.Protocol):
         """What the next step is about: once there is TLS, what is inside of it."""
         self._step = self._request if isinstance(server.mode, ReverseMode) else self._connect
         self._has_ended = False
-        """Whether the client says nothing more."""
+        """Whether the client says nothing more, or is left."""
         self._answering: asyncio.Task[bool] | None = None
         self._is_sending = False
         self._has_answered = False
@@ -107,9 +107,7 @@ class Reception(asyncio.Protocol):
         self._desk.present.clients.add(self)
         self._expect(HEAD_SECONDS)
         self._timer = self._loop.call_at(self._due, self._watch)
-        listens_at = transport.get_extra_info("socket")
-        descriptor = 0 if listens_at is None else listens_at.fileno()
-        if not self._desk.clients.enter(self, self._client[0], descriptor):
+        if not self._desk.clients.enter(self, self._client[0]):
             transport.abort()
 
     def _expect(self, seconds: float) -> None:
@@ -126,6 +124,7 @@ class Reception(asyncio.Protocol):
 
     def dismiss(self) -> None:
         """End the connection, which waits for its client."""
+        self._has_ended = True
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -199,10 +198,11 @@ class Reception(asyncio.Protocol):
         return Standing.NEW if is_new else Standing.IDLE
 
     def leave(self) -> None:
+        self._has_ended = True
         self._transport.close()
 
     def cut(self) -> None:
-        self._transport.abort()
+        self.dismiss()
         if self._answering is not None:
             self._answering.cancel()
 

@@ -10,6 +10,8 @@ import asyncio
 import re
 import socket
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 type Address = tuple[str, int]
@@ -20,6 +22,10 @@ _METADATA = frozenset(map(ip_address, ("fd00:ec2::254", "100.100.100.200", "168.
 """Of AWS over IPv6, Alibaba, Azure and Oracle: what tells a machine its credentials and is not link-local."""
 _TRANSLATED = IPv6Network("64:ff9b::/96")
 """IPv4 addresses behind NAT64 (RFC 6052 section 2.1)."""
+
+_LOOKUPS = 8
+"""Names that are looked up at once, in threads that nothing else uses: who names what no server answers for has each of
+them wait for half a minute."""
 
 
 class Refused(Exception):
@@ -34,6 +40,7 @@ class Tunnels:
         self._patterns = tuple(map(_compiled, patterns))
         self._named = tuple(_compiled(pattern) for pattern in patterns if "*" not in pattern)
         self._ports = frozenset(ports)
+        self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="tunnels")
 
     async def find(self, address: Address) -> Address:
         """What to connect to, by number, for that address; raises `Refused`, or `OSError` where the name is nobody's.
@@ -43,8 +50,9 @@ class Tunnels:
         host, port = _plain(address[0]), address[1]
         if not _matches(self._patterns, host, port):
             raise Refused(f"{_shown(address)} is not in hubcache_tunnel")
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().run_in_executor(self._threads, look_up)
         except UnicodeError as error:  # no name that DNS could have
             raise OSError(f"{_shown(address)} is no name of a host") from error
         numbers = [str(entry[4][0]) for entry in found]
