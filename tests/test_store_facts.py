@@ -8,6 +8,7 @@ import pytest
 from hubcache.decide.moves import Moves
 from hubcache.decide.records import Link, TagRecord, Verdict
 from hubcache.oci.digest import Digest
+from hubcache.oci.errors import StorageError
 from hubcache.store import facts
 from parts import opened_store, put_blob
 
@@ -178,3 +179,34 @@ async def test_media_type_is_a_registrys_own(tmp_path: Path) -> None:
         await store.put_media_type(HUB, digest, "a/b")
         assert store.media_type(HUB, digest) == "a/b"
         assert store.media_type("ghcr.io", digest) is None
+
+
+async def test_what_is_not_private_is_looked_up_once_until_it_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, other = Digest.of(b"layer"), Digest.of(b"other")
+    async with opened_store(tmp_path) as store:
+        index, asked = store._opened(), list[str]()
+        get = index.get
+        monkeypatch.setattr(index, "get", lambda key: (asked.append(key), get(key))[1])
+        assert [store.private_hosts(digest) for _ in range(3)] == [None] * 3
+        assert len(asked) == 1
+        await store.put_private(digest, HUB)
+        assert store.private_hosts(digest) == {HUB}
+        assert store.private_hosts(other) is None
+        await store.put_links(HUB, "alice/app", {other: 1}, given=True)
+        await store.hide(HUB, "alice/app")
+        assert store.private_hosts(other) == {HUB}
+
+
+async def test_index_that_cannot_tell_makes_nothing_public(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = Digest.of(b"layer")
+
+    def fail(_: str) -> object:
+        raise StorageError("the disk does not answer")
+
+    async with opened_store(tmp_path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(store._opened(), "get", fail)
+            assert store.private_hosts(digest) == frozenset()
+        assert store.private_hosts(digest) is None

@@ -1,6 +1,8 @@
 """What is known of repositories and tags: small rows beside the content."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
+
+from cachetools import LRUCache
 
 from ..decide.moves import Moves
 from ..decide.records import (
@@ -39,6 +41,10 @@ _LOOKED_UP = 16
 """Links looked up at once by who writes them; more are left to the writer thread, each costs some 12 microseconds."""
 
 
+MAX_NOT_PRIVATE = 20_000
+"""Digests that are known not to be private without a look at the index."""
+
+
 class Facts(Base):
     """Tags, links, referrers, verdicts and challenges, by registry host and repository."""
 
@@ -46,6 +52,7 @@ class Facts(Base):
         super().__init__()
         self._pinned_referrers: dict[tuple[str, str], dict[Digest, set[Digest]]] = {}
         """Of repositories with a pin, until something about them changes."""
+        self._not_private: LRUCache[Digest, None] = LRUCache(MAX_NOT_PRIVATE)
 
     def tags(self, registry: str, repository: str, tag: str) -> dict[str, TagRecord]:
         """What is remembered of a tag, by negotiation."""
@@ -192,9 +199,29 @@ class Facts(Base):
         return self.private_hosts(digest) is not None
 
     def private_hosts(self, digest: Digest) -> frozenset[str] | None:
-        """The registries that gave the bytes of private content; None where content is not private."""
-        value = self._read(f"private/{digest}")
-        return decode_hosts(value) if isinstance(value, str) else None
+        """The registries that gave the bytes of private content; None where content is not private.
+
+        Each request for content asks this, so that a no is kept in memory. Where the index cannot tell, nobody gave it.
+        """
+        if self._index is None or digest in self._not_private:
+            return None
+        try:
+            value = self._index.get(f"private/{digest}")
+        except StorageError as error:
+            self._note(error)
+            return frozenset()
+        if isinstance(value, str):
+            return decode_hosts(value)
+        self._not_private[digest] = None
+        return None
+
+    async def _write_private(self, write: Callable[[], None]) -> None:
+        """What was not private may be by then; also where it was looked at while this was being written."""
+        self._not_private.clear()
+        try:
+            await self._write(write)
+        finally:
+            self._not_private.clear()
 
     async def put_private(self, digest: Digest, *hosts: str) -> None:
         """Remember that content is private, and that these registries gave its bytes; without any, that it may be soon.
@@ -211,7 +238,7 @@ class Facts(Base):
             elif before is None:
                 index.set(f"private/{digest}", encode_hosts(known), TENTATIVE_LIFETIME)
 
-        await self._write(write)
+        await self._write_private(write)
 
     async def hide(self, registry: str, repository: str, only: Digest | None = None) -> None:
         """A repository turned private, or lost one digest, which some registries say of what turned private: with it
@@ -245,7 +272,7 @@ class Facts(Base):
             hidden |= {key: value for key, value, _, _ in index.rows("private/") if key in hidden}
             index.set_many(hidden, FACT_LIFETIME)
 
-        await self._write(mark)
+        await self._write_private(mark)
 
     def media_type(self, registry: str, digest: Digest) -> str | None:
         """What a registry calls a manifest whose bytes do not tell."""

@@ -77,6 +77,7 @@ class Store(Content):
             index.delete(_CLOSED)
             index.settle()
             self._index, index = index, None
+            self._not_private.clear()
         except OSError as error:
             problem = f"store directory {self.directory} cannot be used: {error.strerror or error}"
             self._problems["directory"] = problem
