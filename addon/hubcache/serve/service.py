@@ -48,7 +48,7 @@ from .challenges import INSUFFICIENT, INVALID, for_client
 from .errors import API_VERSION, error_answer
 from .gate import Gate
 from .manifests import Manifests
-from .messages import Answer, Door, Forward, Request, Result
+from .messages import Answer, Door, Forward, Moved, Request, Result
 from .mirror import Mirror
 from .pulls import Pulls
 from .referrers import Referrers
@@ -176,7 +176,7 @@ class Service:
             raise self._refusal(request, target.repository, error, sent=own) from error
 
     @staticmethod
-    def _forward(upstream: Upstream, authorization: str | None, moved: tuple[str, str] | None = None) -> Forward:
+    def _forward(upstream: Upstream, authorization: str | None, moved: Moved | None = None) -> Forward:
         """Pass a request on, unless nobody is there: mitmproxy would wait for minutes."""
         if not upstream.reachable:
             raise Unavailable("upstream is down, and the request needs it")
@@ -327,10 +327,13 @@ class Service:
                 raise self._refusal(request, repository, error) from error
         return self._forward(upstream, authorization, _moved_by(request, target))
 
-    async def moved(self, registry: Registry, moved: tuple[str, str], subject: str | None = None) -> None:
+    async def moved(self, registry: Registry, moved: Moved, subject: str | None = None) -> None:
         """A push or a delete through this proxy was accepted; `subject` is what the registry says it refers to."""
-        repository, reference = moved
+        repository, reference, is_blob = moved
         self._gate.forget_missing(registry.host, repository)
+        if is_blob:  # refers to nothing, and no tag is at it
+            await self._blobs.forget(registry.host, repository, Digest.parse(reference))
+            return
         await self._manifests.forget(registry.host, repository, reference)
         try:
             about = None if subject is None else Digest.parse(subject)
@@ -351,14 +354,14 @@ def _is_about_referrers(target: _Content) -> bool:
     return isinstance(target, ReferrersTarget)
 
 
-def _moved_by(request: Request, target: Target) -> tuple[str, str] | None:
+def _moved_by(request: Request, target: Target) -> Moved | None:
     """What a request changes when it is accepted: `Forward.moved`."""
     match target:
         case ManifestTarget(repository, reference):
-            return repository, str(reference)
+            return Moved(repository, str(reference))
         case BlobTarget(repository, digest):
-            return repository, str(digest)
+            return Moved(repository, str(digest), is_blob=True)
         case OtherTarget(str(repository)) if request.method in ("POST", "PUT"):
             blob = uploaded(request.query)
-            return None if blob is None else (repository, str(blob))
+            return None if blob is None else Moved(repository, str(blob), is_blob=True)
     return None
