@@ -292,7 +292,10 @@ async def test_private_listing_is_for_those_who_may_read_it(keeping: Cache, hub:
     alice = bearer(hub, "alice", SECRET)
     assert (await keeping.get(Door.PROXY, f"/v2/{SECRET}/manifests/1", authorization=alice))[0] == 200
     assert types(await ask(keeping, secret, authorization=alice)) == [SBOM]
-    assert (await ask(keeping, secret, authorization=alice)).result is Result.HIT
+    kept = await ask(keeping, secret, authorization=alice)
+    assert kept.result is Result.HIT
+    hosts = keeping.engine.store.private_hosts(Digest.of(kept.body))
+    assert hosts == {"registry-1.docker.io"}, "for as long as what else is private"
     assert (await ask(keeping, secret)).status == 401
     assert (await ask(keeping, secret, Door.MIRROR)).status == 404
     assert (await ask(keeping, secret, authorization=bearer(hub, "bob", SECRET))).status in (401, 403, 404)

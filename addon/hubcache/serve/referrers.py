@@ -172,7 +172,9 @@ class Referrers:
         except ManifestInvalid as error:
             raise BadUpstream(f"upstream sent no list of referrers: {error.message}", error.detail) from error
         digest = Digest.of(page.body)
-        if view.reader is not None and not await self._memory.private(digest):
+        if view.reader is not None and not await self._memory.gave(
+            view.host, view.repository, digest, len(page.body), private=True
+        ):
             return digest, False, False
         here = self._store.has(digest)
         stored = here or await self._memory.manifest(digest, ManifestRecord(OCI_INDEX, page.body))
