@@ -90,8 +90,9 @@ class Gate:
     async def accepted(self, host: str, repository: str, reader: str | None) -> None:
         """A read of the repository succeeded upstream: anonymously, or with `reader`'s own credentials.
 
-        A reader is asked for only what the public was refused just before. Where that was a 404, and nothing else shows
-        that the repository is public now, it is private: else the next outage would give the reader's content to all.
+        The upstream is asked with a reader's credentials only for what it refused to the public just before. If it said
+        404 to the public, and nothing else shows that the repository is public now, the repository is private: without
+        this verdict, everybody would be given the reader's content in the next outage.
         """
         if reader is not None:
             left = min(AUTHORIZED_SECONDS, remaining_life(reader, self._clock()))

@@ -186,10 +186,10 @@ class Referrers:
     async def _keep(
         self, view: View, subject: Digest, question: tuple[str, str], record: ReferrersRecord, since: int
     ) -> None:
-        """Remember an answer about a digest that is known to be the repository's: others can be thought up without end.
-        Not if something was pushed or deleted `since` the question was put.
+        """Remember an answer, unless something was pushed or deleted `since` the question was put.
 
-        That there is nothing is remembered of the public view only: some registries say so to whoever may not look.
+        Only of digests that are known to be the repository's: clients can think up others without end. A 404 only of
+        the public view: some registries answer so whoever may not look.
         """
         if since != self._gate.generation(view.host, view.repository):
             return
