@@ -9,7 +9,7 @@ from hubcache.oci.account import Account
 from hubcache.serve.messages import Answer, Door, Result
 from hubcache.serve.tag_refresh import TICK_SECONDS
 from instep import OFTEN_ENOUGH, TTL, ask_tag, idle, in_step, popular, tick
-from people import DOORS, Clock, requests_of, settled, until
+from people import DOORS, Clock, requests_of, settled, turn_private, until
 from rig import Cache, running
 from standin import Fault, Hub, Image, random_bytes
 
@@ -100,6 +100,25 @@ async def test_tag_stays_where_it_was_until_everything_is_here(
     hub.faults.remove(held)
     await idle(cache)
     assert (await ask_tag(cache, index, door))[1] == index.manifest
+
+
+async def test_repository_that_turns_private_while_it_is_fetched_ahead_stays_closed(
+    cache: Cache, hub: Hub, clock: Clock
+) -> None:
+    """That the registry gave a layer at first is no word on who may read it at the end, which may be much later."""
+    index, images = await moved(cache, hub, clock)
+    held = hub.faults.add(Fault(kind="cdn", pause_after=3, times=1))
+    cache.engine._sync.tick()
+    await until(lambda: held.hits)
+    turn_private(hub, "library/app")
+    assert (await cache.get(Door.MIRROR, "/v2/library/app/manifests/other"))[0] == 404
+    assert not cache.engine._gate.is_open("registry-1.docker.io", "library/app", None)
+    hub.faults.remove(held)
+    await idle(cache)
+    assert not cache.engine._gate.is_open("registry-1.docker.io", "library/app", None)
+    hub.stop()
+    for image in (index, *images.values()):
+        assert (await cache.get(Door.MIRROR, f"/v2/library/app/manifests/{image.digest}"))[0] != 200
 
 
 async def test_tag_that_is_fetched_for_longer_than_its_lifetime_is_prolonged(

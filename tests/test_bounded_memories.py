@@ -56,7 +56,7 @@ def test_move_that_is_forgotten_still_makes_what_was_asked_before_it_old(monkeyp
 def test_answers_are_remembered_for_their_time_and_no_longer() -> None:
     clock = Clock()
     known = Negatives(clock)
-    known.remember(HOST, REPO, "latest", MISSING, 30.0, None)
+    known.remember(HOST, REPO, "latest", MISSING, 30.0, 0)
     clock.now += 29
     with pytest.raises(ManifestUnknown):
         known.raise_known(HOST, REPO, "latest")
@@ -69,7 +69,7 @@ def test_remembered_errors_hold_no_frames_however_often_they_are_given() -> None
     try:
         raise MISSING
     except ManifestUnknown as error:
-        known.remember(HOST, REPO, "latest", error, 30.0, None)
+        known.remember(HOST, REPO, "latest", error, 30.0, 0)
     for _ in range(3):
         with pytest.raises(ManifestUnknown) as caught:
             known.raise_known(HOST, REPO, "latest")
@@ -85,7 +85,7 @@ def test_bytes_of_what_is_remembered_are_bounded_whatever_clients_and_upstreams_
     known = Negatives(Clock())
     for number in range(3000):
         error = Unauthorized("no", "Bearer " + "x" * 8000, {"upstream_message": "y" * 500})
-        known.remember(HOST, f"r{number}", "a/b," * 2000 + str(number), error, 30.0, None)
+        known.remember(HOST, f"r{number}", "a/b," * 2000 + str(number), error, 30.0, 0)
     assert 0 < len(known._known) <= 1 << 7
     assert sum(len(part) for key in known._known for part in key) < 1 << 14
     with pytest.raises(Unauthorized):
@@ -96,7 +96,7 @@ def test_push_forgets_what_was_missing_in_its_repository_only() -> None:
     known = Negatives(Clock())
     since = known.raise_known(HOST, REPO, "latest")
     for repository in (REPO, "library/other"):
-        known.remember(HOST, repository, "latest", MISSING, 30.0, None)
+        known.remember(HOST, repository, "latest", MISSING, 30.0, 0)
     known.forget(HOST, REPO)
     known.remember(HOST, REPO, "latest", MISSING, 30.0, since)
     known.raise_known(HOST, REPO, "latest")

@@ -202,6 +202,20 @@ async def test_cold_manifest_waits_for_the_first_probe(
     assert await cache.get(door, "/v2/library/other/manifests/1") == (200, other.manifest)
 
 
+@DOORS
+@pytest.mark.parametrize("suffix", ["", ".sig"])
+async def test_signature_waits_for_the_first_probe_too(
+    cache: Cache, hub: Hub, image: Image, door: Door, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verifier that gets 404 concludes that the image is not signed."""
+    signature = hub.image("library/app", image.digest.replace(":", "-") + suffix, [b"signature"])
+    monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.5)
+    hub.faults.add(Fault(kind="manifest", path="*/none/*", status=500))
+    await asyncio.gather(*(cache.get(door, f"/v2/library/none/manifests/{number}") for number in range(3)))
+    await until_open(cache, address(hub, "registry"))
+    assert await cache.get(door, f"/v2/library/app/manifests/{signature.tag}") == (200, signature.manifest)
+
+
 async def test_failed_probe_is_not_waited_for_again(cache: Cache, hub: Hub) -> None:
     hub.stop("registry")
     await fail(cache, Door.PROXY, 1)

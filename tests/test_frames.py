@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from hubcache.oci.registry import Registry
-from hubcache.serve.messages import Answer, Door, Forward, Request, Result
+from hubcache.serve.messages import Answer, Door, Forward, Moved, Request, Result
 from hubcache.workers.frames import (
     frame,
     pack_outcome,
@@ -49,7 +49,7 @@ def test_request_arrives_as_it_was(request: Request) -> None:
 @given(st.none() | st.builds(
     Forward,
     authorization=st.none() | st.text(max_size=20),
-    moved=st.none() | st.tuples(st.text(max_size=10), st.text(max_size=10)),
+    moved=st.none() | st.builds(Moved, st.text(max_size=10), st.text(max_size=10), st.booleans()),
     kind=st.text(max_size=5),
 ) | st.builds(
     Answer,

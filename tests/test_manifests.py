@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.oci.digest import Digest
-from hubcache.serve.messages import Answer, Door, Result
+from hubcache.serve.messages import Answer, Door, Moved, Result
 from people import Clock, until
 from rig import ACCEPT, Cache, running
 from standin import Fault, Hub, Image
@@ -96,7 +96,7 @@ async def test_tag_that_was_pushed_while_it_was_asked_for_is_asked_again(cache: 
     asked = asyncio.create_task(cache.get(Door.MIRROR, TAG))
     await until(lambda: hub.count(kind="manifest", status=200))
     moved = image(hub, 2)
-    await cache.engine.service.moved(cache.settings.registries[0], (REPO, "1"))
+    await cache.engine.service.moved(cache.settings.registries[0], Moved(REPO, "1"))
     hub.faults.remove(fault)
     await asked
     assert (await cache.get(Door.MIRROR, TAG))[1] == moved.manifest

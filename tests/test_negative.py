@@ -7,7 +7,7 @@ from pathlib import Path
 
 import proxy
 import pytest
-from hubcache.serve.messages import Answer, Door, Forward
+from hubcache.serve.messages import Answer, Door, Forward, Moved
 from people import DOORS, Clock, basic, bearer, until
 from rig import Cache, running
 from standin import Fault, Hub
@@ -107,7 +107,8 @@ async def test_answer_that_was_on_its_way_during_a_push_is_not_remembered(cache:
         fault = hub.faults.add(Fault(kind="[mb]*", path=f"/v2/{path}*", delay=0.3, times=1))
         asking = asyncio.create_task(cache.get(Door.PROXY, f"/v2/{path}"))
         await until(lambda: fault.hits)  # noqa: B023 - waited for in the same turn
-        await cache.engine.moved(cache.settings.registries[0], ("library/app", path.rpartition("/")[2]))
+        moved = Moved("library/app", path.rpartition("/")[2], is_blob="/blobs/" in path)
+        await cache.engine.moved(cache.settings.registries[0], moved)
         assert (await asking)[0] == 404
         seen = asked(hub, path)
         await cache.get(Door.PROXY, f"/v2/{path}")

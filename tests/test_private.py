@@ -21,6 +21,7 @@ from people import (
     bearer,
     pull,
     requests_of,
+    settled,
     short_times,
     turn_private,
     until,
@@ -320,6 +321,8 @@ async def test_stranger_who_asks_while_a_private_blob_begins_to_be_fetched_is_re
 ) -> None:
     """Both find no fill; the one whose fill begins first proves nothing about the other."""
     blob = f"/v2/{SECRET}/blobs/{hub.blob(SECRET, random_bytes(200_000, 'new'))}"
+    assert (await keeping.get(Door.PROXY, blob))[0] == 401
+    await settled(keeping)  # or the stranger might find the public's fill, and be refused before
     memory, both = keeping.engine._memory, asyncio.Event()
     waiting: list[Digest] = []
     private = memory.private

@@ -1,14 +1,15 @@
 """What refers to a manifest is listed from the store as the registry listed it, for as long as a tag is served."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from hubcache.oci.digest import Digest
-from hubcache.serve.messages import Answer, Door, Result
+from hubcache.serve.messages import Answer, Door, Moved, Result
 from pair import paired
-from people import DOORS, SECRET, Clock, bearer, pull, short_times, turn_private
+from people import DOORS, SECRET, Clock, bearer, pull, short_times, turn_private, until
 from rig import Cache, running
 from standin import Fault, Hub, Image
 from standin.media import OCI_INDEX
@@ -266,6 +267,22 @@ async def test_clients_questions_about_what_is_not_there_leave_no_trace(cache: C
     assert len(store.referrers("registry-1.docker.io", REPO, Digest.parse(image.digest))) == 32
 
 
+@pytest.mark.parametrize("what", ["listing", "tag"])
+async def test_404_that_was_on_its_way_during_a_push_is_not_remembered(
+    cache: Cache, hub: Hub, image: Image, what: str
+) -> None:
+    """It is from before: who pushes a signature looks for it next."""
+    tag = image.digest.replace(":", "-") + ".sig"
+    path = f"/v2/{REPO}/" + (f"referrers/{image.digest}" if what == "listing" else f"manifests/{tag}")
+    late = hub.faults.add(Fault(path=f"{path}*", status=404, delay=0.3, times=1))
+    asking = asyncio.create_task(cache.get(Door.PROXY, path))
+    await until(lambda: late.hits)
+    signature = hub.image(REPO, tag, [b"pushed"], subject=image, artifact_type=SIGNATURE)
+    await cache.engine.moved(cache.settings.registries[0], Moved(REPO, signature.digest), image.digest)
+    assert (await asking)[0] == 404
+    assert (await cache.get(Door.PROXY, path))[0] == 200
+
+
 # -- rights ------------------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +292,10 @@ async def test_private_listing_is_for_those_who_may_read_it(keeping: Cache, hub:
     alice = bearer(hub, "alice", SECRET)
     assert (await keeping.get(Door.PROXY, f"/v2/{SECRET}/manifests/1", authorization=alice))[0] == 200
     assert types(await ask(keeping, secret, authorization=alice)) == [SBOM]
-    assert (await ask(keeping, secret, authorization=alice)).result is Result.HIT
+    kept = await ask(keeping, secret, authorization=alice)
+    assert kept.result is Result.HIT
+    hosts = keeping.engine.store.private_hosts(Digest.of(kept.body))
+    assert hosts == {"registry-1.docker.io"}, "for as long as what else is private"
     assert (await ask(keeping, secret)).status == 401
     assert (await ask(keeping, secret, Door.MIRROR)).status == 404
     assert (await ask(keeping, secret, authorization=bearer(hub, "bob", SECRET))).status in (401, 403, 404)
@@ -313,6 +333,20 @@ async def test_listing_of_a_repository_that_turned_private_is_not_given_any_more
     assert (await ask(cache, image, Door.MIRROR)).status == 404
 
 
+@DOORS
+@pytest.mark.parametrize("outage", [False, True])
+async def test_listing_that_a_user_got_is_nobody_elses_while_the_repository_counts_as_public(
+    cache: Cache, hub: Hub, image: Image, door: Door, outage: bool
+) -> None:
+    """The repository turned private a moment ago: of that a listing is no proof, but neither is it public."""
+    cache.apply(authorize=True)
+    turn_private(hub, REPO, alice="alice's")
+    assert types(await ask(cache, image, authorization=bearer(hub, "alice", REPO))) == sorted([SBOM, SIGNATURE])
+    if outage:
+        hub.stop()
+    assert (await ask(cache, image, door)).status in (401, 404)
+
+
 async def test_listing_proves_nothing_about_who_may_read_the_repository(cache: Cache, hub: Hub, secret: Image) -> None:
     """There are registries that list nothing (200) for whatever they are asked."""
     hub.faults.add(Fault(kind="referrers", status=200, body='{"manifests": []}', content_type=OCI_INDEX))
@@ -343,6 +377,20 @@ async def test_client_with_an_account_gets_the_same_of_a_public_image(
     answer, _ = await cache.ask(door, "GET", tag, authorization=bearer(hub, "carol", REPO))
     assert isinstance(answer, Answer)
     assert answer.status == 404
+
+
+async def test_404_for_a_clients_own_token_is_none_of_the_public(cache: Cache, hub: Hub, image: Image) -> None:
+    """The tag is there for the public by its HEAD; the GET is made with the client's token first, and refused."""
+    hub.user("carol", "carol's")
+    tag = image.digest.replace(":", "-") + ".sig"
+    signature = hub.image(REPO, tag, [b"signed"])
+    refused = hub.faults.add(Fault(path=f"*/manifests/{signature.digest}*", method="GET", status=404, times=1))
+    path = f"/v2/{REPO}/manifests/{tag}"
+    own = bearer(hub, "carol", REPO)
+    assert await cache.get(Door.PROXY, path, authorization=own) == (200, signature.manifest)
+    assert refused.hits == 1
+    assert hub.requests(path=f"*{signature.digest}*")[0].authorization == own
+    assert await cache.get(Door.PROXY, path) == (200, signature.manifest)
 
 
 # -- cosign ---------------------------------------------------------------------------------------------------------
@@ -384,8 +432,8 @@ async def test_worker_tells_the_owner_what_a_push_is_about(hub: Hub, tmp_path: P
         for path in paths:
             assert (await pair.get(path)).status == 200
         registry = cache.settings.registries[0]
-        await pair.remote.moved(registry, (REPO, "pushed"), image.digest)
+        await pair.remote.moved(registry, Moved(REPO, "pushed"), image.digest)
         assert [(await pair.get(path)).result for path in paths] == [Result.MISS, Result.HIT]
-        await pair.remote.moved(registry, (REPO, "pushed"), None)
-        await pair.remote.moved(registry, (REPO, "pushed"), "nonsense")
+        await pair.remote.moved(registry, Moved(REPO, "pushed"), None)
+        await pair.remote.moved(registry, Moved(REPO, "pushed"), "nonsense")
         assert [(await pair.get(path)).result for path in paths] == [Result.MISS, Result.MISS]

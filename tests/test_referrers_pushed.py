@@ -1,6 +1,7 @@
 """What is pushed through the proxy is listed at once, and what was known of other images stays known."""
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterator
 
@@ -71,6 +72,21 @@ def test_push_that_the_registry_says_nothing_about_may_be_about_any_image(pusher
     push(pusher, "PUT", signature.digest, signature.manifest)
     pusher.hub.faults.remove(silent)
     assert listed(pusher, image) == [signature.digest]
+
+
+def test_pushed_and_deleted_layer_changes_nothing_of_what_is_listed(pusher: Door) -> None:
+    """Each layer of each push would else cost a question for every image of the repository."""
+    image = pulled(pusher, "1")
+    assert listed(pusher, image) == []
+    basic = "Basic " + base64.b64encode(b"alice:secret").decode()
+    headers = {"Authorization": f"Bearer {pusher.token(f'repository:{pusher.repo}:pull,push,delete', basic)}"}
+    digest = "sha256:" + hashlib.sha256(b"a new layer").hexdigest()
+    path = f"/v2/{pusher.repo}/blobs/uploads/?digest={digest}"
+    assert pusher.request("POST", path, headers, body=b"a new layer").status == 201
+    assert pusher.request("DELETE", f"/v2/{pusher.repo}/blobs/{digest}", headers).status == 202
+    pusher.hub.reset_log()
+    assert listed(pusher, image) == []
+    assert pusher.hub.count(kind="referrers") == 0
 
 
 def test_deleted_signature_is_not_listed_any_more(pusher: Door) -> None:

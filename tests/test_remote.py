@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hubcache.oci.digest import Digest
 from hubcache.serve import blobs
-from hubcache.serve.messages import Door, Forward, Result
+from hubcache.serve.messages import Door, Forward, Moved, Result
 from pair import DATA, REPO, Pair, pair_fixture, paired, requests
 from people import basic, until
 from rig import read, running
@@ -131,9 +131,9 @@ async def test_push_is_forwarded_and_what_it_moved_is_asked_anew(pair: Pair, hub
     await pair.get(f"/v2/{REPO}/manifests/1")
     request = pair.cache.request(Door.PROXY, "PUT", f"/v2/{REPO}/manifests/1", authorization="Bearer own")
     outcome = await pair.remote.answer(request)
-    assert outcome == Forward("Bearer own", (REPO, "1"), "manifest")
+    assert outcome == Forward("Bearer own", Moved(REPO, "1"), "manifest")
     new = hub.image(REPO, "1", [b"new"])
-    await pair.remote.moved(request.registry, (REPO, "1"))
+    await pair.remote.moved(request.registry, Moved(REPO, "1"))
     assert (await pair.get(f"/v2/{REPO}/manifests/1")).body == new.manifest
 
 

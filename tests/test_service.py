@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.oci.errors import StorageError
-from hubcache.serve.messages import LOCAL_TOKEN, Answer, Door, Forward, Result
+from hubcache.serve.messages import LOCAL_TOKEN, Answer, Door, Forward, Moved, Result
 from people import DOORS, bearer
 from rig import Cache, running
 from standin import Hub, Image
@@ -80,12 +80,15 @@ async def test_other_reads_without_credentials_get_an_anonymous_token_of_the_rep
     assert passed.authorization is None
 
 
-async def test_only_a_manifest_that_is_written_moves_something(cache: Cache, image: Image) -> None:
-    assert (await forward(cache, Door.PROXY, "PUT", f"/v2/{REPO}/manifests/1")).moved == (REPO, "1")
-    assert (await forward(cache, Door.PROXY, "DELETE", f"/v2/{REPO}/manifests/{image.digest}")).moved == (
-        REPO,
-        image.digest,
+async def test_only_what_is_written_moves_something(cache: Cache, image: Image) -> None:
+    assert (await forward(cache, Door.PROXY, "PUT", f"/v2/{REPO}/manifests/1")).moved == Moved(REPO, "1")
+    assert (await forward(cache, Door.PROXY, "DELETE", f"/v2/{REPO}/manifests/{image.digest}")).moved == Moved(
+        REPO, image.digest
     )
+    blob = image.layers[0]
+    for method, path in (("DELETE", blob), ("PUT", f"uploads/1?digest={blob}"), ("POST", f"uploads/?digest={blob}")):
+        moved = (await forward(cache, Door.PROXY, method, f"/v2/{REPO}/blobs/{path}")).moved
+        assert moved == Moved(REPO, blob, is_blob=True)
     assert (await forward(cache, Door.PROXY, "POST", f"/v2/{REPO}/blobs/uploads/")).moved is None
     assert (await forward(cache, Door.PROXY, "GET", f"/v2/{REPO}/tags/list")).moved is None
 
@@ -164,6 +167,6 @@ async def test_delete_by_digest_ends_what_is_remembered_of_the_repository(cache:
     held = hub.memory.repository(REPO)
     held.tags.clear()
     held.manifests.clear()
-    await cache.engine.service.moved(cache.settings.registries[0], (REPO, image.digest))
+    await cache.engine.service.moved(cache.settings.registries[0], Moved(REPO, image.digest))
     for reference in ("1", image.digest):
         assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{reference}"))[0] == 404

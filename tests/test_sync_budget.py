@@ -246,6 +246,17 @@ async def test_what_is_watched_is_bounded(hub: Hub, tmp_path: Path, monkeypatch:
         assert {record.path.rpartition("/")[2] for record in hub.requests()} == {"7", "8", "9", "10", "11"}
 
 
+async def test_tag_that_is_asked_for_with_a_long_accept_is_not_watched(cache: Cache, hub: Hub) -> None:
+    """Clients write it: 200,000 of 8 KB would be 1.6 GB."""
+    image = hub.image("library/app", "1")
+    for number in range(3):
+        accept = ", ".join([image.media_type, *(f"a/{number}{kind:0>250}" for kind in range(31))])
+        assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1", accept=accept))[0] == 200
+    assert not cache.engine._sync._watched
+    assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1", accept=image.media_type))[0] == 200
+    assert len(cache.engine._sync._watched) == 1
+
+
 async def test_much_that_is_due_is_looked_at_bit_by_bit(
     cache: Cache, hub: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from .serve.blobs import Blobs
 from .serve.gate import Gate
 from .serve.manifests import Manifests
 from .serve.memory import Memory
-from .serve.messages import Answer, Forward, Request, Result
+from .serve.messages import Answer, Forward, Moved, Request, Result
 from .serve.mirror import Mirror
 from .serve.referrers import Referrers
 from .serve.service import Service
@@ -176,8 +176,8 @@ class Engine:
         """Body bytes went to a client, by whatever process."""
         self.metrics.sent(source, count)
 
-    async def moved(self, registry: Registry, moved: tuple[str, str], subject: str | None = None) -> None:
-        """A push or a delete through the proxy was accepted: (repository, tag or digest), and its `OCI-Subject`."""
+    async def moved(self, registry: Registry, moved: Moved, subject: str | None = None) -> None:
+        """A push or a delete through the proxy was accepted; `subject` is the answer's `OCI-Subject`."""
         await self.service.moved(registry, moved, subject)
 
     def _may_spend(self, host: str) -> bool:

@@ -114,8 +114,16 @@ class Blobs:
         fill = await self._start(view, digest, PREFETCH)
         if fill is None:
             return await self.fetch(view, digest)
-        await fill.ended()
-        await self._asking.accepted(view, digest)
+        with fill.reading():
+            await fill.opened()
+            await self._asking.accepted(
+                view, digest
+            )  # not at the end: who may read it then, is for the registry to say
+            await fill.ended()
+
+    async def forget(self, host: str, repository: str, digest: Digest) -> None:
+        """A blob was pushed or deleted through this proxy."""
+        await self._memory.forget_link(host, repository, digest)
 
     # -- what is here -------------------------------------------------------------------------------------------------
 

@@ -88,10 +88,17 @@ class Gate:
         return is_public(verdict, self._clock(), self.max_stale if outage else 0.0)
 
     async def accepted(self, host: str, repository: str, reader: str | None) -> None:
-        """A read of the repository succeeded upstream: anonymously, or with `reader`'s own credentials."""
+        """A read of the repository succeeded upstream: anonymously, or with `reader`'s own credentials.
+
+        The upstream is asked with a reader's credentials only for what it refused to the public just before. If it said
+        404 to the public, and nothing else shows that the repository is public now, the repository is private: without
+        this verdict, everybody would be given the reader's content in the next outage.
+        """
         if reader is not None:
             left = min(AUTHORIZED_SECONDS, remaining_life(reader, self._clock()))
             self._authorized[_hidden(reader), host, repository] = time.monotonic() + left
+            if not self.is_open(host, repository, None):
+                await self.refused(host, repository, None)
             return
         now = self._clock()
         before = self._verdicts.get(host, repository)
@@ -132,15 +139,17 @@ class Gate:
 
     # -- what is not there --------------------------------------------------------------------------------------------
 
-    def remember_missing(
-        self, host: str, repository: str, what: str, error: RegistryError, since: int | None = None
-    ) -> None:
+    def remember_missing(self, host: str, repository: str, what: str, error: RegistryError, since: int) -> None:
         """Answer the same to the same question for `negative_ttl` seconds, unless the repository changed `since`."""
         self._missing.remember(host, repository, what, error, self.negative_ttl, since)
 
     def raise_missing(self, host: str, repository: str, what: str) -> int:
         """Raise the remembered answer; where there is none, give what `remember_missing` needs as `since`."""
         return self._missing.raise_known(host, repository, what)
+
+    def generation(self, host: str, repository: str) -> int:
+        """Changes when something is pushed to the repository or deleted from it: as what `raise_missing` gives."""
+        return self._missing.generation(host, repository)
 
     def forget_missing(self, host: str, repository: str) -> None:
         """Something was pushed to the repository, or deleted from it."""

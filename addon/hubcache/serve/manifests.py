@@ -246,9 +246,9 @@ class Manifests:
         await self._memory.tag(view.host, view.repository, tag, negotiation, prolonged, generation)
 
     async def forget(self, host: str, repository: str, reference: str) -> None:
-        """A tag was moved, or a tag, a manifest or a blob pushed or removed, through this proxy."""
+        """A tag or a manifest was pushed or removed through this proxy."""
         if ":" in reference:
-            await self._memory.forget_digest(host, repository, Digest.parse(reference))
+            await self._memory.forget_manifest(host, repository, Digest.parse(reference))
         else:
             await self._memory.forget_tag(host, repository, reference)
 

@@ -68,11 +68,15 @@ class Memory:
             await self._attempt(self._store.hide(registry, repository, digest))
         await self._attempt(self._store.drop_link(registry, repository, digest))
 
-    async def forget_digest(self, registry: str, repository: str, digest: Digest) -> None:
-        """A manifest was deleted, or a blob pushed or deleted: whether the repository has it is to be asked anew, and
-        the tags that were at it are gone. That is no sign that it turned private."""
+    async def forget_link(self, registry: str, repository: str, digest: Digest) -> None:
+        """Something was pushed or deleted: whether the repository has it is to be asked anew. That is no sign that it
+        turned private."""
         if self._store.link(registry, repository, digest) is not None:
             await self._attempt(self._store.drop_link(registry, repository, digest))
+
+    async def forget_manifest(self, registry: str, repository: str, digest: Digest) -> None:
+        """A manifest was pushed or deleted by its digest: the tags that were at it may be gone, too."""
+        await self.forget_link(registry, repository, digest)
         await self._attempt(self._store.drop_tags_of(registry, repository, digest))
 
     async def private(self, digest: Digest) -> bool:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from ..oci.registry import Registry
 from ..transfer.sources import Source
@@ -95,11 +96,19 @@ class Answer:
     kind: str = "other"
 
 
+class Moved(NamedTuple):
+    """What an accepted push or delete changes: a manifest by tag or digest, or a blob by digest."""
+
+    repository: str
+    reference: str
+    is_blob: bool = False
+
+
 @dataclass(slots=True)
 class Forward:
     """Let the request through to the upstream, with this `Authorization` (None: without one)."""
 
     authorization: str | None
-    moved: tuple[str, str] | None = None
-    """(repository, tag or digest of a manifest or a blob) that an accepted request changes."""
+    moved: Moved | None = None
+    """What the request changes if it is accepted."""
     kind: str = "other"

@@ -33,16 +33,18 @@ class Negatives:
         known = self._known.get(_key(host, repository, what))
         if known is not None:
             raise known[1].again()
+        return self.generation(host, repository)
+
+    def generation(self, host: str, repository: str) -> int:
+        """Changes when something is pushed to the repository or deleted from it."""
         return self._moves.number(host, repository)
 
-    def remember(
-        self, host: str, repository: str, what: str, error: RegistryError, seconds: float, since: int | None
-    ) -> None:
+    def remember(self, host: str, repository: str, what: str, error: RegistryError, seconds: float, since: int) -> None:
         """Answer the same to the same question for so long, unless something was pushed or deleted `since` it was put.
 
         As a copy: an error that was raised holds the frames it came through, with all that was in them.
         """
-        if since is None or since == self._moves.number(host, repository):
+        if since == self.generation(host, repository):
             self._known[_key(host, repository, what)] = (self._clock() + seconds, error.again())
 
     def forget(self, host: str, repository: str) -> None:

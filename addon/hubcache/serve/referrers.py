@@ -64,8 +64,6 @@ class Referrers:
         self._manifests = manifests
         self._clock = clock
         self._asking = Coalescer[tuple[str, ...], Listed]()
-        self._changes = 0
-        """Pushes through this proxy: what was asked before one must not be remembered after it."""
 
     async def listed(self, view: View, subject: Digest, query: str, *, known_only: bool = False) -> Listed:
         """A page of the API; raises `ManifestUnknown` where the registry answers 404, and with `known_only` for all
@@ -101,14 +99,14 @@ class Referrers:
             raise _unknown(subject)
         if known_only and record is None and not self._store.tags(view.host, view.repository, tag):
             raise _unknown(subject)
-        changes, asked_at = self._changes, self._clock()
+        since, asked_at = self._gate.generation(view.host, view.repository), self._clock()
         try:
             async with asyncio.timeout(UNASKED_SECONDS):
                 return await self._manifests.by_tag(view, tag, negotiation, head=head)
         except TimeoutError as error:
             raise Unavailable("upstream is slow") from error
         except ManifestUnknown:
-            await self._keep(view, subject, _question(tag, negotiation), ReferrersRecord(None, asked_at), changes)
+            await self._keep(view, subject, (tag, negotiation), ReferrersRecord(None, asked_at), since)
             raise
 
     async def forget(self, host: str, repository: str, reference: str, subject: Digest | None) -> None:
@@ -116,13 +114,12 @@ class Referrers:
 
         Where nothing tells which digest it refers to, all that is known of the repository's referrers is forgotten.
         """
-        self._changes += 1
         await self._memory.forget_referrers(host, repository, subject or subject_of(reference))
 
     # -- what is known ----------------------------------------------------------------------------------------------
 
     def _record(self, view: View, subject: Digest, *question: str) -> ReferrersRecord | None:
-        return self._store.referrers(view.host, view.repository, subject).get(_question(*question))
+        return self._store.referrers(view.host, view.repository, subject).get(_question(view, *question))
 
     def _is_fresh(self, view: View, record: ReferrersRecord) -> bool:
         fresh = freshness(record, self._clock(), self._manifests.tag_lifetime) is Freshness.FRESH
@@ -149,19 +146,18 @@ class Referrers:
         """What the upstream says now. It proves nothing about who may read the repository: registries exist that list
         no referrers (200) of whatever they are asked about, and others that have no such API for anonymous readers."""
         asked = view.question("referrers", subject, query)
-        self._gate.raise_missing(view.host, view.repository, asked)
-        changes, asked_at = self._changes, self._clock()
+        since, asked_at = self._gate.raise_missing(view.host, view.repository, asked), self._clock()
         try:
             page = await view.upstream.get_referrers(view.repository, subject, query, view.reader)
         except (ManifestUnknown, Unauthorized, Denied) as error:
-            self._gate.remember_missing(view.host, view.repository, asked, error)
+            self._gate.remember_missing(view.host, view.repository, asked, error, since)
             if isinstance(error, ManifestUnknown):
-                await self._keep(view, subject, _question("query", query), ReferrersRecord(None, asked_at), changes)
+                await self._keep(view, subject, ("query", query), ReferrersRecord(None, asked_at), since)
             raise
         digest, was_here, is_here = await self._take(view, page)
         record = ReferrersRecord(digest, asked_at, page.filters, page.following)
         known = self._record(view, subject, "query", query)
-        await self._keep(view, subject, _question("query", query), record, changes)
+        await self._keep(view, subject, ("query", query), record, since)
         if was_here and known is not None and known.digest == digest:
             result, status = Result.REVALIDATED, cache_status.validated()
         else:
@@ -176,7 +172,9 @@ class Referrers:
         except ManifestInvalid as error:
             raise BadUpstream(f"upstream sent no list of referrers: {error.message}", error.detail) from error
         digest = Digest.of(page.body)
-        if view.reader is not None and not await self._memory.private(digest):
+        if view.reader is not None and not await self._memory.gave(
+            view.host, view.repository, digest, len(page.body), private=True
+        ):
             return digest, False, False
         here = self._store.has(digest)
         stored = here or await self._memory.manifest(digest, ManifestRecord(OCI_INDEX, page.body))
@@ -185,20 +183,30 @@ class Referrers:
         await self._memory.link(view.host, view.repository, links, confirmed=False)
         return digest, here, stored
 
-    async def _keep(self, view: View, subject: Digest, question: str, record: ReferrersRecord, changes: int) -> None:
-        """Remember an answer about a digest that is known to be the repository's: others can be thought up without end.
+    async def _keep(
+        self, view: View, subject: Digest, question: tuple[str, str], record: ReferrersRecord, since: int
+    ) -> None:
+        """Remember an answer, unless something was pushed or deleted `since` the question was put.
 
-        That there is nothing is remembered of the public view only: some registries say so to whoever may not look.
+        Only of digests that are known to be the repository's: clients can think up others without end. A 404 only of
+        the public view: some registries answer so whoever may not look.
         """
-        if changes != self._changes or (record.digest is None and view.reader is not None):
+        if since != self._gate.generation(view.host, view.repository):
+            return
+        if record.digest is None and view.reader is not None:
             return
         if self._store.link(view.host, view.repository, subject) is not None:
-            await self._memory.referrers(view.host, view.repository, subject, question, record)
+            await self._memory.referrers(view.host, view.repository, subject, _question(view, *question), record)
 
 
-def _question(*parts: str) -> str:
-    """A short key for a question, whose words are the client's."""
-    return hashlib.sha256("\n".join(parts).encode(errors="replace")).hexdigest()[:32]
+def _question(view: View, *parts: str) -> str:
+    """A short key for a question, whose words are the client's.
+
+    Readers' answers are kept apart from the public's: an answer about referrers does not show who may read it, and the
+    registry may tell readers more.
+    """
+    who = () if view.reader is None else ("reader",)
+    return hashlib.sha256("\n".join((*who, *parts)).encode(errors="replace")).hexdigest()[:32]
 
 
 def _unknown(subject: Digest) -> ManifestUnknown:

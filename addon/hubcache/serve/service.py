@@ -48,7 +48,7 @@ from .challenges import INSUFFICIENT, INVALID, for_client
 from .errors import API_VERSION, error_answer
 from .gate import Gate
 from .manifests import Manifests
-from .messages import Answer, Door, Forward, Request, Result
+from .messages import Answer, Door, Forward, Moved, Request, Result
 from .mirror import Mirror
 from .pulls import Pulls
 from .referrers import Referrers
@@ -102,7 +102,7 @@ class Service:
         try:
             target = parse_target(request.path)
             kind = _KINDS.get(type(target), kind)
-            outcome = await self._route_patiently(request, target)
+            outcome = await self._outcome(request, target)
         except RegistryError as error:
             outcome = error_answer(error, request.method)
         except StorageError as error:
@@ -117,6 +117,16 @@ class Service:
         reason = status.partition("detail=")[2]
         if self._throttle.permits((request.registry.host, reason)):
             logger.info("hubcache: stale copies of %s are served: %s", request.registry.host, reason)
+
+    async def _outcome(self, request: Request, target: Target) -> Answer | Forward:
+        """Referrers that cannot be asked for are a 404: clients ask for them beside a pull that does not need them, and
+        an error would end it (Docker Engine 29)."""
+        try:
+            return await self._route_patiently(request, target)
+        except (Unavailable, TooManyRequests, BadUpstream) as error:
+            if request.method not in ("GET", "HEAD") or not _is_about_referrers(target):
+                raise
+            raise ManifestUnknown("referrers are not known here", {"reason": error.message}) from error
 
     async def _route_patiently(self, request: Request, target: Target) -> Answer | Forward:
         """Nothing stored can be given instead: wait for the first probe of a circuit that has just opened."""
@@ -134,13 +144,7 @@ class Service:
             return await self._pass_on(request, target)
         if isinstance(target, Ping):
             return await self._ping(request)
-        if not _is_about_referrers(target):
-            return await self._read(request, target)
-        try:
-            return await self._read(request, target)
-        except (Unavailable, TooManyRequests, BadUpstream) as error:
-            # Clients ask beside a pull that needs none of it: an error would end it (Docker Engine 29), 404 does not.
-            raise ManifestUnknown("referrers are not known here", {"reason": error.message}) from error
+        return await self._read(request, target)
 
     async def _read(self, request: Request, target: _Content) -> Answer | Forward:
         """Content, or what refers to it: as far as anybody may see it, else with the client's own credentials."""
@@ -176,7 +180,7 @@ class Service:
             raise self._refusal(request, target.repository, error, sent=own) from error
 
     @staticmethod
-    def _forward(upstream: Upstream, authorization: str | None, moved: tuple[str, str] | None = None) -> Forward:
+    def _forward(upstream: Upstream, authorization: str | None, moved: Moved | None = None) -> Forward:
         """Pass a request on, unless nobody is there: mitmproxy would wait for minutes."""
         if not upstream.reachable:
             raise Unavailable("upstream is down, and the request needs it")
@@ -327,10 +331,13 @@ class Service:
                 raise self._refusal(request, repository, error) from error
         return self._forward(upstream, authorization, _moved_by(request, target))
 
-    async def moved(self, registry: Registry, moved: tuple[str, str], subject: str | None = None) -> None:
+    async def moved(self, registry: Registry, moved: Moved, subject: str | None = None) -> None:
         """A push or a delete through this proxy was accepted; `subject` is what the registry says it refers to."""
-        repository, reference = moved
+        repository, reference, is_blob = moved
         self._gate.forget_missing(registry.host, repository)
+        if is_blob:  # refers to nothing, and no tag is at it
+            await self._blobs.forget(registry.host, repository, Digest.parse(reference))
+            return
         await self._manifests.forget(registry.host, repository, reference)
         try:
             about = None if subject is None else Digest.parse(subject)
@@ -344,21 +351,21 @@ def _is_meant_for_a_mirror(path: str, target: Target) -> bool:
     return is_api(path) and (target != OtherTarget(None) or path.startswith("/v2/_"))
 
 
-def _is_about_referrers(target: _Content) -> bool:
+def _is_about_referrers(target: Target) -> bool:
     """Whether a request is for what refers to a manifest, by the API or by a tag made from the digest."""
     if isinstance(target, ManifestTarget):
         return not isinstance(target.reference, Digest) and subject_of(target.reference) is not None
     return isinstance(target, ReferrersTarget)
 
 
-def _moved_by(request: Request, target: Target) -> tuple[str, str] | None:
+def _moved_by(request: Request, target: Target) -> Moved | None:
     """What a request changes when it is accepted: `Forward.moved`."""
     match target:
         case ManifestTarget(repository, reference):
-            return repository, str(reference)
+            return Moved(repository, str(reference))
         case BlobTarget(repository, digest):
-            return repository, str(digest)
+            return Moved(repository, str(digest), is_blob=True)
         case OtherTarget(str(repository)) if request.method in ("POST", "PUT"):
             blob = uploaded(request.query)
-            return None if blob is None else (repository, str(blob))
+            return None if blob is None else Moved(repository, str(blob), is_blob=True)
     return None

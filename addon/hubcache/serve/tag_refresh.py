@@ -34,6 +34,10 @@ logger = logging.getLogger("hubcache")
 MAX_TAGS = 200_000
 """Tags that are watched, each some 700 bytes; beyond them, the one that nobody asked for longest is forgotten."""
 
+MAX_NEGOTIATION = 512
+"""Characters of the `Accept` of a tag that is watched. Clients write it and it is kept; the four common types have some
+240."""
+
 TICK_SECONDS = 5.0
 """How often `tick` is called."""
 
@@ -111,7 +115,7 @@ class TagRefresh:
     def asked(self, view: View, tag: str, negotiation: str, found: Found) -> None:
         """A client asked for a tag that anybody may see, and was answered `found`."""
         lifetime = self._manifests.tag_lifetime
-        if not self.enabled:
+        if not self.enabled or len(negotiation) > MAX_NEGOTIATION:
             return
         now = self._clock()
         key = (view.host, view.repository, tag, negotiation)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..oci.registry import Registry
-from ..serve.messages import Answer, Door, Forward, Request, Result
+from ..serve.messages import Answer, Door, Forward, Moved, Request, Result
 
 _LENGTHS = struct.Struct("!II")
 
@@ -60,7 +60,7 @@ def unpack_outcome(head: list[Any], payload: bytes) -> Answer | Forward | None:
     """Inverse of `pack_outcome`."""
     match head:
         case ["forward", authorization, moved, kind]:
-            return Forward(authorization, None if moved is None else (moved[0], moved[1]), kind)
+            return Forward(authorization, None if moved is None else Moved(*moved), kind)
         case ["answer", status, headers, result, length, size, kind]:
             return Answer(status, headers, Result(result), payload, None, length, size, kind)
     return None

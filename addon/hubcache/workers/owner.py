@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ..oci.errors import HubcacheError, StorageError
 from ..oci.registry import Registry
-from ..serve.messages import SMALL, Answer, Door, Forward, Request
+from ..serve.messages import SMALL, Answer, Door, Forward, Moved, Request
 from ..transfer.beside import Beside
 from ..transfer.fill import Fill
 from ..transfer.sources import FileSource, FillSource, Source
@@ -30,7 +30,7 @@ class Decider(Protocol):
 
     def repeated(self, request: Request, answer: Answer, count: int) -> None: ...
 
-    async def moved(self, registry: Registry, moved: tuple[str, str], subject: str | None = None) -> None: ...
+    async def moved(self, registry: Registry, moved: Moved, subject: str | None = None) -> None: ...
 
     def watch(self, changed: Callable[[], None]) -> None: ...
 
@@ -121,7 +121,7 @@ class _Conversation:
                 assert isinstance(given, Answer)
                 self._decider.repeated(unpack_request(request, payload), given, count)
             case ["moved", number, registry, moved, subject]:
-                self._spawn(number, self._moved(number, Registry(**registry), (moved[0], moved[1]), subject))
+                self._spawn(number, self._moved(number, Registry(**registry), Moved(*moved), subject))
             case ["sent", counts]:
                 for source, count in counts.items():
                     self._decider.sent(source, count)
@@ -173,7 +173,7 @@ class _Conversation:
                 return ["fill", str(source.path), source.at, source.end, first, str(fill.digest)]
         return ["bytes", source.origin, source.finished]
 
-    async def _moved(self, number: int, registry: Registry, moved: tuple[str, str], subject: str | None) -> None:
+    async def _moved(self, number: int, registry: Registry, moved: Moved, subject: str | None) -> None:
         await self._decider.moved(registry, moved, subject)
         self._say(["done", number])
 

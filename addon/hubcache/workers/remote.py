@@ -18,7 +18,7 @@ from ..oci.digest import Digest
 from ..oci.errors import HubcacheError, StorageError, Unavailable
 from ..oci.registry import Registry
 from ..serve.errors import error_answer
-from ..serve.messages import LAST_ATTEMPT, Answer, Forward, Request
+from ..serve.messages import LAST_ATTEMPT, Answer, Forward, Moved, Request
 from ..store.stored import StoredBlob, open_regular
 from ..transfer.fill import Fill
 from ..transfer.pump import Pump
@@ -114,7 +114,7 @@ class Remote:
                 return outcome
         raise AssertionError("what comes past the store has no file")
 
-    async def moved(self, registry: Registry, moved: tuple[str, str], subject: str | None = None) -> None:
+    async def moved(self, registry: Registry, moved: Moved, subject: str | None = None) -> None:
         """As the engine's."""
         await self._ask(["moved", next(self._numbers), asdict(registry), moved, subject])
 
