@@ -151,7 +151,7 @@ class Fill:
     def raise_error(self) -> None:
         """Raise what ended the fill, if it failed."""
         if self.error is not None:
-            raise self.error
+            raise self.error.again()
 
     def advance(self, written: int) -> None:
         """More bytes are on the file; wakes only those who wait for them, for there may be many readers."""

@@ -172,7 +172,7 @@ class Fills:
     ) -> RegistryError | StorageError | None:
         """Have the blob in the store; returns why it is not."""
         try:
-            await job.ticket.granted
+            await asyncio.shield(job.ticket.granted)  # a slot may still be given to what has just been cancelled
             if size is not None:  # no connection for what will not be stored
                 fill.staged = await job.undisturbed(self._store.stage(fill.digest, size))
             await self._fetch(fill, job, size, open_blob)
@@ -194,7 +194,8 @@ class Fills:
         if task.cancelled() or defect is not None:  # its readers would wait for ever
             fill.error = fill.error or Unavailable("internal error")
         else:
-            fill.error = fill.error or task.result()
+            failure = task.result()
+            fill.error = fill.error or (failure and failure.again())
             fill.stored = fill.error is None
         if isinstance(fill.error, StorageError):
             self._failed(fill.error)
