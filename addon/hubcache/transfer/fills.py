@@ -256,6 +256,7 @@ class Fills:
             )
         if fill.staged is None:
             fill.staged = await job.undisturbed(self._store.stage(fill.digest, verifier.size or 0))
+            fill.raise_error()  # it may have been given up meanwhile, and the first bytes be long in coming
         if fill.size is None and verifier.size is not None and fill.staged.reserved >= verifier.size:
             fill.size = verifier.size
             fill.notify()
