@@ -138,3 +138,12 @@ async def test_error_that_many_are_told_keeps_none_of_their_frames() -> None:
     assert fill.error.__traceback__ is None
     assert len(set(map(id, told))) == 3
     assert [error.detail for error in told] == [{"digest": str(DIGEST)}] * 3
+
+
+async def test_bytes_are_counted_for_the_host_for_which_requests_are(
+    hub: Hub, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = set()
+    monkeypatch.setattr(room.line.seen, "upstream_bytes", lambda host, _: hosts.add(host))
+    await room.start().ended()
+    assert hosts == {hub.url("cdn").removeprefix("http://")}, "with its port"

@@ -130,9 +130,9 @@ class Client:
         headers: dict[str, str],
         body: bytes | None,
     ) -> aiohttp.ClientResponse:
-        """The answer. A connection that was kept may have been closed meanwhile, and all others that were kept with
-        it: what can be asked twice is asked until a connection is new (RFC 9112 section 9.3.1). That are safe methods,
-        and a POST for a token, which changes nothing that matters: a client without a cache has a new connection."""
+        """The answer. The server may have closed a kept connection meanwhile, and all others with it: a request that
+        may be sent twice is sent again until it goes out on a new connection (RFC 9112 section 9.3.1). Such are those
+        of safe methods, and a POST for a token, which changes nothing that matters."""
         for _ in range(_MAX_STALE):
             attempt = Attempt()
             try:

@@ -20,7 +20,6 @@ requests."""
 _CHUNK_BYTES = 32 << 20
 """Ranges up to this length may be the chunks of a client that fetches a whole blob in parallel, as containerd does."""
 
-
 _MANY = 100
 """Readers of one fill that are not looked at one by one."""
 

@@ -36,7 +36,7 @@ _PROGRESS_BYTES = 1 << 20
 off after each packet would become a million requests."""
 _BACKOFF_SECONDS = 0.2
 _JOIN_SECONDS = 1.0
-"""How long it may take from the answer that a fill has opened until its bytes are read."""
+"""A client that has been told a blob's size begins to read its bytes within this time."""
 _INLINE_BYTES = 64 << 10
 """Batches up to this are hashed on the loop; a hop to the worker thread costs more than hashing them."""
 

@@ -61,7 +61,7 @@ class BlobBody:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Bytes as they come; raises `Unavailable` when the connection breaks, stalls or ends early."""
-        host = self._response.url.host or ""
+        host = self._response.url.authority
         try:
             async for chunk in self._response.content.iter_any():
                 self._observer.upstream_bytes(host, len(chunk))
