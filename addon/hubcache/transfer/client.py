@@ -158,7 +158,7 @@ class Client:
         target = url.origin() / "v2/"
 
         async def ask() -> bool:
-            if self.offline:
+            if self.offline or session.closed:
                 return False
             try:
                 timeout = aiohttp.ClientTimeout(total=_PROBE_SECONDS)
