@@ -208,7 +208,7 @@ async def test_host_is_probed_as_by_the_request_that_failed(
     with pytest.raises(BadUpstream):
         await asking(client, home / "v2/", home=URL("http://registry.example"))
     assert await asyncio.gather(*failing) == [500] * breaker.THRESHOLD
-    await asyncio.gather(*client._breakers._probes)
+    await until(lambda: not client._breakers._probes)
     assert client.may_ask(home)
 
 
