@@ -129,6 +129,21 @@ async def test_range_that_is_refused_beside_the_fill_comes_from_the_fill(
     assert await reading == DATA[300_000:300_100]
 
 
+async def test_range_whose_own_request_is_not_answered_comes_from_the_fill(
+    cache: Cache, hub: Hub, ranges: Ranges
+) -> None:
+    filler = await begin(cache, ranges.digest)
+    hub.faults.remove(ranges.beside)
+    silent = hub.faults.add(Fault(kind="cdn", method="GET", blackhole=True))
+    answers = [await begin(cache, ranges.digest, range=f"bytes={at}-{at + 99}") for at in STARTS]
+    reading = [asyncio.create_task(read(answer)) for answer in answers]
+    await until(lambda: silent.hits == MAX_BESIDE)
+    hub.faults.remove(ranges.fill)
+    assert await read(filler) == DATA
+    assert await asyncio.wait_for(asyncio.gather(*reading), 10) == [DATA[at : at + 100] for at in STARTS]
+    assert silent.hits == MAX_BESIDE
+
+
 async def test_range_near_a_fill_that_stands_still_is_fetched_beside_it_in_the_end(
     cache: Cache, hub: Hub, ranges: Ranges, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -293,6 +293,20 @@ async def test_circuits_are_bounded_and_those_unused_are_forgotten(monkeypatch: 
     await breakers.close()
 
 
+async def test_circuit_that_opens_again_has_one_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(breaker, "_LAST_PROBE_SECONDS", 0.01)
+    breakers = breaker.Breakers()
+    for _ in range(10):
+        breakers.failed("host", "time-out", never, at_once=True)
+        await breakers.circuits["host"].probed.wait()
+        breakers.succeeded("host")
+    breakers.failed("host", "time-out", never, at_once=True)
+    await until(lambda: len(breakers._probes) == 1)
+    assert breakers.reason("host") == "time-out"
+    await breakers.close()
+
+
 @DOORS
 @pytest.mark.parametrize("fault", ["stopped", "blackholed", "500"])
 async def test_probe_in_the_background_closes_the_circuit(

@@ -10,11 +10,13 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from hubcache.oci.errors import BadUpstream, Unavailable
+from hubcache.transfer import breaker
 from hubcache.transfer import connector as connector_module
 from hubcache.transfer.breaker import Breakers
 from hubcache.transfer.client import Client
 from hubcache.transfer.http import open_session
 from parts import Line, Recorder, line_to
+from people import until
 from standin import Fault, Hub
 from yarl import URL
 
@@ -192,6 +194,27 @@ async def test_refused_address_opens_no_circuit_and_is_not_probed(
             await asking(client, URL(hub.url("cdn")), home=URL("http://registry.example"))
     assert client.may_ask(URL(hub.url("cdn")))
     assert hub.count() == 0
+
+
+async def test_host_is_probed_as_by_the_request_that_failed(
+    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as by one that was refused the address: that would find the host dead for ever."""
+    resolve(monkeypatch, {"registry.example": "192.0.2.1"})
+    fault = hub.faults.add(Fault(kind="ping", status=500, delay=0.2, times=breaker.THRESHOLD))
+    home = URL(hub.url())
+    failing = [asyncio.create_task(asking(client, home / "v2/", home)) for _ in range(breaker.THRESHOLD)]
+    await until(lambda: fault.hits == breaker.THRESHOLD)
+    with pytest.raises(BadUpstream):
+        await asking(client, home / "v2/", home=URL("http://registry.example"))
+    assert await asyncio.gather(*failing) == [500] * breaker.THRESHOLD
+    await until(lambda: not client._breakers._probes)
+    assert client.may_ask(home)
+
+
+async def test_probe_after_the_end_finds_nobody(hub: Hub, line: Line) -> None:
+    await line.http.close()
+    assert await line.client._probe(line.http, URL(hub.url()))() is False
 
 
 async def test_the_first_origin_of_a_read_is_asked_wherever_it_is(hub: Hub, client: Client) -> None:

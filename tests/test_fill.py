@@ -125,3 +125,25 @@ async def test_only_those_are_woken_whose_bytes_have_come() -> None:
     fill.notify()
     with pytest.raises(BadUpstream):
         await far
+
+
+async def test_error_that_many_are_told_keeps_none_of_their_frames() -> None:
+    fill = Fill(DIGEST)
+    fill.error = BadUpstream("broken", {"digest": str(DIGEST)})
+    told = []
+    for _ in range(3):
+        with pytest.raises(BadUpstream, match="broken") as caught:
+            await fill.wait_readable(1)
+        told.append(caught.value)
+    assert fill.error.__traceback__ is None
+    assert len(set(map(id, told))) == 3
+    assert [error.detail for error in told] == [{"digest": str(DIGEST)}] * 3
+
+
+async def test_bytes_are_counted_for_the_host_for_which_requests_are(
+    hub: Hub, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = set()
+    monkeypatch.setattr(room.line.seen, "upstream_bytes", lambda host, _: hosts.add(host))
+    await room.start().ended()
+    assert hosts == {hub.url("cdn").removeprefix("http://")}, "with its port"

@@ -3,6 +3,7 @@ another's pull."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -241,3 +242,24 @@ async def test_who_waits_for_a_slot_gets_that_of_a_client_that_leaves(
     for answer in flood[unread.MAX_UNREAD + 1 :]:
         assert answer.source is not None
         await answer.source.close()
+
+
+async def test_fill_that_has_just_been_given_up_is_granted_no_slot(cache: Cache) -> None:
+    """Its task hears of it a moment later, and meanwhile the slot of another becomes free."""
+
+    @asynccontextmanager
+    async def hang(_: int) -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield
+
+    fills = cache.engine.fills
+    flood = [fills.start(Digest.of(str(number).encode()), None, hang, "10.0.0.1") for number in range(slots.MOST)]
+    await asyncio.sleep(0)
+    granted = [fill for fill in flood if not fills._jobs[fill].ticket.is_waiting]
+    waiting = [fill for fill in flood if fill not in granted]
+    ticket = fills._jobs[granted[0]].ticket
+    fills._give_up(waiting[0])
+    fills._slots.give_back(ticket)
+    await until(lambda: waiting[0] not in fills._tasks.values())
+    assert not fills._jobs[waiting[1]].ticket.is_waiting
+    assert fills._slots._held.total() == len(granted)

@@ -12,6 +12,7 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.errors import (
     BadUpstream,
     RegistryError,
+    TooManyRequests,
     Unauthorized,
     Unavailable,
 )
@@ -235,6 +236,16 @@ async def test_the_ping_tells_the_challenge_once(hub: Hub, line: Line) -> None:
     assert await line.upstream.challenge() == first
     assert hub.count(kind="ping") == 1
     assert line.learned == [first]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_ping_that_fails_is_no_word_that_nothing_is_demanded(hub: Hub, line: Line, status: int) -> None:
+    fault = hub.faults.add(Fault(kind="ping", status=status))
+    with pytest.raises(TooManyRequests if status == 429 else Unavailable):
+        await line.upstream.challenge()
+    assert line.upstream.other_challenge is None
+    hub.faults.remove(fault)
+    assert await line.upstream.challenge() is not None
 
 
 async def test_a_challenge_of_the_host_it_redirects_to_is_not_the_registrys(hub: Hub, line: Line) -> None:

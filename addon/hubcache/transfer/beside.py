@@ -7,7 +7,7 @@ from .sources import CHUNK, FillSource, Source, Take, UpstreamSource
 
 
 class Beside(Source):
-    """Whichever comes first: the fill, or a place among the few ranges that are fetched beside it.
+    """Whichever comes first: the fill, or the answer for one of the few ranges that are fetched beside it.
 
     Places are given in the order in which they were asked for; who leaves gives up its turn, or its place. A range
     that the upstream refuses to give on its own comes from the fill.
@@ -26,35 +26,29 @@ class Beside(Source):
     async def choose(self) -> Source:
         """Wait until it is known where the bytes come from; the source remains this one's to close."""
         if self._chosen is None:
-            chosen: Source = self._following
-            if await self._finds_place():
-                try:
-                    await self._alone.open()
-                    chosen = self._alone
-                except RegistryError:
-                    self._give_back()
-            self._chosen, self.origin = chosen, chosen.origin
+            self._chosen = self._alone if await self._opens_first() else self._following
+            self.origin = self._chosen.origin
         return self._chosen
 
-    async def _finds_place(self) -> bool:
-        """Whether a place was free before the fill came to the range, or failed."""
+    async def _opens_first(self) -> bool:
+        """Whether the range was opened on its own before the fill came to it, or failed."""
         reached = asyncio.ensure_future(self._following.fill.wait_readable(self._following.at + 1))
-        placed = asyncio.ensure_future(self._place())
+        opened = asyncio.ensure_future(self._open_alone())
+        is_first = False
         try:
-            await asyncio.wait((reached, placed), return_when=asyncio.FIRST_COMPLETED)
-            is_reached = reached.done()
-        except asyncio.CancelledError:
-            is_reached = True
-            raise
+            await asyncio.wait((reached, opened), return_when=asyncio.FIRST_COMPLETED)
+            is_first = opened.done() and not reached.done() and opened.result()
         finally:
             reached.cancel()
-            placed.cancel()
-            await asyncio.gather(reached, placed, return_exceptions=True)
-            if is_reached:
+            opened.cancel()
+            await asyncio.gather(reached, opened, return_exceptions=True)
+            if not is_first:
+                await self._alone.close()
                 self._give_back()
-        return self._has_place
+        return is_first
 
-    async def _place(self) -> None:
+    async def _open_alone(self) -> bool:
+        """Wait for a place, and ask the upstream; False where it refuses."""
         fill, at = self._following.fill, self._following.at
         while self._patience:
             await asyncio.sleep(self._patience)
@@ -62,6 +56,11 @@ class Beside(Source):
                 break
         await fill.places.acquire()
         self._has_place = True
+        try:
+            await self._alone.open()
+        except RegistryError:
+            return False
+        return True
 
     def _give_back(self) -> None:
         if self._has_place:
@@ -81,6 +80,8 @@ class Beside(Source):
         return self._chosen is not None and self._chosen.finished
 
     async def close(self) -> None:
-        self._give_back()
-        await self._alone.close()
-        await self._following.close()
+        try:
+            await self._alone.close()
+        finally:
+            self._give_back()
+            await self._following.close()

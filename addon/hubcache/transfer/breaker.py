@@ -171,15 +171,17 @@ class Breakers:
             self._open(host, circuit, probe, _FIRST_PROBE_SECONDS)
 
     async def _probe(self, host: str, circuit: Circuit, probe: Probe, first: float) -> None:
+        """Until the circuit is closed or forgotten; when it opens again, that has a probe of its own."""
+        probed = circuit.probed
         await asyncio.sleep(first)
         delay = _FIRST_PROBE_SECONDS
-        while circuit.is_open and self.circuits.get(host) is circuit:
-            if await probe():
+        while circuit.is_open and circuit.probed is probed and self.circuits.get(host) is circuit:
+            if await probe() and circuit.probed is probed:
                 self._close(host, circuit)
-            circuit.probed.set()
+            probed.set()
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LAST_PROBE_SECONDS)
-        circuit.probed.set()
+        probed.set()
 
     async def close(self) -> None:
         """End all probes."""

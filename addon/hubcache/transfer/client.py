@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
-from cachetools import LRUCache
 from yarl import URL
 
 from ..oci.errors import BadUpstream, HeaderInvalid, NotAsked, Unavailable
@@ -19,7 +18,6 @@ _MAX_REDIRECTS = 5
 _SAFE = frozenset({"GET", "HEAD"})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PROBE_SECONDS = 5.0
-_MAX_HOSTS = 1000
 _MAX_STALE = 100
 """Kept connections in a row that may turn out to be closed; the last attempt is on a new one all the same."""
 
@@ -45,8 +43,6 @@ class Client:
         self._http = http
         self._guarded = guarded or http
         self._homes = Homes()
-        self._last: LRUCache[str, aiohttp.ClientSession] = LRUCache(_MAX_HOSTS)
-        """The session of a host's last request: a probe may go no further than that."""
         self._breakers = breakers
 
     def may_ask(self, url: URL) -> bool:
@@ -71,20 +67,22 @@ class Client:
         host = url.authority
         if self.offline:
             raise NotAsked("offline: upstreams are not contacted")
-        if self._http.closed:  # aiohttp has no error of its own for this
-            raise Unavailable("the cache is shutting down")
         _refuse_unsendable(headers)
         self._breakers.check(host)
+        session = await self._session(url, home)
+        if session.closed:  # aiohttp has no error of its own for this
+            raise Unavailable("the cache is shutting down")
         try:
-            response = await self._ask(kind, method, url, headers, body, home)
+            response = await self._ask(session, kind, method, url, headers, body)
         except ValueError as error:  # only for a URL: the upstream's, by a redirect or a realm; nothing was sent
             raise BadUpstream("upstream named a URL that cannot be asked for") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             self.observer.upstream_answered(host, kind, "error")
-            raise self._unreachable(kind, url, error) from error
+            raise self._unreachable(session, kind, url, error) from error
         self.observer.upstream_answered(host, kind, str(response.status))
         if response.status >= 500:
-            self._breakers.failed(host, f"status {response.status}", self._probe(url), of=_object(kind, url))
+            probe = self._probe(session, url)
+            self._breakers.failed(host, f"status {response.status}", probe, of=_object(kind, url))
         else:
             self._breakers.succeeded(host)
         try:
@@ -95,13 +93,15 @@ class Client:
             else:
                 response.close()
 
-    def _unreachable(self, kind: str, url: URL, error: aiohttp.ClientError | TimeoutError) -> Unavailable:
+    def _unreachable(
+        self, session: aiohttp.ClientSession, kind: str, url: URL, error: aiohttp.ClientError | TimeoutError
+    ) -> Unavailable:
         """Count a request without an answer, against the host where there was not even a connection."""
         slow = isinstance(error, TimeoutError)
         failure = "time-out" if slow else type(error).__name__
         no_connection = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
         of = None if no_connection else _object(kind, url)
-        self._breakers.failed(url.authority, failure, self._probe(url), of=of, at_once=slow)
+        self._breakers.failed(url.authority, failure, self._probe(session, url), of=of, at_once=slow)
         return Unavailable(f"{url.authority} cannot be reached: {failure}")
 
     @asynccontextmanager
@@ -122,12 +122,17 @@ class Client:
         raise BadUpstream("upstream redirects in a loop")
 
     async def _ask(
-        self, kind: str, method: str, url: URL, headers: dict[str, str], body: bytes | None, home: URL | None
+        self,
+        session: aiohttp.ClientSession,
+        kind: str,
+        method: str,
+        url: URL,
+        headers: dict[str, str],
+        body: bytes | None,
     ) -> aiohttp.ClientResponse:
-        """The answer. A connection that was kept may have been closed meanwhile, and all others that were kept with
-        it: what can be asked twice is asked until a connection is new (RFC 9112 section 9.3.1). That are safe methods,
-        and a POST for a token, which changes nothing that matters: a client without a cache has a new connection."""
-        session = await self._session(url, home)
+        """The answer. The server may have closed a kept connection meanwhile, and all others with it: a request that
+        may be sent twice is sent again until it goes out on a new connection (RFC 9112 section 9.3.1). Such are those
+        of safe methods, and a POST for a token, which changes nothing that matters."""
         for _ in range(_MAX_STALE):
             attempt = Attempt()
             try:
@@ -145,19 +150,18 @@ class Client:
 
     async def _session(self, url: URL, home: URL | None) -> aiohttp.ClientSession:
         is_free = home is None or url.origin() == home.origin() or await self._homes.is_inner(home)
-        session = self._last[url.authority] = self._http if is_free else self._guarded
-        return session
+        return self._http if is_free else self._guarded
 
-    def _probe(self, url: URL) -> Probe:
-        """Ask for the API's root: any answer below 500 shows that somebody is there."""
+    def _probe(self, session: aiohttp.ClientSession, url: URL) -> Probe:
+        """Ask for the API's root: any answer below 500 shows that somebody is there. By the session of the request
+        that failed: a probe may go no further than that."""
         target = url.origin() / "v2/"
 
         async def ask() -> bool:
-            if self.offline:
+            if self.offline or session.closed:
                 return False
             try:
                 timeout = aiohttp.ClientTimeout(total=_PROBE_SECONDS)
-                session = self._last.get(url.authority, self._guarded)
                 async with session.get(target, timeout=timeout, allow_redirects=False) as response:
                     self.observer.upstream_answered(url.authority, "probe", str(response.status))
                     return response.status < 500

@@ -20,7 +20,6 @@ requests."""
 _CHUNK_BYTES = 32 << 20
 """Ranges up to this length may be the chunks of a client that fetches a whole blob in parallel, as containerd does."""
 
-
 _MANY = 100
 """Readers of one fill that are not looked at one by one."""
 
@@ -151,7 +150,7 @@ class Fill:
     def raise_error(self) -> None:
         """Raise what ended the fill, if it failed."""
         if self.error is not None:
-            raise self.error
+            raise self.error.again()
 
     def advance(self, written: int) -> None:
         """More bytes are on the file; wakes only those who wait for them, for there may be many readers."""

@@ -36,7 +36,7 @@ _PROGRESS_BYTES = 1 << 20
 off after each packet would become a million requests."""
 _BACKOFF_SECONDS = 0.2
 _JOIN_SECONDS = 1.0
-"""How long it may take from the answer that a fill has opened until its bytes are read."""
+"""A client that has been told a blob's size begins to read its bytes within this time."""
 _INLINE_BYTES = 64 << 10
 """Batches up to this are hashed on the loop; a hop to the worker thread costs more than hashing them."""
 
@@ -172,7 +172,7 @@ class Fills:
     ) -> RegistryError | StorageError | None:
         """Have the blob in the store; returns why it is not."""
         try:
-            await job.ticket.granted
+            await asyncio.shield(job.ticket.granted)  # a slot may still be given to what has just been cancelled
             if size is not None:  # no connection for what will not be stored
                 fill.staged = await job.undisturbed(self._store.stage(fill.digest, size))
             await self._fetch(fill, job, size, open_blob)
@@ -194,7 +194,8 @@ class Fills:
         if task.cancelled() or defect is not None:  # its readers would wait for ever
             fill.error = fill.error or Unavailable("internal error")
         else:
-            fill.error = fill.error or task.result()
+            failure = task.result()
+            fill.error = fill.error or (failure and failure.again())
             fill.stored = fill.error is None
         if isinstance(fill.error, StorageError):
             self._failed(fill.error)
@@ -255,6 +256,7 @@ class Fills:
             )
         if fill.staged is None:
             fill.staged = await job.undisturbed(self._store.stage(fill.digest, verifier.size or 0))
+            fill.raise_error()  # it may have been given up meanwhile, and the first bytes be long in coming
         if fill.size is None and verifier.size is not None and fill.staged.reserved >= verifier.size:
             fill.size = verifier.size
             fill.notify()

@@ -13,7 +13,7 @@ _FEW = 4
 """As many as a client pulls at the same time: docker three layers."""
 
 PREFETCH = "prefetch"
-"""Asks for what no client waits for, and gets what is left."""
+"""The asker of what no client waits for: it gets the slots that no client wants, except the spare ones."""
 
 
 class Ticket:

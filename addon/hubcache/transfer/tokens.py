@@ -21,7 +21,7 @@ from .coalesce import Coalescer
 from .http import pause, read_text
 from .realms import realm_url
 
-_PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+_PARAMETER = re.compile(r'(?<![A-Za-z_])([A-Za-z_]++)\s*+=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 
 DEFAULT_LIFETIME = 60.0
 """Seconds a token lives when the answer has no `expires_in` (distribution spec, token)."""

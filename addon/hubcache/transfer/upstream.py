@@ -61,7 +61,7 @@ class BlobBody:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Bytes as they come; raises `Unavailable` when the connection breaks, stalls or ends early."""
-        host = self._response.url.host or ""
+        host = self._response.url.authority
         try:
             async for chunk in self._response.content.iter_any():
                 self._observer.upstream_bytes(host, len(chunk))
@@ -211,9 +211,12 @@ class Upstream:
         return f"Bearer {await self._tokens.get(challenge, pull_scope(repository), self.account, self._home)}"
 
     async def challenge(self) -> Challenge | None:
-        """What the registry's ping demands; asked once, then remembered."""
+        """What the registry's ping demands; asked until it was heard, then remembered. None where it demands no
+        token; raises `RegistryError` where the ping is not answered."""
         if self._challenge is None:
             async with self._client.send("ping", "GET", URL(f"{self.registry.upstream}/v2/"), {}) as response:
+                if response.status == 429 or response.status >= 500:  # that demands nothing, and permits nothing
+                    raise refusal(response, "ping", "", b"")
                 self._learn(response)
         return self._challenge
 
