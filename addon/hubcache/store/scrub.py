@@ -95,7 +95,8 @@ class Scrub:
             blob = await self._store.open_blob(digest)  # which verifies it
             if blob is not None:
                 blob.close()
-            self._store.inspector.trust(digest)
+            if self._store.blob_size(digest) is None:  # else it is still doubted, unless it was found good
+                self._store.inspector.trust(digest)
         if self._is_due():
             await self._next()
 
