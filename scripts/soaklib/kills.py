@@ -1,4 +1,4 @@
-"""Kills of a process that stores, evicts, and puts damaged content aside, at random steps; the store is looked at after each."""
+"""Kills of a process that stores, evicts and verifies, at random steps; the store is looked at after each."""
 
 import os
 import random
