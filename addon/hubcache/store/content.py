@@ -21,9 +21,6 @@ from .stored import DAMAGE, StoredBlob, open_regular
 
 logger = logging.getLogger("hubcache")
 
-_MAX_BAD = 100
-"""Damaged manifests that are in memory until they are put aside, every few seconds; each may have some megabytes."""
-
 
 class Content(Facts):
     """Blobs and manifests by digest. `rooms` has the limits, which may be changed at any time, and the policy."""
@@ -40,7 +37,8 @@ class Content(Facts):
         self.last_damage: Damage | None = None
         self.scrubbed = Scrubbed()
         self._quarantine = Quarantine(directory / "quarantine", clock)
-        self._bad_manifests: dict[Digest, bytes] = {}
+        self._bad_manifests: set[Digest] = set()
+        """Found damaged when they were read, and not yet put aside."""
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -109,8 +107,7 @@ class Content(Facts):
             return None
         record = ManifestRecord.decode(value)
         if not digest.matches(record.body):
-            if len(self._bad_manifests) < _MAX_BAD:  # of any other it is noted when it is read again
-                self._bad_manifests[digest] = value
+            self._bad_manifests.add(digest)
             return None
         return record
 
@@ -195,7 +192,9 @@ class Content(Facts):
         return self._quarantine.trim()
 
     async def put_bad_manifests_aside(self) -> None:
-        """Those that were found damaged when they were read; they were not given to anybody."""
-        for digest, value in list(self._bad_manifests.items()):
-            await self.condemn(digest, value, "does not match its digest")
-            self._bad_manifests.pop(digest, None)
+        """Those that were found damaged when they were read, unless they were fetched again; nobody was given them."""
+        for digest in tuple(self._bad_manifests):
+            value = self._read(f"manifest/{digest}")
+            if isinstance(value, bytes) and not digest.matches(ManifestRecord.decode(value).body):
+                await self.condemn(digest, value, "does not match its digest")
+            self._bad_manifests.discard(digest)
