@@ -103,6 +103,18 @@ async def test_doubted_blob_that_is_damaged_is_put_aside_and_told(
         assert store.ledger.quarantined > len(LAYER)
 
 
+async def test_what_is_put_aside_counts_all_the_time(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        digest = await put_blob(store, LAYER)
+        flip(blob_file(tmp_path))
+        store.inspector.doubt(digest)
+        seen: list[int] = []
+        store.changed = lambda: seen.append(store.ledger.used)
+        before = store.ledger.used
+        assert not await opens(store, digest)
+        assert set(seen) == {before}
+
+
 async def test_many_who_wait_for_one_verification_cost_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, LAYER)

@@ -123,8 +123,7 @@ class Content(Facts):
         try:
             await self._write(lambda: index.delete(f"blob/{digest}", f"manifest/{digest}"))
         except StorageError:
-            if digest in self.ledger.sizes:
-                self.rooms.retention.stored(digest, on_disk(self.ledger.sizes[digest]), self._clock())
+            self._keep(digest)
             raise
         self._removed(digest)
 
@@ -149,24 +148,24 @@ class Content(Facts):
         index = self._opened()
         row = f"blob/{digest}" if isinstance(content, Path) else f"manifest/{digest}"
 
-        def put() -> tuple[bool, Path | None]:
+        def put() -> tuple[Path | None, int] | None:
             if index.get(row) != content:
-                return False, None
+                return None
             aside = self._quarantine
             kept = aside.move(content, digest) if isinstance(content, Path) else aside.put(content, digest)
             index.delete(f"blob/{digest}", f"manifest/{digest}")
-            return True, kept
+            return kept, self._trimmed()
 
         try:
-            was_there, kept = await self._write(put)
+            done = await self._write(put)
         except StorageError:
             self._keep(digest)
             raise
-        if not was_there:  # it was fetched again meanwhile
+        if done is None:  # it was fetched again meanwhile
             self._keep(digest)
             return
+        kept, self.ledger.quarantined = done
         self._removed(digest)
-        self.ledger.quarantined = await self._aside()
         self.damages += 1
         path = content if isinstance(content, Path) else None
         self.last_damage = Damage(self._clock(), digest, why, path, kept)
