@@ -13,6 +13,7 @@ from hubcache.oci.errors import StorageError
 from hubcache.operate.metrics import Metrics
 from hubcache.operate.options import Scrub as Pace
 from hubcache.serve.messages import Door
+from hubcache.store import scrub as scrub_module
 from hubcache.store.proof import PIECE, Proof
 from hubcache.store.scrub import Scrub
 from hubcache.store.store import Store
@@ -115,6 +116,24 @@ async def test_round_goes_on_after_a_restart_where_it_was(tmp_path: Path, monkey
     async with opened_store(tmp_path) as store, scrubbing(store):
         await until(lambda: len(seen) >= 6)
     assert seen[:6] == digests
+
+
+async def test_content_beyond_what_is_put_in_order_at_once_is_verified_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrub_module, "_AT_ONCE", 2)
+    async with opened_store(tmp_path) as store:
+        for number in range(5):
+            await put_blob(store, random_bytes(100, number))
+        scrub = Scrub(store, pytest.fail)
+        scrub.rate = FAST
+        for verified in range(1, 6):
+            await scrub._next()
+            assert (store.scrubbed.objects, store.scrubbed.progress) == (verified, pytest.approx(verified / 5))
+        assert store.scrubbed.finished_at is None
+        await scrub._next()
+        assert store.scrubbed.finished_at is not None
+        assert (store.scrubbed.objects, store.damages) == (5, 0)
 
 
 async def test_when_all_was_verified_is_known_after_a_restart(tmp_path: Path) -> None:
