@@ -1,6 +1,7 @@
 """All stored content is verified by and by, in an order of its own, within a pace, and across restarts."""
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import AsyncIterator
@@ -13,10 +14,12 @@ from hubcache.oci.errors import StorageError
 from hubcache.operate.metrics import Metrics
 from hubcache.operate.options import Scrub as Pace
 from hubcache.serve.messages import Door
+from hubcache.store import content as content_module
 from hubcache.store import scrub as scrub_module
 from hubcache.store.proof import PIECE, Proof
 from hubcache.store.scrub import Scrub
 from hubcache.store.store import Store
+from hubcache.store.stored import open_regular
 from hubcache.transfer.breaker import Breakers
 from parts import MIB, files_below, opened_store, put_blob, put_image
 from people import until
@@ -116,6 +119,30 @@ async def test_round_goes_on_after_a_restart_where_it_was(tmp_path: Path, monkey
     async with opened_store(tmp_path) as store, scrubbing(store):
         await until(lambda: len(seen) >= 6)
     assert seen[:6] == digests
+
+
+async def test_blob_that_cannot_be_opened_does_not_keep_others_from_being_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened_store(tmp_path) as store:
+        closed, other = [await put_blob(store, random_bytes(PIECE, number)) for number in range(2)]
+
+        def opened(path: Path) -> int:
+            if closed.hex in path.name:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return open_regular(path)
+
+        monkeypatch.setattr(content_module, "open_regular", opened)
+        store.inspector.doubt(closed)
+        failures = Failures()
+        scrub = Scrub(store, failures.append)
+        scrub.rate = FAST
+        await scrub.look()
+        await scrub.look()
+        assert store.scrubbed.objects == 2
+        assert len(failures) == 2
+        assert store.inspector.doubted == (closed,)
+        assert store.has(other)
 
 
 async def test_content_beyond_what_is_put_in_order_at_once_is_verified_too(

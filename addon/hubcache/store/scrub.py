@@ -99,7 +99,11 @@ class Scrub:
     async def look(self) -> None:
         """Verify what is doubted, and the next object if it is due."""
         for digest in self._store.inspector.doubted:
-            blob = await self._store.open_blob(digest)  # which verifies it
+            try:
+                blob = await self._store.open_blob(digest)  # which verifies it
+            except StorageError as error:  # others can be verified all the same
+                self._failed(error)
+                continue
             if blob is not None:
                 blob.close()
             if self._store.blob_size(digest) is None:  # else it is still doubted, unless it was found good
