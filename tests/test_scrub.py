@@ -121,6 +121,19 @@ async def test_round_goes_on_after_a_restart_where_it_was(tmp_path: Path, monkey
     assert seen[:6] == digests
 
 
+async def test_blob_that_was_fetched_again_meanwhile_is_not_told_as_removed(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        data = random_bytes(PIECE)
+        digest = await put_blob(store, data)
+        before = store.blob_path(digest)
+        assert before is not None
+        await store.remove(digest)
+        await put_blob(store, data)
+        await Scrub(store, pytest.fail)._verify_file(digest, before, len(data))
+        assert store.has(digest)
+        assert (list(store.rooms.history), store.rooms.removed, store.damages) == ([], 0, 0)
+
+
 async def test_blob_that_cannot_be_opened_does_not_keep_others_from_being_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

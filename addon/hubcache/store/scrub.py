@@ -162,7 +162,8 @@ class Scrub:
             try:
                 more = await loop.run_in_executor(self._thread, proof.step)
             except FileNotFoundError:
-                await self._store.condemn(digest, path, "is gone")  # unless its row is gone, too
+                if self._store.blob_path(digest) == path:  # else it was evicted, and perhaps fetched again
+                    await self._store.condemn(digest, path, "is gone")
                 return
             except ContentDamaged as error:
                 await self._store.condemn(digest, path, str(error))
