@@ -16,6 +16,7 @@ from hubcache.oci.errors import StorageError
 from hubcache.serve.messages import Answer, Door
 from hubcache.store.proof import PIECE
 from hubcache.store.quarantine import MAX_FILES, Quarantine
+from hubcache.store.scrub import Scrub
 from hubcache.store.store import Store
 from hubcache.store.stored import open_regular
 from pair import paired
@@ -100,6 +101,18 @@ async def test_doubted_blob_that_is_damaged_is_put_aside_and_told(
         assert await opens(store, digest)
     async with opened_store(tmp_path) as store:
         assert store.ledger.quarantined > len(LAYER)
+
+
+async def test_what_is_put_aside_counts_all_the_time(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        digest = await put_blob(store, LAYER)
+        flip(blob_file(tmp_path))
+        store.inspector.doubt(digest)
+        seen: list[int] = []
+        store.changed = lambda: seen.append(store.ledger.used)
+        before = store.ledger.used
+        assert not await opens(store, digest)
+        assert set(seen) == {before}
 
 
 async def test_many_who_wait_for_one_verification_cost_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,7 +457,36 @@ async def test_content_can_be_staged_at_once_when_the_directory_was_deleted(tmp_
         assert await opens(store, digest)
 
 
+async def test_damage_that_could_not_be_put_aside_is_still_doubted(tmp_path: Path) -> None:
+    """Somebody else is removing it, and may yet keep it."""
+    async with opened_store(tmp_path) as store:
+        digest = await put_blob(store, LAYER)
+        flip(blob_file(tmp_path))
+        store.inspector.doubt(digest)
+        victim = store.rooms.retention.purge(digest, 0.0)
+        assert victim is not None
+        scrub = Scrub(store, pytest.fail)
+        await scrub.look()
+        store.rooms._take_back(victim)
+        assert not await opens(store, digest)
+        assert store.damages == 1
+        store.inspector.doubt(digest)
+        await scrub.look()
+        assert store.inspector.doubted == ()
+
+
 # -- with workers
+
+
+async def test_small_blob_that_is_damaged_is_given_to_nobody(hub: Hub, tmp_path: Path) -> None:
+    """A worker repeats it for a second, whoever asks."""
+    small = random_bytes(5000)
+    digest = hub.blob(REPO, small)
+    async with stored(hub, tmp_path, digest) as cache, paired(cache) as pair:
+        flip(blob_file(tmp_path / "store"))
+        for _ in range(2):
+            assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == small
+        assert cache.engine.store.damages == 1
 
 
 async def test_client_of_a_worker_that_asks_again_gets_it_right(hub: Hub, tmp_path: Path) -> None:

@@ -167,6 +167,15 @@ def test_descriptors_are_counted_over_all_fields_and_before_they_are_read() -> N
     assert caught.value.detail == {"descriptors": MAX_DESCRIPTORS + 2, "limit": MAX_DESCRIPTORS}
 
 
+@pytest.mark.parametrize("body", [b"{}," * 40_000, b"1," * 100_000], ids=["objects", "numbers"])
+def test_manifest_of_very_many_values_is_refused_without_being_parsed(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json, "loads", lambda _: pytest.fail("it was parsed"))
+    with pytest.raises(ManifestInvalid, match="refers to too much"):
+        parse_manifest(b'{"layers": [' + body + b"1]}")
+
+
 async def test_manifest_with_too_many_layers_is_no_answer_of_a_registry(cache: Cache, hub: Hub) -> None:
     hub.manifest(REPO, "1", manifest_of(*layers(MAX_DESCRIPTORS + 1)), OCI_MANIFEST)
     assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 502

@@ -1,6 +1,7 @@
 """All stored content is verified by and by, in an order of its own, within a pace, and across restarts."""
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import AsyncIterator
@@ -13,9 +14,12 @@ from hubcache.oci.errors import StorageError
 from hubcache.operate.metrics import Metrics
 from hubcache.operate.options import Scrub as Pace
 from hubcache.serve.messages import Door
+from hubcache.store import content as content_module
+from hubcache.store import scrub as scrub_module
 from hubcache.store.proof import PIECE, Proof
 from hubcache.store.scrub import Scrub
 from hubcache.store.store import Store
+from hubcache.store.stored import open_regular
 from hubcache.transfer.breaker import Breakers
 from parts import MIB, files_below, opened_store, put_blob, put_image
 from people import until
@@ -115,6 +119,61 @@ async def test_round_goes_on_after_a_restart_where_it_was(tmp_path: Path, monkey
     async with opened_store(tmp_path) as store, scrubbing(store):
         await until(lambda: len(seen) >= 6)
     assert seen[:6] == digests
+
+
+async def test_blob_that_was_fetched_again_meanwhile_is_not_told_as_removed(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        data = random_bytes(PIECE)
+        digest = await put_blob(store, data)
+        before = store.blob_path(digest)
+        assert before is not None
+        await store.remove(digest)
+        await put_blob(store, data)
+        await Scrub(store, pytest.fail)._verify_file(digest, before, len(data))
+        assert store.has(digest)
+        assert (list(store.rooms.history), store.rooms.removed, store.damages) == ([], 0, 0)
+
+
+async def test_blob_that_cannot_be_opened_does_not_keep_others_from_being_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened_store(tmp_path) as store:
+        closed, other = [await put_blob(store, random_bytes(PIECE, number)) for number in range(2)]
+
+        def opened(path: Path) -> int:
+            if closed.hex in path.name:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return open_regular(path)
+
+        monkeypatch.setattr(content_module, "open_regular", opened)
+        store.inspector.doubt(closed)
+        failures = Failures()
+        scrub = Scrub(store, failures.append)
+        scrub.rate = FAST
+        await scrub.look()
+        await scrub.look()
+        assert store.scrubbed.objects == 2
+        assert len(failures) == 2
+        assert store.inspector.doubted == (closed,)
+        assert store.has(other)
+
+
+async def test_content_beyond_what_is_put_in_order_at_once_is_verified_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrub_module, "_AT_ONCE", 2)
+    async with opened_store(tmp_path) as store:
+        for number in range(5):
+            await put_blob(store, random_bytes(100, number))
+        scrub = Scrub(store, pytest.fail)
+        scrub.rate = FAST
+        for verified in range(1, 6):
+            await scrub._next()
+            assert (store.scrubbed.objects, store.scrubbed.progress) == (verified, pytest.approx(verified / 5))
+        assert store.scrubbed.finished_at is None
+        await scrub._next()
+        assert store.scrubbed.finished_at is not None
+        assert (store.scrubbed.objects, store.damages) == (5, 0)
 
 
 async def test_when_all_was_verified_is_known_after_a_restart(tmp_path: Path) -> None:

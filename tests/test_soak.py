@@ -72,6 +72,12 @@ def test_a_whole_store_is_found_whole(stored: Path, tmp_path: Path) -> None:
     assert (found, content) == (Findings(), {digest})
 
 
+def test_a_damaged_blob_that_the_program_finds_is_no_fault(stored: Path, tmp_path: Path) -> None:
+    flip_a_bit(stored)
+    found, content = inspect(tmp_path, CAPACITY, damaged={str(Digest.of(DATA))})
+    assert (found, content) == (Findings(), set())
+
+
 def test_content_that_should_be_there_is_missed(tmp_path: Path) -> None:
     found, _ = inspect(tmp_path, CAPACITY, {"sha256:0"})
     assert found.lost == ["sha256:0"]

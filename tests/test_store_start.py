@@ -261,6 +261,19 @@ async def test_a_manifest_row_that_holds_a_pickle_is_not_served(tmp_path: Path) 
         assert store.manifest(image) is None
 
 
+async def test_what_is_stored_is_private_after_any_time_that_the_program_did_not_run(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        kept = await put_blob(store, b"private")
+        for digest in (kept, Digest.of(b"gone")):
+            await store.put_private(digest, HUB)
+    change(tmp_path, "UPDATE Cache SET expire_time = 1.0 WHERE key LIKE 'private/%'")
+    async with opened_store(tmp_path) as store:
+        assert store.private_hosts(kept) == {HUB}
+        assert not store.is_private(Digest.of(b"gone"))
+        await store.expire()
+        assert store.private_hosts(kept) == {HUB}
+
+
 @pytest.mark.parametrize("place", ["", "store", "staging", "lock"])
 async def test_a_directory_that_cannot_be_used_is_a_storage_error_and_pulls_can_go_on(
     tmp_path: Path, place: str

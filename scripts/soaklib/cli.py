@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import random
 import sys
 import tempfile
@@ -24,6 +25,7 @@ _REQUESTS = 1_000_000
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the soak; 1 when a promise does not hold."""
     options = _parser().parse_args(arguments)
+    logging.getLogger("hubcache").addHandler(logging.NullHandler())  # of the damage that is done here
     seed = options.seed if options.seed is not None else random.randrange(1 << 30)
     print(f"scripts/soak: --seed {seed}", flush=True)
     rows = []

@@ -1,4 +1,4 @@
-"""Kills of a process that stores and evicts, at random steps; the store is looked at after each."""
+"""Kills of a process that stores, evicts and verifies, at random steps; the store is looked at after each."""
 
 import os
 import random
@@ -28,19 +28,23 @@ def kill_many(directory: Path, count: int, seed: int, say: Callable[[str], None]
     chosen = random.Random(seed)
     findings = Findings()
     expected: set[str] = set()
+    damaged: set[str] = set()
     steps = 0
     for number in range(count):
         if number % 25 == 0:  # one that lives: how many steps are there now?
-            steps = _run(directory, chosen.randrange(1 << 30), 0, expected)
+            steps = _run(directory, chosen.randrange(1 << 30), 0, expected, damaged)
             say(f"{number} of {count} kills; a life has {steps} steps")
-        _run(directory, chosen.randrange(1 << 30), chosen.randrange(1, steps), expected)
-        found, expected = inspect(directory, CAPACITY, expected)
+        _run(directory, chosen.randrange(1 << 30), chosen.randrange(1, steps), expected, damaged)
+        found, expected = inspect(directory, CAPACITY, expected, damaged)
         findings.add(found)
     return Kills(count, steps, findings)
 
 
-def _run(directory: Path, seed: int, step: int, expected: set[str]) -> int:
-    """One process; changes what is `expected` to be stored by what it said. Returns how many steps it took."""
+def _run(directory: Path, seed: int, step: int, expected: set[str], damaged: set[str]) -> int:
+    """One process; changes what is `expected` to be stored, and what may be `damaged`, by what it said.
+
+    Returns how many steps it took.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "soaklib.victim", str(directory), str(seed), str(step)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -58,6 +62,9 @@ def _run(directory: Path, seed: int, step: int, expected: set[str]) -> int:
             expected.add(rest)
         elif what == "removing":
             expected.discard(rest)
+        elif what == "damaging":
+            expected.discard(rest)
+            damaged.add(rest)
         else:
             steps = int(rest)
     return steps

@@ -20,7 +20,7 @@ MOST_MEMORY = 400 << 20
 def rows_of_kills(kills: Kills) -> list[Row]:
     """Kills of a process that stores and evicts."""
     found = kills.findings
-    fault = f"{kills.count} kills at random steps of storing and evicting (of {kills.steps:,} steps each)"
+    fault = f"{kills.count} kills at random steps of storing, evicting and verifying (of {kills.steps:,} steps each)"
     account = found.account + found.over_cap
     return [
         Row(fault, "soaklib/kills", "no wrong bytes", _first(found.wrong), not found.wrong),

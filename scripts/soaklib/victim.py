@@ -1,7 +1,8 @@
 """A process that stores and evicts content until it is killed at a step of its own: `python -m soaklib.victim`.
 
 A step is a line of the store or of diskcache, in whatever thread it runs. So every place between two lines of commit,
-eviction, opening and closing is one where the process can be made to end, as SIGKILL or the kernel would end it.
+eviction, removal, verification, quarantine, opening and closing is one where the process can be made to end, as SIGKILL
+or the kernel would end it.
 """
 
 import asyncio
@@ -15,15 +16,22 @@ from types import CodeType
 import diskcache.core
 from hubcache.decide.records import ManifestRecord
 from hubcache.oci.digest import Digest
-from hubcache.oci.errors import NotStored
+from hubcache.oci.errors import NotStored, StorageError
 from hubcache.oci.media import OCI_MANIFEST
 from hubcache.store import store as store_module
+from hubcache.store.scrub import Scrub
 from hubcache.store.store import Store
 
 CAPACITY = 8 << 20
 """Bytes of the store: a few blobs, so that nearly each commit evicts."""
 
 _BLOBS = 8
+_DAMAGED = (2, 6)
+"""Blobs in which a bit flips: one that is found when it is opened, and one that the scrub finds."""
+
+_RATE = 1 << 40
+"""Bytes per second of the scrub: it does not pause."""
+
 _STORE = str(Path(store_module.__file__).parent)
 _DISKCACHE = diskcache.core.__file__
 
@@ -64,7 +72,7 @@ def _count_steps(last: int) -> list[int]:
     return steps
 
 
-async def _store_blob(store: Store, data: bytes) -> None:
+async def _store_blob(store: Store, data: bytes) -> Digest:
     digest = Digest.of(data)
     for _ in range(3):
         store.count_request(digest)
@@ -76,6 +84,38 @@ async def _store_blob(store: Store, data: bytes) -> None:
         _say("committed", digest)
     finally:
         store.finish(staged)
+    return digest
+
+
+async def _damage(store: Store, digest: Digest) -> None:
+    """Flip a bit as a failing disk does: neither the size nor the times tell."""
+    path = store.blob_path(digest)
+    assert path is not None
+    _say("damaging", digest)
+    state = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+async def _find_damage(store: Store, digest: Digest, number: int) -> None:
+    """By a client that asks for a blob which is doubted, or by the scrub."""
+    if number == _DAMAGED[0]:
+        store.inspector.doubt(digest)
+        assert await store.open_blob(digest) is None
+    else:
+        scrub = Scrub(store, _fail)
+        scrub.rate = _RATE
+        while store.has(digest):
+            await scrub.look()
+        await scrub.close()
+    assert not store.has(digest)
+
+
+def _fail(error: StorageError) -> None:
+    raise error
 
 
 async def _run(directory: Path, seed: int) -> None:
@@ -87,12 +127,17 @@ async def _run(directory: Path, seed: int) -> None:
             data = content(seed, number)
             body = b'{"layers": [{"digest": "%s", "size": %d}]}' % (Digest.of(data).encode(), len(data))
             try:
-                await _store_blob(store, data)
+                digest = await _store_blob(store, data)
+                if number in _DAMAGED:
+                    await _damage(store, digest)
+                    await _find_damage(store, digest, number)
                 await store.put_manifest(Digest.of(body), ManifestRecord(OCI_MANIFEST, body))
                 _say("committed", Digest.of(body))
             except NotStored:
                 continue  # by the rules: what is stored is asked for more
             await store.keep_house()
+            if number % 3 == 0:
+                await store.remove(Digest.of(body))
     finally:
         await store.close()
 

@@ -21,9 +21,6 @@ from .stored import DAMAGE, StoredBlob, open_regular
 
 logger = logging.getLogger("hubcache")
 
-_MAX_BAD = 100
-"""Damaged manifests that are in memory until they are put aside, every few seconds; each may have some megabytes."""
-
 
 class Content(Facts):
     """Blobs and manifests by digest. `rooms` has the limits, which may be changed at any time, and the policy."""
@@ -40,7 +37,8 @@ class Content(Facts):
         self.last_damage: Damage | None = None
         self.scrubbed = Scrubbed()
         self._quarantine = Quarantine(directory / "quarantine", clock)
-        self._bad_manifests: dict[Digest, bytes] = {}
+        self._bad_manifests: set[Digest] = set()
+        """Found damaged when they were read, and not yet put aside."""
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -109,8 +107,7 @@ class Content(Facts):
             return None
         record = ManifestRecord.decode(value)
         if not digest.matches(record.body):
-            if len(self._bad_manifests) < _MAX_BAD:  # of any other it is noted when it is read again
-                self._bad_manifests[digest] = value
+            self._bad_manifests.add(digest)
             return None
         return record
 
@@ -126,8 +123,7 @@ class Content(Facts):
         try:
             await self._write(lambda: index.delete(f"blob/{digest}", f"manifest/{digest}"))
         except StorageError:
-            if digest in self.ledger.sizes:
-                self.rooms.retention.stored(digest, on_disk(self.ledger.sizes[digest]), self._clock())
+            self._keep(digest)
             raise
         self._removed(digest)
 
@@ -152,24 +148,24 @@ class Content(Facts):
         index = self._opened()
         row = f"blob/{digest}" if isinstance(content, Path) else f"manifest/{digest}"
 
-        def put() -> tuple[bool, Path | None]:
+        def put() -> tuple[Path | None, int] | None:
             if index.get(row) != content:
-                return False, None
+                return None
             aside = self._quarantine
             kept = aside.move(content, digest) if isinstance(content, Path) else aside.put(content, digest)
             index.delete(f"blob/{digest}", f"manifest/{digest}")
-            return True, kept
+            return kept, self._trimmed()
 
         try:
-            was_there, kept = await self._write(put)
+            done = await self._write(put)
         except StorageError:
             self._keep(digest)
             raise
-        if not was_there:  # it was fetched again meanwhile
+        if done is None:  # it was fetched again meanwhile
             self._keep(digest)
             return
+        kept, self.ledger.quarantined = done
         self._removed(digest)
-        self.ledger.quarantined = await self._aside()
         self.damages += 1
         path = content if isinstance(content, Path) else None
         self.last_damage = Damage(self._clock(), digest, why, path, kept)
@@ -195,7 +191,9 @@ class Content(Facts):
         return self._quarantine.trim()
 
     async def put_bad_manifests_aside(self) -> None:
-        """Those that were found damaged when they were read; they were not given to anybody."""
-        for digest, value in list(self._bad_manifests.items()):
-            await self.condemn(digest, value, "does not match its digest")
-            self._bad_manifests.pop(digest, None)
+        """Those that were found damaged when they were read, unless they were fetched again; nobody was given them."""
+        for digest in tuple(self._bad_manifests):
+            value = self._read(f"manifest/{digest}")
+            if isinstance(value, bytes) and not digest.matches(ManifestRecord.decode(value).body):
+                await self.condemn(digest, value, "does not match its digest")
+            self._bad_manifests.discard(digest)

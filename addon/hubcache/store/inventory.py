@@ -2,7 +2,8 @@
 
 import contextlib
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+from itertools import batched
 
 from ..decide.records import ManifestRecord, decode_clock, decode_row
 from ..decide.retention import Retention, Row
@@ -10,11 +11,14 @@ from ..oci.digest import Digest
 from ..oci.errors import RegistryError
 from ..oci.manifest import parse_manifest
 from .disk import changed_at
-from .index import Index
+from .facts import FACT_LIFETIME
+from .index import BATCH, Index
 from .ledger import Ledger, on_disk
 
 CLOCK = "retention/clock"
 """Row of the policy's clock, beside those of what it knows."""
+
+_SOON_SECONDS = 86400.0
 
 _LAST_NANOSECONDS = 300 * 10**9
 """What may not have been on disk when the power failed: far more than a disk takes to write its cache."""
@@ -42,6 +46,15 @@ def stored_last(rows: Iterable[tuple[str, str]]) -> list[Digest]:
     stored = [(changed_at(name), key) for key, name in rows]
     newest = max((at for at, _ in stored), default=0)
     return [Digest(key.removeprefix("blob/")) for at, key in stored if at >= newest - _LAST_NANOSECONDS]
+
+
+def renew_private(index: Index, held: Container[str]) -> None:
+    """Let what is stored stay private, however long this program did not run, or never long enough for `Facts.renew`.
+    Done before anything is served."""
+    ending = (row for row in index.ending(_SOON_SECONDS) if row[0].startswith("private/"))
+    rows = {key: value for key, value in ending if key.removeprefix("private/") in held}
+    for some in batched(rows.items(), BATCH):
+        index.set_many(dict(some), FACT_LIFETIME)
 
 
 @_uncollected()

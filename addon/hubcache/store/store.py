@@ -20,7 +20,7 @@ from ..oci.errors import StorageError, StoreTooNew
 from ..oci.pin import Pin
 from .content import Content
 from .index import BATCH, Index
-from .inventory import CLOCK, children_of, stored_last, take_inventory
+from .inventory import CLOCK, children_of, renew_private, stored_last, take_inventory
 from .ledger import on_disk
 from .staging import Staged
 
@@ -73,6 +73,7 @@ class Store(Content):
             if index.get(_CLOSED) is None:
                 self._recover(index, doubt=is_first)
             take_inventory(index, self.ledger, self.rooms.retention, self._clock())
+            renew_private(index, self.ledger.sizes)
             self.ledger.quarantined = self._trimmed()
             index.delete(_CLOSED)
             index.settle()
