@@ -159,7 +159,7 @@ async def test_prefetch_counts_as_a_reader(blobs: Blobs, monkeypatch: pytest.Mon
     fetching = [
         asyncio.create_task(blobs.cache.engine._blobs.fetch(View(upstream, REPO), digest)) for digest in digests
     ]
-    await until(lambda: [one.readers for one in blobs.cache.engine.fills.progress()] == [1] * 6)
+    await until(lambda: [one.readers > 0 for one in blobs.cache.engine.fills.progress()] == [True] * 6)
     await blobs.leave(*range(6))
     blobs.end()
     await asyncio.gather(*fetching)

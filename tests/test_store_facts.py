@@ -9,6 +9,7 @@ from hubcache.decide.moves import Moves
 from hubcache.decide.records import Link, TagRecord, Verdict
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
+from hubcache.oci.pin import Pin
 from hubcache.store import facts
 from parts import opened_store, put_blob
 
@@ -210,3 +211,29 @@ async def test_index_that_cannot_tell_makes_nothing_public(tmp_path: Path, monke
             patch.setattr(store._opened(), "get", fail)
             assert store.private_hosts(digest) == frozenset()
         assert store.private_hosts(digest) is None
+
+
+@pytest.mark.parametrize("row", ["", "{", "[]", "{}", "7", '{"a": [1]}', '[["x"]]', "null"])
+async def test_damaged_row_tells_nothing_and_stops_nothing(tmp_path: Path, row: str) -> None:
+    digest, app = Digest.of(b"layer"), "library/app"
+    async with opened_store(tmp_path) as store:
+        stored = await put_blob(store, b"layer")
+        for key in (
+            f"tag/{HUB}/{app}:1",
+            f"link/{HUB}/{app}@{digest}",
+            f"referrers/{HUB}/{app}@{digest}",
+            f"repository/{HUB}/{app}",
+            f"moves/{HUB}/{app}:1",
+            f"private/{digest}",
+        ):
+            store._opened().set(key, row, 1000.0)
+        assert not any(tag for tag in store.tags(HUB, app, "1").values())
+        assert store.private_hosts(digest) is not None, "what cannot be read may be private"
+        assert not (store.verdict(HUB, app) or Verdict(False, NOW)).public
+        await store.hide(HUB, app)
+        await store.put_links(HUB, app, {digest: 5})
+        await store.drop_tags_of(HUB, app, digest)
+        await store.expire()
+        store.pins = (Pin(HUB, app, "1"),)
+        await store.keep_house()
+        assert store.has(stored)

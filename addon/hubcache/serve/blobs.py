@@ -116,9 +116,8 @@ class Blobs:
             return await self.fetch(view, digest)
         with fill.reading():
             await fill.opened()
-            await self._asking.accepted(
-                view, digest
-            )  # not at the end: who may read it then, is for the registry to say
+            # Not at the end: who may read it then is for the registry to say.
+            await self._asking.accepted(view, digest)
             await fill.ended()
 
     async def forget(self, host: str, repository: str, digest: Digest) -> None:

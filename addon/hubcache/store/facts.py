@@ -18,7 +18,7 @@ from ..decide.records import (
     encode_tags,
 )
 from ..oci.digest import Digest
-from ..oci.errors import StorageError
+from ..oci.errors import RegistryError, StorageError
 from ..oci.reference import subject_of
 from .base import Base
 from .index import Index
@@ -57,7 +57,7 @@ class Facts(Base):
     def tags(self, registry: str, repository: str, tag: str) -> dict[str, TagRecord]:
         """What is remembered of a tag, by negotiation."""
         value = self._read(f"tag/{registry}/{repository}:{tag}")
-        return decode_tags(value) if isinstance(value, str) else {}
+        return _told(decode_tags, value, {})
 
     async def put_tag(self, registry: str, repository: str, tag: str, negotiation: str, record: TagRecord) -> None:
         """Remember what a tag answered."""
@@ -65,7 +65,7 @@ class Facts(Base):
         key = f"tag/{registry}/{repository}:{tag}"
 
         def merged(value: object) -> str:
-            records = (decode_tags(value) if isinstance(value, str) else {}) | {negotiation: record}
+            records = _told(decode_tags, value, {}) | {negotiation: record}
             latest = sorted(records.items(), key=lambda item: item[1].validated_at)[-MAX_NEGOTIATIONS:]
             return encode_tags(dict(latest))
 
@@ -75,11 +75,7 @@ class Facts(Base):
 
     def moves(self, registry: str, repository: str, tag: str) -> Moves | None:
         """When a tag moved, as far as that was seen."""
-        value = self._read(f"moves/{registry}/{repository}:{tag}")
-        try:
-            return Moves.decode(value) if isinstance(value, str) else None
-        except (ValueError, TypeError):
-            return None  # not of this program: what it tells is learned again
+        return _told(Moves.decode, self._read(f"moves/{registry}/{repository}:{tag}"), None)
 
     async def put_moves(self, moves: Mapping[tuple[str, str, str], Moves]) -> None:
         """Remember when tags moved, by registry, repository and tag."""
@@ -98,7 +94,7 @@ class Facts(Base):
     def link(self, registry: str, repository: str, digest: Digest) -> Link | None:
         """Whether a digest is known to belong to a repository."""
         value = self._read(f"link/{registry}/{repository}@{digest}")
-        return Link.decode(value) if isinstance(value, str) else None
+        return _told(Link.decode, value, None)
 
     async def put_links(
         self,
@@ -126,7 +122,7 @@ class Facts(Base):
             rows: dict[str, object] = {}
             known = index.get_many(told)
             for key, size in told.items():
-                before = Link.decode(known[key]) if key in known else None
+                before = _told(Link.decode, known.get(key), None)
                 if before is None:
                     rows[key] = Link(size, confirmed, given).encode()
                 elif _is_news(before, confirmed, given):
@@ -148,7 +144,11 @@ class Facts(Base):
 
         def drop() -> None:
             rows = [(key, value) for key, value, _, _ in index.rows(prefix)]
-            at = [key for key, value in rows if any(tag.digest == digest for tag in decode_tags(value).values())]
+            at = [
+                key
+                for key, value in rows
+                if any(tag.digest == digest for tag in _told(decode_tags, value, {}).values())
+            ]
             index.set_many({}, gone=at)
 
         await self._write(drop)
@@ -157,7 +157,7 @@ class Facts(Base):
     def referrers(self, registry: str, repository: str, subject: Digest) -> dict[str, ReferrersRecord]:
         """What is remembered about the referrers of a digest, by question."""
         value = self._read(f"referrers/{registry}/{repository}@{subject}")
-        return decode_referrers(value) if isinstance(value, str) else {}
+        return _told(decode_referrers, value, {})
 
     async def put_referrers(
         self, registry: str, repository: str, subject: Digest, question: str, record: ReferrersRecord
@@ -167,7 +167,7 @@ class Facts(Base):
         key = f"referrers/{registry}/{repository}@{subject}"
 
         def merged(value: object) -> str:
-            records = (decode_referrers(value) if isinstance(value, str) else {}) | {question: record}
+            records = _told(decode_referrers, value, {}) | {question: record}
             latest = sorted(records.items(), key=lambda item: item[1].validated_at)[-MAX_QUESTIONS:]
             return encode_referrers(dict(latest))
 
@@ -211,7 +211,7 @@ class Facts(Base):
             self._note(error)
             return frozenset()
         if isinstance(value, str):
-            return decode_hosts(value)
+            return _told(decode_hosts, value, frozenset())
         self._not_private[digest] = None
         return None
 
@@ -232,7 +232,7 @@ class Facts(Base):
 
         def write() -> None:
             before = index.get(f"private/{digest}")
-            known = decode_hosts(before) if isinstance(before, str) else frozenset()
+            known = _told(decode_hosts, before, frozenset())
             if hosts:
                 index.set(f"private/{digest}", encode_hosts(known | {*hosts}), FACT_LIFETIME)
             elif before is None:
@@ -252,13 +252,13 @@ class Facts(Base):
             rows = (
                 (key.removeprefix("repository/"), value) for key, value, _, _ in index.rows(f"repository/{registry}/")
             )
-            public = {name for name, value in rows if Verdict.decode(value).public}
+            public = {name for name, value in rows if _told(Verdict.decode, value, _CLOSED).public}
             mine: set[str] = set()
             shared: set[str] = set()
             givers: dict[str, set[str]] = {}
             for key, value, _, _ in index.rows("link/"):
                 name, _, digest = key.removeprefix("link/").partition("@")
-                link = Link.decode(value)
+                link = _told(Link.decode, value, _NO_WORD)
                 if name == own:
                     if only is None or digest == str(only):
                         mine.add(digest)
@@ -287,7 +287,7 @@ class Facts(Base):
     def verdict(self, registry: str, repository: str) -> Verdict | None:
         """Whether a repository was public when last seen."""
         value = self._read(f"repository/{registry}/{repository}")
-        return Verdict.decode(value) if isinstance(value, str) else None
+        return _told(Verdict.decode, value, None)
 
     async def put_verdict(self, registry: str, repository: str, verdict: Verdict) -> None:
         """Remember whether a repository is public."""
@@ -311,7 +311,7 @@ class Facts(Base):
                     case "link" | "private" | "type" | "referrers":
                         keep = what.rpartition("@")[2] in held
                     case "tag":
-                        keep = any(str(record.digest) in held for record in decode_tags(value).values())
+                        keep = any(str(record.digest) in held for record in _told(decode_tags, value, {}).values())
                     case _:
                         keep = what in names
                 if keep:
@@ -332,6 +332,18 @@ class Facts(Base):
             await self._write(lambda: index.set(f"challenge/{registry}", challenge))
 
 
+_CLOSED, _NO_WORD = Verdict(False, 0.0), Link(None, confirmed=False)
+"""What is taken for known where a row does not tell: nobody may read it, and no registry said so."""
+
+
+def _told[T, E](decode: Callable[[str], T], row: object, otherwise: E) -> T | E:
+    """What a row tells; `otherwise` where there is none, or one that is damaged: what it told is learned again."""
+    try:
+        return decode(row) if isinstance(row, str) else otherwise
+    except (ValueError, TypeError, LookupError, AttributeError, RegistryError):
+        return otherwise
+
+
 def _is_news(known: Link | None, confirmed: bool, given: bool) -> bool:
     return known is None or (confirmed and not known.confirmed) or (given and not known.given)
 
@@ -340,11 +352,11 @@ def _read_referrers(index: Index, registry: str, repository: str) -> dict[Digest
     found: dict[Digest, set[Digest]] = {}
     prefix = f"referrers/{registry}/{repository}@"
     for key, value, _, _ in index.rows(prefix):
-        listed = {record.digest for record in decode_referrers(value).values() if record.digest is not None}
+        listed = {record.digest for record in _told(decode_referrers, value, {}).values() if record.digest is not None}
         found.setdefault(Digest.parse(key.removeprefix(prefix)), set()).update(listed)
     prefix = f"tag/{registry}/{repository}:"
     for key, value, _, _ in index.rows(f"{prefix}sha256-"):
         subject = subject_of(key.removeprefix(prefix))
         if subject is not None:
-            found.setdefault(subject, set()).update(record.digest for record in decode_tags(value).values())
+            found.setdefault(subject, set()).update(record.digest for record in _told(decode_tags, value, {}).values())
     return found

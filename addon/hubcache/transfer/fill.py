@@ -5,6 +5,7 @@ verified, so that no client ever receives a wrong body as a complete one.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -56,7 +57,7 @@ class Fill:
         self._written = 0
         self._changed = asyncio.Event()
         self.left_at = 0.0
-        """When the last reader left, by the loop's clock; who waited for it to open reads it a moment later."""
+        """When the last reader left (monotonic clock); who waited for it to open reads it a moment later."""
         self._readers: set[tuple[int, asyncio.Future[None]]] = set()
 
     @property
@@ -90,7 +91,7 @@ class Fill:
         finally:
             self.readers -= 1
             if self.readers == 0:
-                self.left_at = asyncio.get_running_loop().time()
+                self.left_at = time.monotonic()
                 self._read(self)
 
     def pause(self) -> None:

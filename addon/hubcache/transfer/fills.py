@@ -5,6 +5,7 @@ A fill runs on when its clients leave, within bounds: see `unread`. How many run
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
@@ -149,7 +150,7 @@ class Fills:
 
     def cancel_unread(self) -> None:
         """Give up what no client is waiting for: the stop has begun."""
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         for fill in list(self._running.values()):
             if not fill.readers and now - fill.left_at >= _JOIN_SECONDS:
                 self._give_up(fill)
