@@ -1,6 +1,5 @@
 """The conformance suite's pushes and deletions against Debian's docker-registry, without and with the cache between."""
 
-import json
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,8 +7,7 @@ from pathlib import Path
 import proxy
 import pytest
 from conformance import Conformance
-from lab.processes import Daemon, accepts, require
-from ports import free_port
+from lab.origin import start_registry
 from wire import PATIENCE, Answer, Exchange, head
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
@@ -18,17 +16,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
 @pytest.fixture
 def registry(room: Path) -> Iterator[int]:
     """The port of a registry where everybody may do everything."""
-    require("docker-registry")
-    port = free_port()
-    settings = {
-        "version": "0.1",
-        "log": {"level": "warn"},
-        "storage": {"filesystem": {"rootdirectory": str(room / "registry")}, "delete": {"enabled": True}},
-        "http": {"addr": f"127.0.0.1:{port}", "relativeurls": True},
-    }
-    (room / "registry.yml").write_text(json.dumps(settings))  # JSON is YAML
-    daemon = Daemon(["docker-registry", "serve", room / "registry.yml"], room / "registry.log")
-    daemon.start(lambda: accepts(port))
+    daemon, port = start_registry(room)
     yield port
     daemon.stop()
 

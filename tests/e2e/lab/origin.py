@@ -31,7 +31,8 @@ class Origin:
     greeting: str
 
 
-def _registry(room: Path) -> tuple[Daemon, int]:
+def start_registry(room: Path) -> tuple[Daemon, int]:
+    """A docker-registry where everybody may do everything, and its port."""
     require("docker-registry")
     port = free_port()
     settings = {
@@ -50,7 +51,7 @@ def _registry(room: Path) -> tuple[Daemon, int]:
 def running_origin(room: Path) -> Iterator[Origin]:
     """Start the registry and the Hub, and publish the images."""
     base = layer_of(base_layer())
-    daemon, port = _registry(room)
+    daemon, port = start_registry(room)
     try:
         address = f"http://127.0.0.1:{port}"
         publisher, greeting = Publisher(address), "hello from three layers"
