@@ -233,7 +233,8 @@ def agree_on_connect(data: bytes) -> bool:
     assert bytes(buffer) == data[length:], data
     assert http1.expected_http_body_size(other) == 0, data
     assert (other.method.upper(), other.host.lower(), other.port) == ("CONNECT", host.lower(), port), data
-    if b"\nhost:" in data[:length].lower() or b" HTTP/1.0\r\n" in data[:length].upper():  # else it is none to h11
+    first, _, rest = data[:length].upper().partition(b"\r\n")
+    if rest.startswith(b"HOST:") or b"\nHOST:" in rest or first.endswith(b" HTTP/1.0"):  # else it is none to h11
         third = _read_by_h11(data)
         name, _, number = third.target.decode().rpartition(":")
         assert (third.method.upper(), name.strip("[]"), int(number)) == (b"CONNECT", host, port), data
