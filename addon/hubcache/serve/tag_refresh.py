@@ -48,7 +48,7 @@ spread over as much again."""
 _AT_ONCE = 4
 """Looks at one registry that run at the same time."""
 
-_SLICE = 100
+_SLICE = 50
 """Entries of the schedule that are handled in one go: a millisecond."""
 
 _NEXT_SLICE_SECONDS = 0.01
