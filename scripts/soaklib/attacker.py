@@ -99,7 +99,7 @@ async def agents(target: Target) -> None:
 
 
 async def deep(target: Target) -> None:
-    """Tokens whose claims are nested 100,000 deep."""
+    """Tokens whose claims are nested 10,000 deep."""
     claims = base64.urlsafe_b64encode(b"[" * 10_000 + b"]" * 10_000).decode()
     await _repeat(target, lambda n: request(f"/v2/library/none{n}/manifests/1", f"Authorization: Bearer a.{claims}.b"))
 

@@ -59,7 +59,9 @@ def row_of_attack(attack: Attack) -> Row:
     if attack.nginx is not None:
         found += f" (nginx: {attack.nginx * 1000:+.0f} ms)"
     holds = rise <= MOST_DELAY_SECONDS and not attack.failed and attack.memory <= MOST_MEMORY
-    promise = f"others wait at most {MOST_DELAY_SECONDS * 1000:.0f} ms longer, memory below {MOST_MEMORY >> 20} MiB"
+    promise = (
+        f"others wait {MOST_DELAY_SECONDS * 1000:.0f} ms longer at most, memory stays below {MOST_MEMORY >> 20} MiB"
+    )
     return Row(attack.about, "soaklib/hostility", promise, found, holds)
 
 
@@ -80,4 +82,4 @@ def _row_of_growth(fault: str, outcome: Outcome, name: str, slack: int) -> Row:
 
 
 def _first(lines: list[str]) -> str:
-    return f"{len(lines)}, the first: {lines[0]}" if lines else "none failed"
+    return f"{len(lines)}, the first: {lines[0]}" if lines else "none"
