@@ -103,7 +103,7 @@ def test_growth_is_a_failure() -> None:
 @pytest.mark.timeout(400)
 def test_a_short_soak_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     code = main(
-        ["--kills", "10", "--program-kills", "2", "--seconds", "30", "--troubles", "4", "--fuzz", "7", "--attacks"]
+        ["--kills", "10", "--program-kills", "2", "--seconds", "20", "--troubles", "3", "--fuzz", "7", "--attacks"]
     )
     said = capsys.readouterr()
     assert code == 0, said.out + said.err
