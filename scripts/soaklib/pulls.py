@@ -138,20 +138,26 @@ class _OnePull:
         return self._session.get(self._base + path, headers=headers, **self._more)
 
     async def _whole(self, path: str, digest: str) -> bytes:
-        """All of a body, resumed where it broke off; raises `WrongBytesError` unless it has its digest."""
+        """All of a body, resumed where it broke off. Raises `WrongBytesError` where one answer alone was complete and
+        does not have its digest; what came in pieces may hold some of a transfer that broke off because it was wrong,
+        and is asked for anew, as clients do."""
         received = bytearray()
         for attempt in range(_ATTEMPTS):
+            start = len(received)
             try:
                 await self._read_on(path, received)
-                break
             except (OSError, aiohttp.ClientError, TimeoutError):
                 if attempt == _ATTEMPTS - 1:
                     raise
+            else:
+                if f"sha256:{hashlib.sha256(received).hexdigest()}" == digest:
+                    self._results.bytes += len(received)
+                    return bytes(received)
+                if not start or attempt == _ATTEMPTS - 1:
+                    raise WrongBytesError(f"{path}: {len(received)} bytes that do not have their digest")
+                received.clear()
             await asyncio.sleep(_PAUSE_SECONDS * 2**attempt)
-        if f"sha256:{hashlib.sha256(received).hexdigest()}" != digest:
-            raise WrongBytesError(f"{path}: {len(received)} bytes that do not have their digest")
-        self._results.bytes += len(received)
-        return bytes(received)
+        raise AssertionError("the last attempt returns or raises")
 
     async def _read_on(self, path: str, received: bytearray) -> None:
         stalls = self._random.random() < _STALLERS
@@ -159,10 +165,11 @@ class _OnePull:
             response.raise_for_status()
             if response.status == 200:
                 received.clear()
+            whole = len(received) + (response.content_length or 0)
             async for chunk in response.content.iter_chunked(_CHUNK):
                 received += chunk
                 if stalls:
                     stalls = False
                     await asyncio.sleep(_STALL_SECONDS)
-                if self._random.random() < _RECONNECTERS:
+                if len(received) < whole and self._random.random() < _RECONNECTERS:
                     raise ConnectionResetError("the client begins again in the middle")
