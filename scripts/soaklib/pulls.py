@@ -153,8 +153,10 @@ class _OnePull:
                 if f"sha256:{hashlib.sha256(received).hexdigest()}" == digest:
                     self._results.bytes += len(received)
                     return bytes(received)
-                if not start or attempt == _ATTEMPTS - 1:
+                if not start:
                     raise WrongBytesError(f"{path}: {len(received)} bytes that do not have their digest")
+                if attempt == _ATTEMPTS - 1:
+                    raise OSError(f"{path}: what came in pieces does not have its digest")
                 received.clear()
             await asyncio.sleep(_PAUSE_SECONDS * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
