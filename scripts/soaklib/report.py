@@ -9,8 +9,6 @@ from .rows import Row
 MOST_GROWTH = 1.10
 """Part of the first third's memory that the last third may use."""
 
-_SHORTEST_GROWTH_SECONDS = 60.0
-"""Thirds of a shorter run show the load of the moment, not growth."""
 
 MOST_DELAY_SECONDS = 0.1
 """By which hostile clients may raise the 99th percentile of what others wait."""
@@ -48,7 +46,7 @@ def rows_of_run(outcome: Outcome, seconds: float, kills: int) -> list[Row]:
         Row(fault, "soaklib/endurance", "the store is whole afterwards", _first(state), not state),
         Row(fault, "soaklib/endurance", "no traceback", _first(outcome.complaints), not outcome.complaints),
     ]
-    if not kills and seconds >= _SHORTEST_GROWTH_SECONDS:  # a new process begins with little
+    if not kills:  # a new process begins with little
         rows += [_row_of_growth(fault, outcome, *each) for each in (("memory", 0), ("descriptors", 20), ("tasks", 20))]
     return rows
 
