@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from damaging import flip, killed, spoil_manifest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
 from hubcache.operate.metrics import Metrics
@@ -25,7 +26,6 @@ from parts import MIB, files_below, opened_store, put_blob, put_image
 from people import until
 from rig import running
 from standin import Hub, random_bytes
-from test_damage import flip, killed, spoil_manifest
 from test_metrics import value
 
 FAST = 1 << 40

@@ -33,13 +33,11 @@ digests, and tokens, can be made up without end."""
 MAX_NEGOTIATIONS = 16
 """Answers remembered of one tag; clients that send ever new `Accept` headers must not grow the store."""
 
-
 MAX_QUESTIONS = 32
 """Answers remembered about the referrers of one digest: listings by type and by page, and tags made from the digest."""
 
 _LOOKED_UP = 16
 """Links looked up at once by who writes them; more are left to the writer thread, each costs some 12 microseconds."""
-
 
 MAX_NOT_PRIVATE = 20_000
 """Digests that are known not to be private without a look at the index."""
@@ -66,8 +64,7 @@ class Facts(Base):
 
         def merged(value: object) -> str:
             records = _told(decode_tags, value, {}) | {negotiation: record}
-            latest = sorted(records.items(), key=lambda item: item[1].validated_at)[-MAX_NEGOTIATIONS:]
-            return encode_tags(dict(latest))
+            return encode_tags(_latest(records, MAX_NEGOTIATIONS))
 
         await self._write(lambda: index.update(key, merged, FACT_LIFETIME))
         if subject_of(tag) is not None:
@@ -168,8 +165,7 @@ class Facts(Base):
 
         def merged(value: object) -> str:
             records = _told(decode_referrers, value, {}) | {question: record}
-            latest = sorted(records.items(), key=lambda item: item[1].validated_at)[-MAX_QUESTIONS:]
-            return encode_referrers(dict(latest))
+            return encode_referrers(_latest(records, MAX_QUESTIONS))
 
         await self._write(lambda: index.update(key, merged, FACT_LIFETIME))
         self._pinned_referrers.pop((registry, repository), None)
@@ -342,6 +338,11 @@ def _told[T, E](decode: Callable[[str], T], row: object, otherwise: E) -> T | E:
         return decode(row) if isinstance(row, str) else otherwise
     except (ValueError, TypeError, LookupError, AttributeError, RegistryError):
         return otherwise
+
+
+def _latest[R: (TagRecord, ReferrersRecord)](records: dict[str, R], most: int) -> dict[str, R]:
+    """So many of the records, those that were validated last."""
+    return dict(sorted(records.items(), key=lambda item: item[1].validated_at)[-most:])
 
 
 def _is_news(known: Link | None, confirmed: bool, given: bool) -> bool:
