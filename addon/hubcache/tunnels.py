@@ -12,16 +12,12 @@ import socket
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import ip_address
+
+from .oci.address import is_inner
 
 type Address = tuple[str, int]
 """Host, by name or number, and port."""
-type _Number = IPv4Address | IPv6Address
-
-_METADATA = frozenset(map(ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")))
-"""Of AWS over IPv6, Alibaba, Azure and Oracle: what tells a machine its credentials and is not link-local."""
-_TRANSLATED = IPv6Network("64:ff9b::/96")
-"""IPv4 addresses behind NAT64 (RFC 6052 section 2.1)."""
 
 _LOOKUPS = 8
 """Names that are looked up at once, in threads that nothing else uses: who names what no server answers for has each of
@@ -66,17 +62,7 @@ class Tunnels:
         return permitted[0], port
 
     def _permits(self, number: str, port: int) -> bool:
-        address = _unwrapped(ip_address(number.partition("%")[0]))
-        if (
-            address.is_loopback
-            or address.is_unspecified
-            or address.is_link_local
-            or address.is_multicast
-            or address in _METADATA
-            or (
-                address.version == 4 and address.packed[0] == 0
-            )  # "this network", RFC 1122: Linux takes some for itself
-        ):
+        if is_inner(number):
             return False
         return port not in self._ports or not _is_own(number)
 
@@ -100,15 +86,6 @@ def _plain(host: str) -> str:
 
 def _matches(patterns: Iterable[re.Pattern[str]], host: str, port: int) -> bool:
     return any(pattern.fullmatch(f"{host} {port}") for pattern in patterns)
-
-
-def _unwrapped(address: _Number) -> _Number:
-    """The IPv4 address that an IPv6 address stands for, if it does."""
-    if isinstance(address, IPv4Address):
-        return address
-    if address in _TRANSLATED or (int(address) >> 32 == 0 and int(address) > 1):  # or IPv4-compatible, RFC 4291 2.5.5.1
-        return IPv4Address(address.packed[-4:])
-    return address.ipv4_mapped or address.sixtofour or address
 
 
 def _is_own(number: str) -> bool:
