@@ -350,3 +350,13 @@ async def test_address_with_too_many_clients_gets_no_more_of_them() -> None:
     for who in many:
         at.client_disconnected(who)
     assert at.clients._counts == {}
+
+
+async def test_client_that_another_addon_turns_away_is_not_counted() -> None:
+    """mitmproxy's `block_global` comes first, and of a client that never enters no end is told."""
+    at, who = Guard(Clients()), client()
+    who.error = "Connection killed by block_global"
+    at.client_connected(who)
+    assert at.clients._counts == {}
+    assert not at.clients.relieve()
+    assert who.error == "Connection killed by block_global"

@@ -55,14 +55,15 @@ class Guard:
     # -- clients ------------------------------------------------------------------------------------------------------
 
     def client_connected(self, client: Client) -> None:
-        """mitmproxy closes what has an error now."""
-        address = client.peername[0]
-        handled = _Handled(client)
+        """mitmproxy closes what has an error now; of what has one already, no end is told."""
+        if client.error is not None:
+            return
+        address, handled = client.peername[0], _Handled(client)
         if not self.clients.admits(address):
             client.error = "not in hubcache_clients"
         elif not self.clients.enter(handled, address):
             client.error = "too many connections of one address"
-        if client.error is None:
+        else:
             self._handled[client] = handled
             if isinstance(client.proxy_mode, RegularMode | ReverseMode | UpstreamMode):
                 handled.hurry()
