@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from hubcache.oci.manifest import parse_manifest
 from hubcache.oci.media import COMMON, DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, negotiation, type_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,3 +84,9 @@ def test_media_type_is_what_the_bytes_tell(body: bytes, told: str | None) -> Non
 def test_no_field_of_a_manifest_becomes_more_than_a_media_type(field: str) -> None:
     told = type_of(json.dumps({"mediaType": field}).encode())
     assert told is None or (told == field and told.isascii() and told.isprintable() and len(told) <= 255)
+
+
+def test_type_of_a_large_manifest_is_told_by_its_bytes() -> None:
+    body = json.dumps({"mediaType": OCI_INDEX, "manifests": [], "annotations": {"text": "x" * (2 << 20)}}).encode()
+    assert parse_manifest(body) == ()
+    assert type_of(body) == OCI_INDEX

@@ -1,10 +1,10 @@
 """What the cache must know of a manifest: which content it refers to. The raw bytes are kept, never re-serialised."""
 
-import json
 from dataclasses import dataclass
 
 from .digest import Digest
 from .errors import DigestInvalid, ManifestInvalid
+from .json_text import read_json
 
 MAX_MANIFEST = 4 << 20
 """Bytes; the cap of distribution and containerd. A larger manifest is refused."""
@@ -64,8 +64,8 @@ def _document(body: bytes) -> dict[str, object]:
     if body.count(b"{") > _MAX_OBJECTS or body.count(b",") > _MAX_VALUES:
         raise ManifestInvalid("manifest refers to too much", {"size": len(body), "limit": MAX_DESCRIPTORS})
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        document = read_json(body, MAX_MANIFEST)
+    except ValueError as error:
         raise ManifestInvalid("manifest is not JSON") from error
     if not isinstance(document, dict):
         raise ManifestInvalid("manifest is not a JSON object")

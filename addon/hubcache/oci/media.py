@@ -3,6 +3,7 @@
 import re
 
 from .json_text import read_json
+from .manifest import MAX_MANIFEST
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -49,7 +50,7 @@ def type_of(body: bytes) -> str | None:
     optional there). What a registry says is not asked: it may be another's content that it speaks of.
     """
     try:
-        document = read_json(body)
+        document = read_json(body, MAX_MANIFEST)
     except ValueError:
         return None
     if not isinstance(document, dict):
