@@ -65,6 +65,19 @@ async def test_what_is_put_aside_counts_all_the_time(tmp_path: Path) -> None:
         assert set(seen) == {before}
 
 
+async def test_file_that_a_smaller_cap_leaves_no_room_for_is_not_said_to_be_kept(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        digest = await put_blob(store, LAYER)
+        store.rooms.capacity = 5 * len(LAYER)
+        flip(blob_file(tmp_path))
+        store.inspector.doubt(digest)
+        assert not await opens(store, digest)
+        assert store.last_damage is not None
+        assert store.last_damage.kept is None
+        assert quarantined(tmp_path) == []
+        assert store.ledger.used == store.ledger.quarantined == 0
+
+
 async def test_many_who_wait_for_one_verification_cost_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, LAYER)

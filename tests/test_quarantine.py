@@ -12,6 +12,7 @@ def test_quarantine_keeps_the_last_files_up_to_a_number_and_a_size(tmp_path: Pat
     quarantine = Quarantine(tmp_path / "quarantine", lambda: float(next(now)))
     for number in range(MAX_FILES + 5):
         assert quarantine.put(bytes([number]) * 1000, Digest.of(bytes([number]))) is not None
+        quarantine.trim()
     kept = sorted(path.read_bytes()[0] for path in files_below(tmp_path / "quarantine"))
     assert kept == list(range(5, MAX_FILES + 5))
     quarantine.most = 3 * 4096

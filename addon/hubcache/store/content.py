@@ -120,11 +120,7 @@ class Content(Facts):
 
     async def _remove(self, digest: Digest) -> None:
         index = self._opened()
-        try:
-            await self._write(lambda: index.delete(f"blob/{digest}", f"manifest/{digest}"))
-        except StorageError:
-            self._keep(digest)
-            raise
+        await self._write(lambda: index.delete(f"blob/{digest}", f"manifest/{digest}"))
         self._removed(digest)
 
     def _removed(self, digest: Digest) -> None:
@@ -152,15 +148,13 @@ class Content(Facts):
             if index.get(row) != content:
                 return None
             aside = self._quarantine
+            aside.most = self._most_aside
             kept = aside.move(content, digest) if isinstance(content, Path) else aside.put(content, digest)
             index.delete(f"blob/{digest}", f"manifest/{digest}")
-            return kept, self._trimmed()
+            total = self._trimmed()
+            return (kept if kept is not None and os.path.lexists(kept) else None), total
 
-        try:
-            done = await self._write(put)
-        except StorageError:
-            self._keep(digest)
-            raise
+        done = await self._write(put)
         if done is None:  # it was fetched again meanwhile
             self._keep(digest)
             return
@@ -182,12 +176,16 @@ class Content(Facts):
         if digest in self.ledger.sizes:
             self.rooms.retention.stored(digest, on_disk(self.ledger.sizes[digest]), self._clock())
 
+    @property
+    def _most_aside(self) -> int:
+        return min(MAX_BYTES, self.rooms.capacity // 10)
+
     async def _aside(self) -> int:
         """Bytes of what is put aside, after what is too much of it is gone."""
         return await asyncio.get_running_loop().run_in_executor(self._writer, self._trimmed)
 
     def _trimmed(self) -> int:
-        self._quarantine.most = min(MAX_BYTES, self.rooms.capacity // 10)
+        self._quarantine.most = self._most_aside
         return self._quarantine.trim()
 
     async def put_bad_manifests_aside(self) -> None:

@@ -34,7 +34,7 @@ class Damage:
 
 
 class Quarantine:
-    """A folder. `most` is how many bytes it may hold. For one thread at a time; raises `StorageError`."""
+    """A folder. `most` is how many bytes it may hold after `trim`. For one thread at a time; raises `StorageError`."""
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
         self.most = MAX_BYTES
@@ -53,8 +53,7 @@ class Quarantine:
             return None
         except OSError as error:
             raise StorageError(f"cannot put damaged content aside: {error}") from error
-        self.trim()
-        return target if os.path.lexists(target) else None
+        return target
 
     def put(self, data: bytes, digest: Digest) -> Path | None:
         """Write content here that was in a row; None when it is too large."""
@@ -65,7 +64,6 @@ class Quarantine:
             target.write_bytes(data)
         except OSError as error:
             raise StorageError(f"cannot put damaged content aside: {error}") from error
-        self.trim()
         return target
 
     def _place(self, digest: Digest) -> Path:
