@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.oci.account import Account
+from hubcache.serve import tag_refresh
 from hubcache.serve.messages import Answer, Door, Result
 from hubcache.serve.tag_refresh import TICK_SECONDS
 from instep import OFTEN_ENOUGH, TTL, ask_tag, idle, in_step, popular, tick
@@ -268,3 +269,20 @@ async def test_tag_is_not_held_back_for_ever_by_what_cannot_be_fetched_ahead(
         clock.ahead += TICK_SECONDS
         await tick(cache)
     assert (await ask_tag(cache, image))[1] == new.manifest
+
+
+async def test_tag_is_not_held_back_for_ever_by_a_layer_that_takes_too_long(
+    cache: Cache, hub: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tag_refresh, "_LONGEST_FETCH_SECONDS", 0.5)
+    image = hub.image("library/app", "1", [b"one"])
+    await popular(cache, image)
+    new = hub.image("library/app", "1", [random_bytes(4 << 20)])
+    held = hub.faults.add(Fault(kind="cdn", pause_after=1))
+    for _ in range(int(5 * TTL / TICK_SECONDS)):
+        clock.ahead += TICK_SECONDS
+        cache.engine._sync.tick()
+        await until(lambda: not cache.engine._sync._tasks)
+    assert (await ask_tag(cache, image))[1] == new.manifest
+    hub.faults.remove(held)
+    await idle(cache)

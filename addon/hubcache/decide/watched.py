@@ -49,8 +49,8 @@ class Watched:
     validated_at: float = 0.0
     moves: Moves | None = None
     """None as long as nothing is known, which is so of most."""
-    failed: Digest | None = None
-    """What it moved to and could not be fetched ahead."""
+    tried: Digest | None = None
+    """What was fetched ahead last, or could not be: that is tried once."""
     is_busy: bool = False
     """Whether somebody is looking at it."""
     is_forgotten: bool = False

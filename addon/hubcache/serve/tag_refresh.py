@@ -247,7 +247,7 @@ class TagRefresh:
         self._moves.looked(watched)
         if now_at == before.digest:
             return
-        if now_at is not None and watched.failed != now_at and self._may_spend(view.host):
+        if now_at is not None and watched.tried != now_at and self._may_spend(view.host):
             logger.info("hubcache: %s:%s moved to %s, fetching it ahead", view.repository, watched.tag, now_at)
             await self._fetch_ahead(watched, view, before, now_at)
         here = now_at is not None and self._store.has(now_at)
@@ -264,16 +264,15 @@ class TagRefresh:
 
     async def _fetch_ahead(self, watched: Watched, view: View, before: TagRecord, digest: Digest) -> None:
         """Fetch what will be asked for when the tag is at `digest`; keep the tag where it was meanwhile."""
+        # If this fails, or takes too long, the tag stays until it goes stale, for an outage; next time it moves without
+        # its layers.
+        watched.tried = digest
         fetching = asyncio.ensure_future(self._fetch_image(view, before.digest, digest))
         try:
             while not fetching.done():
                 await self._manifests.prolong(view, watched.tag, watched.negotiation, before)
                 await asyncio.wait((fetching,), timeout=max(0.5, self._manifests.tag_lifetime / 2))
             fetching.result()
-        except HubcacheError:
-            # The tag stays where it is until it goes stale, for an outage; next time it moves without its layers.
-            watched.failed = digest
-            raise
         finally:
             fetching.cancel()
 
