@@ -75,6 +75,7 @@ async def test_facts_about_what_is_stored_outlive_their_lifetime(
             await store.put_links(HUB, name, {digest: 4})
             await store.put_tag(HUB, name, "1", "any", TagRecord(digest, "a/b", 4, NOW))
             await store.put_verdict(HUB, name, Verdict(True, NOW))
+            await store.put_moves({(HUB, name, "1"): Moves(NOW), (HUB, name, "elsewhere"): Moves(NOW)})
         monkeypatch.setattr(facts, "FACT_LIFETIME", 100.0)
         await store.expire()
         await asyncio.sleep(2.1)
@@ -82,6 +83,9 @@ async def test_facts_about_what_is_stored_outlive_their_lifetime(
         assert store.link(HUB, "held", here) == Link(4)
         assert store.tags(HUB, "held", "1")
         assert store.verdict(HUB, "held") == Verdict(True, NOW)
+        assert store.moves(HUB, "held", "1") == Moves(NOW)
+        assert store.moves(HUB, "held", "elsewhere") is None
+        assert store.moves(HUB, "over", "1") is None
         assert store.link(HUB, "over", gone) is None
         assert not store.tags(HUB, "over", "1")
         assert store.verdict(HUB, "over") is None

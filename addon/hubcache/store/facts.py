@@ -120,11 +120,10 @@ class Facts(Base):
             known = index.get_many(told)
             for key, size in told.items():
                 before = _told(Link.decode, known.get(key), None)
-                if before is None:
-                    rows[key] = Link(size, confirmed, given).encode()
-                elif _is_news(before, confirmed, given):
-                    told_size = before.size if size is None else size
-                    rows[key] = Link(told_size, confirmed or before.confirmed, given or before.given).encode()
+                if _is_news(before, confirmed, given):
+                    was = before or _NO_WORD
+                    told_size = was.size if size is None else size
+                    rows[key] = Link(told_size, confirmed or was.confirmed, given or was.given).encode()
             if rows:
                 index.set_many(rows, FACT_LIFETIME)
 
@@ -265,7 +264,7 @@ class Facts(Base):
             hidden: dict[str, object] = {
                 f"private/{digest}": encode_hosts(frozenset(givers.get(digest, ()))) for digest in mine - shared
             }
-            hidden |= {key: value for key, value, _, _ in index.rows("private/") if key in hidden}
+            hidden |= index.get_many(hidden)
             index.set_many(hidden, FACT_LIFETIME)
 
         await self._write_private(mark)
@@ -294,6 +293,9 @@ class Facts(Base):
         """Let facts about content that is held live on: links are written once, and in an outage nothing is."""
         index = self._opened()
 
+        def is_at_held(tag: object) -> bool:
+            return any(str(record.digest) in held for record in _told(decode_tags, tag, {}).values())
+
         def prolong() -> None:
             ending = index.ending(FACT_LIFETIME / 2)
             if not ending:
@@ -307,7 +309,9 @@ class Facts(Base):
                     case "link" | "private" | "type" | "referrers":
                         keep = what.rpartition("@")[2] in held
                     case "tag":
-                        keep = any(str(record.digest) in held for record in _told(decode_tags, value, {}).values())
+                        keep = is_at_held(value)
+                    case "moves":
+                        keep = is_at_held(index.get(f"tag/{what}"))
                     case _:
                         keep = what in names
                 if keep:
