@@ -67,7 +67,7 @@ async def test_what_a_user_pulled_is_nobody_elses_in_an_outage(
     cache: Cache, hub: Hub, hidden: Image, door: Door
 ) -> None:
     hub.stop()
-    cache.engine._gate._missing.clear()
+    cache.engine._gate._missing._known.clear()
     for method, path in requests_of(hidden):
         answer, _ = await cache.ask(door, method, path)
         assert isinstance(answer, Answer)

@@ -312,7 +312,7 @@ async def test_page_of_html_proves_nothing_about_a_private_repository(
         assert isinstance(answer, Answer)
         assert answer.status in (401, 404, 502), (method, path)
     hub.faults.clear()
-    keeping.engine._gate._missing.clear()
+    keeping.engine._gate._missing._known.clear()
     await assert_refused(keeping, secret, door)
 
 

@@ -165,15 +165,16 @@ def drop_body(request: http.Request) -> None:
 
 def install(first: layer.Layer) -> None:
     """Give the HTTP layer at or below `first` (as `next_layer` sees it, before its start) our server."""
-    for below in _chain(first):
+    for below in chain(first):
         if isinstance(below, HttpLayer) and below.context.client not in below.connections:
             below.connections[below.context.client] = RegistryHttp1Server(
                 below.context.fork(), is_proxy=below.mode is not HTTPMode.transparent
             )
 
 
-def _chain(first: layer.Layer) -> Iterator[layer.Layer]:
-    below: layer.Layer | None = first
+def chain(first: layer.Layer | None) -> Iterator[layer.Layer]:
+    """A layer and those below it."""
+    below = first
     while below is not None:
         yield below
         below = getattr(below, "child_layer", None)

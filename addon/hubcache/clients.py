@@ -9,10 +9,10 @@ import logging
 import resource
 import time
 from collections import Counter
-from ipaddress import IPv6Address, ip_address
 from typing import Protocol
 
 from .decide.throttle import Throttle
+from .oci.address import plain_address
 from .operate.options import Network
 
 logger = logging.getLogger("hubcache")
@@ -65,8 +65,7 @@ class Clients:
         """Whether a client of that address may use the doors."""
         if not self.networks:
             return True
-        found = ip_address(address.partition("%")[0])
-        found = getattr(found, "ipv4_mapped", None) or found
+        found = plain_address(address)
         if any(found in network for network in self.networks):
             return True
         if self._throttle.permits("turned away"):
@@ -132,7 +131,5 @@ class Clients:
 
 def _place(address: str) -> str:
     """An IPv6 client has as many addresses as it likes in its /64."""
-    found = ip_address(address.partition("%")[0])
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is None:
-        return found.packed[:8].hex()
-    return str(getattr(found, "ipv4_mapped", None) or found)
+    found = plain_address(address)
+    return found.packed[:8].hex() if found.version == 6 else str(found)

@@ -5,7 +5,6 @@ some fifteen hooks and a flow: more than twice the time of all that `reception` 
 """
 
 import asyncio
-import ipaddress
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -14,6 +13,7 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode
 
+from .oci.address import plain_address
 from .reception import Desk, Reception
 
 HOOKS = (
@@ -72,5 +72,4 @@ class _TurnedAway(asyncio.Protocol):
 
 @lru_cache(1 << 12)
 def _is_global(address: str) -> bool:
-    found = ipaddress.ip_address(address.partition("%")[0])
-    return (getattr(found, "ipv4_mapped", None) or found).is_global
+    return plain_address(address).is_global

@@ -104,7 +104,7 @@ class HandledClients(PresentClients):
     def __init__(self, handlers: Mapping[tuple[str, ...] | str, ConnectionHandler]) -> None:
         super().__init__()
         self._handlers = handlers
-        self._known: dict[Peer, Client] = {}
+        self._known: set[Peer] = set()
 
     def leave(self) -> int:
         """As for others; those that came meanwhile are looked at, too."""
@@ -112,8 +112,8 @@ class HandledClients(PresentClients):
             io = handler.transports.get(handler.client)
             writer = io.writer if io is not None else None
             if handler.client not in self._known and isinstance(writer, asyncio.StreamWriter):
-                self._known[handler.client] = client = Handled(handler, writer.transport)
-                self.clients.add(client)
+                self._known.add(handler.client)
+                self.clients.add(Handled(handler, writer.transport))
         return super().leave()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from mitmproxy.proxy import commands, layer
 from mitmproxy.proxy.layers import ClientTLSLayer
 
+from .client_side import chain
 from .decide.throttle import Throttle
 
 logger = logging.getLogger("hubcache")
@@ -27,10 +28,9 @@ class MirrorTls:
 
     def watch(self, first: layer.Layer | None) -> None:
         """Speak in place of mitmproxy when TLS with a client of a mirror fails in `first` or a layer below."""
-        while first is not None:
-            if isinstance(first, ClientTLSLayer):
-                first.on_handshake_error = self._in_other_words(first)  # type: ignore[method-assign, assignment]
-            first = getattr(first, "child_layer", None)
+        for each in chain(first):
+            if isinstance(each, ClientTLSLayer):
+                each.on_handshake_error = self._in_other_words(each)  # type: ignore[method-assign, assignment]
 
     def _in_other_words(self, tls: ClientTLSLayer) -> Callable[[str], layer.CommandGenerator[None]]:
         fail = tls.on_handshake_error

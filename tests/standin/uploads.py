@@ -1,6 +1,5 @@
 """Pushes into the stand-in Hub's memory: blob uploads, cross-repository mounts, manifests, deletions."""
 
-import json
 import secrets
 
 from aiohttp import web
@@ -55,8 +54,7 @@ class Uploads:
         self._open[upload] = bytearray(await request.read())
         if digest := request.query.get("digest"):
             return self._finish(repo, upload, digest)
-        headers = {"Location": f"/v2/{repo}/blobs/uploads/{upload}", "Range": "0-0", "Docker-Upload-UUID": upload}
-        return Reply(202, headers)
+        return Reply(202, self._state(repo, upload))
 
     def _finish(self, repo: str, upload: str, digest: str) -> Reply:
         data = bytes(self._open.pop(upload))
@@ -77,9 +75,7 @@ class Uploads:
         if ":" in reference and reference != sha256(body):
             return error(400, "DIGEST_INVALID", "manifest does not match its digest")
         digest = self._memory.put_manifest(repo, reference, body, request.headers.get("Content-Type", ""))
-        created = _created(repo, "manifests", digest)
-        subject = json.loads(body).get("subject", {}).get("digest")
-        return Reply(created.status, {**created.headers, "OCI-Subject": subject}) if subject else created
+        return _created(repo, "manifests", digest)
 
 
 def _created(repo: str, what: str, digest: str) -> Reply:

@@ -8,6 +8,13 @@ _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.2
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
+def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address without its zone, and an IPv4 one that is mapped into IPv6 (RFC 4291 section 2.5.5.2) as IPv4; raises
+    `ValueError`."""
+    found = ipaddress.ip_address(text.partition("%")[0])
+    return getattr(found, "ipv4_mapped", None) or found
+
+
 def is_inner(text: str) -> bool:
     """Whether an IP address is loopback, unspecified, link-local, multicast or a cloud's metadata service.
 
@@ -16,7 +23,7 @@ def is_inner(text: str) -> bool:
     inner: a registry and its CDN may well be in one. What is no address is not inner.
     """
     try:
-        found = ipaddress.ip_address(text.partition("%")[0])
+        found = plain_address(text)
     except ValueError:
         return False
     if isinstance(found, ipaddress.IPv6Address):
@@ -28,7 +35,5 @@ def is_inner(text: str) -> bool:
 
 
 def _embedded(found: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    if found.ipv4_mapped is not None:
-        return found.ipv4_mapped
     is_compatible = found.packed[:12] == bytes(12) and found.packed[12:] > b"\0\0\0\1"  # not :: and not ::1
     return ipaddress.IPv4Address(found.packed[12:]) if is_compatible or found in _NAT64 else found.sixtofour

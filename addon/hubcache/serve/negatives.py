@@ -53,10 +53,6 @@ class Negatives:
         for key in [key for key in self._known if key[:2] == (host, repository)]:
             self._known.pop(key, None)
 
-    def clear(self) -> None:
-        """Forget all."""
-        self._known.clear()
-
 
 def _key(host: str, repository: str, what: str) -> _Key:
     return host, repository, hashlib.sha256(what.encode(errors="surrogateescape")).digest()

@@ -89,7 +89,9 @@ class Scrub:
         while True:
             try:
                 if self._store.is_open:
-                    loaded = loaded or self._load()
+                    if not loaded:
+                        self._load()
+                        loaded = True
                     await self.look()
             except StorageError as error:
                 self._failed(error)
@@ -207,13 +209,12 @@ class Scrub:
 
     # -- across restarts ----------------------------------------------------------------------------------------
 
-    def _load(self) -> bool:
+    def _load(self) -> None:
         """An unclean stop begins a new round, unless this one began with one."""
         store = self._store
         position, store.scrubbed.finished_at, was_unclean = _decode(store.scrub_state())
         self._position = position if was_unclean or not store.unclean else ""
         store.unclean = store.unclean or was_unclean
-        return True
 
     async def _save(self) -> None:
         self._saved_at = self._clock()
