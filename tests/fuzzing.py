@@ -1,8 +1,8 @@
-"""A mutation fuzz of what strangers send: request heads, CONNECT, challenges, manifests, ranges.
+"""A mutation fuzz of untrusted input: request heads, CONNECT requests, challenges, manifests and ranges.
 
-`run` is bounded by a time, and tells what it tried by the seed: the same seed begins with the same inputs. Heads that
-are read without mitmproxy must be the same request to mitmproxy's parser and to h11; nothing may raise anything but the
-errors that it declares.
+`run` is bounded in time; runs with the same seed begin with the same inputs. A request head that is read without
+mitmproxy must be the same request to mitmproxy's parser and to h11. Parsers may raise only the errors that they
+declare.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import h11
-from h11._receivebuffer import ReceiveBuffer  # what mitmproxy takes heads from
+from h11._receivebuffer import ReceiveBuffer  # mitmproxy takes heads from it
 from hubcache.client_side import RegistryHttp1Server, unclear
 from hubcache.connect import Connects
 from hubcache.interception import Interception
@@ -188,11 +188,11 @@ _MANIFESTS = [
 ]
 
 
-# -- one head, three parsers
+# -- three parsers read a head alike
 
 
 def agree_on_request(data: bytes) -> bool:
-    """Whether a request is read without mitmproxy; fails where others read another one, or none."""
+    """Whether a request is read without mitmproxy; fails when another parser reads it differently."""
     asked = PlainRequest.parse(data)
     if asked is None:
         return False
@@ -219,7 +219,7 @@ def agree_on_request(data: bytes) -> bool:
 
 
 def agree_on_connect(data: bytes) -> bool:
-    """Whether a CONNECT is answered without mitmproxy; fails where others read another one, or none."""
+    """Whether a CONNECT is answered without mitmproxy; fails when another parser reads it differently."""
     found = CONNECTS.find(data)
     if found is None:
         return False
@@ -234,7 +234,7 @@ def agree_on_connect(data: bytes) -> bool:
     assert http1.expected_http_body_size(other) == 0, data
     assert (other.method.upper(), other.host.lower(), other.port) == ("CONNECT", host.lower(), port), data
     first, _, rest = data[:length].upper().partition(b"\r\n")
-    if rest.startswith(b"HOST:") or b"\nHOST:" in rest or first.endswith(b" HTTP/1.0"):  # else it is none to h11
+    if rest.startswith(b"HOST:") or b"\nHOST:" in rest or first.endswith(b" HTTP/1.0"):  # h11 rejects the others
         third = _read_by_h11(data)
         name, _, number = third.target.decode().rpartition(":")
         assert (third.method.upper(), name.strip("[]"), int(number)) == (b"CONNECT", host, port), data
@@ -258,7 +258,7 @@ def _joined(request: h11.Request) -> dict[str, str]:
 
 
 def serve(data: bytes) -> None:
-    """Have mitmproxy's server read this; it may refuse or take it, and must not raise."""
+    """Pass data to the HTTP/1 server; it may accept or reject the data, and must not raise."""
     client = connection.Client(
         peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2), timestamp_start=1.0, state=connection.ConnectionState.OPEN
     )
@@ -268,7 +268,7 @@ def serve(data: bytes) -> None:
         assert not sent or sent.startswith(b"HTTP/1.1 4"), data
 
 
-# -- what is declared
+# -- parsers raise the errors that they declare, and no others
 
 
 def _manifest(data: bytes) -> None:
@@ -319,7 +319,7 @@ TARGETS: list[tuple[Callable[[bytes], object], list[bytes], list[bytes]]] = [
 
 
 def mutated(chance: random.Random, samples: list[bytes], words: list[bytes]) -> bytes:
-    """A sample with a few changes."""
+    """One of the samples with up to four random changes."""
     data = chance.choice(samples)
     for _ in range(chance.randint(0, 4)):
         at = chance.randint(0, len(data))
@@ -339,8 +339,9 @@ def mutated(chance: random.Random, samples: list[bytes], words: list[bytes]) -> 
 
 
 def run(seed: int, seconds: float) -> int:
-    """Fuzz for so long; returns how many inputs were tried. Raises what the first that is not treated right raises,
-    with a note that names it."""
+    """Fuzz for `seconds`; returns the number of inputs.
+
+    Ends with the first error that a target raises, which gets a note that names the input."""
     chance, tried, until = random.Random(seed), 0, time.monotonic() + seconds
     while time.monotonic() < until:
         target, samples, words = TARGETS[tried % len(TARGETS)]
