@@ -1,1 +1,1 @@
-"""The endurance test: the real program under kills, faults, eviction and hostile input, with its promises checked."""
+"""Tests the promises of the real program under kills, upstream faults, eviction and hostile input."""

@@ -1,4 +1,4 @@
-"""`python -m soaklib`, as scripts/soak runs it."""
+"""`python -m soaklib`: scripts/soak runs this."""
 
 import sys
 

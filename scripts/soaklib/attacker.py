@@ -1,33 +1,36 @@
-"""A hostile client in a process of its own: `python -m soaklib.attacker NAME PROXY_PORT MIRROR_PORT SECONDS`.
+"""A hostile client: `python -m soaklib.attacker NAME PROXY_PORT MIRROR_PORT SECONDS`.
 
-Every attack is bounded in time and in requests, and goes to a port of this machine. It prints `ready` when its pressure
-is there.
+Every attack is bounded in time, and only connects to ports of this machine. It prints `ready` once the attack is under
+way: with its first answer, or with all its connections open. Attacks that hold connections then print `N connections`
+every second, the number that is still open. An attack that fails before that ends without printing `ready`.
 """
 
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-HALF_OPEN, IDLE, AGENTS, LEAVERS, SLOW = 2000, 1000, 8000, 40, 200
-"""How many connections, requests or clients an attack has."""
+HALF_OPEN, IDLE, LEAVERS, SLOW = 2000, 1000, 40, 200
+"""How many connections an attack opens."""
 
 CLIENTS = 8
-"""How many repeat their requests at the same time."""
+"""How many clients send requests at the same time, in attacks that repeat requests."""
 
 WIDE, NESTED, LARGE = "evil/wide", "evil/nested", "evil/large"
-"""Repositories with hostile content, which whoever runs this has put into the registry."""
+"""Repositories with hostile content; the process that starts the attack publishes them."""
 
 _PAUSE_SECONDS = 0.005
+_READY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Target:
-    """The two doors, and when to stop (monotonic)."""
+    """The ports of the proxy door and of the mirror door, and the end of the attack in monotonic seconds."""
 
     proxy: int
     mirror: int
@@ -35,43 +38,70 @@ class Target:
 
     @property
     def is_over(self) -> bool:
-        """Whether the time is up."""
+        """Whether the attack is to end."""
         return time.monotonic() >= self.until
 
     async def rest(self) -> None:
-        """Wait until the time is up."""
+        """Wait until the end of the attack."""
         await asyncio.sleep(max(0.0, self.until - time.monotonic()))
 
-    async def ask(self, head: bytes, *, proxy: bool = False, most: int = 1 << 20) -> bytes:
-        """Send bytes on a new connection; what comes back, until the connection ends."""
+    async def send(self, data: bytes, *, proxy: bool = False) -> bytes:
+        """Send data on a new connection; returns the first bytes of the answer, or none when the connection ends."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.proxy if proxy else self.mirror)
         try:
-            writer.write(head)
+            writer.write(data)
             async with asyncio.timeout(20):
-                return await reader.read(most)
+                return await reader.read(1 << 20)
         finally:
             writer.close()
 
 
+class Held(asyncio.Protocol):
+    """A connection that is kept open; what the server sends is dropped."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+
+    def eof_received(self) -> None:
+        """The server sends no more; the transport then closes itself."""
+        self.is_open = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is closed or reset."""
+        self.is_open = False
+
+
 def request(path: str, *lines: str) -> bytes:
-    """The head of a GET, closed after its answer."""
+    """The head of a GET request that asks the server to close the connection."""
     return "\r\n".join([f"GET {path} HTTP/1.1", "Host: a", "Connection: close", *lines, "", ""]).encode("latin-1")
 
 
-async def _repeat(target: Target, head: Callable[[int], bytes], *, proxy: bool = False, most: int = 4000) -> None:
-    """Requests of a few clients, each sending one after the other."""
-    numbers = iter(range(most))
+def _ready() -> None:
+    print("ready", flush=True)
+
+
+def _report_held(open_now: Sequence[bool]) -> None:
+    print(f"{sum(open_now)} connections", flush=True)
+
+
+async def _repeat(target: Target, head: Callable[[int], bytes], *, proxy: bool = False) -> None:
+    """Send requests, with a few clients at the same time; ready after the first answer to any of them."""
+    numbers = itertools.count()
+    answered = asyncio.Event()
 
     async def client() -> None:
-        for number in numbers:
-            if target.is_over:
-                return
+        while not target.is_over:
             with contextlib.suppress(OSError, TimeoutError):
-                await target.ask(head(number), proxy=proxy)
+                if await target.send(head(next(numbers)), proxy=proxy):
+                    answered.set()
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    print("ready", flush=True)
-    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(CLIENTS):
+            group.create_task(client())
+        async with asyncio.timeout(_READY_SECONDS):
+            await answered.wait()
+        _ready()
 
 
 async def folded(target: Target) -> None:
@@ -80,7 +110,7 @@ async def folded(target: Target) -> None:
 
 
 async def nested(target: Target) -> None:
-    """Indexes of indexes that name the same child again and again."""
+    """Indexes of indexes that list the same child many times."""
     await _repeat(target, lambda n: request(f"/v2/{NESTED}/manifests/1"))
 
 
@@ -90,11 +120,9 @@ async def large(target: Target) -> None:
 
 
 async def agents(target: Target) -> None:
-    """Ever new user agents of 14 KB."""
+    """A new user agent of 14 KB in each request."""
     await _repeat(
-        target,
-        lambda n: request(f"/v2/library/none/manifests/{n}", f"User-Agent: {n} {'x' * 14_000} os/{n} arch/{n}"),
-        most=AGENTS,
+        target, lambda n: request(f"/v2/library/none/manifests/{n}", f"User-Agent: {n} {'x' * 14_000} os/{n} arch/{n}")
     )
 
 
@@ -113,7 +141,7 @@ async def relay(target: Target) -> None:
 
 
 async def leavers(target: Target) -> None:
-    """Clients that ask for large blobs that are not stored, and leave."""
+    """Clients that request large blobs that are not stored, and leave."""
     digests = json.loads(sys.stdin.readline())
 
     async def leave(digest: str) -> None:
@@ -123,60 +151,58 @@ async def leavers(target: Target) -> None:
         writer.close()
 
     await asyncio.gather(*map(leave, digests[:LEAVERS]))
-    print("ready", flush=True)
+    _ready()
     await target.rest()
 
 
 async def _hold(target: Target, count: int, begin: bytes, drip: bytes, *, proxy: bool) -> None:
-    """Keep connections open, each with a byte now and then."""
-    writers = []
+    """Open `count` connections and send `begin` on each, then `drip` every second; ready once all are open."""
+    loop, port = asyncio.get_running_loop(), target.proxy if proxy else target.mirror
+    held = []
     for _ in range(count):
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", target.proxy if proxy else target.mirror)
-            writer.write(begin)
-            writers.append(writer)
-    print("ready", flush=True)
+        transport, connection = await loop.create_connection(Held, "127.0.0.1", port)
+        transport.write(begin)
+        held.append((transport, connection))
+    _ready()
     while not target.is_over:
-        for writer in writers:
-            with contextlib.suppress(OSError):
-                writer.write(drip)
+        _report_held([connection.is_open for _, connection in held])
+        for transport, connection in held:
+            if connection.is_open:
+                transport.write(drip)
         await asyncio.sleep(1)
-    for writer in writers:
-        writer.close()
 
 
 async def half_open(target: Target) -> None:
-    """Heads that never end, at the proxy door."""
+    """Request heads that never end, at the proxy door."""
     await _hold(target, HALF_OPEN, b"CONNECT registry-1.docker.io:443 HTTP/1.1\r\nX: ", b"x", proxy=True)
 
 
 async def half_open_mirror(target: Target) -> None:
-    """Heads that never end, at the mirror door."""
+    """Request heads that never end, at the mirror door."""
     await _hold(target, HALF_OPEN, b"GET /v2/ HTTP/1.1\r\nX: ", b"x", proxy=False)
 
 
 async def idle(target: Target) -> None:
-    """Kept connections on which nothing is asked any more."""
+    """Idle connections, kept open after a request."""
     await _hold(target, IDLE, b"GET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n", b"", proxy=False)
 
 
 async def slow(target: Target) -> None:
-    """Readers that take one byte in a while."""
+    """Clients that read a large blob byte by byte, one byte every few seconds."""
     digests = json.loads(sys.stdin.readline())
     streams = []
     for number in range(SLOW):
         reader, writer = await asyncio.open_connection("127.0.0.1", target.mirror, limit=1)
         writer.write(request(f"/v2/{WIDE}/blobs/{digests[number % 3]}"))
         streams.append((reader, writer))
-    print("ready", flush=True)
+    _ready()
     while not target.is_over:
+        _report_held([not reader.at_eof() and not writer.is_closing() for reader, writer in streams])
         for reader, _ in streams:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(0.01):
                     await reader.read(1)
         await asyncio.sleep(1)
-    for _, writer in streams:
-        writer.close()
 
 
 ATTACKS: dict[str, Callable[[Target], Awaitable[None]]] = {
@@ -186,7 +212,7 @@ ATTACKS: dict[str, Callable[[Target], Awaitable[None]]] = {
 
 
 def main() -> None:
-    """Run one attack."""
+    """Run one attack until its time is over."""
     name, proxy, mirror, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
     asyncio.run(_run(ATTACKS[name], proxy, mirror, seconds))
 

@@ -1,4 +1,4 @@
-"""The command: which parts to run, for how long, and the verdict."""
+"""Tests the promises of the cache under kills, upstream faults, eviction and hostile input, and prints a table."""
 
 import argparse
 import json
@@ -23,9 +23,10 @@ _REQUESTS = 1_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the soak; 1 when a promise does not hold."""
+    """Run the chosen parts; returns the exit code, 1 when a promise does not hold."""
     options = _parser().parse_args(arguments)
-    logging.getLogger("hubcache").addHandler(logging.NullHandler())  # of the damage that is done here
+    # Inspections log the damage that was done on purpose.
+    logging.getLogger("hubcache").addHandler(logging.NullHandler())
     seed = options.seed if options.seed is not None else random.randrange(1 << 30)
     print(f"scripts/soak: --seed {seed}", flush=True)
     rows = []
@@ -40,15 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
-    parser.add_argument("--seed", type=int, help="repeat a run; without it, a new one is chosen and printed")
-    parser.add_argument("--kills", type=int, default=300, help="processes to kill while they store and evict")
-    parser.add_argument("--program-kills", type=int, default=20, help="kills of the program and its workers under load")
-    parser.add_argument("--troubles", type=int, default=34, help="upstream faults during the long run")
-    parser.add_argument("--seconds", type=float, default=1200, help="length of the long run")
-    parser.add_argument("--attacks", nargs="*", choices=ATTACKS, default=list(ATTACKS), help="hostile clients to run")
-    parser.add_argument("--fuzz", type=float, default=120, help="seconds for which what strangers send is fuzzed")
-    parser.add_argument("--requests", type=int, default=_REQUESTS, help="requests of clients in a run, at most")
-    parser.add_argument("--json", type=Path, help="write the result to this file, from which scripts/readme takes it")
+    parser.add_argument("--seed", type=int, help="seed of random choices (default: a new one, which is printed)")
+    parser.add_argument("--kills", type=int, default=300, help="kills of a store process, at random steps")
+    parser.add_argument(
+        "--program-kills", type=int, default=20, help="kills of the program and its workers, under load"
+    )
+    parser.add_argument("--troubles", type=int, default=34, help="upstream faults in the long run")
+    parser.add_argument("--seconds", type=float, default=1200, help="seconds of the long run, after a warm-up")
+    parser.add_argument("--attacks", nargs="*", choices=ATTACKS, default=list(ATTACKS), help="attacks to run")
+    parser.add_argument("--fuzz", type=float, default=120, help="seconds of fuzzing the parsers")
+    parser.add_argument("--requests", type=int, default=_REQUESTS, help="most requests of clients in a run")
+    parser.add_argument("--json", type=Path, help="file for the result, which scripts/readme reads")
     return parser
 
 

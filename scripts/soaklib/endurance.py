@@ -1,88 +1,32 @@
-"""The real program with workers, a small store and many clients, while its upstream fails and it is killed."""
+"""Runs the real program with workers, a small store and many clients, while its upstream fails and it is killed."""
 
 import asyncio
 import random
-import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 
-from hubcache.store.ledger import BLOCK
 from proxy import Product
 from standin import Hub, Image, random_bytes
-from wire import wait_until
 
-from .faults import TROUBLES, Trouble
-from .inspection import Findings, disk_bytes, inspect
-from .process import Sample, children, kill, sample
-from .pulls import Clients, Pull, Results
+from .disturbances import WORKERS, Disturbances
+from .inspection import bytes_over_cap, inspect
+from .outcome import WARM_UP_SECONDS, Outcome
+from .process import sample
+from .pulls import Clients
 
 CAPACITY = 48 << 20
 """Bytes of the store, for some 180 MB of images: there is always something to evict."""
 
 _IMAGES = 60
 _CLIENTS = 12
-_WORKERS = 2
 _SAMPLE_SECONDS = 1.0
-_RECOVERY_SECONDS = 40.0
-"""A circuit is probed at least every 30 seconds."""
-
-_TROUBLE_SECONDS = 5.0
 _CALM_SECONDS = 5.0
-_AFTER_SECONDS = 1.0
+"""Time before each fault or kill."""
 
-
-@dataclass
-class Interval:
-    """The time of a fault or a kill, until all had recovered from it; pulls that fall into it may fail."""
-
-    name: str
-    begun: float
-    ended: float = float("inf")
-
-    def meets(self, pull: Pull) -> bool:
-        """Whether any moment of a pull was in it."""
-        return pull.begun < self.ended and pull.ended > self.begun
-
-
-@dataclass
-class Outcome:
-    """What a run saw."""
-
-    clients: Results
-    troubles: list[Interval] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
-    over_cap: int = 0
-    """Bytes by which the store was beyond its cap, at most."""
-    findings: Findings = field(default_factory=Findings)
-    complaints: list[str] = field(default_factory=list)
-    """Lines of the program's log that may never be there."""
-
-    @property
-    def failed(self) -> list[Pull]:
-        """Pulls that failed outside of any fault's own time."""
-        failed = (pull for pull in self.clients.pulls if pull.error)
-        return [pull for pull in failed if not any(trouble.meets(pull) for trouble in self.troubles)]
-
-    @contextmanager
-    def during(self, name: str) -> Iterator[None]:
-        """The time of a fault."""
-        interval = Interval(name, time.monotonic())
-        self.troubles.append(interval)
-        try:
-            yield
-        finally:
-            interval.ended = time.monotonic() + _AFTER_SECONDS
-
-    def thirds(self, name: str) -> tuple[float, float]:
-        """The medians of a number in the first and in the last third of the samples."""
-        values = [getattr(each, name) for each in self.samples] or [0]
-        third = max(1, len(values) // 3)
-        return median(values[:third]), median(values[-third:])
+_LAST_CALM_SECONDS = 15.0
+"""Time after the last fault or kill: its samples are the last third of a short run."""
 
 
 class Endurance:
@@ -96,7 +40,11 @@ class Endurance:
         self._say = say
 
     def run(self, seconds: float, troubles: int, kills: int) -> Outcome:
-        """Pull for so many seconds, or until so many faults and kills are through, whichever takes longer."""
+        """Pull for `seconds`, or until all faults and kills are done, whichever takes longer.
+
+        With `seconds`, a warm-up comes first and calm comes last, so that growth can be judged.
+        Raises `RuntimeError` when the clients reach their limit of requests before all faults and kills are done.
+        """
         with ExitStack() as stack:
             hub = stack.enter_context(Hub())
             images = _publish(hub)
@@ -104,12 +52,12 @@ class Endurance:
                 "hubcache_size": str(CAPACITY),
                 "hubcache_min_free": "0",
                 "hubcache_tag_ttl": "5",
-                "hubcache_workers": str(_WORKERS),
+                "hubcache_workers": str(WORKERS),
             }
             product = Product(self._directory, hub, options)
             stack.callback(product.stop)
             product.start()
-            outcome = asyncio.run(self._disturb(product, hub, images, seconds, troubles, kills))
+            outcome = asyncio.run(self._pull(product, hub, images, seconds, troubles, kills))
             product.stop()
             outcome.findings, _ = inspect(product.store, CAPACITY)
             for complaint in ("Traceback", "has crashed", "never retrieved", "ResourceWarning"):
@@ -117,82 +65,60 @@ class Endurance:
             outcome.complaints += hub.violations
         return outcome
 
-    async def _disturb(
+    async def _pull(
         self, product: Product, hub: Hub, images: list[Image], seconds: float, troubles: int, kills: int
     ) -> Outcome:
+        """A failure of the clients or of `watch` ends the run at once, and is raised."""
         clients = Clients(product, images, self._seed, self._most)
-        outcome = Outcome(clients.results)
+        outcome = Outcome(clients.results, warm_at=time.monotonic() + WARM_UP_SECONDS)
+        async with asyncio.TaskGroup() as group:
+            pulling = group.create_task(clients.run(_CLIENTS))
+            watching = group.create_task(watch(product, outcome))
+            if seconds:
+                await asyncio.sleep(WARM_UP_SECONDS)
+            await self._disturb(Disturbances(product, hub, self._random), pulling, outcome, seconds, troubles, kills)
+            if seconds:
+                await asyncio.sleep(_LAST_CALM_SECONDS)
+            clients.stop()
+            await pulling
+            watching.cancel()
+        return outcome
+
+    async def _disturb(
+        self,
+        disturbances: Disturbances,
+        pulling: "asyncio.Task[None]",
+        outcome: Outcome,
+        seconds: float,
+        troubles: int,
+        kills: int,
+    ) -> None:
         begun = time.monotonic()
-        pulling = asyncio.create_task(clients.run(_CLIENTS))
-        watching = asyncio.create_task(_watch(product, outcome))
-        disturbances = Disturbances(product, hub, outcome, self._random)
         plan = disturbances.plan(troubles, kills)
         while not pulling.done() and (plan or time.monotonic() - begun < seconds):
             await asyncio.sleep(_CALM_SECONDS)
             if plan:
                 name, disturb = plan.pop()
-                self._say(f"{time.monotonic() - begun:4.0f} s, {len(clients.results.pulls)} pulls: {name}")
+                self._say(f"{time.monotonic() - begun:4.0f} s, {len(outcome.clients.pulls)} pulls: {name}")
                 with outcome.during(name):
                     await disturb()
-        clients.stop()
-        await pulling
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
-        return outcome
+        if plan:
+            raise RuntimeError(f"clients reached {self._most} requests with {len(plan)} faults and kills still to do")
 
 
-class Disturbances:
-    """What is done to the program and its upstream."""
-
-    def __init__(self, product: Product, hub: Hub, outcome: Outcome, chosen: random.Random) -> None:
-        self._product = product
-        self._hub = hub
-        self._outcome = outcome
-        self._random = chosen
-
-    def plan(self, troubles: int, kills: int) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
-        """So many of each, in random order."""
-        chosen = [TROUBLES[number % len(TROUBLES)] for number in range(troubles)]
-        plan: list[tuple[str, Callable[[], Awaitable[None]]]] = [
-            (trouble.name, partial(self._trouble, trouble)) for trouble in chosen
-        ]
-        plan += [("a worker is killed", self._kill_worker) for _ in range(kills // 2)]
-        plan += [("all processes are killed", self._kill_all) for _ in range(kills - kills // 2)]
-        self._random.shuffle(plan)
-        return plan
-
-    async def _trouble(self, trouble: Trouble) -> None:
-        await asyncio.to_thread(trouble.begin, self._hub)
-        await asyncio.sleep(_TROUBLE_SECONDS)
-        await asyncio.to_thread(trouble.end, self._hub)
-        await asyncio.to_thread(self._recovered)
-
-    def _recovered(self) -> None:
-        """Wait until the program asks its upstreams again."""
-        wait_until(lambda: not self._product.health["upstreams_down"], _RECOVERY_SECONDS)
-
-    async def _kill_worker(self) -> None:
-        workers = children(self._product.pid)
-        kill(self._random.choice(workers))
-        await asyncio.to_thread(wait_until, lambda: self._product.metric("hubcache_workers") == _WORKERS)
-
-    async def _kill_all(self) -> None:
-        await asyncio.to_thread(self._product.stop, signal.SIGKILL)
-        await asyncio.to_thread(self._product.start)
-
-
-async def _watch(product: Product, outcome: Outcome) -> None:
+async def watch(product: Product, outcome: Outcome) -> None:
+    """Measure the program and its store again and again, until cancelled."""
     while True:
         await asyncio.sleep(_SAMPLE_SECONDS)
-        used, files = await asyncio.to_thread(disk_bytes, product.store)
-        outcome.over_cap = max(outcome.over_cap, used - CAPACITY - BLOCK * files)
+        over = await asyncio.to_thread(bytes_over_cap, product.store, CAPACITY)
+        outcome.over_cap = over if outcome.over_cap is None else max(outcome.over_cap, over)
         found = await asyncio.to_thread(sample, product)
         if found is not None:
             outcome.samples.append(found)
 
 
 def _publish(hub: Hub) -> list[Image]:
-    """Images of a few layers each, of which some share one."""
+    """Publish images of three layers each; each first layer is shared by every fifth image."""
     chosen = random.Random(0)
     base = [random_bytes(1_500_000, f"base {number}") for number in range(5)]
     return [

@@ -1,4 +1,4 @@
-"""What goes wrong upstream during a soak, one fault after the other, each for a while, with calm in between."""
+"""The upstream faults of a soak."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Trouble:
 
     @staticmethod
     def end(hub: Hub) -> None:
-        """All is well again."""
+        """End all faults and start all servers again."""
         hub.faults.clear()
         hub.start()
 

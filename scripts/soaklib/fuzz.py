@@ -1,22 +1,25 @@
-"""A fuzz of what strangers send, guided by coverage where atheris is: `python -m soaklib.fuzz TARGET SEED SECONDS`.
+"""Fuzzes the parsers of untrusted input, guided by coverage where atheris is installed.
 
-Each target has a process of its own: libFuzzer ends the process that it runs in.
+`python -m soaklib.fuzz TARGET SEED SECONDS` fuzzes one target. Each target runs in its own process, because libFuzzer
+ends the process that it runs in.
 """
 
 import importlib.util
-import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .modules import run_module
+
 _IS_GUIDED = importlib.util.find_spec("atheris") is not None
 _LONGEST_BYTES = 4096
 _GRACE_SECONDS = 60.0
+"""Time to import, instrument and end, beyond the seconds of fuzzing."""
+
 _EXECUTED = re.compile(r"number_of_executed_units: *(\d+)")
 
 
@@ -30,37 +33,33 @@ class Fuzz:
 
 
 def fuzz_all(seed: int, seconds: float, say: Callable[[str], None]) -> Fuzz:
-    """Each target for its share of so many seconds."""
+    """Fuzz all targets, each for an equal share of `seconds`. A target that tried no input is a finding."""
     from fuzzing import TARGETS
 
     inputs, findings = 0, []
     for number in range(len(TARGETS)):
         say(f"fuzz: target {number + 1} of {len(TARGETS)}")
-        done = _run(number, seed, seconds / len(TARGETS))
-        found = _EXECUTED.search(done.stdout + done.stderr)
-        inputs += int(found[1]) if found else 0
-        if done.returncode != 0 or not found:
-            findings.append(f"target {number}: {(done.stdout + done.stderr)[-2000:]}")
+        share = seconds / len(TARGETS)
+        done = run_module("fuzz", number, seed, share, timeout=share + _GRACE_SECONDS)
+        output = done.stdout + done.stderr
+        tried = inputs_tried(output)
+        inputs += tried
+        if done.returncode != 0 or not tried:
+            findings.append(f"target {number}: {output[-2000:] or 'no output'}")
     return Fuzz(inputs, findings)
 
 
-def _run(target: int, seed: int, seconds: float) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "soaklib.fuzz", str(target), str(seed), str(seconds)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=seconds + _GRACE_SECONDS,
-        check=False,
-    )
+def inputs_tried(output: str) -> int:
+    """How many inputs a fuzzing process tried, by its output; 0 when the output has no such line."""
+    found = _EXECUTED.search(output)
+    return int(found[1]) if found else 0
 
 
 def main() -> None:
-    """One target. The line with the number of inputs is libFuzzer's own."""
+    """Fuzz one target. The line with the number of inputs has libFuzzer's format."""
     target, seed, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     if _IS_GUIDED:
-        _guided(target, seed, seconds)
+        _fuzz_with_coverage(target, seed, seconds)
     else:
         import fuzzing
 
@@ -68,7 +67,7 @@ def main() -> None:
         print(f"stat::number_of_executed_units: {fuzzing.run(seed, seconds)}")
 
 
-def _guided(target: int, seed: int, seconds: float) -> None:
+def _fuzz_with_coverage(target: int, seed: int, seconds: float) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["hubcache"]):

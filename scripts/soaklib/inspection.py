@@ -1,4 +1,4 @@
-"""What must be true of a store directory that no process uses: each promise that does not hold is a line."""
+"""Inspects a store directory that no process uses: each violated invariant is one line."""
 
 import asyncio
 import hashlib
@@ -14,37 +14,41 @@ from hubcache.store.store import Store
 
 @dataclass
 class Findings:
-    """What was found wrong; all empty means that all is well."""
+    """What is wrong with a store; all lists are empty when nothing is."""
 
     wrong: list[str] = field(default_factory=list)
-    """Content whose bytes do not have its digest."""
+    """Content whose bytes do not match its digest."""
     lost: list[str] = field(default_factory=list)
-    """Content that was committed, and is neither stored nor was removed."""
+    """Content that was committed and never removed, and is not stored."""
     orphans: list[str] = field(default_factory=list)
-    """Files that no row names."""
+    """Files that no row of the index names."""
     account: list[str] = field(default_factory=list)
     """Sizes that do not add up."""
     over_cap: list[str] = field(default_factory=list)
-    """Bytes beyond the cap."""
+    """By how many bytes the store exceeds its cap."""
 
     def add(self, other: "Findings") -> None:
-        """Take over what another look found."""
+        """Add what another inspection found."""
         for name in self.__dataclass_fields__:
             getattr(self, name).extend(getattr(other, name))
 
     @property
     def lines(self) -> list[str]:
-        """All of it, for people."""
+        """All findings as text."""
         return [f"{name}: {text}" for name in self.__dataclass_fields__ for text in getattr(self, name)]
+
+
+_WALKS = 4
+"""How often the files are summed up before an excess is believed."""
 
 
 def inspect(
     directory: Path, capacity: int, expected: Set[str] = frozenset(), damaged: Set[str] = frozenset()
 ) -> tuple[Findings, set[str]]:
-    """Open a store as the program does after a crash, and look at all of it; returns what is stored, too.
+    """Open a store as the program does after a crash and verify all of it; returns the stored digests, too.
 
-    `expected` are digests that must be there; `damaged` those of blobs in which a bit was flipped, perhaps: they are
-    asked for, as clients do, and whatever is stored then must be right.
+    `expected` are digests that must be stored. `damaged` are digests of blobs in which a bit may be flipped: each is
+    opened first, as for a client, so that the store can find the damage; what is stored after that must be intact.
     """
     return asyncio.run(_inspect(directory, capacity, expected, damaged))
 
@@ -60,27 +64,27 @@ async def _inspect(directory: Path, capacity: int, expected: Set[str], damaged: 
             if blob is not None:
                 blob.close()
         sizes = dict(store.ledger.sizes)
-        named = _look_at_rows(store, found)
+        named = _verify_rows(store, found)
         files = {path for path in (directory / "store" / "blobs").rglob("*") if path.is_file()}
         found.orphans += [str(path) for path in sorted(files - named)]
         found.orphans += [str(path) for path in sorted((directory / "staging").iterdir())]
         ledger = store.ledger
         account = ledger.stored, ledger.quarantined, ledger.reserved, ledger.used
-        stored, aside = sum(map(on_disk, sizes.values())), _bytes_aside(directory)
-        if account != (stored, aside, 0, stored + aside):
-            found.account.append(f"stored, quarantined, reserved, used: {account}; expected {stored}, {aside}, 0")
+        stored, quarantined = sum(map(on_disk, sizes.values())), _quarantined_bytes(directory)
+        expected_account = stored, quarantined, 0, stored + quarantined
+        if account != expected_account:
+            found.account.append(f"stored, quarantined, reserved, used: {account}; expected {expected_account}")
         found.lost += sorted(expected - {str(digest) for digest in sizes})
-        used, count = disk_bytes(directory)
-        over = used - capacity - BLOCK * count
+        over = bytes_over_cap(directory, capacity)
         if over > 0:
-            found.over_cap.append(f"{over} bytes beyond the cap")
+            found.over_cap.append(f"{over} bytes over the cap")
         return found, {str(digest) for digest in sizes}
     finally:
         await store.close()
 
 
-def _look_at_rows(store: Store, found: Findings) -> set[Path]:
-    """Verify all content; returns the files that rows name."""
+def _verify_rows(store: Store, found: Findings) -> set[Path]:
+    """Verify the content of all rows; returns the files that they name."""
     named = set()
     index = store._index
     assert index is not None
@@ -89,20 +93,20 @@ def _look_at_rows(store: Store, found: Findings) -> set[Path]:
         if kind == "blob" and filename is not None:
             path = store.directory / "store" / filename
             named.add(path)
-            _look_at_file(path, Digest.parse(name), size, found)
+            _verify_file(path, Digest.parse(name), size, found)
         elif kind == "manifest" and not Digest.parse(name).matches(ManifestRecord.decode(value).body):
             found.wrong.append(key)
     return named
 
 
-def _bytes_aside(directory: Path) -> int:
-    """What the quarantine takes."""
+def _quarantined_bytes(directory: Path) -> int:
+    """Bytes on disk of the quarantine."""
     return sum(on_disk(path.stat().st_size) for path in (directory / "quarantine").glob("*"))
 
 
-def _look_at_file(path: Path, digest: Digest, size: int, found: Findings) -> None:
+def _verify_file(path: Path, digest: Digest, size: int, found: Findings) -> None:
     if not path.exists():
-        found.lost.append(f"{digest}: its row names {path}, which is not there")
+        found.lost.append(f"{digest}: its row names {path}, which does not exist")
         return
     if path.stat().st_size != size:
         found.account.append(f"{digest}: {path.stat().st_size} bytes, its row says {size}")
@@ -112,13 +116,33 @@ def _look_at_file(path: Path, digest: Digest, size: int, found: Findings) -> Non
 
 
 def disk_bytes(directory: Path) -> tuple[int, int]:
-    """Bytes on disk of all files of a store, and how many files; one with two names counts once."""
+    """Bytes on disk of all files of a store, and the number of files; a file with two names counts once."""
     sizes: dict[int, int] = {}
     for path in directory.rglob("*"):
         try:
             state = path.lstat()
-        except FileNotFoundError:  # just removed by the program
+        except FileNotFoundError:  # removed by the program since it was listed
             continue
         if path.is_file():
             sizes[state.st_ino] = state.st_blocks * 512
     return sum(sizes.values()), len(sizes)
+
+
+def bytes_over_cap(directory: Path, capacity: int) -> int:
+    """By how many bytes the files of a store exceed its capacity, with one block allowed for each file; negative when
+    they do not.
+
+    A walk through the files of a running program is no snapshot: it may count a file, and later another one that took
+    the place of the first. So it is repeated when it finds an excess, and the smallest result counts.
+    """
+    least = _one_walk_over_cap(directory, capacity)
+    for _ in range(_WALKS - 1):
+        if least <= 0:
+            break
+        least = min(least, _one_walk_over_cap(directory, capacity))
+    return least
+
+
+def _one_walk_over_cap(directory: Path, capacity: int) -> int:
+    used, files = disk_bytes(directory)
+    return used - capacity - BLOCK * files

@@ -1,70 +1,78 @@
-"""Kills of a process that stores, evicts and verifies, at random steps; the store is looked at after each."""
+"""Kills a process that stores, evicts and verifies at random steps, and inspects the store after each kill."""
 
-import os
 import random
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .inspection import Findings, inspect
+from .modules import run_module
 from .victim import CAPACITY
 
-_PATIENCE_SECONDS = 120.0
+_TIMEOUT_SECONDS = 120.0
+_RECOUNT = 25
+"""Kills after which a process runs to its end, to count the steps that it takes now."""
 
 
 @dataclass
 class Kills:
-    """How many processes were killed, in how many different steps they could be, and what was found after them."""
+    """How many processes were killed, how many steps the last complete process took, and what was found."""
 
     count: int
     steps: int
     findings: Findings
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """How a process ended: whether it was killed, and how many steps it took if it was not."""
+
+    was_killed: bool
+    steps: int
+
+
 def kill_many(directory: Path, count: int, seed: int, say: Callable[[str], None]) -> Kills:
-    """Kill `count` processes one after the other, which all work on the store in `directory`."""
+    """Start `count` processes one after the other on the store in `directory`, each with a random step to die at.
+
+    A process that ends before its step is not counted as killed.
+    """
     chosen = random.Random(seed)
     findings = Findings()
     expected: set[str] = set()
     damaged: set[str] = set()
-    steps = 0
+    steps = killed = 0
     for number in range(count):
-        if number % 25 == 0:  # one that lives: how many steps are there now?
-            steps = _run(directory, chosen.randrange(1 << 30), 0, expected, damaged)
-            say(f"{number} of {count} kills; a life has {steps} steps")
-        _run(directory, chosen.randrange(1 << 30), chosen.randrange(1, steps), expected, damaged)
+        if number % _RECOUNT == 0:
+            steps = _run(directory, chosen.randrange(1 << 30), 0, expected, damaged).steps
+            say(f"{number} of {count} kills; a complete process takes {steps:,} steps")
+        killed += _run(directory, chosen.randrange(1 << 30), chosen.randrange(1, steps), expected, damaged).was_killed
         found, expected = inspect(directory, CAPACITY, expected, damaged)
         findings.add(found)
-    return Kills(count, steps, findings)
+    return Kills(killed, steps, findings)
 
 
-def _run(directory: Path, seed: int, step: int, expected: set[str], damaged: set[str]) -> int:
-    """One process; changes what is `expected` to be stored, and what may be `damaged`, by what it said.
+def _run(directory: Path, seed: int, step: int, expected: set[str], damaged: set[str]) -> _Ended:
+    """Run one process that dies at `step` (0: never), and update `expected` and `damaged` from its output.
 
-    Returns how many steps it took.
+    `expected` are the digests that must be stored, `damaged` those of blobs in which a bit may be flipped.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "soaklib.victim", str(directory), str(seed), str(step)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        timeout=_PATIENCE_SECONDS,
-        check=False,
-        text=True,
-    )
-    if done.returncode not in (0, -9):
+    done = run_module("victim", directory, seed, step, timeout=_TIMEOUT_SECONDS)
+    if done.returncode not in (0, -signal.SIGKILL):
         raise RuntimeError(f"the process that was to be killed ended with {done.returncode}:\n{done.stderr[-4000:]}")
     steps = 0
     for line in done.stdout.splitlines():
-        what, _, rest = line.partition(" ")
-        if what == "committed":
-            expected.add(rest)
-        elif what == "removing":
-            expected.discard(rest)
-        elif what == "damaging":
-            expected.discard(rest)
-            damaged.add(rest)
-        else:
-            steps = int(rest)
-    return steps
+        event, _, value = line.partition(" ")
+        match event:
+            case "committed":
+                expected.add(value)
+            case "removing":
+                expected.discard(value)
+            case "damaging":
+                expected.discard(value)
+                damaged.add(value)
+            case "steps":
+                steps = int(value)
+            case _:
+                raise RuntimeError(f"the process wrote {line!r}")
+    return _Ended(done.returncode != 0, steps)

@@ -1,8 +1,8 @@
-"""A client that asks for the same small thing again and again: `python -m soaklib.probe PORT PATH SECONDS [COLD]`.
+"""A client that measures response times: `python -m soaklib.probe PORT PATH SECONDS [COLD]`.
 
-It prints how long each answer took, as a JSON list of seconds. What was not answered with 200 is told on standard
-error. With COLD, a path with `{}` for a number, each tenth request is for something that is not stored, whose time does
-not count.
+It requests PATH again and again, and prints the time of each response as a JSON list of seconds. Each response that is
+not a 200 is one line on standard error. COLD is a path with `{}` in place of a number: every tenth time the client also
+requests such a path, which is not stored. The time of that response is not in the list.
 """
 
 import http.client
@@ -10,28 +10,29 @@ import json
 import sys
 import time
 
-_PATIENCE_SECONDS = 30.0
+_TIMEOUT_SECONDS = 30.0
 _PAUSE_SECONDS = 0.01
 
 
 def main() -> None:
-    """Ask on a new connection each time, as dockerd does."""
+    """Measure; each request has a new connection, as dockerd's do."""
     port, path, until = int(sys.argv[1]), sys.argv[2], time.monotonic() + float(sys.argv[3])
     cold = sys.argv[4] if len(sys.argv) > 4 else ""
     taken: list[float] = []
     while time.monotonic() < until:
-        if cold and len(taken) % 10 == 9 and not _ask(port, cold.format(len(taken) // 10)):
+        if cold and len(taken) % 10 == 9 and not _request(port, cold.format(len(taken) // 10)):
             print("not fetched", file=sys.stderr)
         begun = time.monotonic()
-        if not _ask(port, path):
+        if not _request(port, path):
             print(f"not answered after {time.monotonic() - begun:.3f} s", file=sys.stderr)
         taken.append(time.monotonic() - begun)
         time.sleep(_PAUSE_SECONDS)
     print(json.dumps(taken))
 
 
-def _ask(port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_SECONDS)
+def _request(port: int, path: str) -> bool:
+    """Whether the response is a complete 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_SECONDS)
     try:
         connection.request("GET", path, headers={"Connection": "close", "Accept": "*/*"})
         response = connection.getresponse()

@@ -1,4 +1,4 @@
-"""Clients of the soak: they pull as engines do, some leave, stall or come back, and each verifies what it gets."""
+"""Clients that pull images as engines do and verify each body; some leave, stall or reconnect."""
 
 import asyncio
 import hashlib
@@ -13,15 +13,17 @@ from proxy import ACCEPT, HUB_HOST, Product
 from standin import Image
 
 _ATTEMPTS = 5
-"""dockerd asks for a layer five times; the others ask for all else as often here, for the fault may be a kill."""
+"""Requests for one body at most. dockerd requests a layer five times; manifests have as many attempts here, because the
+program may be killed while it answers them."""
 
 _PAUSE_SECONDS = 0.3
 _LEAVERS, _STALLERS, _RECONNECTERS = 0.05, 0.02, 0.001
-"""Parts of pulls that are given up, of bodies read with a pause, and of chunks after which a client reconnects."""
+"""Probabilities: that a client gives up a pull, that it pauses while it reads a body, and that it reconnects after a
+chunk."""
 
 _STALL_SECONDS = 3.0
 _AT_ONCE = 3
-"""Layers at a time, as dockerd."""
+"""Layers of a pull that are downloaded at the same time, as dockerd does."""
 
 _LONGEST_SECONDS = 120.0
 _CHUNK = 64 << 10
@@ -29,7 +31,7 @@ _CHUNK = 64 << 10
 
 @dataclass
 class Pull:
-    """One pull of an image: when, and how it ended."""
+    """One pull of an image: when it began and ended (monotonic seconds), and its error, empty when it succeeded."""
 
     image: str
     door: str
@@ -40,23 +42,20 @@ class Pull:
 
 @dataclass
 class Results:
-    """What all clients saw."""
+    """What all clients recorded."""
 
     pulls: list[Pull] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
-    """Bodies that were complete and did not have their digest."""
+    """Bodies that were complete and did not match their digest."""
     requests: int = 0
-    bytes: int = 0
-    left: int = 0
-    """Pulls that their client gave up on purpose."""
 
 
 class WrongBytesError(Exception):
-    """A complete body does not have its digest."""
+    """A complete body does not match its digest."""
 
 
 class Clients:
-    """Pull images of a Hub until told to stop, the first of them the most."""
+    """Clients that pull images until `stop`, the first images most often."""
 
     def __init__(self, product: Product, images: list[Image], seed: int, most_requests: int) -> None:
         self.results = Results()
@@ -70,12 +69,12 @@ class Clients:
         self._stopping = False
 
     def stop(self) -> None:
-        """Begin no more pulls."""
+        """Start no more pulls."""
         self._stopping = True
 
     async def run(self, count: int) -> None:
-        """So many clients at a time, until `stop`."""
-        connector = aiohttp.TCPConnector(force_close=True, limit=0)  # as dockerd: each request is a new connection
+        """Run `count` clients, until `stop` or until they have sent as many requests as they may."""
+        connector = aiohttp.TCPConnector(force_close=True, limit=0)  # as dockerd: a new connection for each request
         timeout = aiohttp.ClientTimeout(total=None, sock_read=60.0)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session, asyncio.TaskGroup() as group:
             for number in range(count):
@@ -99,7 +98,7 @@ class Clients:
 
 
 class _OnePull:
-    """Tag, manifest, config and layers; some clients leave, stall, or begin again in the middle."""
+    """Pulls one image: its manifest by tag, then its config and layers."""
 
     def __init__(self, clients: Clients, session: aiohttp.ClientSession, door: str, chosen: random.Random) -> None:
         self._results = clients.results
@@ -110,12 +109,11 @@ class _OnePull:
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def run(self, image: Image) -> None:
-        """Raises what ended the pull."""
+        """Pull, or raise the error that ended the pull."""
         body = await self._whole(f"/v2/{image.repo}/manifests/{image.tag}", image.digest)
         manifest = json.loads(body)
         digests = [manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]
         if self._random.random() < _LEAVERS:
-            self._results.left += 1
             return await self._leave(image.repo, digests[-1])
         blobs = (self._blob(image.repo, digest) for digest in digests)
         outcomes = await asyncio.gather(*blobs, return_exceptions=True)
@@ -128,7 +126,7 @@ class _OnePull:
             await self._whole(f"/v2/{repository}/blobs/{digest}", digest)
 
     async def _leave(self, repository: str, digest: str) -> None:
-        """Read a little and go."""
+        """Read the first bytes of a blob and close the connection."""
         async with self._get(f"/v2/{repository}/blobs/{digest}", 0) as response:
             await response.content.read(_CHUNK)
 
@@ -138,9 +136,11 @@ class _OnePull:
         return self._session.get(self._base + path, headers=headers, **self._more)
 
     async def _whole(self, path: str, digest: str) -> bytes:
-        """All of a body, resumed where it broke off. Raises `WrongBytesError` where one answer alone was complete and
-        does not have its digest; what came in pieces may hold some of a transfer that broke off because it was wrong,
-        and is asked for anew, as clients do."""
+        """Download a whole body, and resume it where a connection broke.
+
+        Raises `WrongBytesError` when the body came in one answer and does not match its digest. A body from several
+        answers may contain bytes of a transfer that was cut because it was corrupt: it is requested again, as clients
+        do."""
         received = bytearray()
         for attempt in range(_ATTEMPTS):
             start = len(received)
@@ -151,12 +151,11 @@ class _OnePull:
                     raise
             else:
                 if f"sha256:{hashlib.sha256(received).hexdigest()}" == digest:
-                    self._results.bytes += len(received)
                     return bytes(received)
                 if not start:
-                    raise WrongBytesError(f"{path}: {len(received)} bytes that do not have their digest")
+                    raise WrongBytesError(f"{path}: {len(received)} bytes that do not match the digest")
                 if attempt == _ATTEMPTS - 1:
-                    raise OSError(f"{path}: what came in pieces does not have its digest")
+                    raise OSError(f"{path}: the body from several answers does not match its digest")
                 received.clear()
             await asyncio.sleep(_PAUSE_SECONDS * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
@@ -174,4 +173,4 @@ class _OnePull:
                     stalls = False
                     await asyncio.sleep(_STALL_SECONDS)
                 if len(received) < whole and self._random.random() < _RECONNECTERS:
-                    raise ConnectionResetError("the client begins again in the middle")
+                    raise ConnectionResetError("the client reconnects in the middle of the body")

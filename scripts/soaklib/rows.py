@@ -1,4 +1,4 @@
-"""What a soak found, as rows of a table."""
+"""The result of a soak as rows of a table."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """A promise under a fault: which part of the soak tests it, what was found, and whether the promise holds."""
+    """One promise under one fault: the part of the soak that tests it, what that part found, and whether it holds."""
 
     fault: str
     part: str
@@ -16,11 +16,11 @@ class Row:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """For people, and for the README; a fault is told once for all its promises."""
-    lines, told = ["| fault | promise | tested by | last result |", "|---|---|---|---|"], ""
+    """A Markdown table; consecutive rows with the same fault name it once."""
+    lines, last = ["| fault | promise | tested by | last result |", "|---|---|---|---|"], ""
     for row in rows:
         verdict = "" if row.holds else "**broken**: "
-        fault = row.fault if row.fault != told else ""
+        fault = row.fault if row.fault != last else ""
         lines.append(f"| {fault} | {row.promise} | `{row.part}` | {verdict}{row.found} |")
-        told = row.fault
+        last = row.fault
     return "\n".join(lines)

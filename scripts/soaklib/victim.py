@@ -1,8 +1,8 @@
-"""A process that stores and evicts content until it is killed at a step of its own: `python -m soaklib.victim`.
+"""A process that stores, evicts and verifies content, and kills itself at a given step.
 
-A step is a line of the store or of diskcache, in whatever thread it runs. So every place between two lines of commit,
-eviction, removal, verification, quarantine, opening and closing is one where the process can be made to end, as SIGKILL
-or the kernel would end it.
+`python -m soaklib.victim DIRECTORY SEED STEP`. A step is one executed line of the store's code or of diskcache, in any
+thread. So the process can die between any two lines of a commit, an eviction, a removal, a verification, a quarantine,
+and of opening and closing the store.
 """
 
 import asyncio
@@ -23,29 +23,29 @@ from hubcache.store.scrub import Scrub
 from hubcache.store.store import Store
 
 CAPACITY = 8 << 20
-"""Bytes of the store: a few blobs, so that nearly each commit evicts."""
+"""Bytes of the store: only a few blobs fit, so that nearly every commit evicts."""
 
 _BLOBS = 8
 _DAMAGED = (2, 6)
-"""Blobs in which a bit flips: one that is found when it is opened, and one that the scrub finds."""
+"""Numbers of the blobs that get a flipped bit: one is found when it is opened, the other by the scrub."""
 
 _RATE = 1 << 40
-"""Bytes per second of the scrub: it does not pause."""
+"""Bytes per second of the scrub; so high that it does not pause."""
 
 _STORE = str(Path(store_module.__file__).parent)
 _DISKCACHE = diskcache.core.__file__
 
 
-class _TellingStore(Store):
-    """Says what it is about to remove: whoever kills the process must know what may be gone."""
+class _ReportingStore(Store):
+    """Reports each removal before it begins, because the process may die while it removes."""
 
     async def remove(self, digest: Digest) -> None:
-        _say("removing", digest)
+        _report("removing", digest)
         await super().remove(digest)
 
 
-def _say(what: str, digest: Digest) -> None:
-    os.write(1, f"{what} {digest}\n".encode())
+def _report(event: str, digest: Digest) -> None:
+    os.write(1, f"{event} {digest}\n".encode())
 
 
 def content(seed: int, number: int) -> bytes:
@@ -55,7 +55,7 @@ def content(seed: int, number: int) -> bytes:
 
 
 def _count_steps(last: int) -> list[int]:
-    """Have the process killed at step `last` (0: never); returns a list whose only item is the count so far."""
+    """Count steps and kill the process at step `last` (0: never); the only item of the list is the count so far."""
     steps = [0]
 
     def step(code: CodeType, _line: int) -> object:
@@ -81,17 +81,17 @@ async def _store_blob(store: Store, data: bytes) -> Digest:
         for at in range(0, len(data), 256 << 10):
             staged.write(data[at : at + (256 << 10)])
         await store.commit(staged)
-        _say("committed", digest)
+        _report("committed", digest)
     finally:
         store.finish(staged)
     return digest
 
 
 async def _damage(store: Store, digest: Digest) -> None:
-    """Flip a bit as a failing disk does: neither the size nor the times tell."""
+    """Flip a bit as a failing disk does: the size and the times of the file stay the same."""
     path = store.blob_path(digest)
     assert path is not None
-    _say("damaging", digest)
+    _report("damaging", digest)
     state = path.stat()
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -101,7 +101,7 @@ async def _damage(store: Store, digest: Digest) -> None:
 
 
 async def _find_damage(store: Store, digest: Digest, number: int) -> None:
-    """By a client that asks for a blob which is doubted, or by the scrub."""
+    """Find the damage: by opening the blob while it is under suspicion, or by the scrub."""
     if number == _DAMAGED[0]:
         store.inspector.doubt(digest)
         assert await store.open_blob(digest) is None
@@ -119,7 +119,7 @@ def _fail(error: StorageError) -> None:
 
 
 async def _run(directory: Path, seed: int) -> None:
-    store = _TellingStore(directory, CAPACITY)
+    store = _ReportingStore(directory, CAPACITY)
     store.rooms.min_free = 0
     store.open()
     try:
@@ -132,9 +132,9 @@ async def _run(directory: Path, seed: int) -> None:
                     await _damage(store, digest)
                     await _find_damage(store, digest, number)
                 await store.put_manifest(Digest.of(body), ManifestRecord(OCI_MANIFEST, body))
-                _say("committed", Digest.of(body))
+                _report("committed", Digest.of(body))
             except NotStored:
-                continue  # by the rules: what is stored is asked for more
+                continue  # the policy prefers what is stored
             await store.keep_house()
             if number % 3 == 0:
                 await store.remove(Digest.of(body))
@@ -143,7 +143,7 @@ async def _run(directory: Path, seed: int) -> None:
 
 
 def main() -> None:
-    """Arguments: directory, seed, step at which to die."""
+    """Run, and report the number of steps at the end."""
     directory, seed, step = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     steps = _count_steps(step)
     asyncio.run(_run(directory, seed))
