@@ -178,8 +178,9 @@ def test_a_run_without_a_pull_proves_nothing() -> None:
 
 
 def test_kills_of_no_process_and_a_fuzz_of_no_input_prove_nothing() -> None:
-    assert not any(row.holds for row in rows_of_kills(Kills(0, 100, Findings())))
-    assert all(row.holds for row in rows_of_kills(Kills(1, 100, Findings())))
+    assert not any(row.holds for row in rows_of_kills(Kills(0, 100, Findings(), 1)))
+    assert not any(row.holds for row in rows_of_kills(Kills(1, 100, Findings(), 0)))
+    assert all(row.holds for row in rows_of_kills(Kills(1, 100, Findings(), 1)))
     assert not row_of_fuzz(Fuzz(0, [])).holds
     assert row_of_fuzz(Fuzz(1, [])).holds
 
@@ -331,6 +332,10 @@ def test_a_crash_of_a_measurement_is_raised() -> None:
 
     with pytest.raises(ZeroDivisionError), sampling(crash):
         pass
+
+
+def test_a_soak_that_runs_nothing_does_not_succeed() -> None:
+    assert main(["--kills", "0", "--program-kills", "0", "--seconds", "0", "--fuzz", "0", "--attacks"]) == 1
 
 
 def test_the_readme_says_how_many_faults_there_are() -> None:

@@ -23,7 +23,7 @@ _REQUESTS = 1_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the chosen parts; returns the exit code, 1 when a promise does not hold."""
+    """Run the chosen parts; returns the exit code: 1 when a promise does not hold, or nothing was run."""
     options = _parser().parse_args(arguments)
     # Inspections log the damage that was done on purpose.
     logging.getLogger("hubcache").addHandler(logging.NullHandler())
@@ -36,22 +36,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(rows))
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    return int(not all(row.holds for row in rows))
+    return 0 if rows and all(row.holds for row in rows) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
-    parser.add_argument("--seed", type=int, help="seed of random choices (default: a new one, which is printed)")
-    parser.add_argument("--kills", type=int, default=300, help="kills of a store process, at random steps")
-    parser.add_argument(
-        "--program-kills", type=int, default=20, help="kills of the program and its workers, under load"
+    parser = argparse.ArgumentParser(
+        prog="scripts/soak",
+        description=__doc__,
+        epilog="0 skips a part, and so does --attacks without a name. The exit code is 1 when a promise does not hold.",
     )
-    parser.add_argument("--troubles", type=int, default=34, help="upstream faults in the long run")
-    parser.add_argument("--seconds", type=float, default=1200, help="seconds of the long run, after a warm-up")
-    parser.add_argument("--attacks", nargs="*", choices=ATTACKS, default=list(ATTACKS), help="attacks to run")
-    parser.add_argument("--fuzz", type=float, default=120, help="seconds of fuzzing the parsers")
-    parser.add_argument("--requests", type=int, default=_REQUESTS, help="most requests of clients in a run")
-    parser.add_argument("--json", type=Path, help="file for the result, which scripts/readme reads")
+    add = parser.add_argument
+    add("--seed", type=int, help="seed of random choices; without it, a new one is chosen and printed")
+    add("--kills", type=int, default=300, help="kills of a store process, at random steps (%(default)s)")
+    add("--fuzz", type=float, default=120, help="seconds of fuzzing the parsers (%(default)s)")
+    add(
+        "--attacks",
+        nargs="*",
+        choices=ATTACKS,
+        default=list(ATTACKS),
+        metavar="NAME",
+        help=f"attacks to run, of {', '.join(ATTACKS)}; without the option, all",
+    )
+    add("--program-kills", type=int, default=20, help="kills of the program and its workers, under load (%(default)s)")
+    add("--seconds", type=float, default=1200, help="length of the long run, without its warm-up (%(default)s)")
+    add("--troubles", type=int, default=34, help="upstream faults in the long run (%(default)s)")
+    add("--requests", type=int, default=_REQUESTS, help="most requests of clients in a run (%(default)s)")
+    add("--json", type=Path, help="file for the result, which scripts/readme reads")
     return parser
 
 

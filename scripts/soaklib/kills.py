@@ -22,14 +22,17 @@ class Kills:
     count: int
     steps: int
     findings: Findings
+    committed: int
+    """How many blobs and manifests the killed processes stored."""
 
 
 @dataclass(frozen=True)
 class _Ended:
-    """How a process ended: whether it was killed, and how many steps it took if it was not."""
+    """How a process ended: whether it was killed, how many steps it took if it was not, and how much it stored."""
 
     was_killed: bool
     steps: int
+    committed: int
 
 
 def kill_many(directory: Path, count: int, seed: int, say: Callable[[str], None]) -> Kills:
@@ -41,15 +44,17 @@ def kill_many(directory: Path, count: int, seed: int, say: Callable[[str], None]
     findings = Findings()
     expected: set[str] = set()
     damaged: set[str] = set()
-    steps = killed = 0
+    steps = killed = committed = 0
     for number in range(count):
         if number % _RECOUNT == 0:
             steps = _run(directory, chosen.randrange(1 << 30), 0, expected, damaged).steps
             say(f"{number} of {count} kills; a complete process takes {steps:,} steps")
-        killed += _run(directory, chosen.randrange(1 << 30), chosen.randrange(1, steps), expected, damaged).was_killed
+        ended = _run(directory, chosen.randrange(1 << 30), chosen.randrange(1, steps), expected, damaged)
+        killed += ended.was_killed
+        committed += ended.committed
         found, expected = inspect(directory, CAPACITY, expected, damaged)
         findings.add(found)
-    return Kills(killed, steps, findings)
+    return Kills(killed, steps, findings, committed)
 
 
 def _run(directory: Path, seed: int, step: int, expected: set[str], damaged: set[str]) -> _Ended:
@@ -60,12 +65,13 @@ def _run(directory: Path, seed: int, step: int, expected: set[str], damaged: set
     done = run_module("victim", directory, seed, step, timeout=_TIMEOUT_SECONDS)
     if done.returncode not in (0, -signal.SIGKILL):
         raise RuntimeError(f"the process that was to be killed ended with {done.returncode}:\n{done.stderr[-4000:]}")
-    steps = 0
+    steps = committed = 0
     for line in done.stdout.splitlines():
         event, _, value = line.partition(" ")
         match event:
             case "committed":
                 expected.add(value)
+                committed += 1
             case "removing":
                 expected.discard(value)
             case "damaging":
@@ -75,4 +81,4 @@ def _run(directory: Path, seed: int, step: int, expected: set[str], damaged: set
                 steps = int(value)
             case _:
                 raise RuntimeError(f"the process wrote {line!r}")
-    return _Ended(done.returncode != 0, steps)
+    return _Ended(done.returncode != 0, steps, committed)

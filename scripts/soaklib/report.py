@@ -29,7 +29,7 @@ def rows_of_kills(kills: Kills) -> list[Row]:
         ("no file without its row", found.orphans),
         ("sizes add up, and the cap holds", found.account + found.over_cap),
     ]
-    unseen = "" if kills.count else "no process was killed"
+    unseen = "" if kills.count and kills.committed else f"{kills.count} killed, {kills.committed} objects stored"
     return [_row_of_lines(fault, "kills", promise, lines, unseen) for promise, lines in rows]
 
 
