@@ -1,10 +1,11 @@
 """scripts/soak finds what is wrong, does not take missing measurements for success, and succeeds in a short run."""
 
 import asyncio
+import io
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from hubcache.oci.digest import Digest
 from parts import opened_store, put_blob
 from ports import free_port
 from soaklib import disturbances, endurance, fuzz, inspection
-from soaklib.attacker import Target, idle
+from soaklib.attacker import Target, idle, slow
 from soaklib.cli import main
 from soaklib.faults import TROUBLES
 from soaklib.fuzz import Fuzz
@@ -294,20 +295,25 @@ def test_an_attack_on_a_port_where_nothing_listens_is_never_ready() -> None:
         pytest.fail("nothing is measured")
 
 
+@pytest.mark.parametrize("attack", [idle, slow])
 async def test_connections_that_the_server_closed_are_not_held(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], attack: Callable[[Target], Awaitable[None]]
 ) -> None:
+    """Not even where the client has not yet read all that was sent before."""
     writers: list[asyncio.StreamWriter] = []
 
-    async def close_every_second(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers.append(writer)
+        writer.write(b"x" * 10_000)
         if len(writers) % 2:
             writer.close()
 
     monkeypatch.setattr("soaklib.attacker.IDLE", 6)
-    async with await asyncio.start_server(close_every_second, "127.0.0.1", 0) as server:
+    monkeypatch.setattr("soaklib.attacker.SLOW", 6)
+    monkeypatch.setattr("sys.stdin", io.StringIO('["a", "b", "c"]\n'))
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        await idle(Target(port, port, time.monotonic() + 1.5))
+        await attack(Target(port, port, time.monotonic() + 1.5))
         for writer in writers:
             writer.close()
     ready, *counts = capsys.readouterr().out.splitlines()

@@ -10,9 +10,10 @@ import base64
 import contextlib
 import itertools
 import json
+import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 HALF_OPEN, IDLE, LEAVERS, SLOW = 2000, 1000, 40, 200
@@ -26,6 +27,8 @@ WIDE, NESTED, LARGE = "evil/wide", "evil/nested", "evil/large"
 
 _PAUSE_SECONDS = 0.005
 _READY_SECONDS = 30.0
+_TCP_ESTABLISHED = 1
+"""State in the first byte of Linux's `struct tcp_info`."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,6 @@ class Target:
             writer.close()
 
 
-class Held(asyncio.Protocol):
-    """A connection that is kept open; what the server sends is dropped."""
-
-    def __init__(self) -> None:
-        self.is_open = True
-
-    def eof_received(self) -> None:
-        """The server sends no more; the transport then closes itself."""
-        self.is_open = False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is closed or reset."""
-        self.is_open = False
-
-
 def request(path: str, *lines: str) -> bytes:
     """The head of a GET request that asks the server to close the connection."""
     return "\r\n".join([f"GET {path} HTTP/1.1", "Host: a", "Connection: close", *lines, "", ""]).encode("latin-1")
@@ -80,8 +68,18 @@ def _ready() -> None:
     print("ready", flush=True)
 
 
-def _report_held(open_now: Sequence[bool]) -> None:
-    print(f"{sum(open_now)} connections", flush=True)
+def _report_open(transports: Iterable[asyncio.BaseTransport]) -> None:
+    print(f"{sum(map(_is_open, transports))} connections", flush=True)
+
+
+def _is_open(transport: asyncio.BaseTransport) -> bool:
+    """Whether neither side has closed or reset the connection, by its TCP state.
+
+    The transport knows it only after it has read everything that the server sent."""
+    if transport.is_closing():
+        return False
+    options = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    return bool(options[0] == _TCP_ESTABLISHED)
 
 
 async def _repeat(target: Target, head: Callable[[int], bytes], *, proxy: bool = False) -> None:
@@ -158,18 +156,19 @@ async def leavers(target: Target) -> None:
 async def _hold(target: Target, count: int, begin: bytes, drip: bytes, *, proxy: bool) -> None:
     """Open `count` connections and send `begin` on each, then `drip` every second; ready once all are open."""
     loop, port = asyncio.get_running_loop(), target.proxy if proxy else target.mirror
-    held = []
+    transports: list[asyncio.Transport] = []
     for _ in range(count):
-        transport, connection = await loop.create_connection(Held, "127.0.0.1", port)
+        transport, _ = await loop.create_connection(asyncio.Protocol, "127.0.0.1", port)
         transport.write(begin)
-        held.append((transport, connection))
+        transports.append(transport)
     _ready()
     while not target.is_over:
-        _report_held([connection.is_open for _, connection in held])
-        for transport, connection in held:
-            if connection.is_open:
-                transport.write(drip)
+        _report_open(transports)
+        for transport in filter(_is_open, transports):
+            transport.write(drip)
         await asyncio.sleep(1)
+    for transport in transports:
+        transport.abort()
 
 
 async def half_open(target: Target) -> None:
@@ -197,12 +196,14 @@ async def slow(target: Target) -> None:
         streams.append((reader, writer))
     _ready()
     while not target.is_over:
-        _report_held([not reader.at_eof() and not writer.is_closing() for reader, writer in streams])
+        _report_open(writer.transport for _, writer in streams)
         for reader, _ in streams:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(0.01):
                     await reader.read(1)
         await asyncio.sleep(1)
+    for _, writer in streams:
+        writer.transport.abort()
 
 
 ATTACKS: dict[str, Callable[[Target], Awaitable[None]]] = {
