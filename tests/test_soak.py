@@ -28,6 +28,7 @@ from soaklib.outcome import MIN_SAMPLES, Interval, Outcome, TooFewSamplesError
 from soaklib.process import Sample, memory_of, sample
 from soaklib.pulls import Pull, Results
 from soaklib.report import row_of_fuzz, rows_of_kills, rows_of_run
+from wire import wait_until
 
 DATA = bytes(range(256)) * 400
 CAPACITY = 64 << 20
@@ -275,8 +276,9 @@ def test_an_attacker_that_is_not_ready_is_an_error(code: str) -> None:
 
 
 def test_an_attacker_that_ends_too_early_is_an_error() -> None:
-    with pytest.raises(AttackFailedError, match="ended too early"), attacking(python("print('ready')"), []):
-        time.sleep(0.5)
+    code = "import os; print('ready', flush=True); os._exit(1)"
+    with pytest.raises(AttackFailedError, match="ended too early, with 1"), attacking(python(code), []):
+        time.sleep(1.0)
 
 
 def test_an_attacker_that_lasts_reports_its_connections() -> None:
@@ -284,6 +286,12 @@ def test_an_attacker_that_lasts_reports_its_connections() -> None:
     with attacking(python(code), []) as attacker:
         time.sleep(0.1)
     assert attacker.connections == (20, 15)
+
+
+def test_an_attacker_without_a_connection_is_an_error() -> None:
+    code = "print('ready\\n0 connections', flush=True); time.sleep(60)"
+    with pytest.raises(AttackFailedError, match="no connection"), attacking(python(code), []):
+        time.sleep(0.1)
 
 
 def test_an_attack_on_a_port_where_nothing_listens_is_never_ready() -> None:
@@ -313,7 +321,7 @@ async def test_connections_that_the_server_closed_are_not_held(
     monkeypatch.setattr("sys.stdin", io.StringIO('["a", "b", "c"]\n'))
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        await attack(Target(port, port, time.monotonic() + 1.5))
+        await attack(Target(port, port, time.monotonic() + 2.5))
         for writer in writers:
             writer.close()
     ready, *counts = capsys.readouterr().out.splitlines()
@@ -321,9 +329,9 @@ async def test_connections_that_the_server_closed_are_not_held(
 
 
 def test_the_most_of_all_measurements_counts() -> None:
-    values = iter([None, 5, 9, 7])
-    with sampling(lambda: next(values, 7)) as peak:
-        time.sleep(1.2)
+    values = [7, 9, 5, None]
+    with sampling(lambda: values.pop() if values else 7) as peak:
+        wait_until(lambda: not values)
     assert peak.most == 9
 
 

@@ -185,7 +185,10 @@ def attacker_command(name: str, proxy: int, mirror: int) -> list[str]:
 
 @contextmanager
 def attacking(command: list[str], digests: list[str]) -> Iterator[Attacker]:
-    """Run an attack meanwhile. Raises `AttackFailedError` when it does not become ready, or ends before the context."""
+    """Run an attack as long as the context lasts.
+
+    Raises `AttackFailedError` when the attack does not become ready, ends before the context, or opens no connection.
+    """
     attacker = Attacker()
     process = subprocess.Popen(
         command, env=module_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -205,6 +208,8 @@ def attacking(command: list[str], digests: list[str]) -> Iterator[Attacker]:
         finally:
             one.kill()
         counts = [int(count) for count in _HELD.findall(one.stdout.read())]
+        if counts and not counts[0]:
+            raise AttackFailedError("the attacker holds no connection")
         attacker.connections = (counts[0], counts[-1]) if counts else None
 
 
