@@ -39,7 +39,7 @@ def rooms() -> str:
 
 def faults() -> str:
     """What clients get when something fails; the tests run the same table."""
-    from fault_table import markdown
+    from support.fault_table import markdown
 
     return markdown()
 

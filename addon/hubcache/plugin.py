@@ -19,20 +19,20 @@ from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.utils import human
 
-from . import client_side, credentials, doors, flow_headers, wire
-from .connections import Connections
+from .connection_hooks import ConnectionHooks
 from .engine import Engine
-from .interception import Interception, Place
+from .mitm import credentials, flow_headers, http1_server, listeners, wire
+from .mitm.interception import Interception, Place
 from .oci.errors import ConfigError, ContentTooLarge, ManifestUnknown, StoreTooNew
 from .operate import options
 from .operate.ca import ensure_ca
+from .operate.line_buffering import print_whole_lines
 from .operate.options import Settings
-from .operate.output import print_whole_lines
 from .serve.errors import error_answer
 from .serve.messages import SMALL, Answer, Door, Forward, Request, Result
-from .stopping import Stop, ignore_hangup
+from .shutdown import Shutdown, ignore_hangup
 from .transfer.pump import Delivery
-from .workers.remote import Remote
+from .workers.owner_client import OwnerClient
 from .workers.supervisor import OWNER, Supervisor, inherited, worker_command
 
 logger = logging.getLogger("hubcache")
@@ -56,11 +56,11 @@ class Hubcache:
     def __init__(self) -> None:
         self._settings: Settings | None = None
         self._interception = Interception(())
-        self._connections = Connections([self])
+        self._connections = ConnectionHooks([self])
         self.addons = [self._connections]
-        self._engine: Engine | Remote | None = None
+        self._engine: Engine | OwnerClient | None = None
         self._supervisor: Supervisor | None = None
-        self._stop = Stop()
+        self._stop = Shutdown()
         self._ready = asyncio.Event()
         self._deliveries: dict[str, tuple[Answer, Delivery, http.Request]] = {}
         self._forwards: dict[str, tuple[Place, Forward, str | None]] = {}
@@ -73,7 +73,7 @@ class Hubcache:
     def load(self, loader: addonmanager.Loader) -> None:
         """Declare the options, and give mitmproxy's own the defaults that a registry cache needs."""
         print_whole_lines()
-        doors.without_quic(ctx.options.mode)  # at once: mitmproxy is about to open those of the command line
+        listeners.without_quic(ctx.options.mode)  # at once: mitmproxy is about to open those of the command line
         options.declare(loader)
         try:
             ctx.options.process_deferred()
@@ -126,7 +126,7 @@ class Hubcache:
         for mode in map(ProxyMode.parse, ctx.options.mode):
             if isinstance(mode, ReverseMode) and not interception.serves(mode):
                 raise ConfigError(f"mode {mode.full_spec}: {mode.address[0]} is not in hubcache_registries")
-        doors.without_quic(ctx.options.mode)
+        listeners.without_quic(ctx.options.mode)
         _default(allow_hosts=interception.allow_hosts)
 
     async def running(self) -> None:
@@ -143,7 +143,7 @@ class Hubcache:
             if owner is None:
                 await self._start(self._settings, tuple(doorkeeper.servers))
             else:
-                self._engine = await Remote.connect(*owner, self._owner_lost)
+                self._engine = await OwnerClient.connect(*owner, self._owner_lost)
                 self._connections.receive(doorkeeper.servers, self._engine)
         except (ConfigError, StoreTooNew) as error:
             logger.error("hubcache: %s", error)
@@ -159,10 +159,15 @@ class Hubcache:
         self._say_where(settings, engine, servers)
         workers = _workers(settings)
         if workers > 1:
-            shared = doors.take_from(servers)
+            shared = listeners.take_from(servers)
             sockets = [door for each in shared.values() for door in each]
             self._supervisor = Supervisor(
-                worker_command(), workers, sockets, doors.environment(shared), engine, engine.metrics.workers_changed
+                worker_command(),
+                workers,
+                sockets,
+                listeners.environment(shared),
+                engine,
+                engine.metrics.workers_changed,
             )
             await self._supervisor.start()
             logger.info("hubcache: %d workers", workers)
@@ -202,7 +207,7 @@ class Hubcache:
         if self._engine is None or self._settings is None:
             return
         within = self._settings.stop_within
-        if isinstance(self._engine, Remote):
+        if isinstance(self._engine, OwnerClient):
             await self._stop.worker(self._connections, self._engine, within)
         else:
             self._stop.hurry_at_signal()
@@ -284,7 +289,7 @@ class Hubcache:
             flow.request.stream = True
 
     def _answer(self, flow: http.HTTPFlow, answer: Answer) -> None:
-        client_side.drop_body(flow.request)
+        http1_server.drop_body(flow.request)
         if answer.source is None:
             flow.response = flow_headers.response(answer)
             return
@@ -365,8 +370,8 @@ def _workers(settings: Settings) -> int:
 
 def _ports(settings: Settings) -> list[int]:
     """Those that this program listens on, beside the pump's, which is at loopback."""
-    doors = [ProxyMode.parse(mode).listen_port(ctx.options.listen_port) for mode in ctx.options.mode]
-    return [port for port in (*doors, settings.status and settings.status[1]) if port]
+    listeners = [ProxyMode.parse(mode).listen_port(ctx.options.listen_port) for mode in ctx.options.mode]
+    return [port for port in (*listeners, settings.status and settings.status[1]) if port]
 
 
 def _is_default(name: str) -> bool:

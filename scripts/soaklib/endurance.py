@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from hubcache.store.ledger import BLOCK
-from proxy import Product
-from standin import Hub, Image, random_bytes
-from wire import wait_until
+from hubcache.store.usage import BLOCK
+from support.http_client import wait_until
+from support.program import Product
+from support.standin import Hub, Image, random_bytes
 
 from .faults import TROUBLES, Trouble
 from .inspection import Findings, disk_bytes, inspect

@@ -31,7 +31,7 @@ class Fuzz:
 
 def fuzz_all(seed: int, seconds: float, say: Callable[[str], None]) -> Fuzz:
     """Each target for its share of so many seconds."""
-    from fuzzing import TARGETS
+    from support.fuzzing import TARGETS
 
     inputs, findings = 0, []
     for number in range(len(TARGETS)):
@@ -62,7 +62,7 @@ def main() -> None:
     if _IS_GUIDED:
         _guided(target, seed, seconds)
     else:
-        import fuzzing
+        from support import fuzzing
 
         fuzzing.TARGETS[:] = [fuzzing.TARGETS[target]]
         print(f"stat::number_of_executed_units: {fuzzing.run(seed, seconds)}")
@@ -72,7 +72,7 @@ def _guided(target: int, seed: int, seconds: float) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["hubcache"]):
-        import fuzzing
+        from support import fuzzing
 
     check, samples, _ = fuzzing.TARGETS[target]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from benchlib.nginx import nginx
 from benchlib.stats import percentile
-from ports import free_port
-from proxy import Product
-from standin import Hub, Image, Synthetic
-from standin.media import OCI_INDEX, OCI_MANIFEST
-from wire import wait_until
+from support.http_client import wait_until
+from support.ports import free_port
+from support.program import Product
+from support.standin import Hub, Image, Synthetic
+from support.standin.media import OCI_INDEX, OCI_MANIFEST
 
 from .attacker import ATTACKS, LARGE, LEAVERS, NESTED, WIDE
 from .process import sample

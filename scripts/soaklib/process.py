@@ -5,7 +5,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy import Product
+from support.program import Product
 
 
 @dataclass(frozen=True)

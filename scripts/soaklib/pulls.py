@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-from proxy import ACCEPT, HUB_HOST, Product
-from standin import Image
+from support.program import ACCEPT, HUB_HOST, Product
+from support.standin import Image
 
 _ATTEMPTS = 5
 """dockerd asks for a layer five times; the others ask for all else as often here, for the fault may be a kill."""

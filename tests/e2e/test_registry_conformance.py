@@ -4,11 +4,11 @@ import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import proxy
 import pytest
-from conformance import Conformance
-from lab.origin import start_registry
-from wire import PATIENCE, Answer, Exchange, head
+from support import program
+from support.conformance import Conformance
+from support.http_client import PATIENCE, Answer, Exchange, head
+from support.lab.origin import start_registry
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
 
@@ -32,8 +32,8 @@ def test_push_and_delete_through_the_proxy_are_as_without_it(registry: int, work
 
     expected = Conformance(direct, f"direct{workers}", f"direct{workers}/other").run()
     options = {"hubcache_tag_ttl": "600", "hubcache_negative_ttl": "600", "hubcache_workers": workers}
-    mapped = [f"{proxy.HUB_HOST}=http://127.0.0.1:{registry}"]
-    with proxy.running(hubcache_registries=mapped, **options) as rig:
+    mapped = [f"{program.HUB_HOST}=http://127.0.0.1:{registry}"]
+    with program.running(hubcache_registries=mapped, **options) as rig:
         door = rig.door("proxy")
 
         def through(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:

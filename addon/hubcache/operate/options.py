@@ -15,7 +15,7 @@ from mitmproxy.utils import human
 
 from ..oci.account import Account
 from ..oci.errors import ConfigError, RegistryError
-from ..oci.pin import Pin
+from ..oci.image_name import ImageName
 from ..oci.registry import HUB_HOST, Registry
 from .option_table import OPTIONS
 
@@ -48,7 +48,7 @@ class Settings:
     expire_after: float
     max_blob: int
     min_free: int | None
-    pins: tuple[Pin, ...]
+    pins: tuple[ImageName, ...]
     registries: tuple[Registry, ...]
     tag_ttl: float
     max_stale: float
@@ -161,9 +161,9 @@ def _positive(name: str, value: int) -> float:
     return float(value)
 
 
-def _pins(texts: Sequence[str], registries: Sequence[Registry]) -> tuple[Pin, ...]:
+def _pins(texts: Sequence[str], registries: Sequence[Registry]) -> tuple[ImageName, ...]:
     try:
-        pins = tuple(Pin.parse(text) for text in texts)
+        pins = tuple(ImageName.parse(text) for text in texts)
     except RegistryError as error:
         raise ConfigError(f"hubcache_pins: {error.message}; expected an image such as debian:12") from error
     for pin in pins:
