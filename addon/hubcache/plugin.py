@@ -231,15 +231,13 @@ class Hubcache:
             return
         await self._ready.wait()
         assert self._engine is not None
-        request = Request(
-            flow.request.method,
-            flow.request.path.partition("?")[0],
-            place.registry,
-            place.door,
-            {name.lower(): value for name, value in flow.request.headers.items()},
-            flow.request.path.partition("?")[2],
-            flow.client_conn.peername[0] if flow.client_conn.peername else "",
-            place.is_token_service,
+        path, _, query = flow.request.path.partition("?")
+        request = place.request(
+            method=flow.request.method,
+            path=path,
+            query=query,
+            headers=flow.request.headers,
+            client=flow.client_conn.peername[0] if flow.client_conn.peername else "",
         )
         credentials.hide(flow.request)
         outcome = self._connections.decided(flow.client_conn) or await self._engine.answer(request)

@@ -287,8 +287,9 @@ class DirectConnection(asyncio.Protocol):
 
     async def _answer(self, asked: RequestHead, place: Place) -> bool:
         """Answer a request; tells whether to read on."""
-        where = (asked.path, place.registry, place.door)
-        request = Request(asked.method, *where, asked.headers, asked.query, self._client[0], place.is_token_service)
+        request = place.request(
+            method=asked.method, path=asked.path, query=asked.query, headers=asked.headers, client=self._client[0]
+        )
         outcome = await self._desk.decider.answer(request)
         if not isinstance(outcome, Answer):
             self._said.decision = outcome

@@ -1,7 +1,7 @@
 """Which connections are ours: the hosts of the registries and of their token services, and nothing else."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
@@ -10,7 +10,7 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 
 from ..oci.reference import is_api
 from ..oci.registry import HUB_INDEX_HOST, HUB_REALM, Registry
-from ..serve.messages import Door
+from ..serve.messages import Door, Request
 
 HUB_TOKEN_HOST = HUB_REALM.split("/")[2]
 
@@ -22,6 +22,19 @@ class Place:
     registry: Registry
     door: Door
     is_token_service: bool = False
+
+    def request(self, *, method: str, path: str, query: str, headers: Mapping[str, str], client: str) -> Request:
+        """Return the request that a client at the address `client` sent here; header names may have any case."""
+        return Request(
+            method=method,
+            path=path,
+            query=query,
+            registry=self.registry,
+            door=self.door,
+            headers={name.lower(): value for name, value in headers.items()},
+            client=client,
+            for_token=self.is_token_service,
+        )
 
 
 class Interception:
