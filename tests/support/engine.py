@@ -12,6 +12,7 @@ from hubcache.oci.media import COMMON
 from hubcache.oci.registry import Registry
 from hubcache.operate.options import Settings
 from hubcache.serve.messages import Answer, Door, Forward, Request
+
 from support.standin import Hub
 
 ACCEPT = ", ".join(COMMON)

@@ -15,6 +15,7 @@ from hubcache.transfer import session as http_module
 from hubcache.transfer.fill import Fill
 from hubcache.transfer.fills import Fills
 from hubcache.transfer.sources import FillSource, UpstreamSource
+
 from support.parts import Line, files_below, line_to, opened_store
 from support.standin import Hub, random_bytes
 

@@ -21,6 +21,7 @@ from hubcache.transfer.client import Client
 from hubcache.transfer.session import open_session
 from hubcache.transfer.tokens import Challenge, Tokens
 from hubcache.transfer.upstream import Upstream
+
 from support.standin import Hub
 
 MIB = 1 << 20

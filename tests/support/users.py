@@ -12,6 +12,7 @@ import pytest
 from hubcache.serve import access
 from hubcache.serve.messages import Answer, Door
 from hubcache.transfer import client, session, tokens, upstream
+
 from support.engine import Cache
 from support.standin import Hub, Image
 
