@@ -17,12 +17,12 @@ from .clients.draining import ClientGroup, HandledClients
 from .clients.limits import ClientLimits
 from .direct import eligibility
 from .direct.connection import Decider, DirectDependencies
-from .mitm import handover, http1_server, lean, listeners
+from .mitm import handover, http1_server, listeners
 from .mitm.interception import Interception
 from .mitm.mirror_tls import MirrorTls
+from .mitm.other_addons import OtherAddons
 from .mitm.tls import Handshakes
-from .mitm.tunnel import Connects, is_known
-from .mitm.wire import Wires
+from .mitm.tunnel import Connects
 from .serve.messages import Forward
 
 
@@ -30,7 +30,6 @@ class ConnectionHooks:
     """`own` are the addons that are part of this program, beside this one."""
 
     def __init__(self, own: Iterable[object]) -> None:
-        self.wires = Wires()
         self.guard = AccessHooks(ClientLimits())
         self._present = ClientGroup()
         self._handled: HandledClients | None = None
@@ -46,8 +45,8 @@ class ConnectionHooks:
         self._decisions: WeakKeyDictionary[Client, Forward] = WeakKeyDictionary()
 
     def load(self, _: addonmanager.Loader) -> None:
-        """Make hooks cheap."""
-        self._hooks = lean.install(ctx.master.addons)
+        """Look out for other addons."""
+        self._others = OtherAddons(ctx.master.addons, self._own)
 
     def configure(self, _: set[str]) -> None:
         """An option changed: look at all of them again."""
@@ -96,11 +95,6 @@ class ConnectionHooks:
         self._handshakes = None
         self._looked_at = -1
 
-    def is_heard(self, hook: str) -> bool:
-        """Whether another addon than these and mitmproxy's own has a function for this hook."""
-        functions = self._hooks.functions(hook)
-        return not all(is_known(each) or getattr(each, "__self__", None) in self._own for each in functions)
-
     # -- made when they are needed, by what the options are then; no properties, which mitmproxy would evaluate ------
 
     def _connecting(self) -> Connects:
@@ -115,10 +109,10 @@ class ConnectionHooks:
         return self._handshakes
 
     def _reception(self, server: ServerInstance[Any], client: tuple[str, int]) -> asyncio.Protocol | None:
-        if self._looked_at != self._hooks.changes:
-            self._looked_at, self._front = self._hooks.changes, None
+        if self._looked_at != self._others.changes:
+            self._looked_at, self._front = self._others.changes, None
             assert self._decider is not None
-            if eligibility.permitted(ctx.options, self.is_heard):
+            if eligibility.permitted(ctx.options, self._others.listen_to):
                 parts = (self._interception, self._connecting(), self._shaking(), self._decider)
                 show = _show if ctx.options.flow_detail else None
                 desk = DirectDependencies(
@@ -141,10 +135,8 @@ class ConnectionHooks:
         handlers = ctx.master.addons.get("proxyserver").connections
         said = handover.said_before(client, handlers.get(client.id))
         going_on = None if said is None else handover.going_on(data.context, said)
-        data.layer = data.layer or going_on or self._connecting().answer(data, self.is_heard)
+        data.layer = data.layer or going_on or self._connecting().answer(data, self._others.listen_to)
         ctx.master.addons.get("nextlayer").next_layer(data)
-        if said is not None and said.is_secure and said.connection is not None:
-            self.wires.know(client, said.connection)
         if said is not None and said.decision is not None:
             self._decisions[client] = said.decision
         if isinstance(client.proxy_mode, ReverseMode):
@@ -161,9 +153,8 @@ class ConnectionHooks:
 
     def tls_start_client(self, data: tls.TlsData) -> None:
         """Have TLS with clients of our hosts begin without mitmproxy, unless another addon wants to have a say."""
-        if data.ssl_conn is None and not self.is_heard("tls_start_client"):
+        if data.ssl_conn is None and not self._others.listen_to("tls_start_client"):
             data.ssl_conn = self._shaking().connection(data)
-            self.wires.secured(data)
 
 
 def _show(line: str) -> None:

@@ -21,7 +21,7 @@ from mitmproxy.utils import human
 
 from .connection_hooks import ConnectionHooks
 from .engine import Engine
-from .mitm import credentials, flow_headers, http1_server, listeners, wire
+from .mitm import credentials, flow_headers, http1_server, listeners
 from .mitm.interception import Interception, Place
 from .oci.errors import ConfigError, ContentTooLarge, ManifestUnknown, StoreTooNew
 from .operate import options
@@ -30,6 +30,7 @@ from .operate.line_buffering import print_whole_lines
 from .operate.options import Settings
 from .serve.errors import error_answer
 from .serve.messages import SMALL, Answer, Door, Forward, Request, Result
+from .serve.small_bodies import read_small_body
 from .shutdown import Shutdown, ignore_hangup
 from .transfer.pump import Delivery
 from .workers.owner_client import OwnerClient
@@ -250,7 +251,7 @@ class Hubcache:
             self._token_requests[flow.id] = request  # answered in `request`, when its body is here
             return
         if isinstance(outcome, Answer) and (request.door is Door.MIRROR or request.credentials is None):
-            await wire.take_small(outcome, self._engine.pump)  # anybody may see it, and it may stay in a flow
+            await read_small_body(outcome, self._engine.pump)  # anybody may see it, and it may stay in a flow
         self._act(flow, place, outcome, request.headers.get("authorization"))
 
     async def request(self, flow: http.HTTPFlow) -> None:
@@ -290,11 +291,6 @@ class Hubcache:
         http1_server.drop_body(flow.request)
         if answer.source is None:
             flow.response = flow_headers.response(answer)
-            return
-        handlers = ctx.master.addons.get("proxyserver").connections
-        if wire.permitted(ctx.options, self._connections.is_heard) and self._connections.wires.take(
-            flow, answer, handlers
-        ):
             return
         assert self._engine is not None
         path, delivery = self._engine.pump.admit(answer.source)
@@ -339,16 +335,14 @@ class Hubcache:
             return None
         return self._engine.moved(place.registry, forward.moved, flow.response.headers.get("oci-subject"))
 
-    def response(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
-        """A flow is complete, but for a body that goes straight."""
+    def response(self, flow: http.HTTPFlow) -> None:
+        """A flow is complete."""
         self._deliveries.pop(flow.id, None)
-        return self._connections.wires.deliver(flow, self._engine.pump) if self._engine is not None else None
 
     async def error(self, flow: http.HTTPFlow) -> None:
         """A flow broke off: its client left, or its body could not be had."""
         self._forwards.pop(flow.id, None)
         self._token_requests.pop(flow.id, None)
-        await self._connections.wires.drop(flow)
         _, delivery, _ = self._deliveries.pop(flow.id, (None, None, None))
         if delivery is not None:
             await delivery.close()

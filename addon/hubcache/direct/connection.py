@@ -25,8 +25,8 @@ from ..mitm.http1_server import MAX_HEAD
 from ..mitm.interception import Interception, Place
 from ..mitm.tls import Handshakes
 from ..mitm.tunnel import ANSWER, Connects
-from ..mitm.wire import take_small
 from ..serve.messages import Answer, Forward, Request
+from ..serve.small_bodies import read_small_body
 from ..transfer.pump import Pump
 from ..transfer.sources import Source
 from .request_head import RequestHead
@@ -295,7 +295,7 @@ class DirectConnection(asyncio.Protocol):
             self._said.decision = outcome
             return not self._transport.is_closing() and self._hand_over()
         self._received = self._received[asked.length :]
-        await take_small(outcome, self._desk.decider.pump)
+        await read_small_body(outcome, self._desk.decider.pump)
         response = flow_headers.response(outcome)
         if self._desk.present.are_leaving:
             response.headers["Connection"] = "close"

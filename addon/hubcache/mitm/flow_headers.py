@@ -19,9 +19,9 @@ def headers(answer: Answer) -> http.Headers:
     return made
 
 
-def response(answer: Answer, kind: type[http.Response] = http.Response) -> http.Response:
+def response(answer: Answer) -> http.Response:
     """An answer from memory."""
-    made = kind.make(answer.status, answer.body)
+    made = http.Response.make(answer.status, answer.body)
     made.headers = headers(answer)
     return made
 

@@ -58,10 +58,6 @@ def unclear(head: bytes) -> str | None:
     return next((reason for pattern, reason in _UNCLEAR if pattern.search(head)), None)
 
 
-class Delivered(http.Response):
-    """An answer that the client has got, head and body, by the time that mitmproxy would send it."""
-
-
 class RegistryHttp1Server(Http1Server):
     """Speaks HTTP/1 with one client; `is_proxy` where that is to name the host of each request."""
 
@@ -132,8 +128,8 @@ class RegistryHttp1Server(Http1Server):
         return self.request is not None and self.request.raw_content is not None
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
-        """As mitmproxy's, but what it would tell as HTML is told as JSON, the head of an answer from memory goes out
-        with its body, which follows at once (in one TLS record and one packet), and what was delivered is not sent."""
+        """As mitmproxy's, but what it would tell as HTML is told as JSON, and the head of an answer from memory goes
+        out with its body, which follows at once (in one TLS record and one packet)."""
         if isinstance(event, ResponseProtocolError) and not self.response:
             if not self.conn.state & ConnectionState.CAN_WRITE:  # answered and closed, or gone
                 return
@@ -149,8 +145,6 @@ class RegistryHttp1Server(Http1Server):
             return
         for command in super().send(event):
             if isinstance(command, commands.SendData):
-                if isinstance(event, ResponseHeaders) and isinstance(event.response, Delivered):
-                    continue
                 if isinstance(event, ResponseHeaders) and event.response.raw_content:
                     self._head = command.data
                     continue

@@ -67,11 +67,6 @@ class Connects:
         return ((host, port), found.end()) if self._interception.has(host, port) else None
 
 
-def is_known(function: Callable[..., object]) -> bool:
-    """Whether a hook's function is one of mitmproxy's own, which have nothing to say while no option makes them."""
-    return type(getattr(function, "__self__", None)).__module__.startswith("mitmproxy.addons.")
-
-
 class Tunnel(layer.Layer):
     """Answers the CONNECT, whose head is as long as told, then goes on with what is inside of the tunnel."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from hubcache.mitm.interception import Interception
-from hubcache.mitm.tunnel import Connects, Tunnel, is_known
+from hubcache.mitm.tunnel import Connects, Tunnel
 from hubcache.oci.registry import Registry
 from mitmproxy import connection
 from mitmproxy.addons.next_layer import NextLayer
@@ -141,13 +141,6 @@ def test_mirror_speaks_http_at_once(data: bytes) -> None:
 )
 def test_other_mirror_or_one_that_is_asked_with_tls_is_left_to_mitmproxy(data: bytes, mode: str) -> None:
     assert not answered(data, mode=mode)
-
-
-def test_mitmproxys_own_addons_are_known_and_scripts_are_not() -> None:
-    assert is_known(ProxyAuth().http_connect)
-    assert is_known(NextLayer().next_layer)
-    assert not is_known(answered)
-    assert not is_known(Path().exists)
 
 
 # -- the program
