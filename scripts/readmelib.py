@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT / directory) for directory in ("addon", "tests", "scrip
 
 def options() -> str:
     """Return the table of options."""
-    from hubcache.operate.option_table import OPTIONS
+    from hubcache.operate.options import OPTIONS
 
     rows = ["| option | default | meaning |", "|---|---|---|"]
     for option in OPTIONS:

@@ -77,8 +77,11 @@ class Hubcache:
         listeners.without_quic(ctx.options.mode)  # at once: mitmproxy is about to open those of the command line
         options.declare(loader)
         try:
+            options.check_names(ctx.options.deferred)
+            options.numbers_as_text(ctx.options.deferred)
             ctx.options.process_deferred()
-        except exceptions.OptionsError as error:  # mitmproxy would lose it: it loads scripts in a task of their own
+        except (ConfigError, exceptions.OptionsError) as error:
+            # An exception would be lost: mitmproxy loads scripts in a task of their own.
             logger.error("hubcache: %s", error)
             return
         _default(
@@ -104,9 +107,7 @@ class Hubcache:
         interception = Interception(settings.registries)
         previous = self._settings
         if previous is not None and self._engine is not None:
-            for name, option in (("directory", "dir"), ("status", "status"), ("workers", "workers")):
-                if getattr(settings, name) != getattr(previous, name):
-                    raise ConfigError(f"hubcache_{option} takes effect at start only")
+            previous.check_change_to(settings)
         confdir = CERTS if _is_default("confdir") else Path(ctx.options.confdir).expanduser()
         warning = ensure_ca(confdir, interception.hosts, datetime.now(UTC)).warning
         _default(confdir=str(CERTS))  # not before: where mitmproxy finds no CA it makes one of its own, for every site

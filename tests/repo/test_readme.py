@@ -49,7 +49,7 @@ def test_every_promise_of_the_last_soak_held() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_every_option_that_a_page_names_exists(page: Path) -> None:
-    from hubcache.operate.option_table import OPTIONS
+    from hubcache.operate.options import OPTIONS
 
     metrics = {"hubcache_requests", "hubcache_upstream_requests"}
     named = {name.rstrip("_") for name in re.findall(r"hubcache_[a-z_]+", page.read_text())} - metrics

@@ -142,7 +142,7 @@ async def test_values_of_the_user_are_kept(hub: Hub, tmp_path: Path) -> None:
     "change",
     [
         {"hubcache_size": "lots"},
-        {"hubcache_tag_ttl": -5},
+        {"hubcache_tag_ttl": "-5"},
         {"hubcache_registries": ["ghcr.io"]},
         {"hubcache_dir": "/elsewhere"},
         {"hubcache_status": "127.0.0.1:9181"},
@@ -166,7 +166,7 @@ async def test_change_that_is_refused_while_running_leaves_all_as_it_was(
 async def test_change_while_running_counts_at_once(harness: Harness, hub: Hub) -> None:
     hub.image(REPO, "1")
     await harness.request("GET", f"/v2/{REPO}/manifests/1")
-    harness.context.options.update(hubcache_tag_ttl=0)
+    harness.context.options.update(hubcache_tag_ttl="0")
     hub.reset_log()
     await harness.request("GET", f"/v2/{REPO}/manifests/1")
     assert {record.method for record in hub.requests(kind="manifest")} == {"HEAD"}

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ..decide.throttle import Throttle
 from ..oci.address import plain_address
-from ..operate.options import Network
+from ..operate.option_values import Network
 
 logger = logging.getLogger("hubcache")
 

@@ -12,7 +12,7 @@ import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
 from hubcache.operate.metrics import Metrics
-from hubcache.operate.options import Scrub as Pace
+from hubcache.operate.option_values import Scrub as Pace
 from hubcache.serve.messages import Door
 from hubcache.store import content as content_module
 from hubcache.store import scrub as scrub_module
