@@ -13,7 +13,7 @@ from statistics import median
 
 from hubcache.store.usage import BLOCK
 from support.http_client import wait_until
-from support.program import Product
+from support.program import Program
 from support.standin import Hub, Image, random_bytes
 
 from .faults import TROUBLES, Trouble
@@ -106,26 +106,26 @@ class Endurance:
                 "hubcache_tag_ttl": "5",
                 "hubcache_workers": str(_WORKERS),
             }
-            product = Product(self._directory, hub, options)
-            stack.callback(product.stop)
-            product.start()
-            outcome = asyncio.run(self._disturb(product, hub, images, seconds, troubles, kills))
-            product.stop()
-            outcome.findings, _ = inspect(product.store, CAPACITY)
+            program = Program(self._directory, hub, options)
+            stack.callback(program.stop)
+            program.start()
+            outcome = asyncio.run(self._disturb(program, hub, images, seconds, troubles, kills))
+            program.stop()
+            outcome.findings, _ = inspect(program.store, CAPACITY)
             for complaint in ("Traceback", "has crashed", "never retrieved", "ResourceWarning"):
-                outcome.complaints += [line for line in product.log.splitlines() if complaint in line]
+                outcome.complaints += [line for line in program.log.splitlines() if complaint in line]
             outcome.complaints += hub.violations
         return outcome
 
     async def _disturb(
-        self, product: Product, hub: Hub, images: list[Image], seconds: float, troubles: int, kills: int
+        self, program: Program, hub: Hub, images: list[Image], seconds: float, troubles: int, kills: int
     ) -> Outcome:
-        clients = Clients(product, images, self._seed, self._most)
+        clients = Clients(program, images, self._seed, self._most)
         outcome = Outcome(clients.results)
         begun = time.monotonic()
         pulling = asyncio.create_task(clients.run(_CLIENTS))
-        watching = asyncio.create_task(_watch(product, outcome))
-        disturbances = Disturbances(product, hub, outcome, self._random)
+        watching = asyncio.create_task(_watch(program, outcome))
+        disturbances = Disturbances(program, hub, outcome, self._random)
         plan = disturbances.plan(troubles, kills)
         while not pulling.done() and (plan or time.monotonic() - begun < seconds):
             await asyncio.sleep(_CALM_SECONDS)
@@ -144,8 +144,8 @@ class Endurance:
 class Disturbances:
     """What is done to the program and its upstream."""
 
-    def __init__(self, product: Product, hub: Hub, outcome: Outcome, chosen: random.Random) -> None:
-        self._product = product
+    def __init__(self, program: Program, hub: Hub, outcome: Outcome, chosen: random.Random) -> None:
+        self._program = program
         self._hub = hub
         self._outcome = outcome
         self._random = chosen
@@ -169,24 +169,24 @@ class Disturbances:
 
     def _recovered(self) -> None:
         """Wait until the program asks its upstreams again."""
-        wait_until(lambda: not self._product.health["upstreams_down"], _RECOVERY_SECONDS)
+        wait_until(lambda: not self._program.health["upstreams_down"], _RECOVERY_SECONDS)
 
     async def _kill_worker(self) -> None:
-        workers = children(self._product.pid)
+        workers = children(self._program.pid)
         kill(self._random.choice(workers))
-        await asyncio.to_thread(wait_until, lambda: self._product.metric("hubcache_workers") == _WORKERS)
+        await asyncio.to_thread(wait_until, lambda: self._program.metric("hubcache_workers") == _WORKERS)
 
     async def _kill_all(self) -> None:
-        await asyncio.to_thread(self._product.stop, signal.SIGKILL)
-        await asyncio.to_thread(self._product.start)
+        await asyncio.to_thread(self._program.stop, signal.SIGKILL)
+        await asyncio.to_thread(self._program.start)
 
 
-async def _watch(product: Product, outcome: Outcome) -> None:
+async def _watch(program: Program, outcome: Outcome) -> None:
     while True:
         await asyncio.sleep(_SAMPLE_SECONDS)
-        used, files = await asyncio.to_thread(disk_bytes, product.store)
+        used, files = await asyncio.to_thread(disk_bytes, program.store)
         outcome.over_cap = max(outcome.over_cap, used - CAPACITY - BLOCK * files)
-        found = await asyncio.to_thread(sample, product)
+        found = await asyncio.to_thread(sample, program)
         if found is not None:
             outcome.samples.append(found)
 

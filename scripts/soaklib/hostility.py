@@ -14,7 +14,7 @@ from benchlib.nginx import nginx
 from benchlib.stats import percentile
 from support.http_client import wait_until
 from support.ports import free_port
-from support.program import Product
+from support.program import Program
 from support.standin import Hub, Image, Synthetic
 from support.standin.media import OCI_INDEX, OCI_MANIFEST
 
@@ -62,26 +62,26 @@ def _attack(
     directory: Path, hub: Hub, image: Image, digests: list[str], name: str, about: str, at_nginx: float | None
 ) -> Attack:
     misses = "notfound" if name in ("nested", "agents") else "fetch"
-    product = Product(directory, hub, {"hubcache_mirror_miss": misses, "hubcache_admit_after": "1"})
-    product.start()
+    program = Program(directory, hub, {"hubcache_mirror_miss": misses, "hubcache_admit_after": "1"})
+    program.start()
     try:
         path = f"/v2/{image.repo}/manifests/{image.tag}"
-        _warm(product, image, path)
+        _warm(program, image, path)
         cold = [] if misses == "notfound" else [_COLD_PATH]
-        before, _ = _probe(product.mirror, path)
-        with _attacking(name, product.proxy, product.mirror, digests):
-            meanwhile, failed = _probe(product.mirror, path, *cold)
-            found = sample(product)
+        before, _ = _probe(program.mirror, path)
+        with _attacking(name, program.proxy, program.mirror, digests):
+            meanwhile, failed = _probe(program.mirror, path, *cold)
+            found = sample(program)
         memory = 0 if found is None else found.memory
         return Attack(name, about, before, meanwhile, failed, memory, at_nginx)
     finally:
-        product.stop()
+        program.stop()
 
 
-def _warm(product: Product, image: Image, path: str) -> None:
+def _warm(program: Program, image: Image, path: str) -> None:
     """Have the image stored; a mirror that offers only what it has fetches it in the background."""
     paths = [f"/v2/{image.repo}/blobs/{digest}" for digest in image.blobs]
-    wait_until(lambda: all(_is_served(product.mirror, each) for each in (path, *paths)))
+    wait_until(lambda: all(_is_served(program.mirror, each) for each in (path, *paths)))
 
 
 def _is_served(port: int, path: str) -> bool:

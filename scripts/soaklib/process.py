@@ -5,7 +5,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.program import Product
+from support.program import Program
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ def _children(task: Path) -> list[str]:
         return []
 
 
-def sample(product: Product) -> Sample | None:
+def sample(program: Program) -> Sample | None:
     """Of the program with its workers; None while one of its processes ends."""
     memory = descriptors = 0
     try:
-        for each in (product.pid, *children(product.pid)):
+        for each in (program.pid, *children(program.pid)):
             lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
             memory += next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
             descriptors += sum(1 for _ in Path(f"/proc/{each}/fd").iterdir())
-        return Sample(memory, descriptors, int(product.metric("hubcache_tasks")))
+        return Sample(memory, descriptors, int(program.metric("hubcache_tasks")))
     except (OSError, StopIteration, AssertionError):
         return None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-from support.program import ACCEPT, HUB_HOST, Product
+from support.program import ACCEPT, HUB_HOST, Program
 from support.standin import Image
 
 _ATTEMPTS = 5
@@ -58,11 +58,11 @@ class WrongBytesError(Exception):
 class Clients:
     """Pull images of a Hub until told to stop, the first of them the most."""
 
-    def __init__(self, product: Product, images: list[Image], seed: int, most_requests: int) -> None:
+    def __init__(self, program: Program, images: list[Image], seed: int, most_requests: int) -> None:
         self.results = Results()
-        self.urls = {"proxy": f"https://{HUB_HOST}", "mirror": f"http://127.0.0.1:{product.mirror}"}
-        self.proxy = f"http://127.0.0.1:{product.proxy}"
-        self.trust = product.trust()
+        self.urls = {"proxy": f"https://{HUB_HOST}", "mirror": f"http://127.0.0.1:{program.mirror}"}
+        self.proxy = f"http://127.0.0.1:{program.proxy}"
+        self.trust = program.ssl_context()
         self._images = images
         self._weights = [1 / (rank + 1) for rank in range(len(images))]
         self._random = random.Random(seed)

@@ -8,8 +8,8 @@ from support.lab.clients import Docker
 from support.lab.doors import Door
 from support.lab.images import Published, layer
 from support.lab.origin import PASSWORD, USER, Origin
-from support.lab.processes import wait_for
 from support.lab.product import Cache
+from support.processes import wait_for
 from support.standin import Hub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]

@@ -10,8 +10,8 @@ import pytest
 from support.lab.clients import Containerd, Docker, Skopeo
 from support.lab.doors import Door
 from support.lab.origin import Origin
-from support.lab.processes import wait_for
 from support.lab.product import Cache
+from support.processes import wait_for
 from support.standin import Hub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from support.lab.origin import PASSWORD, USER, Origin
-from support.lab.processes import require, run
+from support.processes import require, run
 from support.standin import Hub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]

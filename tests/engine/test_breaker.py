@@ -12,8 +12,10 @@ import pytest
 from hubcache.serve.messages import Answer, Door, Result
 from hubcache.transfer import breaker
 from hubcache.transfer.breaker import CircuitOpen
-from support import program
 from support.engine import Cache, running
+from support.http_client import wait_until
+from support.ports import free_port
+from support.program import LISTENERS, Program, running_program
 from support.standin import Fault, Hub, Image, random_bytes
 from support.users import DOORS, pull, short_times, until
 
@@ -36,7 +38,7 @@ def image(hub: Hub) -> Image:
 @pytest.fixture
 async def cache(hub: Hub, image: Image, tmp_path: Path) -> AsyncIterator[Cache]:
     """With a status listener, and the image in its store."""
-    async with running(hub, tmp_path / "store", status=("127.0.0.1", program.free_port())) as started:
+    async with running(hub, tmp_path / "store", status=("127.0.0.1", free_port())) as started:
         assert set(await pull(started, image)) == {200}
         hub.reset_log()
         yield started
@@ -394,23 +396,23 @@ async def test_stale_answer_names_the_reason_of_the_open_circuit(
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[program.Rig]:
-    with program.running(hubcache_tag_ttl="0") as running_rig:
-        yield running_rig
+def program() -> Iterator[Program]:
+    with running_program(hubcache_tag_ttl="0") as running:
+        yield running
 
 
-def test_real_proxy_serves_stored_images_without_waiting_for_a_blackholed_upstream(rig: program.Rig) -> None:
+def test_real_proxy_serves_stored_images_without_waiting_for_a_blackholed_upstream(program: Program) -> None:
     """With time-outs as in production. The first client of a stale tag waits for a moment, the others do not."""
-    rig.refresh()
-    doors = [rig.door(name) for name in program.DOORS]
+    program.reset()
+    doors = [program.client(name) for name in LISTENERS]
     repo = doors[0].repo
-    image = rig.hub.image(repo, "latest")
+    image = program.hub.image(repo, "latest")
     assert doors[0].manifest("latest", repo=repo).status == doors[0].blob(image.layers[0], repo=repo).status == 200
-    rig.hub.blackhole()
+    program.hub.blackhole()
     begun = time.monotonic()
     assert doors[0].manifest("latest", repo=repo).body == image.manifest
     assert time.monotonic() - begun < 3.5
-    program.wait_until(lambda: rig.product.health["upstreams_down"])
+    wait_until(lambda: program.health["upstreams_down"])
     for door in doors:
         begun = time.monotonic()
         for _ in range(5):
@@ -419,5 +421,5 @@ def test_real_proxy_serves_stored_images_without_waiting_for_a_blackholed_upstre
         assert door.manifest("other", repo=repo).failure == (503, "UNAVAILABLE")
         assert door.request("POST", f"/v2/{repo}/blobs/uploads/").failure == (503, "UNAVAILABLE")
         assert time.monotonic() - begun < 2.0 + breaker.WAIT_SECONDS
-    rig.refresh()
-    rig.check()
+    program.reset()
+    program.assert_no_errors()

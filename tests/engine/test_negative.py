@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from hubcache.serve.messages import Answer, Door, Forward, Moved
-from support import program
 from support.engine import Cache, running
+from support.program import LISTENERS, Program, running_program
 from support.standin import Fault, Hub
 from support.standin.media import OCI_MANIFEST
 from support.users import DOORS, Clock, basic, bearer, until
@@ -157,17 +157,17 @@ async def test_storm_of_logged_in_clients_at_a_public_repository_is_one_request_
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[program.Rig]:
-    with program.running(hubcache_negative_ttl="3600") as running_rig:
-        yield running_rig
+def program() -> Iterator[Program]:
+    with running_program(hubcache_negative_ttl="3600") as running:
+        yield running
 
 
 @pytest.mark.parametrize("first", ["tag", "repository"])
-@pytest.mark.parametrize("name", program.DOORS)
-def test_push_through_the_proxy_ends_what_is_remembered(rig: program.Rig, name: str, first: str) -> None:
+@pytest.mark.parametrize("name", LISTENERS)
+def test_push_through_the_proxy_ends_what_is_remembered(program: Program, name: str, first: str) -> None:
     """Of a new tag, and of a repository that was not there before."""
-    rig.refresh()
-    hub, door, pusher = rig.hub, rig.door(name), rig.door("proxy")
+    program.reset()
+    hub, door, pusher = program.hub, program.client(name), program.client("proxy")
     repo = f"alice/{first}-{name}"
     hub.user("alice", "alice's")
     if first == "tag":
@@ -180,7 +180,7 @@ def test_push_through_the_proxy_ends_what_is_remembered(rig: program.Rig, name: 
     assert pushed.status == 201
     answer = door.manifest("new", repo=repo)
     assert (answer.status, answer.body) == (200, body)
-    rig.check()
+    program.assert_no_errors()
 
 
 async def test_what_is_remembered_does_not_keep_those_who_were_told(cache: Cache, hub: Hub) -> None:

@@ -4,11 +4,10 @@ import contextlib
 import socket
 
 import pytest
-from support import program
-from support.http_client import PATIENCE, Exchange, head
-from support.program import Door, Rig
+from support.http_client import TIMEOUT, Exchange, head
+from support.program import ACCEPT, Program, RegistryClient, program_fixtures
 
-rig, door = program.fixtures()
+program, client = program_fixtures()
 
 HEX = "0" * 64
 DIGEST = f"sha256:{HEX}"
@@ -45,56 +44,56 @@ DIGEST = f"sha256:{HEX}"
         ("/v2/library/\xe9/manifests/latest", "NAME_INVALID"),
     ],
 )
-def test_malformed_path_is_400(door: Door, path: str, code: str, method: str) -> None:
-    answer = door.request(method, path)
+def test_malformed_path_is_400(client: RegistryClient, path: str, code: str, method: str) -> None:
+    answer = client.request(method, path)
     assert answer.status == 400
     assert answer.headers["content-type"] == "application/json"
     if method == "GET":
         assert answer.failure == (400, code)
         assert answer.headers["content-length"] == str(len(answer.body))
-    assert door.hub.count() == 0
+    assert client.hub.count() == 0
 
 
-def test_query_is_not_part_of_the_name(door: Door) -> None:
-    image = door.hub.image(door.repo, "latest")
-    assert door.request("GET", f"/v2/{door.repo}/manifests/latest?x=%zz&ns=docker.io").body == image.manifest
+def test_query_is_not_part_of_the_name(client: RegistryClient) -> None:
+    image = client.hub.image(client.repo, "latest")
+    assert client.request("GET", f"/v2/{client.repo}/manifests/latest?x=%zz&ns=docker.io").body == image.manifest
 
 
 @pytest.mark.parametrize(
     "name", ["a", "a/b/c/d", "a_b", "a__b", "a-b", "a---b", "a.b", "x" * 255, "library/manifests", "blobs/uploads/x"]
 )
-def test_odd_but_legal_names_are_served(door: Door, name: str) -> None:
-    image = door.hub.image(name, "latest")
-    assert door.manifest("latest", repo=name).body == image.manifest
+def test_odd_but_legal_names_are_served(client: RegistryClient, name: str) -> None:
+    image = client.hub.image(name, "latest")
+    assert client.manifest("latest", repo=name).body == image.manifest
 
 
 @pytest.mark.parametrize("tag", ["_", "1", "T" * 128, "a.b-c_d", "sha256-" + HEX + ".sig"])
-def test_odd_but_legal_tags_are_served(door: Door, tag: str) -> None:
-    image = door.hub.image(door.repo, tag)
-    assert door.manifest(tag).body == image.manifest
+def test_odd_but_legal_tags_are_served(client: RegistryClient, tag: str) -> None:
+    image = client.hub.image(client.repo, tag)
+    assert client.manifest(tag).body == image.manifest
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/", "/v2x/", "/favicon.ico", "/v2/_catalog"])
-def test_unknown_paths_are_the_upstreams_business(door: Door, path: str) -> None:
+def test_unknown_paths_are_the_upstreams_business(client: RegistryClient, path: str) -> None:
     """At a mirror only what may be an extension of the API is: nothing else there is the registry's."""
-    answer = door.request("GET", path)
+    answer = client.request("GET", path)
     assert answer.status in (401, 404)
-    assert door.hub.count(path=path) == (1 if door.is_proxy or path == "/v2/_catalog" else 0)
+    assert client.hub.count(path=path) == (1 if client.is_proxy or path == "/v2/_catalog" else 0)
 
 
 @pytest.mark.parametrize("method", ["OPTIONS", "PATCH", "PROPFIND"])
-def test_other_methods_are_the_upstreams_business(door: Door, method: str) -> None:
-    door.hub.image(door.repo, "latest")
-    answer = door.request(method, f"/v2/{door.repo}/manifests/latest")
+def test_other_methods_are_the_upstreams_business(client: RegistryClient, method: str) -> None:
+    client.hub.image(client.repo, "latest")
+    answer = client.request(method, f"/v2/{client.repo}/manifests/latest")
     assert 200 <= answer.status < 600
-    assert door.hub.count(method=method) == 1
+    assert client.hub.count(method=method) == 1
 
 
 # -- what is not even a request
 
 
-def test_oversized_head_is_431(door: Door) -> None:
-    with door.connect() as connection:
+def test_oversized_head_is_431(client: RegistryClient) -> None:
+    with client.connect() as connection:
         connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nCookie: ")
         with contextlib.suppress(OSError):  # it is refused before it is all sent
             for _ in range(200):
@@ -103,14 +102,14 @@ def test_oversized_head_is_431(door: Door) -> None:
     assert answer.failure == (431, "UNSUPPORTED")
 
 
-def test_head_of_the_size_of_big_accounts_tokens_is_taken(door: Door) -> None:
-    image = door.hub.image(door.repo, "latest")
-    assert door.manifest("latest", {"X-Large": "x" * 12_000, "X-Larger": "x" * 12_000}).body == image.manifest
+def test_head_of_the_size_of_big_accounts_tokens_is_taken(client: RegistryClient) -> None:
+    image = client.hub.image(client.repo, "latest")
+    assert client.manifest("latest", {"X-Large": "x" * 12_000, "X-Larger": "x" * 12_000}).body == image.manifest
 
 
-def test_many_small_headers_are_no_way_around_the_limit(door: Door) -> None:
+def test_many_small_headers_are_no_way_around_the_limit(client: RegistryClient) -> None:
     lines = "".join(f"X-{number}: {'y' * 50}\r\n" for number in range(4000))
-    with door.connect() as connection:
+    with client.connect() as connection:
         with contextlib.suppress(OSError):  # it is refused before it is all sent
             connection.sendall(f"GET /v2/ HTTP/1.1\r\nHost: x\r\n{lines}".encode())
         assert Exchange(connection, "GET").finish().failure == (431, "UNSUPPORTED")
@@ -131,43 +130,43 @@ def test_many_small_headers_are_no_way_around_the_limit(door: Door) -> None:
         b"POST /v2/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: nonsense\r\n\r\n",
     ],
 )
-def test_malformed_http_is_400(door: Door, head: bytes) -> None:
-    assert door.raw(head).failure[0] == 400
-    assert door.hub.count() == 0
+def test_malformed_http_is_400(client: RegistryClient, head: bytes) -> None:
+    assert client.send_raw(head).failure[0] == 400
+    assert client.hub.count() == 0
 
 
-def test_malformed_http_at_the_mirror_need_not_look_like_http_at_all(rig: Rig) -> None:
-    rig.refresh()
-    assert rig.door("mirror").raw(b"\0\1\2 hello\r\n\r\n").failure == (400, "NAME_INVALID")
-    rig.check()
+def test_malformed_http_at_the_mirror_need_not_look_like_http_at_all(program: Program) -> None:
+    program.reset()
+    assert program.client("mirror").send_raw(b"\0\1\2 hello\r\n\r\n").failure == (400, "NAME_INVALID")
+    program.assert_no_errors()
 
 
 @pytest.mark.parametrize("sent", [b"", b"G", b"GET /v2/ HT", b"GET /v2/ HTTP/1.1\r\nHost:"])
-def test_client_that_leaves_within_its_request_leaves_no_trace(door: Door, sent: bytes) -> None:
-    with door.connect() as connection:
+def test_client_that_leaves_within_its_request_leaves_no_trace(client: RegistryClient, sent: bytes) -> None:
+    with client.connect() as connection:
         connection.sendall(sent) if sent else None
-    assert door.request("GET", "/v2/", {"Authorization": "Bearer x"}).status == 200
-    assert door.hub.count() == 0
+    assert client.request("GET", "/v2/", {"Authorization": "Bearer x"}).status == 200
+    assert client.hub.count() == 0
 
 
-def test_connect_to_nonsense_is_refused(rig: Rig) -> None:
-    rig.refresh()
+def test_connect_to_nonsense_is_refused(program: Program) -> None:
+    program.reset()
     for target in ("nonsense", ":443", "host:port", "[::1:443", "registry-1.docker.io:99999"):
-        with socket.create_connection(("127.0.0.1", rig.product.proxy), PATIENCE) as connection:
+        with socket.create_connection(("127.0.0.1", program.proxy), TIMEOUT) as connection:
             connection.sendall(head("CONNECT", target, {"Host": "x"}))
             assert connection.recv(100).startswith(b"HTTP/1.1 4")
-    rig.check()
+    program.assert_no_errors()
 
 
-def test_host_header_does_not_decide_what_is_asked(door: Door) -> None:
+def test_host_header_does_not_decide_what_is_asked(client: RegistryClient) -> None:
     """In the proxy door the CONNECT does, in the mirror the door itself."""
-    image = door.hub.image(door.repo, "latest")
-    answer = door.manifest("latest", {"Host": "registry.example.com"})
+    image = client.hub.image(client.repo, "latest")
+    answer = client.manifest("latest", {"Host": "registry.example.com"})
     assert answer.body == image.manifest
 
 
-def test_bodies_on_reads_are_ignored(door: Door) -> None:
-    image = door.hub.image(door.repo, "latest", annotations={"of": door.repo})
-    answer = door.request("GET", f"/v2/{door.repo}/manifests/latest", program.ACCEPT, body=b"x" * 100_000)
+def test_bodies_on_reads_are_ignored(client: RegistryClient) -> None:
+    image = client.hub.image(client.repo, "latest", annotations={"of": client.repo})
+    answer = client.request("GET", f"/v2/{client.repo}/manifests/latest", ACCEPT, body=b"x" * 100_000)
     assert (answer.status, answer.body) == (200, image.manifest)
-    assert door.blob(image.layers[0]).body == b"layer"
+    assert client.blob(image.layers[0]).body == b"layer"

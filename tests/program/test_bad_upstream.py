@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from support import program
 from support.http_client import wait_until
-from support.program import Door, Rig
+from support.program import LISTENERS, Program, RegistryClient, program_fixtures
 from support.standin import Fault, Image, random_bytes
 from support.standin.media import OCI_MANIFEST
 
-rig, door = program.fixtures(hubcache_tag_ttl="0", hubcache_negative_ttl="0")
+program, client = program_fixtures(hubcache_tag_ttl="0", hubcache_negative_ttl="0")
 
 HTML = "<html><body>We are down for maintenance</body></html>"
 UNAVAILABLE = (503, "UNAVAILABLE")
@@ -23,17 +22,17 @@ BAD = (502, "UNAVAILABLE")
 
 
 @pytest.fixture
-def doors(rig: Rig) -> Iterator[list[Door]]:
+def clients(program: Program) -> Iterator[list[RegistryClient]]:
     """Both doors in one test: a circuit that opened takes a second or two to close."""
-    rig.refresh()
-    yield [rig.door(name) for name in program.DOORS]
-    rig.check()
+    program.reset()
+    yield [program.client(name) for name in LISTENERS]
+    program.assert_no_errors()
 
 
-def well_again(door: Door) -> None:
+def well_again(client: RegistryClient) -> None:
     """The fault is over, and the cache has noticed."""
-    door.hub.faults.clear()
-    wait_until(lambda: not door.product.health["upstreams_down"])
+    client.hub.faults.clear()
+    wait_until(lambda: not client.program.health["upstreams_down"])
 
 
 def described(value: object) -> str:
@@ -44,8 +43,8 @@ def described(value: object) -> str:
     return ",".join(f"{name}={str(told)[:20]}" for name, told in fields.items())
 
 
-def image(door: Door, size: int = 300_000) -> Image:
-    return door.hub.image(door.repo, "latest", [random_bytes(size, door.repo)])
+def image(client: RegistryClient, size: int = 300_000) -> Image:
+    return client.hub.image(client.repo, "latest", [random_bytes(size, client.repo)])
 
 
 # -- manifests
@@ -84,71 +83,71 @@ def image(door: Door, size: int = 300_000) -> Image:
     ids=described,
 )
 def test_manifest_that_cannot_be_had_is_an_error_and_is_not_remembered(
-    doors: list[Door], fault: Fault, expected: tuple[int, str]
+    clients: list[RegistryClient], fault: Fault, expected: tuple[int, str]
 ) -> None:
     """In the answer to a GET by tag. Then the upstream is well again, and so is the pull."""
-    images = [image(door) for door in doors]
-    hit = doors[0].hub.faults.add(replace(fault, kind="manifest", method="GET"))
-    for door in doors:
-        assert door.manifest("latest").failure == expected
+    images = [image(client) for client in clients]
+    hit = clients[0].hub.faults.add(replace(fault, kind="manifest", method="GET"))
+    for client in clients:
+        assert client.manifest("latest").failure == expected
     assert hit.hits >= 1
-    well_again(doors[0])
-    for door, current in zip(doors, images, strict=True):
-        assert door.manifest("latest").body == current.manifest
-        assert door.manifest(current.digest).body == current.manifest
+    well_again(clients[0])
+    for client, current in zip(clients, images, strict=True):
+        assert client.manifest("latest").body == current.manifest
+        assert client.manifest(current.digest).body == current.manifest
 
 
-def test_manifest_that_is_not_the_digest_asked_for_is_refused(door: Door) -> None:
-    current = image(door)
-    other = json.dumps({"other": door.repo}).encode()
-    door.hub.manifest(door.repo, current.digest, other, OCI_MANIFEST)
-    assert door.manifest(current.digest).failure == BAD
+def test_manifest_that_is_not_the_digest_asked_for_is_refused(client: RegistryClient) -> None:
+    current = image(client)
+    other = json.dumps({"other": client.repo}).encode()
+    client.hub.manifest(client.repo, current.digest, other, OCI_MANIFEST)
+    assert client.manifest(current.digest).failure == BAD
 
 
-def test_manifest_longer_than_its_length_is_cut_there(door: Door) -> None:
+def test_manifest_longer_than_its_length_is_cut_there(client: RegistryClient) -> None:
     """The surplus is not content."""
-    current = image(door)
-    door.hub.faults.add(Fault(kind="manifest", extra=1000))
-    assert door.manifest("latest").body == current.manifest
-    well_again(door)
-    assert door.manifest("latest").body == current.manifest
+    current = image(client)
+    client.hub.faults.add(Fault(kind="manifest", extra=1000))
+    assert client.manifest("latest").body == current.manifest
+    well_again(client)
+    assert client.manifest("latest").body == current.manifest
 
 
 @pytest.mark.parametrize(("status", "expected"), [(401, (401, "UNAUTHORIZED")), (403, (403, "DENIED"))])
 def test_refusal_for_ever_is_told_once_and_as_a_mirror_says_it(
-    door: Door, status: int, expected: tuple[int, str]
+    client: RegistryClient, status: int, expected: tuple[int, str]
 ) -> None:
-    current = image(door)
-    hit = door.hub.faults.add(Fault(kind="[mb]*", status=status, body=HTML if status == 403 else b""))
-    for answer in (door.manifest("latest"), door.manifest(current.digest), door.blob(current.layers[0])):
-        assert answer.failure == (expected if door.is_proxy else (404, "MANIFEST_UNKNOWN"))
-        if expected[0] == 401 and door.is_proxy:
-            assert f"repository:{door.repo}:pull" in answer.headers["www-authenticate"]
+    current = image(client)
+    hit = client.hub.faults.add(Fault(kind="[mb]*", status=status, body=HTML if status == 403 else b""))
+    for answer in (client.manifest("latest"), client.manifest(current.digest), client.blob(current.layers[0])):
+        assert answer.failure == (expected if client.is_proxy else (404, "MANIFEST_UNKNOWN"))
+        if expected[0] == 401 and client.is_proxy:
+            assert f"repository:{client.repo}:pull" in answer.headers["www-authenticate"]
     assert hit.hits <= 9
 
 
-def test_rate_limit_is_told_with_its_time_and_not_passed_on_as_a_storm(door: Door) -> None:
+def test_rate_limit_is_told_with_its_time_and_not_passed_on_as_a_storm(client: RegistryClient) -> None:
     """containerd tries five times at once."""
-    current = image(door)
+    current = image(client)
     plain = "Too Many Requests (HAP429)."
-    door.hub.faults.add(Fault(kind="manifest", status=429, body=plain, headers={"Retry-After": "3"}))
-    answers = [door.manifest("latest") for _ in range(5)]
+    client.hub.faults.add(Fault(kind="manifest", status=429, body=plain, headers={"Retry-After": "3"}))
+    answers = [client.manifest("latest") for _ in range(5)]
     assert {answer.failure for answer in answers} == {(429, "TOOMANYREQUESTS")}
     told = [int(answer.headers["retry-after"]) for answer in answers]
     assert told == sorted(told, reverse=True)
     assert (told[0], told[-1] > 0) == (3, True)
-    assert door.hub.count(kind="manifest") <= 2
-    door.hub.faults.clear()
+    assert client.hub.count(kind="manifest") <= 2
+    client.hub.faults.clear()
     time.sleep(3)
-    assert door.manifest("latest").body == current.manifest
+    assert client.manifest("latest").body == current.manifest
 
 
-def test_rate_limit_costs_no_stored_image_its_pull(door: Door) -> None:
-    current = image(door)
-    door.manifest("latest")
-    door.hub.limit(0)
-    assert door.manifest("latest").body == current.manifest
-    assert door.product.metric("hubcache_ratelimit_remaining", credential="anonymous") == 0
+def test_rate_limit_costs_no_stored_image_its_pull(client: RegistryClient) -> None:
+    current = image(client)
+    client.manifest("latest")
+    client.hub.limit(0)
+    assert client.manifest("latest").body == current.manifest
+    assert client.program.metric("hubcache_ratelimit_remaining", credential="anonymous") == 0
 
 
 # -- blobs
@@ -169,17 +168,17 @@ def test_rate_limit_costs_no_stored_image_its_pull(door: Door) -> None:
     ids=described,
 )
 def test_blob_that_cannot_be_had_is_an_error_and_is_not_remembered(
-    doors: list[Door], kind: str, fault: Fault, expected: tuple[int, str]
+    clients: list[RegistryClient], kind: str, fault: Fault, expected: tuple[int, str]
 ) -> None:
-    digests = [image(door).layers[0] for door in doors]
-    doors[0].hub.faults.add(replace(fault, kind=kind))
+    digests = [image(client).layers[0] for client in clients]
+    clients[0].hub.faults.add(replace(fault, kind=kind))
     if kind == "cdn" and expected[0] in (404, 502) and fault.status not in (None, 200):
         expected = UNAVAILABLE  # a CDN has no say in what there is
-    for door, digest in zip(doors, digests, strict=True):
-        assert door.blob(digest).failure == expected
-    well_again(doors[0])
-    for door, digest in zip(doors, digests, strict=True):
-        assert door.blob(digest).body == random_bytes(300_000, door.repo)
+    for client, digest in zip(clients, digests, strict=True):
+        assert client.blob(digest).failure == expected
+    well_again(clients[0])
+    for client, digest in zip(clients, digests, strict=True):
+        assert client.blob(digest).body == random_bytes(300_000, client.repo)
 
 
 @pytest.mark.parametrize("name_the_size", [True, False])
@@ -198,51 +197,53 @@ def test_blob_that_cannot_be_had_is_an_error_and_is_not_remembered(
     ],
     ids=described,
 )
-def test_wrong_body_is_never_given_as_whole_and_never_stored(door: Door, fault: Fault, name_the_size: bool) -> None:
+def test_wrong_body_is_never_given_as_whole_and_never_stored(
+    client: RegistryClient, fault: Fault, name_the_size: bool
+) -> None:
     """With and without a manifest that tells what size it should have."""
-    digest, data = image(door).layers[0], random_bytes(300_000, door.repo)
+    digest, data = image(client).layers[0], random_bytes(300_000, client.repo)
     if name_the_size:
-        door.manifest("latest")
-    door.settle()
-    stored = door.product.health["store"]["objects"]
-    door.hub.faults.add(replace(fault, kind="cdn"))
-    answer = door.blob(digest)
+        client.manifest("latest")
+    client.wait_until_stored()
+    stored = client.program.health["store"]["objects"]
+    client.hub.faults.add(replace(fault, kind="cdn"))
+    answer = client.blob(digest)
     if answer.status == 200:
         assert not answer.complete or answer.body == data
         assert data.startswith(answer.body[:-1]) or not answer.complete
     else:
         assert answer.failure in (BAD, UNAVAILABLE)
-    door.settle()
+    client.wait_until_stored()
     if not answer.complete:
-        assert door.product.health["store"]["objects"] == stored
-    well_again(door)
-    assert door.blob(digest).body == data
+        assert client.program.health["store"]["objects"] == stored
+    well_again(client)
+    assert client.blob(digest).body == data
 
 
-def test_broken_transfer_is_resumed_where_it_broke(door: Door) -> None:
-    digest, data = image(door, 1_000_000).layers[0], random_bytes(1_000_000, door.repo)
-    door.hub.faults.add(Fault(kind="cdn", close_after=400_000, times=2))
-    answer = door.blob(digest)
+def test_broken_transfer_is_resumed_where_it_broke(client: RegistryClient) -> None:
+    digest, data = image(client, 1_000_000).layers[0], random_bytes(1_000_000, client.repo)
+    client.hub.faults.add(Fault(kind="cdn", close_after=400_000, times=2))
+    answer = client.blob(digest)
     assert (answer.complete, answer.body == data) == (True, True)
-    ranges = [record.header("Range") for record in door.hub.requests(kind="cdn")]
+    ranges = [record.header("Range") for record in client.hub.requests(kind="cdn")]
     assert ranges[0] is None
     assert [str(one).partition("=")[0] for one in ranges[1:]] == ["bytes"] * 2
 
 
-def test_transfer_resumes_also_where_the_upstream_ignores_ranges(door: Door) -> None:
-    digest, data = image(door, 1_000_000).layers[0], random_bytes(1_000_000, door.repo)
-    door.hub.faults.add(Fault(kind="cdn", close_after=400_000, times=1))
-    door.hub.faults.add(Fault(kind="cdn", status=200, body=data, content_type="application/octet-stream"))
-    answer = door.blob(digest)
+def test_transfer_resumes_also_where_the_upstream_ignores_ranges(client: RegistryClient) -> None:
+    digest, data = image(client, 1_000_000).layers[0], random_bytes(1_000_000, client.repo)
+    client.hub.faults.add(Fault(kind="cdn", close_after=400_000, times=1))
+    client.hub.faults.add(Fault(kind="cdn", status=200, body=data, content_type="application/octet-stream"))
+    answer = client.blob(digest)
     assert (answer.complete, answer.body == data) == (True, True)
 
 
-def test_blob_of_another_size_than_the_manifest_says_is_refused(door: Door) -> None:
-    digest = door.hub.blob(door.repo, b"12345")
+def test_blob_of_another_size_than_the_manifest_says_is_refused(client: RegistryClient) -> None:
+    digest = client.hub.blob(client.repo, b"12345")
     document = {"schemaVersion": 2, "layers": [{"digest": digest, "size": 6}]}
-    door.hub.manifest(door.repo, "latest", json.dumps(document).encode(), OCI_MANIFEST)
-    assert door.manifest("latest").status == 200
-    answer = door.blob(digest)
+    client.hub.manifest(client.repo, "latest", json.dumps(document).encode(), OCI_MANIFEST)
+    assert client.manifest("latest").status == 200
+    answer = client.blob(digest)
     assert answer.failure == BAD
     assert answer.error["detail"]["expected"] == 6
 
@@ -265,23 +266,23 @@ def test_blob_of_another_size_than_the_manifest_says_is_refused(door: Door) -> N
     ids=described,
 )
 def test_token_service_that_gives_no_token_is_a_clear_error(
-    doors: list[Door], fault: Fault, expected: tuple[int, str]
+    clients: list[RegistryClient], fault: Fault, expected: tuple[int, str]
 ) -> None:
-    images = [image(door) for door in doors]
-    doors[0].hub.faults.add(replace(fault, kind="token"))
-    for door in doors:
-        assert door.manifest("latest").failure == expected
-    well_again(doors[0])
+    images = [image(client) for client in clients]
+    clients[0].hub.faults.add(replace(fault, kind="token"))
+    for client in clients:
+        assert client.manifest("latest").failure == expected
+    well_again(clients[0])
     if fault.status == 429:
         time.sleep(1)  # it said so
-    for door, current in zip(doors, images, strict=True):
-        assert door.manifest("latest").body == current.manifest
+    for client, current in zip(clients, images, strict=True):
+        assert client.manifest("latest").body == current.manifest
 
 
-def test_token_that_the_registry_refuses_is_fetched_anew(door: Door) -> None:
-    current = image(door)
-    door.manifest("latest")
-    door.hub.accounts.revoke()
-    door.hub.reset_log()
-    assert door.manifest("latest").body == current.manifest
-    assert door.hub.count(kind="token") == 1
+def test_token_that_the_registry_refuses_is_fetched_anew(client: RegistryClient) -> None:
+    current = image(client)
+    client.manifest("latest")
+    client.hub.accounts.revoke()
+    client.hub.reset_log()
+    assert client.manifest("latest").body == current.manifest
+    assert client.hub.count(kind="token") == 1

@@ -1,13 +1,14 @@
 """No credential stays in logs, metrics, the store, error bodies or saved flows; yet each gets where it is needed."""
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from support import program
-from support.program import TOKEN_HOST, Door, Rig
+from support.http_client import TIMEOUT, Answer, Exchange, head
+from support.program import TOKEN_HOST, Program, RegistryClient, running_program
 from support.standin import Hub, Image, random_bytes
 from support.standin.content import sha256
 from support.standin.media import OCI_MANIFEST
@@ -41,86 +42,86 @@ class Aftermath:
         return {place for place, content in self.written.items() if text.encode() in content}
 
 
-def token_of(answer: program.Answer) -> dict[str, str]:
+def token_of(answer: Answer) -> dict[str, str]:
     assert answer.status == 200, answer.body
     return {"Authorization": "Bearer " + json.loads(answer.body)["token"]}
 
 
-def logged_in_pull(door: Door, image: Image) -> None:
+def logged_in_pull(client: RegistryClient, image: Image) -> None:
     """`docker login`, then a pull of a public and of a private image."""
     login = "/token?account=alice&client_id=docker&offline_token=true&service=registry.docker.io"
     own = {"Authorization": basic("alice", PASSWORD)}
-    assert door.request("GET", "/v2/", token_of(door.request("GET", login, own, host=TOKEN_HOST))).status == 200
+    assert client.request("GET", "/v2/", token_of(client.request("GET", login, own, host=TOKEN_HOST))).status == 200
     for repo in ("library/app", SECRET):
         path = f"/token?account=alice&service=registry.docker.io&scope=repository:{repo}:pull"
-        token = token_of(door.request("GET", path, own, host=TOKEN_HOST))
+        token = token_of(client.request("GET", path, own, host=TOKEN_HOST))
         for method in ("HEAD", "GET"):
-            assert door.manifest("1", token, method, repo).status == 200
-        assert door.manifest(image.digest, token, repo=repo).status == 200
+            assert client.manifest("1", token, method, repo).status == 200
+        assert client.manifest(image.digest, token, repo=repo).status == 200
         for blob in (image.config, *image.layers):
-            assert door.blob(blob, token, repo=repo).status in (200, 307)
+            assert client.blob(blob, token, repo=repo).status in (200, 307)
 
 
-def oauth(door: Door) -> dict[str, str]:
+def oauth(client: RegistryClient) -> dict[str, str]:
     """A token by POST, as podman and newer docker get it."""
     body = f"grant_type=password&username=alice&password={PASSWORD}&service=registry.docker.io&{PULL},push".encode()
-    token = token_of(door.request("POST", "/token", FORM, host=TOKEN_HOST, body=body))
-    assert door.manifest("1", token, repo=SECRET).status == 200
+    token = token_of(client.request("POST", "/token", FORM, host=TOKEN_HOST, body=body))
+    assert client.manifest("1", token, repo=SECRET).status == 200
     return token
 
 
-def push(door: Door, token: dict[str, str]) -> None:
+def push(client: RegistryClient, token: dict[str, str]) -> None:
     """A blob and a manifest, with a token that may push."""
     data = b"pushed"
-    begun = door.request("POST", f"/v2/{SECRET}/blobs/uploads/", token)
+    begun = client.request("POST", f"/v2/{SECRET}/blobs/uploads/", token)
     assert begun.status == 202
     path = f"{begun.headers['location']}?digest={sha256(data)}"
-    assert door.request("PUT", path, token, body=data).status == 201
+    assert client.request("PUT", path, token, body=data).status == 201
     layer = {"mediaType": "application/octet-stream", "digest": sha256(data), "size": len(data)}
     body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [layer]}).encode()
     headers = token | {"Content-Type": OCI_MANIFEST}
-    assert door.request("PUT", f"/v2/{SECRET}/manifests/pushed", headers, body=body).status == 201
+    assert client.request("PUT", f"/v2/{SECRET}/manifests/pushed", headers, body=body).status == 201
 
 
-def refusals(door: Door, mirror: Door) -> Iterator[program.Answer]:
+def refusals(client: RegistryClient, mirror: RegistryClient) -> Iterator[Answer]:
     """What is answered with an error, each time to a client that came with credentials."""
     wrong = {"Authorization": basic("alice", WRONG)}
-    yield door.request("GET", f"/token?service=registry.docker.io&{PULL}", wrong, host=TOKEN_HOST)
+    yield client.request("GET", f"/token?service=registry.docker.io&{PULL}", wrong, host=TOKEN_HOST)
     form = f"grant_type=password&username=alice&password={WRONG}&{PULL}".encode()
-    yield door.request("POST", "/token", FORM, host=TOKEN_HOST, body=form)
-    for one in (door, mirror):
+    yield client.request("POST", "/token", FORM, host=TOKEN_HOST, body=form)
+    for one in (client, mirror):
         yield one.manifest("1", {"Authorization": f"Bearer {WRONG}"}, repo=SECRET)
         yield one.manifest("none", {"Authorization": f"Bearer {WRONG}"}, repo="library/app")
         yield one.request("GET", f"/v2/{SECRET}/manifests/..%2f", {"Authorization": f"Bearer {WRONG}"})
-    door.hub.stop()
-    yield door.manifest("other", {"Authorization": f"Bearer {WRONG}"}, repo=SECRET)
-    yield door.request("GET", "/token?service=registry.docker.io", wrong, host=TOKEN_HOST)
-    yield door.request("PUT", f"/v2/{SECRET}/manifests/1", {"Authorization": f"Bearer {WRONG}"}, body=b"{}")
+    client.hub.stop()
+    yield client.manifest("other", {"Authorization": f"Bearer {WRONG}"}, repo=SECRET)
+    yield client.request("GET", "/token?service=registry.docker.io", wrong, host=TOKEN_HOST)
+    yield client.request("PUT", f"/v2/{SECRET}/manifests/1", {"Authorization": f"Bearer {WRONG}"}, body=b"{}")
 
 
-def plain_http(door: Door) -> None:
+def plain_http(client: RegistryClient) -> None:
     """A registry without TLS, reached through the proxy: not ours, but recorded like everything."""
-    with program.socket.create_connection(("127.0.0.1", door.product.proxy), program.PATIENCE) as client:
+    with socket.create_connection(("127.0.0.1", client.program.proxy), TIMEOUT) as connection:
         fields = {"Host": "x", "Authorization": basic("alice", PLAIN), "Connection": "close"}
-        client.sendall(program.head("GET", f"{door.hub.url('token')}/token", fields))
-        assert program.Exchange(client, "GET").finish().status == 401
+        connection.sendall(head("GET", f"{client.hub.url('token')}/token", fields))
+        assert Exchange(connection, "GET").finish().status == 401
 
 
-def act(rig: Rig) -> Aftermath:
+def act(program: Program) -> Aftermath:
     """Everything that credentials are for."""
-    door, mirror = rig.door("proxy"), rig.door("mirror")
-    image = rig.hub.image(SECRET, "1", [random_bytes(1000)])
-    rig.hub.image("library/app", "1", [random_bytes(1000)])
-    rig.hub.private(SECRET, {"alice": PASSWORD})
-    logged_in_pull(door, image)
-    push(door, oauth(door))
-    rig.hub.image("library/other", "1", [b"another"])
+    client, mirror = program.client("proxy"), program.client("mirror")
+    image = program.hub.image(SECRET, "1", [random_bytes(1000)])
+    program.hub.image("library/app", "1", [random_bytes(1000)])
+    program.hub.private(SECRET, {"alice": PASSWORD})
+    logged_in_pull(client, image)
+    push(client, oauth(client))
+    program.hub.image("library/other", "1", [b"another"])
     assert mirror.manifest("1", repo="library/other").status == 200
     assert mirror.manifest("1?ns=ghcr.io", {"Authorization": f"Bearer {ELSEWHERE}"}).status == 404
-    assert door.manifest("1", {"Cookie": COOKIE}, repo="library/app").status == 200
-    plain_http(door)
-    found = Aftermath(rig.hub, list(rig.hub.log), image)
-    found.errors = [answer.body for answer in refusals(door, mirror)]
+    assert client.manifest("1", {"Cookie": COOKIE}, repo="library/app").status == 200
+    plain_http(client)
+    found = Aftermath(program.hub, list(program.hub.log), image)
+    found.errors = [answer.body for answer in refusals(client, mirror)]
     return found
 
 
@@ -139,14 +140,14 @@ def aftermath(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         "flow_detail": "4",
         "termlog_verbosity": "debug",
     }
-    with Hub() as hub, program.running(hub, **options) as rig:
+    with Hub() as hub, running_program(hub, **options) as program:
         hub.user("robot", ROBOT)
-        found = act(rig)
-        pages = {page: rig.product.fetch(page) for page in ("/metrics", "/healthz")}
-        rig.product.stop()
-        store = {str(path): path.read_bytes() for path in rig.product.store.rglob("*") if path.is_file()}
+        found = act(program)
+        pages = {page: program.status_page(page) for page in ("/metrics", "/healthz")}
+        program.stop()
+        store = {str(path): path.read_bytes() for path in program.store.rglob("*") if path.is_file()}
         found.written = {
-            "the log": rig.product.log_file.read_bytes(),
+            "the log": program.log_file.read_bytes(),
             "saved flows": (saved / "flows").read_bytes(),
             "the HAR file": (saved / "flows.har").read_bytes(),
             "error bodies": b"\n".join(found.errors),
@@ -230,7 +231,7 @@ def test_password_reached_the_token_service_only(aftermath: Aftermath) -> None:
 def test_password_file_that_is_gone_is_told_at_start_by_the_options_name(tmp_path: Path) -> None:
     options = {"hubcache_username": "robot", "hubcache_password_file": str(tmp_path / "gone")}
     with Hub() as hub:
-        product = program.Product(tmp_path, hub, options)
-        product.launch()
-        assert product.ended() != 0
-    assert "hubcache_password_file" in product.log
+        program = Program(tmp_path, hub, options)
+        program.launch()
+        assert program.wait_for_exit() != 0
+    assert "hubcache_password_file" in program.log

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import program
-from support.http_client import PATIENCE, Exchange, head
-from support.program import HUB_HOST, Door
+from support.http_client import TIMEOUT, Exchange, head
+from support.program import HUB_HOST, LISTENERS, RegistryClient, running_program
 from support.standin import Hub, random_bytes
 
 LARGE = 5_000_000
@@ -16,12 +15,12 @@ BY_PUMP = "server connect 127.0.0.1"
 """What mitmproxy logs when it connects to the pump."""
 
 
-def bodies(door: Door, digest: str, times: int, **headers: str) -> list[bytes]:
+def bodies(client: RegistryClient, digest: str, times: int, **headers: str) -> list[bytes]:
     """Bodies of one blob, requested one after the other on one connection."""
     received = []
-    with door.connect() as kept:
+    with client.connect() as kept:
         for _ in range(times):
-            kept.sendall(head("GET", f"/v2/{door.repo}/blobs/{digest}", {"Host": HUB_HOST} | headers))
+            kept.sendall(head("GET", f"/v2/{client.repo}/blobs/{digest}", {"Host": HUB_HOST} | headers))
             received.append(Exchange(kept, "GET").finish().body)
     return received
 
@@ -30,48 +29,48 @@ def bodies(door: Door, digest: str, times: int, **headers: str) -> list[bytes]:
 def test_script_sees_flows_whose_bodies_come_from_the_pump(hub: Hub, tmp_path: Path, hook: str) -> None:
     script = tmp_path / "listens.py"
     script.write_text(f"def {hook}(flow):\n    print('script saw', flow.request.url, flush=True)\n")
-    with program.running(hub, hubcache_tag_ttl="600") as rig:
-        rig.product.stop()
-        rig.product.command += ["-s", str(script)]
-        rig.product.start()
-        for name in program.DOORS:
-            door = rig.door(name)
-            data = random_bytes(LARGE, door.repo)
-            digest = hub.blob(door.repo, data)
-            assert bodies(door, digest, 3) == [data] * 3
-            assert bodies(door, digest, 2, range="bytes=70000-4000000") == [data[70_000:4_000_001]] * 2
-        assert "script saw" in rig.product.log
-        assert BY_PUMP in rig.product.log
+    with running_program(hub, hubcache_tag_ttl="600") as program:
+        program.stop()
+        program.command += ["-s", str(script)]
+        program.start()
+        for name in LISTENERS:
+            client = program.client(name)
+            data = random_bytes(LARGE, client.repo)
+            digest = hub.blob(client.repo, data)
+            assert bodies(client, digest, 3) == [data] * 3
+            assert bodies(client, digest, 2, range="bytes=70000-4000000") == [data[70_000:4_000_001]] * 2
+        assert "script saw" in program.log
+        assert BY_PUMP in program.log
 
 
 def test_header_that_an_option_adds_is_added_to_answers_with_bodies(hub: Hub) -> None:
-    with program.running(hub, modify_headers="/~s/x-added/yes") as rig:
-        for name in program.DOORS:
-            door = rig.door(name)
-            data = random_bytes(LARGE, door.repo)
-            answer = door.blob(hub.blob(door.repo, data))
+    with running_program(hub, modify_headers="/~s/x-added/yes") as program:
+        for name in LISTENERS:
+            client = program.client(name)
+            data = random_bytes(LARGE, client.repo)
+            answer = client.blob(hub.blob(client.repo, data))
             assert (answer.body == data, answer.headers["x-added"]) == (True, "yes")
 
 
 def test_body_inside_tls_inside_tls_arrives_whole(hub: Hub) -> None:
     """The client speaks TLS to the proxy, too."""
-    with program.running(hub) as rig:
-        door = rig.door("proxy")
-        data = random_bytes(LARGE, door.repo)
-        digest = door.hub.blob(door.repo, data)
+    with running_program(hub) as program:
+        client = program.client("proxy")
+        data = random_bytes(LARGE, client.repo)
+        digest = client.hub.blob(client.repo, data)
         outer = ssl.create_default_context()
         outer.check_hostname, outer.verify_mode = False, ssl.CERT_NONE
         with (
-            socket.create_connection(("127.0.0.1", rig.product.proxy), PATIENCE) as plain,
+            socket.create_connection(("127.0.0.1", program.proxy), TIMEOUT) as plain,
             outer.wrap_socket(plain) as to_proxy,
         ):
             to_proxy.sendall(head("CONNECT", f"{HUB_HOST}:443", {"Host": f"{HUB_HOST}:443"}))
             assert to_proxy.recv(4096).startswith(b"HTTP/1.1 200")
-            inner = Inner(to_proxy, rig.product.trust())
-            inner.send(head("GET", f"/v2/{door.repo}/blobs/{digest}", {"Host": HUB_HOST, "Connection": "close"}))
+            inner = Inner(to_proxy, program.ssl_context())
+            inner.send(head("GET", f"/v2/{client.repo}/blobs/{digest}", {"Host": HUB_HOST, "Connection": "close"}))
             received = b"".join(inner.receive())
         assert received.partition(b"\r\n\r\n")[2] == data
-        assert BY_PUMP in rig.product.log
+        assert BY_PUMP in program.log
 
 
 class Inner:

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from hubcache.mitm import listeners
 from hubcache.workers import supervisor
-from support import program
+from support.http_client import wait_until
 from support.parts import bytes_on_disk
-from support.program import Product, Rig, wait_until
+from support.program import LISTENERS, Program, running_program
 from support.standin import Fault, Hub, random_bytes
 from support.tls_client import Witness
 from support.worker_processes import at_work, workers_of
@@ -43,114 +43,116 @@ def index_locked(store: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def rig() -> Iterator[Rig]:
-    with program.running(hubcache_workers="2") as running:
+def program() -> Iterator[Program]:
+    with running_program(hubcache_workers="2") as running:
         wait_until(lambda: at_work(running))
         yield running
 
 
-def test_both_serve_one_store_and_the_numbers_are_one(rig: Rig) -> None:
+def test_both_serve_one_store_and_the_numbers_are_one(program: Program) -> None:
     data = random_bytes(2_000_000)
-    digest = rig.hub.blob(REPO, data)
+    digest = program.hub.blob(REPO, data)
     barrier = threading.Barrier(16)
 
     def get(number: int) -> bytes:
         barrier.wait()
-        return rig.door(("proxy", "mirror")[number % 2]).blob(digest, repo=REPO).body
+        return program.client(("proxy", "mirror")[number % 2]).blob(digest, repo=REPO).body
 
     with ThreadPoolExecutor(16) as pool:
         assert set(pool.map(get, range(16))) == {data}
-    assert rig.hub.count(kind="cdn", method="GET") == 1
-    wait_until(lambda: rig.product.metric("hubcache_requests_total", kind="blob") == 16)
-    wait_until(lambda: rig.product.metric("hubcache_sent_bytes_total") == 16 * len(data))
-    before = {pid: ticks(pid) for pid in workers_of(rig.product.pid)}
+    assert program.hub.count(kind="cdn", method="GET") == 1
+    wait_until(lambda: program.metric("hubcache_requests_total", kind="blob") == 16)
+    wait_until(lambda: program.metric("hubcache_sent_bytes_total") == 16 * len(data))
+    before = {pid: ticks(pid) for pid in workers_of(program.pid)}
 
     def both_did_something() -> bool:
         with ThreadPoolExecutor(8) as pool:
-            assert set(pool.map(lambda _: rig.door("proxy").blob(digest, repo=REPO).body, range(40))) == {data}
+            assert set(pool.map(lambda _: program.client("proxy").blob(digest, repo=REPO).body, range(40))) == {data}
         return all(ticks(pid) > before[pid] for pid in before)
 
     wait_until(both_did_something)
-    assert rig.hub.count(kind="cdn", method="GET") == 1
+    assert program.hub.count(kind="cdn", method="GET") == 1
 
 
-def test_client_that_comes_while_a_blob_is_being_committed_costs_no_fetch(rig: Rig) -> None:
+def test_client_that_comes_while_a_blob_is_being_committed_costs_no_fetch(program: Program) -> None:
     data = random_bytes(2_000_000)
-    digest = rig.hub.blob(REPO, data)
-    fault = rig.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1_000_000))
-    door = rig.door("mirror")
-    first = door.send("GET", f"/v2/{REPO}/blobs/{digest}")
+    digest = program.hub.blob(REPO, data)
+    fault = program.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1_000_000))
+    client = program.client("mirror")
+    first = client.send("GET", f"/v2/{REPO}/blobs/{digest}")
     assert first.read(1000) == data[:1000]
-    with index_locked(rig.product.store):
-        rig.hub.faults.remove(fault)
+    with index_locked(program.store):
+        program.hub.faults.remove(fault)
         assert first.finish().body == data[1000:]
         with ThreadPoolExecutor(8) as pool:
-            assert set(pool.map(lambda _: door.blob(digest, repo=REPO).body, range(8))) == {data}
-        assert rig.product.metric("hubcache_fills_in_flight") == 1
+            assert set(pool.map(lambda _: client.blob(digest, repo=REPO).body, range(8))) == {data}
+        assert program.metric("hubcache_fills_in_flight") == 1
     first.close()
-    door.settle()
-    assert rig.hub.count(kind="cdn", method="GET") == 1
+    client.wait_until_stored()
+    assert program.hub.count(kind="cdn", method="GET") == 1
 
 
-def test_worker_that_dies_is_started_again_and_nobody_is_refused_meanwhile(rig: Rig) -> None:
-    image = rig.hub.image(REPO, "1", [b"layer"])
-    door = rig.door("mirror")
-    assert door.manifest("1", repo=REPO).body == image.manifest
-    victim, survivor = workers_of(rig.product.pid)
+def test_worker_that_dies_is_started_again_and_nobody_is_refused_meanwhile(program: Program) -> None:
+    image = program.hub.image(REPO, "1", [b"layer"])
+    client = program.client("mirror")
+    assert client.manifest("1", repo=REPO).body == image.manifest
+    victim, survivor = workers_of(program.pid)
     os.kill(victim, signal.SIGKILL)
     for _ in range(10):
-        assert door.manifest("1", repo=REPO).body == image.manifest
-    wait_until(lambda: at_work(rig))
-    assert survivor in workers_of(rig.product.pid)
-    assert len(re.findall(r"worker \d ended \(-9\) and is started again", rig.product.log)) == 1
+        assert client.manifest("1", repo=REPO).body == image.manifest
+    wait_until(lambda: at_work(program))
+    assert survivor in workers_of(program.pid)
+    assert len(re.findall(r"worker \d ended \(-9\) and is started again", program.log)) == 1
 
 
 def test_workers_answer_at_both_doors_without_mitmproxy() -> None:
     """But for the first client of each at the proxy door, for which mitmproxy makes the certificate."""
-    with program.running(hubcache_workers="2", termlog_verbosity="info") as rig:
-        wait_until(lambda: at_work(rig))
+    with running_program(hubcache_workers="2", termlog_verbosity="info") as program:
+        wait_until(lambda: at_work(program))
         data = random_bytes(2_000_000)
-        image = rig.hub.image(REPO, "1", [data, b"small"])
-        witness = Witness(rig.product)
-        for door in map(rig.door, program.DOORS):
+        image = program.hub.image(REPO, "1", [data, b"small"])
+        witness = Witness(program)
+        for client in map(program.client, LISTENERS):
             for _ in range(10):
-                assert door.manifest("1", repo=REPO).body == image.manifest
-                assert [door.blob(digest, repo=REPO).body for digest in image.layers] == [data, b"small"]
+                assert client.manifest("1", repo=REPO).body == image.manifest
+                assert [client.blob(digest, repo=REPO).body for digest in image.layers] == [data, b"small"]
         wait_until(lambda: len(witness.lines) + witness.taken_over == 60)
         assert 1 <= witness.taken_over <= 2
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_their_owner_and_the_doors_are_free_again(rig: Rig, with_signal: signal.Signals) -> None:
-    image = rig.hub.image(REPO, "1", [b"layer"])
-    assert rig.door("proxy").manifest("1", repo=REPO).body == image.manifest
-    workers = workers_of(rig.product.pid)
-    rig.product.stop(with_signal)
+def test_workers_end_with_their_owner_and_the_doors_are_free_again(
+    program: Program, with_signal: signal.Signals
+) -> None:
+    image = program.hub.image(REPO, "1", [b"layer"])
+    assert program.client("proxy").manifest("1", repo=REPO).body == image.manifest
+    workers = workers_of(program.pid)
+    program.stop(with_signal)
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
-    rig.product.start()
-    rig.hub.reset_log()
-    assert rig.door("proxy").manifest("1", repo=REPO).status == 200
-    assert rig.hub.count(kind="manifest", method="GET") == 0
+    program.start()
+    program.hub.reset_log()
+    assert program.client("proxy").manifest("1", repo=REPO).status == 200
+    assert program.hub.count(kind="manifest", method="GET") == 0
 
 
 def test_flows_that_are_saved_need_one_process_and_that_is_said(tmp_path: Path, hub: Hub) -> None:
     options = {"hubcache_workers": "2", "save_stream_file": str(tmp_path / "flows")}
-    product = Product(tmp_path, hub, options)
+    program = Program(tmp_path, hub, options)
     try:
-        product.start()
-        assert "one worker only: flows are saved to a file" in product.log
-        assert workers_of(product.pid) == set()
+        program.start()
+        assert "one worker only: flows are saved to a file" in program.log
+        assert workers_of(program.pid) == set()
         hub.image(REPO, "1", [b"layer"])
-        assert product.door("mirror", hub).manifest("1", repo=REPO).status == 200
+        assert program.client("mirror").manifest("1", repo=REPO).status == 200
     finally:
-        product.stop()
+        program.stop()
 
 
 def test_number_that_is_none_ends_the_start_with_one_line(tmp_path: Path, hub: Hub) -> None:
-    product = Product(tmp_path, hub, {"hubcache_workers": "many"})
-    product.launch()
-    assert product.ended() == 1
-    assert "hubcache_workers: 'many' is not auto or a number from 1 to 64" in product.log
+    program = Program(tmp_path, hub, {"hubcache_workers": "many"})
+    program.launch()
+    assert program.wait_for_exit() == 1
+    assert "hubcache_workers: 'many' is not auto or a number from 1 to 64" in program.log
 
 
 async def test_listener_outlives_a_client_that_left_and_a_want_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +163,7 @@ async def test_listener_outlives_a_client_that_left_and_a_want_of_descriptors(mo
         greeted.set()
         writer.close()
 
-    door = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", 0))
     loop, failures = asyncio.get_running_loop(), [errno.ECONNABORTED, errno.EMFILE]
     accept = loop.sock_accept
 
@@ -172,7 +174,7 @@ async def test_listener_outlives_a_client_that_left_and_a_want_of_descriptors(mo
         return await accept(listening)
 
     monkeypatch.setattr(loop, "sock_accept", failing)
-    listener = listeners._Listener(SimpleNamespace(handle_stream=greet), door.detach())
+    listener = listeners._Listener(SimpleNamespace(handle_stream=greet), listening.detach())
     try:
         _, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
         async with asyncio.timeout(5):
@@ -210,23 +212,23 @@ async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.
 
 def test_cap_holds_with_workers(tmp_path: Path) -> None:
     """Each takes pulls, one decides what is kept."""
-    with program.running(hubcache_workers="2", hubcache_size="32M", hubcache_admit_after="1") as rig:
-        wait_until(lambda: at_work(rig))
-        blobs = {rig.hub.blob(REPO, data): data for data in (random_bytes(4_000_000, f"{n}") for n in range(16))}
+    with running_program(hubcache_workers="2", hubcache_size="32M", hubcache_admit_after="1") as program:
+        wait_until(lambda: at_work(program))
+        blobs = {program.hub.blob(REPO, data): data for data in (random_bytes(4_000_000, f"{n}") for n in range(16))}
         most, done = 0, threading.Event()
 
         def watch() -> None:
             nonlocal most
             while not done.is_set():
-                most = max(most, bytes_on_disk(rig.product.store))
+                most = max(most, bytes_on_disk(program.store))
 
         watcher = threading.Thread(target=watch)
         watcher.start()
         with ThreadPoolExecutor(8) as pool:
             for _ in range(2):
-                bodies = pool.map(lambda digest: rig.door("proxy").blob(digest, repo=REPO).body, blobs)
+                bodies = pool.map(lambda digest: program.client("proxy").blob(digest, repo=REPO).body, blobs)
                 assert list(bodies) == list(blobs.values())
         done.set()
         watcher.join()
         assert 8 << 20 < most <= 32 << 20
-        rig.check()
+        program.assert_no_errors()

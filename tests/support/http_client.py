@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds after which a test gives up."""
 
 
-def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = TIMEOUT) -> None:
     """Wait for something that happens in another process; fails the test when it does not."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -12,25 +12,25 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from support.http_client import PATIENCE, head
-from support.program import HUB_HOST, Door, Product, Rig
+from support.http_client import TIMEOUT, head
+from support.program import HUB_HOST, Program, RegistryClient
 
 _LINE = re.compile(r"^(\S+: (?:GET|HEAD) \S+ << \d+ .*)$", re.MULTILINE)
 
 
-def warm(rig: Rig) -> None:
+def warm(program: Program) -> None:
     """Have mitmproxy make the leaf certificates: for the first client of a host it does all."""
-    door = rig.door("proxy")
-    assert door.request("GET", "/v2/").status == 401
-    assert door.token("repository:library/app:pull")
+    client = program.client("proxy")
+    assert client.request("GET", "/v2/").status == 401
+    assert client.token("repository:library/app:pull")
 
 
 class Witness:
     """What the product says from now on."""
 
-    def __init__(self, product: Product) -> None:
-        self._product = product
-        self._begin = len(product.log)
+    def __init__(self, program: Program) -> None:
+        self._product = program
+        self._begin = len(program.log)
 
     @property
     def log(self) -> str:
@@ -48,30 +48,30 @@ class Witness:
 
 
 def witness_fixture() -> Any:
-    """A fixture for a test module that has a `rig`."""
+    """A fixture for a test module that has a `program`."""
 
     @pytest.fixture
-    def witness(rig: Rig) -> Witness:
-        return Witness(rig.product)
+    def witness(program: Program) -> Witness:
+        return Witness(program)
 
     return witness
 
 
-def proxy_door_fixture() -> Any:
-    """A fixture for what only the proxy door of a module's `rig` has."""
+def proxy_client_fixture() -> Any:
+    """A fixture for what only the proxy door of a `program` has."""
 
     @pytest.fixture
-    def proxy_door(rig: Rig) -> Iterator[Door]:
-        rig.refresh()
-        yield rig.door("proxy")
-        rig.check()
+    def proxy_client(program: Program) -> Iterator[RegistryClient]:
+        program.reset()
+        yield program.client("proxy")
+        program.assert_no_errors()
 
-    return proxy_door
+    return proxy_client
 
 
-def ask(door: Door, path: str, method: str = "GET", **headers: str) -> bytes:
+def ask(client: RegistryClient, path: str, method: str = "GET", **headers: str) -> bytes:
     """The head of a request on a connection that is to be kept."""
-    return head(method, f"/v2/{door.repo}/{path}", {"Host": HUB_HOST} | headers)
+    return head(method, f"/v2/{client.repo}/{path}", {"Host": HUB_HOST} | headers)
 
 
 def reply(stream: BinaryIO, method: str = "GET") -> tuple[int, bytes]:
@@ -81,9 +81,9 @@ def reply(stream: BinaryIO, method: str = "GET") -> tuple[int, bytes]:
     return status, b"" if method == "HEAD" else stream.read(length)
 
 
-def is_open(product: Product, digest: str) -> bool:
+def is_open(program: Program, digest: str) -> bool:
     """Whether the product holds the stored file of a blob open."""
-    held = Path(f"/proc/{product.pid}/fd")
+    held = Path(f"/proc/{program.pid}/fd")
     name = digest.partition(":")[2]
     for each in held.iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed since
@@ -95,21 +95,23 @@ def is_open(product: Product, digest: str) -> bool:
 class Client:
     """A client at one of the doors that says when which bytes are sent: `inside` of TLS, where there is any."""
 
-    def __init__(self, door: Door, *, way: socket.socket | None = None, name: str | None = HUB_HOST) -> None:
+    def __init__(
+        self, client: RegistryClient, *, way: socket.socket | None = None, name: str | None = HUB_HOST
+    ) -> None:
         """Connected to the door; or on its `way` and before its hello."""
         self._arrived, self._leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._inside: ssl.SSLObject | None = None
         self._name = name
-        self._trust = door.product.trust()
+        self._trust = client.program.ssl_context()
         self._trust.check_hostname = name == HUB_HOST
         if way is not None:
             self.way = way
-        elif door.is_proxy:
-            self.way = door.product.tunnel(HUB_HOST, 443)
+        elif client.is_proxy:
+            self.way = client.program.tunnel(HUB_HOST, 443)
             self.way.sendall(self.hello())
             self.shake()
         else:
-            self.way = socket.create_connection(("127.0.0.1", door.product.mirror), PATIENCE)
+            self.way = socket.create_connection(("127.0.0.1", client.program.mirror), TIMEOUT)
         self.answers = io.BufferedReader(_Received(self))
 
     def hello(self) -> bytes:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from support.program import Rig
+from support.program import Program
 
 
 def workers_of(pid: int) -> set[int]:
@@ -19,5 +19,5 @@ def workers_of(pid: int) -> set[int]:
     return found
 
 
-def at_work(rig: Rig) -> bool:
-    return rig.product.metric("hubcache_workers") == 2 and len(workers_of(rig.product.pid)) == 2
+def at_work(program: Program) -> bool:
+    return program.metric("hubcache_workers") == 2 and len(workers_of(program.pid)) == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from .processes import require, require_root, run
+from support.processes import require, require_root, run
 
 VERSION = 1
 """Part of the cached file's name; raise it when what goes into the file changes."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from support.processes import Daemon, accepts, plain_environment, require, require_root, run
 from support.standin.content import sha256
 
 from .doors import Door
 from .mounts import overlay_works
-from .processes import Daemon, accepts, plain_environment, require, require_root, run
 
 POLICY = {"default": [{"type": "insecureAcceptAnything"}]}
 

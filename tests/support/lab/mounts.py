@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from .processes import run
+from support.processes import run
 
 
 def _mount(*arguments: str | Path) -> bool:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.ports import free_port
+from support.processes import Daemon, accepts, require
 from support.standin import Hub, random_bytes
 
 from .base import base_layer
 from .images import Published, Publisher, layer, layer_of
-from .processes import Daemon, accepts, require
 
 USER, PASSWORD = "alice", "correct horse"
 

@@ -10,8 +10,7 @@ from hubcache.operate.ca import ensure_ca
 
 from support.paths import REPOSITORY
 from support.ports import free_port
-
-from .processes import Daemon, accepts
+from support.processes import Daemon, accepts
 
 TAG_TTL = 600
 """Seconds; longer than a test, so that a warm pull has no reason to ask upstream."""

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from OpenSSL import SSL
 from OpenSSL._util import lib
-from support import program
 from support.mitm import taddons
-from support.program import HUB_HOST, TOKEN_HOST, Product, Rig
+from support.program import HUB_HOST, TOKEN_HOST, Program, running_program
 from support.standin import Hub, random_bytes
 from support.tls_pair import VERSIONS, arrived, established, handshakes, known_fixture, start, taken_from
 
@@ -187,23 +186,23 @@ def test_connection_for_which_a_script_chose_ciphers_is_left_to_mitmproxy(known:
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with program.running() as running:
+def program() -> Iterator[Program]:
+    with running_program() as running:
         yield running
-        running.check()
+        running.assert_no_errors()
 
 
-def shake(product: Product, host: str, trust: ssl.SSLContext, name: str | None = None) -> ssl.SSLSocket:
-    return trust.wrap_socket(product.tunnel(host, 443), server_hostname=name or host)
+def shake(program: Program, host: str, trust: ssl.SSLContext, name: str | None = None) -> ssl.SSLSocket:
+    return trust.wrap_socket(program.tunnel(host, 443), server_hostname=name or host)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.parametrize("host", [HUB_HOST, TOKEN_HOST])
-def test_each_host_has_its_own_certificate_each_time(rig: Rig, host: str, version: ssl.TLSVersion) -> None:
-    trust = rig.product.trust()
+def test_each_host_has_its_own_certificate_each_time(program: Program, host: str, version: ssl.TLSVersion) -> None:
+    trust = program.ssl_context()
     trust.minimum_version = trust.maximum_version = version
     for _ in range(2):
-        with shake(rig.product, host, trust) as client:
+        with shake(program, host, trust) as client:
             certificate = client.getpeercert() or {}
             assert ("DNS", host) in certificate["subjectAltName"]
             assert certificate["issuer"] != certificate["subject"]
@@ -214,25 +213,25 @@ def test_each_host_has_its_own_certificate_each_time(rig: Rig, host: str, versio
     [([], None), (["http/1.1"], "http/1.1"), (["h2", "http/1.1"], "http/1.1"), (["http/1.0"], "http/1.0")],
 )
 def test_protocol_is_http_1_also_where_the_client_would_rather_have_2(
-    rig: Rig, offered: list[str], chosen: str | None
+    program: Program, offered: list[str], chosen: str | None
 ) -> None:
-    trust = rig.product.trust()
+    trust = program.ssl_context()
     trust.set_alpn_protocols(offered)
-    with shake(rig.product, HUB_HOST, trust) as client:
+    with shake(program, HUB_HOST, trust) as client:
         assert client.selected_alpn_protocol() == chosen
 
 
-def test_client_that_does_not_trust_us_is_told_in_the_log(rig: Rig) -> None:
+def test_client_that_does_not_trust_us_is_told_in_the_log(program: Program) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
-        shake(rig.product, HUB_HOST, ssl.create_default_context())
-    rig.product.wait_for_log("does not trust the proxy's certificate")
+        shake(program, HUB_HOST, ssl.create_default_context())
+    program.wait_for_log("does not trust the proxy's certificate")
 
 
 def test_version_that_the_user_wants_is_asked_for(hub: Hub) -> None:
-    with program.running(hub, tls_version_client_min="TLS1_3") as rig:
-        old = rig.product.trust()
+    with running_program(hub, tls_version_client_min="TLS1_3") as program:
+        old = program.ssl_context()
         old.maximum_version = ssl.TLSVersion.TLSv1_2
         with pytest.raises(ssl.SSLError):
-            shake(rig.product, HUB_HOST, old)
-        with shake(rig.product, HUB_HOST, rig.product.trust()) as client:
+            shake(program, HUB_HOST, old)
+        with shake(program, HUB_HOST, program.ssl_context()) as client:
             assert client.version() == "TLSv1.3"

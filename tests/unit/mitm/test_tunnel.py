@@ -20,11 +20,10 @@ from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import context, events, layer
 from mitmproxy.proxy.layers import HttpLayer, modes
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
-from support import program
-from support.http_client import PATIENCE, Exchange, head
+from support.http_client import TIMEOUT, Exchange, head
 from support.mitm import taddons
 from support.ports import free_port
-from support.program import HUB_HOST, Door, Rig
+from support.program import HUB_HOST, LISTENERS, Program, RegistryClient, running_program
 from support.standin import Hub
 
 HUB = Interception([Registry.parse(HUB_HOST), Registry.parse("[::1]:5001")])
@@ -147,41 +146,41 @@ def test_other_mirror_or_one_that_is_asked_with_tls_is_left_to_mitmproxy(data: b
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with program.running(hubcache_tag_ttl="600") as running:
+def program() -> Iterator[Program]:
+    with running_program(hubcache_tag_ttl="600") as running:
         yield running
 
 
 @pytest.fixture
-def door(rig: Rig) -> Iterator[Door]:
-    rig.refresh()
-    yield rig.door("proxy")
-    rig.check()
+def client(program: Program) -> Iterator[RegistryClient]:
+    program.reset()
+    yield program.client("proxy")
+    program.assert_no_errors()
 
 
-def test_tunnel_may_carry_plain_http(door: Door) -> None:
+def test_tunnel_may_carry_plain_http(client: RegistryClient) -> None:
     """As in mitmproxy: it is no request to the registry, which speaks TLS at this port, and gets no content."""
-    with door.product.tunnel(HUB_HOST, 443) as plain:
+    with client.program.tunnel(HUB_HOST, 443) as plain:
         plain.sendall(head("GET", "/v2/", {"Host": HUB_HOST, "Connection": "close"}))
         assert Exchange(plain, "GET").status >= 400
-    assert door.hub.count() == 0
+    assert client.hub.count() == 0
 
 
-def test_client_may_leave_before_anything_is_in_the_tunnel(door: Door) -> None:
-    door.product.tunnel(HUB_HOST, 443).close()
-    assert door.request("GET", "/v2/").status == 401
+def test_client_may_leave_before_anything_is_in_the_tunnel(client: RegistryClient) -> None:
+    client.program.tunnel(HUB_HOST, 443).close()
+    assert client.request("GET", "/v2/").status == 401
 
 
-def test_client_need_not_wait_for_the_answer_to_its_connect(door: Door) -> None:
+def test_client_need_not_wait_for_the_answer_to_its_connect(client: RegistryClient) -> None:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    inside = door.product.trust().wrap_bio(incoming, outgoing, server_hostname=HUB_HOST)
+    inside = client.program.ssl_context().wrap_bio(incoming, outgoing, server_hostname=HUB_HOST)
     with pytest.raises(ssl.SSLWantReadError):
         inside.do_handshake()
-    with socket.create_connection(("127.0.0.1", door.product.proxy), PATIENCE) as client:
-        client.sendall(ORDINARY + outgoing.read())
+    with socket.create_connection(("127.0.0.1", client.program.proxy), TIMEOUT) as tunnel:
+        tunnel.sendall(ORDINARY + outgoing.read())
         received = b""
         while b"\r\n\r\n" not in received:
-            received += client.recv(4096)
+            received += tunnel.recv(4096)
         answer, _, rest = received.partition(b"\r\n\r\n")
         assert answer == b"HTTP/1.1 200 Connection established"
         incoming.write(rest)
@@ -190,7 +189,7 @@ def test_client_need_not_wait_for_the_answer_to_its_connect(door: Door) -> None:
                 inside.do_handshake()
                 break
             except ssl.SSLWantReadError:
-                incoming.write(client.recv(4096))
+                incoming.write(tunnel.recv(4096))
         assert inside.selected_alpn_protocol() is None
         assert inside.version() == "TLSv1.3"
 
@@ -198,40 +197,40 @@ def test_client_need_not_wait_for_the_answer_to_its_connect(door: Door) -> None:
 def test_connect_is_seen_by_a_script_that_listens(hub: Hub, tmp_path: Path) -> None:
     script = tmp_path / "listener.py"
     script.write_text("def http_connect(flow):\n    print('heard of', flow.request.pretty_host, flush=True)\n")
-    with program.running(hub) as rig:
-        rig.product.stop()
-        rig.product.command += ["-s", str(script)]
-        rig.product.start()
-        assert rig.door("proxy").request("GET", "/v2/").status == 401
-        assert f"heard of {HUB_HOST}" in rig.product.log
+    with running_program(hub) as program:
+        program.stop()
+        program.command += ["-s", str(script)]
+        program.start()
+        assert program.client("proxy").request("GET", "/v2/").status == 401
+        assert f"heard of {HUB_HOST}" in program.log
 
 
 def test_proxy_that_asks_for_a_password_gets_it_at_the_connect(hub: Hub) -> None:
     ours = base64.b64encode(b"carol:pass").decode()
-    with program.running(hub, proxyauth="carol:pass") as rig:
+    with running_program(hub, proxyauth="carol:pass") as program:
         for headers, status in (({}, b"407"), ({"Proxy-Authorization": f"Basic {ours}"}, b"200")):
-            with socket.create_connection(("127.0.0.1", rig.product.proxy), PATIENCE) as client:
+            with socket.create_connection(("127.0.0.1", program.proxy), TIMEOUT) as client:
                 client.sendall(head("CONNECT", f"{HUB_HOST}:443", headers))
                 assert client.recv(4096).split()[1] == status
 
 
-def test_flows_are_printed_by_mitmdump(door: Door) -> None:
-    door.request("GET", "/v2/printed/manifests/1")
-    door.product.wait_for_log(f"GET https://{HUB_HOST}/v2/printed/manifests/1")
+def test_flows_are_printed_by_mitmdump(client: RegistryClient) -> None:
+    client.request("GET", "/v2/printed/manifests/1")
+    client.program.wait_for_log(f"GET https://{HUB_HOST}/v2/printed/manifests/1")
 
 
 def test_flows_are_shown_by_mitmweb(hub: Hub) -> None:
-    with program.running(hub) as rig:
+    with running_program(hub) as program:
         web = free_port()
-        rig.product.stop()
-        rig.product.command[0] = rig.product.command[0].replace("mitmdump", "mitmweb")
+        program.stop()
+        program.command[0] = program.command[0].replace("mitmdump", "mitmweb")
         for option in (f"web_port={web}", "web_open_browser=false", "web_password=secret"):
-            rig.product.command += ["--set", option]
-        rig.product.start()
-        for name in program.DOORS:
-            assert rig.door(name).request("GET", f"/v2/{name}/manifests/1").status in (401, 404)
-        with urllib.request.urlopen(f"http://127.0.0.1:{web}/flows?token=secret", timeout=PATIENCE) as answer:
+            program.command += ["--set", option]
+        program.start()
+        for name in LISTENERS:
+            assert program.client(name).request("GET", f"/v2/{name}/manifests/1").status in (401, 404)
+        with urllib.request.urlopen(f"http://127.0.0.1:{web}/flows?token=secret", timeout=TIMEOUT) as answer:
             shown = json.load(answer)
-        assert [flow["request"]["path"] for flow in shown] == [f"/v2/{name}/manifests/1" for name in program.DOORS]
+        assert [flow["request"]["path"] for flow in shown] == [f"/v2/{name}/manifests/1" for name in LISTENERS]
         assert [flow["client_conn"]["tls_version"] for flow in shown] == ["TLSv1.3", None]
         assert {flow["request"]["pretty_host"] for flow in shown} == {HUB_HOST}
