@@ -1,7 +1,7 @@
 """A worker process, started by the owner when `hubcache_workers` is more than 1; not to be started by hand."""
 
-from hubcache import doors
+from hubcache.mitm import listeners
 from mitmproxy.tools.main import mitmdump
 
-doors.inherit()
+listeners.inherit()
 mitmdump()

@@ -1,4 +1,4 @@
-"""The generated parts of README.md, each between `<!-- NAME -->` and `<!-- /NAME -->`; a test compares them."""
+"""Regenerates the generated parts of the README pages: each stands between `<!-- NAME -->` and `<!-- /NAME -->`."""
 
 import ast
 import json
@@ -8,15 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
-sys.path[:0] = [str(ROOT / "addon"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / directory) for directory in ("addon", "tests", "scripts")]
 
 
 def options() -> str:
-    """The option table of the addon."""
-    from hubcache.operate.option_table import OPTIONS
+    """Return the table of options."""
+    from hubcache.operate.options import OPTIONS
 
-    rows = ["| option | default | what it does |", "|---|---|---|"]
+    rows = ["| option | default | meaning |", "|---|---|---|"]
     for option in OPTIONS:
         default = ", ".join(option.default) if isinstance(option.default, list) else str(option.default).lower()
         default = option.default if isinstance(option.default, str) else default
@@ -24,10 +23,10 @@ def options() -> str:
     return "\n".join(rows)
 
 
-def rooms() -> str:
-    """Each module with the first sentence of its docstring."""
+def modules() -> str:
+    """Return a table of all modules with the first sentence of their docstrings."""
     package = ROOT / "addon" / "hubcache"
-    rows = ["| module | what it is for |", "|---|---|"]
+    rows = ["| module | contents |", "|---|---|"]
     for path in sorted(package.rglob("*.py"), key=lambda path: (len(path.parts), path)):
         if path.name == "__init__.py":
             continue
@@ -38,34 +37,45 @@ def rooms() -> str:
 
 
 def faults() -> str:
-    """What clients get when something fails; the tests run the same table."""
-    from fault_table import markdown
+    """Return the table of faults and their effects; `tests/engine/test_faults.py` runs the same table."""
+    from support.fault_table import markdown
 
     return markdown()
 
 
 def soak() -> str:
-    """What the last soak found, as `scripts/soak --json .assets/soak.json` wrote it."""
-    sys.path.append(str(ROOT / "scripts"))
+    """Return the results of the last soak, which `scripts/soak --json .assets/soak.json` has written."""
     from soaklib.rows import Row, table
 
     return table([Row(**row) for row in json.loads((ROOT / ".assets" / "soak.json").read_text())])
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"options": options, "faults": faults, "rooms": rooms, "soak": soak}
+PARTS: dict[str, tuple[str, Callable[[], str]]] = {
+    "options": ("addon/hubcache/operate/README.md", options),
+    "modules": ("addon/README.md", modules),
+    "faults": ("addon/hubcache/serve/README.md", faults),
+    "soak": ("scripts/README.md", soak),
+}
+"""By name: the page that has the part, and what makes it."""
 
 
-def generated(text: str) -> str:
-    """`text` with all generated parts made anew; raises `ValueError` when one has no place."""
-    for name, make in SECTIONS.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, found, rest = text.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise ValueError(f"README.md has no place for {name}")
-        text = f"{before}{begin}\n{make()}\n{end}{after}"
-    return text
+def pages() -> list[Path]:
+    """Return all pages written for readers."""
+    return sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob(".github/*.md"), *ROOT.glob("[!.]*/**/*.md")])
+
+
+def regenerated(name: str) -> tuple[Path, str]:
+    """Return a part's page and the text that the page should have; raises `ValueError` if the page lacks the marks."""
+    page, make = PARTS[name]
+    path = ROOT / page
+    before, begin, rest = path.read_text().partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not begin or not end:
+        raise ValueError(f"{page} has no place for {name}")
+    return path, f"{before}{begin}{make()}\n{end}{after}"
 
 
 if __name__ == "__main__":
-    README.write_text(generated(README.read_text()))
+    for part in PARTS:
+        changed, text = regenerated(part)
+        changed.write_text(text)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from people import SECRET, bearer, pull
-from rig import Cache, running
-from standin import Hub, Image, random_bytes
+from support import mitm  # noqa: F401 - first, since it imports what warns
+from support.engine import Cache, running
+from support.standin import Hub, Image, random_bytes
+from support.users import SECRET, bearer, pull
 
 settings.register_profile("suite", deadline=None, max_examples=60)  # no deadline: the machine may be busy
 settings.load_profile("suite")

@@ -15,14 +15,14 @@ from .operate.access_log import AccessLog
 from .operate.metrics import Metrics
 from .operate.options import Settings
 from .operate.status import Status
-from .serve.ahead import Ahead
-from .serve.blobs import Blobs
-from .serve.gate import Gate
-from .serve.manifests import Manifests
-from .serve.memory import Memory
+from .serve.access import Access
+from .serve.best_effort import BestEffort
+from .serve.cached_blobs import CachedBlobs
+from .serve.cached_manifests import CachedManifests
+from .serve.cached_referrers import CachedReferrers
 from .serve.messages import Answer, Forward, Moved, Request, Result
 from .serve.mirror import Mirror
-from .serve.referrers import Referrers
+from .serve.prefetch import Prefetch
 from .serve.service import Service
 from .serve.tag_refresh import TICK_SECONDS, TagRefresh
 from .serve.token_service import TokenService
@@ -31,8 +31,8 @@ from .store.store import Store
 from .transfer.breaker import Breakers
 from .transfer.client import Client
 from .transfer.fills import Fills
-from .transfer.http import open_session
 from .transfer.pump import Pump
+from .transfer.session import open_session
 from .transfer.tokens import Challenge, Tokens
 from .transfer.upstream import Upstream
 
@@ -77,14 +77,14 @@ class Engine:
         self._guarded = open_session(self._tls, USER_AGENT, guarded=True)
         self._client = Client(self._http, self.metrics, self.breakers, self._guarded)
         self._tokens = Tokens(self._client)
-        memory = Memory(self.store, self.storage_failed)
+        memory = BestEffort(self.store, self.storage_failed)
         self._memory = memory
-        self._gate = Gate(self.store, memory)
+        self._gate = Access(self.store, memory)
         self.fills = Fills(self.store, self.metrics, self._fill_failed)
-        self._manifests = Manifests(self.store, memory, self._gate)
-        self._referrers = Referrers(self.store, memory, self._gate, self._manifests)
-        self._blobs = Blobs(self.store, memory, self._gate, self.fills)
-        ahead = Ahead(self.store, self._manifests, self._blobs, self._referrers, self._may_spend)
+        self._manifests = CachedManifests(self.store, memory, self._gate)
+        self._referrers = CachedReferrers(self.store, memory, self._gate, self._manifests)
+        self._blobs = CachedBlobs(self.store, memory, self._gate, self.fills)
+        ahead = Prefetch(self.store, self._manifests, self._blobs, self._referrers, self._may_spend)
         self._sync = TagRefresh(self.store, memory, self._manifests, ahead, self._may_spend)
         self._mirror = Mirror(self.store, self._gate, self._manifests, self._blobs, ahead, self._may_spend)
         self.token_service = TokenService(self.store, self._client, self._tokens, self._upstreams)

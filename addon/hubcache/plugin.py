@@ -19,20 +19,21 @@ from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.utils import human
 
-from . import client_side, credentials, doors, flow_headers, wire
-from .connections import Connections
+from .connection_hooks import ConnectionHooks
 from .engine import Engine
-from .interception import Interception, Place
+from .mitm import credentials, flow_headers, http1_server, listeners
+from .mitm.interception import Interception, Place
 from .oci.errors import ConfigError, ContentTooLarge, ManifestUnknown, StoreTooNew
 from .operate import options
 from .operate.ca import ensure_ca
+from .operate.line_buffering import print_whole_lines
 from .operate.options import Settings
-from .operate.output import print_whole_lines
 from .serve.errors import error_answer
 from .serve.messages import SMALL, Answer, Door, Forward, Request, Result
-from .stopping import Stop, ignore_hangup
+from .serve.small_bodies import read_small_body
+from .shutdown import Shutdown, ignore_hangup
 from .transfer.pump import Delivery
-from .workers.remote import Remote
+from .workers.owner_client import OwnerClient
 from .workers.supervisor import OWNER, Supervisor, inherited, worker_command
 
 logger = logging.getLogger("hubcache")
@@ -56,11 +57,11 @@ class Hubcache:
     def __init__(self) -> None:
         self._settings: Settings | None = None
         self._interception = Interception(())
-        self._connections = Connections([self])
+        self._connections = ConnectionHooks([self])
         self.addons = [self._connections]
-        self._engine: Engine | Remote | None = None
+        self._engine: Engine | OwnerClient | None = None
         self._supervisor: Supervisor | None = None
-        self._stop = Stop()
+        self._stop = Shutdown()
         self._ready = asyncio.Event()
         self._deliveries: dict[str, tuple[Answer, Delivery, http.Request]] = {}
         self._forwards: dict[str, tuple[Place, Forward, str | None]] = {}
@@ -73,11 +74,14 @@ class Hubcache:
     def load(self, loader: addonmanager.Loader) -> None:
         """Declare the options, and give mitmproxy's own the defaults that a registry cache needs."""
         print_whole_lines()
-        doors.without_quic(ctx.options.mode)  # at once: mitmproxy is about to open those of the command line
+        listeners.without_quic(ctx.options.mode)  # at once: mitmproxy is about to open those of the command line
         options.declare(loader)
         try:
+            options.check_names(ctx.options.deferred)
+            options.numbers_as_text(ctx.options.deferred)
             ctx.options.process_deferred()
-        except exceptions.OptionsError as error:  # mitmproxy would lose it: it loads scripts in a task of their own
+        except (ConfigError, exceptions.OptionsError) as error:
+            # An exception would be lost: mitmproxy loads scripts in a task of their own.
             logger.error("hubcache: %s", error)
             return
         _default(
@@ -103,9 +107,7 @@ class Hubcache:
         interception = Interception(settings.registries)
         previous = self._settings
         if previous is not None and self._engine is not None:
-            for name, option in (("directory", "dir"), ("status", "status"), ("workers", "workers")):
-                if getattr(settings, name) != getattr(previous, name):
-                    raise ConfigError(f"hubcache_{option} takes effect at start only")
+            previous.check_change_to(settings)
         confdir = CERTS if _is_default("confdir") else Path(ctx.options.confdir).expanduser()
         warning = ensure_ca(confdir, interception.hosts, datetime.now(UTC)).warning
         _default(confdir=str(CERTS))  # not before: where mitmproxy finds no CA it makes one of its own, for every site
@@ -126,7 +128,7 @@ class Hubcache:
         for mode in map(ProxyMode.parse, ctx.options.mode):
             if isinstance(mode, ReverseMode) and not interception.serves(mode):
                 raise ConfigError(f"mode {mode.full_spec}: {mode.address[0]} is not in hubcache_registries")
-        doors.without_quic(ctx.options.mode)
+        listeners.without_quic(ctx.options.mode)
         _default(allow_hosts=interception.allow_hosts)
 
     async def running(self) -> None:
@@ -143,7 +145,7 @@ class Hubcache:
             if owner is None:
                 await self._start(self._settings, tuple(doorkeeper.servers))
             else:
-                self._engine = await Remote.connect(*owner, self._owner_lost)
+                self._engine = await OwnerClient.connect(*owner, self._owner_lost)
                 self._connections.receive(doorkeeper.servers, self._engine)
         except (ConfigError, StoreTooNew) as error:
             logger.error("hubcache: %s", error)
@@ -159,10 +161,15 @@ class Hubcache:
         self._say_where(settings, engine, servers)
         workers = _workers(settings)
         if workers > 1:
-            shared = doors.take_from(servers)
+            shared = listeners.take_from(servers)
             sockets = [door for each in shared.values() for door in each]
             self._supervisor = Supervisor(
-                worker_command(), workers, sockets, doors.environment(shared), engine, engine.metrics.workers_changed
+                worker_command(),
+                workers,
+                sockets,
+                listeners.environment(shared),
+                engine,
+                engine.metrics.workers_changed,
             )
             await self._supervisor.start()
             logger.info("hubcache: %d workers", workers)
@@ -202,7 +209,7 @@ class Hubcache:
         if self._engine is None or self._settings is None:
             return
         within = self._settings.stop_within
-        if isinstance(self._engine, Remote):
+        if isinstance(self._engine, OwnerClient):
             await self._stop.worker(self._connections, self._engine, within)
         else:
             self._stop.hurry_at_signal()
@@ -226,15 +233,13 @@ class Hubcache:
             return
         await self._ready.wait()
         assert self._engine is not None
-        request = Request(
-            flow.request.method,
-            flow.request.path.partition("?")[0],
-            place.registry,
-            place.door,
-            {name.lower(): value for name, value in flow.request.headers.items()},
-            flow.request.path.partition("?")[2],
-            flow.client_conn.peername[0] if flow.client_conn.peername else "",
-            place.is_token_service,
+        path, _, query = flow.request.path.partition("?")
+        request = place.request(
+            method=flow.request.method,
+            path=path,
+            query=query,
+            headers=flow.request.headers,
+            client=flow.client_conn.peername[0] if flow.client_conn.peername else "",
         )
         credentials.hide(flow.request)
         outcome = self._connections.decided(flow.client_conn) or await self._engine.answer(request)
@@ -247,7 +252,7 @@ class Hubcache:
             self._token_requests[flow.id] = request  # answered in `request`, when its body is here
             return
         if isinstance(outcome, Answer) and (request.door is Door.MIRROR or request.credentials is None):
-            await wire.take_small(outcome, self._engine.pump)  # anybody may see it, and it may stay in a flow
+            await read_small_body(outcome, self._engine.pump)  # anybody may see it, and it may stay in a flow
         self._act(flow, place, outcome, request.headers.get("authorization"))
 
     async def request(self, flow: http.HTTPFlow) -> None:
@@ -284,14 +289,9 @@ class Hubcache:
             flow.request.stream = True
 
     def _answer(self, flow: http.HTTPFlow, answer: Answer) -> None:
-        client_side.drop_body(flow.request)
+        http1_server.drop_body(flow.request)
         if answer.source is None:
             flow.response = flow_headers.response(answer)
-            return
-        handlers = ctx.master.addons.get("proxyserver").connections
-        if wire.permitted(ctx.options, self._connections.is_heard) and self._connections.wires.take(
-            flow, answer, handlers
-        ):
             return
         assert self._engine is not None
         path, delivery = self._engine.pump.admit(answer.source)
@@ -336,16 +336,14 @@ class Hubcache:
             return None
         return self._engine.moved(place.registry, forward.moved, flow.response.headers.get("oci-subject"))
 
-    def response(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
-        """A flow is complete, but for a body that goes straight."""
+    def response(self, flow: http.HTTPFlow) -> None:
+        """A flow is complete."""
         self._deliveries.pop(flow.id, None)
-        return self._connections.wires.deliver(flow, self._engine.pump) if self._engine is not None else None
 
     async def error(self, flow: http.HTTPFlow) -> None:
         """A flow broke off: its client left, or its body could not be had."""
         self._forwards.pop(flow.id, None)
         self._token_requests.pop(flow.id, None)
-        await self._connections.wires.drop(flow)
         _, delivery, _ = self._deliveries.pop(flow.id, (None, None, None))
         if delivery is not None:
             await delivery.close()
@@ -365,8 +363,8 @@ def _workers(settings: Settings) -> int:
 
 def _ports(settings: Settings) -> list[int]:
     """Those that this program listens on, beside the pump's, which is at loopback."""
-    doors = [ProxyMode.parse(mode).listen_port(ctx.options.listen_port) for mode in ctx.options.mode]
-    return [port for port in (*doors, settings.status and settings.status[1]) if port]
+    listeners = [ProxyMode.parse(mode).listen_port(ctx.options.listen_port) for mode in ctx.options.mode]
+    return [port for port in (*listeners, settings.status and settings.status[1]) if port]
 
 
 def _is_default(name: str) -> bool:

@@ -10,7 +10,7 @@ from hubcache.decide.records import encode_row
 from hubcache.oci.digest import Digest
 from hubcache.store.disk import StagedFile
 from hubcache.store.index import Index
-from hubcache.store.ledger import on_disk
+from hubcache.store.usage import on_disk
 
 
 def main(directory: Path, count: int) -> None:

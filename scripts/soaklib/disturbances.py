@@ -6,9 +6,9 @@ import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from proxy import Product
-from standin import Hub
-from wire import wait_until
+from support.http_client import wait_until
+from support.program import Program
+from support.standin import Hub
 
 from .faults import TROUBLES, Trouble
 from .process import children, kill
@@ -25,8 +25,8 @@ _TROUBLE_SECONDS = 5.0
 class Disturbances:
     """Disturbs a running program and its upstream."""
 
-    def __init__(self, product: Product, hub: Hub, chosen: random.Random) -> None:
-        self._product = product
+    def __init__(self, program: Program, hub: Hub, chosen: random.Random) -> None:
+        self._program = program
         self._hub = hub
         self._random = chosen
 
@@ -49,23 +49,23 @@ class Disturbances:
 
     def _wait_for_upstreams(self) -> None:
         """Wait until the program sends requests to all its upstreams again."""
-        wait_until(lambda: not self._product.health["upstreams_down"], _RECOVERY_SECONDS)
+        wait_until(lambda: not self._program.health["upstreams_down"], _RECOVERY_SECONDS)
 
     async def _kill_worker(self) -> None:
-        killed = self._random.choice(children(self._product.pid))
+        killed = self._random.choice(children(self._program.pid))
         kill(killed)
-        await asyncio.to_thread(wait_for_successor, self._product, killed)
+        await asyncio.to_thread(wait_for_successor, self._program, killed)
 
     async def _kill_program(self) -> None:
         """Kill the process that owns the store; its workers end with it."""
-        await asyncio.to_thread(self._product.stop, signal.SIGKILL)
-        await asyncio.to_thread(self._product.start)
+        await asyncio.to_thread(self._program.stop, signal.SIGKILL)
+        await asyncio.to_thread(self._program.start)
 
 
-def wait_for_successor(product: Product, killed: int) -> None:
+def wait_for_successor(program: Program, killed: int) -> None:
     """Wait until a new process has replaced a killed worker and serves clients.
 
     The metric alone does not tell: it counts the killed worker until the program has noticed its end.
     """
-    wait_until(lambda: killed not in (pids := children(product.pid)) and len(pids) >= WORKERS)
-    wait_until(lambda: product.metric("hubcache_workers") == WORKERS)
+    wait_until(lambda: killed not in (pids := children(program.pid)) and len(pids) >= WORKERS)
+    wait_until(lambda: program.metric("hubcache_workers") == WORKERS)

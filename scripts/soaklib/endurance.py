@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from proxy import Product
-from standin import Hub, Image, random_bytes
+from support.program import Program
+from support.standin import Hub, Image, random_bytes
 
 from .disturbances import WORKERS, Disturbances
 from .inspection import bytes_over_cap, inspect
@@ -54,29 +54,29 @@ class Endurance:
                 "hubcache_tag_ttl": "5",
                 "hubcache_workers": str(WORKERS),
             }
-            product = Product(self._directory, hub, options)
-            stack.callback(product.stop)
-            product.start()
-            outcome = asyncio.run(self._pull(product, hub, images, seconds, troubles, kills))
-            product.stop()
-            outcome.findings, _ = inspect(product.store, CAPACITY)
+            program = Program(self._directory, hub, options)
+            stack.callback(program.stop)
+            program.start()
+            outcome = asyncio.run(self._pull(program, hub, images, seconds, troubles, kills))
+            program.stop()
+            outcome.findings, _ = inspect(program.store, CAPACITY)
             for complaint in ("Traceback", "has crashed", "never retrieved", "ResourceWarning"):
-                outcome.complaints += [line for line in product.log.splitlines() if complaint in line]
+                outcome.complaints += [line for line in program.log.splitlines() if complaint in line]
             outcome.complaints += hub.violations
         return outcome
 
     async def _pull(
-        self, product: Product, hub: Hub, images: list[Image], seconds: float, troubles: int, kills: int
+        self, program: Program, hub: Hub, images: list[Image], seconds: float, troubles: int, kills: int
     ) -> Outcome:
         """A failure of the clients or of `watch` ends the run at once, and is raised."""
-        clients = Clients(product, images, self._seed, self._most)
+        clients = Clients(program, images, self._seed, self._most)
         outcome = Outcome(clients.results, warm_at=time.monotonic() + WARM_UP_SECONDS)
         async with asyncio.TaskGroup() as group:
             pulling = group.create_task(clients.run(_CLIENTS))
-            watching = group.create_task(watch(product, outcome))
+            watching = group.create_task(watch(program, outcome))
             if seconds:
                 await asyncio.sleep(WARM_UP_SECONDS)
-            await self._disturb(Disturbances(product, hub, self._random), pulling, outcome, seconds, troubles, kills)
+            await self._disturb(Disturbances(program, hub, self._random), pulling, outcome, seconds, troubles, kills)
             if seconds:
                 await asyncio.sleep(_LAST_CALM_SECONDS)
             clients.stop()
@@ -106,13 +106,13 @@ class Endurance:
             raise RuntimeError(f"clients reached {self._most} requests with {len(plan)} faults and kills still to do")
 
 
-async def watch(product: Product, outcome: Outcome) -> None:
+async def watch(program: Program, outcome: Outcome) -> None:
     """Measure the program and its store again and again, until cancelled."""
     while True:
         await asyncio.sleep(_SAMPLE_SECONDS)
-        over = await asyncio.to_thread(bytes_over_cap, product.store, CAPACITY)
+        over = await asyncio.to_thread(bytes_over_cap, program.store, CAPACITY)
         outcome.over_cap = over if outcome.over_cap is None else max(outcome.over_cap, over)
-        found = await asyncio.to_thread(sample, product)
+        found = await asyncio.to_thread(sample, program)
         if found is not None:
             outcome.samples.append(found)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from standin import Fault, Hub
+from support.standin import Fault, Hub
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Fuzz:
 
 def fuzz_all(seed: int, seconds: float, say: Callable[[str], None]) -> Fuzz:
     """Fuzz all targets, each for an equal share of `seconds`. A target that tried no input is a finding."""
-    from fuzzing import TARGETS
+    from support.fuzzing import TARGETS
 
     inputs, findings = 0, []
     for number in range(len(TARGETS)):
@@ -61,7 +61,7 @@ def main() -> None:
     if _IS_GUIDED:
         _fuzz_with_coverage(target, seed, seconds)
     else:
-        import fuzzing
+        from support import fuzzing
 
         fuzzing.TARGETS[:] = [fuzzing.TARGETS[target]]
         print(f"stat::number_of_executed_units: {fuzzing.run(seed, seconds)}")
@@ -71,7 +71,7 @@ def _fuzz_with_coverage(target: int, seed: int, seconds: float) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["hubcache"]):
-        import fuzzing
+        from support import fuzzing
 
     check, samples, _ = fuzzing.TARGETS[target]
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from benchlib.nginx import nginx
 from benchlib.stats import percentile
-from ports import free_port
-from proxy import Product
-from standin import Hub, Image, Synthetic
-from standin.media import OCI_INDEX, OCI_MANIFEST
-from wire import wait_until
+from support.http_client import wait_until
+from support.ports import free_port
+from support.program import Program
+from support.standin import Hub, Image, Synthetic
+from support.standin.media import OCI_INDEX, OCI_MANIFEST
 
 from .attacker import ATTACKS, LARGE, LEAVERS, NESTED, WIDE
 from .modules import module_command, module_environment, run_module
@@ -82,26 +82,26 @@ def _attack(
     directory: Path, hub: Hub, image: Image, digests: list[str], name: str, about: str, at_nginx: float | None
 ) -> Attack:
     misses = "notfound" if name in ("nested", "agents") else "fetch"
-    product = Product(directory, hub, {"hubcache_mirror_miss": misses, "hubcache_admit_after": "1"})
-    product.start()
+    program = Program(directory, hub, {"hubcache_mirror_miss": misses, "hubcache_admit_after": "1"})
+    program.start()
     try:
         path = f"/v2/{image.repo}/manifests/{image.tag}"
-        _warm(product, image, path)
+        _warm(program, image, path)
         cold = [] if misses == "notfound" else [_COLD_PATH]
-        before, failed_before = _probe(product.mirror, path)
-        command = attacker_command(name, product.proxy, product.mirror)
-        with sampling(lambda: memory_of(product)) as memory, attacking(command, digests) as attacker:
-            meanwhile, failed = _probe(product.mirror, path, *cold)
+        before, failed_before = _probe(program.mirror, path)
+        command = attacker_command(name, program.proxy, program.mirror)
+        with sampling(lambda: memory_of(program)) as memory, attacking(command, digests) as attacker:
+            meanwhile, failed = _probe(program.mirror, path, *cold)
         failed += failed_before
         return Attack(name, about, before, meanwhile, failed, memory.most, at_nginx, attacker.connections)
     finally:
-        product.stop()
+        program.stop()
 
 
-def _warm(product: Product, image: Image, path: str) -> None:
+def _warm(program: Program, image: Image, path: str) -> None:
     """Have the image stored: a mirror with `hubcache_mirror_miss=notfound` fetches it in the background."""
     paths = [path, *(f"/v2/{image.repo}/blobs/{digest}" for digest in image.blobs)]
-    wait_until(lambda: all(_is_served(product.mirror, each) for each in paths))
+    wait_until(lambda: all(_is_served(program.mirror, each) for each in paths))
 
 
 def _is_served(port: int, path: str) -> bool:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hubcache.decide.records import ManifestRecord
 from hubcache.oci.digest import Digest
-from hubcache.store.ledger import BLOCK, on_disk
 from hubcache.store.store import Store
+from hubcache.store.usage import BLOCK, on_disk
 
 
 @dataclass

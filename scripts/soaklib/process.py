@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy import Product
+from support.program import Program
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,27 @@ def _children(task: Path) -> list[str]:
         return []
 
 
-def sample(product: Product) -> Sample | None:
+def sample(program: Program) -> Sample | None:
     """Measure the program and its workers; None while the program or one of its workers starts or ends."""
     at = time.monotonic()
-    pids = _pids(product)
+    pids = _pids(program)
     if not pids:
         return None
     try:
         memory = sum(map(_memory, pids))
         descriptors = sum(1 for pid in pids for _ in Path(f"/proc/{pid}/fd").iterdir())
-        return Sample(at, memory, descriptors, int(product.metric("hubcache_tasks")))
+        return Sample(at, memory, descriptors, int(program.metric("hubcache_tasks")))
     except (OSError, _ProcessEndedError, http.client.IncompleteRead):
         return None
 
 
-def memory_of(product: Product) -> int | None:
+def memory_of(program: Program) -> int | None:
     """Bytes of memory of the program and its workers; None while one of them ends.
 
     It does not ask the program itself, which may be too busy to answer.
     """
     try:
-        return sum(map(_memory, _pids(product))) or None
+        return sum(map(_memory, _pids(program))) or None
     except (OSError, _ProcessEndedError):
         return None
 
@@ -70,9 +70,9 @@ class _ProcessEndedError(Exception):
     """A process that has ended, and still has its entry in /proc, has no memory."""
 
 
-def _pids(product: Product) -> list[int]:
+def _pids(program: Program) -> list[int]:
     try:
-        pid = product.pid
+        pid = program.pid
     except AssertionError:  # the program is not running
         return []
     return [pid, *children(pid)]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-from proxy import ACCEPT, HUB_HOST, Product
-from standin import Image
+from support.program import ACCEPT, HUB_HOST, Program
+from support.standin import Image
 
 _ATTEMPTS = 5
 """Requests for one body at most. dockerd requests a layer five times; manifests have as many attempts here, because the
@@ -57,11 +57,11 @@ class WrongBytesError(Exception):
 class Clients:
     """Clients that pull images until `stop`, the first images most often."""
 
-    def __init__(self, product: Product, images: list[Image], seed: int, most_requests: int) -> None:
+    def __init__(self, program: Program, images: list[Image], seed: int, most_requests: int) -> None:
         self.results = Results()
-        self.urls = {"proxy": f"https://{HUB_HOST}", "mirror": f"http://127.0.0.1:{product.mirror}"}
-        self.proxy = f"http://127.0.0.1:{product.proxy}"
-        self.trust = product.trust()
+        self.urls = {"proxy": f"https://{HUB_HOST}", "mirror": f"http://127.0.0.1:{program.mirror}"}
+        self.proxy = f"http://127.0.0.1:{program.proxy}"
+        self.trust = program.ssl_context()
         self._images = images
         self._weights = [1 / (rank + 1) for rank in range(len(images))]
         self._random = random.Random(seed)

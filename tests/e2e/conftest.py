@@ -6,12 +6,12 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from lab.clients import Containerd, Docker, Podman, Skopeo
-from lab.doors import Door
-from lab.mounts import mount_memory, unmount
-from lab.origin import Origin, running_origin
-from lab.product import Cache
-from standin import Hub
+from support.lab.clients import Containerd, Docker, Podman, Skopeo
+from support.lab.doors import Door
+from support.lab.mounts import mount_memory, unmount
+from support.lab.origin import Origin, running_origin
+from support.lab.product import Cache
+from support.standin import Hub
 
 
 @pytest.hookimpl(wrapper=True)

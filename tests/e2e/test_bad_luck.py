@@ -1,11 +1,11 @@
 """Crashes and outages, with real clients."""
 
 import pytest
-from lab.clients import Docker, Skopeo
-from lab.origin import Origin
-from lab.processes import wait_for
-from lab.product import Cache
-from standin import Fault, Hub
+from support.lab.clients import Docker, Skopeo
+from support.lab.origin import Origin
+from support.lab.product import Cache
+from support.processes import wait_for
+from support.standin import Fault, Hub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]
 

@@ -1,9 +1,9 @@
 """A real dockerd pulls twice, and the second pull never leaves the machine."""
 
 import pytest
-from lab.clients import Docker
-from lab.origin import Origin
-from standin import Hub
+from support.lab.clients import Docker
+from support.lab.origin import Origin
+from support.standin import Hub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]
 

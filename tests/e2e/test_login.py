@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab.clients import Docker
-from lab.doors import Door
-from lab.images import Published, layer
-from lab.origin import PASSWORD, USER, Origin
-from lab.processes import wait_for
-from lab.product import Cache
-from standin import Hub
+from support.lab.clients import Docker
+from support.lab.doors import Door
+from support.lab.images import Published, layer
+from support.lab.origin import PASSWORD, USER, Origin
+from support.lab.product import Cache
+from support.processes import wait_for
+from support.standin import Hub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]
 

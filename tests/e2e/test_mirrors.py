@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from lab.clients import Containerd, Docker, Skopeo
-from lab.doors import Door
-from lab.origin import Origin
-from lab.processes import wait_for
-from lab.product import Cache
-from standin import Hub
+from support.lab.clients import Containerd, Docker, Skopeo
+from support.lab.doors import Door
+from support.lab.origin import Origin
+from support.lab.product import Cache
+from support.processes import wait_for
+from support.standin import Hub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]
 

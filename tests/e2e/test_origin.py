@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from lab.origin import PASSWORD, USER, Origin
-from lab.processes import require, run
-from standin import Hub
+from support.lab.origin import PASSWORD, USER, Origin
+from support.processes import require, run
+from support.standin import Hub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab.clients import Docker
-from lab.images import layer
-from lab.origin import PASSWORD, USER, Origin
-from lab.processes import wait_for
-from lab.product import Cache
-from standin import Fault, Hub
+from support.lab.clients import Docker
+from support.lab.images import layer
+from support.lab.origin import PASSWORD, USER, Origin
+from support.lab.product import Cache
+from support.processes import wait_for
+from support.standin import Fault, Hub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]
 

@@ -1,10 +1,10 @@
 """A logged-in dockerd pushes through the proxy, and the tag it moved is not served from before."""
 
 import pytest
-from lab.clients import Docker, Skopeo
-from lab.images import layer
-from lab.origin import PASSWORD, USER, Origin
-from standin import Hub
+from support.lab.clients import Docker, Skopeo
+from support.lab.images import layer
+from support.lab.origin import PASSWORD, USER, Origin
+from support.standin import Hub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]
 

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from lab.clients import Containerd, Podman, Skopeo, manifest_of
-from lab.images import layer_of
-from lab.origin import Origin
-from standin import Hub
+from support.lab.clients import Containerd, Podman, Skopeo, manifest_of
+from support.lab.images import layer_of
+from support.lab.origin import Origin
+from support.standin import Hub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]
 

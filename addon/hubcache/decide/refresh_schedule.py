@@ -9,7 +9,7 @@ import heapq
 import itertools
 import math
 
-from .watched import Watched
+from .watched_tag import WatchedTag
 
 PATIENCE = 60.0
 _LEAST_WORTH = 2.0**-10
@@ -24,7 +24,7 @@ class Schedule:
     def __init__(self) -> None:
         self._due: _Heap = []
         self._ready: dict[str, _Heap] = {}
-        self._placed: dict[int, Watched] = {}
+        self._placed: dict[int, WatchedTag] = {}
         self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class Schedule:
         """Entries of a registry that are due."""
         return len(self._ready.get(host, ()))
 
-    def has(self, watched: Watched) -> bool:
+    def has(self, watched: WatchedTag) -> bool:
         """Whether a tag has a place."""
         return watched.place in self._placed
 
@@ -45,14 +45,14 @@ class Schedule:
         self._due.clear()
         self._ready.clear()
 
-    def put(self, watched: Watched, due: float) -> None:
+    def put(self, watched: WatchedTag, due: float) -> None:
         """Let a tag be due at this time, and no other."""
         self.drop(watched)
         watched.place = next(self._numbers)
         self._placed[watched.place] = watched
         heapq.heappush(self._due, (due, watched.place))
 
-    def drop(self, watched: Watched) -> None:
+    def drop(self, watched: WatchedTag) -> None:
         """Let a tag never be due."""
         self._placed.pop(watched.place, None)
 
@@ -68,7 +68,7 @@ class Schedule:
                 heapq.heappush(self._ready.setdefault(watched.host, []), (rank, place))
         return bool(self._due) and self._due[0][0] <= now
 
-    def take(self, host: str) -> Watched | None:
+    def take(self, host: str) -> WatchedTag | None:
         """The tag of this registry that is to be looked at first, which has no place any more; None where the entry
         that came first is over."""
         _, place = heapq.heappop(self._ready[host])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .digest import Digest
 from .errors import DigestInvalid, ManifestInvalid
-from .json_text import read_json
+from .json_reader import read_json
 
 MAX_MANIFEST = 4 << 20
 """Bytes; the cap of distribution and containerd. A larger manifest is refused."""

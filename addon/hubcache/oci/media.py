@@ -2,7 +2,7 @@
 
 import re
 
-from .json_text import read_json
+from .json_reader import read_json
 from .manifest import MAX_MANIFEST
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"

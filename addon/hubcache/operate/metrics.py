@@ -11,7 +11,7 @@ from ..oci.digest import Digest
 from ..oci.errors import Abandoned, HubcacheError, NotStored, StorageError
 from ..store.store import Store
 from ..transfer.breaker import Breakers
-from .hosts import Hosts
+from .host_labels import Hosts
 
 _STATUSES = frozenset(str(status.value) for status in HTTPStatus) | {"error"}
 

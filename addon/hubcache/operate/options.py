@@ -1,246 +1,268 @@
-"""Option values as one frozen, checked `Settings`."""
+"""Contains all options, each declared once, and `Settings`, their checked values."""
 
 import math
-import os
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
-import platformdirs
 from mitmproxy import addonmanager
-from mitmproxy.utils import human
 
 from ..oci.account import Account
-from ..oci.errors import ConfigError, RegistryError
-from ..oci.pin import Pin
+from ..oci.errors import ConfigError
+from ..oci.image_name import ImageName
 from ..oci.registry import HUB_HOST, Registry
-from .option_table import OPTIONS
+from . import option_values as values
+from .option import declared_options, option
+from .option_values import Network, Scrub
 
-_MISSES = ("fetch", "notfound")
-
-
-_MAX_WORKERS = 64
-
-
-type Network = IPv4Network | IPv6Network
-
-
-@dataclass(frozen=True, slots=True)
-class Scrub:
-    """How fast stored content is verified: all of it within `period` seconds, or `rate` bytes per second."""
-
-    period: float | None = None
-    rate: int | None = None
+_PREFIX = "hubcache_"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Checked option values: `size` in bytes, times in seconds, `sync_rate` in requests per second, `status` None when
-    there is no listener, `scrub` None when nothing is verified unasked."""
+    """Checked option values; without arguments, the defaults.
 
-    directory: Path
-    size: int
-    admit_after: int
-    half_life: float
-    expire_after: float
-    max_blob: int
-    min_free: int | None
-    pins: tuple[Pin, ...]
-    registries: tuple[Registry, ...]
-    tag_ttl: float
-    max_stale: float
-    offline: bool
-    negative_ttl: float
-    authorize: bool
-    account: Account | None
-    ratelimit_reserve: int
-    sync: bool
-    sync_rate: float
-    while_revalidate: float
-    scrub: Scrub | None
-    tunnel: tuple[str, ...]
-    clients: tuple[Network, ...]
-    offer_only: bool
-    access_log: Path | None
-    status: tuple[str, int] | None
-    workers: int
-    stop_within: float
+    Sizes are in bytes, durations in seconds, and rates per second. To add an option, declare it here and use it.
+    """
+
+    directory: Path = option(
+        "hubcache_dir",
+        "",
+        values.store_directory,
+        "Directory of the store, or when empty the platform's cache directory (on Linux $XDG_CACHE_HOME/hubcache or "
+        "~/.cache/hubcache); a change takes effect at the next start.",
+        at_start=True,
+    )
+    size: int = option(
+        "hubcache_size",
+        "50G",
+        values.size,
+        "Capacity of the store, a hard limit that includes unfinished downloads; to stay below it, the content with "
+        "the fewest requests for its size is removed.",
+    )
+    admit_after: int = option(
+        "hubcache_admit_after",
+        2,
+        values.count,
+        "Number of requests, which lose weight with hubcache_half_life, after which content is admitted to a full "
+        "store; until then it is passed to the client without being stored.",
+    )
+    half_life: float = option(
+        "hubcache_half_life",
+        "7d",
+        values.duration_above_zero,
+        "Duration after which a request counts half when the store chooses the content to keep.",
+    )
+    expire_after: float = option(
+        "hubcache_expire_after",
+        "30d",
+        values.duration_above_zero,
+        "Duration after its last request at which content is removed.",
+    )
+    max_blob: int = option(
+        "hubcache_max_blob",
+        "",
+        values.size_limit,
+        "Size above which a blob is passed to the client without being stored, or empty for no limit.",
+    )
+    min_free: int | None = option(
+        "hubcache_min_free",
+        "",
+        values.size_or_automatic,
+        "Free space to leave on the file system, for which the store shrinks when other programs use more; when empty, "
+        "the smaller of 1G and a twentieth of the file system.",
+    )
+    scrub: Scrub | None = option(
+        "hubcache_scrub",
+        "30d",
+        values.scrub,
+        "Duration in which all stored content is read and verified once (12h, 30d), or bytes per second to verify "
+        "(10M), or 0 for never.",
+    )
+    pins: tuple[ImageName, ...] = option(
+        "hubcache_pins",
+        [],
+        values.pins,
+        "Images that are never removed, such as debian:12 or ghcr.io/owner/name:tag.",
+    )
+    registries: tuple[Registry, ...] = option(
+        "hubcache_registries",
+        [HUB_HOST],
+        values.registries,
+        "Registries to cache, each HOST or HOST=UPSTREAM_URL; connections to all other hosts are tunnelled unchanged.",
+    )
+    tunnel: tuple[str, ...] = option(
+        "hubcache_tunnel",
+        ["*"],
+        values.tunnel_patterns,
+        "Other hosts that clients may reach through the proxy, as HOST or HOST:PORT with * for any characters; "
+        "loopback, link-local and the cache's own addresses are refused unless named without a *.",
+    )
+    clients: tuple[Network, ...] = option(
+        "hubcache_clients",
+        [],
+        values.networks,
+        "Networks whose clients are served, such as 10.0.0.0/8, or empty for all that mitmproxy's block_global allows.",
+    )
+    tag_ttl: float = option(
+        "hubcache_tag_ttl",
+        "1m",
+        values.duration,
+        "Freshness lifetime of a tag, during which it is served without a request to the registry; 0 validates it for "
+        "each request.",
+    )
+    max_stale: float = option(
+        "hubcache_max_stale",
+        "30d",
+        values.duration,
+        "Duration after its freshness lifetime for which a tag may be served when the registry does not answer, or 0 "
+        "for never.",
+    )
+    offline: bool = option(
+        "hubcache_offline",
+        False,
+        values.unchanged,
+        "Never contact a registry, and serve stored content only, regardless of its age.",
+    )
+    negative_ttl: float = option(
+        "hubcache_negative_ttl",
+        "30s",
+        values.duration,
+        "Duration for which the answers 'not found' and 'not public' of a registry are cached.",
+    )
+    authorize: bool = option(
+        "hubcache_private",
+        "bypass",
+        values.is_choice("authorize", "bypass"),
+        "Treatment of repositories that need a login: 'bypass' forwards requests and stores nothing, 'authorize' "
+        "stores content and sends the client's own token to the registry before each use.",
+    )
+    username: str = option(
+        "hubcache_username",
+        "",
+        values.unchanged,
+        "Docker Hub account with which public images are pulled for clients that have none of their own.",
+    )
+    password_file: str = option(
+        "hubcache_password_file",
+        "",
+        values.unchanged,
+        "File with the password or access token of hubcache_username, read at start and when an option changes.",
+    )
+    account: Account | None = None
+    """The account of `username`, with the password that `parse` read from `password_file`."""
+    ratelimit_reserve: int = option(
+        "hubcache_ratelimit_reserve",
+        10,
+        values.count,
+        "Pulls of the registry's rate limit that are reserved for clients: with fewer remaining, nothing is "
+        "prefetched.",
+    )
+    sync: bool = option(
+        "hubcache_sync",
+        True,
+        values.unchanged,
+        "Validate frequently requested tags before they become stale, and prefetch the content of those that moved.",
+    )
+    sync_rate: float = option(
+        "hubcache_sync_rate",
+        60,
+        values.per_minute,
+        "Average number of requests per minute and registry that hubcache_sync may make, for the most requested tags "
+        "first.",
+    )
+    while_revalidate: float = option(
+        "hubcache_stale_while_revalidate",
+        "0",
+        values.duration,
+        "Duration after its freshness lifetime for which a tag is served at once while it is revalidated (RFC 5861 "
+        "section 3), or 0 to let the client wait for the registry.",
+    )
+    offer_only: bool = option(
+        "hubcache_mirror_miss",
+        "fetch",
+        values.is_choice("notfound", "fetch"),
+        "Answer of the mirror door for an image that is not stored completely: 'fetch' gets it from the registry, "
+        "'notfound' answers 404 and fetches it in the background after hubcache_admit_after requests.",
+    )
+    access_log: Path | None = option(
+        "hubcache_access_log",
+        "",
+        values.file_path,
+        "File to which a JSON line is appended for each served manifest and blob, which scripts/simulate can replay, "
+        "or empty for none.",
+    )
+    status: tuple[str, int] | None = option(
+        "hubcache_status",
+        "127.0.0.1:9180",
+        values.listen_address,
+        "HOST:PORT of the status listener (/healthz, /metrics), or empty for none; a change takes effect at the next "
+        "start.",
+        at_start=True,
+    )
+    workers: int = option(
+        "hubcache_workers",
+        "1",
+        values.workers,
+        "Number of processes that serve clients, or auto for one per core; more than 1 works only in mitmdump that "
+        "saves no flows to a file, and a change takes effect at the next start.",
+        at_start=True,
+    )
+    stop_within: float = option(
+        "hubcache_stop_within",
+        "30s",
+        values.duration,
+        "Duration for which running downloads may continue after SIGTERM; a second signal ends them at once.",
+    )
 
     @classmethod
     def parse(cls, options: Any) -> Self:
-        """Check the values of an options object; raises `ConfigError` that names the option."""
-        registries = _registries(options.hubcache_registries)
-        return cls(
-            directory=_directory(options.hubcache_dir),
-            size=_size("hubcache_size", options.hubcache_size),
-            admit_after=int(_not_negative("hubcache_admit_after", options.hubcache_admit_after)),
-            half_life=_positive("hubcache_half_life", options.hubcache_half_life),
-            expire_after=_positive("hubcache_expire_after", options.hubcache_expire_after),
-            max_blob=_size("hubcache_max_blob", options.hubcache_max_blob) if options.hubcache_max_blob else 0,
-            min_free=_size("hubcache_min_free", options.hubcache_min_free, zero=True)
-            if options.hubcache_min_free
-            else None,
-            pins=_pins(options.hubcache_pins, registries),
-            registries=registries,
-            tag_ttl=_not_negative("hubcache_tag_ttl", options.hubcache_tag_ttl),
-            max_stale=_max_stale(options.hubcache_offline, options.hubcache_max_stale),
-            offline=options.hubcache_offline,
-            negative_ttl=_not_negative("hubcache_negative_ttl", options.hubcache_negative_ttl),
-            authorize=_choice("hubcache_private", options.hubcache_private, ("bypass", "authorize")) == "authorize",
-            account=_account(options.hubcache_username, options.hubcache_password_file),
-            ratelimit_reserve=int(_not_negative("hubcache_ratelimit_reserve", options.hubcache_ratelimit_reserve)),
-            sync=options.hubcache_sync,
-            sync_rate=_not_negative("hubcache_sync_rate", options.hubcache_sync_rate) / 60,
-            while_revalidate=_not_negative("hubcache_stale_while_revalidate", options.hubcache_stale_while_revalidate),
-            scrub=_scrub(options.hubcache_scrub),
-            tunnel=_tunnel(options.hubcache_tunnel),
-            clients=_networks(options.hubcache_clients),
-            offer_only=_choice("hubcache_mirror_miss", options.hubcache_mirror_miss, _MISSES) == "notfound",
-            access_log=Path(options.hubcache_access_log).absolute() if options.hubcache_access_log else None,
-            status=_address("hubcache_status", options.hubcache_status),
-            workers=_workers(options.hubcache_workers),
-            stop_within=_not_negative("hubcache_stop_within", options.hubcache_stop_within),
+        """Check the values of mitmproxy's options; raises `ConfigError` that names the option."""
+        fields = declared_options(cls)
+        settings = cls(**{field: each.parse(getattr(options, each.name)) for field, each in fields.items()})
+        values.check_pins(settings.pins, settings.registries)
+        return replace(
+            settings,
+            account=values.account(settings.username, settings.password_file),
+            max_stale=math.inf if settings.offline else settings.max_stale,
         )
+
+    def check_change_to(self, changed: Self) -> None:
+        """Raise `ConfigError` when a value differs that cannot change while the program runs."""
+        for field, each in declared_options(type(self)).items():
+            if each.at_start and getattr(changed, field) != getattr(self, field):
+                raise ConfigError(f"{each.name} takes effect at start only")
+
+
+OPTIONS = tuple(declared_options(Settings).values())
 
 
 def declare(loader: addonmanager.Loader) -> None:
-    """Tell mitmproxy the option table."""
-    for option in OPTIONS:
-        loader.add_option(option.name, option.type, option.default, option.help)
+    """Add all options to mitmproxy's."""
+    for each in OPTIONS:
+        loader.add_option(each.name, each.type, each.default, each.help)
 
 
-def _directory(text: str) -> Path:
-    try:
-        path = Path(text).expanduser() if text else platformdirs.user_cache_path("hubcache")
-    except RuntimeError as error:
-        raise ConfigError(f"hubcache_dir: {error}; name a directory") from error
-    return path.absolute()
+def check_names(given: Iterable[str]) -> None:
+    """Raise `ConfigError` for names that begin like those of this program's options but are none.
+
+    mitmproxy keeps unknown names of the command line and of `config.yaml` for addons that may be loaded later.
+    """
+    known = [each.name for each in OPTIONS]
+    complaints = []
+    for name in given:
+        lowered = name.lower().replace("-", "_")
+        if lowered.startswith(_PREFIX.rstrip("_")) and name not in known:
+            close = get_close_matches(lowered, known, 1)
+            complaints.append(f"{name} is not an option" + (f"; did you mean {close[0]}?" if close else ""))
+    if complaints:
+        raise ConfigError(", and ".join(complaints))
 
 
-def _size(name: str, text: str, *, zero: bool = False) -> int:
-    try:
-        size = human.parse_size(text.strip().lower())
-    except ValueError:
-        size = None
-    if size is None or size < 0 or (size == 0 and not zero):
-        raise ConfigError(f"{name}: {text!r} is not a size; expected a number of bytes or one like 500M, 50G or 2T")
-    return size
-
-
-def _registries(texts: Sequence[str]) -> tuple[Registry, ...]:
-    try:
-        registries = tuple(Registry.parse(text) for text in texts)
-    except ConfigError as error:
-        raise ConfigError(f"hubcache_registries: {error}") from error
-    if not registries:
-        raise ConfigError(f"hubcache_registries: nothing named; expected at least one, such as {HUB_HOST}")
-    hosts = [registry.host for registry in registries]
-    for host in hosts:
-        if hosts.count(host) > 1:
-            raise ConfigError(f"hubcache_registries: {host} is named twice")
-    return registries
-
-
-def _not_negative(name: str, value: int) -> float:
-    if value < 0:
-        raise ConfigError(f"{name}: {value} is negative; expected 0 or more")
-    return float(value)
-
-
-def _max_stale(offline: bool, seconds: int) -> float:
-    checked = _not_negative("hubcache_max_stale", seconds)
-    return math.inf if offline else checked
-
-
-def _positive(name: str, value: int) -> float:
-    if value <= 0:
-        raise ConfigError(f"{name}: {value} is not a number of seconds above 0")
-    return float(value)
-
-
-def _pins(texts: Sequence[str], registries: Sequence[Registry]) -> tuple[Pin, ...]:
-    try:
-        pins = tuple(Pin.parse(text) for text in texts)
-    except RegistryError as error:
-        raise ConfigError(f"hubcache_pins: {error.message}; expected an image such as debian:12") from error
-    for pin in pins:
-        if pin.host not in [registry.host for registry in registries]:
-            raise ConfigError(f"hubcache_pins: {pin.host} of {pin.repository} is not in hubcache_registries")
-    return pins
-
-
-def _choice(name: str, text: str, choices: Sequence[str]) -> str:
-    if text not in choices:
-        raise ConfigError(f"{name}: {text!r} is not one of {', '.join(choices)}")
-    return text
-
-
-def _account(username: str, password_file: str) -> Account | None:
-    if not username and not password_file:
-        return None
-    if not username or not password_file:
-        raise ConfigError("hubcache_username and hubcache_password_file go together; only one is set")
-    try:
-        password = Path(password_file).expanduser().read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"hubcache_password_file: {password_file} cannot be read: {error}") from error
-    if not password:
-        raise ConfigError(f"hubcache_password_file: {password_file} is empty")
-    return Account(username, password)
-
-
-def _workers(text: str) -> int:
-    if text.strip().lower() == "auto":
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not text.isdecimal() or not 0 < int(text) <= _MAX_WORKERS:
-        raise ConfigError(f"hubcache_workers: {text!r} is not auto or a number from 1 to {_MAX_WORKERS}")
-    return int(text)
-
-
-_PERIODS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
-
-
-def _scrub(text: str) -> Scrub | None:
-    """`30d` is a time, `10M` a size per second: periods are lower case, and m is minutes."""
-    text = text.strip()
-    if text in ("", "0"):
-        return None
-    number, unit = text[:-1], text[-1]
-    if unit in _PERIODS and number.isdecimal() and int(number) > 0:
-        return Scrub(period=int(number) * _PERIODS[unit])
-    try:
-        return Scrub(rate=_size("hubcache_scrub", text))
-    except ConfigError as error:
-        raise ConfigError(
-            f"hubcache_scrub: {text!r} is neither a time such as 30d or 12h nor bytes per second such as 10M"
-        ) from error
-
-
-_PATTERN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.*_-]+)(?::([0-9]{1,5}|\*))?")
-
-
-def _tunnel(texts: Sequence[str]) -> tuple[str, ...]:
-    """Patterns in lower case."""
-    for text in texts:
-        if _PATTERN.fullmatch(text.strip()) is None:
-            raise ConfigError(f"hubcache_tunnel: {text!r} is not HOST or HOST:PORT, such as *.example.com:443")
-    return tuple(text.strip().lower() for text in texts)
-
-
-def _networks(texts: Sequence[str]) -> tuple[Network, ...]:
-    try:
-        return tuple(ip_network(text.strip()) for text in texts)
-    except ValueError as error:
-        raise ConfigError(f"hubcache_clients: {error}; expected networks such as 10.0.0.0/8 or ::1") from error
-
-
-def _address(name: str, text: str) -> tuple[str, int] | None:
-    if not text:
-        return None
-    host, separator, port = text.strip().rpartition(":")
-    if not separator or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"{name}: {text!r} is not HOST:PORT")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+def numbers_as_text(given: dict[str, Any]) -> None:
+    """Turn numbers from a `config.yaml` into text where the option is a text such as `30` or `30d`."""
+    for each in OPTIONS:
+        if each.type is str and type(given.get(each.name)) is int:
+            given[each.name] = str(given[each.name])

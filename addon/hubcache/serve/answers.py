@@ -5,11 +5,11 @@ from urllib.parse import parse_qs, urlencode
 from ..oci.digest import Digest
 from ..oci.media import OCI_INDEX, OCTET_STREAM
 from ..oci.reference import ReferrersTarget
-from .blobs import Blob
+from .cached_blobs import Blob
+from .cached_manifests import Found
+from .cached_referrers import Listed
 from .errors import API_VERSION
-from .manifests import Found
 from .messages import Answer, Door, Request
-from .referrers import Listed
 
 DIGEST = "Docker-Content-Digest"
 

@@ -5,7 +5,7 @@ from cachetools import LRUCache
 from ..oci.digest import Digest
 from ..oci.media import type_of
 from ..store.store import Store
-from .memory import Memory
+from .best_effort import BestEffort
 
 MAX_KNOWN = 10_000
 """Manifests whose bytes need not be read again for their type."""
@@ -14,7 +14,7 @@ MAX_KNOWN = 10_000
 class MediaTypes:
     """A digest has one type for all, since its bytes are the same for all: no registry can rename another's."""
 
-    def __init__(self, store: Store, memory: Memory) -> None:
+    def __init__(self, store: Store, memory: BestEffort) -> None:
         self._store = store
         self._memory = memory
         self._by_bytes: LRUCache[Digest, str] = LRUCache(MAX_KNOWN)

@@ -14,16 +14,16 @@ from collections.abc import Callable
 
 from cachetools import LRUCache
 
-from ..decide.tally import Tally
+from ..decide.decaying_count import DecayingCount
 from ..oci.digest import Digest
 from ..oci.errors import BlobUnknown, HubcacheError, ManifestUnknown, NotStored
 from ..store.store import Store
-from .ahead import Ahead
-from .blobs import Blob, Blobs
-from .gate import Gate
-from .manifests import Found, Manifests
-from .pulls import Pulls
-from .view import View
+from .access import Access
+from .cached_blobs import Blob, CachedBlobs
+from .cached_manifests import CachedManifests, Found
+from .identity import Identity
+from .prefetch import Prefetch
+from .pull_counting import Pulls
 
 logger = logging.getLogger("hubcache")
 
@@ -52,10 +52,10 @@ class Mirror:
     def __init__(
         self,
         store: Store,
-        gate: Gate,
-        manifests: Manifests,
-        blobs: Blobs,
-        ahead: Ahead,
+        gate: Access,
+        manifests: CachedManifests,
+        blobs: CachedBlobs,
+        ahead: Prefetch,
         may_spend: Callable[[str], bool],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -68,14 +68,14 @@ class Mirror:
         self._ahead = ahead
         self._may_spend = may_spend
         self._clock = clock
-        self._asked: LRUCache[_Image, tuple[Tally, frozenset[str]]] = LRUCache(MAX_COUNTED)
+        self._asked: LRUCache[_Image, tuple[DecayingCount, frozenset[str]]] = LRUCache(MAX_COUNTED)
         """How often, and for which platforms."""
         self._pulls = Pulls()
         self._fetching: dict[tuple[str, str, str, str], asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def manifest(
-        self, view: View, reference: str | Digest, negotiation: str, client: tuple[str, str], *, head: bool
+        self, view: Identity, reference: str | Digest, negotiation: str, client: tuple[str, str], *, head: bool
     ) -> Found:
         """A manifest of an image that is here whole; raises `ManifestUnknown` for any other.
 
@@ -92,19 +92,19 @@ class Mirror:
             self._count(view, image, reference, negotiation, wanted)
         raise ManifestUnknown("this mirror does not have that image", {"repository": view.repository})
 
-    async def blob(self, view: View, digest: Digest, range_header: str | None, *, head: bool) -> Blob:
+    async def blob(self, view: Identity, digest: Digest, range_header: str | None, *, head: bool) -> Blob:
         """A blob that is here; raises `BlobUnknown` for any other."""
         if not self._store.has(digest) or not self._permits(view, digest):
             raise BlobUnknown("this mirror does not have that blob", {"digest": str(digest)})
         return await (self._blobs.head(view, digest) if head else self._blobs.get(view, digest, range_header))
 
-    def _permits(self, view: View, digest: Digest) -> bool:
+    def _permits(self, view: Identity, digest: Digest) -> bool:
         return self._gate.permits(view.host, view.repository, digest, None, outage=True)
 
-    async def _may_offer(self, view: View, digest: Digest, platforms: set[str]) -> bool:
+    async def _may_offer(self, view: Identity, digest: Digest, platforms: set[str]) -> bool:
         return self._permits(view, digest) and await self._ahead.is_complete(digest, platforms)
 
-    async def _is_current(self, view: View, tag: str, negotiation: str, wanted: str) -> bool:
+    async def _is_current(self, view: Identity, tag: str, negotiation: str, wanted: str) -> bool:
         """Whether what the tag is now, is here whole. Something that moved is fetched first and offered then."""
         record = self._store.tags(view.host, view.repository, tag).get(negotiation)
         if record is None or not await self._may_offer(view, record.digest, {wanted}):
@@ -115,16 +115,16 @@ class Mirror:
         self._fetch(view, (view.host, view.repository, tag), tag, negotiation, frozenset({wanted}))
         return False
 
-    def _count(self, view: View, image: _Image, reference: str | Digest, negotiation: str, wanted: str) -> None:
+    def _count(self, view: Identity, image: _Image, reference: str | Digest, negotiation: str, wanted: str) -> None:
         now = self._clock()
-        tally, platforms = self._asked.get(image, (Tally(0.0, now), frozenset()))
+        tally, platforms = self._asked.get(image, (DecayingCount(0.0, now), frozenset()))
         tally, platforms = tally.plus(now, self.half_life), platforms | {wanted}
         self._asked[image] = tally, platforms
         if tally.count > self.admit_after - 1:
             self._fetch(view, image, reference, negotiation, platforms)
 
     def _fetch(
-        self, view: View, image: _Image, reference: str | Digest, negotiation: str, platforms: frozenset[str]
+        self, view: Identity, image: _Image, reference: str | Digest, negotiation: str, platforms: frozenset[str]
     ) -> None:
         key = (*image, negotiation)
         if (
@@ -139,7 +139,7 @@ class Mirror:
         task.add_done_callback(lambda _: self._fetching.pop(key, None))
 
     async def _fetch_whole(
-        self, view: View, reference: str | Digest, negotiation: str, platforms: frozenset[str]
+        self, view: Identity, reference: str | Digest, negotiation: str, platforms: frozenset[str]
     ) -> None:
         try:
             async with self._slots:

@@ -42,19 +42,19 @@ from ..transfer.breaker import CircuitOpen
 from ..transfer.sources import FileSource
 from ..transfer.tokens import Challenge, pull_scope
 from ..transfer.upstream import Upstream
+from .access import Access
 from .answers import DIGEST, blob_answer, etag, listing_answer, manifest_answer
-from .blobs import Blob, Blobs
+from .cached_blobs import Blob, CachedBlobs
+from .cached_manifests import CachedManifests
+from .cached_referrers import CachedReferrers
 from .challenges import INSUFFICIENT, INVALID, for_client
 from .errors import API_VERSION, error_answer
-from .gate import Gate
-from .manifests import Manifests
+from .identity import Identity
 from .messages import Answer, Door, Forward, Moved, Request, Result
 from .mirror import Mirror
-from .pulls import Pulls
-from .referrers import Referrers
-from .suspicion import Suspicions
+from .pull_counting import Pulls
+from .repeated_downloads import RepeatedDownloads
 from .tag_refresh import TagRefresh
-from .view import View
 
 logger = logging.getLogger("hubcache")
 
@@ -71,12 +71,12 @@ class Service:
     def __init__(
         self,
         store: Store,
-        gate: Gate,
-        manifests: Manifests,
-        blobs: Blobs,
+        gate: Access,
+        manifests: CachedManifests,
+        blobs: CachedBlobs,
         sync: TagRefresh,
         mirror: Mirror,
-        referrers: Referrers,
+        referrers: CachedReferrers,
         upstreams: dict[str, Upstream],
         *,
         authorize: bool = False,
@@ -90,7 +90,7 @@ class Service:
         self._mirror = mirror
         self._referrers = referrers
         self._pulls = Pulls()
-        self._suspicions = Suspicions()
+        self._suspicions = RepeatedDownloads()
         self._throttle = Throttle(_SAY_SECONDS, time.monotonic)
         self._upstreams = upstreams
         self.authorize = authorize
@@ -152,7 +152,7 @@ class Service:
         upstream = self._upstreams[request.registry.host]
         try:
             return await self._look_up(
-                request, View(upstream, target.repository, own=own, client=request.client), target
+                request, Identity(upstream, target.repository, own=own, client=request.client), target
             )
         except (Unauthorized, Denied, ManifestUnknown, BlobUnknown) as error:
             missing = isinstance(error, ManifestUnknown | BlobUnknown)
@@ -174,7 +174,7 @@ class Service:
             return self._forward(upstream, own)
         try:
             return await self._look_up(
-                request, View(upstream, target.repository, reader=own, client=request.client), target
+                request, Identity(upstream, target.repository, reader=own, client=request.client), target
             )
         except (Unauthorized, Denied) as error:
             raise self._refusal(request, target.repository, error, sent=own) from error
@@ -186,7 +186,7 @@ class Service:
             raise Unavailable("upstream is down, and the request needs it")
         return Forward(authorization, moved)
 
-    async def _look_up(self, request: Request, view: View, target: _Content) -> Answer:
+    async def _look_up(self, request: Request, view: Identity, target: _Content) -> Answer:
         if isinstance(target, ReferrersTarget):
             return await self._listing(request, view, target)
         if request.door is Door.MIRROR and self.offer_only:
@@ -220,7 +220,7 @@ class Service:
 
     # -- manifests and blobs --------------------------------------------------------------------------------------
 
-    async def _manifest(self, request: Request, view: View, target: ManifestTarget) -> Answer:
+    async def _manifest(self, request: Request, view: Identity, target: ManifestTarget) -> Answer:
         head = request.method == "HEAD"
         if isinstance(target.reference, Digest):
             found = await self._manifests.by_digest(view, target.reference, head=head)
@@ -244,14 +244,14 @@ class Service:
         if self._pulls.begins(request.client, digest):
             self._store.count_request(digest)
 
-    async def _listing(self, request: Request, view: View, target: ReferrersTarget) -> Answer:
+    async def _listing(self, request: Request, view: Identity, target: ReferrersTarget) -> Answer:
         known_only = request.door is Door.MIRROR and self.offer_only
         query = referrers_query(request.query)
         listed = await self._referrers.listed(view, target.digest, query, known_only=known_only)
         self._count(request, listed.digest)
         return listing_answer(request, target, listed)
 
-    async def _blob(self, request: Request, view: View, target: BlobTarget) -> Answer:
+    async def _blob(self, request: Request, view: Identity, target: BlobTarget) -> Answer:
         if request.method == "HEAD":
             blob = await self._blobs.head(view, target.digest)
         else:
@@ -276,7 +276,7 @@ class Service:
             blob.source.closed = lambda: self._suspicions.sent(request, digest)
         return answer
 
-    async def _offer(self, request: Request, view: View, target: ManifestTarget | BlobTarget) -> Answer:
+    async def _offer(self, request: Request, view: Identity, target: ManifestTarget | BlobTarget) -> Answer:
         """As a mirror that has only what it has."""
         head = request.method == "HEAD"
         if isinstance(target, BlobTarget):

@@ -17,17 +17,17 @@ from cachetools import LRUCache
 from ..decide.budget import Budget
 from ..decide.records import TagRecord
 from ..decide.refresh_schedule import Schedule
-from ..decide.watched import OFTEN, Watched
+from ..decide.watched_tag import OFTEN, WatchedTag
 from ..oci.digest import Digest
 from ..oci.errors import HubcacheError
 from ..store.store import Store
 from ..transfer.upstream import Upstream
-from .ahead import Ahead
-from .manifests import Found, Manifests
-from .memory import Memory
+from .best_effort import BestEffort
+from .cached_manifests import CachedManifests, Found
+from .identity import Identity
 from .messages import Result
-from .move_memory import READS, MoveMemory
-from .view import View
+from .prefetch import Prefetch
+from .tag_moves import READS, TagMoves
 
 logger = logging.getLogger("hubcache")
 
@@ -58,14 +58,14 @@ _LONGEST_FETCH_SECONDS = 900.0
 type _Key = tuple[str, str, str, str]
 
 
-class _Table(LRUCache[_Key, Watched]):
+class _Table(LRUCache[_Key, WatchedTag]):
     """What is watched; what is forgotten is not looked at any more."""
 
     def __init__(self, size: int, schedule: Schedule) -> None:
         super().__init__(size)
         self._schedule = schedule
 
-    def popitem(self) -> tuple[_Key, Watched]:
+    def popitem(self) -> tuple[_Key, WatchedTag]:
         key, watched = super().popitem()
         watched.is_forgotten = True
         self._schedule.drop(watched)
@@ -79,9 +79,9 @@ class TagRefresh:
     def __init__(
         self,
         store: Store,
-        memory: Memory,
-        manifests: Manifests,
-        ahead: Ahead,
+        memory: BestEffort,
+        manifests: CachedManifests,
+        ahead: Prefetch,
         may_spend: Callable[[str], bool],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -96,7 +96,7 @@ class TagRefresh:
         self._watched = _Table(MAX_TAGS, self._schedule)
         self._budgets: dict[str, Budget] = {}
         self._busy = Counter[str]()
-        self._moves = MoveMemory(store, memory)
+        self._moves = TagMoves(store, memory)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticked_at = clock()
         self._next_slice: asyncio.TimerHandle | None = None
@@ -112,7 +112,7 @@ class TagRefresh:
 
     # -- clients ------------------------------------------------------------------------------------------------
 
-    def asked(self, view: View, tag: str, negotiation: str, found: Found) -> None:
+    def asked(self, view: Identity, tag: str, negotiation: str, found: Found) -> None:
         """A client asked for a tag that anybody may see, and was answered `found`."""
         lifetime = self._manifests.tag_lifetime
         if not self.enabled or len(negotiation) > MAX_NEGOTIATION:
@@ -122,7 +122,7 @@ class TagRefresh:
         watched = self._watched.get(key)
         if watched is None:
             # Of what is fresh it is not known for how long: the mean, until it is read
-            watched = self._watched[key] = Watched(*key, now, now, validated_at=now - lifetime / 2)
+            watched = self._watched[key] = WatchedTag(*key, now, now, validated_at=now - lifetime / 2)
         watched.asked(now, lifetime)
         if found.result in (Result.REVALIDATED, Result.MISS):
             self._seen(watched, found.digest, now)
@@ -131,7 +131,7 @@ class TagRefresh:
         if watched.requests >= 2 * watched.ranked or not self._schedule.has(watched):
             self._place(watched, now)
 
-    def _seen(self, watched: Watched, digest: Digest | None, at: float) -> None:
+    def _seen(self, watched: WatchedTag, digest: Digest | None, at: float) -> None:
         before = watched.moves
         watched.seen(digest, at)
         if watched.moves is not before:
@@ -139,12 +139,12 @@ class TagRefresh:
 
     # -- what is due --------------------------------------------------------------------------------------------
 
-    def _due(self, watched: Watched, now: float) -> float | None:
+    def _due(self, watched: WatchedTag, now: float) -> float | None:
         lifetime = self._manifests.tag_lifetime
         lead = min(max(lifetime * _EARLY, 2 * TICK_SECONDS), lifetime / 3)
         return watched.next_look(now, lifetime, lead)
 
-    def _place(self, watched: Watched, now: float, not_before: float = 0.0) -> None:
+    def _place(self, watched: WatchedTag, now: float, not_before: float = 0.0) -> None:
         """Let a tag be due when it should be, or not at all."""
         due = None if watched.is_busy or watched.is_forgotten else self._due(watched, now)
         if due is None:
@@ -196,12 +196,12 @@ class TagRefresh:
             if record is not None and self._is_still_due(watched, now) and self._budgets[host].spend(now):
                 watched.is_busy = True
                 self._busy[host] += 1
-                self._spawn(self._look(watched, View(upstream, watched.repository), record))
+                self._spawn(self._look(watched, Identity(upstream, watched.repository), record))
             if reads >= READS / hosts:
                 return False
         return True
 
-    def _is_still_due(self, watched: Watched, now: float) -> bool:
+    def _is_still_due(self, watched: WatchedTag, now: float) -> bool:
         """By what is known of it now; if it is not, it gets its place."""
         due = None if watched.is_forgotten else self._due(watched, now)
         if due is None or due <= now:
@@ -209,7 +209,7 @@ class TagRefresh:
         self._place(watched, now)
         return False
 
-    def _read(self, watched: Watched) -> TagRecord | None:
+    def _read(self, watched: WatchedTag) -> TagRecord | None:
         """What the store knows of a tag: clients validate it, too."""
         self._moves.read(watched)
         record = self._store.tags(watched.host, watched.repository, watched.tag).get(watched.negotiation)
@@ -225,7 +225,7 @@ class TagRefresh:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _look(self, watched: Watched, view: View, record: TagRecord) -> None:
+    async def _look(self, watched: WatchedTag, view: Identity, record: TagRecord) -> None:
         looked_at = self._clock()
         watched.unused += 1
         try:
@@ -240,7 +240,7 @@ class TagRefresh:
         self._place(watched, self._clock(), not_before=looked_at + self._manifests.tag_lifetime / 2)
         self.tick()
 
-    async def _look_or_raise(self, watched: Watched, view: View, before: TagRecord) -> None:
+    async def _look_or_raise(self, watched: WatchedTag, view: Identity, before: TagRecord) -> None:
         asked_at = self._clock()
         now_at = await self._manifests.check(view, watched.tag, watched.negotiation, before)
         self._seen(watched, now_at, asked_at)
@@ -262,7 +262,7 @@ class TagRefresh:
         """Wait until the budget permits one request more."""
         await asyncio.sleep(min(self._budgets[host].reserve(self._clock()), _LONGEST_FETCH_SECONDS))
 
-    async def _fetch_ahead(self, watched: Watched, view: View, before: TagRecord, digest: Digest) -> None:
+    async def _fetch_ahead(self, watched: WatchedTag, view: Identity, before: TagRecord, digest: Digest) -> None:
         """Fetch what will be asked for when the tag is at `digest`; keep the tag where it was meanwhile."""
         # If this fails, or takes too long, the tag stays until it goes stale, for an outage; next time it moves without
         # its layers.
@@ -276,7 +276,7 @@ class TagRefresh:
         finally:
             fetching.cancel()
 
-    async def _fetch_image(self, view: View, before: Digest, digest: Digest) -> None:
+    async def _fetch_image(self, view: Identity, before: Digest, digest: Digest) -> None:
         """Only what people really pull: an image none of whose parts is here was only looked at."""
         platforms = self._ahead.pulled_platforms(before)
         parts = self._ahead.children(before) or ()

@@ -17,8 +17,8 @@ from ..oci.errors import BadUpstream, RegistryError, TooManyRequests, Unavailabl
 from ..oci.registry import HUB_REALM, Registry
 from ..store.store import Store
 from ..transfer.client import Client
-from ..transfer.http import read_text, retry_after
 from ..transfer.realms import may_have_passwords, realm_url
+from ..transfer.session import read_text, retry_after
 from ..transfer.sources import BytesSource
 from ..transfer.tokens import Challenge, Tokens, parse_token
 from ..transfer.upstream import Upstream

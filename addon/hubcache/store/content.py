@@ -11,13 +11,13 @@ from pathlib import Path
 from ..decide.records import ManifestRecord
 from ..oci.digest import Digest
 from ..oci.errors import ContentDamaged, StorageError
+from .capacity import Capacity
 from .facts import Facts
+from .file_check import Scrubbed
 from .inspector import Inspector
-from .ledger import Ledger, on_disk
-from .proof import Scrubbed
 from .quarantine import MAX_BYTES, Damage, Quarantine
-from .room import Rooms
-from .stored import DAMAGE, StoredBlob, open_regular
+from .stored_blob import DAMAGE, StoredBlob, open_regular
+from .usage import Usage, on_disk
 
 logger = logging.getLogger("hubcache")
 
@@ -29,8 +29,8 @@ class Content(Facts):
         super().__init__()
         self.directory = directory
         self._clock = clock
-        self.ledger = Ledger()
-        self.rooms = Rooms(directory, capacity, self.ledger, clock)
+        self.ledger = Usage()
+        self.rooms = Capacity(directory, capacity, self.ledger, clock)
         self.inspector = Inspector()
         self.damages = 0
         """How often content was found damaged since the start."""

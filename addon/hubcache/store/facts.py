@@ -20,8 +20,8 @@ from ..decide.records import (
 from ..oci.digest import Digest
 from ..oci.errors import RegistryError, StorageError
 from ..oci.reference import subject_of
-from .base import Base
 from .index import Index
+from .index_access import IndexAccess
 
 FACT_LIFETIME = 90 * 86400.0
 """Seconds after which a fact that was not written again, and that is not about stored content, is forgotten."""
@@ -43,7 +43,7 @@ MAX_NOT_PRIVATE = 20_000
 """Digests that are known not to be private without a look at the index."""
 
 
-class Facts(Base):
+class Facts(IndexAccess):
     """Tags, links, referrers, verdicts and challenges, by registry host and repository."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from cachetools import LRUCache, TTLCache
 from ..oci.digest import Digest
 from ..oci.errors import ContentDamaged, StorageError
 from .disk import is_untouched
-from .proof import Proof
+from .file_check import FileCheck
 
 SUSPECT_SECONDS = 3600.0
 """A blob that was found good is not verified again on suspicion alone for so long: of many machines behind one address
@@ -84,11 +84,11 @@ class Inspector:
         await asyncio.shield(task)
 
     async def _verify(self, path: Path, digest: Digest, size: int) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._read, Proof(path, digest, size))
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._read, FileCheck(path, digest, size))
         self._found_good[digest] = None
         self.trust(digest)
 
-    def _read(self, proof: Proof) -> None:
+    def _read(self, proof: FileCheck) -> None:
         while proof.step():
             if self._ended.is_set():
                 raise StorageError("the store is being closed")

@@ -13,7 +13,7 @@ from ..oci.manifest import parse_manifest
 from .disk import changed_at
 from .facts import FACT_LIFETIME
 from .index import BATCH, Index
-from .ledger import Ledger, on_disk
+from .usage import Usage, on_disk
 
 CLOCK = "retention/clock"
 """Row of the policy's clock, beside those of what it knows."""
@@ -58,7 +58,7 @@ def renew_private(index: Index, held: Container[str]) -> None:
 
 
 @_uncollected()
-def take_inventory(index: Index, ledger: Ledger, retention: Retention[Digest], now: float) -> None:
+def take_inventory(index: Index, ledger: Usage, retention: Retention[Digest], now: float) -> None:
     """What is stored, from the content's rows; how often it is asked for, from the policy's. A row of the policy that
     is missing (a crash lost a few seconds of them, or the store is of an older program) is made anew, at `now`."""
     sizes: dict[Digest, int] = {}

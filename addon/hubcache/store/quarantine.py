@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..oci.digest import Digest
 from ..oci.errors import StorageError
-from .ledger import on_disk
+from .usage import on_disk
 
 MAX_FILES = 10
 MAX_BYTES = 1 << 30

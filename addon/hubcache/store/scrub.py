@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..oci.digest import Digest
 from ..oci.errors import ContentDamaged, StorageError
-from .proof import Proof
+from .file_check import FileCheck
 from .store import Store
 
 _LOOK_SECONDS = 5.0
@@ -158,7 +158,7 @@ class Scrub:
         self._store.scrubbed.objects += 1
 
     async def _verify_file(self, digest: Digest, path: Path, size: int) -> None:
-        proof, more, loop = Proof(path, digest, size, from_disk=True), True, asyncio.get_running_loop()
+        proof, more, loop = FileCheck(path, digest, size, from_disk=True), True, asyncio.get_running_loop()
         while more and digest in self._store.ledger.sizes:
             before = proof.at
             try:

@@ -17,12 +17,12 @@ from pathlib import Path
 from ..decide.records import ManifestRecord, encode_clock, encode_row
 from ..oci.digest import Digest
 from ..oci.errors import StorageError, StoreTooNew
-from ..oci.pin import Pin
+from ..oci.image_name import ImageName
 from .content import Content
 from .index import BATCH, Index
 from .inventory import CLOCK, children_of, renew_private, stored_last, take_inventory
-from .ledger import on_disk
 from .staging import Staged
+from .usage import on_disk
 
 logger = logging.getLogger("hubcache")
 
@@ -44,7 +44,7 @@ class Store(Content):
 
     def __init__(self, directory: Path, capacity: int, clock: Callable[[], float] = time.time) -> None:
         super().__init__(directory, capacity, clock)
-        self.pins: tuple[Pin, ...] = ()
+        self.pins: tuple[ImageName, ...] = ()
         self.unclean = False
         """Whether the store was not closed in order: all of it is to be verified soon."""
         self._lock_fd: int | None = None

@@ -10,9 +10,9 @@ from yarl import URL
 from ..oci.errors import BadUpstream, HeaderInvalid, NotAsked, Unavailable
 from .breaker import Breakers, Probe
 from .connector import REFUSED_ADDRESS, Attempt
-from .homes import Homes
-from .http import parse_url
+from .local_registries import LocalRegistries
 from .observer import Observer
+from .session import parse_url
 
 _MAX_REDIRECTS = 5
 _SAFE = frozenset({"GET", "HEAD"})
@@ -42,7 +42,7 @@ class Client:
         self.observer = observer
         self._http = http
         self._guarded = guarded or http
-        self._homes = Homes()
+        self._homes = LocalRegistries()
         self._breakers = breakers
 
     def may_ask(self, url: URL) -> bool:

@@ -16,9 +16,9 @@ from ..oci.errors import Abandoned, BadUpstream, RegistryError, StorageError, Un
 from ..store.store import Store
 from .breaker import CircuitOpen
 from .fill import Fill
+from .fill_slots import FillSlots, Ticket
 from .observer import Observer
-from .slots import Slots, Ticket
-from .unread import Unread
+from .unread_fills import UnreadFills
 from .upstream import BlobBody
 
 logger = logging.getLogger("hubcache")
@@ -84,8 +84,8 @@ class Fills:
         self._running: dict[Digest, Fill] = {}
         self._jobs: dict[Fill, _Job] = {}
         self._tasks: dict[_Task, Fill] = {}
-        self._slots = Slots()
-        self._unread = Unread(store.is_wanted, self._give_up)
+        self._slots = FillSlots()
+        self._unread = UnreadFills(store.is_wanted, self._give_up)
         self._hashing = ThreadPoolExecutor(2, thread_name_prefix="fill")
 
     def get(self, digest: Digest, asker: str | None = None) -> Fill | None:

@@ -4,9 +4,9 @@ import ipaddress
 
 from yarl import URL
 
-from ..oci.domain import registrable_domain
 from ..oci.errors import BadUpstream
-from .http import parse_url
+from ..oci.registrable_domain import registrable_domain
+from .session import parse_url
 
 
 def realm_url(realm: str) -> URL:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ..oci.digest import Verifier
 from ..oci.errors import BadUpstream, StorageError
-from ..store.stored import StoredBlob
+from ..store.stored_blob import StoredBlob
 from .fill import Fill
 from .upstream import BlobBody
 

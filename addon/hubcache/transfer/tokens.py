@@ -15,11 +15,11 @@ from yarl import URL
 
 from ..oci.account import Account
 from ..oci.errors import TooManyRequests, Unauthorized, Unavailable
-from ..oci.json_text import read_json
+from ..oci.json_reader import read_json
 from .client import Client
 from .coalesce import Coalescer
-from .http import pause, read_text
 from .realms import realm_url
+from .session import pause, read_text
 
 _PARAMETER = re.compile(r'(?<![A-Za-z_])([A-Za-z_]++)\s*+=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 

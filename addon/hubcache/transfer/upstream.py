@@ -23,13 +23,13 @@ from ..oci.media import OCI_INDEX
 from ..oci.reference import ReferrersTarget
 from ..oci.registry import Registry
 from .client import Client
-from .http import content_coding, pause, read_text
-from .listing import Listing, read_listing
 from .observer import Observer
-from .reading import Fetched, content_range, demand, digest_header, encoded, length, read_manifest
 from .realms import may_have_passwords
-from .refusals import MAX_ERROR_BODY, RefusedElsewhere, elsewhere, refusal
+from .referrers_page import Listing, read_listing
+from .session import content_coding, pause, read_text
 from .tokens import Challenge, Tokens, pull_scope
+from .upstream_errors import MAX_ERROR_BODY, RefusedElsewhere, elsewhere, refusal
+from .upstream_response import Fetched, content_range, demand, digest_header, encoded, length, read_manifest
 
 _RETRIES = 2
 _BACKOFF_SECONDS = 0.2

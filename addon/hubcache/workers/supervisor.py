@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..oci.errors import ConfigError
 from .epoch import Epoch
-from .owner import Decider, Owner
+from .owner_server import Decider, OwnerServer
 
 logger = logging.getLogger("hubcache")
 
@@ -45,7 +45,7 @@ class Supervisor:
         self._environment = environment
         self._alive = asyncio.Event()
         self._changed = changed
-        self._owner = Owner(decider, self._workers_changed)
+        self._owner = OwnerServer(decider, self._workers_changed)
         self._decider = decider
         self._epoch = Epoch.create()
         self._keepers: list[asyncio.Task[None]] = []

@@ -1,0 +1,1 @@
+"""Who may connect, how many connections there are, and where they may lead."""

@@ -1,0 +1,1 @@
+"""Serves clients without mitmproxy where that makes no difference to anybody."""

@@ -1,0 +1,1 @@
+"""Everything that touches internals of mitmproxy or pyOpenSSL."""

@@ -1,0 +1,35 @@
+"""Names of images as people write them."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from .digest import Digest
+from .reference import parse_name, parse_reference
+from .registry import HUB_HOST, HUB_NAMESPACES
+
+
+@dataclass(frozen=True, slots=True)
+class ImageName:
+    """One image: registry host, repository, and tag or digest."""
+
+    host: str
+    repository: str
+    reference: str | Digest
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse `debian`, `debian:12`, `owner/name@sha256:…`, `ghcr.io/owner/name:tag`; raises `RegistryError`.
+
+        As docker reads it: the first part is a host if it has a dot or a colon or is `localhost`; without a host it is
+        Docker Hub's, and without an owner the repository is in `library/`.
+        """
+        name, at, digest = text.strip().partition("@")
+        host, slash, rest = name.partition("/")
+        if not slash or not ("." in host or ":" in host or host == "localhost"):
+            host, rest = HUB_HOST, name
+        if host in HUB_NAMESPACES:
+            host = HUB_HOST
+        repository, colon, tag = rest.partition(":")
+        if host == HUB_HOST and "/" not in repository:
+            repository = f"library/{repository}"
+        return cls(host.lower(), parse_name(repository), parse_reference(digest if at else tag if colon else "latest"))

@@ -1,0 +1,132 @@
+"""Writing down what was learned, where a store that cannot take it must not fail the pull.
+
+This is the one place that turns `StorageError` into "go on without": it is reported through `failed`, shown in
+`/healthz` and metrics, and the client is served all the same.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from ..decide.moves import Moves
+from ..decide.records import ManifestRecord, ReferrersRecord, TagRecord, Verdict
+from ..oci.digest import Digest
+from ..oci.errors import StorageError
+from ..store.store import Store
+from .change_numbers import ChangeNumbers
+
+
+class BestEffort:
+    """The store's facts, written at best effort."""
+
+    def __init__(self, store: Store, failed: Callable[[StorageError], None]) -> None:
+        self._store = store
+        self._failed = failed
+        self._moves = ChangeNumbers()
+
+    def generation(self, registry: str, repository: str, tag: str) -> int:
+        """Changes when the tag is moved through this proxy: what was asked before must not be remembered after."""
+        return self._moves.number(registry, repository, tag)
+
+    async def tag(
+        self, registry: str, repository: str, tag: str, negotiation: str, record: TagRecord, generation: int
+    ) -> None:
+        """Remember what a tag answered, unless it was moved since `generation`."""
+        if generation == self.generation(registry, repository, tag):
+            await self._attempt(self._store.put_tag(registry, repository, tag, negotiation, record))
+
+    async def moves(self, moves: Mapping[tuple[str, str, str], Moves]) -> None:
+        """Remember when tags moved."""
+        await self._attempt(self._store.put_moves(moves))
+
+    async def forget_tag(self, registry: str, repository: str, tag: str) -> None:
+        """The tag was moved or is gone."""
+        self._moves.moved(registry, repository, tag)
+        await self._attempt(self._store.drop_tag(registry, repository, tag))
+
+    async def manifest(self, digest: Digest, record: ManifestRecord) -> bool:
+        """Store a verified manifest; whether that worked."""
+        return await self._attempt(self._store.put_manifest(digest, record))
+
+    async def link(
+        self,
+        registry: str,
+        repository: str,
+        links: dict[Digest, int | None],
+        *,
+        confirmed: bool = True,
+        given: bool = False,
+    ) -> None:
+        """Remember that digests belong to a repository, by the upstream's word or (not `confirmed`) a manifest's, or
+        because it gave the bytes."""
+        await self._attempt(self._store.put_links(registry, repository, links, confirmed=confirmed, given=given))
+
+    async def unlink(self, registry: str, repository: str, digest: Digest) -> None:
+        """The upstream says that a digest does not belong to a repository (any more): it may have turned private."""
+        link = self._store.link(registry, repository, digest)
+        if link is None:
+            return
+        if link.confirmed and self._store.has(digest):
+            await self._attempt(self._store.hide(registry, repository, digest))
+        await self._attempt(self._store.drop_link(registry, repository, digest))
+
+    async def forget_link(self, registry: str, repository: str, digest: Digest) -> None:
+        """Something was pushed or deleted: whether the repository has it is to be asked anew. That is no sign that it
+        turned private."""
+        if self._store.link(registry, repository, digest) is not None:
+            await self._attempt(self._store.drop_link(registry, repository, digest))
+
+    async def forget_manifest(self, registry: str, repository: str, digest: Digest) -> None:
+        """A manifest was pushed or deleted by its digest: the tags that were at it may be gone, too."""
+        await self.forget_link(registry, repository, digest)
+        await self._attempt(self._store.drop_tags_of(registry, repository, digest))
+
+    async def private(self, digest: Digest) -> bool:
+        """Content is about to be fetched with a client's own credentials; whether that is remembered."""
+        return await self._attempt(self._store.put_private(digest))
+
+    async def gave(
+        self, registry: str, repository: str, digest: Digest, size: int | None, *, private: bool = False
+    ) -> bool:
+        """A registry gave the bytes of a digest, verified; `private`: for a client's own credentials. It is a source of
+        its own then of what is private. Whether that is remembered."""
+        hosts = self._store.private_hosts(digest)
+        written = True
+        if private or (hosts is not None and registry not in hosts):
+            written = await self._attempt(self._store.put_private(digest, registry))
+        await self.link(registry, repository, {digest: size}, given=True)
+        return written
+
+    async def media_type(self, registry: str, digest: Digest, media_type: str) -> None:
+        """What a registry calls a manifest whose bytes do not tell."""
+        if self._store.media_type(registry, digest) != media_type:
+            await self._attempt(self._store.put_media_type(registry, digest, media_type))
+
+    async def verdict(self, registry: str, repository: str, verdict: Verdict) -> bool:
+        """Remember whether a repository is public; whether that worked."""
+        return await self._attempt(self._store.put_verdict(registry, repository, verdict))
+
+    async def turned_private(self, registry: str, repository: str, verdict: Verdict) -> bool:
+        """Remember that a repository is not public any more, and what is private with it; whether that worked."""
+        written = await self._attempt(self._store.put_verdict(registry, repository, verdict))
+        return await self._attempt(self._store.hide(registry, repository)) and written
+
+    async def referrers(
+        self, registry: str, repository: str, subject: Digest, question: str, record: ReferrersRecord
+    ) -> None:
+        """Remember what was answered about the referrers of a digest."""
+        await self._attempt(self._store.put_referrers(registry, repository, subject, question, record))
+
+    async def forget_referrers(self, registry: str, repository: str, subject: Digest | None) -> None:
+        """What refers to a digest, or to some digest of the repository, is not what it was."""
+        await self._attempt(self._store.drop_referrers(registry, repository, subject))
+
+    async def challenge(self, registry: str, challenge: str) -> None:
+        """Remember a registry's challenge, so that it can be told while the registry is down."""
+        await self._attempt(self._store.put_challenge(registry, challenge))
+
+    async def _attempt(self, write: Awaitable[None]) -> bool:
+        try:
+            await write
+        except StorageError as error:
+            self._failed(error)
+            return False
+        return True

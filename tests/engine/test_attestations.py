@@ -1,0 +1,163 @@
+"""Attestations of an image are fetched, offered and pinned with it."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hubcache.decide.records import ManifestRecord, ReferrersRecord, TagRecord
+from hubcache.oci.digest import Digest
+from hubcache.oci.image_name import ImageName
+from hubcache.oci.media import OCI_INDEX
+from hubcache.oci.registry import HUB_HOST
+from hubcache.serve.messages import Answer, Door
+from support import engine29
+from support.engine import Cache, read, running
+from support.engine29 import ACTIONS, REPO, attested
+from support.parts import opened_store, put_image
+from support.standin import Hub, Image
+from support.tag_refresh import TTL, in_step, popular, tick
+from support.users import DOORS, Clock, pull, settled, until
+
+AMD64 = "docker/29.0.0 go/go1.25 os/linux arch/amd64 UpstreamClient(Docker-Client/29.0.0)"
+
+
+@pytest.fixture
+async def offering(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
+    """A mirror that has only what it has."""
+    async with running(hub, tmp_path / "store", offer_only=True) as started:
+        yield started
+
+
+async def statuses(cache: Cache, index: Image, action: str, door: Door, client: str = "10.0.0.1") -> list[int]:
+    """What an engine is answered in order."""
+    found = []
+    for one in engine29.asked(action, index):
+        headers = {name.replace("-", "_"): value for name, value in one.headers.items()}
+        request = cache.request(door, one.method, one.path if door is Door.MIRROR else one.at_registry, **headers)
+        answer = await cache.engine.answer(replace(request, client=client))
+        assert isinstance(answer, Answer)
+        await read(answer)
+        found.append(answer.status)
+    await settled(cache)
+    return found
+
+
+def expected(index: Image, action: str) -> list[int]:
+    return [one.expected for one in engine29.asked(action, index)]
+
+
+async def offered(cache: Cache, index: Image) -> None:
+    """Ask until the mirror has fetched it."""
+    for client in ("10.0.0.1", "10.0.0.2"):
+        assert (await statuses(cache, index, "pull", Door.MIRROR, client))[0] == 404
+        await until(lambda: not cache.engine._mirror._fetching)
+
+
+@DOORS
+async def test_engine_asks_nobody_about_an_image_that_was_fetched_ahead(hub: Hub, tmp_path: Path, door: Door) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        async with in_step(hub, tmp_path / "store") as cache:
+            clock = Clock(patch, cache)
+            old = hub.index(REPO, "latest", {"linux/amd64": hub.image(REPO, None, [b"old"])}, attested=True)
+            await popular(cache, replace(old, config=old.images["linux/amd64"].config))
+            await pull(cache, old.images["linux/amd64"])
+            index = attested(hub)
+            clock.ahead = TTL - 1
+            await tick(cache)
+            hub.reset_log()
+            for action in ACTIONS:
+                assert await statuses(cache, index, action, door) == expected(index, action)
+            assert hub.count() == 0
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+async def test_engine_asks_nobody_of_a_mirror_that_offers_what_it_has(offering: Cache, hub: Hub, action: str) -> None:
+    index = attested(hub)
+    await offered(offering, index)
+    hub.reset_log()
+    assert await statuses(offering, index, action, Door.MIRROR) == expected(index, action)
+    assert hub.count() == 0
+
+
+async def test_only_attestations_of_the_platform_asked_for_are_fetched(offering: Cache, hub: Hub) -> None:
+    images = {name: hub.image(REPO, None, [name.encode()], platform=name) for name in ("linux/amd64", "linux/arm64")}
+    index = hub.index(REPO, "latest", images, attested=True)
+    for client in ("10.0.0.1", "10.0.0.2"):
+        request = offering.request(Door.MIRROR, "GET", f"/v2/{REPO}/manifests/latest", user_agent=AMD64)
+        await offering.engine.answer(replace(request, client=client))
+    await until(lambda: not offering.engine._mirror._fetching)
+    store = offering.engine.store
+    assert store.has(Digest.parse(index.attestations["linux/amd64"].layers[0]))
+    assert not store.has(Digest.parse(index.attestations["linux/arm64"].digest))
+
+
+@pytest.mark.parametrize("part", ["manifest", "layer"])
+async def test_image_that_lost_its_attestation_is_not_offered(offering: Cache, hub: Hub, part: str) -> None:
+    index = attested(hub)
+    await offered(offering, index)
+    attestation = index.attestations["linux/amd64"]
+    await offering.engine.store.remove(
+        Digest.parse(attestation.digest if part == "manifest" else attestation.layers[0])
+    )
+    assert (await statuses(offering, index, "pull", Door.MIRROR))[0] == 404
+    await until(lambda: not offering.engine._mirror._fetching)
+
+
+async def test_what_refers_to_an_attestation_is_fetched_with_it(offering: Cache, hub: Hub) -> None:
+    hub.referrers = True
+    index = attested(hub)
+    signature = hub.image(REPO, None, [b"signed"], subject=index.attestations["linux/amd64"], artifact_type="sig")
+    await offered(offering, index)
+    hub.reset_log()
+    for path in (f"manifests/{signature.digest}", f"blobs/{signature.layers[0]}"):
+        assert (await offering.get(Door.MIRROR, f"/v2/{REPO}/{path}"))[0] == 200
+    assert hub.count() == 0
+
+
+async def test_referrers_that_cannot_be_had_do_not_keep_an_image_from_being_offered(offering: Cache, hub: Hub) -> None:
+    hub.referrers = True
+    index = attested(hub)
+    lost = hub.image(REPO, None, [b"signed"], subject=index.attestations["linux/amd64"], artifact_type="sig")
+    hub.memory.repository(REPO).blobs.pop(lost.layers[0])
+    await offered(offering, index)
+    assert (await statuses(offering, index, "pull", Door.MIRROR))[0] == 200
+
+
+@pytest.mark.parametrize("what", ["referrers/{}", "manifests/{}"])
+async def test_mirror_that_offers_what_it_has_asks_nobody_about_referrers(offering: Cache, hub: Hub, what: str) -> None:
+    image = hub.image(REPO, "latest")
+    name = image.digest if what.startswith("referrers") else image.digest.replace(":", "-")
+    for client in range(4):
+        request = offering.request(Door.MIRROR, "GET", f"/v2/{REPO}/{what.format(name)}")
+        answer = await offering.engine.answer(replace(request, client=f"10.0.0.{client}"))
+        assert isinstance(answer, Answer)
+        assert answer.status == 404
+    assert hub.count() == 0
+
+
+async def test_what_refers_to_a_pinned_image_is_pinned_with_it(tmp_path: Path) -> None:
+    """By the listing, by a tag made from the digest, and for what these refer to; not what refers to another image."""
+    async with opened_store(tmp_path) as store:
+        image, layers = await put_image(store, b"layer")
+        listed, listed_layers = await put_image(store, b"sbom", note="sbom")
+        tagged, tagged_layers = await put_image(store, b"signed", note="signature")
+        other, _ = await put_image(store, b"other", note="other")
+        body = f'{{"manifests": [{{"digest": "{listed}", "size": 1}}]}}'.encode()
+        listing = Digest.of(body)
+        await store.put_manifest(listing, ManifestRecord(OCI_INDEX, body))
+        store.pins = (ImageName.parse("base:1"),)
+        place = (HUB_HOST, "library/base")
+        await store.put_tag(*place, "1", "*/*", TagRecord(image, "", 1, 0.0))
+        await store.keep_house()
+        assert store.ledger.pinned == {image, *layers}
+        await store.put_referrers(*place, image, "question", ReferrersRecord(listing, 0.0))
+        await store.put_referrers(*place, other, "question", ReferrersRecord(other, 0.0))
+        await store.put_referrers(*place, image, "another", ReferrersRecord(None, 0.0))
+        await store.put_tag(*place, f"{image.replace(':', '-')}.sig", "*/*", TagRecord(tagged, "", 1, 0.0))
+        await store.keep_house()
+        known = {listing, listed, *listed_layers, tagged, *tagged_layers}
+        assert store.ledger.pinned == {image, *layers, *known}
+        await store.drop_referrers(*place, image)
+        await store.keep_house()
+        assert store.ledger.pinned == {image, *layers, tagged, *tagged_layers}

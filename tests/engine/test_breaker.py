@@ -1,0 +1,425 @@
+"""The circuit breaker: after a few failures nobody waits for a dead host, and everybody can see why."""
+
+import asyncio
+import json
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hubcache.serve.messages import Answer, Door, Result
+from hubcache.transfer import breaker
+from hubcache.transfer.breaker import CircuitOpen
+from support.engine import Cache, running
+from support.http_client import wait_until
+from support.ports import free_port
+from support.program import LISTENERS, Program, running_program
+from support.standin import Fault, Hub, Image, random_bytes
+from support.users import DOORS, pull, short_times, until
+
+PROMPT = 0.9
+"""Seconds that an answer may take when nobody is waited for; a time-out is 1 here."""
+
+
+@pytest.fixture(autouse=True)
+def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_times(monkeypatch)
+    monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(breaker, "_LAST_PROBE_SECONDS", 0.2)
+
+
+@pytest.fixture
+def image(hub: Hub) -> Image:
+    return hub.image("library/app", "1")
+
+
+@pytest.fixture
+async def cache(hub: Hub, image: Image, tmp_path: Path) -> AsyncIterator[Cache]:
+    """With a status listener, and the image in its store."""
+    async with running(hub, tmp_path / "store", status=("127.0.0.1", free_port())) as started:
+        assert set(await pull(started, image)) == {200}
+        hub.reset_log()
+        yield started
+
+
+def address(hub: Hub, listener: str) -> str:
+    return hub.url(listener).removeprefix("http://")
+
+
+async def page(cache: Cache, path: str) -> str:
+    """A page of the status listener."""
+    assert cache.settings.status is not None
+    url = f"http://127.0.0.1:{cache.settings.status[1]}{path}"
+
+    def fetch() -> str:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return str(answer.read().decode())
+
+    return await asyncio.to_thread(fetch)
+
+
+async def until_closed(cache: Cache, host: str) -> None:
+    await until(lambda: cache.engine.breakers.reason(host) is None)
+
+
+async def until_open(cache: Cache, host: str) -> None:
+    await until(lambda: cache.engine.breakers.reason(host) is not None)
+
+
+async def until_probed(cache: Cache, host: str) -> None:
+    """Until the circuit is open and its first probe has failed."""
+    await until_open(cache, host)
+    await cache.engine.breakers.circuits[host].probed.wait()
+
+
+async def fail(cache: Cache, door: Door, count: int) -> None:
+    """Ask for what is not stored, each time something else."""
+    for number in range(count):
+        status, _ = await cache.get(door, f"/v2/library/none/manifests/{number}")
+        assert status == 503
+
+
+@DOORS
+@pytest.mark.parametrize("fault", ["stopped", "500"])
+async def test_circuit_opens_after_few_failures_and_then_nobody_asks(
+    cache: Cache, hub: Hub, door: Door, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 60.0)
+    if fault == "stopped":
+        hub.stop("registry")
+    else:
+        hub.faults.add(Fault(kind="[pmb]*", status=500, body="oops"))
+    monkeypatch.setattr(breaker, "WAIT_SECONDS", 0.0)
+    await fail(cache, door, 1)
+    await until_open(cache, address(hub, "registry"))
+    asked = hub.count(listener="registry")
+    await fail(cache, door, 20)
+    assert hub.count(listener="registry") == asked <= breaker.THRESHOLD + 1, "those that failed, and a probe"
+
+
+@DOORS
+async def test_single_failure_opens_nothing(cache: Cache, hub: Hub, door: Door) -> None:
+    hub.image("library/other", "1", [b"another"])
+    hub.faults.add(Fault(kind="manifest", status=503, times=1))
+    assert (await cache.get(door, "/v2/library/other/manifests/1"))[0] == 200
+    assert cache.engine.breakers.reason(address(hub, "registry")) is None
+
+
+async def test_failures_with_successes_between_them_open_nothing(cache: Cache, hub: Hub) -> None:
+    for number in range(breaker.THRESHOLD * 2):
+        hub.image("library/other", str(number), [str(number).encode()])
+        hub.faults.add(Fault(kind="manifest", status=503, times=1))
+        assert (await cache.get(Door.PROXY, f"/v2/library/other/manifests/{number}"))[0] == 200
+    assert cache.engine.breakers.reason(address(hub, "registry")) is None
+
+
+async def test_refusals_and_limits_open_nothing(cache: Cache, hub: Hub) -> None:
+    """The host is alive and says something that matters."""
+    for status in (401, 403, 404, 429):
+        fault = hub.faults.add(Fault(kind="manifest", status=status, body="no"))
+        for number in range(breaker.THRESHOLD + 1):
+            await cache.get(Door.PROXY, f"/v2/library/s{status}/manifests/{number}")
+        hub.faults.remove(fault)
+    assert cache.engine.breakers.reason(address(hub, "registry")) is None
+
+
+@DOORS
+async def test_one_time_out_opens_the_circuit_and_no_further_request_waits(
+    cache: Cache, hub: Hub, image: Image, door: Door
+) -> None:
+    cache.apply(tag_ttl=0.0)
+    hub.blackhole()
+    await cache.get(door, "/v2/library/app/manifests/1")
+    assert cache.engine.breakers.reason(address(hub, "registry")) == "time-out"
+    begun = time.monotonic()
+    assert set(await pull(cache, image, door)) == {200}
+    assert time.monotonic() - begun < PROMPT
+    await until_probed(cache, address(hub, "registry"))
+    begun = time.monotonic()
+    await fail(cache, door, 5)
+    assert time.monotonic() - begun < PROMPT
+
+
+@DOORS
+async def test_client_with_a_stale_copy_at_hand_does_not_wait_for_a_slow_upstream(
+    cache: Cache, hub: Hub, image: Image, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even for the first time-out, which in production is 30 seconds."""
+    monkeypatch.setattr("hubcache.serve.cached_manifests.PATIENCE_SECONDS", 0.1)
+    cache.apply(tag_ttl=0.0)
+    hub.faults.add(Fault(kind="manifest", blackhole=True))
+    begun = time.monotonic()
+    answer, body = await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+    assert isinstance(answer, Answer)
+    assert (answer.result, body) == (Result.STALE, image.manifest)
+    assert 'detail="upstream is slow"' in answer.headers["Cache-Status"]
+    assert time.monotonic() - begun < PROMPT
+
+
+# -- one object, or the host ------------------------------------------------------------------------------------------
+
+
+def cold(hub: Hub, count: int) -> list[tuple[str, bytes]]:
+    """Paths of blobs that nobody has asked for, and what they hold."""
+    contents = [random_bytes(2000, f"cold {number}") for number in range(count)]
+    return [(f"/v2/library/cold/blobs/{hub.blob('library/cold', content)}", content) for content in contents]
+
+
+@DOORS
+@pytest.mark.parametrize(
+    "fault", [Fault(status=500), Fault(reset=True), Fault(blackhole=True)], ids=["500", "reset", "silent"]
+)
+async def test_broken_blob_keeps_no_other_from_being_fetched(cache: Cache, hub: Hub, door: Door, fault: Fault) -> None:
+    (broken, _), *others = cold(hub, 15)
+    hub.faults.add(replace(fault, kind="cdn", path=f"*{broken.rpartition(':')[2]}*"))
+    asking = [asyncio.create_task(cache.get(door, broken)) for _ in range(3)]
+    for path, content in others:
+        assert await cache.get(door, path) == (200, content)
+    assert {status for status, _ in await asyncio.gather(*asking)} == {503}
+    await until_closed(cache, address(hub, "cdn"))
+
+
+@DOORS
+async def test_layers_that_fail_once_each_are_all_fetched(cache: Cache, hub: Hub, door: Door) -> None:
+    """Together they open the circuit; its first probe closes it, and is waited for."""
+    layers = cold(hub, breaker.THRESHOLD + 1)
+    for path, _ in layers:
+        hub.faults.add(Fault(kind="cdn", path=f"*{path.rpartition(':')[2]}*", status=500, times=1))
+    assert await asyncio.gather(*(cache.get(door, path) for path, _ in layers)) == [
+        (200, content) for _, content in layers
+    ]
+
+
+@DOORS
+async def test_cold_manifest_waits_for_the_first_probe(
+    cache: Cache, hub: Hub, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = hub.image("library/other", "1", [b"another"])
+    monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.5)
+    hub.faults.add(Fault(kind="manifest", path="*/none/*", status=500))
+    await asyncio.gather(*(cache.get(door, f"/v2/library/none/manifests/{number}") for number in range(3)))
+    await until_open(cache, address(hub, "registry"))
+    assert await cache.get(door, "/v2/library/other/manifests/1") == (200, other.manifest)
+
+
+@DOORS
+@pytest.mark.parametrize("suffix", ["", ".sig"])
+async def test_signature_waits_for_the_first_probe_too(
+    cache: Cache, hub: Hub, image: Image, door: Door, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verifier that gets 404 concludes that the image is not signed."""
+    signature = hub.image("library/app", image.digest.replace(":", "-") + suffix, [b"signature"])
+    monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.5)
+    hub.faults.add(Fault(kind="manifest", path="*/none/*", status=500))
+    await asyncio.gather(*(cache.get(door, f"/v2/library/none/manifests/{number}") for number in range(3)))
+    await until_open(cache, address(hub, "registry"))
+    assert await cache.get(door, f"/v2/library/app/manifests/{signature.tag}") == (200, signature.manifest)
+
+
+async def test_failed_probe_is_not_waited_for_again(cache: Cache, hub: Hub) -> None:
+    hub.stop("registry")
+    await fail(cache, Door.PROXY, 1)
+    await until_probed(cache, address(hub, "registry"))
+    with pytest.raises(CircuitOpen) as caught:
+        cache.engine.breakers.check(address(hub, "registry"))
+    assert not await asyncio.wait_for(caught.value.is_over(), 0.05)
+
+
+async def test_token_service_is_down_when_it_fails_for_several_repositories(
+    cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 60.0)
+    monkeypatch.setattr(breaker, "WAIT_SECONDS", 0.0)
+    cache.engine._tokens._known.clear()
+    hub.faults.add(Fault(kind="token", path="/token*", status=500))
+    paths = [f"/v2/library/none{number}/manifests/1" for number in range(breaker.THRESHOLD)]
+    await asyncio.gather(*(cache.get(Door.MIRROR, path) for path in paths))
+    assert cache.engine.breakers.reason(address(hub, "token")) == "status 500"
+
+
+# -- what is nobody's failure -----------------------------------------------------------------------------------------
+
+
+@DOORS
+@pytest.mark.parametrize("value", ["Bearer a\r\n b", "Bearer a\nb", "Bearer a\0b", "Bearer \udcff"])
+async def test_header_that_a_client_sends_wrong_is_no_failure_of_the_upstream(
+    cache: Cache, hub: Hub, door: Door, value: str
+) -> None:
+    others = cold(hub, 2)
+    for number in range(breaker.THRESHOLD + 1):
+        path = f"/v2/library/app/manifests/none{number}"
+        outcome, _ = await cache.ask(door, "GET", path, authorization=value, accept=f"text/{value}")
+        assert isinstance(outcome, Answer)
+        assert outcome.status == 400
+    for host in ("registry", "token", "cdn"):
+        circuit = cache.engine.breakers.circuits.get(address(hub, host))
+        assert circuit is None or (circuit.failures, circuit.is_open) == (0, False)
+    assert await cache.get(door, others[0][0], authorization=value) == (200, others[0][1])
+
+
+@pytest.mark.parametrize("location", ["http://" + "a" * 70 + ".example/x", "http://\u2665..example/", "http://[::1/"])
+async def test_redirect_that_cannot_be_asked_for_is_a_bad_upstream(cache: Cache, hub: Hub, location: str) -> None:
+    others = cold(hub, 1)
+    hub.faults.add(Fault(kind="blob", redirect=location, path="*/app/*"))
+    for number in range(breaker.THRESHOLD + 1):
+        digest = hub.blob("library/app", str(number).encode())
+        assert (await cache.get(Door.MIRROR, f"/v2/library/app/blobs/{digest}"))[0] == 502
+    assert not any(circuit.failures for circuit in cache.engine.breakers.circuits.values())
+    assert await cache.get(Door.MIRROR, others[0][0]) == (200, others[0][1])
+
+
+# -- many hosts -------------------------------------------------------------------------------------------------------
+
+
+async def never() -> bool:
+    return False
+
+
+async def test_circuits_are_bounded_and_those_unused_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(breaker, "_LAST_PROBE_SECONDS", 0.0)
+    now = 0.0
+    breakers = breaker.Breakers(lambda: now)
+    for number in range(breaker.MAX_HOSTS * 2):
+        breakers.failed(f"host{number}", "time-out", never, at_once=True)
+    await until(lambda: len(breakers._probes) <= breaker.MAX_HOSTS)
+    assert len(breakers.circuits) == breaker.MAX_HOSTS
+    last = f"host{breaker.MAX_HOSTS * 2 - 1}"
+    now = breaker.UNUSED_SECONDS - 1
+    assert breakers.reason(last) == "time-out"
+    now += 2
+    assert list(breakers.circuits) == [last], "somebody asked for it"
+    await until(lambda: len(breakers._probes) == 1)
+    await breakers.close()
+
+
+async def test_circuit_that_opens_again_has_one_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(breaker, "_LAST_PROBE_SECONDS", 0.01)
+    breakers = breaker.Breakers()
+    for _ in range(10):
+        breakers.failed("host", "time-out", never, at_once=True)
+        await breakers.circuits["host"].probed.wait()
+        breakers.succeeded("host")
+    breakers.failed("host", "time-out", never, at_once=True)
+    await until(lambda: len(breakers._probes) == 1)
+    assert breakers.reason("host") == "time-out"
+    await breakers.close()
+
+
+@DOORS
+@pytest.mark.parametrize("fault", ["stopped", "blackholed", "500"])
+async def test_probe_in_the_background_closes_the_circuit(
+    cache: Cache, hub: Hub, image: Image, door: Door, fault: str
+) -> None:
+    """Nobody has to ask for it."""
+    match fault:
+        case "stopped":
+            hub.stop("registry")
+        case "blackholed":
+            hub.blackhole("registry")
+        case status:
+            hub.faults.add(Fault(kind="[pmb]*", status=int(status)))
+    await fail(cache, door, 1)
+    await asyncio.sleep(0.3)
+    assert cache.engine.breakers.reason(address(hub, "registry")) is not None, "probes fail, too"
+    hub.faults.clear()
+    hub.start()
+    await until_closed(cache, address(hub, "registry"))
+    moved = hub.image("library/app", "1", [b"moved"])
+    cache.apply(tag_ttl=0.0)
+    assert await cache.get(door, "/v2/library/app/manifests/1") == (200, moved.manifest)
+
+
+async def test_probes_are_few_and_carry_no_credentials(cache: Cache, hub: Hub) -> None:
+    hub.faults.add(Fault(kind="[pmb]*", status=500))
+    await fail(cache, Door.PROXY, 1)
+    hub.reset_log()
+    await asyncio.sleep(0.5)
+    probes = hub.requests()
+    assert 1 <= len(probes) <= 4
+    assert {(probe.method, probe.path, probe.authorization) for probe in probes} == {("GET", "/v2/", None)}
+
+
+async def test_each_host_has_a_circuit_of_its_own(cache: Cache, hub: Hub) -> None:
+    """A dead CDN does not keep manifests from being validated."""
+    other = hub.image("library/other", "1", [b"another"])
+    hub.stop("cdn")
+    for blob in (*other.layers, other.config):
+        assert (await cache.get(Door.PROXY, f"/v2/library/other/blobs/{blob}"))[0] == 503
+    assert cache.engine.breakers.reason(address(hub, "cdn")) is not None
+    assert await cache.get(Door.PROXY, "/v2/library/other/manifests/1") == (200, other.manifest)
+
+
+async def test_state_and_reason_are_shown(cache: Cache, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    """In `/healthz`, in metrics and in the log; and again when it is over."""
+    host = address(hub, "registry")
+    assert json.loads(await page(cache, "/healthz"))["status"] == "ok"
+    assert f'hubcache_upstream_up{{host="{host}"}} 1.0' in await page(cache, "/metrics")
+    with caplog.at_level("INFO", "hubcache"):
+        hub.stop("registry")
+        await fail(cache, Door.PROXY, 3)
+        health = json.loads(await page(cache, "/healthz"))
+        assert health["status"] == "degraded"
+        assert health["upstreams_down"] == {host: "ClientConnectorError"}
+        metrics = await page(cache, "/metrics")
+        assert f'hubcache_upstream_up{{host="{host}"}} 0.0' in metrics
+        assert f'hubcache_upstream_requests_total{{host="{host}",kind="manifest",status="error"}} 3.0' in metrics
+        opened = [record.getMessage() for record in caplog.records if host in record.getMessage()]
+        assert len(opened) == 1, "said once, not for each request"
+        assert "ClientConnectorError" in opened[0]
+        hub.start()
+        await until_closed(cache, host)
+    assert f"{host} answers again" in caplog.text
+    assert json.loads(await page(cache, "/healthz"))["status"] == "ok"
+    assert f'hubcache_upstream_up{{host="{host}"}} 1.0' in await page(cache, "/metrics")
+
+
+@DOORS
+async def test_stale_answer_names_the_reason_of_the_open_circuit(
+    cache: Cache, hub: Hub, door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.apply(tag_ttl=0.0)
+    hub.faults.add(Fault(kind="[pmb]*", status=502))
+    await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+    await until_open(cache, address(hub, "registry"))
+    answer, _ = await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+    assert isinstance(answer, Answer)
+    assert answer.result is Result.STALE
+    assert f'detail="{address(hub, "registry")} is down: status 502"' in answer.headers["Cache-Status"]
+    assert "status 502" in caplog.text
+
+
+# -- through the real proxy ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def program() -> Iterator[Program]:
+    with running_program(hubcache_tag_ttl="0") as running:
+        yield running
+
+
+def test_real_proxy_serves_stored_images_without_waiting_for_a_blackholed_upstream(program: Program) -> None:
+    """With time-outs as in production. The first client of a stale tag waits for a moment, the others do not."""
+    program.reset()
+    doors = [program.client(name) for name in LISTENERS]
+    repo = doors[0].repo
+    image = program.hub.image(repo, "latest")
+    assert doors[0].manifest("latest", repo=repo).status == doors[0].blob(image.layers[0], repo=repo).status == 200
+    program.hub.blackhole()
+    begun = time.monotonic()
+    assert doors[0].manifest("latest", repo=repo).body == image.manifest
+    assert time.monotonic() - begun < 3.5
+    wait_until(lambda: program.health["upstreams_down"])
+    for door in doors:
+        begun = time.monotonic()
+        for _ in range(5):
+            assert door.manifest("latest", repo=repo).body == image.manifest
+            assert door.blob(image.layers[0], repo=repo).body == b"layer"
+        assert door.manifest("other", repo=repo).failure == (503, "UNAVAILABLE")
+        assert door.request("POST", f"/v2/{repo}/blobs/uploads/").failure == (503, "UNAVAILABLE")
+        assert time.monotonic() - begun < 2.0 + breaker.WAIT_SECONDS
+    program.reset()
+    program.assert_no_errors()

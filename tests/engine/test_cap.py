@@ -1,0 +1,333 @@
+"""The cap holds although victims begin to be read, removals fail and readers keep what was removed open."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hubcache.decide.records import ManifestRecord
+from hubcache.oci.digest import Digest
+from hubcache.oci.errors import NotStored, StorageError
+from hubcache.oci.media import OCI_MANIFEST
+from hubcache.serve.messages import Answer, Door
+from hubcache.store.capacity import ALLOWANCE
+from hubcache.store.store import Store
+from hubcache.store.stored_blob import StoredBlob
+from hubcache.store.usage import BLOCK, on_disk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.engine import read, running
+from support.parts import MIB, bytes_on_disk, files_below, manifest_of, opened_store, put_blob
+from support.standin import Hub, random_bytes
+
+CAP = ALLOWANCE + 4 * MIB
+"""Leaves somewhat less than 4 MiB for content; the rest is kept free for the index."""
+
+
+async def filled(store: Store, count: int, size: int) -> list[Digest]:
+    """So many blobs, the first of which go first."""
+    digests = []
+    for number in range(count):
+        digests.append(await put_blob(store, random_bytes(size, number)))
+        for _ in range(number):
+            store.count_request(digests[-1])
+    return digests
+
+
+def wanted(store: Store, name: str) -> Digest:
+    """A digest that is asked for more than anything that is stored."""
+    digest = Digest.of(name.encode())
+    for _ in range(50):
+        store.count_request(digest)
+    return digest
+
+
+def after_first_removal(store: Store, act: Callable[[], Awaitable[object]]) -> None:
+    """Do something when the first removal is done and before the next begins."""
+    remove, acted = store.remove, False
+
+    async def removing(digest: Digest) -> None:
+        nonlocal acted
+        await remove(digest)
+        if not acted:
+            acted = True
+            await act()
+
+    store.remove = removing  # type: ignore[method-assign]
+
+
+# -- victims that are kept
+
+
+async def test_another_goes_in_place_of_a_victim_that_began_to_be_read(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAP) as store:
+        digests = await filled(store, 5, 700_000)
+        opened: list[StoredBlob] = []
+
+        async def begin_to_read() -> None:
+            blob = await store.open_blob(digests[1])
+            assert blob is not None
+            opened.append(blob)
+
+        after_first_removal(store, begin_to_read)
+        staged = await store.stage(wanted(store, "new"), 1_400_000)
+        assert [store.has(digest) for digest in digests] == [False, True, False, True, True]
+        assert store.ledger.used <= store.rooms.limit(store._opened().bytes)
+        opened[0].close()
+        store.finish(staged)
+
+
+async def test_newcomer_is_refused_when_all_that_is_left_began_to_be_read(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAP) as store:
+        digests = await filled(store, 5, 700_000)
+        opened: list[StoredBlob | None] = []
+
+        async def begin_to_read() -> None:
+            opened.extend([await store.open_blob(digest) for digest in digests[1:]])
+
+        after_first_removal(store, begin_to_read)
+        with pytest.raises(StorageError, match="in use"):
+            await store.stage(wanted(store, "new"), 1_400_000)
+        assert store.ledger.reserved == 0
+        assert set(store.rooms.retention.residents) == set(digests[1:])
+        for blob in opened:
+            assert blob is not None
+            blob.close()
+
+
+async def test_newcomer_is_refused_when_what_is_left_is_asked_for_more(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAP) as store:
+        digests = await filled(store, 5, 700_000)
+        for digest in digests[2:]:
+            for _ in range(200):
+                store.count_request(digest)
+        opened: list[StoredBlob | None] = []
+
+        async def begin_to_read() -> None:
+            opened.append(await store.open_blob(digests[1]))
+
+        after_first_removal(store, begin_to_read)
+        with pytest.raises(NotStored, match="asked for more"):
+            await store.stage(wanted(store, "new"), 1_400_000)
+        assert store.ledger.reserved == 0
+        for blob in opened:
+            assert blob is not None
+            blob.close()
+
+
+# -- removals that fail
+
+
+async def test_victims_behind_one_that_could_not_be_removed_can_go_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise StorageError("disk is full")
+
+    async with opened_store(tmp_path, CAP) as store:
+        digests = await filled(store, 5, 700_000)
+        with monkeypatch.context() as patch:
+            patch.setattr(store._opened(), "delete", fail)
+            with pytest.raises(StorageError, match="disk is full"):
+                await store.stage(wanted(store, "new"), 2_000_000)
+        assert set(store.rooms.retention.residents) == set(digests)
+        assert store.ledger.reserved == 0
+        store.finish(await store.stage(wanted(store, "new"), 2_000_000))
+
+
+async def test_who_gives_up_while_room_is_made_leaves_the_account_as_the_disk_is(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAP) as store:
+        await filled(store, 5, 700_000)
+        staging = asyncio.create_task(store.stage(wanted(store, "new"), 2_000_000))
+
+        async def give_up() -> None:
+            staging.cancel()
+
+        after_first_removal(store, give_up)
+        await asyncio.gather(staging, return_exceptions=True)
+        await store.flush()
+        files = files_below(tmp_path / "store/blobs")
+        assert store.ledger.used == sum(on_disk(path.stat().st_size) for path in files)
+        assert set(store.rooms.retention.residents) == store.ledger.sizes.keys()
+
+
+# -- what is removed and still open
+
+
+async def test_removed_blob_counts_until_its_last_reader_has_closed_it(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAP) as store:
+        digest = await put_blob(store, random_bytes(700_000))
+        first, second = await store.open_blob(digest), await store.open_blob(digest)
+        assert first is not None
+        assert second is not None
+        await store.remove(digest)
+        for blob in (first, second):
+            assert store.ledger.used == on_disk(700_000)
+            blob.close()
+        assert store.ledger.used == 0
+
+
+async def test_blob_that_clients_still_read_as_it_came_is_not_evicted(hub: Hub, tmp_path: Path) -> None:
+    data = random_bytes(3 * MIB)
+    digest = hub.blob("library/app", data)
+    async with running(hub, tmp_path / "store", size=CAP) as cache:
+        store = cache.engine.store
+        answer = await cache.engine.answer(cache.request(Door.MIRROR, "GET", f"/v2/library/app/blobs/{digest}"))
+        assert isinstance(answer, Answer)
+        await asyncio.gather(*cache.engine.fills._tasks)
+        assert store.has(Digest.parse(digest))
+        with pytest.raises(StorageError, match="in use"):
+            await store.stage(wanted(store, "new"), 3 * MIB)
+        assert await read(answer) == data
+        store.finish(await store.stage(wanted(store, "new"), 3 * MIB))
+
+
+async def test_given_up_content_counts_until_its_last_reader_has_closed_it(hub: Hub, tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAP) as store:
+        staged = await store.stage(Digest.of(b"layer"), 1 * MIB)
+        store.ledger.hold(staged.digest)
+        staged.write(random_bytes(1 * MIB))
+        store.finish(staged)
+        assert store.ledger.used == 1 * MIB
+        store.ledger.release(staged.digest)
+        assert store.ledger.used == 0
+
+
+# -- the index
+
+
+async def test_cap_holds_when_the_largest_manifests_are_stored(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, 32 * MIB) as store:
+        for number in range(10):
+            body = manifest_of(note=f"{number}" * (4 * MIB - 100))
+            digest = Digest.of(body)
+            for _ in range(number + 3):
+                store.count_request(digest)
+            with suppress(StorageError):
+                await store.put_manifest(digest, ManifestRecord(OCI_MANIFEST, body))
+            assert bytes_on_disk(tmp_path) <= 32 * MIB
+
+
+async def test_popularity_of_much_content_does_not_swell_the_log_beyond_the_allowance(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, 64 * MIB) as store:
+        for number in range(20_000):
+            store.count_request(Digest.of(str(number).encode()))
+        await store.flush()
+        assert (tmp_path / "store/cache.db-wal").stat().st_size <= ALLOWANCE
+
+
+# -- any interleaving
+
+SMALL, LARGE = 12, 4
+SIZES = [280_000] * SMALL + [1_100_000, 1_700_000, 2_300_000, 2_900_000]
+LAYERS = [random_bytes(size, number) for number, size in enumerate(SIZES)]
+NAMES = st.sampled_from(["put", "put", "unsized", "give up", "read", "read", "read", "remove", "manifest", "shrink"])
+OPERATIONS = st.lists(
+    st.lists(st.tuples(NAMES, st.integers(0, SMALL + LARGE - 1), st.integers(0, 5)), min_size=1, max_size=6),
+    min_size=3,
+    max_size=6,
+)
+"""What each of several does, with which content, and how often it is asked for or how long it is read."""
+
+
+class Crowd:
+    """Several who use one store at the same time; the account is looked at after each step of each."""
+
+    def __init__(self, store: Store, directory: Path) -> None:
+        self.store = store
+        self.directory = directory
+        remove = store.remove
+
+        async def slow(digest: Digest) -> None:
+            await remove(digest)
+            await asyncio.sleep(0.002)  # others act between two removals
+
+        store.remove = slow  # type: ignore[method-assign]
+
+    def check(self) -> None:
+        content = bytes_on_disk(self.directory) - self.store._opened().bytes
+        assert content <= CAP - ALLOWANCE + BLOCK * len(files_below(self.directory)), "what the index may need is used"
+        assert bytes_on_disk(self.directory) <= CAP
+
+    async def work(self, operations: list[tuple[str, int, int]]) -> None:
+        for name, number, pauses in operations:
+            self.check()
+            with suppress(StorageError):
+                await getattr(self, name.replace(" ", "_"))(number, pauses)
+            self.check()
+
+    async def put(self, number: int, pauses: int, *, sized: bool = True, commit: bool = True) -> None:
+        store, data = self.store, LAYERS[number]
+        for _ in range(5 * (pauses + 2)):
+            store.count_request(Digest.of(data))
+        staged = await store.stage(Digest.of(data), len(data) if sized else 0)
+        try:
+            for start in range(0, len(data), 500_000):
+                part = data[start : start + 500_000]
+                await store.extend(staged, staged.written + len(part))
+                staged.write(part)
+                self.check()
+                await asyncio.sleep(0)
+            if commit:
+                await store.commit(staged)
+        finally:
+            store.finish(staged)
+
+    async def unsized(self, number: int, pauses: int) -> None:
+        await self.put(number, pauses, sized=False)
+
+    async def give_up(self, number: int, pauses: int) -> None:
+        await self.put(number, pauses, commit=False)
+
+    async def read(self, number: int, pauses: int) -> None:
+        await asyncio.sleep(pauses * 0.003)
+        opened = []
+        for layer in LAYERS[number : number + 5]:
+            blob = await self.store.open_blob(Digest.of(layer))
+            if blob is not None:
+                opened.append((blob, layer))
+        await asyncio.sleep(pauses * 0.01)
+        for blob, layer in opened:
+            assert os.pread(blob.fd, blob.size, 0) == layer
+            blob.close()
+
+    async def remove(self, number: int, pauses: int) -> None:
+        await self.store.remove(Digest.of(LAYERS[number]))
+
+    async def manifest(self, number: int, pauses: int) -> None:
+        body = manifest_of(note="x" * SIZES[number])
+        await self.store.put_manifest(Digest.of(body), ManifestRecord(OCI_MANIFEST, body))
+
+    async def shrink(self, number: int, pauses: int) -> None:
+        self.store.rooms.capacity = CAP - number * 100_000
+        await self.store.keep_house()
+        self.store.rooms.capacity = CAP
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(OPERATIONS)
+def test_cap_and_account_hold_in_any_interleaving(crowd: list[list[tuple[str, int, int]]]) -> None:
+    async def play(directory: Path) -> None:
+        async with opened_store(directory, CAP) as store:
+            users = Crowd(store, directory)
+            for layer in LAYERS[:SMALL]:
+                await put_blob(store, layer)
+            async with asyncio.TaskGroup() as tasks:
+                for operations in crowd:
+                    tasks.create_task(users.work(operations))
+            assert store.ledger.reserved == 0
+            assert store.ledger.used == store.ledger.stored
+            assert set(store.rooms.retention.residents) == store.ledger.sizes.keys()
+            assert store.rooms.retention.bytes == store.ledger.stored
+            blobs = [size for digest, size in store.ledger.sizes.items() if digest not in store.ledger.children]
+            assert sorted(blobs) == sorted(path.stat().st_size for path in files_below(directory / "store/blobs"))
+
+    directory = Path(tempfile.mkdtemp(prefix="cap-"))
+    try:
+        asyncio.run(play(directory))
+    finally:
+        shutil.rmtree(directory)

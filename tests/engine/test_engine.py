@@ -1,0 +1,176 @@
+"""The engine's life: what it does at start, every few seconds, when options change, and at its end."""
+
+import asyncio
+import json
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+from hubcache import engine as engine_module
+from hubcache.engine import Engine
+from hubcache.oci.digest import Digest
+from hubcache.oci.errors import ConfigError, StoreTooNew
+from hubcache.serve.messages import Answer, Door
+from hubcache.store.index import Index
+from support.engine import Cache, running, settings
+from support.ports import free_port
+from support.standin import Fault, Hub, random_bytes
+from support.users import pull, until
+
+REPO = "library/app"
+
+
+@pytest.fixture
+def quick_housekeeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "TICK_SECONDS", 0.02)
+    monkeypatch.setattr(engine_module, "_REOPEN_SECONDS", 0.05)
+
+
+async def test_store_that_cannot_be_used_is_opened_once_it_can(
+    quick_housekeeping: None, hub: Hub, tmp_path: Path
+) -> None:
+    directory = tmp_path / "store"
+    directory.touch()
+    image = hub.image(REPO, "1")
+    async with running(hub, directory) as cache:
+        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
+        assert not cache.engine.store.is_open
+        directory.unlink()
+        await until(lambda: cache.engine.store.is_open)
+        for _ in range(2):
+            assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{image.digest}"))[0] == 200
+        hub.reset_log()
+        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{image.digest}"))[0] == 200
+        assert hub.count() == 0
+        assert cache.engine.store.problem is None
+
+
+async def test_trouble_with_the_store_is_said_once(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "store").touch()
+    hub.image(REPO, "1")
+    async with running(hub, tmp_path / "store") as cache:
+        for _ in range(5):
+            await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1")
+    said = [record for record in caplog.records if "not storing, pulls go on uncached" in record.getMessage()]
+    assert len(said) == 1
+
+
+async def test_store_of_a_newer_version_is_refused(hub: Hub, tmp_path: Path) -> None:
+    index = Index(tmp_path / "store" / "store")
+    index.set("format", "99")
+    index.close()
+    with pytest.raises(StoreTooNew, match="format 99"):
+        async with running(hub, tmp_path / "store"):
+            pass
+
+
+async def test_status_address_that_is_taken_is_refused(hub: Hub, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        chosen = settings(hub, tmp_path / "store", status=("127.0.0.1", taken.getsockname()[1]))
+        engine = Engine(chosen, ssl.create_default_context())
+        with pytest.raises(ConfigError, match="hubcache_status"):
+            await engine.start()
+        await engine.close()
+
+
+async def test_status_pages_are_served_while_it_runs(hub: Hub, tmp_path: Path) -> None:
+    port = free_port()
+    async with (
+        running(hub, tmp_path / "store", status=("127.0.0.1", port)),
+        aiohttp.ClientSession() as http,
+        http.get(f"http://127.0.0.1:{port}/healthz") as answer,
+    ):
+        assert json.loads(await answer.text())["status"] == "ok"
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+async def test_what_was_asked_for_survives_a_restart(hub: Hub, tmp_path: Path) -> None:
+    """Popularity is written behind, and at the latest at the end."""
+    image = hub.image(REPO, "1")
+    async with running(hub, tmp_path / "store") as cache:
+        for _ in range(3):
+            await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1")
+        before = cache.engine.store.rooms.retention.requests(Digest.parse(image.digest), time.time())
+    assert before >= 1
+    async with running(hub, tmp_path / "store") as cache:
+        after = cache.engine.store.rooms.retention.requests(Digest.parse(image.digest), time.time())
+    assert after == pytest.approx(before, abs=0.01)
+
+
+async def test_options_that_change_count_at_once(hub: Hub, tmp_path: Path) -> None:
+    hub.image(REPO, "1")
+    async with running(hub, tmp_path / "store") as cache:
+        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
+        cache.apply(size=1 << 22, offline=True, half_life=100.0, expire_after=200.0, admit_after=3)
+        rooms = cache.engine.store.rooms
+        assert (rooms.capacity, rooms.retention.half_life) == (1 << 22, 100.0)
+        assert (rooms.retention.expire_after, rooms.retention.admit_after) == (200.0, 3)
+        hub.reset_log()
+        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
+        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/none"))[0] == 503
+        assert hub.count() == 0
+
+
+async def test_warm_pull_waits_for_no_write(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it counts is written behind."""
+    async with running(hub, tmp_path / "store") as cache:
+        image = hub.image(REPO, "1", [random_bytes(100_000)])
+        assert set(await pull(cache, image)) == {200}
+        written: list[object] = []
+        write = cache.engine.store._write
+
+        async def noted(action: Callable[[], object]) -> object:
+            written.append(action)
+            return await write(action)
+
+        monkeypatch.setattr(cache.engine.store, "_write", noted)
+        for door in Door:
+            assert set(await pull(cache, image, door)) == {200}
+        assert not written
+        assert cache.engine.store.rooms.retention.dirty()
+
+
+@pytest.mark.parametrize("door", list(Door), ids=lambda door: door.value)
+async def test_pull_of_an_index_is_one_of_it_and_one_of_its_platforms_manifest(
+    hub: Hub, tmp_path: Path, door: Door
+) -> None:
+    """By tag or digest, HEAD included."""
+    amd64 = hub.image(REPO, None, [b"amd64"], platform="linux/amd64")
+    index = hub.index(REPO, "1", {"linux/amd64": amd64})
+    async with running(hub, tmp_path / "store") as cache:
+        for method, reference in (("HEAD", "1"), ("GET", index.digest), ("HEAD", amd64.digest), ("GET", amd64.digest)):
+            answer, _ = await cache.ask(door, method, f"/v2/{REPO}/manifests/{reference}")
+            assert isinstance(answer, Answer)
+            assert answer.status == 200
+        retention = cache.engine.store.rooms.retention
+        for digest in (index.digest, amd64.digest):
+            assert retention.requests(Digest.parse(digest), time.time()) == pytest.approx(1, abs=0.01)
+
+
+async def test_end_during_a_fill_leaves_no_file_and_waits_for_nobody(hub: Hub, tmp_path: Path) -> None:
+    digest = hub.blob(REPO, random_bytes(500_000))
+    hub.faults.add(Fault(kind="cdn", pause_after=100_000))
+    async with asyncio.timeout(5):
+        async with running(hub, tmp_path / "store") as cache:
+            answer = await _begin(cache, digest)
+            assert list((tmp_path / "store" / "staging").iterdir())
+        assert list((tmp_path / "store" / "staging").iterdir()) == []
+    assert answer.source is not None
+    await answer.source.close()
+
+
+async def _begin(cache: Cache, digest: str) -> Answer:
+    outcome = await cache.engine.service.answer(cache.request(Door.PROXY, "GET", f"/v2/{REPO}/blobs/{digest}"))
+    assert isinstance(outcome, Answer)
+    return outcome
+
+
+async def test_directory_can_be_used_again_after_the_end(hub: Hub, tmp_path: Path) -> None:
+    for _ in range(2):
+        async with running(hub, tmp_path / "store") as cache:
+            assert cache.engine.store.is_open

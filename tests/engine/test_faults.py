@@ -1,0 +1,146 @@
+"""What fails x what is asked x which door x what is stored: each answer as the table in the README says."""
+
+from collections.abc import AsyncIterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from hubcache.serve.messages import Answer, Door, Result
+from hubcache.transfer import client, session, upstream
+from support.engine import Cache, running
+from support.fault_table import ROWS, Row
+from support.standin import Fault, Hub, Image, random_bytes
+
+DOORS = pytest.mark.parametrize("door", list(Door), ids=lambda door: door.value)
+FAULTS = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+
+
+@pytest.fixture(autouse=True)
+def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time-outs as in production would make a test of them last minutes."""
+    monkeypatch.setattr(session, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(session, "PROGRESS_SECONDS", 1.0)
+    monkeypatch.setattr(client, "_PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(upstream, "_BACKOFF_SECONDS", 0.01)
+
+
+@pytest.fixture
+def image(hub: Hub) -> Image:
+    return hub.image("library/app", "1", layers=[random_bytes(300_000)])
+
+
+@pytest.fixture
+async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
+    async with running(hub, tmp_path / "store") as started:
+        yield started
+
+
+def break_it(hub: Hub, row: Row) -> None:
+    """Bring about the row's fault."""
+    what, how = row.name.split()
+    listeners = {"registry": ["registry"], "token": ["token"], "cdn": ["cdn"], "all": ["registry", "token", "cdn"]}[
+        what
+    ]
+    kinds = {"registry": "[pmb]*", "token": "token", "cdn": "cdn", "all": "*"}[what]
+    match how:
+        case "refused":
+            hub.stop(*listeners)
+        case "blackholed":
+            hub.blackhole(*listeners)
+        case "html":
+            hub.faults.add(Fault(kind=kinds, status=200, body="<html>maintenance</html>"))
+        case "429":
+            body = "Too Many Requests (HAP429)."
+            hub.faults.add(Fault(kind=kinds, status=429, body=body, headers={"Retry-After": "30"}))
+        case status:
+            hub.faults.add(Fault(kind=kinds, status=int(status), body="oops"))
+
+
+async def pull(cache: Cache, image: Image) -> None:
+    """Have the image in the store."""
+    assert (await cache.get(Door.PROXY, f"/v2/{image.repo}/manifests/{image.tag}"))[0] == 200
+    for blob in (image.config, *image.layers):
+        assert (await cache.get(Door.PROXY, f"/v2/{image.repo}/blobs/{blob}"))[0] == 200
+
+
+def digest_of(image: Image) -> str:
+    return f"sha256:{sha256(image.manifest).hexdigest()}"
+
+
+@DOORS
+@FAULTS
+async def test_stored_image_is_served_whole(cache: Cache, hub: Hub, image: Image, row: Row, door: Door) -> None:
+    await pull(cache, image)
+    cache.engine._tokens._known.clear()
+    break_it(hub, row)
+    await assert_served_whole(cache, image, door)
+
+
+async def assert_served_whole(cache: Cache, image: Image, door: Door) -> None:
+    status, _ = await cache.get(door, "/v2/")
+    assert status == (401 if door is Door.PROXY else 200)
+    for method in ("HEAD", "GET"):
+        for reference in (image.tag, digest_of(image)):
+            answer, body = await cache.ask(door, method, f"/v2/{image.repo}/manifests/{reference}")
+            assert isinstance(answer, Answer)
+            assert answer.status == 200
+            assert answer.length == len(image.manifest)
+            assert body == (image.manifest if method == "GET" else b"")
+        for blob in (image.config, *image.layers):
+            answer, body = await cache.ask(door, method, f"/v2/{image.repo}/blobs/{blob}")
+            assert isinstance(answer, Answer)
+            assert answer.status == 200
+            assert method == "HEAD" or f"sha256:{sha256(body).hexdigest()}" == blob
+
+
+@DOORS
+@FAULTS
+async def test_stale_tag_is_served_and_says_so(cache: Cache, hub: Hub, image: Image, row: Row, door: Door) -> None:
+    await pull(cache, image)
+    cache.engine._tokens._known.clear()
+    cache.apply(tag_ttl=0.0)
+    break_it(hub, row)
+    for method in ("HEAD", "GET"):
+        answer, _ = await cache.ask(door, method, f"/v2/{image.repo}/manifests/{image.tag}")
+        assert isinstance(answer, Answer)
+        assert answer.status == 200
+        if row.validates:
+            assert answer.result is Result.REVALIDATED
+        else:
+            assert answer.result is Result.STALE
+            assert "; hit; ttl=-" in answer.headers["Cache-Status"]
+            assert "detail=" in answer.headers["Cache-Status"]
+
+
+@DOORS
+@FAULTS
+async def test_what_is_not_stored_gets_a_clear_error(
+    cache: Cache, hub: Hub, image: Image, row: Row, door: Door
+) -> None:
+    break_it(hub, row)
+    manifests = [] if row.name.startswith("cdn") else [f"manifests/{image.tag}", f"manifests/{digest_of(image)}"]
+    for path in (f"blobs/{image.layers[0]}", *manifests):
+        status, body = await cache.get(door, f"/v2/{image.repo}/{path}")
+        assert status == row.cold, path
+        assert b'"errors"' in body
+
+
+@DOORS
+@FAULTS
+async def test_restart_in_the_outage_changes_nothing(
+    hub: Hub, image: Image, row: Row, door: Door, tmp_path: Path
+) -> None:
+    async with running(hub, tmp_path / "store") as before:
+        await pull(before, image)
+    break_it(hub, row)
+    async with running(hub, tmp_path / "store", tag_ttl=0.0) as after:
+        await assert_served_whole(after, image, door)
+
+
+@FAULTS
+async def test_anonymous_token_is_to_be_had(cache: Cache, hub: Hub, row: Row) -> None:
+    break_it(hub, row)
+    query = "/token?service=registry.docker.io&scope=repository:library/app:pull"
+    answer = await cache.engine.token_service.answer(cache.request(Door.PROXY, "GET", query))
+    assert answer.status == 200
+    assert answer.result is Result.LOCAL

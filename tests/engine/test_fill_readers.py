@@ -1,0 +1,265 @@
+"""Fills whose clients leave: few go on, the rest can be taken up for a moment and then ends; and nobody's flood stops
+another's pull."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hubcache.oci.digest import Digest
+from hubcache.serve.identity import Identity
+from hubcache.serve.messages import Answer, Door
+from hubcache.transfer import fill_slots, unread_fills
+from hubcache.transfer.fill import Fill
+from hubcache.transfer.fills import Progress
+from support.engine import Cache, read, running
+from support.standin import Fault, Hub, random_bytes
+from support.users import settled, until
+
+REPO = "library/app"
+SIZE = 1_500_000
+"""Bytes: so many that after the first of them none is nearly done."""
+
+
+@pytest.fixture
+async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
+    async with running(hub, tmp_path / "store", admit_after=3) as started:
+        yield started
+
+
+class Blobs:
+    """Cold blobs, which stand still upstream after some bytes until the test lets them go on."""
+
+    def __init__(self, cache: Cache, hub: Hub, *, after: int = 100_000) -> None:
+        self.cache = cache
+        self.hub = hub
+        self.fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=after))
+
+    @staticmethod
+    @lru_cache(16)
+    def data(number: int) -> bytes:
+        return random_bytes(SIZE, f"blob {number}")
+
+    async def ask(self, number: int, client: str = "10.0.0.1", **headers: str) -> Answer:
+        """The head of the answer to a client that asks for a blob."""
+        digest = self.hub.blob(REPO, self.data(number))
+        request = self.cache.request(Door.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}", **headers)
+        outcome = await self.cache.engine.service.answer(replace(request, client=client))
+        assert isinstance(outcome, Answer)
+        assert outcome.status in (200, 206)
+        return outcome
+
+    def fill(self, number: int) -> Fill | None:
+        return self.cache.engine.fills.get(Digest.of(self.data(number)))
+
+    async def leave(self, *numbers: int) -> None:
+        """Clients ask, get some bytes, and leave."""
+        for number in numbers:
+            answer = await self.ask(number)
+            assert answer.source is not None
+            await answer.source.read()
+            await answer.source.close()
+
+    async def stored(self, *numbers: int) -> list[bool]:
+        """Which are in the store in the end."""
+        await settled(self.cache)
+        return [self.cache.engine.store.has(Digest.of(self.data(number))) for number in numbers]
+
+    def end(self) -> None:
+        self.hub.faults.remove(self.fault)
+
+
+@pytest.fixture
+def blobs(cache: Cache, hub: Hub) -> Blobs:
+    return Blobs(cache, hub)
+
+
+async def test_few_fills_go_on_without_readers_and_the_rest_is_given_up(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 0.1)
+    await blobs.leave(*range(12))
+    blobs.end()
+    assert sum(await blobs.stored(*range(12))) == unread_fills.MAX_UNREAD
+    assert [await read(await blobs.ask(number)) == blobs.data(number) for number in range(12)] == [True] * 12
+
+
+async def test_fill_that_stands_still_fetches_nothing_and_goes_on_for_who_comes_back(blobs: Blobs, hub: Hub) -> None:
+    await blobs.leave(*range(unread_fills.MAX_UNREAD + 1))
+    blobs.end()
+    await until(lambda: len(blobs.cache.engine.fills.progress()) == 1)
+    [standing] = blobs.cache.engine.fills.progress()
+    assert standing.size is not None
+    number = next(number for number in range(5) if blobs.fill(number) is not None)
+    rest = await blobs.ask(number, range=f"bytes={standing.written}-")
+    assert await read(rest) == blobs.data(number)[standing.written :]
+    assert all(await blobs.stored(*range(5)))
+    assert hub.count(kind="cdn", method="GET") == 5, "each was fetched once"
+
+
+async def test_the_most_complete_go_on(cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 0.05)
+    blobs = Blobs(cache, hub, after=50_000)
+    blobs.fault.times = unread_fills.MAX_UNREAD
+    further = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=300_000))
+    await blobs.leave(*range(unread_fills.MAX_UNREAD))
+    answer = await blobs.ask(9)
+    fill = blobs.fill(9)
+    assert answer.source is not None
+    assert fill is not None
+    await fill.wait_readable(300_000)
+    await answer.source.close()
+    hub.faults.remove(further)
+    blobs.end()
+    assert await blobs.stored(9) == [True]
+    assert sum(await blobs.stored(*range(unread_fills.MAX_UNREAD))) == unread_fills.MAX_UNREAD - 1
+
+
+async def test_blob_that_is_nearly_done_or_often_asked_for_goes_on(
+    cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 0.05)
+    blobs = Blobs(cache, hub, after=SIZE - 700_000)
+    for number in range(6):
+        answer = await blobs.ask(number)
+        fill = blobs.fill(number)
+        assert fill is not None
+        assert answer.source is not None
+        await fill.wait_readable(SIZE - 700_000)
+        await answer.source.close()
+    nearly = blobs.fault
+    often = Blobs(cache, hub)
+    hub.faults.remove(nearly)
+    assert all(await blobs.stored(*range(6)))
+    for number in range(10, 18):
+        cache.engine.store.vouch(Digest.of(often.data(number)))
+    await often.leave(*range(10, 18))
+    often.end()
+    assert all(await often.stored(*range(10, 18)))
+
+
+async def test_even_wanted_blobs_are_bounded(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 0.05)
+    numbers = range(unread_fills.MAX_WANTED + 5)
+    for number in numbers:
+        blobs.cache.engine.store.vouch(Digest.of(blobs.data(number)))
+    await blobs.leave(*numbers)
+    blobs.end()
+    assert sum(await blobs.stored(*numbers)) == unread_fills.MAX_WANTED
+
+
+async def test_prefetch_counts_as_a_reader(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 0.0)
+    upstream = blobs.cache.engine.service._upstreams[blobs.cache.settings.registries[0].host]
+    digests = [Digest.parse(blobs.hub.blob(REPO, blobs.data(number))) for number in range(6)]
+    fetching = [
+        asyncio.create_task(blobs.cache.engine._blobs.fetch(Identity(upstream, REPO), digest)) for digest in digests
+    ]
+    await until(lambda: [one.readers > 0 for one in blobs.cache.engine.fills.progress()] == [True] * 6)
+    await blobs.leave(*range(6))
+    blobs.end()
+    await asyncio.gather(*fetching)
+    assert all(await blobs.stored(*range(6)))
+
+
+async def test_progress_tells_size_bytes_and_readers(blobs: Blobs) -> None:
+    first, second = await blobs.ask(1), await blobs.ask(1, client="10.0.0.2")
+    fill = blobs.fill(1)
+    assert fill is not None
+    await fill.wait_readable(100_000)
+    assert blobs.cache.engine.fills.progress() == [Progress(fill.digest, SIZE, 100_000, 2)]
+    blobs.end()
+    assert await read(first) == await read(second) == blobs.data(1)
+    await settled(blobs.cache)
+    assert blobs.cache.engine.fills.progress() == []
+
+
+async def test_flood_of_one_client_does_not_stop_the_pull_of_another(blobs: Blobs) -> None:
+    flood = [asyncio.create_task(blobs.ask(number)) for number in range(fill_slots.MOST + 10)]
+    await until(lambda: len(blobs.cache.engine.fills.progress()) == len(flood), 60)
+    layers = [asyncio.create_task(blobs.ask(number, client="10.0.0.2")) for number in (1000, 1001, 1002)]
+    for answer in await asyncio.wait_for(asyncio.gather(*layers), 60):
+        assert answer.source is not None
+        await answer.source.close()
+    assert sum(task.done() for task in flood) < fill_slots.MOST
+    blobs.end()
+    assert all([await read(await task) == blobs.data(number) for number, task in enumerate(flood)])
+
+
+async def test_client_that_leaves_while_its_blob_waits_for_a_slot_has_nothing_fetched(blobs: Blobs, hub: Hub) -> None:
+    flood = [asyncio.create_task(blobs.ask(number)) for number in range(fill_slots.MOST)]
+    await until(lambda: sum(task.done() for task in flood) == 48, 60)
+    asked = hub.count(kind="cdn", method="GET")
+    for task in flood:
+        task.cancel()
+    await asyncio.gather(*flood, return_exceptions=True)
+    await until(lambda: len(blobs.cache.engine.fills.progress()) == 48)
+    assert hub.count(kind="cdn", method="GET") == asked
+    blobs.end()
+    for task in flood:
+        if not task.cancelled():
+            await read(task.result())
+
+
+async def test_fill_that_is_given_up_before_it_began_takes_no_slot(cache: Cache) -> None:
+    fills = cache.engine.fills
+    for number in range(fill_slots.MOST * 2):
+        fill = fills.start(Digest.of(str(number).encode()), None, lambda _: cast(Any, None))
+        fills._give_up(fill)
+    await settled(cache)
+    assert fills.progress() == []
+    assert not fills._slots._held
+
+
+async def test_fill_that_stands_still_is_given_up_at_once_where_another_waits_for_its_slot(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 600.0)
+    await blobs.leave(*range(48))
+    assert len(blobs.cache.engine.fills.progress()) == 48
+    late = asyncio.create_task(blobs.ask(100))
+    blobs.end()
+    assert await read(await asyncio.wait_for(late, 60)) == blobs.data(100)
+
+
+async def test_who_waits_for_a_slot_gets_that_of_a_client_that_leaves(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 600.0)
+    flood = await asyncio.gather(*(blobs.ask(number) for number in range(48)))
+    late = asyncio.create_task(blobs.ask(100))
+    await until(lambda: blobs.fill(100))
+    for answer in flood[: unread_fills.MAX_UNREAD + 1]:
+        assert answer.source is not None
+        await answer.source.close()
+    answer = await asyncio.wait_for(late, 60)
+    blobs.end()
+    assert await read(answer) == blobs.data(100)
+    for answer in flood[unread_fills.MAX_UNREAD + 1 :]:
+        assert answer.source is not None
+        await answer.source.close()
+
+
+async def test_fill_that_has_just_been_given_up_is_granted_no_slot(cache: Cache) -> None:
+    """Its task hears of it a moment later, and meanwhile the slot of another becomes free."""
+
+    @asynccontextmanager
+    async def hang(_: int) -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield
+
+    fills = cache.engine.fills
+    flood = [fills.start(Digest.of(str(number).encode()), None, hang, "10.0.0.1") for number in range(fill_slots.MOST)]
+    await asyncio.sleep(0)
+    granted = [fill for fill in flood if not fills._jobs[fill].ticket.is_waiting]
+    waiting = [fill for fill in flood if fill not in granted]
+    ticket = fills._jobs[granted[0]].ticket
+    fills._give_up(waiting[0])
+    fills._slots.give_back(ticket)
+    await until(lambda: waiting[0] not in fills._tasks.values())
+    assert not fills._jobs[waiting[1]].ticket.is_waiting
+    assert fills._slots._held.total() == len(granted)

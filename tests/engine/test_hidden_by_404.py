@@ -1,0 +1,87 @@
+"""Registries that say 404, not 401, of what an anonymous client may not see: nothing that a user sees becomes public by
+that, and nothing is hidden from the user."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hubcache.decide.policy import VERDICT_LIFETIME
+from hubcache.serve.messages import Answer, Door
+from support.engine import Cache, running
+from support.standin import Hub, Image, random_bytes
+from support.standin.reply import Reply, error
+from support.users import DOORS, Clock, bearer, pull, requests_of, settled, short_times, turn_private
+
+REPO = "alice/app"
+TTL, MAX_STALE = 600.0, 86400.0
+
+
+@pytest.fixture(autouse=True)
+def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_times(monkeypatch)
+
+
+@pytest.fixture(params=["NAME_UNKNOWN", "MANIFEST_UNKNOWN"])
+def code(request: pytest.FixtureRequest) -> str:
+    """What the registry says to an anonymous client."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def cache(hub: Hub, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cache]:
+    """`hubcache_private=authorize`, with a public image of alice that turns private; it has another, private tag."""
+    registry: Any = hub._registry
+    refuse = registry._refused
+
+    def hide(record: Any, request: Any) -> Reply | None:
+        refused: Reply | None = refuse(record, request)
+        hidden = refused is not None and record.token == "valid"
+        return error(404, code, "not found") if hidden else refused
+
+    monkeypatch.setattr(registry, "_refused", hide)
+    hub.referrers = True
+    async with running(hub, tmp_path / "store", authorize=True, tag_ttl=TTL, max_stale=MAX_STALE) as started:
+        yield started
+
+
+@pytest.fixture
+def clock(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch, cache)
+
+
+@pytest.fixture
+async def hidden(cache: Cache, hub: Hub, clock: Clock) -> Image:
+    """An image that was made after the repository turned private, and that alice has pulled since."""
+    before = hub.image(REPO, "1", [random_bytes(100_000, "public")])
+    assert set(await pull(cache, before)) == {200}
+    turn_private(hub, REPO)
+    clock.ahead = VERDICT_LIFETIME + 1
+    made = hub.image(REPO, "2", [random_bytes(100_000, "private")])
+    assert set(await pull(cache, made, authorization=bearer(hub, "alice", REPO))) == {200}
+    return made
+
+
+@DOORS
+async def test_what_a_user_pulled_is_nobody_elses_in_an_outage(
+    cache: Cache, hub: Hub, hidden: Image, door: Door
+) -> None:
+    hub.stop()
+    cache.engine._gate._missing._known.clear()
+    for method, path in requests_of(hidden):
+        answer, _ = await cache.ask(door, method, path)
+        assert isinstance(answer, Answer)
+        assert answer.status != 200, (method, path)
+    await settled(cache)
+
+
+async def test_user_sees_what_refers_to_an_image_although_others_do_not(cache: Cache, hub: Hub, hidden: Image) -> None:
+    tag = hidden.digest.replace(":", "-") + ".sig"
+    signature = hub.image(REPO, tag, [b"signature"], subject=hidden, artifact_type="signature")
+    own = bearer(hub, "alice", REPO)
+    listing = f"/v2/{REPO}/referrers/{hidden.digest}"
+    assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{tag}"))[0] == 404
+    assert (await cache.get(Door.PROXY, listing))[0] == 404
+    assert await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{tag}", authorization=own) == (200, signature.manifest)
+    status, body = await cache.get(Door.PROXY, listing, authorization=own)
+    assert (status, signature.digest.encode() in body) == (200, True)

@@ -1,0 +1,215 @@
+"""Images that are made to cost: indexes of indexes, and manifests of thousands of layers."""
+
+import asyncio
+import itertools
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hubcache.decide.records import Link, ManifestRecord
+from hubcache.oci.digest import Digest
+from hubcache.oci.errors import BadUpstream, ManifestInvalid
+from hubcache.oci.manifest import MAX_DESCRIPTORS, parse_manifest
+from hubcache.oci.media import OCI_INDEX, OCI_MANIFEST
+from hubcache.serve import prefetch
+from hubcache.serve.identity import Identity
+from hubcache.serve.messages import Door
+from hubcache.store.store import Store
+from hubcache.store.usage import MAX_CLOSURE, Usage
+from support.engine import Cache, running
+from support.parts import manifest_of, opened_store
+from support.standin import Hub
+
+REPO, PLATFORM = "library/app", "linux/amd64/"
+AMD64 = {"os": "linux", "architecture": "amd64"}
+
+
+@pytest.fixture
+async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
+    async with running(hub, tmp_path / "store") as started:
+        yield started
+
+
+def index_of(*children: str, note: str = "") -> bytes:
+    entries = [{"digest": child, "size": 10, "platform": AMD64} for child in children]
+    return json.dumps({"manifests": entries, "note": note}).encode()
+
+
+async def tree(store: Store, depth: int, width: int) -> tuple[Digest, int]:
+    """Indexes, each naming the one below it `width` times, down to an image; the root and how many there are."""
+    digest = Digest.of(manifest_of())
+    await store.put_manifest(digest, ManifestRecord(OCI_MANIFEST, manifest_of()))
+    for level in range(depth):
+        body = index_of(*[digest] * width, note=str(level))
+        digest = Digest.of(body)
+        await store.put_manifest(digest, ManifestRecord(OCI_INDEX, body))
+    return digest, depth + 1
+
+
+def count_looks(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Counter[Digest]:
+    """How often each manifest is looked at."""
+    looks, look = Counter[Digest](), cache.engine._mirror._ahead.children
+
+    def counted(digest: Digest) -> object:
+        looks[digest] += 1
+        return look(digest)
+
+    monkeypatch.setattr(cache.engine._mirror._ahead, "children", counted)
+    return looks
+
+
+async def turns_during(work: asyncio.Task[object]) -> int:
+    """How often others had their turn."""
+    turns = 0
+    while not work.done():
+        turns += 1
+        await asyncio.sleep(0)
+    return turns
+
+
+@pytest.mark.parametrize(("depth", "is_image"), [(1, True), (2, True), (prefetch.MAX_DEPTH, True), (8, False)])
+async def test_each_manifest_of_a_tree_is_looked_at_once_and_no_deeper_than_images_are(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, depth: int, is_image: bool
+) -> None:
+    root, count = await tree(cache.engine.store, depth, 9)
+    looks = count_looks(cache, monkeypatch)
+    work = asyncio.create_task(cache.engine._mirror._ahead.is_complete(root, {PLATFORM}))
+    turns = await turns_during(work)
+    assert work.result() is is_image
+    assert set(looks.values()) == {1}
+    assert len(looks) == min(count, prefetch.MAX_DEPTH + 1)
+    assert turns >= len(looks), "others have their turn between any two"
+
+
+async def test_wide_tree_is_not_walked_beyond_what_an_image_has(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = cache.engine.store
+    leaves = []
+    for number in range(prefetch.MAX_MANIFESTS + 10):
+        body = manifest_of(note=str(number))
+        leaves.append(Digest.of(body))
+        await store.put_manifest(leaves[-1], ManifestRecord(OCI_MANIFEST, body))
+    root = Digest.of(index_of(*leaves))
+    await store.put_manifest(root, ManifestRecord(OCI_INDEX, index_of(*leaves)))
+    looks = count_looks(cache, monkeypatch)
+    assert not await cache.engine._mirror._ahead.is_complete(root, {PLATFORM})
+    assert len(looks) <= prefetch.MAX_MANIFESTS
+
+
+async def test_whether_an_image_is_complete_is_found_out_once_until_the_store_changes(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = cache.engine.store
+    root, count = await tree(store, 2, 9)
+    looks = count_looks(cache, monkeypatch)
+    for _ in range(5):
+        assert await cache.engine._mirror._ahead.is_complete(root, {PLATFORM})
+    assert looks.total() == count
+    await store.remove(Digest.of(manifest_of()))
+    assert not await cache.engine._mirror._ahead.is_complete(root, {PLATFORM})
+
+
+@pytest.mark.parametrize("depth", [3, 8])
+async def test_fetching_a_tree_asks_for_each_manifest_once_and_ends(cache: Cache, hub: Hub, depth: int) -> None:
+    digest = hub.manifest(REPO, None, manifest_of(), OCI_MANIFEST)
+    for level in range(depth):
+        digest = hub.manifest(REPO, None, index_of(*[digest] * 9, note=str(level)), OCI_INDEX)
+    hub.manifest(REPO, "1", hub.memory.repository(REPO).manifests[digest].body, OCI_INDEX)
+    assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
+    hub.reset_log()
+    view = Identity(cache.engine.service._upstreams["registry-1.docker.io"], REPO)
+    work = cache.engine._mirror._ahead.fetch(view, Digest.parse(digest), {PLATFORM})
+    if depth > prefetch.MAX_DEPTH:
+        with pytest.raises(BadUpstream):
+            await work
+    else:
+        await work
+    assert hub.count(kind="manifest", method="GET") == min(depth, prefetch.MAX_DEPTH)
+
+
+def test_closure_visits_each_digest_once_and_is_bounded() -> None:
+    class Counted(dict[Digest, tuple[Digest, ...]]):
+        looks = 0
+
+        def get(self, key: Digest, default: object = None) -> object:  # type: ignore[override]
+            Counted.looks += 1
+            return super().get(key, default)  # type: ignore[arg-type]
+
+    ledger, levels = Usage(), [Digest.of(str(level).encode()) for level in range(9)]
+    ledger.children = Counted({above: (below,) * 9 for above, below in itertools.pairwise(levels)})
+    assert ledger.closure([levels[0]]) == set(levels)
+    assert Counted.looks == len(levels)
+    many = tuple(Digest.of(str(number).encode()) for number in range(MAX_CLOSURE + 100))
+    ledger.children = {levels[0]: many}
+    assert len(ledger.closure([levels[0]])) == MAX_CLOSURE
+
+
+# -- manifests of thousands of layers --------------------------------------------------------------------------------
+
+
+def layers(count: int) -> list[tuple[Digest, int]]:
+    return [(Digest.of(str(number).encode()), number) for number in range(count)]
+
+
+@pytest.mark.parametrize("key", ["layers", "manifests", "blobs"])
+def test_manifest_has_no_more_descriptors_than_real_ones(key: str) -> None:
+    entry = {"digest": Digest.of(b""), "size": 0}
+    assert len(parse_manifest(json.dumps({key: [entry] * MAX_DESCRIPTORS}).encode())) == MAX_DESCRIPTORS
+    with pytest.raises(ManifestInvalid):
+        parse_manifest(json.dumps({key: [entry] * (MAX_DESCRIPTORS + 1)}).encode())
+
+
+def test_descriptors_are_counted_over_all_fields_and_before_they_are_read() -> None:
+    entries: list[object] = [None] * (MAX_DESCRIPTORS // 2 + 1)
+    with pytest.raises(ManifestInvalid) as caught:
+        parse_manifest(json.dumps({"layers": entries, "manifests": entries}).encode())
+    assert caught.value.detail == {"descriptors": MAX_DESCRIPTORS + 2, "limit": MAX_DESCRIPTORS}
+
+
+@pytest.mark.parametrize("body", [b"{}," * 40_000, b"1," * 100_000], ids=["objects", "numbers"])
+def test_manifest_of_very_many_values_is_refused_without_being_parsed(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json, "loads", lambda _: pytest.fail("it was parsed"))
+    with pytest.raises(ManifestInvalid, match="refers to too much"):
+        parse_manifest(b'{"layers": [' + body + b"1]}")
+
+
+async def test_manifest_with_too_many_layers_is_no_answer_of_a_registry(cache: Cache, hub: Hub) -> None:
+    hub.manifest(REPO, "1", manifest_of(*layers(MAX_DESCRIPTORS + 1)), OCI_MANIFEST)
+    assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 502
+    assert not cache.engine.store.ledger.sizes
+
+
+async def test_links_of_a_large_manifest_are_not_read_on_the_loop(
+    cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.manifest(REPO, "1", manifest_of(*layers(MAX_DESCRIPTORS)), OCI_MANIFEST)
+    store = cache.engine.store
+    reads, read = list[str](), store._read
+
+    def counted(key: str) -> object:
+        reads.append(key)
+        return read(key)
+
+    monkeypatch.setattr(store, "_read", counted)
+    assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
+    assert len([key for key in reads if key.startswith("link/")]) < 10
+    for digest, size in (layers(MAX_DESCRIPTORS)[0], layers(MAX_DESCRIPTORS)[-1]):
+        assert store.link("registry-1.docker.io", REPO, digest) == Link(size, confirmed=False)
+
+
+async def test_many_links_written_at_once_leave_what_is_better_known(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        place, told = ("registry-1.docker.io", REPO), dict(layers(100))
+        (first, _), (second, _), *_ = told.items()
+        await store.put_links(*place, {first: 77})
+        await store.put_links(*place, {second: 78}, confirmed=False)
+        await store.put_links(*place, told, confirmed=False)
+        assert store.link(*place, first) == Link(77, confirmed=True)
+        assert store.link(*place, second) == Link(78, confirmed=False)
+        await store.put_links(*place, dict.fromkeys(told))
+        assert store.link(*place, first) == Link(77, confirmed=True)
+        assert store.link(*place, second) == Link(78, confirmed=True)
+        assert store.link(*place, layers(100)[-1][0]) == Link(99, confirmed=True)

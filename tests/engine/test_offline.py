@@ -1,0 +1,205 @@
+"""No upstream at all, by choice or by outage: what is stored is served for as long as the options say."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hubcache.decide.policy import VERDICT_LIFETIME
+from hubcache.serve.messages import Answer, Door, Forward, Result
+from support.engine import Cache, running
+from support.standin import Hub, Image
+from support.users import DOORS, Clock, basic, bearer, pull, requests_of, short_times
+
+MAX_STALE, TTL = 10_000.0, 600.0
+
+
+@pytest.fixture(autouse=True)
+def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_times(monkeypatch)
+
+
+@pytest.fixture
+def image(hub: Hub) -> Image:
+    return hub.image("library/app", "1")
+
+
+@pytest.fixture
+async def cache(hub: Hub, image: Image, tmp_path: Path) -> AsyncIterator[Cache]:
+    """With the image in its store."""
+    async with running(hub, tmp_path / "store", tag_ttl=TTL, max_stale=MAX_STALE) as started:
+        assert set(await pull(started, image)) == {200}
+        hub.reset_log()
+        yield started
+
+
+# -- hubcache_offline ------------------------------------------------------------------------------------------------
+
+
+@DOORS
+async def test_offline_serves_what_is_stored_however_old_and_contacts_nobody(
+    cache: Cache, hub: Hub, image: Image, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, cache)
+    cache.apply(offline=True, max_stale=float("inf"))
+    for years in (0, 1, 20):
+        clock.ahead = years * 365 * 86400.0
+        assert set(await pull(cache, image, door)) == {200}
+    answer, _ = await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+    assert isinstance(answer, Answer)
+    assert answer.result is Result.STALE
+    assert 'detail="offline' in answer.headers["Cache-Status"]
+    assert hub.count() == 0
+
+
+@DOORS
+async def test_offline_answers_for_all_else_at_once_and_contacts_nobody(
+    cache: Cache, hub: Hub, image: Image, door: Door
+) -> None:
+    hub.image("library/other", "1", [b"another"])
+    hub.private("alice/secret", {"alice": "alice's"})
+    cache.apply(offline=True)
+    own = bearer(hub, "alice", "alice/secret")
+    async with asyncio.timeout(1):
+        for method, path in (
+            ("GET", "/v2/library/other/manifests/1"),
+            ("GET", f"/v2/library/other/blobs/{image.layers[0]}"),
+            ("GET", "/v2/alice/secret/manifests/1"),
+            ("GET", "/v2/library/app/tags/list"),
+            ("PUT", "/v2/alice/secret/manifests/1"),
+            ("POST", "/v2/alice/secret/blobs/uploads/"),
+        ):
+            for headers in ({}, {"authorization": own}):
+                outcome, body = await cache.ask(door, method, path, **headers)
+                assert not isinstance(outcome, Forward), path
+                assert outcome.status == 503, path
+                assert b"UNAVAILABLE" in body
+        assert (await cache.get(door, "/v2/"))[0] == (401 if door is Door.PROXY else 200)
+    assert hub.count() == 0
+
+
+async def test_offline_gives_users_tokens_for_pulls_and_no_login(cache: Cache, hub: Hub) -> None:
+    cache.apply(offline=True)
+    own = basic("alice", "alice's")
+    for query, status in (("&scope=repository:library/app:pull", 200), ("", 503)):
+        request = cache.request(Door.PROXY, "GET", f"/token?service=registry.docker.io{query}", authorization=own)
+        assert (await cache.engine.token_service.answer(request)).status == status
+    assert hub.count() == 0
+
+
+@DOORS
+async def test_offline_from_the_start_needs_nothing_but_the_store(
+    hub: Hub, image: Image, door: Door, tmp_path: Path
+) -> None:
+    async with running(hub, tmp_path / "store", tag_ttl=TTL) as before:
+        await pull(before, image)
+    hub.reset_log()
+    async with running(hub, tmp_path / "store", tag_ttl=0.0, offline=True, max_stale=float("inf")) as after:
+        assert set(await pull(after, image, door)) == {200}
+        assert after.engine.service is not None
+    assert hub.count() == 0
+
+
+async def test_going_offline_ends_the_probes_of_an_open_circuit(
+    cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The circuit opened before; offline means that nobody is contacted from now on, not even to see if it works."""
+    monkeypatch.setattr("hubcache.transfer.breaker._FIRST_PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("hubcache.transfer.breaker._LAST_PROBE_SECONDS", 0.05)
+    hub.stop()
+    await cache.get(Door.PROXY, "/v2/library/app/manifests/none")
+    assert cache.engine.breakers.reason(f"localhost:{hub.ports['registry']}") is not None
+    cache.apply(offline=True)
+    hub.start()
+    await asyncio.sleep(0.3)
+    assert hub.count() == 0
+
+
+async def test_going_online_again_asks_upstream(cache: Cache, hub: Hub) -> None:
+    cache.apply(offline=True)
+    assert (await cache.get(Door.PROXY, "/v2/library/new/manifests/1"))[0] == 503
+    hub.image("library/new", "1", [b"new"])
+    cache.apply(offline=False)
+    assert (await cache.get(Door.PROXY, "/v2/library/new/manifests/1"))[0] == 200
+
+
+# -- hubcache_max_stale ----------------------------------------------------------------------------------------------
+
+
+@DOORS
+async def test_stale_tag_is_served_in_an_outage_until_max_stale_and_not_longer(
+    cache: Cache, hub: Hub, image: Image, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, cache)
+    hub.stop()
+    for ahead, status in ((TTL - 10, 200), (TTL + 10, 200), (TTL + MAX_STALE - 10, 200), (TTL + MAX_STALE + 10, 503)):
+        clock.ahead = ahead
+        for method in ("HEAD", "GET"):
+            answer, _ = await cache.ask(door, method, "/v2/library/app/manifests/1")
+            assert isinstance(answer, Answer)
+            assert answer.status == status, ahead
+            if status == 200:
+                assert answer.result is (Result.HIT if ahead < TTL else Result.STALE)
+
+
+@DOORS
+async def test_age_of_a_stale_answer_is_told(
+    cache: Cache, hub: Hub, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, cache)
+    hub.stop()
+    clock.ahead = TTL + 1000
+    answer, _ = await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+    assert isinstance(answer, Answer)
+    told, _, reason = answer.headers["Cache-Status"].partition("; detail=")
+    assert told.startswith("hubcache; hit; ttl=-")
+    assert 990 <= int(told.rpartition("-")[2]) <= 1010
+    assert "localhost" in reason
+
+
+@DOORS
+@pytest.mark.parametrize("restart", [False, True], ids=["running", "restarted"])
+async def test_max_stale_0_never_serves_a_stale_tag(
+    hub: Hub, image: Image, door: Door, restart: bool, tmp_path: Path
+) -> None:
+    async with running(hub, tmp_path / "store", tag_ttl=TTL, max_stale=0.0) as cache:
+        await pull(cache, image)
+        if not restart:
+            hub.stop()
+            assert (await cache.get(door, "/v2/library/app/manifests/1"))[0] == 200, "it is fresh"
+            cache.apply(tag_ttl=0.0)
+            assert (await cache.get(door, "/v2/library/app/manifests/1"))[0] == 503
+            return
+    hub.stop()
+    async with running(hub, tmp_path / "store", tag_ttl=0.0, max_stale=0.0) as cache:
+        assert (await cache.get(door, "/v2/library/app/manifests/1"))[0] == 503
+
+
+@DOORS
+async def test_content_by_digest_does_not_age_but_the_verdict_on_its_repository_does(
+    cache: Cache, hub: Hub, image: Image, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an outage nobody can say that the repository is still public; `hubcache_max_stale` bounds that, too."""
+    clock = Clock(monkeypatch, cache)
+    hub.stop()
+    by_digest = [one for one in requests_of(image) if ":" in one[1]]
+    assert len(by_digest) == 6
+    for ahead, status in ((VERDICT_LIFETIME + MAX_STALE - 10, 200), (VERDICT_LIFETIME + MAX_STALE + 10, 503)):
+        clock.ahead = ahead
+        for method, path in by_digest:
+            answer, _ = await cache.ask(door, method, path)
+            assert isinstance(answer, Answer)
+            assert answer.status == status, (ahead, method, path)
+
+
+@DOORS
+async def test_outage_that_ends_makes_the_tag_fresh_again(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
+    cache.apply(tag_ttl=0.0)
+    hub.stop()
+    answer, _ = await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+    assert isinstance(answer, Answer)
+    assert answer.result is Result.STALE
+    moved = hub.image("library/app", "1", [b"moved"])
+    hub.start()
+    cache.engine.breakers.circuits.clear()
+    assert await cache.get(door, "/v2/library/app/manifests/1") == (200, moved.manifest)

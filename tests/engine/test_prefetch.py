@@ -1,0 +1,288 @@
+"""What a popular tag moved to is fetched before anybody asks for it, within the cap and the rate limit's reserve."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hubcache.oci.account import Account
+from hubcache.serve import tag_refresh
+from hubcache.serve.messages import Answer, Door, Result
+from hubcache.serve.tag_refresh import TICK_SECONDS
+from support.engine import Cache, running
+from support.standin import Fault, Hub, Image, random_bytes
+from support.tag_refresh import OFTEN_ENOUGH, TTL, ask_tag, idle, in_step, popular, tick
+from support.users import DOORS, Clock, requests_of, settled, turn_private, until
+
+
+@pytest.fixture
+async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
+    async with in_step(hub, tmp_path / "store") as started:
+        yield started
+
+
+@pytest.fixture
+def clock(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch, cache)
+
+
+def release(hub: Hub, version: int) -> tuple[Image, dict[str, Image]]:
+    """A new index under the same tag; each platform has a layer of its own and one that all share."""
+    base = random_bytes(20_000, "base")
+    images = {
+        platform: hub.image("library/app", None, [base, f"{platform} {version}".encode()], platform=platform)
+        for platform in ("linux/amd64", "linux/arm64", "linux/s390x")
+    }
+    return hub.index("library/app", "1", images), images
+
+
+async def pull_platform(cache: Cache, image: Image, door: Door = Door.PROXY) -> None:
+    """What docker fetches of an index for its own platform."""
+    for method, path in requests_of(image):
+        answer, _ = await cache.ask(door, method, path)
+        assert isinstance(answer, Answer)
+        assert answer.status == 200
+    await settled(cache)
+
+
+async def moved(cache: Cache, hub: Hub, clock: Clock) -> tuple[Image, dict[str, Image]]:
+    """A popular tag that amd64 and arm64 pull has moved; the time for its validation has come."""
+    index, images = release(hub, 1)
+    for _ in range(OFTEN_ENOUGH):
+        await ask_tag(cache, index)
+    for platform in ("linux/amd64", "linux/arm64"):
+        await pull_platform(cache, images[platform])
+    found = release(hub, 2)
+    clock.ahead = TTL - 1
+    hub.reset_log()
+    return found
+
+
+@DOORS
+async def test_moved_popular_tag_is_pulled_without_upstream(cache: Cache, hub: Hub, clock: Clock, door: Door) -> None:
+    """Manifests and layers of the platforms that people really pull are here before anybody asks."""
+    index, images = await moved(cache, hub, clock)
+    await tick(cache)
+    hub.reset_log()
+    clock.ahead = TTL * 1.5
+    answer, body = await ask_tag(cache, index, door)
+    assert (answer.result, body) == (Result.HIT, index.manifest)
+    for platform in ("linux/amd64", "linux/arm64"):
+        await pull_platform(cache, images[platform], door)
+    assert hub.count() == 0
+
+
+async def test_only_platforms_that_people_pull_are_fetched_ahead(cache: Cache, hub: Hub, clock: Clock) -> None:
+    _, images = await moved(cache, hub, clock)
+    await tick(cache)
+    unwanted = images["linux/s390x"]
+    assert hub.count(kind="manifest", path=f"*{unwanted.digest}") == 0
+    assert hub.count(path=f"*{unwanted.layers[1]}*") == 0
+    fetched = {record.path.rpartition("/")[2].partition("?")[0] for record in hub.requests(kind="cdn", method="GET")}
+    wanted = [images["linux/amd64"], images["linux/arm64"]]
+    assert fetched == {blob for image in wanted for blob in (image.config, image.layers[1])}, "the base is here"
+
+
+@DOORS
+async def test_tag_stays_where_it_was_until_everything_is_here(
+    cache: Cache, hub: Hub, clock: Clock, door: Door
+) -> None:
+    """Nobody waits meanwhile, even when fetching takes longer than the tag's lifetime."""
+    before, _ = release(hub, 1)
+    index, _ = await moved(cache, hub, clock)
+    held = hub.faults.add(Fault(kind="cdn", pause_after=3))
+    cache.engine._manifests.tag_lifetime = TTL
+    cache.engine._sync.tick()
+    await until(lambda: held.hits)
+    for _ in range(3):
+        clock.ahead += 1.0
+        answer, body = await ask_tag(cache, index, door)
+        assert (answer.result, body) == (Result.HIT, before.manifest)
+    hub.faults.remove(held)
+    await idle(cache)
+    assert (await ask_tag(cache, index, door))[1] == index.manifest
+
+
+async def test_repository_that_turns_private_while_it_is_fetched_ahead_stays_closed(
+    cache: Cache, hub: Hub, clock: Clock
+) -> None:
+    """That the registry gave a layer at first is no word on who may read it at the end, which may be much later."""
+    index, images = await moved(cache, hub, clock)
+    held = hub.faults.add(Fault(kind="cdn", pause_after=3, times=1))
+    cache.engine._sync.tick()
+    await until(lambda: held.hits)
+    turn_private(hub, "library/app")
+    assert (await cache.get(Door.MIRROR, "/v2/library/app/manifests/other"))[0] == 404
+    assert not cache.engine._gate.is_open("registry-1.docker.io", "library/app", None)
+    hub.faults.remove(held)
+    await idle(cache)
+    assert not cache.engine._gate.is_open("registry-1.docker.io", "library/app", None)
+    hub.stop()
+    for image in (index, *images.values()):
+        assert (await cache.get(Door.MIRROR, f"/v2/library/app/manifests/{image.digest}"))[0] != 200
+
+
+async def test_tag_that_is_fetched_for_longer_than_its_lifetime_is_prolonged(
+    cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In real time, with a lifetime of two seconds."""
+    cache.apply(tag_ttl=2.0)
+    image = hub.image("library/app", "1", [b"one"])
+    await popular(cache, image)
+    hub.image("library/app", "1", [b"two"])
+    held = hub.faults.add(Fault(kind="cdn", pause_after=1))
+    await asyncio.sleep(1.8)
+    cache.engine._sync.tick()
+    for _ in range(10):
+        await asyncio.sleep(0.25)
+        answer, body = await ask_tag(cache, image)
+        assert (answer.result, body) == (Result.HIT, image.manifest)
+    hub.faults.remove(held)
+    await idle(cache)
+
+
+async def test_tag_that_was_only_looked_at_is_not_fetched_ahead(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """Somebody watches the tag for updates and pulls nothing."""
+    image = hub.image("library/app", "1", [b"one"])
+    for _ in range(OFTEN_ENOUGH):
+        await ask_tag(cache, image)
+    hub.image("library/app", "1", [b"two"])
+    hub.reset_log()
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert hub.count(kind="cdn") == hub.count(kind="blob") == 0
+
+
+async def test_unpopular_tag_is_not_fetched_ahead(cache: Cache, hub: Hub, clock: Clock) -> None:
+    image = hub.image("library/app", "1", [b"one"])
+    for path in (image.config, *image.layers):
+        assert (await cache.get(Door.PROXY, f"/v2/library/app/blobs/{path}"))[0] == 200
+    await ask_tag(cache, image)
+    hub.image("library/app", "1", [b"two"])
+    hub.reset_log()
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert hub.count() == 0
+
+
+@pytest.mark.parametrize("remaining", [10, 11], ids=["at the reserve", "above it"])
+async def test_reserve_of_the_rate_limit_is_left_to_clients(
+    cache: Cache, hub: Hub, clock: Clock, remaining: int
+) -> None:
+    """`hubcache_ratelimit_reserve` is 10 here; a pull needs more than that to be made ahead."""
+    image = hub.image("library/app", "1", [b"one"])
+    await popular(cache, image)
+    hub.limit(remaining)
+    moved_to = hub.image("library/app", "1", [b"two"])
+    clock.ahead = TTL - 1
+    await tick(cache)
+    await tick(cache)
+    assert hub.remaining == 10
+    clock.ahead = TTL * 1.2
+    assert (await ask_tag(cache, image))[1] == moved_to.manifest, "the client's own miss gets what is left"
+    assert hub.remaining == (9 if remaining == 10 else 10)
+
+
+async def test_index_is_fetched_ahead_as_far_as_the_reserve_goes(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """Each of its manifests counts as a pull."""
+    await moved(cache, hub, clock)
+    hub.limit(12)
+    for _ in range(3):
+        await tick(cache)
+    assert hub.remaining == 10
+
+
+async def test_background_validation_below_the_reserve_is_never_a_counted_request(
+    cache: Cache, hub: Hub, clock: Clock
+) -> None:
+    """Also where only HEADs were asked for, and the manifest is not here."""
+    hub.limit(5)
+    hub.image("library/app", "1")
+    for _ in range(OFTEN_ENOUGH):
+        answer, _ = await cache.ask(Door.PROXY, "HEAD", "/v2/library/app/manifests/1")
+        assert isinstance(answer, Answer)
+        assert answer.status == 200
+    assert hub.remaining == 5
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert hub.remaining == 5
+
+
+async def test_reserve_is_the_accounts_where_there_is_one(hub: Hub, tmp_path: Path) -> None:
+    """What an anonymous HEAD tells of the anonymous limit says nothing of the account's."""
+    hub.user("robot", "robot's")
+    hub.limit(50)
+    async with running(hub, tmp_path / "account", account=Account("robot", "robot's")) as cache:
+        await popular(cache, hub.image("library/app", "1", [b"one"]))
+        cache.engine.metrics.rate_limit_seen("registry-1.docker.io", "anonymous", 100, 0)
+        assert cache.engine._may_spend("registry-1.docker.io")
+        cache.engine.metrics.rate_limit_seen("registry-1.docker.io", "account", 100, 3)
+        assert not cache.engine._may_spend("registry-1.docker.io")
+
+
+async def test_what_is_fetched_ahead_stays_within_the_cap(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """An image that cannot fit is not fetched ahead for ever, and is served to clients all the same."""
+    cache.apply(size=3 << 20)
+    image = hub.image("library/app", "1", [b"one"])
+    await popular(cache, image)
+    new = hub.image("library/app", "1", [random_bytes(4 << 20)])
+    clock.ahead = TTL - 1
+    highest = 0
+    cache.engine._sync.tick()
+    while cache.engine._sync._tasks:
+        highest = max(highest, cache.engine.store.ledger.used)
+        await asyncio.sleep(0.002)
+    assert 0 < highest <= 3 << 20
+    clock.ahead = TTL * 3
+    assert (await ask_tag(cache, image))[1] == new.manifest
+    status, body = await cache.get(Door.PROXY, f"/v2/library/app/blobs/{new.layers[0]}")
+    assert (status, body) == (200, random_bytes(4 << 20))
+
+
+async def test_failure_to_fetch_ahead_leaves_the_old_image_served(
+    cache: Cache, hub: Hub, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = hub.image("library/app", "1", [b"one"])
+    await popular(cache, image)
+    new = hub.image("library/app", "1", [b"two"])
+    hub.faults.add(Fault(kind="blob", status=404, body="no", path=f"*{new.layers[0]}"))
+    clock.ahead = TTL - 1
+    with caplog.at_level("INFO", "hubcache"):
+        await tick(cache)
+    assert "library/app:1 not kept in step" in caplog.text
+    assert (await ask_tag(cache, image))[0].status == 200
+
+
+@pytest.mark.parametrize("obstacle", ["too big", "layer is missing"])
+async def test_tag_is_not_held_back_for_ever_by_what_cannot_be_fetched_ahead(
+    cache: Cache, hub: Hub, clock: Clock, obstacle: str
+) -> None:
+    """A client gets what the Hub has, at the latest when the tag's lifetime is over twice."""
+    image = hub.image("library/app", "1", [b"one"])
+    await popular(cache, image)
+    if obstacle == "too big":
+        cache.apply(size=3 << 20)
+    new = hub.image("library/app", "1", [random_bytes(4 << 20)])
+    if obstacle == "layer is missing":
+        hub.faults.add(Fault(kind="blob", status=404, body="no", path=f"*{new.layers[0]}"))
+    for _ in range(int(5 * TTL / TICK_SECONDS)):
+        clock.ahead += TICK_SECONDS
+        await tick(cache)
+    assert (await ask_tag(cache, image))[1] == new.manifest
+
+
+async def test_tag_is_not_held_back_for_ever_by_a_layer_that_takes_too_long(
+    cache: Cache, hub: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tag_refresh, "_LONGEST_FETCH_SECONDS", 0.5)
+    image = hub.image("library/app", "1", [b"one"])
+    await popular(cache, image)
+    new = hub.image("library/app", "1", [random_bytes(4 << 20)])
+    held = hub.faults.add(Fault(kind="cdn", pause_after=1))
+    for _ in range(int(5 * TTL / TICK_SECONDS)):
+        clock.ahead += TICK_SECONDS
+        cache.engine._sync.tick()
+        await until(lambda: not cache.engine._sync._tasks)
+    assert (await ask_tag(cache, image))[1] == new.manifest
+    hub.faults.remove(held)
+    await idle(cache)

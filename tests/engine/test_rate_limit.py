@@ -1,0 +1,317 @@
+"""The upstream's rate limit: spent on what is needed only, watched, and never a reason for a stored image to fail."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hubcache.oci.account import Account
+from hubcache.serve.messages import Answer, Result
+from support.engine import Cache, running
+from support.standin import Fault, Hub, Image
+from support.users import DOORS, Clock, Door, bearer, pull, short_times
+
+HOST = "registry-1.docker.io"
+
+
+@pytest.fixture(autouse=True)
+def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_times(monkeypatch)
+
+
+@pytest.fixture
+def image(hub: Hub) -> Image:
+    hub.limit(50)
+    return hub.image("library/app", "1")
+
+
+@pytest.fixture
+async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
+    async with running(hub, tmp_path / "store") as started:
+        yield started
+
+
+@pytest.fixture
+async def with_account(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
+    hub.user("robot", "robot's")
+    async with running(hub, tmp_path / "store", account=Account("robot", "robot's")) as started:
+        yield started
+
+
+def shown(cache: Cache, credential: str) -> int | None:
+    """What metrics say of the pulls that are left."""
+    line = f'hubcache_ratelimit_remaining{{credential="{credential}",host="{HOST}"}} '
+    for text in cache.engine.metrics.render().decode().splitlines():
+        if text.startswith(line):
+            return int(float(text.removeprefix(line)))
+    return None
+
+
+# -- what is spent ---------------------------------------------------------------------------------------------------
+
+
+@DOORS
+async def test_pull_costs_one_counted_request_and_a_warm_one_none(
+    cache: Cache, hub: Hub, image: Image, door: Door
+) -> None:
+    for _ in range(3):
+        assert set(await pull(cache, image, door)) == {200}
+    assert hub.remaining == 49
+
+
+@DOORS
+async def test_pull_of_an_index_costs_one_counted_request_per_manifest(
+    cache: Cache, hub: Hub, image: Image, door: Door
+) -> None:
+    index = hub.index("library/app", "multi", {"linux/amd64": image})
+    for _ in range(2):
+        for path in ("manifests/multi", f"manifests/{index.digest}", f"manifests/{image.digest}"):
+            for method in ("HEAD", "GET"):
+                await cache.ask(door, method, f"/v2/library/app/{path}")
+    assert hub.remaining == 48
+
+
+@DOORS
+async def test_validation_of_an_unmoved_tag_costs_nothing(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
+    await pull(cache, image)
+    hub.reset_log()
+    cache.apply(tag_ttl=0.0)
+    for method in ("HEAD", "GET") * 5:
+        answer, _ = await cache.ask(door, method, "/v2/library/app/manifests/1")
+        assert isinstance(answer, Answer)
+        assert answer.result is Result.REVALIDATED
+    assert hub.remaining == 49
+    assert {record.method for record in hub.requests(kind="manifest")} == {"HEAD"}
+    assert hub.count(kind="manifest", status=200) == 10
+
+
+@DOORS
+async def test_moved_tag_costs_one_counted_request(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
+    await pull(cache, image)
+    cache.apply(tag_ttl=0.0)
+    moved = hub.image("library/app", "1", [b"moved"])
+    for _ in range(5):
+        assert await cache.get(door, "/v2/library/app/manifests/1") == (200, moved.manifest)
+    assert hub.remaining == 48
+
+
+@DOORS
+async def test_head_of_what_is_not_stored_costs_nothing(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
+    for reference in ("1", image.digest):
+        answer, _ = await cache.ask(door, "HEAD", f"/v2/library/app/manifests/{reference}")
+        assert isinstance(answer, Answer)
+        assert (answer.status, answer.length) == (200, len(image.manifest))
+    assert hub.remaining == 50
+
+
+async def test_tag_that_moved_to_something_stored_costs_nothing(cache: Cache, hub: Hub, image: Image) -> None:
+    other = hub.image("library/app", "2", [b"two"])
+    await pull(cache, image)
+    await pull(cache, other)
+    cache.apply(tag_ttl=0.0)
+    hub.manifest("library/app", "1", other.manifest, other.media_type)
+    assert await cache.get(Door.PROXY, "/v2/library/app/manifests/1") == (200, other.manifest)
+    assert hub.remaining == 48
+
+
+# -- 429 -------------------------------------------------------------------------------------------------------------
+
+
+@DOORS
+async def test_immediate_retries_after_a_429_cost_the_upstream_one_request(
+    cache: Cache, hub: Hub, image: Image, door: Door
+) -> None:
+    """As containerd does: a HEAD, a GET, and five times more without a pause."""
+    hub.limit(0)
+    for method in ("HEAD", *("GET",) * 6):
+        answer, body = await cache.ask(door, method, "/v2/library/app/manifests/1")
+        assert isinstance(answer, Answer)
+        if method == "GET":
+            assert answer.status == 429
+            assert b'"TOOMANYREQUESTS"' in body
+            assert 50 <= int(answer.headers["Retry-After"]) <= 60
+    assert hub.count(kind="manifest", method="GET", status=429) == 1
+
+
+@DOORS
+async def test_many_clients_at_once_cost_the_upstream_one_refusal(
+    cache: Cache, hub: Hub, image: Image, door: Door
+) -> None:
+    hub.limit(0)
+    answers = await asyncio.gather(*(cache.get(door, "/v2/library/app/manifests/1") for _ in range(20)))
+    assert {status for status, _ in answers} == {429}
+    assert hub.count(kind="manifest", method="GET", status=429) == 1
+
+
+async def test_retries_of_a_user_whose_limit_is_used_up_too_cost_the_upstream_one_request(
+    cache: Cache, hub: Hub, image: Image
+) -> None:
+    """All credentials were tried; the answer is not asked for again and again with the user's own."""
+    hub.user("bob", "bob's")
+    own = bearer(hub, "bob", "library/app")
+    hub.faults.add(Fault(kind="manifest", method="GET", status=429, headers={"Retry-After": "60"}))
+    for _ in range(6):
+        answer, body = await cache.ask(Door.PROXY, "GET", "/v2/library/app/manifests/1", authorization=own)
+        assert isinstance(answer, Answer)
+        assert answer.status == 429
+        assert b'"TOOMANYREQUESTS"' in body
+    assert hub.count(kind="manifest", method="GET", status=429) == 2
+
+
+async def test_upstream_is_asked_again_when_retry_after_is_over(
+    cache: Cache, hub: Hub, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, cache)
+    hub.limit(0)
+    for ahead, asked in ((0, 1), (55, 1), (61, 2)):
+        clock.ahead = ahead
+        assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1"))[0] == 429
+        assert hub.count(method="GET", status=429) == asked
+    hub.limit(10)
+    clock.ahead = 130
+    assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1"))[0] == 200
+
+
+@pytest.mark.parametrize(("header", "seconds"), [({"Retry-After": "300"}, 300), ({}, 60)], ids=["told", "not told"])
+async def test_pause_lasts_as_long_as_upstream_says_or_a_minute(
+    cache: Cache, hub: Hub, image: Image, header: dict[str, str], seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The abuse limit of the Hub counts every request and answers in plain text without `Retry-After`."""
+    clock = Clock(monkeypatch, cache)
+    hub.faults.add(Fault(kind="manifest", status=429, body="Too Many Requests (HAP429).", headers=header, times=1))
+    for ahead, status in ((0, 429), (seconds - 5, 429), (seconds + 5, 200)):
+        clock.ahead = ahead
+        assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1"))[0] == status
+
+
+@DOORS
+async def test_stored_image_is_served_although_the_limit_is_used_up(
+    cache: Cache, hub: Hub, image: Image, door: Door
+) -> None:
+    """Also when its tag moved: then the old one, and it says so."""
+    await pull(cache, image)
+    cache.apply(tag_ttl=0.0)
+    hub.limit(0)
+    assert set(await pull(cache, image, door)) == {200}
+    hub.image("library/app", "1", [b"moved"])
+    for _ in range(6):
+        answer, body = await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+        assert isinstance(answer, Answer)
+        assert (answer.result, body) == (Result.STALE, image.manifest)
+    assert hub.count(method="GET", status=429) == 1
+
+
+async def test_why_a_stale_answer_is_served_is_in_the_log(
+    cache: Cache, hub: Hub, image: Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    await pull(cache, image)
+    cache.apply(tag_ttl=0.0)
+    hub.faults.add(Fault(kind="manifest", status=429, body="no"))
+    with caplog.at_level("INFO", "hubcache"):
+        await cache.get(Door.PROXY, "/v2/library/app/manifests/1")
+    assert "limits our requests" in caplog.text
+
+
+async def test_limit_on_the_token_service_does_not_become_a_storm_there(cache: Cache, hub: Hub, image: Image) -> None:
+    hub.faults.add(Fault(kind="token", status=429, body="no", headers={"Retry-After": "60"}))
+    for _ in range(6):
+        assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1"))[0] == 429
+    assert hub.count(kind="token") == 1
+
+
+# -- whose limit -----------------------------------------------------------------------------------------------------
+
+
+async def test_miss_uses_the_clients_own_token_if_it_has_one(with_account: Cache, hub: Hub, image: Image) -> None:
+    hub.user("bob", "bob's")
+    own = bearer(hub, "bob", "library/app")
+    assert set(await pull(with_account, image, authorization=own)) == {200}
+    assert [record.user for record in hub.requests(kind="manifest", method="GET", status=200)] == ["bob"]
+    assert {record.user for record in hub.requests(kind="blob", method="GET", status=307)} == {"bob"}
+
+
+@DOORS
+async def test_miss_uses_the_account_for_clients_without_a_token(
+    with_account: Cache, hub: Hub, image: Image, door: Door
+) -> None:
+    assert set(await pull(with_account, image, door)) == {200}
+    assert [record.user for record in hub.requests(kind="manifest", method="GET", status=200)] == ["robot"]
+
+
+@DOORS
+async def test_miss_is_anonymous_without_token_and_account(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
+    assert set(await pull(cache, image, door)) == {200}
+    assert [record.user for record in hub.requests(kind="manifest", method="GET", status=200)] == [""]
+
+
+@pytest.mark.parametrize("unfit", ["for another repository", "expired", "made up"])
+async def test_token_that_does_not_fit_is_passed_over(with_account: Cache, hub: Hub, image: Image, unfit: str) -> None:
+    hub.user("bob", "bob's")
+    hub.image("library/other", "1", [b"another"])
+    own = bearer(hub, "bob", "library/other" if unfit == "for another repository" else "library/app")
+    if unfit == "expired":
+        hub.accounts.revoke()
+    assert set(await pull(with_account, image, authorization="Bearer x" if unfit == "made up" else own)) == {200}
+    assert [record.user for record in hub.requests(kind="manifest", method="GET", status=200)] == ["robot"]
+
+
+async def test_next_credentials_are_used_when_one_has_used_up_its_limit(
+    with_account: Cache, hub: Hub, image: Image
+) -> None:
+    """The client's own, then the account's, then none."""
+    hub.user("bob", "bob's")
+    own = bearer(hub, "bob", "library/app")
+    for count, expected in ((1, "robot"), (2, "")):
+        fresh = hub.image("library/app", str(count), [str(count).encode()])
+        hub.faults.clear()
+        hub.faults.add(Fault(kind="manifest", method="GET", status=429, times=count))
+        with_account.engine.service._upstreams[HOST]._paused.clear()
+        status, body = await with_account.get(Door.PROXY, f"/v2/library/app/manifests/{count}", authorization=own)
+        assert (status, body) == (200, fresh.manifest)
+        assert [r.user for r in hub.requests(kind="manifest", method="GET", status=200)][-1] == expected
+
+
+@DOORS
+async def test_account_whose_password_is_refused_fails_no_pull(
+    hub: Hub, image: Image, door: Door, tmp_path: Path
+) -> None:
+    async with running(hub, tmp_path / "store", account=Account("robot", "old")) as cache:
+        assert set(await pull(cache, image, door)) == {200}
+    assert [record.user for record in hub.requests(kind="manifest", method="GET", status=200)] == [""]
+
+
+# -- metrics ---------------------------------------------------------------------------------------------------------
+
+
+async def test_pulls_left_are_shown_per_credential(with_account: Cache, hub: Hub, image: Image) -> None:
+    hub.user("bob", "bob's")
+    hub.faults.add(Fault(kind="manifest", method="GET", times=1, headers={"ratelimit-remaining": "7;w=21600"}))
+    await with_account.get(Door.PROXY, "/v2/library/app/manifests/1", authorization=bearer(hub, "bob", "library/app"))
+    hub.image("library/app", "2", [b"two"])
+    hub.faults.add(Fault(kind="manifest", method="GET", times=1, headers={"ratelimit-remaining": "150;w=21600"}))
+    await with_account.get(Door.PROXY, "/v2/library/app/manifests/2")
+    assert (shown(with_account, "client"), shown(with_account, "account")) == (7, 150)
+    assert shown(with_account, "anonymous") in (48, 49, 50), "as the HEADs told"
+    text = with_account.engine.metrics.render().decode()
+    assert f'hubcache_ratelimit_limit{{credential="account",host="{HOST}"}} 100.0' in text
+
+
+async def test_pulls_of_different_repositories_at_once_are_all_shown_as_the_accounts(
+    with_account: Cache, hub: Hub
+) -> None:
+    hub.limit(50)
+    for name in ("one", "two"):
+        hub.image(f"library/{name}", "1", [name.encode()])
+    hub.faults.add(Fault(kind="manifest", method="GET", path="*/one/*", delay=0.3))
+    await asyncio.gather(
+        with_account.get(Door.PROXY, "/v2/library/one/manifests/1"),
+        with_account.get(Door.PROXY, "/v2/library/two/manifests/1"),
+    )
+    assert hub.count(kind="manifest", method="GET", user="robot", status=200) == 2
+    assert shown(with_account, "client") is None
+
+
+async def test_no_limit_is_shown_where_upstream_tells_none(cache: Cache, hub: Hub) -> None:
+    image = hub.image("library/app", "1")
+    await pull(cache, image)
+    assert shown(cache, "anonymous") is None

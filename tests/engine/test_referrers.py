@@ -1,0 +1,439 @@
+"""What refers to a manifest is listed from the store as the registry listed it, for as long as a tag is served."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hubcache.oci.digest import Digest
+from hubcache.serve.messages import Answer, Door, Moved, Result
+from support.engine import Cache, running
+from support.standin import Fault, Hub, Image
+from support.standin.media import OCI_INDEX
+from support.users import DOORS, SECRET, Clock, bearer, pull, short_times, turn_private, until
+from support.workers import paired
+
+REPO, TTL, MAX_STALE = "library/app", 600.0, 10_000.0
+SBOM, SIGNATURE = "text/spdx+json", "application/vnd.dev.cosign.simplesigning.v1+json"
+TROUBLES = pytest.mark.parametrize("trouble", ["offline", "dead", "500", "429", "400", "html", "silent"])
+
+
+@pytest.fixture(autouse=True)
+def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_times(monkeypatch)
+
+
+@pytest.fixture
+async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
+    hub.referrers = True
+    async with running(hub, tmp_path / "store", tag_ttl=TTL, max_stale=MAX_STALE) as started:
+        yield started
+
+
+@pytest.fixture
+async def image(hub: Hub, cache: Cache) -> Image:
+    """Pulled, so that its digest is known to be the repository's; signed, and with an SBOM."""
+    image = hub.image(REPO, "1")
+    hub.image(REPO, None, [b"sbom"], subject=image, artifact_type=SBOM)
+    hub.image(REPO, None, [b"signature"], subject=image, artifact_type=SIGNATURE)
+    assert set(await pull(cache, image)) == {200}
+    hub.reset_log()
+    return image
+
+
+async def ask(
+    cache: Cache, image: Image, door: Door = Door.PROXY, query: str = "", method: str = "GET", **headers: str
+) -> Answer:
+    path = f"/v2/{image.repo}/referrers/{image.digest}" + (f"?{query}" if query else "")
+    answer, _ = await cache.ask(door, method, path, **headers)
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def types(answer: Answer) -> list[str]:
+    assert answer.status == 200
+    return sorted(found["artifactType"] for found in json.loads(answer.body)["manifests"])
+
+
+def make_trouble(cache: Cache, hub: Hub, trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    match trouble:
+        case "offline":
+            cache.apply(offline=True)
+        case "dead":
+            hub.stop()
+        case "html":
+            hub.faults.add(Fault(status=200, body="<html>hotel login</html>"))
+        case "silent":
+            monkeypatch.setattr("hubcache.serve.cached_referrers.PATIENCE_SECONDS", 0.1)
+            monkeypatch.setattr("hubcache.serve.cached_referrers.UNASKED_SECONDS", 0.1)
+            hub.faults.add(Fault(kind="[!t]*", blackhole=True))
+        case status:
+            hub.faults.add(Fault(status=int(status)))
+
+
+# -- as a tag --------------------------------------------------------------------------------------------------------
+
+
+@DOORS
+async def test_listing_is_asked_for_once_in_a_tags_lifetime(
+    cache: Cache, hub: Hub, image: Image, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, cache)
+    first, second = await ask(cache, image, door), await ask(cache, image, door)
+    assert types(first) == types(second) == sorted([SBOM, SIGNATURE])
+    assert (first.result, second.result) == (Result.MISS, Result.HIT)
+    assert second.headers["Content-Type"] == OCI_INDEX
+    assert second.headers["Cache-Status"].startswith("hubcache; hit; ttl=")
+    assert hub.count(kind="referrers") == 1
+    clock.ahead = TTL + 1
+    assert (await ask(cache, image, door)).result is Result.REVALIDATED
+    hub.image(REPO, None, [b"another"], subject=image, artifact_type="another")
+    clock.ahead = 2 * TTL + 2
+    third = await ask(cache, image, door)
+    assert (third.result, "another" in types(third)) == (Result.MISS, True)
+    assert hub.count(kind="referrers") == 3
+
+
+@DOORS
+async def test_head_has_the_length_and_no_body(cache: Cache, image: Image, door: Door) -> None:
+    whole, head = await ask(cache, image, door), await ask(cache, image, door, method="HEAD")
+    assert (head.status, head.body, head.length) == (200, b"", len(whole.body))
+
+
+@TROUBLES
+@DOORS
+async def test_listing_is_served_stale_when_the_registry_gives_none(
+    cache: Cache, hub: Hub, image: Image, door: Door, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, cache)
+    before = await ask(cache, image, door)
+    make_trouble(cache, hub, trouble, monkeypatch)
+    clock.ahead = TTL + 1
+    found = await ask(cache, image, door)
+    assert (found.result, found.body) == (Result.STALE, before.body)
+    assert "detail=" in found.headers["Cache-Status"]
+    clock.ahead = TTL + MAX_STALE + 1
+    assert (await ask(cache, image, door)).status == 404
+
+
+@TROUBLES
+@DOORS
+@pytest.mark.parametrize("suffix", ["", ".sig", ".att", ".sbom"])
+async def test_what_was_never_asked_for_is_a_clean_404_when_the_registry_gives_no_answer(
+    cache: Cache, hub: Hub, image: Image, door: Door, trouble: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_trouble(cache, hub, trouble, monkeypatch)
+    tag = image.digest.replace(":", "-") + suffix
+    for path in (f"referrers/{image.digest}", f"manifests/{tag}"):
+        answer, body = await cache.ask(door, "GET", f"/v2/{REPO}/{path}")
+        assert isinstance(answer, Answer)
+        assert (answer.status, answer.headers["Content-Type"]) == (404, "application/json")
+        assert json.loads(body)["errors"][0]["code"] == "MANIFEST_UNKNOWN"
+
+
+@DOORS
+async def test_ordinary_tag_stays_an_error_when_the_registry_is_dead(
+    cache: Cache, hub: Hub, image: Image, door: Door
+) -> None:
+    hub.stop()
+    for tag in ("2", "sha256-abc", f"x{image.digest.replace(':', '-')}"):
+        assert (await cache.get(door, f"/v2/{REPO}/manifests/{tag}"))[0] == 503
+
+
+@DOORS
+@pytest.mark.parametrize("body", ["404 page not found\n", {"errors": [{"code": "NOT_FOUND", "message": "no"}]}])
+async def test_registry_without_the_api_is_asked_once_in_a_tags_lifetime(
+    cache: Cache, hub: Hub, image: Image, door: Door, body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, cache)
+    hub.faults.add(Fault(kind="referrers", status=404, body=body))
+    path = f"/v2/{REPO}/manifests/{image.digest.replace(':', '-')}"
+    for age, asked in ((0, 1), (TTL - 1, 1), (TTL + 1, 2)):
+        clock.ahead = age
+        for _ in range(2):
+            assert (await ask(cache, image, door)).status == 404
+            assert (await cache.get(door, path))[0] == 404
+        assert hub.count(kind="referrers") == asked
+        assert hub.count(kind="manifest", path="*sha256-*") == asked
+    assert (await cache.get(door, f"/v2/{REPO}/manifests/1"))[0] == 200
+
+
+async def test_negative_answers_are_known_after_a_restart(hub: Hub, tmp_path: Path) -> None:
+    image = hub.image(REPO, "1")
+    tag = f"/v2/{REPO}/manifests/{image.digest.replace(':', '-')}.sig"
+    async with running(hub, tmp_path / "store", tag_ttl=TTL) as cache:
+        await pull(cache, image)
+        assert (await ask(cache, image)).status == (await cache.get(Door.PROXY, tag))[0] == 404
+    hub.reset_log()
+    async with running(hub, tmp_path / "store", tag_ttl=TTL) as cache:
+        assert (await ask(cache, image)).status == (await cache.get(Door.PROXY, tag))[0] == 404
+    assert hub.count() == 0
+
+
+async def test_tag_made_from_a_digest_is_found_once_it_is_there(
+    cache: Cache, hub: Hub, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, cache)
+    tag = f"{image.digest.replace(':', '-')}.sig"
+    assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{tag}"))[0] == 404
+    signature = hub.image(REPO, tag, [b"signature"])
+    clock.ahead = TTL + 1
+    assert await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{tag}") == (200, signature.manifest)
+    hub.stop()
+    clock.ahead = 3 * TTL
+    assert await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{tag}") == (200, signature.manifest)
+
+
+# -- questions ---------------------------------------------------------------------------------------------------------
+
+
+@DOORS
+async def test_listing_by_type_is_an_answer_of_its_own(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
+    for _ in range(2):
+        found = await ask(cache, image, door, f"artifactType={SBOM.replace('/', '%2F').replace('+', '%2B')}")
+        assert types(found) == [SBOM]
+        assert found.headers["OCI-Filters-Applied"] == "artifactType"
+        assert "OCI-Filters-Applied" not in (await ask(cache, image, door)).headers
+    assert hub.count(kind="referrers") == 2
+
+
+@DOORS
+async def test_same_question_in_other_words_is_asked_once(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
+    for query in ("artifactType=a%2Fb&n=3", "n=3&artifactType=a/b", "ns=docker.io&n=3&artifactType=a%2fb"):
+        assert (await ask(cache, image, door, query)).status == 200
+    assert hub.count(kind="referrers") == 1
+
+
+@DOORS
+async def test_pages_lead_on_at_the_same_door_and_none_names_the_registry(
+    cache: Cache, hub: Hub, image: Image, door: Door
+) -> None:
+    hub.referrers_page = 1
+    own = "" if door is Door.PROXY else "ns=docker.io"
+    for _ in range(2):
+        first = await ask(cache, image, door, own)
+        link = first.headers["Link"]
+        assert link.startswith(f"</v2/{REPO}/referrers/{image.digest}?last=1")
+        assert link.endswith('>; rel="next"')
+        assert ("ns=docker.io" in link) is (door is Door.MIRROR)
+        assert "localhost" not in str(first.headers)
+        second = await ask(cache, image, door, link.partition("?")[2].partition(">")[0])
+        assert "Link" not in second.headers
+        assert sorted(types(first) + types(second)) == sorted([SBOM, SIGNATURE])
+    assert hub.count(kind="referrers") == 2
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "<https://elsewhere.example/page/2>",
+        "</v2/library/other/referrers/sha256:00>",
+        "<http://[>",
+        "<0://[]@>",
+        f"<?last={'x' * 5000}>",
+    ],
+)
+async def test_listing_whose_next_page_is_no_page_of_it_is_not_served_as_if_it_were_whole(
+    cache: Cache, hub: Hub, image: Image, link: str
+) -> None:
+    hub.faults.add(Fault(kind="referrers", headers={"Link": f'{link}; rel="next"'}))
+    assert (await ask(cache, image)).status == 404
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", "{}", '{"manifests": 5}', '{"manifests": [{}]}', "[" * 100_000])
+async def test_what_is_no_listing_is_not_served(cache: Cache, hub: Hub, image: Image, body: str) -> None:
+    hub.faults.add(Fault(kind="referrers", status=200, body=body, content_type=OCI_INDEX))
+    assert (await ask(cache, image)).status == 404
+    hub.faults.clear()
+    assert types(await ask(cache, image)) == sorted([SBOM, SIGNATURE])
+
+
+async def test_empty_listing_is_one_however_it_is_written(cache: Cache, hub: Hub, image: Image) -> None:
+    hub.faults.add(Fault(kind="referrers", status=200, body='{"manifests": null}', content_type=OCI_INDEX))
+    assert (await ask(cache, image)).status == 200
+
+
+async def test_clients_questions_about_what_is_not_there_leave_no_trace(cache: Cache, hub: Hub, image: Image) -> None:
+    for number in range(50):
+        stranger = Digest.of(str(number).encode())
+        await cache.get(Door.PROXY, f"/v2/{REPO}/referrers/{stranger}")
+        await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{stranger.replace(':', '-')}.{number}")
+        await cache.get(Door.PROXY, f"/v2/{REPO}/referrers/{image.digest}?artifactType={number}")
+        await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{image.digest.replace(':', '-')}.{number}")
+    store = cache.engine.store
+    rows = list(store._opened().rows("referrers/"))
+    assert [key.partition("@")[2] for key, _, _, _ in rows] == [image.digest]
+    assert len(store.referrers("registry-1.docker.io", REPO, Digest.parse(image.digest))) == 32
+
+
+@pytest.mark.parametrize("what", ["listing", "tag"])
+async def test_404_that_was_on_its_way_during_a_push_is_not_remembered(
+    cache: Cache, hub: Hub, image: Image, what: str
+) -> None:
+    """It is from before: who pushes a signature looks for it next."""
+    tag = image.digest.replace(":", "-") + ".sig"
+    path = f"/v2/{REPO}/" + (f"referrers/{image.digest}" if what == "listing" else f"manifests/{tag}")
+    late = hub.faults.add(Fault(path=f"{path}*", status=404, delay=0.3, times=1))
+    asking = asyncio.create_task(cache.get(Door.PROXY, path))
+    await until(lambda: late.hits)
+    signature = hub.image(REPO, tag, [b"pushed"], subject=image, artifact_type=SIGNATURE)
+    await cache.engine.moved(cache.settings.registries[0], Moved(REPO, signature.digest), image.digest)
+    assert (await asking)[0] == 404
+    assert (await cache.get(Door.PROXY, path))[0] == 200
+
+
+# -- rights ------------------------------------------------------------------------------------------------------------
+
+
+async def test_private_listing_is_for_those_who_may_read_it(keeping: Cache, hub: Hub, secret: Image) -> None:
+    hub.referrers = True
+    hub.image(SECRET, None, [b"sbom"], subject=secret, artifact_type=SBOM)
+    alice = bearer(hub, "alice", SECRET)
+    assert (await keeping.get(Door.PROXY, f"/v2/{SECRET}/manifests/1", authorization=alice))[0] == 200
+    assert types(await ask(keeping, secret, authorization=alice)) == [SBOM]
+    kept = await ask(keeping, secret, authorization=alice)
+    assert kept.result is Result.HIT
+    hosts = keeping.engine.store.private_hosts(Digest.of(kept.body))
+    assert hosts == {"registry-1.docker.io"}, "for as long as what else is private"
+    assert (await ask(keeping, secret)).status == 401
+    assert (await ask(keeping, secret, Door.MIRROR)).status == 404
+    assert (await ask(keeping, secret, authorization=bearer(hub, "bob", SECRET))).status in (401, 403, 404)
+    hub.stop()
+    for headers in ({}, {"authorization": bearer(hub, "bob", SECRET)}):
+        assert (await ask(keeping, secret, **headers)).status in (401, 404)
+
+
+async def test_client_that_may_not_look_does_not_hide_the_listing_from_others(
+    keeping: Cache, hub: Hub, secret: Image
+) -> None:
+    hub.referrers = True
+    hub.image(SECRET, None, [b"sbom"], subject=secret, artifact_type=SBOM)
+    hidden = hub.faults.add(Fault(kind="referrers", status=404))
+    assert (await ask(keeping, secret, authorization=bearer(hub, "bob", SECRET))).status == 404
+    hub.faults.remove(hidden)
+    assert types(await ask(keeping, secret, authorization=bearer(hub, "alice", SECRET))) == [SBOM]
+
+
+async def test_private_listing_passes_through_where_private_images_do(cache: Cache, hub: Hub, secret: Image) -> None:
+    path = f"/v2/{SECRET}/referrers/{secret.digest}"
+    outcome, _ = await cache.ask(Door.PROXY, "GET", path, authorization=bearer(hub, "alice", SECRET))
+    assert not isinstance(outcome, Answer)
+    assert (await ask(cache, secret)).status == 401
+
+
+async def test_listing_of_a_repository_that_turned_private_is_not_given_any_more(
+    cache: Cache, hub: Hub, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, cache)
+    assert (await ask(cache, image)).status == 200
+    turn_private(hub, REPO)
+    clock.ahead = TTL + 1
+    assert (await ask(cache, image)).status == 401
+    assert (await ask(cache, image, Door.MIRROR)).status == 404
+
+
+@DOORS
+@pytest.mark.parametrize("outage", [False, True])
+async def test_listing_that_a_user_got_is_nobody_elses_while_the_repository_counts_as_public(
+    cache: Cache, hub: Hub, image: Image, door: Door, outage: bool
+) -> None:
+    """The repository turned private a moment ago: of that a listing is no proof, but neither is it public."""
+    cache.apply(authorize=True)
+    turn_private(hub, REPO, alice="alice's")
+    assert types(await ask(cache, image, authorization=bearer(hub, "alice", REPO))) == sorted([SBOM, SIGNATURE])
+    if outage:
+        hub.stop()
+    assert (await ask(cache, image, door)).status in (401, 404)
+
+
+async def test_listing_proves_nothing_about_who_may_read_the_repository(cache: Cache, hub: Hub, secret: Image) -> None:
+    """There are registries that list nothing (200) for whatever they are asked."""
+    hub.faults.add(Fault(kind="referrers", status=200, body='{"manifests": []}', content_type=OCI_INDEX))
+    assert (await ask(cache, secret)).status == 200
+    assert cache.engine.store.verdict("registry-1.docker.io", SECRET) is None
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_refused_listing_makes_no_image_private(cache: Cache, hub: Hub, image: Image, status: int) -> None:
+    """There are registries that have no referrers API for anonymous readers of public images."""
+    hub.faults.add(Fault(kind="referrers", status=status, body={"errors": []}))
+    assert (await ask(cache, image)).status == status
+    hub.stop()
+    assert set(await pull(cache, image)) == {200}
+
+
+@DOORS
+async def test_client_with_an_account_gets_the_same_of_a_public_image(
+    cache: Cache, hub: Hub, image: Image, door: Door
+) -> None:
+    hub.user("carol", "carol's")
+    await ask(cache, image, door)
+    hub.reset_log()
+    assert types(await ask(cache, image, door, authorization=bearer(hub, "carol", REPO))) == sorted([SBOM, SIGNATURE])
+    assert hub.count() == 0
+    hub.faults.add(Fault(status=500))
+    tag = f"/v2/{REPO}/manifests/{image.digest.replace(':', '-')}"
+    answer, _ = await cache.ask(door, "GET", tag, authorization=bearer(hub, "carol", REPO))
+    assert isinstance(answer, Answer)
+    assert answer.status == 404
+
+
+async def test_404_for_a_clients_own_token_is_none_of_the_public(cache: Cache, hub: Hub, image: Image) -> None:
+    """The tag is there for the public by its HEAD; the GET is made with the client's token first, and refused."""
+    hub.user("carol", "carol's")
+    tag = image.digest.replace(":", "-") + ".sig"
+    signature = hub.image(REPO, tag, [b"signed"])
+    refused = hub.faults.add(Fault(path=f"*/manifests/{signature.digest}*", method="GET", status=404, times=1))
+    path = f"/v2/{REPO}/manifests/{tag}"
+    own = bearer(hub, "carol", REPO)
+    assert await cache.get(Door.PROXY, path, authorization=own) == (200, signature.manifest)
+    assert refused.hits == 1
+    assert hub.requests(path=f"*{signature.digest}*")[0].authorization == own
+    assert await cache.get(Door.PROXY, path) == (200, signature.manifest)
+
+
+# -- cosign ---------------------------------------------------------------------------------------------------------
+
+
+@DOORS
+@pytest.mark.parametrize("by", ["tag", "api"])
+async def test_what_was_verified_online_is_verified_offline(
+    cache: Cache, hub: Hub, image: Image, door: Door, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As cosign asks: the image's digest, its signatures (by tag, or listed by type), a signature's layers."""
+    clock = Clock(monkeypatch, cache)
+    tag = image.digest.replace(":", "-") + ".sig"
+    signature = hub.image(REPO, tag if by == "tag" else None, [b"signed"], subject=image, artifact_type=SIGNATURE)
+    listing = f"referrers/{image.digest}?artifactType={SIGNATURE.replace('/', '%2F').replace('+', '%2B')}"
+    paths = [
+        "manifests/1",
+        f"manifests/{tag}" if by == "tag" else listing,
+        f"manifests/{signature.digest}",
+        f"blobs/{signature.layers[0]}",
+    ]
+    online = [await cache.get(door, f"/v2/{REPO}/{path}") for path in paths]
+    assert [status for status, _ in online] == [200] * len(paths)
+    hub.stop()
+    clock.ahead = MAX_STALE / 2
+    assert [await cache.get(door, f"/v2/{REPO}/{path}") for path in paths] == online
+
+
+# -- workers --------------------------------------------------------------------------------------------------------
+
+
+async def test_worker_tells_the_owner_what_a_push_is_about(hub: Hub, tmp_path: Path) -> None:
+    hub.referrers = True
+    image, other = hub.image(REPO, "1", [b"one"]), hub.image(REPO, "2", [b"two"])
+    async with running(hub, tmp_path / "store", tag_ttl=TTL) as cache, paired(cache) as pair:
+        paths = [f"/v2/{REPO}/referrers/{one.digest}" for one in (image, other)]
+        for one in (image, other):
+            assert (await pair.get(f"/v2/{REPO}/manifests/{one.tag}")).status == 200
+        for path in paths:
+            assert (await pair.get(path)).status == 200
+        registry = cache.settings.registries[0]
+        await pair.remote.moved(registry, Moved(REPO, "pushed"), image.digest)
+        assert [(await pair.get(path)).result for path in paths] == [Result.MISS, Result.HIT]
+        await pair.remote.moved(registry, Moved(REPO, "pushed"), None)
+        await pair.remote.moved(registry, Moved(REPO, "pushed"), "nonsense")
+        assert [(await pair.get(path)).result for path in paths] == [Result.MISS, Result.MISS]

@@ -1,0 +1,278 @@
+"""What keeping tags in step may cost a registry, and what it remembers of tags."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hubcache.decide.budget import BURST_SECONDS
+from hubcache.serve import tag_refresh
+from hubcache.serve.messages import Door, Result
+from hubcache.serve.tag_refresh import TICK_SECONDS
+from support.engine import Cache
+from support.standin import Fault, Hub, Image
+from support.tag_refresh import OFTEN_ENOUGH, TTL, ask_tag, idle, in_step, popular, tick
+from support.users import DOORS, Clock, until
+
+HOST = "registry-1.docker.io"
+DAY = 86400.0
+
+
+@pytest.fixture
+async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
+    async with in_step(hub, tmp_path / "store") as started:
+        yield started
+
+
+@pytest.fixture
+def clock(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch, cache)
+
+
+async def many(cache: Cache, hub: Hub, count: int, times: int = OFTEN_ENOUGH) -> list[Image]:
+    images = [hub.image("library/app", str(number), [b"layer"]) for number in range(count)]
+    for image in images:
+        for _ in range(times):
+            await ask_tag(cache, image)
+    hub.reset_log()
+    return images
+
+
+async def lifetimes(cache: Cache, clock: Clock, count: float) -> None:
+    """So much time goes by, at the pace at which the engine looks."""
+    for _ in range(int(count * TTL / TICK_SECONDS)):
+        clock.ahead += TICK_SECONDS
+        await tick(cache)
+
+
+@pytest.mark.parametrize("rate", [0.2, 1.0])
+async def test_registry_gets_no_more_requests_than_the_budget(
+    cache: Cache, hub: Hub, clock: Clock, rate: float
+) -> None:
+    cache.apply(sync_rate=rate)
+    await many(cache, hub, 100)
+    begin = clock.time()
+    await lifetimes(cache, clock, 2)
+    assert 0 < hub.count() <= rate * (BURST_SECONDS + clock.time() - begin)
+    assert hub.count() == hub.count(method="HEAD")
+
+
+async def test_tags_that_were_asked_for_a_few_times_cost_little(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """Then nobody asks. Also with a budget that would permit anything."""
+    cache.apply(sync_rate=1000.0)
+    images = await many(cache, hub, 30, times=4)
+    await lifetimes(cache, clock, 10)
+    assert hub.count() <= 2 * len(images)
+    hub.reset_log()
+    await lifetimes(cache, clock, 10)
+    assert hub.count() == 0
+
+
+async def test_budget_of_nothing_looks_at_nothing(cache: Cache, hub: Hub, clock: Clock) -> None:
+    cache.apply(sync_rate=0.0)
+    await many(cache, hub, 3)
+    await lifetimes(cache, clock, 2)
+    assert hub.count() == 0
+
+
+async def test_popular_tags_get_what_there_is(cache: Cache, hub: Hub, clock: Clock) -> None:
+    cache.apply(sync_rate=0.01)  # one request, and then none for long
+    images = await many(cache, hub, 8)
+    for _ in range(30):
+        await ask_tag(cache, images[5])
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert [record.path.rpartition("/")[2] for record in hub.requests()] == ["5"]
+
+
+async def test_unmoved_tag_costs_one_request(cache: Cache, hub: Hub, clock: Clock) -> None:
+    await popular(cache, hub.image("library/app", "1"))
+    hub.reset_log()
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert hub.count() == hub.count(method="HEAD", kind="manifest") == 1
+
+
+async def test_manifests_that_are_fetched_ahead_count(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """A budget of three requests: the look, the manifest, and the validation that moves the tag."""
+    image = hub.image("library/app", "1", [b"one"])
+    await popular(cache, image)
+    moved = hub.image("library/app", "1", [b"two"])
+    cache.apply(sync_rate=3 / BURST_SECONDS)
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert (await ask_tag(cache, image))[1] == moved.manifest
+    assert not cache.engine._sync._budgets[HOST].spend(clock.time())
+
+
+async def test_fetching_ahead_waits_for_the_budget(cache: Cache, hub: Hub, clock: Clock) -> None:
+    image = hub.image("library/app", "1", [b"one"])
+    await popular(cache, image)
+    moved = hub.image("library/app", "1", [b"two"])
+    hub.reset_log()
+    cache.apply(sync_rate=1e-4)
+    clock.ahead = TTL - 1
+    cache.engine._sync.tick()
+    await until(lambda: cache.engine._sync._budgets[HOST].wait(clock.time()) > 15000)
+    assert hub.count(kind="manifest", method="GET") == 0
+    assert (await ask_tag(cache, image))[0].result is Result.HIT, "nobody waits meanwhile"
+    clock.ahead = TTL * 3
+    assert (await ask_tag(cache, image))[1] == moved.manifest, "a client's own request is not part of the budget"
+
+
+@DOORS
+async def test_429_to_a_head_pauses_all_looks_at_that_registry(
+    cache: Cache, hub: Hub, clock: Clock, door: Door
+) -> None:
+    images = [hub.image("library/app", str(number)) for number in range(6)]
+    for image in images:
+        await popular(cache, image, door)
+    hub.reset_log()
+    limited = hub.faults.add(Fault(kind="manifest", status=429, body="no", headers={"Retry-After": "90"}))
+    cache.apply(sync_rate=0.1)
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert hub.count() == 1
+    hub.faults.remove(limited)
+    cache.engine._sync.apply(1000.0, cache.engine._upstreams)
+    for ahead in (20, 40, 80):
+        clock.ahead = TTL - 1 + ahead
+        await tick(cache)
+    assert hub.count() == 1
+    for image in images:
+        watched = next(found for found in cache.engine._sync._watched.values() if found.tag == image.tag)
+        watched.asked(clock.time(), TTL)
+    clock.ahead = TTL + 91
+    await tick(cache)
+    assert hub.count() >= len(images), "and then they go on"
+
+
+async def test_429_pauses_fetching_ahead(cache: Cache, hub: Hub, clock: Clock) -> None:
+    assert cache.engine._may_spend(HOST)
+    await popular(cache, hub.image("library/app", "1"))
+    hub.faults.add(Fault(kind="manifest", method="HEAD", status=429, body="no", headers={"Retry-After": "90"}))
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert not cache.engine._may_spend(HOST)
+
+
+async def test_registry_that_refuses_a_look_is_believed(cache: Cache, hub: Hub, clock: Clock) -> None:
+    image = hub.image("alice/app", "1")
+    await popular(cache, image)
+    hub.private("alice/app", {"alice": "alice's"})
+    for value, token in list(hub.accounts.tokens.items()):
+        if not token.user:
+            del hub.accounts.tokens[value]
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert (await cache.get(Door.PROXY, "/v2/alice/app/manifests/1"))[0] == 401
+    assert cache.engine.store.tags(HOST, "alice/app", "1") == {}
+
+
+async def test_tag_is_looked_at_once_at_a_time(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """However often it is asked for meanwhile."""
+    image = hub.image("library/app", "1")
+    await popular(cache, image)
+    hub.reset_log()
+    held = hub.faults.add(Fault(kind="manifest", blackhole=True))
+    clock.ahead = TTL - 1
+    cache.engine._sync.tick()
+    await until(lambda: held.hits)
+    for _ in range(50):
+        await ask_tag(cache, image)
+        cache.engine._sync.tick()
+    assert hub.count(kind="manifest", method="HEAD") == 1
+    hub.faults.remove(held)
+    await idle(cache)
+
+
+async def test_hour_at_which_a_tag_moves_outlives_a_restart(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = hub.image("library/app", "1", [b"one"])
+    async with in_step(hub, tmp_path / "store") as cache:
+        clock = Clock(monkeypatch, cache)
+        for day in range(4):
+            clock.ahead = day * DAY
+            for _ in range(OFTEN_ENOUGH):
+                await ask_tag(cache, image)
+            hub.image("library/app", "1", [str(day).encode()])
+            clock.ahead += TTL + 1
+            await ask_tag(cache, image)
+            await tick(cache)
+        await tick(cache)
+        stored = cache.engine.store.moves(HOST, "library/app", "1")
+        assert stored is not None
+        assert len(stored.times) == 4
+    async with in_step(hub, tmp_path / "store") as cache:
+        later = Clock(monkeypatch, cache)
+        for hours in range(1, 9):  # not often enough to be validated ahead
+            later.ahead = 3 * DAY + hours * 3600
+            await ask_tag(cache, image)
+        await tick(cache)
+        hub.reset_log()
+        later.ahead = 4 * DAY - 1800
+        (watched,) = cache.engine._sync._watched.values()
+        watched.seen(None, later.time())  # somebody looked, and so it is not simply time again
+        for minute in range(20, 60):
+            later.ahead = 4 * DAY + (minute - 40) * 60
+            await tick(cache)
+        assert hub.count(kind="manifest", method="HEAD") >= 5
+
+
+async def test_clock_that_was_set_back_ends_nothing(cache: Cache, hub: Hub, clock: Clock) -> None:
+    image = hub.image("library/app", "1")
+    clock.ahead = DAY
+    await popular(cache, image)
+    await tick(cache)
+    clock.ahead = 0
+    await tick(cache)
+    for _ in range(OFTEN_ENOUGH):
+        await ask_tag(cache, image)
+    hub.reset_log()
+    clock.ahead = TTL - 1
+    await tick(cache)
+    assert hub.count(kind="manifest", method="HEAD") == 1
+
+
+async def test_what_is_watched_is_bounded(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody asked for longest is forgotten, and not looked at any more."""
+    monkeypatch.setattr(tag_refresh, "MAX_TAGS", 5)
+    async with in_step(hub, tmp_path / "store") as cache:
+        clock = Clock(monkeypatch, cache)
+        await many(cache, hub, 12)
+        assert len(cache.engine._sync._watched) == 5
+        clock.ahead = TTL - 1
+        await tick(cache)
+        assert {record.path.rpartition("/")[2] for record in hub.requests()} == {"7", "8", "9", "10", "11"}
+
+
+async def test_tag_that_is_asked_for_with_a_long_accept_is_not_watched(cache: Cache, hub: Hub) -> None:
+    """Clients write it: 200,000 of 8 KB would be 1.6 GB."""
+    image = hub.image("library/app", "1")
+    for number in range(3):
+        accept = ", ".join([image.media_type, *(f"a/{number}{kind:0>250}" for kind in range(31))])
+        assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1", accept=accept))[0] == 200
+    assert not cache.engine._sync._watched
+    assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1", accept=image.media_type))[0] == 200
+    assert len(cache.engine._sync._watched) == 1
+
+
+async def test_much_that_is_due_is_looked_at_bit_by_bit(
+    cache: Cache, hub: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within one tick, with pauses for those who ask."""
+    monkeypatch.setattr(tag_refresh, "_SLICE", 2)
+    cache.apply(sync_rate=1000.0)
+    images = await many(cache, hub, 15)
+    clock.ahead = TTL - 1
+    cache.engine._sync.tick()
+    assert len(cache.engine._sync._tasks) <= 2
+    await until(lambda: hub.count(method="HEAD", status=200) == len(images))
+    await idle(cache)
+
+
+async def test_registry_that_is_not_configured_any_more_is_not_looked_at(cache: Cache, hub: Hub, clock: Clock) -> None:
+    await many(cache, hub, 2)
+    cache.engine._sync.apply(1.0, {})
+    await lifetimes(cache, clock, 2)
+    assert hub.count() == 0

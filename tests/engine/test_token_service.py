@@ -1,0 +1,224 @@
+"""Tokens for clients: anonymous ones are made here, a user's come from the real service, and in an outage there are
+local ones for pulls of what everybody may see."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from hubcache.serve.messages import LOCAL_TOKEN, UNCHECKED_TOKEN, Answer, Door, Forward, Result
+from support.engine import Cache, read, running
+from support.standin import Fault, Hub, Image
+from support.users import DOORS, basic, bearer, pull, short_times
+
+REPO = "library/app"
+PULL = f"repository:{REPO}:pull"
+FORM = {"content_type": "application/x-www-form-urlencoded"}
+DOWN = pytest.mark.parametrize("fault", ["stopped", "blackholed", "500", "429", "html"])
+WAYS = pytest.mark.parametrize("method", ["GET", "POST"])
+
+
+@pytest.fixture(autouse=True)
+def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_times(monkeypatch)
+
+
+@pytest.fixture
+def image(hub: Hub) -> Image:
+    """A public image, a private one, and alice who may read both."""
+    hub.image("alice/secret", "1")
+    hub.private("alice/secret", {"alice": "alice's"})
+    return hub.image(REPO, "1")
+
+
+@pytest.fixture
+async def cache(hub: Hub, image: Image, tmp_path: Path) -> AsyncIterator[Cache]:
+    async with running(hub, tmp_path / "store") as started:
+        yield started
+
+
+def break_token_service(hub: Hub, fault: str) -> None:
+    match fault:
+        case "stopped":
+            hub.stop("token")
+        case "blackholed":
+            hub.blackhole("token")
+        case "html":
+            hub.faults.add(Fault(kind="token", status=200, body="<html>maintenance</html>"))
+        case status:
+            hub.faults.add(Fault(kind="token", status=int(status), body="no", headers={"Retry-After": "60"}))
+
+
+async def ask(
+    cache: Cache, method: str, *scopes: str, user: str = "alice", password: str = "alice's"
+) -> tuple[Answer, bytes]:
+    """A token request as docker (GET) or podman (POST) makes it; without a user, an anonymous GET."""
+    fields = [("service", "registry.docker.io"), *(("scope", scope) for scope in scopes)]
+    if method == "GET":
+        headers = {"authorization": basic(user, password)} if user else {}
+        request = cache.request(Door.PROXY, "GET", f"/token?{urlencode(fields)}", **headers)
+    else:
+        request = cache.request(Door.PROXY, "POST", "/token", **FORM)
+        fields += [("grant_type", "password"), ("username", user), ("password", password)]
+        object.__setattr__(request, "body", urlencode(fields).encode())
+    answer = await cache.engine.token_service.answer(request)
+    return answer, await read(answer)
+
+
+def value_of(body: bytes) -> str:
+    document = json.loads(body)
+    assert document["token"] == document["access_token"]
+    return str(document["token"])
+
+
+# -- anonymous -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", [PULL, "repository:alice/secret:pull", f"repository:{REPO}:pull,push"])
+async def test_anonymous_token_is_made_here(cache: Cache, hub: Hub, scope: str) -> None:
+    answer, body = await ask(cache, "GET", scope, user="")
+    assert (answer.status, answer.result, value_of(body)) == (200, Result.LOCAL, LOCAL_TOKEN)
+    assert hub.count() == 0
+
+
+async def test_anonymous_token_gives_no_right_to_a_private_image(cache: Cache) -> None:
+    own = f"Bearer {LOCAL_TOKEN}"
+    assert (await cache.get(Door.PROXY, "/v2/alice/secret/manifests/1", authorization=own))[0] == 401
+
+
+@DOORS
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+@pytest.mark.parametrize("token", [LOCAL_TOKEN, UNCHECKED_TOKEN])
+async def test_local_token_never_goes_upstream(
+    cache: Cache, hub: Hub, image: Image, door: Door, scheme: str, token: str
+) -> None:
+    """Whatever is asked with it: pulls cold and warm, private repositories, pass-through, pushes."""
+    own = f"{scheme} {token}"
+    assert set(await pull(cache, image, door, authorization=own)) == {200}
+    for method, path in (
+        ("GET", "alice/secret/manifests/1"),
+        ("GET", f"{REPO}/tags/list"),
+        ("GET", f"{REPO}/referrers/{image.digest}"),
+        ("POST", f"{REPO}/blobs/uploads/"),
+        ("PUT", f"{REPO}/manifests/1"),
+        ("DELETE", f"{REPO}/manifests/1"),
+    ):
+        outcome, _ = await cache.ask(door, method, f"/v2/{path}", authorization=own)
+        if isinstance(outcome, Forward):
+            assert token not in (outcome.authorization or "")
+    assert [record for record in hub.log if token in str(record.headers)] == []
+    assert hub.count(token="unknown") == 0
+
+
+async def test_own_anonymous_tokens_are_fetched_once_per_scope(cache: Cache, hub: Hub, image: Image) -> None:
+    other = hub.image("library/other", "1", [b"another"])
+    for _ in range(2):
+        cache.apply(tag_ttl=0.0)
+        await pull(cache, image)
+        await pull(cache, other)
+    scopes = [record.path.partition("scope=")[2].partition("&")[0] for record in hub.requests(kind="token")]
+    assert sorted(scopes) == ["repository:library/app:pull", "repository:library/other:pull"]
+
+
+# -- logged in -------------------------------------------------------------------------------------------------------
+
+
+@WAYS
+async def test_users_token_comes_from_the_real_service(cache: Cache, hub: Hub, method: str) -> None:
+    answer, body = await ask(cache, method, "repository:alice/secret:pull")
+    assert (answer.status, answer.result) == (200, Result.BYPASS)
+    assert hub.accounts.tokens[value_of(body)].access == {"alice/secret": frozenset({"pull"})}
+    assert [(r.method, r.user) for r in hub.requests(kind="token")] == [(method, "alice")]
+
+
+@WAYS
+async def test_users_token_is_passed_on_as_it_is(cache: Cache, hub: Hub, method: str) -> None:
+    document = {"token": "x", "access_token": "x", "refresh_token": "y", "unheard-of": 1}
+    hub.faults.add(Fault(kind="token", status=200, body=document))
+    _, body = await ask(cache, method, PULL)
+    assert json.loads(body) == document
+
+
+@WAYS
+async def test_users_token_is_not_kept_for_another_request(cache: Cache, hub: Hub, method: str) -> None:
+    values = {value_of((await ask(cache, method, PULL))[1]) for _ in range(2)}
+    assert len(values) == hub.count(kind="token") == 2
+
+
+@WAYS
+async def test_wrong_password_is_refused_by_the_real_service(cache: Cache, hub: Hub, method: str) -> None:
+    for scopes in ((PULL,), ()):
+        answer, body = await ask(cache, method, *scopes, password="guess")
+        assert answer.status == 401
+        assert LOCAL_TOKEN.encode() not in body
+    assert hub.count(kind="token", status=401) == 2
+
+
+@WAYS
+@DOWN
+async def test_stored_image_is_pulled_by_a_user_while_the_token_service_is_down(
+    cache: Cache, hub: Hub, image: Image, method: str, fault: str
+) -> None:
+    await pull(cache, image)
+    break_token_service(hub, fault)
+    answer, body = await ask(cache, method, PULL)
+    assert answer.status == 200
+    token = value_of(body)
+    assert set(await pull(cache, image, authorization=f"Bearer {token}")) == {200}
+    assert token == UNCHECKED_TOKEN
+
+
+@WAYS
+@DOWN
+async def test_no_local_token_for_anything_but_pulls(cache: Cache, hub: Hub, method: str, fault: str) -> None:
+    """`docker login` (no scope) above all: it must not succeed with a password that nobody checked."""
+    break_token_service(hub, fault)
+    push = f"repository:{REPO}:push"
+    for scopes in ((), (f"{PULL},push",), (PULL, push), (f"{PULL} {push}",), ("registry:catalog:*",)):
+        answer, body = await ask(cache, method, *scopes, password="guess")
+        assert b"hubcache-" not in body, scopes
+        if fault not in ("429", "html"):  # those are the service's own words, and passed on
+            assert (answer.status, json.loads(body)["errors"][0]["code"]) == (503, "UNAVAILABLE")
+
+
+@WAYS
+async def test_local_token_after_an_outage_is_worth_nothing_for_private_images(
+    cache: Cache, hub: Hub, method: str
+) -> None:
+    hub.stop("token")
+    _, body = await ask(cache, method, "repository:alice/secret:pull")
+    hub.start()
+    own = f"Bearer {value_of(body)}"
+    cache.engine.breakers.circuits.clear()
+    status, _ = await cache.get(Door.PROXY, "/v2/alice/secret/manifests/1", authorization=own)
+    assert status == 401
+    assert [record for record in hub.log if "hubcache-" in str(record.headers)] == []
+
+
+@WAYS
+async def test_user_does_not_wait_for_a_slow_token_service_without_end(
+    cache: Cache, hub: Hub, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hubcache.serve.token_service._PATIENCE_SECONDS", 0.2)
+    hub.faults.add(Fault(kind="token", blackhole=True))
+    async with asyncio.timeout(0.8):
+        _, body = await ask(cache, method, PULL)
+    assert value_of(body) == UNCHECKED_TOKEN
+
+
+async def test_users_token_is_had_while_the_registry_is_down(cache: Cache, hub: Hub, image: Image) -> None:
+    """Once the registry's challenge is known."""
+    await pull(cache, image)
+    hub.stop("registry")
+    answer, body = await ask(cache, "GET", "repository:alice/secret:pull")
+    assert answer.status == 200
+    assert value_of(body) in hub.accounts.tokens
+
+
+async def test_users_own_token_is_used_upstream_and_no_other(cache: Cache, hub: Hub) -> None:
+    own = bearer(hub, "alice", "alice/secret")
+    outcome, _ = await cache.ask(Door.PROXY, "GET", "/v2/alice/secret/manifests/1", authorization=own)
+    assert isinstance(outcome, Forward)
+    assert outcome.authorization == own

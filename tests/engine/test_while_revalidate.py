@@ -1,0 +1,161 @@
+"""`hubcache_stale_while_revalidate` (RFC 5861 section 3): a tag is served at once while the registry is asked."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hubcache.serve import cached_manifests
+from hubcache.serve.messages import Answer, Door, Result
+from support.engine import Cache, running
+from support.standin import Fault, Hub, Image
+from support.users import DOORS, SECRET, Clock, bearer, pull, turn_private, until
+
+TTL, WINDOW = 60.0, 30.0
+TAG = "/v2/library/app/manifests/1"
+
+
+@pytest.fixture
+async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
+    async with running(hub, tmp_path / "store", tag_ttl=TTL, while_revalidate=WINDOW, authorize=True) as started:
+        yield started
+
+
+@pytest.fixture
+def clock(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch, cache)
+
+
+@pytest.fixture
+async def image(cache: Cache, hub: Hub, clock: Clock) -> Image:
+    """A pulled one, whose tag went stale ten seconds ago."""
+    found = hub.image("library/app", "1", [b"one"])
+    await pull(cache, found)
+    hub.reset_log()
+    clock.ahead = TTL + 10
+    return found
+
+
+async def ask(cache: Cache, door: Door = Door.PROXY, method: str = "GET", path: str = TAG) -> tuple[Answer, bytes]:
+    answer, body = await cache.ask(door, method, path)
+    assert isinstance(answer, Answer)
+    return answer, body
+
+
+async def revalidated(cache: Cache) -> None:
+    await until(lambda: not cache.engine._manifests._revalidations)
+
+
+@DOORS
+async def test_tag_is_served_at_once_while_the_registry_is_asked(
+    cache: Cache, hub: Hub, image: Image, door: Door
+) -> None:
+    held = hub.faults.add(Fault(kind="manifest", blackhole=True))
+    answer, body = await ask(cache, door)
+    assert (answer.status, answer.result, body) == (200, Result.STALE, image.manifest)
+    status = answer.headers["Cache-Status"]
+    assert status in {f'hubcache; hit; ttl=-{over}; detail="revalidating"' for over in (10, 11)}
+    await until(lambda: held.hits)
+    hub.faults.remove(held)
+    await revalidated(cache)
+
+
+async def test_answer_after_that_is_what_the_registry_said(cache: Cache, hub: Hub, image: Image) -> None:
+    moved = hub.image("library/app", "1", [b"two"])
+    assert (await ask(cache))[1] == image.manifest
+    await revalidated(cache)
+    hub.reset_log()
+    answer, body = await ask(cache)
+    assert (answer.result, body) == (Result.HIT, moved.manifest)
+    assert hub.count() == 0
+
+
+async def test_head_is_served_at_once_too(cache: Cache, hub: Hub, image: Image) -> None:
+    answer, _ = await ask(cache, method="HEAD")
+    assert (answer.result, answer.length) == (Result.STALE, len(image.manifest))
+    await revalidated(cache)
+    assert hub.count(kind="manifest", method="HEAD") == 1
+
+
+async def test_however_many_ask_the_registry_is_asked_once(cache: Cache, hub: Hub, image: Image) -> None:
+    held = hub.faults.add(Fault(kind="manifest", blackhole=True))
+    answers = await asyncio.gather(*(ask(cache, method=method) for method in ("GET", "HEAD") * 10))
+    assert {answer.result for answer, _ in answers} == {Result.STALE}
+    await until(lambda: held.hits)
+    assert hub.count(kind="manifest") == 1
+    hub.faults.remove(held)
+    await revalidated(cache)
+
+
+async def test_beyond_the_window_the_client_waits(cache: Cache, hub: Hub, image: Image, clock: Clock) -> None:
+    clock.ahead = TTL + WINDOW + 1
+    assert (await ask(cache))[0].result is Result.REVALIDATED
+
+
+async def test_off_means_off(cache: Cache, hub: Hub, image: Image) -> None:
+    cache.apply(while_revalidate=0.0)
+    assert (await ask(cache))[0].result is Result.REVALIDATED
+
+
+async def test_tag_from_the_future_is_not_served_so(cache: Cache, hub: Hub, image: Image, clock: Clock) -> None:
+    """The clock was set back: who knows how old it is."""
+    clock.ahead = -TTL
+    assert (await ask(cache))[0].result is not Result.STALE
+
+
+async def test_what_is_not_stored_is_waited_for(cache: Cache, hub: Hub, clock: Clock) -> None:
+    image = hub.image("library/app", "1", [b"one"])
+    await ask(cache, method="HEAD")
+    clock.ahead = TTL + 10
+    answer, body = await ask(cache)
+    assert answer.result is not Result.STALE
+    assert body == image.manifest
+
+
+async def test_tag_that_is_gone_is_served_no_more(cache: Cache, hub: Hub, image: Image) -> None:
+    hub.faults.add(Fault(kind="manifest", status=404, body={"errors": [{"code": "MANIFEST_UNKNOWN"}]}))
+    assert (await ask(cache))[0].status == 200
+    await revalidated(cache)
+    hub.reset_log()
+    assert (await ask(cache))[0].status == 404
+    assert hub.count() == 0, "remembered as any answer of that kind"
+
+
+async def test_repository_that_turned_private_is_served_no_more(cache: Cache, hub: Hub, image: Image) -> None:
+    turn_private(hub, "library/app")
+    assert (await ask(cache))[0].status == 200
+    await revalidated(cache)
+    for path in (TAG, f"/v2/library/app/manifests/{image.digest}", f"/v2/library/app/blobs/{image.layers[0]}"):
+        assert (await ask(cache, path=path))[0].status == 401
+
+
+async def test_registry_that_is_down_is_no_news(cache: Cache, hub: Hub, image: Image, clock: Clock) -> None:
+    """Until the window is over, and then it is an outage as any other."""
+    hub.stop()
+    for ahead in (TTL + 10, TTL + 20, TTL + WINDOW + 1):
+        clock.ahead = ahead
+        answer, body = await ask(cache)
+        assert (answer.result, body) == (Result.STALE, image.manifest)
+        await revalidated(cache)
+    assert "revalidating" not in answer.headers["Cache-Status"]
+
+
+async def test_readers_private_view_always_waits(cache: Cache, hub: Hub, secret: Image, clock: Clock) -> None:
+    """Whether the reader may still see it, is for the registry to say."""
+    path = f"/v2/{SECRET}/manifests/1"
+    alice = bearer(hub, "alice", SECRET)
+    cache.apply(tag_ttl=20.0, negative_ttl=1000.0)
+    await pull(cache, secret, authorization=alice)
+    clock.ahead = 30
+    answer, body = await cache.ask(Door.PROXY, "GET", path, authorization=alice)
+    assert isinstance(answer, Answer)
+    assert (answer.result, body) == (Result.REVALIDATED, secret.manifest)
+    assert (await ask(cache, path=path))[0].status == 401
+
+
+async def test_what_runs_in_the_background_is_bounded(
+    cache: Cache, hub: Hub, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond that a client waits for its own validation."""
+    monkeypatch.setattr(cached_manifests, "MAX_REVALIDATIONS", 0)
+    assert (await ask(cache))[0].result is Result.REVALIDATED

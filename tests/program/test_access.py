@@ -1,0 +1,363 @@
+"""Who comes in and where connections go out: what is refused, how that is told, and what still works."""
+
+import base64
+import contextlib
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hubcache import access_hooks
+from hubcache.access_hooks import AccessHooks
+from hubcache.clients.destinations import Refused
+from hubcache.clients.limits import ClientLimits
+from mitmproxy.connection import Client, Server
+from mitmproxy.proxy.mode_specs import ProxyMode
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+from support.http_client import TIMEOUT, Answer, Exchange, head, wait_until
+from support.program import ACCEPT, HUB_HOST, Program, RegistryClient, program_fixtures, running_program
+from support.standin import random_bytes
+from support.users import until
+
+program, client = program_fixtures()
+WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
+
+
+def sent(port: int, data: bytes, method: str = "GET", source: str = "127.0.0.1") -> Answer:
+    """What a proxy answers to these bytes; the connection is closed then."""
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT, (source, 0)) as connection:
+        connection.sendall(data)
+        answer = Exchange(connection, method).finish()
+        assert connection.recv(1) == b""
+        return answer
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Something of this machine's own, to which nobody may connect."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "[::1]", "127.1", "0.0.0.0"])
+def test_connect_to_this_machine_is_403(program: Program, listener: socket.socket, host: str) -> None:
+    target = f"{host}:{listener.getsockname()[1]}"
+    answer = sent(program.proxy, head("CONNECT", target, {"Host": target}), "CONNECT")
+    assert answer.status == 403
+    assert answer.body.decode().count("\n") == 1
+    assert "hubcache_tunnel" in answer.body.decode()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_absolute_uri_of_this_machine_is_403(program: Program, listener: socket.socket, method: str) -> None:
+    port = listener.getsockname()[1]
+    data = head(method, f"http://localhost:{port}/healthz", {"Host": HUB_HOST, "Content-Length": "4"}) + b"body"
+    answer = sent(program.proxy, data)
+    assert (answer.status, answer.headers["content-type"]) == (403, "text/plain; charset=utf-8")
+
+
+@pytest.mark.parametrize("target", ["/healthz", "/v2/", "*"])
+def test_request_that_names_no_host_in_its_first_line_is_400_at_the_proxy(program: Program, target: str) -> None:
+    data = head("GET", target, {"Host": f"127.0.0.1:{program.status}"})
+    assert sent(program.proxy, data).failure == (400, "NAME_INVALID")
+
+
+def test_own_doors_are_no_way_around(program: Program) -> None:
+    for port in (program.proxy, program.mirror, program.status):
+        target = f"127.0.0.1:{port}"
+        assert sent(program.proxy, head("CONNECT", target, {"Host": target}), "CONNECT").status == 403
+
+
+def test_pulls_and_pushes_reach_the_registry_wherever_it_is(client: RegistryClient) -> None:
+    """The stand-in Hub is at loopback; a push is passed on by mitmproxy."""
+    image = client.hub.image(client.repo, "1", [random_bytes(3_000_000, client.repo)])
+    assert client.manifest("1").body == image.manifest
+    assert client.blob(image.layers[0]).status == 200
+    if client.is_proxy:
+        assert client.request("POST", f"/v2/{client.repo}/blobs/uploads/").status in (202, 401)
+
+
+# -- headers that are not clear
+
+
+@pytest.mark.parametrize("value", [b"a/b,\r\n c/d", b"a/b\nX: y", b"a\0b", b"a/\xfc"], ids=repr)
+def test_unclear_head_is_400_and_the_registry_goes_on(client: RegistryClient, value: bytes) -> None:
+    image = client.hub.image(client.repo, "1")
+    for _ in range(5):
+        data = head("GET", f"/v2/{client.repo}/manifests/1", {"Host": HUB_HOST, "Accept": "x"})
+        assert client.send_raw(data.replace(b"Accept: x", b"Accept: " + value)).failure == (400, "NAME_INVALID")
+    assert client.hub.count() == 0
+    assert client.program.health["upstreams_down"] == {}
+    assert client.manifest("1").body == image.manifest
+
+
+def test_empty_line_before_a_request_is_skipped(client: RegistryClient) -> None:
+    image = client.hub.image(client.repo, "1")
+    path = f"/v2/{client.repo}/manifests/1"
+    with client.connect() as connection:
+        connection.sendall(b"\r\n" + head("GET", path, ACCEPT | {"Host": HUB_HOST, "Connection": "close"}))
+        assert Exchange(connection, "GET").finish().body == image.manifest
+
+
+def test_chunked_request_with_trailers_is_answered(client: RegistryClient) -> None:
+    body = b"4\r\nbody\r\n0\r\nX-Sum: 1\r\n\r\n"
+    path = f"/v2/{client.repo}/manifests/1"
+    with client.connect() as connection:
+        connection.sendall(head("GET", path, {"Host": HUB_HOST, "Transfer-Encoding": "chunked", "Connection": "close"}))
+        connection.sendall(body)
+        assert Exchange(connection, "GET").finish().status == (401 if client.is_proxy else 404)
+
+
+# -- options
+
+
+@WORKERS
+def test_what_hubcache_tunnel_names_is_reached_and_nothing_else(workers: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with running_program(
+            hubcache_tunnel=[f"localhost:{port}", "*.example.com"], hubcache_workers=workers
+        ) as program:
+            with program.tunnel("localhost", port) as tunnel:
+                tunnel.sendall(b"anything")
+                with server.accept()[0] as accepted:
+                    assert accepted.recv(100) == b"anything"
+            for target in (f"127.0.0.1:{port}", f"localhost:{port + 1}", "10.0.0.1:443"):
+                assert sent(program.proxy, head("CONNECT", target, {"Host": target}), "CONNECT").status == 403
+
+
+@WORKERS
+def test_clients_of_other_networks_are_turned_away(workers: str) -> None:
+    with running_program(hubcache_clients=["127.0.0.1", "10.0.0.0/8"], hubcache_workers=workers) as program:
+        for port in (program.proxy, program.mirror):
+            for _ in range(3):
+                with socket.create_connection(("127.0.0.1", port), TIMEOUT, ("127.0.0.2", 0)) as stranger:
+                    assert ended(stranger)
+        assert program.client("mirror").request("GET", "/v2/").status == 200
+        assert program.client("proxy").request("GET", "/v2/").status == 401
+        wait_until(lambda: "such as 127.0.0.2" in program.log)
+        assert program.log.count("are turned away") <= int(workers) + 1  # each process says it, the owner as well
+
+
+def test_clients_of_other_networks_are_turned_away_where_mitmproxy_speaks_with_all() -> None:
+    with running_program(hubcache_clients=["127.0.0.1"], flow_detail="2") as program:
+        for port in (program.proxy, program.mirror):
+            with socket.create_connection(("127.0.0.1", port), TIMEOUT, ("127.0.0.2", 0)) as stranger:
+                assert ended(stranger)
+        assert program.client("mirror").request("GET", "/v2/").status == 200
+
+
+@pytest.mark.parametrize("more", [{}, {"flow_detail": "2"}], ids=["direct", "mitmproxy"])
+@pytest.mark.parametrize("said", ["nothing", "a request", "a request that mitmproxy answers"])
+def test_idle_clients_leave_no_other_without_a_descriptor(said: str, more: dict[str, str]) -> None:
+    fields = {"Host": HUB_HOST} | ({"TE": "trailers"} if "mitmproxy" in said else {})
+    with running_program(**more) as program, contextlib.ExitStack() as stack:
+        program.stop()
+        program.command[:0] = ["sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"]
+        program.start()
+        for number in range(400):
+            address = ("127.0.0.1", program.mirror), TIMEOUT, (f"127.0.0.{2 + number % 8}", 0)
+            idle = stack.enter_context(socket.create_connection(*address))
+            if said != "nothing":
+                idle.sendall(head("GET", "/v2/", fields))
+                assert Exchange(idle, "GET").finish().status == 200
+        assert program.client("mirror").request("GET", "/v2/").status == 200
+        assert program.client("proxy").request("GET", "/v2/").status == 401
+        assert "cannot accept" not in program.log
+
+
+def ended(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+@WORKERS
+def test_proxyauth_is_mitmproxys_and_pulls_work_with_it(workers: str) -> None:
+    target = f"{HUB_HOST}:443"
+    with running_program(proxyauth="ann:secret", hubcache_workers=workers) as program:
+        image = program.hub.image("library/app", "1", [random_bytes(3_000_000)])
+        for given in ({}, {"Proxy-Authorization": basic("ann:wrong")}):
+            answer = sent(program.proxy, head("CONNECT", target, {"Host": target} | given), "CONNECT")
+            assert (answer.status, "proxy-authenticate" in answer.headers) == (407, True)
+        for path, body in (
+            (f"manifests/{image.tag}", image.manifest),
+            (f"blobs/{image.layers[0]}", random_bytes(3_000_000)),
+        ):
+            with socket.create_connection(("127.0.0.1", program.proxy), TIMEOUT) as way:
+                way.sendall(head("CONNECT", target, {"Host": target, "Proxy-Authorization": basic("ann:secret")}))
+                assert way.recv(4096).startswith(b"HTTP/1.1 200")
+                with program.ssl_context().wrap_socket(way, server_hostname=HUB_HOST) as inside:
+                    fields = ACCEPT | {"Host": HUB_HOST, "Connection": "close"}
+                    inside.sendall(head("GET", f"/v2/library/app/{path}", fields))
+                    assert Exchange(inside, "GET").finish().body == body
+
+
+def basic(text: str) -> str:
+    return "Basic " + base64.b64encode(text.encode()).decode()
+
+
+# -- the hooks by themselves
+
+
+def mitm_client(mode: str = "regular", address: str = "127.0.0.1") -> Client:
+    made = Client(peername=(address, 1), sockname=("127.0.0.1", 2), timestamp_start=1.0)
+    made.proxy_mode = ProxyMode.parse(mode)
+    return made
+
+
+def flow_of(who: Client, number: str = "1", status: int = 200) -> Any:
+    return SimpleNamespace(id=number, client_conn=who, response=SimpleNamespace(status_code=status))
+
+
+def endings(monkeypatch: pytest.MonkeyPatch, *clients: Client) -> list[Client]:
+    """Those of these clients whose connections are ended."""
+    ended: list[Client] = []
+
+    def handled(who: Client) -> Any:
+        task = SimpleNamespace(cancel=lambda _: ended.append(who))
+        return SimpleNamespace(client=who, transports={who: SimpleNamespace(handler=task)})
+
+    handlers = {who.id: handled(who) for who in clients}
+    master = SimpleNamespace(addons={"proxyserver": SimpleNamespace(connections=handlers)})
+    monkeypatch.setattr(access_hooks, "ctx", SimpleNamespace(master=master))
+    return ended
+
+
+class Found:
+    """Tunnels that lead where the test says, once."""
+
+    def __init__(self, *found: str) -> None:
+        self._found = list(found)
+
+    async def find(self, address: tuple[str, int]) -> tuple[str, int]:
+        if not self._found:
+            raise Refused("no")
+        return self._found.pop(0), address[1]
+
+
+async def connect(at: AccessHooks, who: Client, host: str, port: int = 443) -> Server:
+    """As mitmproxy is about to connect."""
+    server = Server(address=(host, port))
+    waiting = at.server_connect(ServerConnectionHookData(server, who))
+    if waiting is not None:
+        await waiting
+    return server
+
+
+async def test_connection_goes_to_the_address_that_was_looked_at_and_keeps_its_name() -> None:
+    at, who = AccessHooks(ClientLimits()), mitm_client()
+    at._tunnels = Found("10.0.0.7")  # type: ignore[assignment]
+    server = await connect(at, who, "example.com")
+    assert (server.address, server.error) == (("10.0.0.7", 443), None)
+    server.state = server.state.__class__.OPEN
+    at.server_connected(ServerConnectionHookData(server, who))
+    assert server.address == ("example.com", 443)
+
+
+async def test_name_is_resolved_once_for_a_connect_and_its_connection() -> None:
+    """DNS may answer in another way the next time."""
+    at, who = AccessHooks(ClientLimits()), mitm_client()
+    at._tunnels = Found("10.0.0.7")  # type: ignore[assignment]
+    flow: Any = SimpleNamespace(
+        response=None, error=None, client_conn=who, request=SimpleNamespace(host="example.com", port=443)
+    )
+    judging = at.http_connect(flow)
+    assert judging is not None
+    await judging
+    assert flow.response is None
+    assert (await connect(at, who, "example.com")).address == ("10.0.0.7", 443)
+    assert (await connect(at, who, "example.com")).error == "no"
+
+
+async def test_connection_that_nothing_was_asked_about_is_judged_too() -> None:
+    at = AccessHooks(ClientLimits())
+    at._tunnels = Found()  # type: ignore[assignment]
+    for mode in ("regular", "socks5", f"reverse:https://{HUB_HOST}", "upstream:http://127.0.0.1:3128"):
+        assert (await connect(at, mitm_client(mode), "127.0.0.1", 22)).error == "no"
+
+
+async def test_upstream_proxy_that_mitmproxy_was_given_is_reached() -> None:
+    at = AccessHooks(ClientLimits())
+    server = await connect(at, mitm_client("upstream:http://127.0.0.1:3128"), "127.0.0.1", 3128)
+    assert (server.address, server.error) == (("127.0.0.1", 3128), None)
+
+
+async def test_flow_goes_where_it_was_aimed_at_as_long_as_it_lasts() -> None:
+    at, who, other = AccessHooks(ClientLimits()), mitm_client(), mitm_client()
+    flow = flow_of(who)
+    flow.request = SimpleNamespace(host="127.0.0.1", port=5001)
+    at.aim(flow)
+    assert (await connect(at, who, "127.0.0.1", 5001)).error is None
+    assert (await connect(at, who, "127.0.0.1", 5002)).error is not None
+    assert (await connect(at, other, "127.0.0.1", 5001)).error is not None
+    at.response(flow)
+    assert (await connect(at, who, "127.0.0.1", 5001)).error is not None
+
+
+async def test_client_of_mitmproxy_has_its_time_for_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_hooks, "HEAD_SECONDS", 0.01)
+    at, slow, quick = AccessHooks(ClientLimits()), mitm_client(), mitm_client()
+    ended = endings(monkeypatch, slow, quick)
+    at.client_connected(quick)
+    at.asked(flow_of(quick))
+    at.client_connected(slow)
+    await until(lambda: ended)
+    assert ended == [slow]
+    for who in (slow, quick):
+        at.client_disconnected(who)
+    assert at.clients._counts == {}
+
+
+async def test_client_of_mitmproxy_makes_room_when_it_has_all_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    at, who = AccessHooks(ClientLimits()), mitm_client()
+    ended = endings(monkeypatch, who)
+    at.client_connected(who)
+    flows = [flow_of(who, str(number), status) for number, status in enumerate((200, 404))]
+    for flow in flows:
+        at.asked(flow)
+    assert not at.clients.relieve()
+    at.response(flows[0])
+    assert not at.clients.relieve()
+    at.error(flows[1])
+    assert ended == []
+    assert at.clients.relieve()
+    assert ended == [who]
+
+
+async def test_client_of_mitmproxy_makes_no_room_once_it_speaks_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    at, who = AccessHooks(ClientLimits()), mitm_client()
+    ended = endings(monkeypatch, who)
+    at.client_connected(who)
+    flow = flow_of(who, status=101)
+    at.asked(flow)
+    at.response(flow)
+    assert not at.clients.relieve()
+    assert ended == []
+
+
+async def test_address_with_too_many_clients_gets_no_more_of_them() -> None:
+    at = AccessHooks(ClientLimits(1000))
+    many = [mitm_client() for _ in range(at.clients.share + 1)]
+    for number, who in enumerate(many):
+        at.client_connected(who)
+        at.asked(flow_of(who, str(number)))
+    assert [who.error for who in many[-2:]] == [None, "too many connections of one address"]
+    for who in many:
+        at.client_disconnected(who)
+    assert at.clients._counts == {}
+
+
+async def test_client_that_another_addon_turns_away_is_not_counted() -> None:
+    """mitmproxy's `block_global` comes first, and of a client that never enters no end is told."""
+    at, who = AccessHooks(ClientLimits()), mitm_client()
+    who.error = "Connection killed by block_global"
+    at.client_connected(who)
+    assert at.clients._counts == {}
+    assert not at.clients.relieve()
+    assert who.error == "Connection killed by block_global"

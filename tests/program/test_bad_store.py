@@ -1,0 +1,292 @@
+"""A store that cannot be used, is damaged, full, or was left by a killed process: pulls go on."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hubcache.store.index import Index
+from support.http_client import wait_until
+from support.program import LISTENERS, Program, RegistryClient, running_program
+from support.required import missing
+from support.standin import Fault, Hub, Image, random_bytes
+
+LAYER = 400_000
+
+
+def image(client: RegistryClient) -> Image:
+    return client.hub.image(client.repo, "latest", [random_bytes(LAYER, client.repo)])
+
+
+def pull(client: RegistryClient, what: Image) -> None:
+    """The whole image, which must be right."""
+    assert client.manifest("latest").body == what.manifest
+    answer = client.blob(what.layers[0])
+    assert (answer.complete, answer.body == random_bytes(LAYER, client.repo)) == (True, True)
+    part = client.blob(what.layers[0], {"Range": "bytes=100-199"})
+    assert (part.status, part.body) == (206, random_bytes(LAYER, client.repo)[100:200])
+
+
+def pull_uncached(program: Program, words: str) -> None:
+    """Pulls work through both doors, and the trouble is told once, in `/healthz` and in the metrics."""
+    for name in LISTENERS:
+        for _ in range(2):
+            client = program.client(name)
+            pull(client, image(client))
+    assert program.health["status"] == "degraded"
+    assert words in program.health["store"]["problem"]
+    assert program.metric("hubcache_store_usable") == 0
+    assert program.log.count("not storing, pulls go on uncached") == 1
+
+
+def prepared(directory: Path, hub: Hub, **options: str) -> Iterator[Program]:
+    """A product that is not started yet."""
+    program = Program(directory, hub, options)
+    yield program
+    program.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def program(tmp_path: Path, hub: Hub) -> Iterator[Program]:
+    yield from prepared(tmp_path, hub)
+
+
+def complaints(program: Program) -> list[str]:
+    """The lines of the log that are about more than where things are."""
+    usual = ("Loading script", "listening at", "Error logged during startup")
+    return [line for line in program.log.splitlines() if not any(words in line for words in usual)]
+
+
+# -- directories that cannot be used
+
+
+def test_file_in_place_of_the_directory_means_uncached(program: Program, hub: Hub) -> None:
+    program.store.write_text("not a directory")
+    program.start()
+    pull_uncached(program, "store directory")
+    assert program.store.read_text() == "not a directory"
+    program.assert_no_errors()
+
+
+def test_directory_of_a_running_process_is_left_alone(hub: Hub) -> None:
+    with (
+        running_program(hub) as first,
+        running_program(hub, hubcache_dir=str(first.store)) as second,
+    ):
+        pull_uncached(second, "in use by another process")
+        client = first.client("mirror")
+        pull(client, image(client))
+        assert first.health["status"] == "ok"
+
+
+def test_store_of_a_newer_version_ends_the_start_with_one_line(program: Program) -> None:
+    index = Index(program.store / "store")
+    index.set("format", "99")
+    index.close()
+    program.launch()
+    assert program.wait_for_exit() == 1
+    (complaint,) = complaints(program)
+    assert "format 99" in complaint
+    assert "use the newer program, or another hubcache_dir" in complaint
+    assert "Traceback" not in program.log
+
+
+# -- damage
+
+
+@pytest.mark.parametrize("garbage", [b"garbage" * 10_000, b"SQLite format 3\0" + b"\xff" * 50_000, b""])
+def test_garbage_in_place_of_the_index_means_an_empty_store(program: Program, hub: Hub, garbage: bytes) -> None:
+    orphan = program.store / "store" / "blobs" / "00" / "orphan"
+    orphan.parent.mkdir(parents=True)
+    orphan.write_bytes(b"content that nothing names any more")
+    (program.store / "store" / "cache.db").write_bytes(garbage)
+    program.start()
+    assert not orphan.exists()
+    client = program.client("mirror")
+    stored = image(client)
+    pull(client, stored)
+    client.wait_until_stored()
+    assert program.health["status"] == "ok"
+    hub.reset_log()
+    pull(client, stored)
+    assert hub.count() == 0
+    program.assert_no_errors()
+
+
+def test_files_of_another_size_are_fetched_again(program: Program, hub: Hub) -> None:
+    program.start()
+    clients = [program.client(name) for name in ("proxy", "mirror", "mirror")]
+    images = [image(client) for client in clients]
+    for client, stored in zip(clients, images, strict=True):
+        pull(client, stored)
+        client.wait_until_stored()
+    program.stop()
+    gone, short, long = (
+        path for path in (program.store / "store" / "blobs").glob("*/*") if path.stat().st_size == LAYER
+    )
+    gone.unlink()
+    os.truncate(short, LAYER - 1)
+    os.truncate(long, LAYER + 1)
+    hub.reset_log()
+    program.start()
+    for _ in range(2):
+        for client, stored in zip(clients, images, strict=True):
+            pull(client, stored)
+            client.wait_until_stored()
+        assert hub.count(kind="cdn", method="GET") == 3
+    program.assert_no_errors()
+
+
+def test_killed_process_leaves_nothing_that_hurts(program: Program, hub: Hub) -> None:
+    """Its half-filled file is swept, what it had stored is there, and the blob is fetched whole."""
+    program.start()
+    done, half = program.client("mirror"), program.client("proxy")
+    stored, wanted = image(done), image(half)
+    pull(done, stored)
+    done.wait_until_stored()
+    fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=200_000))
+    exchange = half.send("GET", f"/v2/{half.repo}/blobs/{wanted.layers[0]}")
+    assert len(exchange.read(1000)) == 1000
+    staging = program.store / "staging"
+    wait_until(lambda: [path for path in staging.iterdir() if path.stat().st_size])
+    program.stop(signal.SIGKILL)
+    assert not exchange.finish().complete
+    exchange.close()
+    assert list(staging.iterdir())
+    hub.faults.remove(fault)
+    program.start()
+    assert list(staging.iterdir()) == []
+    hub.reset_log()
+    pull(done, stored)
+    assert hub.count() == 0
+    pull(half, wanted)
+    program.assert_no_errors()
+
+
+def the_file(program: Program) -> Path:
+    """The file of the only blob of a layer's size."""
+    [path] = [path for path in (program.store / "store" / "blobs").glob("*/*") if path.stat().st_size == LAYER]
+    return path
+
+
+@pytest.fixture
+def trusting(tmp_path: Path, hub: Hub) -> Iterator[Program]:
+    """A product that verifies nothing unasked."""
+    yield from prepared(tmp_path, hub, hubcache_scrub="0")
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+def test_flipped_bit_costs_one_retry_also_after_a_restart(trusting: Program, hub: Hub, name: str) -> None:
+    program = trusting
+    program.start()
+    client = program.client(name)
+    stored = image(client)
+    pull(client, stored)
+    client.wait_until_stored()
+    path = the_file(program)
+    state = path.stat()
+    damaged = bytearray(path.read_bytes())
+    damaged[LAYER // 2] ^= 1
+    path.write_bytes(damaged)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    program.stop()
+    program.start()
+    answers = [client.blob(stored.layers[0]).body == random_bytes(LAYER, client.repo) for _ in range(3)]
+    assert answers == [False, True, True]
+    assert program.log.count("stored content is damaged") == 1
+    assert str(path) in program.log
+    damage = program.health["store"]["damage"]
+    assert (damage["count"], damage["last"]["digest"]) == (1, stored.layers[0])
+    assert Path(damage["last"]["kept"]).read_bytes() == damaged
+    program.assert_no_errors()
+
+
+def test_fifo_in_place_of_a_blob_holds_up_neither_pulls_nor_the_end(program: Program, hub: Hub) -> None:
+    program.start()
+    client = program.client("mirror")
+    stored = image(client)
+    pull(client, stored)
+    client.wait_until_stored()
+    path = the_file(program)
+    path.unlink()
+    os.mkfifo(path)
+    pull(client, stored)
+    program.assert_no_errors()
+    program.stop()
+
+
+def test_storing_goes_on_when_the_directory_was_deleted(program: Program, hub: Hub) -> None:
+    program.start()
+    client = program.client("mirror")
+    pull(client, image(client))
+    client.wait_until_stored()
+    shutil.rmtree(program.store)
+    other = program.client("proxy")
+    stored = image(other)
+    pull(other, stored)
+    other.wait_until_stored()
+    hub.reset_log()
+    pull(other, stored)
+    assert hub.count(kind="cdn", method="GET") == 0
+    assert program.health["status"] == "ok"
+    program.assert_no_errors()
+
+
+# -- disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        missing(f"needs the right to mount: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_full_disk_means_uncached_until_there_is_room(small_disk: Path, hub: Hub) -> None:
+    with running_program(hub, hubcache_dir=str(small_disk / "store")) as program:
+        client = program.client("mirror")
+        first = image(client)
+        pull(client, first)
+        client.wait_until_stored()
+        ballast = small_disk / "ballast"
+        with pytest.raises(OSError, match="No space left"):
+            ballast.write_bytes(b"\0" * (4 << 20))
+        for name in LISTENERS:
+            other = program.client(name)
+            pull(other, image(other))
+        assert program.health["status"] == "degraded"
+        assert program.metric("hubcache_store_usable") == 0
+        hub.reset_log()
+        assert client.blob(first.layers[0]).status == 200
+        assert hub.count() == 0
+        ballast.unlink()
+        other = program.client("proxy")
+        what = image(other)
+        pull(other, what)
+        other.wait_until_stored()
+        hub.reset_log()
+        pull(other, what)
+        assert hub.count(kind="cdn", method="GET") == 0
+        assert program.health["status"] == "ok"
+
+
+def test_blob_larger_than_the_store_is_passed_on(hub: Hub) -> None:
+    with running_program(hub, hubcache_size="4m") as program:
+        for name in LISTENERS:
+            client = program.client(name)
+            data = random_bytes(6_000_000, client.repo)
+            digest = hub.blob(client.repo, data)
+            for _ in range(2):
+                answer = client.blob(digest)
+                assert (answer.status, answer.complete, answer.body == data) == (200, True, True)
+            pull(client, image(client))
+        assert program.metric("hubcache_store_bytes") <= 4 << 20

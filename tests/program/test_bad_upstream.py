@@ -1,0 +1,288 @@
+"""An upstream that fails or lies: clients get a clear error in the spec's form, and nothing wrong is ever stored.
+
+What time-outs do is in test_upstream.py and test_faults.py, where they are made short.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from support.http_client import wait_until
+from support.program import LISTENERS, Program, RegistryClient, program_fixtures
+from support.standin import Fault, Image, random_bytes
+from support.standin.media import OCI_MANIFEST
+
+program, client = program_fixtures(hubcache_tag_ttl="0", hubcache_negative_ttl="0")
+
+HTML = "<html><body>We are down for maintenance</body></html>"
+UNAVAILABLE = (503, "UNAVAILABLE")
+BAD = (502, "UNAVAILABLE")
+
+
+@pytest.fixture
+def clients(program: Program) -> Iterator[list[RegistryClient]]:
+    """Both doors in one test: a circuit that opened takes a second or two to close."""
+    program.reset()
+    yield [program.client(name) for name in LISTENERS]
+    program.assert_no_errors()
+
+
+def well_again(client: RegistryClient) -> None:
+    """The fault is over, and the cache has noticed."""
+    client.hub.faults.clear()
+    wait_until(lambda: not client.program.health["upstreams_down"])
+
+
+def described(value: object) -> str:
+    """What makes a fault; else the expected status."""
+    if not isinstance(value, Fault):
+        return str(value[0]) if isinstance(value, tuple) else str(value)
+    fields = {name: told for name, told in vars(value).items() if told != getattr(Fault(), name) and name != "release"}
+    return ",".join(f"{name}={str(told)[:20]}" for name, told in fields.items())
+
+
+def image(client: RegistryClient, size: int = 300_000) -> Image:
+    return client.hub.image(client.repo, "latest", [random_bytes(size, client.repo)])
+
+
+# -- manifests
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault(status=404), (404, "MANIFEST_UNKNOWN")),
+        (Fault(status=404, body=HTML), (404, "MANIFEST_UNKNOWN")),
+        (Fault(status=400, body={"errors": [{"code": "TAG_INVALID", "message": "no"}]}), BAD),
+        (Fault(status=418, body="teapot"), BAD),
+        (Fault(status=204), BAD),
+        (Fault(status=500), UNAVAILABLE),
+        (Fault(status=503, body=HTML), UNAVAILABLE),
+        (Fault(status=200, body=HTML), BAD),
+        (Fault(status=200, body="", content_type=OCI_MANIFEST), BAD),
+        (Fault(status=200, body="not JSON", content_type=OCI_MANIFEST), BAD),
+        (Fault(status=200, body="[1, 2]", content_type=OCI_MANIFEST), BAD),
+        (Fault(status=200, body='{"layers": [{"digest": "x"}]}', content_type=OCI_MANIFEST), BAD),
+        (Fault(status=200, body='{"layers": 5}', content_type=OCI_MANIFEST), BAD),
+        (Fault(status=200, body="[" * 100_000, content_type=OCI_MANIFEST), BAD),
+        (Fault(status=200, body=b" " * ((4 << 20) + 1), content_type=OCI_MANIFEST), BAD),
+        (Fault(redirect="loop"), BAD),
+        (Fault(redirect="ftp://example.com/"), BAD),
+        (Fault(redirect="http://[bad"), BAD),
+        (Fault(reset=True), UNAVAILABLE),
+        (Fault(close_after=0), UNAVAILABLE),
+        (Fault(close_after=50), UNAVAILABLE),
+        (Fault(corrupt_at=20), BAD),
+        (Fault(length=10_000), UNAVAILABLE),
+        (Fault(headers={"Docker-Content-Digest": "sha256:nonsense"}), BAD),
+        (Fault(headers={"Docker-Content-Digest": "sha256:" + "0" * 64}), BAD),
+        (Fault(status=200, body=b"x", headers={"Content-Encoding": "gzip"}), BAD),
+    ],
+    ids=described,
+)
+def test_manifest_that_cannot_be_had_is_an_error_and_is_not_remembered(
+    clients: list[RegistryClient], fault: Fault, expected: tuple[int, str]
+) -> None:
+    """In the answer to a GET by tag. Then the upstream is well again, and so is the pull."""
+    images = [image(client) for client in clients]
+    hit = clients[0].hub.faults.add(replace(fault, kind="manifest", method="GET"))
+    for client in clients:
+        assert client.manifest("latest").failure == expected
+    assert hit.hits >= 1
+    well_again(clients[0])
+    for client, current in zip(clients, images, strict=True):
+        assert client.manifest("latest").body == current.manifest
+        assert client.manifest(current.digest).body == current.manifest
+
+
+def test_manifest_that_is_not_the_digest_asked_for_is_refused(client: RegistryClient) -> None:
+    current = image(client)
+    other = json.dumps({"other": client.repo}).encode()
+    client.hub.manifest(client.repo, current.digest, other, OCI_MANIFEST)
+    assert client.manifest(current.digest).failure == BAD
+
+
+def test_manifest_longer_than_its_length_is_cut_there(client: RegistryClient) -> None:
+    """The surplus is not content."""
+    current = image(client)
+    client.hub.faults.add(Fault(kind="manifest", extra=1000))
+    assert client.manifest("latest").body == current.manifest
+    well_again(client)
+    assert client.manifest("latest").body == current.manifest
+
+
+@pytest.mark.parametrize(("status", "expected"), [(401, (401, "UNAUTHORIZED")), (403, (403, "DENIED"))])
+def test_refusal_for_ever_is_told_once_and_as_a_mirror_says_it(
+    client: RegistryClient, status: int, expected: tuple[int, str]
+) -> None:
+    current = image(client)
+    hit = client.hub.faults.add(Fault(kind="[mb]*", status=status, body=HTML if status == 403 else b""))
+    for answer in (client.manifest("latest"), client.manifest(current.digest), client.blob(current.layers[0])):
+        assert answer.failure == (expected if client.is_proxy else (404, "MANIFEST_UNKNOWN"))
+        if expected[0] == 401 and client.is_proxy:
+            assert f"repository:{client.repo}:pull" in answer.headers["www-authenticate"]
+    assert hit.hits <= 9
+
+
+def test_rate_limit_is_told_with_its_time_and_not_passed_on_as_a_storm(client: RegistryClient) -> None:
+    """containerd tries five times at once."""
+    current = image(client)
+    plain = "Too Many Requests (HAP429)."
+    client.hub.faults.add(Fault(kind="manifest", status=429, body=plain, headers={"Retry-After": "3"}))
+    answers = [client.manifest("latest") for _ in range(5)]
+    assert {answer.failure for answer in answers} == {(429, "TOOMANYREQUESTS")}
+    told = [int(answer.headers["retry-after"]) for answer in answers]
+    assert told == sorted(told, reverse=True)
+    assert (told[0], told[-1] > 0) == (3, True)
+    assert client.hub.count(kind="manifest") <= 2
+    client.hub.faults.clear()
+    time.sleep(3)
+    assert client.manifest("latest").body == current.manifest
+
+
+def test_rate_limit_costs_no_stored_image_its_pull(client: RegistryClient) -> None:
+    current = image(client)
+    client.manifest("latest")
+    client.hub.limit(0)
+    assert client.manifest("latest").body == current.manifest
+    assert client.program.metric("hubcache_ratelimit_remaining", credential="anonymous") == 0
+
+
+# -- blobs
+
+
+@pytest.mark.parametrize("kind", ["blob", "cdn"])
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault(status=404), (404, "BLOB_UNKNOWN")),
+        (Fault(status=418, body="teapot"), BAD),
+        (Fault(status=500), UNAVAILABLE),
+        (Fault(status=503, body=HTML), UNAVAILABLE),
+        (Fault(redirect="loop"), BAD),
+        (Fault(reset=True), UNAVAILABLE),
+        (Fault(status=200, body=b"x", headers={"Content-Encoding": "gzip"}), BAD),
+    ],
+    ids=described,
+)
+def test_blob_that_cannot_be_had_is_an_error_and_is_not_remembered(
+    clients: list[RegistryClient], kind: str, fault: Fault, expected: tuple[int, str]
+) -> None:
+    digests = [image(client).layers[0] for client in clients]
+    clients[0].hub.faults.add(replace(fault, kind=kind))
+    if kind == "cdn" and expected[0] in (404, 502) and fault.status not in (None, 200):
+        expected = UNAVAILABLE  # a CDN has no say in what there is
+    for client, digest in zip(clients, digests, strict=True):
+        assert client.blob(digest).failure == expected
+    well_again(clients[0])
+    for client, digest in zip(clients, digests, strict=True):
+        assert client.blob(digest).body == random_bytes(300_000, client.repo)
+
+
+@pytest.mark.parametrize("name_the_size", [True, False])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(corrupt_at=0),
+        Fault(corrupt_at=299_999),
+        Fault(status=200, body=HTML),
+        Fault(status=200, body=b""),
+        Fault(status=200, body=b"x" * 300_000),
+        Fault(status=200, body=b"x" * 400_000),
+        Fault(chunked=True, extra=1000),
+        Fault(length=200_000),
+        Fault(length=400_000),
+    ],
+    ids=described,
+)
+def test_wrong_body_is_never_given_as_whole_and_never_stored(
+    client: RegistryClient, fault: Fault, name_the_size: bool
+) -> None:
+    """With and without a manifest that tells what size it should have."""
+    digest, data = image(client).layers[0], random_bytes(300_000, client.repo)
+    if name_the_size:
+        client.manifest("latest")
+    client.wait_until_stored()
+    stored = client.program.health["store"]["objects"]
+    client.hub.faults.add(replace(fault, kind="cdn"))
+    answer = client.blob(digest)
+    if answer.status == 200:
+        assert not answer.complete or answer.body == data
+        assert data.startswith(answer.body[:-1]) or not answer.complete
+    else:
+        assert answer.failure in (BAD, UNAVAILABLE)
+    client.wait_until_stored()
+    if not answer.complete:
+        assert client.program.health["store"]["objects"] == stored
+    well_again(client)
+    assert client.blob(digest).body == data
+
+
+def test_broken_transfer_is_resumed_where_it_broke(client: RegistryClient) -> None:
+    digest, data = image(client, 1_000_000).layers[0], random_bytes(1_000_000, client.repo)
+    client.hub.faults.add(Fault(kind="cdn", close_after=400_000, times=2))
+    answer = client.blob(digest)
+    assert (answer.complete, answer.body == data) == (True, True)
+    ranges = [record.header("Range") for record in client.hub.requests(kind="cdn")]
+    assert ranges[0] is None
+    assert [str(one).partition("=")[0] for one in ranges[1:]] == ["bytes"] * 2
+
+
+def test_transfer_resumes_also_where_the_upstream_ignores_ranges(client: RegistryClient) -> None:
+    digest, data = image(client, 1_000_000).layers[0], random_bytes(1_000_000, client.repo)
+    client.hub.faults.add(Fault(kind="cdn", close_after=400_000, times=1))
+    client.hub.faults.add(Fault(kind="cdn", status=200, body=data, content_type="application/octet-stream"))
+    answer = client.blob(digest)
+    assert (answer.complete, answer.body == data) == (True, True)
+
+
+def test_blob_of_another_size_than_the_manifest_says_is_refused(client: RegistryClient) -> None:
+    digest = client.hub.blob(client.repo, b"12345")
+    document = {"schemaVersion": 2, "layers": [{"digest": digest, "size": 6}]}
+    client.hub.manifest(client.repo, "latest", json.dumps(document).encode(), OCI_MANIFEST)
+    assert client.manifest("latest").status == 200
+    answer = client.blob(digest)
+    assert answer.failure == BAD
+    assert answer.error["detail"]["expected"] == 6
+
+
+# -- token service
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault(status=500), UNAVAILABLE),
+        (Fault(status=200, body=HTML), UNAVAILABLE),
+        (Fault(status=200, body="{}"), UNAVAILABLE),
+        (Fault(status=200, body='{"token": 5}'), UNAVAILABLE),
+        (Fault(status=200, body='"token"'), UNAVAILABLE),
+        (Fault(status=404, body="404 page not found"), UNAVAILABLE),
+        (Fault(status=429, body="slow down", headers={"Retry-After": "1"}), (429, "TOOMANYREQUESTS")),
+        (Fault(reset=True), UNAVAILABLE),
+    ],
+    ids=described,
+)
+def test_token_service_that_gives_no_token_is_a_clear_error(
+    clients: list[RegistryClient], fault: Fault, expected: tuple[int, str]
+) -> None:
+    images = [image(client) for client in clients]
+    clients[0].hub.faults.add(replace(fault, kind="token"))
+    for client in clients:
+        assert client.manifest("latest").failure == expected
+    well_again(clients[0])
+    if fault.status == 429:
+        time.sleep(1)  # it said so
+    for client, current in zip(clients, images, strict=True):
+        assert client.manifest("latest").body == current.manifest
+
+
+def test_token_that_the_registry_refuses_is_fetched_anew(client: RegistryClient) -> None:
+    current = image(client)
+    client.manifest("latest")
+    client.hub.accounts.revoke()
+    client.hub.reset_log()
+    assert client.manifest("latest").body == current.manifest
+    assert client.hub.count(kind="token") == 1

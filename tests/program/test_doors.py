@@ -1,0 +1,307 @@
+"""What clients are told before they pull, and what is not for the cache: pings, tokens, challenges, tunnels."""
+
+import base64
+import http.server
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.http_client import TIMEOUT, Exchange, head, wait_until
+from support.program import (
+    ACCEPT,
+    HUB_HOST,
+    LISTENERS,
+    TOKEN_HOST,
+    Program,
+    RegistryClient,
+    program_fixtures,
+    running_program,
+)
+from support.standin import Hub, random_bytes
+from support.standin.tls import make
+
+program, client = program_fixtures(hubcache_tag_ttl="600", hubcache_tunnel=["*", "localhost", "127.0.0.1"])
+
+ALICE = "Basic " + base64.b64encode(b"alice:secret").decode()
+REALM = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io"'
+
+
+@pytest.fixture
+def proxy_client(program: Program) -> Iterator[RegistryClient]:
+    """For what only the proxy door has."""
+    program.reset()
+    yield program.client("proxy")
+    program.assert_no_errors()
+
+
+# -- ping and tokens
+
+
+@pytest.mark.parametrize("path", ["/v2/", "/v2"])
+def test_ping_is_answered_without_the_upstream(client: RegistryClient, path: str) -> None:
+    answer = client.request("GET", path)
+    if client.is_proxy:
+        assert answer.failure == (401, "UNAUTHORIZED")
+        assert answer.headers["www-authenticate"] == REALM
+    else:
+        assert (answer.status, answer.body) == (200, b"{}")
+    assert answer.headers["docker-distribution-api-version"] == "registry/2.0"
+    assert client.hub.count() == 0
+
+
+def test_ping_by_head_has_the_length_of_a_body_and_none(client: RegistryClient) -> None:
+    asked, whole = client.request("HEAD", "/v2/"), client.request("GET", "/v2/")
+    assert (asked.status, asked.body) == (whole.status, b"")
+    assert asked.headers["content-length"] == whole.headers["content-length"]
+
+
+def test_ping_with_a_token_succeeds(client: RegistryClient) -> None:
+    assert client.request("GET", "/v2/", {"Authorization": "Bearer anything"}).status == 200
+    assert client.hub.count() == 0
+
+
+def test_anonymous_token_is_made_here_and_never_sent_upstream(proxy_client: RegistryClient) -> None:
+    hub, repo = proxy_client.hub, proxy_client.repo
+    image = hub.image(repo, "latest")
+    token = proxy_client.token(f"repository:{repo}:pull")
+    assert hub.count() == 0
+    headers = {"Authorization": f"Bearer {token}"}
+    assert proxy_client.manifest("latest", headers).body == image.manifest
+    assert proxy_client.blob(image.layers[0], headers).body == b"layer"
+    assert proxy_client.request("GET", f"/v2/{repo}/tags/list", headers).status == 200
+    assert proxy_client.request("GET", "/v2/_catalog", headers).status in (401, 404)
+    assert hub.count() > 3
+    assert [record for record in hub.log if token in str(record.headers)] == []
+
+
+def test_anonymous_token_has_all_fields_that_clients_read(proxy_client: RegistryClient) -> None:
+    answer = proxy_client.request("GET", "/token?service=registry.docker.io", host=TOKEN_HOST)
+    document = json.loads(answer.body)
+    assert document["token"] == document["access_token"]
+    assert document["expires_in"] >= 60
+    assert document["issued_at"].endswith("Z")
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_warm_anonymous_pull_asks_nobody(client: RegistryClient) -> None:
+    image = client.hub.image(client.repo, "latest")
+    pulls = [lambda: client.manifest("latest").body, lambda: client.blob(image.layers[0]).body]
+    cold = [pull() for pull in pulls]
+    client.wait_until_stored()
+    client.hub.reset_log()
+    assert [pull() for pull in pulls] == cold == [image.manifest, b"layer"]
+    assert client.hub.count() == 0
+
+
+# -- what is not ours
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
+    """A TLS server that says "hello"; its port, and trust in its certificate."""
+    ca_file, context = make(tmp_path, ["localhost"])
+
+    class Hello(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "5")
+            self.end_headers()
+            self.wfile.write(b"hello")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hello) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1], ssl.create_default_context(cafile=str(ca_file))
+        server.shutdown()
+        thread.join()
+
+
+def test_other_connects_are_raw_tunnels_with_the_servers_own_certificate(
+    proxy_client: RegistryClient, stranger: tuple[int, ssl.SSLContext]
+) -> None:
+    port, trust = stranger
+    with (
+        proxy_client.program.tunnel("localhost", port) as tunnel,
+        trust.wrap_socket(tunnel, server_hostname="localhost") as connection,
+    ):
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        answer = b""
+        while piece := connection.recv(4096):
+            answer += piece
+    assert answer.endswith(b"hello")
+
+
+def test_other_connects_need_not_speak_tls_at_all(proxy_client: RegistryClient) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        tunnel = proxy_client.program.tunnel("localhost", server.getsockname()[1])
+        tunnel.sendall(b"anything \0\xff")
+        connection, _ = server.accept()
+        with tunnel, connection:
+            assert connection.recv(100) == b"anything \0\xff"
+            connection.sendall(b"at all")
+            assert tunnel.recv(100) == b"at all"
+
+
+def test_plain_http_through_the_proxy_is_streamed(proxy_client: RegistryClient) -> None:
+    """The first half arrives while the second does not exist yet."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        client = socket.create_connection(("127.0.0.1", proxy_client.program.proxy), TIMEOUT)
+        client.sendall(head("GET", f"http://localhost:{port}/file", {"Host": f"localhost:{port}"}))
+        connection, _ = server.accept()
+        with client, connection:
+            assert b"GET /file HTTP/1.1\r\n" in connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n" + b"1" * 10)
+            exchange = Exchange(client, "GET")
+            assert exchange.read(10) == b"1" * 10
+            connection.sendall(b"2" * 10)
+            assert exchange.read(10) == b"2" * 10
+
+
+def test_registry_in_plain_http_through_the_proxy_is_not_served_from_the_store(
+    proxy_client: RegistryClient, hub: Hub
+) -> None:
+    """Whoever asks for http://registry-1.docker.io gets what is there, and no answer that could be ours."""
+    host = f"localhost:{hub.ports['registry']}"
+    client = socket.create_connection(("127.0.0.1", proxy_client.program.proxy), TIMEOUT)
+    with client:
+        client.sendall(head("GET", f"http://{host}/v2/", {"Host": HUB_HOST, "Connection": "close"}))
+        answer = Exchange(client, "GET").finish()
+    assert hub.count(kind="ping") == 1
+    assert f'realm="{hub.realm}"' in answer.headers["www-authenticate"]
+
+
+def test_clients_are_offered_http_1_only(proxy_client: RegistryClient) -> None:
+    trust = proxy_client.program.ssl_context()
+    trust.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        proxy_client.program.tunnel(HUB_HOST, 443) as tunnel,
+        trust.wrap_socket(tunnel, server_hostname=HUB_HOST) as connection,
+    ):
+        assert connection.selected_alpn_protocol() == "http/1.1"
+
+
+def test_mirror_opens_no_socket_for_http_3(program: Program) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", program.mirror))
+
+
+def test_connect_is_accepted_while_the_upstream_is_down(proxy_client: RegistryClient) -> None:
+    proxy_client.hub.stop()
+    assert proxy_client.request("GET", "/v2/").status == 401
+
+
+def test_connection_is_kept_for_further_requests(client: RegistryClient) -> None:
+    image = client.hub.image(client.repo, "latest", [random_bytes(300_000)])
+    with client.connect() as connection:
+        for _ in range(2):
+            for path, body in (
+                (f"/v2/{client.repo}/manifests/{image.digest}", image.manifest),
+                (f"/v2/{client.repo}/blobs/{image.layers[0]}", random_bytes(300_000)),
+                (f"/v2/{client.repo}/manifests/none", None),
+            ):
+                connection.sendall(head("GET", path, {"Host": HUB_HOST}))
+                answer = Exchange(connection, "GET").finish()
+                assert (answer.status, answer.body) == (200, body) if body else answer.status == 404
+
+
+# -- namespaces
+
+
+@pytest.mark.parametrize("what", ["manifest", "blob"])
+def test_connection_is_closed_where_the_client_asks_for_it(client: RegistryClient, what: str) -> None:
+    """Else a client that reads to the end waits for ever."""
+    image = client.hub.image(client.repo, "latest", [b"layer"])
+    path = f"manifests/{image.digest}" if what == "manifest" else f"blobs/{image.layers[0]}"
+    fields = {"Host": HUB_HOST, "Connection": "close"}
+    for _ in range(2):
+        assert client.send_raw(head("GET", f"/v2/{client.repo}/{path}", fields)).status == 200
+
+
+@pytest.mark.parametrize("namespace", ["docker.io", "index.docker.io", "registry-1.docker.io", "Docker.IO"])
+def test_mirror_serves_the_namespace_of_the_hub(program: Program, namespace: str) -> None:
+    program.reset()
+    mirror = program.client("mirror")
+    image = program.hub.image(mirror.repo, "latest")
+    answer = mirror.request("GET", f"/v2/{mirror.repo}/manifests/latest?ns={namespace}", ACCEPT)
+    assert (answer.status, answer.body) == (200, image.manifest)
+    assert answer.headers["oci-namespace"] == "docker.io"
+
+
+def test_hub_is_stored_once_whatever_it_is_called(proxy_client: RegistryClient) -> None:
+    """crane, ko, kaniko and cosign call it index.docker.io; its name in the CONNECT, in TLS and in `Host`."""
+    image = proxy_client.hub.image(proxy_client.repo, "latest", [random_bytes(50_000, proxy_client.repo)])
+    paths = [f"manifests/{image.tag}", f"manifests/{image.digest}", f"blobs/{image.config}", f"blobs/{image.layers[0]}"]
+    for host in (HUB_HOST, "index.docker.io", "INDEX.docker.io"):
+        for path in paths:
+            answer = proxy_client.request("GET", f"/v2/{proxy_client.repo}/{path}", ACCEPT, host=host)
+            assert answer.status == 200
+        proxy_client.wait_until_stored()
+        assert proxy_client.hub.count(kind="manifest") == 1
+        assert proxy_client.hub.count(kind="cdn") == 2
+    assert proxy_client.request("GET", "/v2/", host="index.docker.io").headers["www-authenticate"] == REALM
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1/search?q=a", "/token?scope=x", "/metrics", "/v20/", "/v2/x", "/v2/library/app"]
+)
+def test_mirror_has_nothing_but_the_registry_api(program: Program, method: str, path: str) -> None:
+    program.reset()
+    answer = program.client("mirror").request(method, path)
+    assert answer.status == 404
+    if method != "HEAD":
+        assert answer.failure == (404, "NAME_UNKNOWN")
+    assert program.hub.count() == 0
+
+
+def test_mirror_serves_the_namespace_of_a_header(program: Program) -> None:
+    """stargz sends it (distribution spec, "Registry Proxying")."""
+    program.reset()
+    mirror = program.client("mirror")
+    image = program.hub.image(mirror.repo, "latest")
+    path = f"/v2/{mirror.repo}/manifests/latest"
+    answer = mirror.request("GET", path, ACCEPT | {"OCI-Namespace": "docker.io"})
+    assert (answer.status, answer.body) == (200, image.manifest)
+    assert mirror.request("GET", path, {"OCI-Namespace": "ghcr.io"}).failure == (404, "MANIFEST_UNKNOWN")
+    assert mirror.request("GET", f"{path}?ns=docker.io", {"OCI-Namespace": "ghcr.io"}).status == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+def test_mirror_does_not_know_other_namespaces(program: Program, method: str) -> None:
+    program.reset()
+    mirror = program.client("mirror")
+    program.hub.image(mirror.repo, "latest")
+    answer = mirror.request(method, f"/v2/{mirror.repo}/manifests/latest?ns=ghcr.io")
+    assert answer.status == 404
+    if method != "HEAD":
+        assert answer.failure == (404, "MANIFEST_UNKNOWN")
+    assert program.hub.count() == 0
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+def test_requests_are_counted_by_kind_result_and_door(name: str) -> None:
+    """In a process of its own: a worker tells the numbers of the test before a second late."""
+    with running_program() as program:
+        client = program.client(name)
+        image = program.hub.image(client.repo, "latest", [b"layer"])
+        for _ in range(2):
+            client.manifest("latest")
+            client.blob(image.layers[0])
+            client.wait_until_stored()
+        client.request("HEAD", "/v2/")
+        wanted = [("manifest", "miss"), ("manifest", "hit"), ("blob", "miss"), ("blob", "hit"), ("ping", "local")]
+
+        def counted(kind: str, result: str) -> float:
+            return program.metric("hubcache_requests_total", kind=kind, result=result, door=name)
+
+        wait_until(lambda: [counted(*one) for one in wanted] == [1, 1, 1, 1, 1])
+        assert program.metric("hubcache_requests_total") == 5

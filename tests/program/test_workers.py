@@ -1,0 +1,234 @@
+"""Several processes on the same doors behave as one, and as one that never dies."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+import signal
+import socket
+import sqlite3
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hubcache.mitm import listeners
+from hubcache.workers import supervisor
+from support.http_client import wait_until
+from support.parts import bytes_on_disk
+from support.program import LISTENERS, Program, running_program
+from support.standin import Fault, Hub, random_bytes
+from support.tls_client import Witness
+from support.worker_processes import at_work, workers_of
+
+REPO = "library/app"
+
+
+def ticks(pid: int) -> int:
+    """Processor time of a process, in the kernel's ticks."""
+    return int(Path(f"/proc/{pid}/stat").read_text().split()[13])
+
+
+@contextlib.contextmanager
+def index_locked(store: Path) -> Iterator[None]:
+    """Nobody else writes a row meanwhile."""
+    with contextlib.closing(sqlite3.connect(store / "store/cache.db", autocommit=True)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+@pytest.fixture
+def program() -> Iterator[Program]:
+    with running_program(hubcache_workers="2") as running:
+        wait_until(lambda: at_work(running))
+        yield running
+
+
+def test_both_serve_one_store_and_the_numbers_are_one(program: Program) -> None:
+    data = random_bytes(2_000_000)
+    digest = program.hub.blob(REPO, data)
+    barrier = threading.Barrier(16)
+
+    def get(number: int) -> bytes:
+        barrier.wait()
+        return program.client(("proxy", "mirror")[number % 2]).blob(digest, repo=REPO).body
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(get, range(16))) == {data}
+    assert program.hub.count(kind="cdn", method="GET") == 1
+    wait_until(lambda: program.metric("hubcache_requests_total", kind="blob") == 16)
+    wait_until(lambda: program.metric("hubcache_sent_bytes_total") == 16 * len(data))
+    before = {pid: ticks(pid) for pid in workers_of(program.pid)}
+
+    def both_did_something() -> bool:
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(lambda _: program.client("proxy").blob(digest, repo=REPO).body, range(40))) == {data}
+        return all(ticks(pid) > before[pid] for pid in before)
+
+    wait_until(both_did_something)
+    assert program.hub.count(kind="cdn", method="GET") == 1
+
+
+def test_client_that_comes_while_a_blob_is_being_committed_costs_no_fetch(program: Program) -> None:
+    data = random_bytes(2_000_000)
+    digest = program.hub.blob(REPO, data)
+    fault = program.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1_000_000))
+    client = program.client("mirror")
+    first = client.send("GET", f"/v2/{REPO}/blobs/{digest}")
+    assert first.read(1000) == data[:1000]
+    with index_locked(program.store):
+        program.hub.faults.remove(fault)
+        assert first.finish().body == data[1000:]
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(lambda _: client.blob(digest, repo=REPO).body, range(8))) == {data}
+        assert program.metric("hubcache_fills_in_flight") == 1
+    first.close()
+    client.wait_until_stored()
+    assert program.hub.count(kind="cdn", method="GET") == 1
+
+
+def test_worker_that_dies_is_started_again_and_nobody_is_refused_meanwhile(program: Program) -> None:
+    image = program.hub.image(REPO, "1", [b"layer"])
+    client = program.client("mirror")
+    assert client.manifest("1", repo=REPO).body == image.manifest
+    victim, survivor = workers_of(program.pid)
+    os.kill(victim, signal.SIGKILL)
+    for _ in range(10):
+        assert client.manifest("1", repo=REPO).body == image.manifest
+    wait_until(lambda: at_work(program))
+    assert survivor in workers_of(program.pid)
+    assert len(re.findall(r"worker \d ended \(-9\) and is started again", program.log)) == 1
+
+
+def test_workers_answer_at_both_doors_without_mitmproxy() -> None:
+    """But for the first client of each at the proxy door, for which mitmproxy makes the certificate."""
+    with running_program(hubcache_workers="2", termlog_verbosity="info") as program:
+        wait_until(lambda: at_work(program))
+        data = random_bytes(2_000_000)
+        image = program.hub.image(REPO, "1", [data, b"small"])
+        witness = Witness(program)
+        for client in map(program.client, LISTENERS):
+            for _ in range(10):
+                assert client.manifest("1", repo=REPO).body == image.manifest
+                assert [client.blob(digest, repo=REPO).body for digest in image.layers] == [data, b"small"]
+        wait_until(lambda: len(witness.lines) + witness.taken_over == 60)
+        assert 1 <= witness.taken_over <= 2
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_owner_and_the_doors_are_free_again(
+    program: Program, with_signal: signal.Signals
+) -> None:
+    image = program.hub.image(REPO, "1", [b"layer"])
+    assert program.client("proxy").manifest("1", repo=REPO).body == image.manifest
+    workers = workers_of(program.pid)
+    program.stop(with_signal)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    program.start()
+    program.hub.reset_log()
+    assert program.client("proxy").manifest("1", repo=REPO).status == 200
+    assert program.hub.count(kind="manifest", method="GET") == 0
+
+
+def test_flows_that_are_saved_need_one_process_and_that_is_said(tmp_path: Path, hub: Hub) -> None:
+    options = {"hubcache_workers": "2", "save_stream_file": str(tmp_path / "flows")}
+    program = Program(tmp_path, hub, options)
+    try:
+        program.start()
+        assert "one worker only: flows are saved to a file" in program.log
+        assert workers_of(program.pid) == set()
+        hub.image(REPO, "1", [b"layer"])
+        assert program.client("mirror").manifest("1", repo=REPO).status == 200
+    finally:
+        program.stop()
+
+
+def test_number_that_is_none_ends_the_start_with_one_line(tmp_path: Path, hub: Hub) -> None:
+    program = Program(tmp_path, hub, {"hubcache_workers": "many"})
+    program.launch()
+    assert program.wait_for_exit() == 1
+    assert "hubcache_workers: 'many' is not auto or a number from 1 to 64" in program.log
+
+
+async def test_listener_outlives_a_client_that_left_and_a_want_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners, "_PAUSE_SECONDS", 0.01)
+    greeted = asyncio.Event()
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        greeted.set()
+        writer.close()
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    loop, failures = asyncio.get_running_loop(), [errno.ECONNABORTED, errno.EMFILE]
+    accept = loop.sock_accept
+
+    async def failing(listening: socket.socket) -> tuple[socket.socket, Any]:
+        if failures:
+            number = failures.pop()
+            raise OSError(number, os.strerror(number))
+        return await accept(listening)
+
+    monkeypatch.setattr(loop, "sock_accept", failing)
+    listener = listeners._Listener(SimpleNamespace(handle_stream=greet), listening.detach())
+    try:
+        _, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+        async with asyncio.timeout(5):
+            await greeted.wait()
+        writer.close()
+    finally:
+        listener.close()
+    assert not failures
+
+
+async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_PAUSE_SECONDS", 0.01)
+    decider = SimpleNamespace(watch=lambda _: None)
+    started, ended = asyncio.Event(), asyncio.Event()
+    attempts = 0
+
+    async def launch(*_: object, **__: object) -> SimpleNamespace:
+        nonlocal attempts
+        attempts += 1
+        if attempts < 3:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        started.set()
+        return SimpleNamespace(wait=ended.wait, send_signal=lambda _: ended.set())
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", launch)
+    workers = supervisor.Supervisor(["worker"], 1, [], {}, decider, lambda _: None)
+    keeper = asyncio.create_task(workers._keep(1))
+    async with asyncio.timeout(5):
+        await started.wait()
+    keeper.cancel()
+    await asyncio.gather(keeper, return_exceptions=True)
+    assert attempts == 3
+    await workers.close()
+
+
+def test_cap_holds_with_workers(tmp_path: Path) -> None:
+    """Each takes pulls, one decides what is kept."""
+    with running_program(hubcache_workers="2", hubcache_size="32M", hubcache_admit_after="1") as program:
+        wait_until(lambda: at_work(program))
+        blobs = {program.hub.blob(REPO, data): data for data in (random_bytes(4_000_000, f"{n}") for n in range(16))}
+        most, done = 0, threading.Event()
+
+        def watch() -> None:
+            nonlocal most
+            while not done.is_set():
+                most = max(most, bytes_on_disk(program.store))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(2):
+                bodies = pool.map(lambda digest: program.client("proxy").blob(digest, repo=REPO).body, blobs)
+                assert list(bodies) == list(blobs.values())
+        done.set()
+        watcher.join()
+        assert 8 << 20 < most <= 32 << 20
+        program.assert_no_errors()

@@ -1,0 +1,155 @@
+"""The rooms of the program and the arrows between them, read from its imports."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+from support.paths import ADDON
+
+PACKAGE = "hubcache"
+MAX_LINES = 400
+
+# What each room may import besides itself. Arrows point down: a room that is not named here does not exist.
+WINGS = {
+    "oci": set[str](),
+    "decide": {"oci"},
+    "store": {"oci", "decide"},
+    "transfer": {"oci", "decide", "store"},
+    "serve": {"oci", "decide", "store", "transfer"},
+    "operate": {"oci", "decide", "store"},
+    "workers": {"oci", "decide", "store", "transfer", "serve"},
+    "clients": {"oci", "decide", "operate"},
+    "mitm": {"oci", "decide", "transfer", "serve", "clients"},
+    "direct": {"oci", "decide", "transfer", "serve", "clients", "mitm"},
+}
+TOP = {
+    "engine": {"oci", "decide", "store", "transfer", "serve", "operate"},
+    "access_hooks": {*WINGS},
+    "connection_hooks": {*WINGS, "access_hooks"},
+    "shutdown": {"workers", "engine", "connection_hooks"},
+    "plugin": {*WINGS, "engine", "access_hooks", "connection_hooks", "shutdown"},
+}
+ROOMS = WINGS | TOP
+# Single arrows beyond these: what is shown of an outage is the state of the circuit breakers, what is logged of a
+# request is what `serve` says of it.
+ALLOWED = {
+    ("hubcache.operate.access_log", "hubcache.serve.messages"),
+    ("hubcache.operate.metrics", "hubcache.transfer.breaker"),
+    ("hubcache.operate.status", "hubcache.transfer.breaker"),
+}
+
+PURE = ("oci", "decide")
+IMPURE = {
+    *("asyncio", "logging", "os", "pathlib", "random", "secrets", "select", "shutil", "signal", "socket", "sqlite3"),
+    *("ssl", "subprocess", "tempfile", "threading", "time", "uuid", "http.client", "urllib.request"),
+}
+PURE_LIBRARIES = {"cachetools", "publicsuffixlist"}
+READS_CODE = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "jsonpickle", "marshal", "shelve"}
+
+FILES = sorted(path for path in ADDON.rglob("*.py"))
+MODULES = [path for path in FILES if path.is_relative_to(ADDON / PACKAGE)]
+
+
+def dotted(path: Path) -> str:
+    """`hubcache.oci.digest`; a package is called by its own name."""
+    return ".".join(path.relative_to(ADDON).with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {dotted(path) for path in MODULES}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute names of all that a file imports, wherever in it the import is; modules, where they can be told."""
+    own = dotted(path)
+    package = own if path.name == "__init__.py" else own.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            for alias in node.names:
+                submodule = f"{module}.{alias.name}"
+                yield submodule if submodule in NAMES or module == PACKAGE else module
+
+
+def room(name: str) -> str:
+    """The wing, or the module at the top, that a module of the package is in; the package itself is in none."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def inside(name: str) -> bool:
+    return name == PACKAGE or name.startswith(f"{PACKAGE}.")
+
+
+def third_party(name: str) -> bool:
+    return not inside(name) and name.partition(".")[0] not in sys.stdlib_module_names
+
+
+def importers(*roots: str) -> set[str]:
+    """Modules that import any of these, or something below them."""
+    return {
+        dotted(path)
+        for path in FILES
+        for name in imports(path)
+        if any(name == root or name.startswith(f"{root}.") for root in roots)
+    }
+
+
+def test_the_reader_of_imports_sees_every_kind() -> None:
+    plugin = set(imports(ADDON / PACKAGE / "plugin.py"))
+    assert {"asyncio", "mitmproxy", "hubcache.engine", "hubcache.oci.errors", "hubcache.operate.options"} <= plugin
+    assert set(imports(ADDON / "cache.py")) == {"hubcache.plugin"}
+
+
+def test_every_module_has_its_room() -> None:
+    assert {room(name) for name in NAMES} - {""} == set(ROOMS)
+    assert all((ADDON / PACKAGE / wing / "__init__.py").is_file() for wing in WINGS)
+    assert not (ADDON / "__init__.py").exists(), "mitmproxy puts addon/ on sys.path; it is not a package"
+
+
+def test_arrows_point_down() -> None:
+    arrows = {(dotted(path), name) for path in MODULES for name in imports(path) if inside(name)}
+    wrong = {
+        f"{module} imports {name}"
+        for module, name in arrows - ALLOWED
+        if room(name) != room(module) and room(name) not in ROOMS.get(room(module), set())
+    }
+    assert wrong == set()
+    assert arrows >= ALLOWED, "an exception that is not needed any more"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {dotted(path): [name for name in imports(path) if name in NAMES] for path in MODULES}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(NAMES)
+
+
+def test_what_decides_is_pure() -> None:
+    wrong = {
+        f"{dotted(path)} imports {name}"
+        for path in MODULES
+        if room(dotted(path)) in PURE
+        for name in imports(path)
+        if (third_party(name) and name not in PURE_LIBRARIES) or name in IMPURE or name.partition(".")[0] in IMPURE
+    }
+    assert wrong == set()
+
+
+def test_mitmproxy_stays_at_the_top() -> None:
+    allowed = {"hubcache.operate.options", "worker"}
+    assert {room(name) for name in importers("mitmproxy") - allowed} <= {"clients", "mitm", "direct", *TOP}
+
+
+def test_diskcache_stays_in_the_store() -> None:
+    assert {room(name) for name in importers("diskcache")} == {"store"}
+
+
+def test_nothing_stored_is_read_as_code() -> None:
+    assert importers(*READS_CODE) == set()
+
+
+def test_files_are_short_and_say_what_they_are_for() -> None:
+    assert [path for path in FILES if len(path.read_text().splitlines()) > MAX_LINES] == []
+    assert [path for path in FILES if not ast.get_docstring(ast.parse(path.read_bytes()))] == []

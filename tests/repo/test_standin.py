@@ -1,0 +1,368 @@
+"""The stand-in Hub behaves as Docker Hub does, seen by aiohttp and by a real skopeo."""
+
+import asyncio
+import base64
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+from support.http_client import wait_until
+from support.required import missing
+from support.standin import Fault, Hub, Image, Synthetic, random_bytes
+from support.standin.content import sha256
+from support.standin.media import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+
+BASIC_ALICE = "Basic " + base64.b64encode(b"alice:secret").decode()
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def code(self) -> str:
+        return str(json.loads(self.body)["errors"][0]["code"])
+
+
+def fetch(
+    url: str,
+    method: str = "GET",
+    headers: dict[str, str] | None = None,
+    data: bytes | dict[str, str] | None = None,
+    follow: bool = False,
+    context: ssl.SSLContext | None = None,
+) -> Answer:
+    async def run() -> Answer:
+        async with (
+            aiohttp.ClientSession(auto_decompress=False) as session,
+            session.request(
+                method, url, headers=headers, data=data, allow_redirects=follow, ssl=context or True
+            ) as answer,
+        ):
+            return Answer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, await answer.read())
+
+    return asyncio.run(run())
+
+
+def bearer(hub: Hub, scope: str, authorization: str | None = None) -> dict[str, str]:
+    headers = {"Authorization": authorization} if authorization else {}
+    answer = fetch(f"{hub.url('token')}/token?service={hub.service}&scope={scope}", headers=headers)
+    return {"Authorization": "Bearer " + json.loads(answer.body)["token"]}
+
+
+def pull(hub: Hub, path: str, method: str = "GET", repo: str = "library/app", **headers: str) -> Answer:
+    return fetch(f"{hub.url()}/v2/{repo}/{path}", method, {**bearer(hub, f"repository:{repo}:pull"), **headers})
+
+
+@pytest.fixture
+def app(hub: Hub) -> Image:
+    return hub.image("library/app", "latest", [random_bytes(300_000, 1), random_bytes(5_000, 2)])
+
+
+def test_ping_without_token_gives_the_bearer_challenge(hub: Hub) -> None:
+    answer = fetch(f"{hub.url()}/v2/")
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"] == f'Bearer realm="{hub.realm}",service="registry.docker.io"'
+    assert fetch(f"{hub.url()}/v2/", headers=bearer(hub, "")).status == 200
+
+
+def test_manifest_head_tells_digest_length_and_type_without_counting(hub: Hub, app: Image) -> None:
+    hub.limit(7)
+    head = pull(hub, "manifests/latest", "HEAD")
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["docker-content-digest"] == app.digest
+    assert head.headers["content-length"] == str(len(app.manifest))
+    assert head.headers["content-type"] == OCI_MANIFEST
+    assert head.headers["ratelimit-remaining"] == "7;w=21600"
+    assert pull(hub, "manifests/latest").body == app.manifest
+    assert hub.remaining == 6
+
+
+def test_exhausted_limit_answers_429_in_plain_text(hub: Hub, app: Image) -> None:
+    hub.limit(0)
+    answer = pull(hub, "manifests/latest")
+    assert (answer.status, answer.body) == (429, b"Too Many Requests\n")
+    assert pull(hub, "manifests/latest", "HEAD").status == 200
+
+
+def test_index_tag_gives_the_amd64_manifest_to_a_client_without_index_support(hub: Hub) -> None:
+    amd64 = hub.image("library/app", None, [b"a"], docker=True)
+    arm64 = hub.image("library/app", None, [b"b"], platform="linux/arm64", docker=True)
+    index = hub.index("library/app", "multi", {"linux/amd64": amd64, "linux/arm64": arm64}, docker=True)
+    assert pull(hub, "manifests/multi", Accept=DOCKER_LIST).body == index.manifest
+    assert pull(hub, "manifests/multi").body == index.manifest
+    assert pull(hub, "manifests/multi", Accept=DOCKER_MANIFEST).body == amd64.manifest
+    assert pull(hub, f"manifests/{index.digest}", Accept=DOCKER_MANIFEST).body == index.manifest
+    assert pull(hub, "manifests/multi", Accept=OCI_INDEX).code == "MANIFEST_UNKNOWN"
+
+
+def test_blob_is_redirected_to_a_signed_cdn_address(hub: Hub, app: Image) -> None:
+    answer = pull(hub, f"blobs/{app.layers[0]}")
+    assert answer.status == 307
+    location = answer.headers["location"]
+    assert location.startswith(f"http://127.0.0.1:{hub.ports['cdn']}/")
+    assert fetch(location).body == random_bytes(300_000, 1)
+    part = fetch(location, headers={"Range": "bytes=100-199"})
+    assert (part.status, part.headers["content-range"]) == (206, "bytes 100-199/300000")
+    assert part.body == random_bytes(300_000, 1)[100:200]
+    assert fetch(location, headers={"Range": "bytes=-5"}).body == random_bytes(300_000, 1)[-5:]
+    assert fetch(location, headers={"Range": "bytes=300000-"}).status == 416
+    assert fetch(location, "HEAD").headers["content-length"] == "300000"
+    assert fetch(location[:-1] + "_").status == 403
+
+
+def test_cdn_refuses_and_records_credentials() -> None:
+    with Hub() as hub:
+        digest = hub.blob("library/app", b"x")
+        location = pull(hub, f"blobs/{digest}").headers["location"]
+        assert fetch(location, headers={"Authorization": "Bearer x"}).status == 400
+        assert hub.violations
+
+
+def test_anonymous_token_for_a_private_repository_has_no_access(hub: Hub) -> None:
+    hub.image("team/app", "latest")
+    hub.private("team/app", {"alice": "secret"})
+    refused = pull(hub, "manifests/latest", repo="team/app")
+    assert (refused.status, refused.code) == (401, "UNAUTHORIZED")
+    assert 'error="insufficient_scope"' in refused.headers["www-authenticate"]
+    token = bearer(hub, "repository:team/app:pull", BASIC_ALICE)
+    assert fetch(f"{hub.url()}/v2/team/app/manifests/latest", headers=token).status == 200
+    wrong = fetch(f"{hub.url('token')}/token", headers={"Authorization": BASIC_ALICE[:-4]})
+    assert wrong.status == 401
+
+
+def test_oauth_password_grant_gives_a_token(hub: Hub) -> None:
+    hub.image("team/app", "latest")
+    hub.private("team/app", {"alice": "secret"})
+    form = {"grant_type": "password", "username": "alice", "password": "secret", "scope": "repository:team/app:pull"}
+    token = json.loads(fetch(hub.realm, "POST", data=form).body)["access_token"]
+    headers = {"Authorization": f"Bearer {token}"}
+    assert fetch(f"{hub.url()}/v2/team/app/manifests/latest", headers=headers).status == 200
+
+
+def test_expired_and_unknown_tokens_are_invalid(hub: Hub, app: Image) -> None:
+    token = bearer(hub, "repository:library/app:pull")
+    hub.accounts.revoke()
+    for headers in (token, {"Authorization": "Bearer made-up"}):
+        answer = fetch(f"{hub.url()}/v2/library/app/manifests/latest", headers=headers)
+        assert answer.status == 401
+        assert 'error="invalid_token"' in answer.headers["www-authenticate"]
+    assert [record.token for record in hub.requests(kind="manifest")] == ["expired", "unknown"]
+
+
+def test_push_in_pieces_and_by_mount_is_stored_and_moves_the_tag(hub: Hub, app: Image) -> None:
+    hub.user("alice", "secret")
+    token = bearer(hub, "repository:alice/app:pull,push", BASIC_ALICE)
+    base = f"{hub.url()}/v2/alice/app"
+    started = fetch(f"{base}/blobs/uploads/", "POST", token)
+    place = hub.url() + started.headers["location"]
+    assert fetch(place, "PATCH", token, b"new ").status == 202
+    assert fetch(f"{place}?digest={sha256(b'new layer')}", "PUT", token, b"layer").status == 201
+    mounted = fetch(f"{base}/blobs/uploads/?mount={app.config}&from=library/app", "POST", token)
+    assert mounted.status == 201
+    put = fetch(f"{base}/manifests/v1", "PUT", {**token, "Content-Type": OCI_MANIFEST}, app.manifest)
+    assert put.headers["docker-content-digest"] == app.digest
+    assert fetch(f"{base}/manifests/v1", headers=token).body == app.manifest
+    stranger = bearer(hub, "repository:alice/app:pull,push")
+    assert fetch(f"{base}/blobs/uploads/", "POST", stranger).status == 401
+
+
+def test_tags_and_referrers_are_listed(hub: Hub, app: Image) -> None:
+    assert json.loads(pull(hub, "tags/list").body) == {"name": "library/app", "tags": ["latest"]}
+    assert pull(hub, f"referrers/{app.digest}").status == 404
+    signature = hub.image("library/app", None, [b"sig"], subject=app, artifact_type="application/x.sig")
+    hub.referrers = True
+    listed = json.loads(pull(hub, f"referrers/{app.digest}").body)["manifests"]
+    assert [(entry["digest"], entry["artifactType"]) for entry in listed] == [(signature.digest, "application/x.sig")]
+
+
+def test_synthetic_blob_is_generated_with_its_true_digest(hub: Hub) -> None:
+    blob = Synthetic(5_000_001, seed=3)
+    digest = hub.blob("library/big", blob)
+    location = pull(hub, f"blobs/{digest}", repo="library/big").headers["location"]
+    assert sha256(fetch(location).body) == digest
+    assert fetch(location, headers={"Range": "bytes=1048570-1048590"}).body == blob.read(1048570, 1048591)
+
+
+def test_log_counts_requests_and_bytes_by_field(hub: Hub, app: Image) -> None:
+    pull(hub, f"blobs/{app.layers[1]}", "HEAD")
+    fetch(hub.cdn.sign(f"/blobs/library/app/{app.layers[1]}"))
+    assert (hub.count(kind="blob", method="HEAD"), hub.count(kind="token"), hub.count(repo="library/*")) == (1, 1, 2)
+    assert hub.sent(kind="cdn") == 5_000
+    hub.reset_log()
+    assert hub.count() == 0
+
+
+def test_status_fault_ends_after_its_times(hub: Hub, app: Image) -> None:
+    hub.faults.add(Fault(kind="manifest", times=2, status=503, body="<html>", headers={"Retry-After": "7"}))
+    answers = [pull(hub, "manifests/latest") for _ in range(3)]
+    assert [answer.status for answer in answers] == [503, 503, 200]
+    assert answers[0].headers["retry-after"] == "7"
+    assert answers[0].headers["content-type"].startswith("text/html")
+
+
+def test_unauthorized_fault_carries_the_challenge(hub: Hub, app: Image) -> None:
+    hub.faults.add(Fault(kind="manifest", status=401))
+    answer = pull(hub, "manifests/latest")
+    assert answer.status == 401
+    assert 'scope="repository:library/app:pull"' in answer.headers["www-authenticate"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(kind="cdn", close_after=100_000),
+        Fault(kind="cdn", length=300_001),
+        Fault(kind="cdn", chunked=True, close_after=100_000),
+        Fault(kind="cdn", reset=True),
+    ],
+    ids=["cut", "length", "chunked-cut", "reset"],
+)
+def test_broken_bodies_fail_the_client(hub: Hub, app: Image, fault: Fault) -> None:
+    hub.faults.add(fault)
+    with pytest.raises(aiohttp.ClientError):
+        fetch(hub.cdn.sign(f"/blobs/library/app/{app.layers[0]}"))
+    assert fault.hits >= 1
+
+
+def test_spoiled_bodies_arrive_spoiled(hub: Hub, app: Image) -> None:
+    url, data = hub.cdn.sign(f"/blobs/library/app/{app.layers[0]}"), random_bytes(300_000, 1)
+    hub.faults.add(Fault(kind="cdn", times=1, corrupt_at=299_999))
+    assert fetch(url).body == data[:-1] + bytes([data[-1] ^ 0xFF])
+    hub.faults.add(Fault(kind="cdn", times=1, chunked=True, extra=10))
+    answer = fetch(url)
+    assert ("content-length" in answer.headers, answer.body) == (False, data + bytes(10))
+    hub.faults.add(Fault(kind="cdn", times=1, length=1000))
+    assert fetch(url).body == data[:1000]
+
+
+def test_surplus_bytes_follow_the_announced_length(hub: Hub) -> None:
+    hub.blob("library/app", b"short")
+    hub.faults.add(Fault(kind="cdn", extra=3))
+    url = hub.cdn.sign(f"/blobs/library/app/{sha256(b'short')}").removeprefix(hub.url("cdn"))
+
+    async def raw() -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", hub.ports["cdn"])
+        writer.write(f"GET {url} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        data = await reader.read(-1)
+        writer.close()
+        return data
+
+    assert asyncio.run(raw()).endswith(b"\r\n\r\nshort\0\0\0")
+
+
+def test_headers_can_be_left_out(hub: Hub, app: Image) -> None:
+    hub.faults.add(Fault(kind="manifest", drop=("docker-content-digest", "Content-Length")))
+    answer = pull(hub, "manifests/latest", "HEAD")
+    assert answer.status == 200
+    assert not {"docker-content-digest", "content-length"} & set(answer.headers)
+
+
+def test_redirect_faults_loop_or_lead_elsewhere(hub: Hub, app: Image) -> None:
+    hub.faults.add(Fault(kind="blob", redirect="loop"))
+    token = bearer(hub, "repository:library/app:pull")
+    with pytest.raises(aiohttp.TooManyRedirects):
+        fetch(f"{hub.url()}/v2/library/app/blobs/{app.config}", headers=token, follow=True)
+    hub.faults.clear()
+    hub.faults.add(Fault(kind="blob", redirect="http://127.0.0.1:1/gone"))
+    assert pull(hub, f"blobs/{app.config}").headers["location"] == "http://127.0.0.1:1/gone"
+
+
+def test_stopped_listener_refuses_and_starts_on_the_same_port(hub: Hub) -> None:
+    url = f"{hub.url()}/v2/"
+    hub.stop("registry")
+    with pytest.raises(aiohttp.ClientConnectorError):
+        fetch(url)
+    hub.start("registry")
+    assert fetch(url).status == 401
+
+
+def test_black_holes_never_answer(hub: Hub) -> None:
+    async def times_out() -> bool:
+        limits = aiohttp.ClientTimeout(total=0.5)
+        try:
+            async with aiohttp.ClientSession(timeout=limits) as session, session.get(f"{hub.url()}/v2/"):
+                return False
+        except TimeoutError:
+            return True
+
+    fault = hub.faults.add(Fault(kind="ping", blackhole=True))
+    assert asyncio.run(times_out())
+    hub.faults.remove(fault)
+    hub.blackhole("registry")
+    assert asyncio.run(times_out())
+    hub.start("registry")
+    assert fetch(f"{hub.url()}/v2/").status == 401
+
+
+def test_rate_and_delay_slow_an_answer_down(hub: Hub, app: Image) -> None:
+    url = hub.cdn.sign(f"/blobs/library/app/{app.layers[0]}")
+    hub.faults.add(Fault(kind="cdn", rate=1_000_000, delay=0.1))
+    begun = time.monotonic()
+    assert len(fetch(url).body) == 300_000
+    assert 0.35 < time.monotonic() - begun < 2
+
+
+def test_paused_body_continues_when_released(hub: Hub, app: Image) -> None:
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=100_000))
+    bodies: list[bytes] = []
+    url = hub.cdn.sign(f"/blobs/library/app/{app.layers[0]}")
+    reader = threading.Thread(target=lambda: bodies.append(fetch(url).body))
+    reader.start()
+    wait_until(lambda: hub.sent(kind="cdn") == 100_000)
+    time.sleep(0.1)
+    assert hub.sent(kind="cdn") == 100_000
+    fault.release.set()
+    reader.join(5)
+    assert bodies == [random_bytes(300_000, 1)]
+
+
+def test_tls_is_trusted_with_the_ca_file() -> None:
+    with Hub(tls=True) as hub:
+        context = ssl.create_default_context(cafile=hub.ca_file)
+        digest = hub.blob("library/app", b"x")
+        assert fetch(f"{hub.url()}/v2/", context=context).status == 401
+        assert fetch(hub.cdn.sign(f"/blobs/library/app/{digest}"), context=context).body == b"x"
+
+
+@pytest.fixture
+def skopeo(tmp_path: Path) -> Callable[..., None]:
+    if shutil.which("skopeo") is None:
+        missing("skopeo is not installed")
+    (tmp_path / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+
+    def run(*arguments: str) -> None:
+        environment = {**os.environ, "REGISTRY_AUTH_FILE": str(tmp_path / "auth.json")}
+        command = ["skopeo", "--policy", str(tmp_path / "policy.json"), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+
+    return run
+
+
+def test_skopeo_pulls_an_image_with_the_exact_manifest(
+    hub: Hub, app: Image, skopeo: Callable[..., None], tmp_path: Path
+) -> None:
+    source = f"docker://localhost:{hub.ports['registry']}/library/app:latest"
+    skopeo("copy", "--src-tls-verify=false", source, f"dir:{tmp_path}/out")
+    assert (tmp_path / "out/manifest.json").read_bytes() == app.manifest
+    assert (tmp_path / "out" / app.layers[0].removeprefix("sha256:")).read_bytes() == random_bytes(300_000, 1)
+
+
+def test_skopeo_pushes_with_a_password(hub: Hub, app: Image, skopeo: Callable[..., None], tmp_path: Path) -> None:
+    hub.user("alice", "secret")
+    registry, login = f"docker://localhost:{hub.ports['registry']}", "--dest-creds=alice:secret"
+    skopeo("copy", "--src-tls-verify=false", f"{registry}/library/app:latest", f"dir:{tmp_path}/out")
+    skopeo("copy", "--dest-tls-verify=false", login, f"dir:{tmp_path}/out", f"{registry}/alice/app:v1")
+    assert hub.memory.repository("alice/app").tags == {"v1": app.digest}

@@ -1,0 +1,1 @@
+"""What tests share: the stand-in for Docker Hub, running programs, clients."""

@@ -1,0 +1,110 @@
+"""The whole cache but mitmproxy, in front of the stand-in Hub."""
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hubcache.engine import Engine
+from hubcache.oci.media import COMMON
+from hubcache.oci.registry import Registry
+from hubcache.operate.options import Settings
+from hubcache.serve.messages import Answer, Door, Forward, Request
+
+from support.standin import Hub
+
+ACCEPT = ", ".join(COMMON)
+
+
+def settings(hub: Hub, directory: Path, **changes: Any) -> Settings:
+    """Settings with which tests begin."""
+    plain = Settings(
+        directory=directory,
+        size=1 << 30,
+        admit_after=2,
+        half_life=7 * 86400.0,
+        expire_after=30 * 86400.0,
+        max_blob=0,
+        min_free=0,
+        pins=(),
+        registries=(Registry.parse(f"registry-1.docker.io={hub.url()}"),),
+        tag_ttl=600.0,
+        max_stale=86400.0,
+        offline=False,
+        negative_ttl=30.0,
+        authorize=False,
+        account=None,
+        ratelimit_reserve=10,
+        sync=False,
+        sync_rate=1.0,
+        while_revalidate=0.0,
+        scrub=None,
+        tunnel=("*",),
+        clients=(),
+        offer_only=False,
+        access_log=None,
+        status=None,
+        workers=1,
+        stop_within=1.0,
+    )
+    return replace(plain, **changes)
+
+
+@dataclass
+class Cache:
+    """A running engine, and how a client speaks with it."""
+
+    engine: Engine
+    settings: Settings
+
+    def apply(self, **changes: Any) -> None:
+        """Change settings while it runs."""
+        self.settings = replace(self.settings, **changes)
+        self.engine.apply(self.settings)
+
+    def request(self, door: Door, method: str, path: str, **headers: str) -> Request:
+        """A request as the plugin makes it; header names with underscores."""
+        given = {"accept": ACCEPT} | {name.replace("_", "-"): value for name, value in headers.items()}
+        path, _, query = path.partition("?")
+        return Request(method, path, self.settings.registries[0], door, given, query)
+
+    async def ask(self, door: Door, method: str, path: str, **headers: str) -> tuple[Answer | Forward, bytes]:
+        """The answer, and its body read to the end."""
+        outcome = await self.engine.answer(self.request(door, method, path, **headers))
+        assert outcome is not None
+        return outcome, await read(outcome)
+
+    async def get(self, door: Door, path: str, **headers: str) -> tuple[int, bytes]:
+        """Status and body of a GET that is answered here."""
+        outcome, body = await self.ask(door, "GET", path, **headers)
+        assert isinstance(outcome, Answer)
+        return outcome.status, body
+
+
+async def read(outcome: Answer | Forward) -> bytes:
+    """The whole body; raises what breaks it off."""
+    if isinstance(outcome, Forward):
+        return b""
+    if outcome.source is None:
+        return outcome.body
+    parts = []
+    try:
+        while not outcome.source.finished:
+            parts.append(await outcome.source.read())
+    finally:
+        await outcome.source.close()
+    return b"".join(parts)
+
+
+@asynccontextmanager
+async def running(hub: Hub, directory: Path, **changes: Any) -> AsyncIterator[Cache]:
+    """A cache with its store in `directory`."""
+    chosen = settings(hub, directory, **changes)
+    engine = Engine(chosen, ssl.create_default_context())
+    await engine.start()
+    try:
+        yield Cache(engine, chosen)
+    finally:
+        await engine.close()

@@ -1,0 +1,69 @@
+"""What a real Docker Engine 29 asks of a registry in a pull of an attested image, in its order and with its headers.
+
+`recorded/engine-29.jsonl` was recorded in front of a plain registry: tokens are cut out of it, digests have names.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from support.standin import Hub, Image, random_bytes
+
+RECORDED = Path(__file__).parent / "recorded" / "engine-29.jsonl"
+REPO = "library/app"
+ACTIONS = ("pull", "pull again, nothing changed", "pull after rmi", "pull by digest")
+MAY_BE_MISSING = ("/referrers/", "/manifests/sha256-")
+"""In the paths of requests that an engine takes a 404 for."""
+
+
+class Asked(NamedTuple):
+    """One request; `path` with its query, which names the registry as at a mirror."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+
+    @property
+    def expected(self) -> int:
+        """The status with which the pull goes on, where nothing refers to the attestation."""
+        return 404 if any(part in self.path for part in MAY_BE_MISSING) else 200
+
+    @property
+    def at_registry(self) -> str:
+        """The path as the registry itself is asked."""
+        return self.path.partition("?")[0]
+
+
+def attested(hub: Hub, repo: str = REPO) -> Image:
+    """An image of four layers with an attestation, as the recorded one."""
+    layers = [random_bytes(20_000, f"{repo} {number}") for number in range(4)]
+    image = hub.image(repo, None, layers)
+    return hub.index(repo, "latest", {"linux/amd64": image}, attested=True)
+
+
+def asked(action: str, index: Image) -> Iterator[Asked]:
+    """What the engine asks when nobody demands a token and blobs are not redirected."""
+    image, attestation = index.images["linux/amd64"], index.attestations["linux/amd64"]
+    names = {f"<layer {number}>": digest for number, digest in enumerate(image.layers, 1)} | {
+        "<index>": index.digest,
+        "<image>": image.digest,
+        "<config>": image.config,
+        "<attestation> as tag sha256-hex": attestation.digest.replace(":", "-"),
+        "<attestation>": attestation.digest,
+        "<attestation config>": attestation.config,
+        "<attestation layer>": attestation.layers[0],
+        f"/v2/{REPO}/": f"/v2/{index.repo}/",
+    }
+    last = None
+    for line in RECORDED.read_text().splitlines():
+        recorded = json.loads(line)
+        path = recorded["path"]
+        if recorded["action"] != action or not path.startswith("/v2/") or (recorded["method"], path) == last:
+            continue  # a token was asked for, or the CDN; and after a challenge the same again
+        last = recorded["method"], path
+        for name, digest in names.items():
+            path = path.replace(name, digest)
+        assert "<" not in path, path
+        headers = {name: value for name, value in recorded["headers"].items() if name != "authorization"}
+        yield Asked(recorded["method"], path, headers)

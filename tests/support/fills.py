@@ -1,0 +1,84 @@
+"""Fills with a store and an upstream of their own."""
+
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hubcache.oci.digest import Digest
+from hubcache.oci.errors import HubcacheError
+from hubcache.store.store import Store
+from hubcache.transfer import fills as fills_module
+from hubcache.transfer import session as http_module
+from hubcache.transfer.fill import Fill
+from hubcache.transfer.fills import Fills
+from hubcache.transfer.sources import FillSource, UpstreamSource
+
+from support.parts import Line, files_below, line_to, opened_store
+from support.standin import Hub, random_bytes
+
+REPO = "library/debian"
+LAYER = random_bytes(700_000, "layer")
+DIGEST = Digest.of(LAYER)
+
+
+@dataclass
+class Room:
+    """A store, its fills, and the upstream they fetch from."""
+
+    store: Store
+    fills: Fills
+    line: Line
+    directory: Path
+
+    def start(self, size: int | None = None) -> Fill:
+        return self.fills.start(DIGEST, size, lambda start: self.line.upstream.open_blob(REPO, DIGEST, start))
+
+    def reader(self, fill: Fill, start: int = 0, end: int = len(LAYER)) -> FillSource:
+        def fallback(at: int, until: int) -> UpstreamSource:
+            return UpstreamSource(lambda a, b: self.line.upstream.open_blob(REPO, DIGEST, a, b), at, until)
+
+        assert fill.staged is not None
+        return FillSource(fill, fill.staged.path, os.dup(fill.staged.fd), start, end, fallback)
+
+    async def read(self, fill: Fill, start: int = 0, end: int = len(LAYER)) -> bytes:
+        await fill.opened()
+        source = self.reader(fill, start, end)
+        try:
+            parts = []
+            while not source.finished:
+                parts.append(await source.read())
+            return b"".join(parts)
+        finally:
+            await source.close()
+
+    async def failure(self, fill: Fill) -> HubcacheError:
+        with pytest.raises(HubcacheError) as caught:
+            await fill.ended()
+        return caught.value
+
+    def left_nothing(self) -> bool:
+        return (
+            not self.store.has(DIGEST)
+            and self.store.ledger.used == 0
+            and files_below(self.directory / "staging") + files_below(self.directory / "store/blobs") == []
+            and self.fills.get(DIGEST) is None
+        )
+
+
+def room_fixture() -> Any:
+    """A fixture for such a room, where nobody waits for long."""
+
+    @pytest.fixture
+    async def room(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
+        monkeypatch.setattr(fills_module, "_BACKOFF_SECONDS", 0.005)
+        monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 1.0)
+        hub.image(REPO, "stable", [LAYER])
+        async with opened_store(tmp_path) as store, line_to(hub) as line:
+            fills = Fills(store, line.seen, store.failed)
+            yield Room(store, fills, line, tmp_path)
+            await fills.close()
+
+    return room

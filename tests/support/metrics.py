@@ -1,0 +1,13 @@
+"""Reads metrics as a Prometheus server does."""
+
+from hubcache.operate.metrics import Metrics
+from prometheus_client.parser import text_string_to_metric_families
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    """The value of one sample as a Prometheus server reads it; None when there is none."""
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        for sample in family.samples:
+            if sample.name == name and sample.labels == labels:
+                return float(sample.value)
+    return None

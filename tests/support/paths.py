@@ -1,0 +1,6 @@
+"""Where things are in the repository."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+ADDON = REPOSITORY / "addon"

@@ -1,0 +1,50 @@
+"""A cache whose time goes by as the test says, and tags in it that are asked for often."""
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from hubcache.decide.watched_tag import OFTEN
+from hubcache.serve.messages import Answer, Door
+
+from support.engine import Cache, running
+from support.standin import Hub, Image
+from support.users import pull, settled, until
+
+TTL = 60.0
+"""As users have it."""
+
+OFTEN_ENOUGH = math.ceil(OFTEN) + 2
+
+
+@asynccontextmanager
+async def in_step(hub: Hub, directory: Path) -> AsyncIterator[Cache]:
+    """Running, and looking at tags when `tick` says so."""
+    async with running(hub, directory, sync=True, tag_ttl=TTL) as started:
+        started.engine._housekeeping.cancel()
+        yield started
+
+
+async def tick(cache: Cache) -> None:
+    """One look at what is due, and all that follows from it."""
+    cache.engine._sync.tick()
+    await idle(cache)
+
+
+async def idle(cache: Cache) -> None:
+    await until(lambda: not cache.engine._sync._tasks)
+    await settled(cache)
+
+
+async def popular(cache: Cache, image: Image, door: Door = Door.PROXY) -> None:
+    """A pulled image whose tag is asked for often."""
+    assert set(await pull(cache, image, door)) == {200}
+    for _ in range(OFTEN_ENOUGH):
+        assert (await cache.get(door, f"/v2/{image.repo}/manifests/{image.tag}"))[0] == 200
+
+
+async def ask_tag(cache: Cache, image: Image, door: Door = Door.PROXY) -> tuple[Answer, bytes]:
+    answer, body = await cache.ask(door, "GET", f"/v2/{image.repo}/manifests/{image.tag}")
+    assert isinstance(answer, Answer)
+    return answer, body

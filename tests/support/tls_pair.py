@@ -1,0 +1,87 @@
+"""TLS between a connection of ours and a client's, without a program: options, a hello, and what each sends."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hubcache.mitm.interception import Interception
+from hubcache.mitm.tls import Connection, Handshakes
+from hubcache.oci.registry import Registry
+from mitmproxy import connection, tls
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.addons.tlsconfig import TlsConfig
+from mitmproxy.proxy import context
+from OpenSSL import SSL
+
+from support.mitm import taddons
+from support.program import HUB_HOST
+
+VERSIONS = [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION]
+
+
+def known_fixture() -> Any:
+    """A fixture for mitmproxy's options, with a CA."""
+
+    @pytest.fixture
+    def known(tmp_path: Path) -> Iterator[taddons.context]:
+        with taddons.context(Proxyserver(), TlsConfig()) as running:
+            running.options.update(confdir=str(tmp_path / "ca"), http2=False, upstream_cert=False)
+            yield running
+
+    return known
+
+
+def handshakes(known: taddons.context) -> Handshakes:
+    """Ours, for the Hub."""
+    leaf = known.master.addons.get("tlsconfig").get_cert
+    return Handshakes(Interception([Registry.parse(HUB_HOST)]), known.options, leaf)
+
+
+def start(known: taddons.context, sni: str | None = HUB_HOST, address: tuple[str, int] | None = None) -> tls.TlsData:
+    """A client's hello for this name in a tunnel to this address."""
+    client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2), timestamp_start=1.0)
+    client.sni = sni
+    made = context.Context(client, known.options)
+    made.server.address = address or (HUB_HOST, 443)
+    return tls.TlsData(client, made)
+
+
+def established(known: taddons.context, version: int = SSL.TLS1_3_VERSION) -> tuple[SSL.Connection, Connection]:
+    """A client's connection and ours, ready for what is sent."""
+    trusting = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    trusting.set_min_proto_version(version)
+    trusting.set_max_proto_version(version)
+    client = SSL.Connection(trusting)
+    client.set_connect_state()
+    made = handshakes(known).connection(start(known))
+    assert made is not None
+    shake_hands(client, made)
+    return client, made
+
+
+def shake_hands(client: SSL.Connection, made: SSL.Connection) -> None:
+    for _ in range(3):
+        for one, other in ((client, made), (made, client)):
+            with contextlib.suppress(SSL.WantReadError):
+                one.do_handshake()
+            for data in taken_from(one):
+                other.bio_write(data)
+
+
+def taken_from(connection: SSL.Connection) -> list[bytes]:
+    """As mitmproxy takes it: until there is no more."""
+    return list(iter_until(SSL.WantReadError, lambda: bytes(connection.bio_read(65535))))
+
+
+def arrived(client: SSL.Connection, encrypted: list[bytes]) -> bytes:
+    for data in encrypted:
+        client.bio_write(data)
+    return b"".join(iter_until(SSL.WantReadError, lambda: client.recv(65535)))
+
+
+def iter_until(end: type[Exception], call: Callable[[], bytes]) -> Iterator[bytes]:
+    with contextlib.suppress(end):
+        while True:
+            yield call()

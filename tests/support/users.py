@@ -1,0 +1,106 @@
+"""Users, their tokens, and time, for tests on the rig."""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hubcache.serve import access
+from hubcache.serve.messages import Answer, Door
+from hubcache.transfer import client, session, tokens, upstream
+
+from support.engine import Cache
+from support.standin import Hub, Image
+
+SECRET = "alice/secret"
+REFUSED = {Door.PROXY: 401, Door.MIRROR: 404}
+DOORS = pytest.mark.parametrize("door", list(Door), ids=lambda door: door.value)
+
+
+def basic(user: str, password: str) -> str:
+    """What a client sends to the token service after `docker login`."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def bearer(hub: Hub, user: str, repo: str) -> str:
+    """The `Authorization` of a logged-in client, with a new token of the real service for what the user may do."""
+    granted = hub.accounts.granted(user, repo, exists=True)
+    return "Bearer " + hub.accounts.issue(user, {repo: granted} if granted else {}).value
+
+
+class Clock(SimpleNamespace):
+    """Time as the cache sees it: `ahead` seconds before the real one. Timers of the event loop are not touched."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, cache: Cache) -> None:
+        super().__init__()
+        self.ahead = 0.0
+        for module in (access, tokens, upstream):
+            patch.setattr(module, "time", self)
+        engine: Any = cache.engine
+        for part in (engine._gate, engine._manifests, engine._referrers, engine._sync):
+            patch.setattr(part, "_clock", self.time)
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+def short_times(patch: pytest.MonkeyPatch) -> None:
+    """Time-outs as in production would make tests of them last minutes."""
+    patch.setattr(session, "CONNECT_SECONDS", 1.0)
+    patch.setattr(session, "PROGRESS_SECONDS", 1.0)
+    patch.setattr(client, "_PROBE_SECONDS", 1.0)
+
+
+async def pull(cache: Cache, image: Image, door: Door = Door.PROXY, **headers: str) -> list[int]:
+    """Ask for tag, manifest, config and layers as docker does; returns the status of each answer."""
+    found = []
+    for method, path in requests_of(image):
+        answer, _ = await cache.ask(door, method, path, **headers)
+        assert isinstance(answer, Answer)
+        found.append(answer.status)
+    await settled(cache)
+    return found
+
+
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait for something that happens beside the test; fails it when it does not."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what is waited for tells nobody
+            await asyncio.sleep(0.005)
+
+
+async def settled(cache: Cache) -> None:
+    """Wait until what was fetched is in the store; the last byte goes out a little before."""
+    await until(lambda: not cache.engine.fills._tasks)
+
+
+def requests_of(image: Image) -> list[tuple[str, str]]:
+    """All that can be asked of an image: method and path."""
+    paths = [f"manifests/{image.digest}", *(f"blobs/{blob}" for blob in (image.config, *image.layers))]
+    if image.tag is not None:
+        paths.insert(0, f"manifests/{image.tag}")
+    return [(method, f"/v2/{image.repo}/{path}") for path in paths for method in ("HEAD", "GET")]
+
+
+async def assert_refused(cache: Cache, image: Image, door: Door, **headers: str) -> None:
+    """No part of the image is given, and a GET says why in the form of the spec."""
+    for method, path in requests_of(image):
+        answer, body = await cache.ask(door, method, path, **headers)
+        assert isinstance(answer, Answer)
+        assert answer.status == REFUSED[door], (method, path)
+        assert method == "HEAD" or json.loads(body)["errors"][0]["code"] in ("UNAUTHORIZED", "MANIFEST_UNKNOWN")
+
+
+def turn_private(hub: Hub, repo: str, **users: str) -> None:
+    """A public repository becomes alice's own (and that of `users`); anonymous tokens of before are over."""
+    hub.private(repo, {"alice": "alice's", **users})
+    for value, token in list(hub.accounts.tokens.items()):
+        if not token.user:
+            del hub.accounts.tokens[value]

@@ -1,0 +1,128 @@
+"""Who may connect, and which connections are closed when there are too many."""
+
+import heapq
+from collections import deque
+from ipaddress import ip_network
+
+import pytest
+from hubcache.clients.limits import ClientLimits
+
+
+class Held:
+    """A connection that knows whether it was closed."""
+
+    def __init__(self, clients: ClientLimits) -> None:
+        self.clients = clients
+        self.is_dismissed = False
+
+    def dismiss(self) -> None:
+        self.is_dismissed = True
+        self.clients.leave(self)  # as when it is lost
+
+
+def entered(clients: ClientLimits, address: str = "10.0.0.1", descriptor: int = 0) -> Held:
+    held = Held(clients)
+    clients.make_room(descriptor)
+    assert clients.enter(held, address)
+    return held
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        *(("10.1.2.3", True), ("::ffff:10.1.2.3", True), ("fd00::1", True), ("fd00::1%eth0", True)),
+        *(("11.0.0.1", False), ("127.0.0.1", False), ("::1", False), ("::ffff:11.0.0.1", False), ("fe80::1%lo", False)),
+    ],
+)
+def test_clients_of_named_networks_are_served_and_no_others(address: str, expected: bool) -> None:
+    clients = ClientLimits()
+    assert clients.admits(address)
+    clients.networks = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+    assert clients.admits(address) is expected
+
+
+def test_that_clients_are_turned_away_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    clients = ClientLimits()
+    clients.networks = (ip_network("10.0.0.0/8"),)
+    for number in range(1, 100):
+        assert not clients.admits(f"192.0.2.{number}")
+    assert [record.getMessage() for record in caplog.records] == [
+        "hubcache: clients that are not in hubcache_clients are turned away, such as 192.0.2.1"
+    ]
+
+
+def test_oldest_that_waits_is_closed_when_descriptors_run_short() -> None:
+    clients = ClientLimits(20)
+    first, second, third = (entered(clients, f"10.0.0.{number}", 15) for number in range(3))
+    clients.work(first)
+    newcomer = entered(clients, descriptor=16)
+    assert [held.is_dismissed for held in (first, second, third, newcomer)] == [False, True, False, False]
+
+
+@pytest.mark.parametrize("descriptors", [128, 256, 1024, 8192])
+def test_descriptors_are_never_used_up_by_clients_that_wait(descriptors: int) -> None:
+    """The system gives each newcomer the lowest number that is free."""
+    clients, free, held = ClientLimits(descriptors), list(range(descriptors)), deque[tuple[Held, int]]()
+    for _ in range(4 * descriptors):
+        number = heapq.heappop(free)
+        held.append((entered(clients, f"10.0.0.{len(held) % 200}", number), number))
+        while held and held[0][0].is_dismissed:
+            heapq.heappush(free, held.popleft()[1])
+    assert len(free) > descriptors // 32
+
+
+def test_connection_is_as_old_as_its_last_answer() -> None:
+    clients = ClientLimits()
+    first, second = entered(clients), entered(clients)
+    clients.work(first)
+    clients.wait(first)
+    assert clients.relieve()
+    assert (first.is_dismissed, second.is_dismissed) == (False, True)
+
+
+def test_nobody_is_closed_who_is_being_answered() -> None:
+    clients = ClientLimits()
+    busy = entered(clients)
+    clients.work(busy)
+    assert not clients.relieve()
+    assert not busy.is_dismissed
+
+
+def test_address_has_a_share_and_its_oldest_makes_room() -> None:
+    clients = ClientLimits(4096)
+    other = entered(clients, "10.0.0.2")
+    many = [entered(clients) for _ in range(clients.share)]
+    assert clients.share == 1024
+    assert not any(held.is_dismissed for held in many)
+    entered(clients)
+    assert [held.is_dismissed for held in (other, *many[:2])] == [False, True, False]
+
+
+def test_address_whose_connections_are_all_busy_gets_no_more() -> None:
+    clients = ClientLimits(1000)
+    for _ in range(clients.share):
+        clients.work(entered(clients))
+    assert clients.share == 256
+    assert not clients.enter(Held(clients), "10.0.0.1")
+    assert entered(clients, "10.0.0.2")
+
+
+def test_what_has_left_makes_room_and_is_forgotten() -> None:
+    clients = ClientLimits(1000)
+    many = [entered(clients) for _ in range(clients.share)]
+    for held in many:
+        clients.work(held)
+        clients.leave(held)
+        clients.leave(held)
+        clients.wait(held)
+    assert entered(clients)
+    assert (len(clients._places), len(clients._counts), len(clients._waiting), len(clients._waiting_at)) == (1, 1, 1, 1)
+
+
+def test_ipv6_network_of_a_client_counts_as_one_address() -> None:
+    clients = ClientLimits(1000)
+    many = [entered(clients, f"2001:db8::{number:x}") for number in range(clients.share)]
+    entered(clients, "2001:db8:0:1::1")
+    assert not many[0].is_dismissed
+    entered(clients, "2001:db8::ffff:1")
+    assert many[0].is_dismissed

@@ -1,0 +1,237 @@
+"""TLS with clients of our hosts: one context each, by mitmproxy's options or not at all; each leaf is the right one."""
+
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hubcache.mitm import tls
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from OpenSSL import SSL
+from OpenSSL._util import lib
+from support.mitm import taddons
+from support.program import HUB_HOST, TOKEN_HOST, Program, running_program
+from support.standin import Hub, random_bytes
+from support.tls_pair import VERSIONS, arrived, established, handshakes, known_fixture, start, taken_from
+
+known = known_fixture()
+
+
+def test_of_what_a_client_can_the_fastest_is_taken(known: taddons.context) -> None:
+    client, _ = established(known)
+    assert client.get_cipher_name() == "TLS_AES_128_GCM_SHA256"
+
+
+def test_connections_to_one_host_share_a_context_and_hosts_do_not(known: taddons.context) -> None:
+    ours = handshakes(known)
+    one, two = ours.connection(start(known)), ours.connection(start(known))
+    other = ours.connection(start(known, TOKEN_HOST, (TOKEN_HOST, 443)))
+    assert one is not None
+    assert two is not None
+    assert other is not None
+    assert one is not two
+    assert one.get_context() is two.get_context()
+    assert other.get_context() is not one.get_context()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_client_reads_what_was_sent_in_pieces_of_any_size(known: taddons.context, version: int) -> None:
+    client, made = established(known, version)
+
+    @given(st.lists(st.tuples(st.integers(1, 200_000), st.booleans()), min_size=1, max_size=6))
+    @settings(max_examples=30)
+    def check(pieces: list[tuple[int, bool]]) -> None:
+        sent, received = bytearray(), bytearray()
+        for size, at_once in pieces:
+            sent += (data := random_bytes(size, f"{size}"))
+            assert made.sendall(data) == size
+            encrypted = taken_from(made) if at_once else []
+            received += arrived(client, encrypted)
+        assert received + arrived(client, taken_from(made)) == sent
+
+    check()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("size", [1, 400, 100_000])
+@pytest.mark.parametrize("expected", [0, 2048])
+def test_what_waited_for_the_first_answer_goes_with_it(
+    known: taddons.context, version: int, size: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "_WAITING", expected)
+    for straight in (True, False):
+        client, made = established(known, version)
+        assert taken_from(made) == []
+        data = random_bytes(size)
+        if straight:
+            encrypted = [bytes(made.encrypt(data))]
+        else:
+            made.sendall(data)
+            encrypted = taken_from(made)
+        assert arrived(client, encrypted) == data
+        assert taken_from(made) == []
+
+
+@pytest.fixture
+def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A client's and ours, which takes little at once and does not wait."""
+    theirs, own = socket.socketpair()
+    with theirs, own:
+        theirs.settimeout(10)
+        own.setblocking(False)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 << 10)
+        yield theirs, own
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_chunk_that_a_socket_does_not_take_at_once_is_sent_bit_by_bit(
+    known: taddons.context, version: int, sockets: tuple[socket.socket, socket.socket]
+) -> None:
+    client, made = established(known, version)
+    theirs, own = sockets
+    chunks = [random_bytes(size, f"{size}") for size in (1, 300_000, 16_384, 100_001)]
+    received = arrived(client, [bytes(made.encrypt(b"head"))])
+    made.attach(own.fileno())
+    for chunk in chunks:
+        while not made.put(chunk):
+            received += arrived(client, [theirs.recv(1 << 20)])
+    made.detach()
+    own.shutdown(socket.SHUT_WR)
+    received += arrived(client, list(iter(lambda: theirs.recv(1 << 20), b"")))
+    assert received == b"head" + b"".join(chunks)
+    assert arrived(client, [bytes(made.encrypt(b"next"))]) == b"next"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_comes_while_a_body_goes_to_a_socket_is_decrypted_after_it(
+    known: taddons.context, version: int, sockets: tuple[socket.socket, socket.socket]
+) -> None:
+    client, made = established(known, version)
+    client.sendall(b"one")
+    [first] = taken_from(client)
+    client.sendall(b"two")
+    [second] = taken_from(client)
+    assert made.decrypt(first[:7]) == (b"", False)
+    made.encrypt(b"head")
+    made.attach(sockets[1].fileno())
+    assert made.decrypt(first[7:] + second[:3]) == (b"", False)
+    assert made.decrypt(second[3:]) == (b"", False)
+    made.detach()
+    assert made.decrypt(b"") == (b"onetwo", False)
+    client.shutdown()
+    assert made.decrypt(taken_from(client)[0]) == (b"", True)
+
+
+def test_client_that_left_its_socket_is_noticed_and_no_other_pays_for_it(
+    known: taddons.context, sockets: tuple[socket.socket, socket.socket]
+) -> None:
+    """OpenSSL has one queue of errors for all connections of a thread."""
+    _, made = established(known)
+    theirs, own = sockets
+    made.encrypt(b"head")
+    made.attach(own.fileno())
+    theirs.close()
+    with pytest.raises(SSL.Error):
+        made.put(random_bytes(100_000))
+    assert lib.ERR_peek_error() == 0
+    made.detach()
+
+
+@pytest.mark.parametrize("sni", [None, "example.com", "auth.docker.io", "REGISTRY-1.docker.io"])
+def test_name_that_is_not_the_tunnels_is_left_to_mitmproxy(known: taddons.context, sni: str | None) -> None:
+    """A client could make us keep a context for each name that it can think of."""
+    assert handshakes(known).connection(start(known, sni)) is None
+
+
+def test_of_all_spellings_of_a_host_one_has_a_context(known: taddons.context) -> None:
+    """A client could make us keep thousands."""
+    name = "ReGiStRy-1.docker.io"
+    assert handshakes(known).connection(start(known, name, (name, 443))) is None
+
+
+def test_host_that_is_not_ours_is_left_to_mitmproxy(known: taddons.context) -> None:
+    assert handshakes(known).connection(start(known, "example.com", ("example.com", 443))) is None
+    assert handshakes(known).connection(start(known, HUB_HOST, (HUB_HOST, 444))) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"http2": True},
+        {"upstream_cert": True},
+        {"add_upstream_certs_to_client_chain": True, "upstream_cert": True},
+        {"request_client_cert": True},
+        {"ciphers_client": "ECDHE-RSA-AES128-GCM-SHA256"},
+        {"tls_version_client_min": "TLS1_3"},
+        {"tls_version_client_max": "TLS1_2"},
+        {"tls_ecdh_curve_client": "secp256r1"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_option_that_says_how_is_left_to_mitmproxy(known: taddons.context, change: dict[str, Any]) -> None:
+    assert handshakes(known).connection(start(known)) is not None
+    known.options.update(**change)
+    assert handshakes(known).connection(start(known)) is None
+
+
+def test_connection_for_which_a_script_chose_ciphers_is_left_to_mitmproxy(known: taddons.context) -> None:
+    hello = start(known)
+    hello.context.client.cipher_list = ["ECDHE-RSA-AES128-GCM-SHA256"]
+    assert handshakes(known).connection(hello) is None
+
+
+# -- the program
+
+
+@pytest.fixture(scope="module")
+def program() -> Iterator[Program]:
+    with running_program() as running:
+        yield running
+        running.assert_no_errors()
+
+
+def shake(program: Program, host: str, trust: ssl.SSLContext, name: str | None = None) -> ssl.SSLSocket:
+    return trust.wrap_socket(program.tunnel(host, 443), server_hostname=name or host)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("host", [HUB_HOST, TOKEN_HOST])
+def test_each_host_has_its_own_certificate_each_time(program: Program, host: str, version: ssl.TLSVersion) -> None:
+    trust = program.ssl_context()
+    trust.minimum_version = trust.maximum_version = version
+    for _ in range(2):
+        with shake(program, host, trust) as client:
+            certificate = client.getpeercert() or {}
+            assert ("DNS", host) in certificate["subjectAltName"]
+            assert certificate["issuer"] != certificate["subject"]
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [([], None), (["http/1.1"], "http/1.1"), (["h2", "http/1.1"], "http/1.1"), (["http/1.0"], "http/1.0")],
+)
+def test_protocol_is_http_1_also_where_the_client_would_rather_have_2(
+    program: Program, offered: list[str], chosen: str | None
+) -> None:
+    trust = program.ssl_context()
+    trust.set_alpn_protocols(offered)
+    with shake(program, HUB_HOST, trust) as client:
+        assert client.selected_alpn_protocol() == chosen
+
+
+def test_client_that_does_not_trust_us_is_told_in_the_log(program: Program) -> None:
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake(program, HUB_HOST, ssl.create_default_context())
+    program.wait_for_log("does not trust the proxy's certificate")
+
+
+def test_version_that_the_user_wants_is_asked_for(hub: Hub) -> None:
+    with running_program(hub, tls_version_client_min="TLS1_3") as program:
+        old = program.ssl_context()
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        with pytest.raises(ssl.SSLError):
+            shake(program, HUB_HOST, old)
+        with shake(program, HUB_HOST, program.ssl_context()) as client:
+            assert client.version() == "TLSv1.3"

@@ -1,0 +1,75 @@
+"""JSON from outside is a value or a `ValueError`, whatever it is."""
+
+import base64
+import contextlib
+import math
+
+import pytest
+from hubcache.oci.errors import Denied, RegistryError
+from hubcache.oci.json_reader import MAX_JSON, read_json
+from hubcache.serve.access import remaining_life
+from hypothesis import given
+from hypothesis import strategies as st
+from support.parts import line_to
+from support.standin import Fault, Hub
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [(b"{}", {}), (b'["a", 1]', ["a", 1]), (b" null ", None), (b'"\xc3\xa9"', "\xe9")]
+)
+def test_a_document_is_its_value(text: bytes, value: object) -> None:
+    assert read_json(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"<html>", b"\xff\xfe\x00", b"[" * 200_000, b'{"a":' * 100_000, b"[" * 100_000 + b"]" * 100_000],
+    ids=lambda text: repr(text[:8]),
+)
+def test_what_cannot_be_read_is_a_value_error(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        read_json(text)
+
+
+def test_a_document_is_read_up_to_its_bound() -> None:
+    assert read_json(b"1" + b" " * (MAX_JSON - 1)) == 1
+    with pytest.raises(ValueError, match="more than"):
+        read_json(b"1" + b" " * MAX_JSON)
+    with pytest.raises(ValueError, match="more than 3"):
+        read_json(b"1000", 3)
+
+
+@given(st.binary(max_size=40))
+def test_nothing_else_is_raised(text: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        read_json(text)
+
+
+def claims(payload: bytes) -> str:
+    return "Bearer x." + base64.urlsafe_b64encode(payload).decode().rstrip("=") + ".y"
+
+
+@pytest.mark.parametrize("payload", [b"[" * 10_000, b'{"exp":' * 5000, b'{"exp": ' + b"9" * 5000 + b"}", b"\xff"])
+def test_token_of_a_client_that_cannot_be_read_tells_no_end(payload: bytes) -> None:
+    assert remaining_life(claims(payload), 0.0) == math.inf
+    assert remaining_life(claims(b'{"exp": 60}'), 0.0) == 60
+
+
+@pytest.mark.parametrize("words", [b"[" * 900 + b"]" * 900, b"5", b"null", b"{}"], ids=lambda words: repr(words[:3]))
+async def test_words_of_an_error_that_are_no_text_are_left_out(hub: Hub, words: bytes) -> None:
+    hub.faults.add(Fault(kind="manifest", status=403, body=b'{"errors": [{"code": "DENIED", "message": %b}]}' % words))
+    async with line_to(hub) as line:
+        with pytest.raises(Denied) as caught:
+            await line.upstream.get_manifest("library/app", "1", "*/*")
+    assert isinstance(caught.value.detail, dict)
+    assert caught.value.detail["upstream_message"] is None
+
+
+@pytest.mark.parametrize("kind", ["manifest", "token"])
+@pytest.mark.parametrize("status", [400, 404, 500])
+async def test_deep_json_of_an_upstream_is_an_error_that_can_be_answered(hub: Hub, kind: str, status: int) -> None:
+    hub.image("library/app", "1")
+    hub.faults.add(Fault(kind=kind, status=status, body=b'{"errors":' * 5000, content_type="application/json"))
+    async with line_to(hub) as line:
+        with pytest.raises(RegistryError):
+            await line.upstream.get_manifest("library/app", "1", "*/*")

@@ -1,0 +1,145 @@
+"""The status listener: health for load balancers and people, metrics for Prometheus."""
+
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from hubcache.oci.errors import ConfigError, StorageError
+from hubcache.operate.metrics import Metrics
+from hubcache.operate.status import Status
+from hubcache.store.store import Store
+from hubcache.transfer.breaker import Breakers, Circuit
+from support.parts import opened_store, put_blob
+from support.ports import free_port
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with opened_store(tmp_path / "store") as opened:
+        yield opened
+
+
+async def fetch(status: Status, path: str, **headers: str) -> tuple[int, str, str]:
+    """Status, type and text of a page, from a listener that runs for just that."""
+    port = free_port()
+    await status.start("127.0.0.1", port)
+    try:
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"http://127.0.0.1:{port}{path}", headers=headers) as answer,
+        ):
+            return answer.status, answer.headers["Content-Type"], await answer.text()
+    finally:
+        await status.close()
+
+
+async def test_health_is_ok_and_shows_the_store(store: Store, tmp_path: Path) -> None:
+    await put_blob(store, b"x" * 1000)
+    code, kind, text = await fetch(Status(store, Metrics(), Breakers()), "/healthz")
+    assert (code, kind) == (200, "application/json; charset=utf-8")
+    assert json.loads(text) == {
+        "status": "ok",
+        "upstreams_down": {},
+        "store": {
+            "directory": str(tmp_path / "store"),
+            "problem": None,
+            "bytes": 4096,
+            "capacity": 64 << 20,
+            "objects": 1,
+            "damage": {"count": 0, "quarantined_bytes": 0, "last": None},
+            "scrub": {"objects": 0, "bytes": 0, "finished_at": None, "progress": 0.0},
+        },
+    }
+
+
+async def test_last_damage_is_shown_with_its_digest_and_its_paths(store: Store) -> None:
+    digest = await put_blob(store, b"x" * 1000)
+    path = store.blob_path(digest)
+    assert path is not None
+    await store.condemn(digest, path, "does not match its digest")
+    _, _, text = await fetch(Status(store, Metrics(), Breakers()), "/healthz")
+    report = json.loads(text)
+    assert report["status"] == "ok"
+    damage = report["store"]["damage"]
+    assert (damage["count"], damage["quarantined_bytes"]) == (1, 4096)
+    last = damage["last"]
+    assert (last["digest"], last["path"], last["why"]) == (digest, str(path), "does not match its digest")
+    assert last["kept"].startswith(str(store.directory / "quarantine"))
+
+
+async def test_store_that_fails_is_degraded_but_still_200(store: Store) -> None:
+    """Pulls work: a load balancer must not take the proxy out."""
+    store.failed(StorageError("disk is full"))
+    code, _, text = await fetch(Status(store, Metrics(), Breakers()), "/healthz")
+    assert code == 200
+    assert json.loads(text)["status"] == "degraded"
+    assert json.loads(text)["store"]["problem"] == "disk is full"
+
+
+async def test_upstream_that_is_down_is_degraded_and_named(store: Store) -> None:
+    breakers = Breakers()
+    breakers.circuits.update({"up": Circuit(), "down": Circuit(3, "status 503", 1.0)})
+    _, _, text = await fetch(Status(store, Metrics(), breakers), "/healthz")
+    assert json.loads(text)["status"] == "degraded"
+    assert json.loads(text)["upstreams_down"] == {"down": "status 503"}
+
+
+async def test_removals_are_explained(store: Store) -> None:
+    digests = [await put_blob(store, bytes([number]) * 1000) for number in range(2)]
+    for digest in digests:
+        assert await store.rooms.purge(digest, store.remove)
+    code, kind, text = await fetch(Status(store, Metrics(), Breakers()), "/evictions")
+    assert (code, kind) == (200, "application/json; charset=utf-8")
+    removals = json.loads(text)
+    assert [removal.pop("digest") for removal in removals] == [str(digest) for digest in reversed(digests)]
+    for removal in removals:
+        assert removal.keys() == {"at", "size", "reason", "score", "requests", "idle"}
+        assert (removal["size"], removal["reason"]) == (4096, "purged")
+
+
+async def test_metrics_are_in_the_text_format(store: Store) -> None:
+    metrics = Metrics()
+    metrics.watch(store, Breakers())
+    code, kind, text = await fetch(Status(store, metrics, Breakers()), "/metrics")
+    assert (code, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert "\nhubcache_store_usable 1.0\n" in text
+
+
+async def test_other_paths_are_404(store: Store) -> None:
+    assert (await fetch(Status(store, Metrics(), Breakers()), "/"))[0] == 404
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "host.invalid", "192.0.2.1"])
+async def test_address_that_cannot_be_used_is_one_line(store: Store, host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status = Status(store, Metrics(), Breakers())
+        with pytest.raises(ConfigError, match=f"hubcache_status: cannot listen on {host}:{port}: .+"):
+            await status.start(host, port)
+        await status.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *(("127.0.0.1:9090", 200), ("[::1]:9090", 200), ("10.0.0.7", 200), ("localhost", 200), ("LOCALHOST.:80", 200)),
+        *((socket.gethostname(), 200), ("hubcache:9090", 200), ("hubcache.ci.svc:9090", 200)),
+        *(("hubcache.ci.svc.cluster.local", 200), ("cache.corp.internal", 200)),
+        *(("evil.example", 421), ("evil.example:9090", 421), ("127.0.0.1.evil.example", 421), ("local.evil.com", 421)),
+        *(("localhost.evil.com", 421), ("evil.com.", 421), ("xlocal.com", 421), ("[::1", 421), ("a.b", 421)),
+    ],
+)
+async def test_only_names_that_nobody_else_can_have_are_answered(store: Store, host: str, expected: int) -> None:
+    """Against DNS rebinding."""
+    for path in ("/healthz", "/nothing"):
+        code, _, text = await fetch(Status(store, Metrics(), Breakers()), path, Host=host)
+        assert (code == 421) is (expected == 421)
+        assert code != 421 or text.count("\n") == 1
+
+
+async def test_name_of_the_machine_is_answered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "cache.example.com")
+    assert (await fetch(Status(store, Metrics(), Breakers()), "/healthz", Host="cache.example.com:9090"))[0] == 200

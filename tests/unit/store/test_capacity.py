@@ -1,0 +1,201 @@
+"""Caps, admission, pins and expiry, as the store holds them."""
+
+import asyncio
+import os
+import shutil
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from hubcache.decide.retention import Reason
+from hubcache.oci.digest import Digest
+from hubcache.oci.errors import NotStored
+from hubcache.oci.image_name import ImageName
+from hubcache.serve.messages import Answer, Door, Result
+from hubcache.store.store import Store
+from support.engine import running
+from support.parts import MIB, bytes_on_disk, opened_store, put_blob
+from support.standin import Hub, random_bytes
+
+CAP = 24 * MIB
+
+
+def blob(number: int, size: int = 4 * MIB) -> bytes:
+    return random_bytes(size, seed=number)
+
+
+async def test_what_is_asked_for_often_stays_and_one_offs_do_not_displace_it(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAP) as store:
+        popular = [await put_blob(store, blob(n)) for n in range(4)]
+        for digest in popular * 3:
+            store.count_request(digest)
+        for n in range(10, 40):
+            digest = Digest.of(blob(n))
+            store.count_request(digest)
+            try:
+                await put_blob(store, blob(n))
+            except NotStored:
+                continue
+        assert all(store.has(digest) for digest in popular)
+
+
+async def test_full_store_admits_what_is_asked_for_again(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAP) as store:
+        for n in range(5):
+            store.count_request(Digest.of(blob(n)))
+            await put_blob(store, blob(n))
+        newcomer = Digest.of(blob(9))
+        store.count_request(newcomer)
+        with pytest.raises(NotStored):
+            await put_blob(store, blob(9))
+        store.count_request(newcomer)
+        await put_blob(store, blob(9))
+        assert store.has(newcomer)
+        removal = store.rooms.history[-1]
+        assert removal.eviction.reason is Reason.SPACE
+        assert not store.has(removal.eviction.key)
+
+
+async def test_cap_holds_on_disk_while_sixteen_blobs_are_fetched_at_once(hub: Hub, tmp_path: Path) -> None:
+    blobs = [hub.blob("library/app", blob(n, 3 * MIB)) for n in range(16)]
+    worst = 0
+    async with running(hub, tmp_path / "store", size=CAP) as cache:
+
+        async def watch() -> None:
+            nonlocal worst
+            while True:
+                worst = max(worst, bytes_on_disk(tmp_path / "store"))
+                await asyncio.sleep(0.005)
+
+        watching = asyncio.create_task(watch())
+        try:
+            for _ in range(2):
+                answers = await asyncio.gather(*(cache.get(Door.MIRROR, f"/v2/library/app/blobs/{d}") for d in blobs))
+                for digest, (status, body) in zip(blobs, answers, strict=True):
+                    assert status == 200
+                    assert str(Digest.of(body)) == digest
+        finally:
+            watching.cancel()
+    assert 0 < worst <= CAP
+
+
+async def test_store_that_is_full_of_pinned_content_passes_on(
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pinned = hub.image("library/base", "1", layers=[blob(n) for n in range(5)])
+    other = hub.image("library/app", "1", layers=[blob(n) for n in (7, 8)])
+    async with running(hub, tmp_path / "store", size=CAP, pins=(ImageName.parse("base:1"),), admit_after=1) as cache:
+        for image in (pinned, other, other, other):
+            await cache.get(Door.PROXY, f"/v2/{image.repo}/manifests/1")
+            for digest in (image.config, *image.layers):
+                status, body = await cache.get(Door.PROXY, f"/v2/{image.repo}/blobs/{digest}")
+                assert (status, str(Digest.of(body))) == (200, digest)
+        await asyncio.gather(*cache.engine.fills._tasks)
+        assert all(cache.engine.store.has(Digest.parse(d)) for d in (pinned.config, *pinned.layers))
+        assert not any(cache.engine.store.has(Digest.parse(d)) for d in other.layers)
+    said = [record for record in caplog.records if "pinned or in use" in record.getMessage()]
+    assert len(said) == 1
+
+
+async def test_lowered_cap_is_reached_step_by_step(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, 64 * MIB) as store:
+        digests = [await put_blob(store, blob(n)) for n in range(10)]
+        for _ in range(3):
+            store.count_request(digests[0])
+        store.rooms.capacity = 16 * MIB
+        await store.keep_house()
+        assert bytes_on_disk(tmp_path) <= 16 * MIB
+        assert store.has(digests[0])
+
+
+async def test_blob_larger_than_the_limit_is_passed_on(hub: Hub, tmp_path: Path) -> None:
+    digest = hub.blob("library/app", blob(1))
+    async with running(hub, tmp_path / "store", max_blob=1 * MIB) as cache:
+        answer, body = await cache.ask(Door.MIRROR, "GET", f"/v2/library/app/blobs/{digest}")
+        assert isinstance(answer, Answer)
+        assert (answer.status, answer.result, str(Digest.of(body))) == (200, Result.MISS, digest)
+        assert not cache.engine.store.has(Digest.parse(digest))
+
+
+async def test_store_shrinks_when_others_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened_store(tmp_path, 64 * MIB) as store:
+        for n in range(5):
+            await put_blob(store, blob(n))
+        free = namedtuple("free", "f_bavail f_frsize")
+        monkeypatch.setattr(os, "statvfs", lambda _: free(1, 4096))
+        store.rooms.min_free = 8 * MIB
+        await store.keep_house()
+        assert len(store.ledger.sizes) <= 3
+
+
+@pytest.mark.parametrize(
+    ("size", "left"), [(100 << 30, 1 << 30), (2 << 30, (2 << 30) // 20)], ids=["a big disk", "a small one"]
+)
+async def test_a_gigabyte_or_a_twentieth_of_the_disk_is_left_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, left: int
+) -> None:
+    state = namedtuple("state", "f_bavail f_frsize f_blocks")
+    async with opened_store(tmp_path, 1 << 40) as store:
+        rooms = store.rooms
+        monkeypatch.setattr(os, "statvfs", lambda _: state(left + 1000, 1, size))
+        rooms.min_free = None
+        assert rooms.limit(0) == store.ledger.stored + 1000
+
+
+async def test_idle_content_is_removed_and_explained(tmp_path: Path) -> None:
+    now = 1_000_000.0
+    store = Store(tmp_path, 64 * MIB, lambda: now)
+    store.open()
+    old, used = await put_blob(store, blob(1)), await put_blob(store, blob(2))
+    for _ in range(31):  # the policy takes no leap of the clock for more than a day
+        now += 86400
+        store.count_request(used)
+    await store.expire()
+    assert (store.has(old), store.has(used)) == (False, True)
+    assert store.rooms.history[-1].eviction.reason is Reason.IDLE
+    await store.close()
+
+
+async def test_counts_survive_a_restart(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAP) as store:
+        digest = await put_blob(store, blob(1))
+        for _ in range(5):
+            store.count_request(digest)
+        await store.keep_house()
+        before = store.rooms.retention.requests(digest, store._clock())
+    async with opened_store(tmp_path, CAP) as store:
+        assert store.rooms.retention.requests(digest, store._clock()) == pytest.approx(before, rel=1e-3)
+
+
+async def test_store_without_rows_of_the_policy_is_taken_over(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAP) as store:
+        digest = await put_blob(store, blob(1))
+        await store.flush()
+        for key, *_ in list(store._opened().rows("retention/")):
+            store._opened().delete(key)
+    async with opened_store(tmp_path, CAP) as store:
+        assert digest in store.rooms.retention
+        assert store.rooms.retention.bytes == store.ledger.stored
+
+
+async def test_content_larger_than_the_cap_is_refused_at_once(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAP) as store:
+        kept = await put_blob(store, blob(1))
+        with pytest.raises(NotStored):
+            await store.stage(Digest.of(b"big"), CAP)
+        assert store.has(kept)
+
+
+async def test_counts_survive_a_crash_as_far_as_they_were_written_behind(tmp_path: Path) -> None:
+    """What is on disk after housekeeping, which is every few seconds, while the process still runs."""
+    async with opened_store(tmp_path / "store") as store:
+        digest = await put_blob(store, blob(1))
+        for _ in range(3):
+            store.count_request(digest)
+        counted = store.rooms.retention.requests(digest, time.time())
+        assert counted >= 3
+        await store.keep_house()
+        shutil.copytree(tmp_path / "store", tmp_path / "after")
+    async with opened_store(tmp_path / "after") as store:
+        assert store.rooms.retention.requests(digest, time.time()) == pytest.approx(counted, abs=0.01)

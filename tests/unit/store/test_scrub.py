@@ -1,0 +1,368 @@
+"""All stored content is verified by and by, in an order of its own, within a pace, and across restarts."""
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from hubcache.oci.digest import Digest
+from hubcache.oci.errors import StorageError
+from hubcache.operate.metrics import Metrics
+from hubcache.operate.option_values import Scrub as Pace
+from hubcache.serve.messages import Door
+from hubcache.store import content as content_module
+from hubcache.store import scrub as scrub_module
+from hubcache.store.file_check import PIECE, FileCheck
+from hubcache.store.scrub import Scrub
+from hubcache.store.store import Store
+from hubcache.store.stored_blob import open_regular
+from hubcache.transfer.breaker import Breakers
+from support.damage import flip, killed, spoil_manifest
+from support.engine import running
+from support.metrics import value
+from support.parts import MIB, files_below, opened_store, put_blob, put_image
+from support.standin import Hub, random_bytes
+from support.users import until
+
+FAST = 1 << 40
+
+
+class Failures(list[StorageError]):
+    """What a scrub says that the store cannot do."""
+
+
+@asynccontextmanager
+async def scrubbing(store: Store, *, rate: int | None = FAST, period: float | None = None) -> AsyncIterator[Scrub]:
+    """A scrub that runs, and no trouble."""
+    failures = Failures()
+    scrub = Scrub(store, failures.append)
+    scrub.rate, scrub.period = rate, period
+    scrub.start()
+    try:
+        yield scrub
+    finally:
+        await scrub.close()
+        assert failures == []
+
+
+def files(directory: Path) -> list[Path]:
+    return sorted(files_below(directory / "store/blobs"), key=lambda path: path.name)
+
+
+async def test_all_blobs_and_manifests_are_verified_in_one_round(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        layers = [random_bytes(size, size) for size in (10, PIECE, 2 * PIECE + 5)]
+        image, _ = await put_image(store, *layers)
+        record = store.manifest(image)
+        assert record is not None
+        async with scrubbing(store):
+            await until(lambda: store.scrubbed.finished_at)
+        assert store.scrubbed.objects >= 4
+        assert store.scrubbed.bytes >= sum(map(len, layers)) + len(record.body)
+        assert store.damages == 0
+
+
+async def test_damaged_blob_is_found_although_nobody_asks_for_it(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        digests = [await put_blob(store, random_bytes(2 * PIECE, number)) for number in range(3)]
+        [bad] = [path for path in files(tmp_path) if digests[1].hex in path.name]
+        flip(bad, 2 * PIECE - 1)
+        async with scrubbing(store):
+            await until(lambda: store.scrubbed.finished_at)
+        assert [store.has(digest) for digest in digests] == [True, False, True]
+        assert store.last_damage is not None
+        assert (store.last_damage.digest, store.last_damage.path) == (digests[1], bad)
+
+
+async def test_blob_whose_file_is_gone_is_found(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        gone, there = [await put_blob(store, random_bytes(10, number)) for number in range(2)]
+        [path] = [path for path in files(tmp_path) if gone.hex in path.name]
+        path.unlink()
+        async with scrubbing(store):
+            await until(lambda: store.scrubbed.finished_at)
+        assert [store.has(digest) for digest in (gone, there)] == [False, True]
+
+
+async def test_damaged_manifest_is_found(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        image, _ = await put_image(store, b"layer")
+        spoil_manifest(tmp_path)
+        async with scrubbing(store):
+            await until(lambda: store.scrubbed.finished_at)
+        await store.keep_house()
+        assert not store.has(image)
+        assert store.damages == 1
+
+
+async def test_round_goes_on_after_a_restart_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    step = FileCheck.step
+
+    def noted(proof: FileCheck) -> bool:
+        seen.append(proof._digest)
+        return step(proof)
+
+    monkeypatch.setattr(FileCheck, "step", noted)
+    async with opened_store(tmp_path) as store:
+        digests = sorted([await put_blob(store, random_bytes(100, number)) for number in range(6)])
+        scrub = Scrub(store, pytest.fail)
+        scrub.rate = FAST
+        for _ in range(3):
+            await scrub._next()
+        await scrub._save()
+        assert store.scrubbed.progress == 0.5
+    async with opened_store(tmp_path) as store, scrubbing(store):
+        await until(lambda: len(seen) >= 6)
+    assert seen[:6] == digests
+
+
+async def test_blob_that_was_fetched_again_meanwhile_is_not_told_as_removed(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        data = random_bytes(PIECE)
+        digest = await put_blob(store, data)
+        before = store.blob_path(digest)
+        assert before is not None
+        await store.remove(digest)
+        await put_blob(store, data)
+        await Scrub(store, pytest.fail)._verify_file(digest, before, len(data))
+        assert store.has(digest)
+        assert (list(store.rooms.history), store.rooms.removed, store.damages) == ([], 0, 0)
+
+
+async def test_blob_that_cannot_be_opened_does_not_keep_others_from_being_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened_store(tmp_path) as store:
+        closed, other = [await put_blob(store, random_bytes(PIECE, number)) for number in range(2)]
+
+        def opened(path: Path) -> int:
+            if closed.hex in path.name:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return open_regular(path)
+
+        monkeypatch.setattr(content_module, "open_regular", opened)
+        store.inspector.doubt(closed)
+        failures = Failures()
+        scrub = Scrub(store, failures.append)
+        scrub.rate = FAST
+        await scrub.look()
+        await scrub.look()
+        assert store.scrubbed.objects == 2
+        assert len(failures) == 2
+        assert store.inspector.doubted == (closed,)
+        assert store.has(other)
+
+
+async def test_content_beyond_what_is_put_in_order_at_once_is_verified_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrub_module, "_AT_ONCE", 2)
+    async with opened_store(tmp_path) as store:
+        for number in range(5):
+            await put_blob(store, random_bytes(100, number))
+        scrub = Scrub(store, pytest.fail)
+        scrub.rate = FAST
+        for verified in range(1, 6):
+            await scrub._next()
+            assert (store.scrubbed.objects, store.scrubbed.progress) == (verified, pytest.approx(verified / 5))
+        assert store.scrubbed.finished_at is None
+        await scrub._next()
+        assert store.scrubbed.finished_at is not None
+        assert (store.scrubbed.objects, store.damages) == (5, 0)
+
+
+async def test_when_all_was_verified_is_known_after_a_restart(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        await put_blob(store, b"layer")
+        async with scrubbing(store):
+            await until(lambda: store.scrubbed.finished_at)
+        finished_at = store.scrubbed.finished_at
+    async with opened_store(tmp_path) as store, scrubbing(store, rate=None):
+        await until(lambda: store.scrubbed.finished_at)
+        assert finished_at is not None
+        assert store.scrubbed.finished_at is not None
+        assert store.scrubbed.finished_at >= finished_at
+
+
+@pytest.mark.parametrize("state", ["", "{", "[1]", "[1, 2, 3, 4]", '["x", "y", 1]', "null"])
+async def test_state_that_makes_no_sense_begins_a_round(tmp_path: Path, state: str) -> None:
+    async with opened_store(tmp_path) as store:
+        await put_blob(store, b"layer")
+        await store.put_scrub_state(state)
+        async with scrubbing(store):
+            await until(lambda: store.scrubbed.objects)
+
+
+async def test_nothing_is_verified_unasked_when_there_is_no_pace_but_what_is_doubted_is(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        doubted, other = [await put_blob(store, random_bytes(10, number)) for number in range(2)]
+        for path in files(tmp_path):
+            flip(path)
+        store.inspector.doubt(doubted)
+        async with scrubbing(store, rate=None):
+            await until(lambda: store.damages)
+        assert [store.has(digest) for digest in (doubted, other)] == [False, True]
+        assert store.scrubbed.objects == 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "period", "unclean", "speed", "within"),
+    [
+        (1000, None, False, 1000, 1000),
+        (1000, None, True, 1000, 1000),
+        (None, 100.0, False, (8 * MIB + 2 * (128 << 10)) / 100, 8 * MIB),
+        (None, 0.01, False, (8 * MIB + 2 * (128 << 10)) / 0.01, (8 * MIB + 2 * (128 << 10)) / 0.01),
+        (None, 100.0, True, 32 * MIB, 32 * MIB),
+        (None, None, True, 0, 8 * MIB),
+    ],
+)
+async def test_pace_is_what_was_asked_for_and_faster_after_an_unclean_stop(
+    tmp_path: Path, rate: int | None, period: float | None, unclean: bool, speed: float, within: float
+) -> None:
+    async with opened_store(tmp_path) as store:
+        for number in range(2):
+            await put_blob(store, random_bytes(4 * MIB, number))
+        scrub = Scrub(store, pytest.fail)
+        scrub.rate, scrub.period, store.unclean = rate, period, unclean
+        assert (scrub._speed(), scrub._speed_within()) == (speed, within)
+
+
+async def test_what_was_read_is_waited_for_at_the_pace(tmp_path: Path) -> None:
+    now = 1000.0
+    async with opened_store(tmp_path) as store:
+        for number in range(3):
+            await put_blob(store, random_bytes(PIECE, number))
+        scrub = Scrub(store, pytest.fail, lambda: now)
+        scrub.rate = PIECE // 2
+        await scrub.look()
+        assert store.scrubbed.objects == 1
+        assert scrub._wait() == 2.0
+        now += 1.5
+        await scrub.look()
+        assert store.scrubbed.objects == 1
+        now += 0.5
+        await scrub.look()
+        assert store.scrubbed.objects == 2
+
+
+async def test_evicted_blob_is_not_read_on_and_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened_store(tmp_path) as store:
+        digest = await put_blob(store, random_bytes(20 * PIECE))
+        step, stepped, go_on = FileCheck.step, threading.Event(), threading.Event()
+
+        def slow(proof: FileCheck) -> bool:
+            more = step(proof)
+            stepped.set()
+            assert go_on.wait(30)
+            return more
+
+        monkeypatch.setattr(FileCheck, "step", slow)
+        async with scrubbing(store):
+            assert await asyncio.to_thread(stepped.wait, 30)
+            await store.remove(digest)
+            assert not [path for path in open_files() if digest.hex in path]
+            assert store.ledger.used == 0
+            go_on.set()
+            await until(lambda: store.scrubbed.objects)
+        assert store.scrubbed.bytes == PIECE
+        assert store.damages == 0
+
+
+def open_files() -> list[str]:
+    paths = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            paths.append(str(link.readlink()))
+    return paths
+
+
+async def test_it_stops_after_the_piece_that_is_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened_store(tmp_path) as store:
+        await put_blob(store, random_bytes(20 * PIECE))
+        async with scrubbing(store, rate=1):
+            await until(lambda: store.scrubbed.bytes)
+        assert store.scrubbed.bytes == PIECE
+
+
+async def test_disk_is_read_and_not_the_page_cache_and_others_pages_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advised: list[tuple[str, int]] = []
+    pread = os.pread
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, at, count, advice: advised.append(("drop", at)))
+    monkeypatch.setattr(os, "pread", lambda fd, count, at: advised.append(("read", at)) or pread(fd, count, at))
+    path = tmp_path / "blob"
+    path.write_bytes(bytes(PIECE))
+    assert not FileCheck(path, Digest.of(bytes(PIECE)), PIECE, from_disk=True).step()
+    assert advised == [("drop", 0), ("read", 0), ("drop", 0)]
+
+
+async def test_unclean_stop_begins_a_round_that_is_urgent_until_all_was_verified(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        digests = sorted([await put_blob(store, random_bytes(100, number)) for number in range(4)])
+        await store.put_scrub_state(f'["{digests[2]}", 12.0, false]')
+    killed(tmp_path)
+    async with opened_store(tmp_path) as store:
+        scrub = Scrub(store, pytest.fail)
+        scrub._load()
+        assert (scrub._position, store.unclean) == ("", True)
+        scrub.rate = FAST
+        for _ in range(2):
+            await scrub._next()
+        await scrub._save()
+    async with opened_store(tmp_path) as store:
+        scrub = Scrub(store, pytest.fail)
+        scrub._load()
+        assert (scrub._position, store.unclean) == (digests[1], True)
+        scrub.rate = FAST
+        for _ in range(3):
+            await scrub._next()
+        assert not store.unclean
+
+
+async def test_rounds_at_a_rate_do_not_follow_each_other_at_once(tmp_path: Path) -> None:
+    now = 1000.0
+    async with opened_store(tmp_path) as store:
+        await put_blob(store, b"layer")
+        scrub = Scrub(store, pytest.fail, lambda: now)
+        scrub.rate = FAST
+        for _ in range(5):
+            await scrub.look()
+            now += 1.0
+        assert (store.scrubbed.objects, store.scrubbed.finished_at is None) == (1, False)
+        assert scrub._wait() > 1.0
+        now += 3600.0
+        await scrub.look()
+        assert store.scrubbed.objects == 2
+
+
+async def test_engine_verifies_what_is_stored_and_tells_in_the_metrics(hub: Hub, tmp_path: Path) -> None:
+    data = random_bytes(PIECE)
+    digest = hub.blob("library/app", data)
+    path = f"/v2/library/app/blobs/{digest}"
+    async with running(hub, tmp_path / "store") as cache:
+        assert await cache.get(Door.MIRROR, path) == (200, data)
+        await until(lambda: cache.engine.store.has(Digest.parse(digest)))
+    flip(files(tmp_path / "store")[0])
+    async with running(hub, tmp_path / "store", scrub=Pace(rate=FAST)) as cache:
+        metrics = cache.engine.metrics
+        await until(lambda: value(metrics, "hubcache_store_damaged"))
+        assert value(metrics, "hubcache_quarantine_bytes") == PIECE
+        await until(lambda: value(metrics, "hubcache_scrub_objects"))
+        assert await cache.get(Door.MIRROR, path) == (200, data)
+
+
+async def test_metrics_tell_when_all_was_verified_and_how_far_it_is(tmp_path: Path) -> None:
+    async with opened_store(tmp_path) as store:
+        metrics = Metrics()
+        metrics.watch(store, Breakers())
+        assert value(metrics, "hubcache_scrub_finished_timestamp_seconds") == 0
+        store.scrubbed.finished_at, store.scrubbed.progress, store.scrubbed.bytes = 12.0, 0.25, 100
+        assert value(metrics, "hubcache_scrub_bytes") == 100
+        assert value(metrics, "hubcache_scrub_finished_timestamp_seconds") == 12
+        assert value(metrics, "hubcache_scrub_progress") == 0.25

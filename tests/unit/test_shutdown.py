@@ -1,0 +1,138 @@
+"""How a stop waits and what it tells, and what is given up at its begin."""
+
+import asyncio
+import logging
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hubcache import shutdown
+from hubcache.mitm import listeners
+from hubcache.oci.digest import Digest
+from hubcache.serve.messages import Answer, Door
+from hubcache.shutdown import Shutdown
+from support.engine import running
+from support.standin import Fault, Hub, random_bytes
+from support.users import until
+
+REPO = "library/app"
+DATA = random_bytes(3_000_000)
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Any:
+    caplog.set_level(logging.INFO, "hubcache")
+    return lambda: [message.removeprefix("hubcache: stopping: ") for message in caplog.messages]
+
+
+async def test_number_of_downloads_is_told_at_the_begin_meanwhile_and_at_the_end(
+    told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutdown, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(shutdown, "_TELL_SECONDS", 0.0)
+    counts = [3, 2, 1, 0]
+
+    def count() -> int:
+        return counts.pop(0) if len(counts) > 1 else counts[0]
+
+    async with asyncio.timeout(5):
+        await Shutdown().downloads_end(count, lambda number: not number, 60.0)
+    assert told() == [
+        "3 downloads are running, for at most 60 seconds",
+        "2 downloads are running",
+        "1 downloads are running",
+        "0 downloads were cut",
+    ]
+
+
+async def test_wait_ends_when_its_time_is_over(told: Any) -> None:
+    async with asyncio.timeout(5):
+        await Shutdown().downloads_end(lambda: 2, lambda number: not number, 0.05)
+    assert told()[-1] == "2 downloads were cut"
+
+
+async def test_no_time_is_no_wait(told: Any) -> None:
+    async with asyncio.timeout(1):
+        await Shutdown().downloads_end(lambda: 2, lambda number: not number, 0.0)
+    assert told()[-1] == "2 downloads were cut"
+
+
+async def test_hurry_ends_the_wait() -> None:
+    stop = Shutdown()
+    waiting = asyncio.create_task(stop.downloads_end(lambda: 1, lambda number: not number, 600.0))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    stop.hurry()
+    async with asyncio.timeout(5):
+        await waiting
+
+
+async def test_fill_without_readers_is_cancelled_and_one_with_a_reader_goes_on(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hubcache.transfer.fills._JOIN_SECONDS", 0.0)
+    read, unread = (hub.blob(REPO, DATA + name) for name in (b"1", b"2"))
+    fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1_000_000))
+    async with running(hub, tmp_path / "store") as cache:
+        sources = []
+        for digest in (read, unread):
+            answer = await cache.engine.answer(cache.request(Door.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}"))
+            assert isinstance(answer, Answer)
+            assert answer.source is not None
+            sources.append(answer.source)
+        await sources[1].close()
+        cache.engine.cancel_unread()
+        await until(lambda: cache.engine.fills.get(Digest.parse(unread)) is None)
+        hub.faults.remove(fault)
+        body = b""
+        while not sources[0].finished:
+            body += await sources[0].read()
+        await sources[0].close()
+        assert body == DATA + b"1"
+        await until(lambda: cache.engine.store.has(Digest.parse(read)))
+        assert not cache.engine.store.has(Digest.parse(unread))
+
+
+async def test_fill_that_has_not_opened_is_waited_for(hub: Hub, tmp_path: Path) -> None:
+    digest = hub.blob(REPO, DATA)
+    fault = hub.faults.add(Fault(kind="cdn", method="GET", delay=0.3))
+    async with running(hub, tmp_path / "store") as cache:
+        asking = asyncio.create_task(cache.get(Door.MIRROR, f"/v2/{REPO}/blobs/{digest}"))
+        await until(lambda: fault.hits)
+        cache.engine.cancel_unread()
+        assert await asking == (200, DATA)
+
+
+async def test_request_that_is_late_is_an_error_and_no_defect(hub: Hub, tmp_path: Path) -> None:
+    """Its upstream cannot be asked any more."""
+    async with running(hub, tmp_path / "store") as cache:
+        await cache.engine.close()
+        status, _ = await cache.get(Door.MIRROR, f"/v2/{REPO}/manifests/1")
+        assert status == 503
+
+
+async def test_closed_listener_hears_of_no_clients_that_wait_for_others() -> None:
+    """Else a worker that serves its last downloads would turn around without a pause."""
+    door = socket.create_server(("127.0.0.1", 0))
+    loop: Any = asyncio.get_running_loop()
+    listener = listeners._Listener(SimpleNamespace(handle_stream=None), door.dup().detach())
+    await asyncio.sleep(0)
+    listener.close()
+    await until(lambda: listener._socket.fileno() < 0)
+    client = socket.create_connection(door.getsockname())
+    with door, client:
+        assert loop._selector._selector.poll(0.1) == []
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), RuntimeError()])
+async def test_loop_that_hears_of_no_signals_leaves_all_as_it_was(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", refuse)
+    shutdown.ignore_hangup()
+    Shutdown().hurry_at_signal()

@@ -1,0 +1,242 @@
+"""Connections to upstreams: surplus bytes, kept connections that died, and addresses that are refused."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from hubcache.oci.errors import BadUpstream, Unavailable
+from hubcache.transfer import breaker
+from hubcache.transfer import connector as connector_module
+from hubcache.transfer.breaker import Breakers
+from hubcache.transfer.client import Client
+from hubcache.transfer.session import open_session
+from support.parts import Line, Recorder, line_to
+from support.standin import Fault, Hub
+from support.users import until
+from yarl import URL
+
+REPO = "library/debian"
+
+
+@asynccontextmanager
+async def answering(answer: bytes) -> AsyncIterator[URL]:
+    """A server that sends the same bytes, in one write, to each request, and then waits for the client to leave."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/x")
+    finally:
+        server.close()
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with open_session(ssl.create_default_context(), "hubcache-test") as opened:
+        yield opened
+
+
+# -- bytes after an answer -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "expected"),
+    [
+        ("GET", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcdefgh", (200, b"abc")),
+        ("GET", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc\r\n\r\n", (200, b"abc")),
+        ("GET", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n\r\n\r\nabc", (200, b"\r\n\r\n")),
+        ("GET", b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n<html>", (404, b"")),
+        ("GET", b"HTTP/1.1 304 Not Modified\r\n\r\nbody", (304, b"")),
+        ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody", (200, b"")),
+        ("GET", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nmore", (200, b"abc")),
+    ],
+)
+async def test_bytes_after_an_answer_are_overlooked(
+    session: aiohttp.ClientSession, method: str, answer: bytes, expected: tuple[int, bytes]
+) -> None:
+    async with answering(answer) as url:
+        for _ in range(3):
+            async with session.request(method, url) as response:
+                assert (response.status, await response.read()) == expected
+
+
+async def test_an_answer_that_comes_uninvited_is_nobodys(session: aiohttp.ClientSession) -> None:
+    one = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmine"
+    async with answering(one + one.replace(b"mine", b"evil")) as url:
+        for _ in range(4):
+            async with session.get(url) as response:
+                assert await response.read() == b"mine"
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"HTTP/9\r\n\r\n", b"\r\n\r\nno"])
+async def test_what_is_no_answer_is_none(session: aiohttp.ClientSession, answer: bytes) -> None:
+    async with answering(answer) as url:
+        with pytest.raises(aiohttp.ClientError):
+            await session.get(url)
+
+
+# -- kept connections ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def line(hub: Hub) -> AsyncIterator[Line]:
+    hub.image(REPO, "stable")
+    async with line_to(hub) as opened:
+        yield opened
+
+
+async def get(line: Line, hub: Hub, method: str = "GET", body: bytes | None = None) -> int:
+    async with line.client.send("ping", method, URL(f"{hub.url()}/v2/"), {}, body) as response:
+        await response.read()
+        return response.status
+
+
+async def test_connections_that_die_at_the_second_request_fail_none(hub: Hub, line: Line) -> None:
+    """Nor do several of them that were kept."""
+    hub.auth = False
+    hub.faults.add(Fault(kind="ping", delay=0.05))
+    assert await asyncio.gather(*(get(line, hub) for _ in range(12))) == [200] * 12
+    hub.single_use = True
+    for _ in range(5):
+        assert await get(line, hub) == 200
+    assert [status for _, status in line.seen.answers] == ["200"] * 17
+
+
+async def test_login_does_not_fail_by_a_connection_that_was_kept(hub: Hub, line: Line) -> None:
+    for hub.single_use in (False, True):
+        async with line.client.send("token", "POST", URL(hub.realm), {}, b"grant_type=password") as response:
+            await response.read()
+            assert response.status == 200
+
+
+async def test_what_may_not_be_asked_twice_is_not(hub: Hub, line: Line) -> None:
+    hub.auth = False
+    await get(line, hub)
+    hub.single_use = True
+    with pytest.raises(Unavailable):
+        await get(line, hub, "POST", b"grant_type=password")
+
+
+async def test_a_host_that_answers_nobody_is_asked_no_more_than_twice(hub: Hub, line: Line) -> None:
+    fault = hub.faults.add(Fault(kind="ping", reset=True))
+    with pytest.raises(Unavailable):
+        await get(line, hub)
+    assert fault.hits <= 2
+
+
+# -- addresses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    """As in the engine."""
+    tls = ssl.create_default_context()
+    async with open_session(tls, "t") as http, open_session(tls, "t", guarded=True) as guarded:
+        yield Client(http, Recorder(), Breakers(), guarded)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "0.0.0.0", "2130706433", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]"]
+)
+async def test_guarded_session_connects_to_no_inner_address_however_it_is_written(host: str) -> None:
+    async with (
+        answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as url,
+        open_session(ssl.create_default_context(), "t", guarded=True) as guarded,
+    ):
+        with pytest.raises(aiohttp.ClientError):
+            await guarded.get(f"http://{host}:{url.port}/")
+
+
+async def test_name_that_leads_to_an_inner_address_is_refused_after_resolution(
+    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with DNS rebinding: what counts is where the connection would go."""
+    resolve(monkeypatch, {"rebound.example": "127.0.0.1", "registry.example": "192.0.2.1"})
+    target = URL(hub.url()).with_host("rebound.example")
+    with pytest.raises(BadUpstream, match="this machine or its link"):
+        await asking(client, target, home=URL("http://registry.example"))
+    assert hub.count() == 0
+
+
+async def test_registry_at_an_inner_address_may_name_others_there(
+    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve(monkeypatch, {"registry.test": "127.0.0.1"})
+    await asking(client, URL(hub.url("cdn")), home=URL("http://registry.test"))
+
+
+async def test_registry_that_moves_to_an_inner_address_opens_none(
+    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at in ("192.0.2.1", "127.0.0.1"):
+        resolve(monkeypatch, {"registry.example": at})
+        with pytest.raises(BadUpstream):
+            await asking(client, URL(hub.url("cdn")), home=URL("http://registry.example"))
+
+
+async def test_refused_address_opens_no_circuit_and_is_not_probed(
+    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve(monkeypatch, {"registry.example": "192.0.2.1"})
+    for _ in range(5):
+        with pytest.raises(BadUpstream):
+            await asking(client, URL(hub.url("cdn")), home=URL("http://registry.example"))
+    assert client.may_ask(URL(hub.url("cdn")))
+    assert hub.count() == 0
+
+
+async def test_host_is_probed_as_by_the_request_that_failed(
+    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as by one that was refused the address: that would find the host dead for ever."""
+    resolve(monkeypatch, {"registry.example": "192.0.2.1"})
+    fault = hub.faults.add(Fault(kind="ping", status=500, delay=0.2, times=breaker.THRESHOLD))
+    home = URL(hub.url())
+    failing = [asyncio.create_task(asking(client, home / "v2/", home)) for _ in range(breaker.THRESHOLD)]
+    await until(lambda: fault.hits == breaker.THRESHOLD)
+    with pytest.raises(BadUpstream):
+        await asking(client, home / "v2/", home=URL("http://registry.example"))
+    assert await asyncio.gather(*failing) == [500] * breaker.THRESHOLD
+    await until(lambda: not client._breakers._probes)
+    assert client.may_ask(home)
+
+
+async def test_probe_after_the_end_finds_nobody(hub: Hub, line: Line) -> None:
+    await line.http.close()
+    assert await line.client._probe(line.http, URL(hub.url()))() is False
+
+
+async def test_the_first_origin_of_a_read_is_asked_wherever_it_is(hub: Hub, client: Client) -> None:
+    await asking(client, URL(hub.url()), home=URL(hub.url()))
+    assert hub.count() == 1
+
+
+async def asking(client: Client, url: URL, home: URL) -> int:
+    async with client.send("blob", "GET", url, {}, home=home) as response:
+        return response.status
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, names: dict[str, str]) -> None:
+    """Names as a DNS server tells them; numbers and real names are left alone."""
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: object, *more: object, **fields: object) -> object:
+        return real(names.get(str(host), host), *more, **fields)  # type: ignore[arg-type,call-overload]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def test_the_text_by_which_a_refusal_is_known_is_its_own() -> None:
+    with pytest.raises(OSError, match=connector_module.REFUSED_ADDRESS):
+        connector_module._outer_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 80)))

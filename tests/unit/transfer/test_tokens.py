@@ -1,0 +1,333 @@
+"""Tokens: fetched once for all, kept while they are good, and nothing secret goes where it does not belong."""
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from aiohttp import web
+from hubcache.oci.account import Account
+from hubcache.oci.errors import BadUpstream, RegistryError, TooManyRequests, Unauthorized, Unavailable
+from hubcache.transfer import tokens as tokens_module
+from hubcache.transfer.breaker import Breakers
+from hubcache.transfer.client import Client
+from hubcache.transfer.session import open_session
+from hubcache.transfer.tokens import Challenge, Tokens, parse_token, pull_scope
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.parts import Line, Recorder, line_to
+from support.standin import Fault, Hub
+from yarl import URL
+
+SCOPE = pull_scope("library/debian")
+QUOTED = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"\\'), min_size=1, max_size=20)
+
+
+class Clock:
+    """Stands in for the `time` module; the event loop keeps the true one."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+# -- challenges ------------------------------------------------------------------------------------------------------
+
+
+@given(QUOTED, QUOTED | st.none(), QUOTED | st.none(), QUOTED | st.none())
+def test_a_challenge_reads_back_as_it_is_written(
+    realm: str, service: str | None, scope: str | None, error: str | None
+) -> None:
+    challenge = Challenge(realm, service, scope, error)
+    assert Challenge.parse(challenge.render()) == challenge
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ('Bearer realm="https://a/token",service="r"', Challenge("https://a/token", "r", None)),
+        ('bearer  Realm="https://a/token" , SERVICE=r', Challenge("https://a/token", "r", None)),
+        ('Bearer realm="https://a?x=1,2",scope="repository:a:pull,push"',
+         Challenge("https://a?x=1,2", None, "repository:a:pull,push")),
+        ('Bearer realm="https://a",error="invalid_token"', Challenge("https://a", None, None, "invalid_token")),
+        ('BEARER realm=https://a/token', Challenge("https://a/token", None, None)),
+    ],
+)  # fmt: skip
+def test_challenges_as_registries_write_them_are_understood(header: str, expected: Challenge) -> None:
+    assert Challenge.parse(header) == expected
+
+
+def test_of_two_challenges_in_one_header_the_first_counts() -> None:
+    both = 'Bearer realm="https://auth.example/token",service="s", Basic realm="people"'
+    assert Challenge.parse(both) == Challenge("https://auth.example/token", "s", None)
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Basic realm=x", 'Bearer service="r"', 'Bearer realm=""', "Bearerrealm=x"]
+)
+def test_what_is_no_bearer_challenge_with_a_realm_is_none(header: str | None) -> None:
+    assert Challenge.parse(header) is None
+
+
+@given(st.text(max_size=60) | st.text('realm="\\,= ', max_size=60).map(lambda text: "Bearer " + text))
+def test_whatever_the_header_holds_it_is_a_challenge_or_none(header: str) -> None:
+    challenge = Challenge.parse(header)
+    assert challenge is None or challenge.realm
+
+
+# -- fetching --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def line(hub: Hub) -> AsyncIterator[Line]:
+    hub.image("library/debian", "stable")
+    async with line_to(hub) as opened:
+        yield opened
+
+
+def challenge_of(hub: Hub, realm: str | None = None) -> Challenge:
+    return Challenge(realm or hub.realm, hub.service, None)
+
+
+async def test_many_who_need_a_token_at_once_share_one_fetch(hub: Hub, line: Line) -> None:
+    hub.faults.add(Fault(kind="token", delay=0.1))
+    tokens = await asyncio.gather(*(line.tokens.get(challenge_of(hub), SCOPE) for _ in range(30)))
+    assert len(set(tokens)) == 1
+    assert hub.count(kind="token") == 1
+
+
+async def test_a_token_is_used_again_while_it_is_good_but_not_for_another_scope(hub: Hub, line: Line) -> None:
+    first = await line.tokens.get(challenge_of(hub), SCOPE)
+    assert await line.tokens.get(challenge_of(hub), SCOPE) == first
+    assert await line.tokens.get(challenge_of(hub), pull_scope("library/alpine")) != first
+    assert hub.count(kind="token") == 2
+
+
+async def test_an_anonymous_request_tells_service_and_scope_and_nothing_else(hub: Hub, line: Line) -> None:
+    await line.tokens.get(challenge_of(hub), SCOPE)
+    [record] = hub.requests(kind="token")
+    assert record.authorization is None
+    assert record.path.count("&") == 1
+    assert "service=registry.docker.io" in record.path
+    assert "scope=repository:library/debian:pull" in record.path.replace("%3A", ":").replace("%2F", "/")
+
+
+async def test_an_accounts_token_is_kept_apart_from_the_anonymous_one(hub: Hub, line: Line) -> None:
+    hub.user("alice", "s\N{SNOWMAN}cret:")
+    account = Account("alice", "s\N{SNOWMAN}cret:")
+    anonymous, own = await asyncio.gather(
+        line.tokens.get(challenge_of(hub), SCOPE), line.tokens.get(challenge_of(hub), SCOPE, account)
+    )
+    assert ("anonymous" in anonymous, "alice" in own) == (True, True)
+    assert await line.tokens.get(challenge_of(hub), SCOPE) == anonymous
+
+
+async def test_no_account_shows_its_password_when_printed() -> None:
+    assert "secret" not in repr(Account("alice", "secret"))
+
+
+@pytest.mark.parametrize("lifetime", [None, 100])
+async def test_a_token_is_fetched_again_before_it_expires(
+    hub: Hub, line: Line, monkeypatch: pytest.MonkeyPatch, lifetime: int | None
+) -> None:
+    """Without `expires_in` a token lives 60 seconds (distribution spec)."""
+    clock = Clock()
+    monkeypatch.setattr(tokens_module, "time", clock)
+    hub.accounts.expires_in = lifetime
+    first = await line.tokens.get(challenge_of(hub), SCOPE)
+    clock.now += (lifetime or 60) * 0.5
+    assert await line.tokens.get(challenge_of(hub), SCOPE) == first
+    clock.now += (lifetime or 60) * 0.45
+    assert await line.tokens.get(challenge_of(hub), SCOPE) != first
+
+
+async def test_a_refused_token_is_forgotten_unless_there_is_a_newer_one(hub: Hub, line: Line) -> None:
+    challenge = challenge_of(hub)
+    first = await line.tokens.get(challenge, SCOPE)
+    line.tokens.forget(challenge, SCOPE, first)
+    second = await line.tokens.get(challenge, SCOPE)
+    assert second != first
+    line.tokens.forget(challenge, SCOPE, first)
+    assert await line.tokens.get(challenge, SCOPE) == second
+
+
+async def test_a_failed_fetch_is_tried_anew_by_the_next_who_asks(hub: Hub, line: Line) -> None:
+    hub.faults.add(Fault(kind="token", status=500, times=1))
+    with pytest.raises(Unavailable):
+        await line.tokens.get(challenge_of(hub), SCOPE)
+    assert await line.tokens.get(challenge_of(hub), SCOPE)
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault(status=500, body="<html>"), Unavailable),
+        (Fault(status=404), Unavailable),
+        (Fault(status=401, body={"details": "no"}), Unauthorized),
+        (Fault(status=403), Unauthorized),
+        (Fault(status=200, body="<html>please log in</html>"), Unavailable),
+        (Fault(status=200, body={"tokens": "x"}), Unavailable),
+        (Fault(status=200, body={"token": ""}), Unavailable),
+        (Fault(status=200, body={"token": ["x"]}), Unavailable),
+        (Fault(status=200, body="[]"), Unavailable),
+        (Fault(status=200, body="x" * (2 << 20)), BadUpstream),
+        (Fault(headers={"Content-Encoding": "br"}, status=200, body=b"token"), BadUpstream),
+        (Fault(status=200, body={"token": "line\nfeed"}), Unavailable),
+        (Fault(status=200, body={"token": "snow\N{SNOWMAN}man"}), Unavailable),
+        (Fault(reset=True), Unavailable),
+        (Fault(close_after=10), Unavailable),
+        (Fault(redirect="https://elsewhere.example/token"), Unavailable),
+        (Fault(redirect="loop"), Unavailable),
+    ],
+)
+async def test_a_token_service_that_gives_none_is_an_error_that_can_be_answered(
+    hub: Hub, line: Line, fault: Fault, expected: type[RegistryError]
+) -> None:
+    hub.faults.add(replace(fault, kind="token"))
+    with pytest.raises(expected):
+        await line.tokens.get(challenge_of(hub), SCOPE)
+
+
+async def test_a_limited_token_service_tells_when_to_try_again(hub: Hub, line: Line) -> None:
+    hub.faults.add(Fault(kind="token", status=429, body="Too Many Requests", headers={"Retry-After": "17"}))
+    with pytest.raises(TooManyRequests) as caught:
+        await line.tokens.get(challenge_of(hub), SCOPE)
+    assert caught.value.retry_after == 17
+
+
+async def test_a_token_service_that_is_down_is_unavailable(hub: Hub, line: Line) -> None:
+    hub.stop("token")
+    with pytest.raises(Unavailable):
+        await line.tokens.get(challenge_of(hub), SCOPE)
+    assert line.seen.answers == [("token", "error")]
+
+
+@pytest.mark.parametrize(
+    "realm",
+    ["ftp://auth.example/token", "/token", "token", "auth.example", "http://", "http://[::1/token", "http://a:99999/",
+     "file:///etc/passwd", "unix:///run/x", "http:///token", "http://" + "a" * 70 + ".example/token", "http://a..b/t",
+     "http://\udcff.example/", "http://a b/token", "http://localhost:0/token", "https://:443/", "http://[]@"],
+)  # fmt: skip
+async def test_a_malformed_realm_is_an_error_that_can_be_answered(line: Line, realm: str) -> None:
+    with pytest.raises(RegistryError):
+        await line.tokens.get(Challenge(realm, None, None), SCOPE)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(max_size=30) | st.text("http:/[]@.%?#0aß\udcff ", max_size=20).map(lambda text: "http://" + text))
+def test_no_realm_whatever_breaks_anything(realm: str) -> None:
+    """Without a connection: what the realm is made of decides before anything is sent."""
+
+    async def attempt() -> None:
+        http = open_session(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "test")
+        client = Client(http, Recorder(), Breakers())
+        client.offline = True
+        try:
+            with pytest.raises(RegistryError):
+                await Tokens(client).get(Challenge(realm, "service", None), SCOPE)
+        finally:
+            await http.close()
+
+    asyncio.run(attempt())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"token": "x", "expires_in": ' + b"9" * 400 + b"}",
+        b'{"token": "x", "expires_in": NaN}',
+        b'{"token": "x", "expires_in": -5}',
+        b'{"token": "x", "expires_in": 0}',
+        b'{"token": "x", "expires_in": null}',
+        b'{"token": "x", "expires_in": "300"}',
+        b"[" * 200_000,
+        b"\xff\xfe\x00",
+        b'{"token": "a\\nb"}',
+        b'{"token": "\\ud800"}',
+    ],
+)
+async def test_no_token_document_whatever_breaks_anything(body: bytes) -> None:
+    async with served(body) as (tokens, realm):
+        with contextlib.suppress(BadUpstream, Unavailable):
+            assert await tokens.get(Challenge(realm, None, None), SCOPE)
+
+
+@pytest.mark.parametrize(
+    ("told", "lifetime"),
+    [("null", 60), ('"300"', 300), ('"soon"', 60), ("true", 60), ("[]", 60), ("300.5", 300.5), ("0", 0), ("-5", 0),
+     ("9" * 400, 3600), ('"' + "9" * 50 + '"', 60)],
+)  # fmt: skip
+def test_lifetime_that_is_no_number_of_seconds_costs_no_token(told: str, lifetime: float) -> None:
+    assert parse_token(b'{"token": "x", "expires_in": ' + told.encode() + b"}") == ("x", lifetime)
+
+
+async def test_what_registries_choose_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long their tokens are, and how many challenges they invent."""
+    monkeypatch.setattr(tokens_module, "_MAX_KEPT", 1 << 20)
+    async with served(json.dumps({"token": "x" * 100_000}).encode()) as (tokens, realm):
+        for number in range(30):
+            await tokens.get(Challenge(realm, str(number), None), SCOPE)
+        assert len(tokens._known) <= 10
+    assert Challenge.parse('Bearer realm="' + "x" * 5000 + '"') is None
+
+
+async def test_realm_at_an_inner_address_is_asked_only_for_a_registry_that_is_there(hub: Hub, line: Line) -> None:
+    hub.realm = hub.realm.replace("localhost", "127.0.0.1")
+    with pytest.raises(BadUpstream, match="this machine"):
+        await line.tokens.get(challenge_of(hub), SCOPE, home=URL("http://192.0.2.1"))
+    assert hub.count() == 0
+    assert await line.tokens.get(challenge_of(hub), SCOPE, home=URL(hub.url()))
+
+
+async def test_trouble_of_a_token_service_is_known_until_it_answers(hub: Hub, line: Line) -> None:
+    fault = hub.faults.add(Fault(kind="token", status=500))
+    with pytest.raises(Unavailable, match="token service cannot be reached: it answered 500"):
+        await line.tokens.get(challenge_of(hub), SCOPE)
+    assert line.tokens.trouble(hub.realm) == "it answered 500"
+    hub.faults.remove(fault)
+    await line.tokens.get(challenge_of(hub), SCOPE)
+    assert line.tokens.trouble(hub.realm) is None
+
+
+@pytest.mark.parametrize("lifetime", ["1e400", "Infinity", "1e18"])
+async def test_no_token_is_kept_for_longer_than_a_day(monkeypatch: pytest.MonkeyPatch, lifetime: str) -> None:
+    clock = Clock()
+    monkeypatch.setattr(tokens_module, "time", clock)
+    asked: list[str] = []
+    async with served(b'{"token": "x", "expires_in": ' + lifetime.encode() + b"}", asked) as (tokens, realm):
+        await tokens.get(Challenge(realm, None, None), SCOPE)
+        clock.now += 86400.0
+        await tokens.get(Challenge(realm, None, None), SCOPE)
+    assert len(asked) == 2
+
+
+@asynccontextmanager
+async def served(body: bytes, asked: list[str] | None = None) -> AsyncIterator[tuple[Tokens, str]]:
+    """Tokens, and the realm of a service that answers with `body`."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if asked is not None:
+            asked.append(request.path)
+        return web.Response(body=body, content_type="application/json")
+
+    application = web.Application()
+    application.router.add_get("/token", answer)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    http = open_session(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "test")
+    try:
+        yield Tokens(Client(http, Recorder(), Breakers())), f"http://127.0.0.1:{runner.addresses[0][1]}/token"
+    finally:
+        await http.close()
+        await runner.cleanup()
+
+
+async def test_the_other_name_of_the_token_field_is_understood() -> None:
+    async with served(json.dumps({"access_token": "x", "expires_in": 300}).encode()) as (tokens, realm):
+        assert await tokens.get(Challenge(realm, None, None), SCOPE) == "x"

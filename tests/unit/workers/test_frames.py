@@ -1,0 +1,68 @@
+"""Whatever is said between owner and worker arrives as it was said."""
+
+import asyncio
+
+import pytest
+from hubcache.oci.registry import Registry
+from hubcache.serve.messages import Answer, Door, Forward, Moved, Request, Result
+from hubcache.workers.frames import frame, pack_outcome, pack_request, read_frame, unpack_outcome, unpack_request
+from hypothesis import given
+from hypothesis import strategies as st
+
+NAMES = st.dictionaries(st.text(max_size=10), st.text(max_size=20), max_size=3)
+REGISTRY = Registry.parse("registry-1.docker.io=http://localhost:5001")
+
+
+async def passed_on(data: bytes) -> tuple[list[object], bytes]:
+    reader = asyncio.StreamReader()
+    reader.feed_data(data)
+    reader.feed_eof()
+    return await read_frame(reader)
+
+
+@given(st.builds(
+    Request,
+    method=st.sampled_from(["GET", "HEAD", "POST"]),
+    path=st.text(max_size=30),
+    registry=st.just(REGISTRY),
+    door=st.sampled_from(Door),
+    headers=NAMES,
+    query=st.text(max_size=10),
+    client=st.text(max_size=10),
+    for_token=st.booleans(),
+    body=st.none() | st.binary(max_size=100),
+))  # fmt: skip
+def test_request_arrives_as_it_was(request: Request) -> None:
+    head, body = pack_request(request)
+    (received,), payload = asyncio.run(passed_on(frame([head], body)))
+    assert isinstance(received, dict)
+    assert unpack_request(received, payload) == request
+
+
+@given(st.none() | st.builds(
+    Forward,
+    authorization=st.none() | st.text(max_size=20),
+    moved=st.none() | st.builds(Moved, st.text(max_size=10), st.text(max_size=10), st.booleans()),
+    kind=st.text(max_size=5),
+) | st.builds(
+    Answer,
+    status=st.integers(200, 599),
+    headers=NAMES,
+    result=st.sampled_from(Result),
+    body=st.binary(max_size=100),
+    source=st.none(),
+    length=st.integers(0, 1 << 40),
+    size=st.integers(0, 1 << 40),
+    kind=st.text(max_size=5),
+))  # fmt: skip
+def test_outcome_arrives_as_it_was(outcome: Answer | Forward | None) -> None:
+    head, body = pack_outcome(outcome)
+    (received,), payload = asyncio.run(passed_on(frame([head], body)))
+    assert isinstance(received, list)
+    assert unpack_outcome(received, payload) == outcome
+
+
+async def test_end_within_a_frame_is_noticed() -> None:
+    for length in range(1, len(whole := frame(["a"], b"payload"))):
+        with pytest.raises(asyncio.IncompleteReadError):
+            await passed_on(whole[:length])

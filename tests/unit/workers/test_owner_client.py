@@ -1,0 +1,190 @@
+"""A worker gets from its owner what the engine would have given, bytes of stored and arriving blobs included."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hubcache.oci.digest import Digest
+from hubcache.serve import cached_blobs
+from hubcache.serve.messages import Door, Forward, Moved, Result
+from support.engine import read, running
+from support.standin import Fault, Hub
+from support.users import basic, until
+from support.workers import DATA, REPO, Pair, pair_fixture, paired, requests
+
+pair = pair_fixture()
+
+
+async def test_whole_image_cold_and_warm_and_what_it_held_is_released(pair: Pair, hub: Hub) -> None:
+    image = hub.image(REPO, "1", [DATA])
+    store = pair.cache.engine.store
+    for wanted in (Result.MISS, Result.HIT):
+        manifest = await pair.get(f"/v2/{REPO}/manifests/1")
+        assert (manifest.status, manifest.body) == (200, image.manifest)
+        layer = await pair.get(f"/v2/{REPO}/blobs/{image.layers[0]}")
+        assert (layer.status, layer.result, layer.length) == (200, wanted, len(DATA))
+        assert await read(layer) == DATA
+        part = await pair.get(f"/v2/{REPO}/blobs/{image.layers[0]}", range="bytes=-5")
+        assert (part.status, await read(part)) == (206, DATA[-5:])
+        await pair.settled()
+    await until(lambda: not store.ledger.in_use)
+    assert hub.count(kind="cdn", method="GET") == 1
+    assert (await pair.get(f"/v2/{REPO}/blobs/{image.layers[0]}", "HEAD")).length == len(DATA)
+    assert (await pair.get(f"/v2/{REPO}/manifests/none")).status == 404
+
+
+async def test_bytes_arrive_while_the_fill_goes_on(pair: Pair, hub: Hub) -> None:
+    digest = hub.blob(REPO, DATA)
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
+    answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
+    assert answer.source is not None
+    first = await answer.source.read()
+    assert first == DATA[: len(first)] != b""
+    hub.faults.remove(fault)
+    rest = await read(answer)
+    assert first + rest == DATA
+
+
+async def test_client_of_a_worker_that_leaves_is_a_reader_no_more(pair: Pair, hub: Hub) -> None:
+    digest = hub.blob(REPO, DATA)
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
+    readers = lambda: [one.readers for one in pair.cache.engine.fills.progress()]  # noqa: E731
+    first, second = await pair.get(f"/v2/{REPO}/blobs/{digest}"), await pair.get(f"/v2/{REPO}/blobs/{digest}")
+    assert readers() == [2]
+    for answer, left in ((first, 1), (second, 0)):
+        assert answer.source is not None
+        await answer.source.close()
+        await until(lambda left=left: readers() == [left])
+    hub.faults.remove(fault)
+    await pair.settled()
+    assert pair.cache.engine.store.has(Digest.parse(digest))
+
+
+async def test_many_readers_of_one_cold_blob_are_one_fetch(pair: Pair, hub: Hub) -> None:
+    digest = hub.blob(REPO, DATA)
+    answers = await asyncio.gather(*(pair.get(f"/v2/{REPO}/blobs/{digest}") for _ in range(16)))
+    assert set(await asyncio.gather(*map(read, answers))) == {DATA}
+    assert hub.count(kind="cdn", method="GET") == 1
+
+
+async def test_range_that_the_fill_has_not_reached_is_fetched_beside_it_or_comes_from_it(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached_blobs, "FAR_AHEAD", 100_000)
+    digest = hub.blob(REPO, DATA)
+    fill = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000, times=1))
+    filler = await pair.get(f"/v2/{REPO}/blobs/{digest}")
+    part = f"bytes={len(DATA) - 100}-"
+    assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}", range=part)) == DATA[-100:]
+    assert hub.count(kind="cdn", method="GET") == 2
+    beside = hub.faults.add(Fault(kind="blob", status=503))
+    late = asyncio.create_task(pair.get(f"/v2/{REPO}/blobs/{digest}", range=part))
+    await until(lambda: beside.hits)
+    hub.faults.remove(fill)
+    assert await read(filler) == DATA
+    assert await read(await late) == DATA[-100:]
+    assert hub.count(kind="cdn", method="GET") == 2
+
+
+async def test_worker_is_told_of_a_fill_once_for_all_its_readers(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hub.blob(REPO, DATA)
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
+    heard: list[list[Any]] = []
+    hear = pair.remote._hear
+    monkeypatch.setattr(pair.remote, "_hear", lambda head, payload: (heard.append(head), hear(head, payload)))
+    early = await asyncio.gather(*(pair.get(f"/v2/{REPO}/blobs/{digest}") for _ in range(8)))
+    await until(lambda: any(head[0] == "readable" and head[2] >= 900_000 for head in heard))
+    late = await pair.get(f"/v2/{REPO}/blobs/{digest}")
+    assert late.source is not None
+    first = await late.source.read()
+    assert first
+    hub.faults.remove(fault)
+    assert set(await asyncio.gather(*map(read, early))) == {DATA}
+    await until(lambda: not pair.remote._fills)
+    numbers = {head[1] for head in heard if head[0] in ("readable", "whole")}
+    assert len(numbers) == 1
+    counts = [head[2] for head in heard if head[0] == "readable"]
+    assert counts == sorted(set(counts))
+    assert first + await read(late) == DATA
+    assert pair.remote._opening == {}
+
+
+async def test_blob_that_the_store_does_not_take_is_passed_on(pair: Pair, hub: Hub) -> None:
+    pair.cache.apply(max_blob=1000)
+    answer = await pair.get(f"/v2/{REPO}/blobs/{hub.blob(REPO, DATA)}")
+    assert await read(answer) == DATA
+    assert "stored" not in answer.headers["Cache-Status"]
+
+
+async def test_token_request_is_answered_when_its_body_is_there(pair: Pair, hub: Hub) -> None:
+    hub.user("alice", "secret")
+    plain = pair.cache.request(Door.PROXY, "POST", "/token", authorization=basic("alice", "secret"))
+    request = type(plain)(**{name: getattr(plain, name) for name in plain.__slots__} | {"for_token": True})
+    assert await pair.remote.answer(request) is None
+
+
+async def test_push_is_forwarded_and_what_it_moved_is_asked_anew(pair: Pair, hub: Hub) -> None:
+    hub.image(REPO, "1", [b"old"])
+    await pair.get(f"/v2/{REPO}/manifests/1")
+    request = pair.cache.request(Door.PROXY, "PUT", f"/v2/{REPO}/manifests/1", authorization="Bearer own")
+    outcome = await pair.remote.answer(request)
+    assert outcome == Forward("Bearer own", Moved(REPO, "1"), "manifest")
+    new = hub.image(REPO, "1", [b"new"])
+    await pair.remote.moved(request.registry, Moved(REPO, "1"))
+    assert (await pair.get(f"/v2/{REPO}/manifests/1")).body == new.manifest
+
+
+async def test_answer_of_a_moment_ago_is_given_again_and_counted(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hubcache.workers.answer_cache.SECONDS", 60.0)
+    hub.image(REPO, "1", [b"layer"])
+    engine = pair.cache.engine
+    digest = hub.blob(REPO, b"layer")
+    for path in (f"/v2/{REPO}/manifests/1", f"/v2/{REPO}/blobs/{digest}"):
+        await pair.get(path)
+        await pair.settled()
+        kept = await pair.get(path)
+        labels = {"door": "mirror", "kind": path.split("/")[-2].removesuffix("s"), "result": "hit"}
+        before = engine.metrics.registry.get_sample_value("hubcache_requests_total", labels) or 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pair.remote, "_ask_owner", None)
+            repeated = [await pair.get(path) for _ in range(3)]
+        assert repeated == [kept] * 3
+        assert kept.body
+
+        def told(labels: dict[str, str] = labels, expected: float = before + 3) -> bool:
+            return engine.metrics.registry.get_sample_value("hubcache_requests_total", labels) == expected
+
+        await until(told)
+
+
+async def test_answer_is_not_given_again_after_the_content_was_removed(pair: Pair, hub: Hub) -> None:
+    """By fetches: a blob that is in the store by the time that the worker looks for its staged file is a hit."""
+    path = f"/v2/{REPO}/blobs/{hub.blob(REPO, b'layer')}"
+    for _ in range(3):
+        assert await read(await pair.get(path)) == b"layer"
+        await pair.settled()
+    assert hub.count(kind="cdn", method="GET") == 1
+    await pair.cache.engine.store.remove(Digest.of(b"layer"))
+    assert await read(await pair.get(path)) == b"layer"
+    assert hub.count(kind="cdn", method="GET") == 2
+
+
+async def test_what_was_repeated_last_is_counted_before_the_end(hub: Hub, tmp_path: Path) -> None:
+    hub.image(REPO, "1", [b"layer"])
+    async with running(hub, tmp_path / "store") as cache:
+        async with paired(cache) as pair:
+            for _ in range(5):
+                await pair.get(f"/v2/{REPO}/manifests/1")
+        assert requests(pair) == 5
+
+
+async def test_what_was_sent_is_counted_by_the_owner(pair: Pair) -> None:
+    pair.remote._sent("store", 100)
+    pair.remote._sent("store", 23)
+    text = 'hubcache_sent_bytes_total{source="store"} 123.0'
+    await until(lambda: text in pair.cache.engine.metrics.render().decode())

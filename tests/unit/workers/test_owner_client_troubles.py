@@ -1,0 +1,221 @@
+"""A worker and its owner in trouble: a file, a client, a worker or the owner that is gone, and defects of either."""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hubcache.oci.errors import HubcacheError
+from hubcache.serve.messages import Answer, Door
+from hubcache.workers.epoch import Epoch
+from hubcache.workers.owner_client import OwnerClient
+from hubcache.workers.owner_server import _Conversation
+from support.engine import read, running
+from support.standin import Fault, Hub
+from support.users import until
+from support.workers import DATA, REPO, Pair, pair_fixture, paired, requests
+
+pair = pair_fixture()
+
+
+async def test_defect_in_telling_of_a_fill_breaks_its_readers_off(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(_Conversation, "_tell_progress", broken)
+    hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
+    answer = await pair.get(f"/v2/{REPO}/blobs/{hub.blob(REPO, DATA)}")
+    with pytest.raises(HubcacheError, match="internal"):
+        await asyncio.wait_for(read(answer), 10)
+    hub.faults.clear()
+    assert pair.remote._fills == {}
+
+
+async def test_answer_that_comes_as_its_asker_gives_up_is_released(pair: Pair, hub: Hub) -> None:
+    digest = hub.blob(REPO, DATA)
+    hear = pair.remote._hear
+    asking: asyncio.Task[Answer] | None = None
+
+    def give_up(head: list[Any], payload: bytes) -> None:
+        hear(head, payload)
+        if head[0] == "answered" and asking is not None:
+            asking.cancel()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair.remote, "_hear", give_up)
+        await pair.get("/v2/")  # whatever waits for a frame already has found the method
+        asking = asyncio.create_task(pair.get(f"/v2/{REPO}/blobs/{digest}"))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    await pair.settled()
+    await until(lambda: not pair.cache.engine.store.ledger.in_use)
+    assert pair.remote._opening == {}
+
+
+async def test_wrong_bytes_break_the_body_off(pair: Pair, hub: Hub) -> None:
+    digest = hub.blob(REPO, DATA)
+    hub.faults.add(Fault(kind="cdn", corrupt_at=len(DATA) - 1, pause_after=1_000_000, times=1))
+    answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
+    hub.faults.clear()
+    with pytest.raises(HubcacheError):
+        await read(answer)
+
+
+async def test_file_that_is_always_gone_before_it_is_opened_costs_the_client_nothing(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hub.blob(REPO, DATA)
+
+    def gone(*_: object) -> int:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("hubcache.workers.owner_client.open_regular", gone)
+    assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
+    assert requests(pair) == 1
+
+
+async def test_file_that_was_gone_before_it_was_opened_is_found_again_and_counted_once(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pair.cache.apply(access_log=tmp_path / "access")
+    digest = hub.blob(REPO, DATA)
+    missed: list[Path] = []
+
+    def late(path: Path) -> int:
+        if not missed:
+            missed.append(path)
+            raise FileNotFoundError
+        return os.open(path, os.O_RDONLY)
+
+    monkeypatch.setattr("hubcache.workers.owner_client.open_regular", late)
+    assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
+    assert missed
+    assert requests(pair) == 1
+    assert hub.count(kind="cdn", method="GET") == 1
+    await pair.cache.engine.close()
+    assert len((tmp_path / "access").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("condition", [{}, {"range": "bytes=5-", "if_range": '"another"'}])
+async def test_store_that_fails_in_the_middle_costs_the_client_nothing(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch, condition: dict[str, str]
+) -> None:
+    digest = hub.blob(REPO, DATA)
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
+    answer = await pair.get(f"/v2/{REPO}/blobs/{digest}", **condition)
+    assert answer.source is not None
+    first = await answer.source.read()
+    fill = pair.cache.engine.fills.get(next(iter(pair.cache.engine.fills._running)))
+    assert fill is not None
+    assert fill.staged is not None
+    monkeypatch.setattr("os.pwrite", _no_space)
+    hub.faults.remove(fault)
+    rest = await read(answer)
+    assert first + rest == DATA
+
+
+def _no_space(*_: object) -> int:
+    raise OSError(28, "No space left on device")
+
+
+async def test_defect_in_the_owner_is_an_error_and_no_hang(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pair.cache.engine.service, "answer", broken)
+    async with asyncio.timeout(5):
+        assert (await pair.get(f"/v2/{REPO}/manifests/1")).status == 503
+
+
+async def test_worker_notices_that_its_owner_is_gone(hub: Hub, tmp_path: Path) -> None:
+    lost = asyncio.Event()
+    owner, theirs = socket.socketpair()
+    epoch = Epoch.create()
+    remote = await OwnerClient.connect(theirs, epoch, lost.set)
+    async with running(hub, tmp_path / "store") as cache:
+        asking = asyncio.ensure_future(remote.answer(cache.request(Door.MIRROR, "GET", "/v2/")))
+        await until(lambda: remote._waiting)
+        owner.close()
+        async with asyncio.timeout(5):
+            answer = await asking
+            await lost.wait()
+    assert isinstance(answer, Answer)
+    assert answer.status == 503
+    await remote.close()
+    epoch.close()
+
+
+async def test_worker_that_does_not_understand_its_owner_ends_and_says_so(
+    pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair.remote, "_hear", lambda *_: 1 / 0)
+    async with asyncio.timeout(5):
+        await pair.get("/v2/")  # whatever waits for a frame already has found the method
+        assert (await pair.get(f"/v2/{REPO}/manifests/1")).status == 503
+        await pair.lost.wait()
+    await pair.remote.close()
+    assert "does not understand its owner" in caplog.text
+
+
+async def test_worker_that_dies_releases_what_it_held(hub: Hub, tmp_path: Path) -> None:
+    async with running(hub, tmp_path / "store") as cache:
+        digest = hub.blob(REPO, DATA)
+        async with paired(cache) as pair:
+            await read(await pair.get(f"/v2/{REPO}/blobs/{digest}"))
+            await pair.settled()
+            answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
+            assert answer.source is not None
+            await answer.source.read()
+            assert cache.engine.store.ledger.in_use
+            assert pair.workers == [1]
+        assert pair.workers == [1, 0]
+        assert not cache.engine.store.ledger.in_use
+        await answer.source.close()
+
+
+async def test_blob_that_the_worker_cannot_open_is_an_error_and_is_released(
+    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hub.blob(REPO, DATA)
+    assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
+    await pair.settled()
+
+    def fails(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hubcache.workers.owner_client.open_regular", fails)
+        assert (await pair.get(f"/v2/{REPO}/blobs/{digest}")).status == 503
+    await until(lambda: not pair.cache.engine.store.ledger.in_use)
+    assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
+
+
+async def test_source_that_is_being_closed_when_the_worker_ends_is_closed() -> None:
+    """It may be waiting for its reader; what it holds would else be held for ever."""
+    closed = asyncio.Event()
+
+    class Slow:
+        origin, finished = "upstream", False
+
+        async def read(self) -> bytes:
+            try:
+                return await asyncio.Future()
+            finally:
+                await asyncio.sleep(0)
+
+        async def close(self) -> None:
+            closed.set()
+
+    conversation = _Conversation(Any, SimpleNamespace(write=lambda _: None))
+    conversation._sources[1] = Slow()
+    conversation.hear(["read", 1], b"")
+    await asyncio.sleep(0)
+    conversation.hear(["close", 1], b"")
+    await asyncio.sleep(0)
+    await conversation.close()
+    assert closed.is_set()
