@@ -36,7 +36,7 @@ room = room_fixture()
 @pytest.mark.parametrize("sized", [True, False])
 async def test_a_broken_transfer_is_taken_up_where_it_broke(hub: Hub, room: Room, fault: Fault, sized: bool) -> None:
     hub.faults.add(replace(fault, kind="cdn"))
-    room.line.client._breakers.failed = lambda *_, **__: None  # type: ignore[method-assign]  # circuits: test_breaker
+    room.line.client._breakers.record_failure = lambda *_, **__: None  # type: ignore[method-assign]  # circuits: test_breaker
     fill = room.start(len(LAYER) if sized else None)
     assert await room.read(fill) == LAYER
     await fill.wait_stored()
