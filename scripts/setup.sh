@@ -1,27 +1,30 @@
-# Set-up that scripts/serve and scripts/test share; to be sourced by bash. Everything it makes is in the repository:
+# Set-up that scripts/serve and scripts/test share; bash sources it. Everything that it creates is in the repository:
 #
-#   .venv         the locked dependencies, with a stamp that says what it was made from. While the stamp is right,
-#                 nothing else here runs. It is built as .uv/venv and renamed, so there is never a half-made one.
-#   .uv/tool      uv, which makes the .venv
-#   .uv/python    a Python that uv fetched, where the machine has none that will do
-#   .uv/setup.log what the programs said during the last set-up
+#   .venv         the locked dependencies, with a stamp that records their lock file and Python. While the stamp
+#                 matches, no set-up runs. It is built as .uv/venv and renamed, so it is always complete.
+#   .uv/tool      uv, which creates .venv
+#   .uv/python    a Python that uv downloaded, when the machine has no suitable one
+#   .uv/newest    the newest releases of the dependencies, for scripts/test --newest
+#   .uv/setup.log the output of the programs that the last set-up ran
 
 uv_version=0.13.9
-minors="13 14 12 15" # of Python 3: the versions that are looked for, the preferred one first
-fetched_python=3.13  # the version that uv fetches when none is found
+minors="13 14 12 15"  # minor versions of Python 3 to look for, the preferred one first
+downloaded_python=3.13 # the version that uv downloads when none is found
 root="$(cd -P -- "${BASH_SOURCE[0]%/*}/.." && pwd)"
 venv="$root/.venv"
 work="$root/.uv"
+newest_venv="$work/newest"
 log="$work/setup.log"
 stamp=hubcache-stamp
 
-# Where pyenv may have Pythons: its usual place, and the places of the shims on PATH (after sudo, HOME is another).
+# Directories in which pyenv may have installed Pythons: the default one, and those of the shims on PATH, because sudo
+# changes HOME.
 pyenvs=("${PYENV_ROOT:-${HOME:-}/.pyenv}")
 while read -r -d : entry; do
     if [[ $entry == */shims ]]; then pyenvs+=("${entry%/shims}"); fi
 done <<<"$PATH:"
 
-{ true <&0; } 2>/dev/null || exec </dev/null # a closed standard input would become the next file that is opened
+{ true <&0; } 2>/dev/null || exec </dev/null # the next file opened would get the descriptor of a closed standard input
 
 say() { printf 'hubcache: %s\n' "$*" >&2; }
 
@@ -30,7 +33,7 @@ fail() {
     exit 1
 }
 
-# step TEXT COMMAND...: run a command with its output in the log; when it fails, say so in one line and exit.
+# step TEXT COMMAND...: run a command with its output in the log; when it fails, print one line and exit.
 step() {
     local text=$1 start reason
     shift
@@ -39,16 +42,17 @@ step() {
     start=$(wc -l 2>/dev/null <"$log" || echo 0)
     if ! (cd "$root" && "$@") </dev/null >>"$log" 2>&1; then
         reason=$(tail -n "+$((start + 1))" "$log" | grep -iE '^ *(error|E):' | tail -n 1 || true)
-        fail "failed: $text: ${reason:-exit status not 0} (all of it: $log)"
+        fail "failed: $text: ${reason:-exit status not 0} (full output: $log)"
     fi
 }
 
-# Descriptor 9 is the lock: a service that a package starts must not keep it.
+# Descriptor 9 is the lock: a service that a package starts must not inherit it.
 apt_install() {
     DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=120 install --no-install-recommends "$@" 9>&-
 }
 
-# try COMMAND: if it is a Python that runs and has what mitmproxy and diskcache need of it, set python to its real path.
+# try COMMAND: if it is a Python that runs and has the modules that mitmproxy and diskcache need, set python to its
+# resolved path.
 try() {
     python=$("$1" -I -c 'if True:
         import os, sys
@@ -57,8 +61,8 @@ try() {
         print(os.path.realpath(sys.executable))' 2>/dev/null </dev/null)
 }
 
-# Set python to the one to use, or to nothing when there is none. A name on PATH proves nothing: pyenv puts a shim there
-# for each version that it knows, and a shim runs only when its version is selected.
+# Set python to the one to use, or to nothing when there is none. A name on PATH may not run: pyenv puts a shim there for
+# each version that it has, and a shim works only while its version is selected.
 find_python() {
     local minor directory candidate
     if [[ -n ${HUBCACHE_PYTHON:-} ]]; then
@@ -78,7 +82,7 @@ find_python() {
     python=
 }
 
-# find_host MODULE: set host to any Python with that module; it only has to install uv.
+# find_host MODULE: set host to any Python that has the module; it is used only to install uv.
 find_host() {
     local candidate
     for candidate in ${python:+"$python"} python3 /usr/bin/python3; do
@@ -90,24 +94,25 @@ find_host() {
     return 1
 }
 
-# Set uv to a uv of our version. Debian and Ubuntu ship Python without ensurepip and without pip.
+# Set uv to a uv of version $uv_version, and install it when needed. Debian and Ubuntu ship Python without ensurepip and
+# pip.
 ensure_uv() {
-    local host requirement="uv==$uv_version" said
+    local host requirement="uv==$uv_version" installed
     uv="$work/tool/bin/uv"
-    said=$("$uv" --version 2>/dev/null || true)
-    [[ $said == "uv $uv_version" || $said == "uv $uv_version "* ]] && return
+    installed=$("$uv" --version 2>/dev/null || true)
+    [[ $installed == "uv $uv_version" || $installed == "uv $uv_version "* ]] && return
     rm -rf "$work/tool"
     if ! find_host ensurepip && ! find_host pip; then
         if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
-            fail "Python here has neither venv nor pip: have python3-venv installed (sudo apt-get install python3-venv)"
+            fail "Python has neither venv nor pip; install python3-venv (sudo apt-get install python3-venv)"
         fi
-        step "reading the lists of packages" apt-get -q update
+        step "reading the package lists" apt-get -q update
         step "installing python3-venv" apt_install python3-venv
         [[ -n $python ]] || find_python
         find_host ensurepip || fail "python3-venv is installed, but no Python has ensurepip"
     fi
     if find_host ensurepip; then
-        step "making a place for uv" "$host" -I -m venv "$work/tool"
+        step "creating an environment for uv" "$host" -I -m venv "$work/tool"
         step "installing uv" "$work/tool/bin/python" -I -m pip --no-input install --no-user "$requirement"
     else
         find_host pip
@@ -115,7 +120,7 @@ ensure_uv() {
     fi
 }
 
-# uv's cache where the user's is of no use: no home, or one that cannot be written.
+# Use a cache in .uv when the user has no home directory, or one that cannot be written.
 choose_uv_cache() {
     local base="${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}"
     local usual="${UV_CACHE_DIR:-${base:+$base/uv}}"
@@ -123,7 +128,7 @@ choose_uv_cache() {
     export UV_CACHE_DIR="$work/cache"
 }
 
-# uv does not read pip's configuration: a mirror that is set there holds for uv too, unless uv has one of its own.
+# uv does not read pip's configuration: use the package index that is set there, unless uv has one of its own.
 choose_index() {
     local index="${PIP_INDEX_URL:-}"
     [[ -z ${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-} ]] || return 0
@@ -137,7 +142,7 @@ lock_hash() {
     printf %s "${line%% *}"
 }
 
-# The stamp's lines: hash of uv.lock, group, the Python it runs on, and HUBCACHE_PYTHON as it was given.
+# Lines of the stamp: hash of uv.lock, group, resolved path of Python, and the value of HUBCACHE_PYTHON.
 write_stamp() {
     local real
     real=$(readlink -f "$work/venv/bin/python")
@@ -150,7 +155,7 @@ read_stamp() {
     ((${#made[@]} == 4))
 }
 
-# ready GROUP: whether .venv is what is wanted. One with the dev group will do for serve.
+# ready GROUP: whether .venv can be used for the group. One made for dev can be used for serve.
 ready() {
     local made
     if [[ ! -x $venv/bin/python ]] || ! read_stamp; then return 1; fi
@@ -159,23 +164,25 @@ ready() {
     [[ -z ${HUBCACHE_PYTHON:-} || $HUBCACHE_PYTHON == "${made[2]}" || $HUBCACHE_PYTHON == "${made[3]}" ]]
 }
 
-# In the side of the repository that nobody looks at; .venv is replaced when all is done, and kept when a step fails.
+# make_venv GROUP: build the environment in .uv; it replaces .venv after all steps succeeded.
 make_venv() {
     local group=$1 python uv made export=(--frozen --no-dev)
     : >"$log"
     if read_stamp && [[ ${made[1]} == dev ]]; then group=dev; fi
-    if [[ $group == dev ]]; then export=(--locked --group dev); fi # a lock file left behind is an error to developers
+    if [[ $group == dev ]]; then export=(--locked --group dev); fi # an outdated lock file is an error
     rm -rf "$work/venv" "$work/replaced"
     find_python
     ensure_uv
     choose_uv_cache
     if [[ -z $python ]]; then
         export UV_PYTHON_INSTALL_DIR="$work/python"
-        step "no Python >= 3.12 here: fetching $fetched_python" "$uv" python install --no-bin "$fetched_python"
-        python=$("$uv" python find --managed-python "$fetched_python") || fail "uv does not find the Python it fetched"
+        step "no Python >= 3.12 found: downloading $downloaded_python" \
+            "$uv" python install --no-bin "$downloaded_python"
+        python=$("$uv" python find --managed-python "$downloaded_python") ||
+            fail "uv does not find the Python that it downloaded"
     fi
     step "making .venv with $python" "$uv" venv --relocatable --python "$python" "$work/venv"
-    # With --locked, uv wants a Python; left to itself it would not find ours everywhere, and fetch one.
+    # With --locked, uv needs a Python; without --python it may not find this one and download another.
     step "reading uv.lock" "$uv" export "${export[@]}" --python "$work/venv/bin/python" --no-emit-project \
         --output-file "$work/requirements.txt"
     choose_index
@@ -187,18 +194,40 @@ make_venv() {
     rm -rf "$work/replaced"
 }
 
-# prepare GROUP: make .venv unless it is ready. GROUP is `serve` or `dev`.
-prepare() {
-    ready "$1" && return
-    if ! mkdir -p "$work" 2>/dev/null || [[ ! -w $work || ! -w $root ]]; then
-        fail "cannot set up: no right to write in $root"
-    fi
-    # Held by the programs started below too, so that one that outlives us is not disturbed by the next start.
+# prepare_newest: create .uv/newest with the newest releases that pyproject.toml permits, and print those that differ
+# from .venv. Neither uv.lock nor .venv is changed.
+prepare_newest() {
+    local uv python="$venv/bin/python"
+    mkdir -p "$work"
+    lock
+    ensure_uv
+    choose_uv_cache
+    choose_index
+    step "making .uv/newest" "$uv" venv --clear --python "$python" "$newest_venv"
+    step "installing the newest releases" "$uv" pip install --upgrade --compile-bytecode \
+        --python "$newest_venv/bin/python" --requirements pyproject.toml --group dev
+    diff <("$uv" pip freeze -q --python "$python") <("$uv" pip freeze -q --python "$newest_venv/bin/python") |
+        sed -n 's/^</locked:/p; s/^>/newest:/p' | sort -k 2 >&2 || true
+    exec 9>&-
+}
+
+# Hold the lock on .uv as descriptor 9. The programs started below inherit it, so that one that outlives this script is
+# not disturbed by the next start.
+lock() {
     exec 9>"$work/lock"
     if ! flock -n 9; then
         say "waiting for another set-up to end"
         flock 9
     fi
+}
+
+# prepare GROUP: create .venv unless it is ready. GROUP is `serve` or `dev`.
+prepare() {
+    ready "$1" && return
+    if ! mkdir -p "$work" 2>/dev/null || [[ ! -w $work || ! -w $root ]]; then
+        fail "cannot set up: no permission to write in $root"
+    fi
+    lock
     ready "$1" || make_venv "$1"
     exec 9>&-
 }

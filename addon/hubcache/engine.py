@@ -28,13 +28,14 @@ from .serve.tag_refresh import TICK_SECONDS, TagRefresh
 from .serve.token_service import TokenService
 from .store.scrub import Scrub
 from .store.store import Store
-from .transfer.breaker import Breakers
-from .transfer.client import Client
+from .transfer.breaker import CircuitBreakers
+from .transfer.challenge import Challenge
 from .transfer.fills import Fills
 from .transfer.pump import Pump
 from .transfer.session import open_session
-from .transfer.tokens import Challenge, Tokens
+from .transfer.tokens import Tokens
 from .transfer.upstream import Upstream
+from .transfer.upstream_client import UpstreamClient
 
 logger = logging.getLogger("hubcache")
 
@@ -53,7 +54,7 @@ class Engine:
         self.pump = Pump(self.metrics.sent, lambda error: logger.warning("hubcache: a body broke off: %s", error))
         self._settings = settings
         self._tls = tls
-        self.breakers = Breakers()
+        self.breakers = CircuitBreakers()
         self.metrics.watch(self.store, self.breakers)
         self._status = Status(self.store, self.metrics, self.breakers) if settings.status else None
         self._housekeeping: asyncio.Task[None] | None = None
@@ -75,7 +76,7 @@ class Engine:
             self.storage_failed(error)
         self._http = open_session(self._tls, USER_AGENT)
         self._guarded = open_session(self._tls, USER_AGENT, guarded=True)
-        self._client = Client(self._http, self.metrics, self.breakers, self._guarded)
+        self._client = UpstreamClient(self._http, self.metrics, self.breakers, self._guarded)
         self._tokens = Tokens(self._client)
         memory = BestEffort(self.store, self.storage_failed)
         self._memory = memory
@@ -183,7 +184,7 @@ class Engine:
     def _may_spend(self, host: str) -> bool:
         """Whether the rate limit, as last seen, leaves more than the reserve for clients, and no 429 said to pause."""
         upstream = self._upstreams.get(host)
-        if upstream is None or upstream.is_paused("manifest", ""):
+        if upstream is None or upstream.is_rate_limited("manifest", ""):
             return False
         has_account = self._settings.account is not None and host == HUB_HOST
         remaining = self.metrics.remaining(host, "account" if has_account else "anonymous")

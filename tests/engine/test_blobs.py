@@ -11,7 +11,7 @@ from hubcache.serve import cached_blobs
 from hubcache.serve.identity import Identity
 from hubcache.serve.messages import Answer, Door, Result
 from hubcache.transfer import fills
-from hubcache.transfer.fill import MAX_BESIDE
+from hubcache.transfer.fill import MAX_PARALLEL_RANGES
 from support.engine import Cache, read, running
 from support.standin import Fault, Hub, random_bytes
 from support.standin.content import sha256
@@ -77,9 +77,9 @@ async def test_few_ranges_are_fetched_beside_one_fill_at_a_time_and_others_in_th
     cache: Cache, hub: Hub, ranges: Ranges
 ) -> None:
     filler, _, reading = await ranges.ask(cache)
-    await until(lambda: ranges.beside_fill == MAX_BESIDE)
+    await until(lambda: ranges.beside_fill == MAX_PARALLEL_RANGES)
     await asyncio.wait(reading, timeout=0.1)
-    assert ranges.beside_fill == MAX_BESIDE
+    assert ranges.beside_fill == MAX_PARALLEL_RANGES
     hub.faults.remove(ranges.beside)
     assert await asyncio.gather(*reading) == [DATA[at : at + 100] for at in STARTS]
     wanted = [record.header("Range") for record in hub.requests(kind="cdn", method="GET")[1:]]
@@ -92,22 +92,27 @@ async def test_range_that_waits_for_its_turn_is_given_by_the_fill_where_that_is_
     cache: Cache, hub: Hub, ranges: Ranges
 ) -> None:
     filler, _, reading = await ranges.ask(cache)
-    await until(lambda: ranges.beside_fill == MAX_BESIDE)
+    await until(lambda: ranges.beside_fill == MAX_PARALLEL_RANGES)
     hub.faults.remove(ranges.fill)
     assert await read(filler) == DATA
-    assert await asyncio.gather(*reading[MAX_BESIDE:]) == [DATA[at : at + 100] for at in STARTS[MAX_BESIDE:]]
-    assert ranges.beside_fill == MAX_BESIDE
+    assert await asyncio.gather(*reading[MAX_PARALLEL_RANGES:]) == [
+        DATA[at : at + 100] for at in STARTS[MAX_PARALLEL_RANGES:]
+    ]
+    assert ranges.beside_fill == MAX_PARALLEL_RANGES
     hub.faults.remove(ranges.beside)
     await asyncio.gather(*reading)
 
 
 async def test_client_that_leaves_gives_up_its_turn_and_its_place(cache: Cache, hub: Hub, ranges: Ranges) -> None:
     filler, answers, reading = await ranges.ask(cache)
-    await until(lambda: ranges.beside_fill == MAX_BESIDE)
-    for number in (0, *range(MAX_BESIDE, len(answers) - 1)):  # one that has a place, all but the last that have none
+    await until(lambda: ranges.beside_fill == MAX_PARALLEL_RANGES)
+    for number in (
+        0,
+        *range(MAX_PARALLEL_RANGES, len(answers) - 1),
+    ):  # one that has a place, all but the last that have none
         reading[number].cancel()
     await asyncio.gather(*(task for task in reading if task.cancelling()), return_exceptions=True)
-    await until(lambda: ranges.beside_fill == MAX_BESIDE + 1)
+    await until(lambda: ranges.beside_fill == MAX_PARALLEL_RANGES + 1)
     last = hub.requests(kind="cdn", method="GET")[-1]
     assert last.header("Range") == f"bytes={STARTS[-1]}-{STARTS[-1] + 99}"
     hub.faults.clear()
@@ -137,11 +142,11 @@ async def test_range_whose_own_request_is_not_answered_comes_from_the_fill(
     silent = hub.faults.add(Fault(kind="cdn", method="GET", blackhole=True))
     answers = [await begin(cache, ranges.digest, range=f"bytes={at}-{at + 99}") for at in STARTS]
     reading = [asyncio.create_task(read(answer)) for answer in answers]
-    await until(lambda: silent.hits == MAX_BESIDE)
+    await until(lambda: silent.hits == MAX_PARALLEL_RANGES)
     hub.faults.remove(ranges.fill)
     assert await read(filler) == DATA
     assert await asyncio.wait_for(asyncio.gather(*reading), 10) == [DATA[at : at + 100] for at in STARTS]
-    assert silent.hits == MAX_BESIDE
+    assert silent.hits == MAX_PARALLEL_RANGES
 
 
 async def test_range_near_a_fill_that_stands_still_is_fetched_beside_it_in_the_end(

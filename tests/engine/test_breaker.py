@@ -61,11 +61,11 @@ async def page(cache: Cache, path: str) -> str:
 
 
 async def until_closed(cache: Cache, host: str) -> None:
-    await until(lambda: cache.engine.breakers.reason(host) is None)
+    await until(lambda: cache.engine.breakers.open_reason(host) is None)
 
 
 async def until_open(cache: Cache, host: str) -> None:
-    await until(lambda: cache.engine.breakers.reason(host) is not None)
+    await until(lambda: cache.engine.breakers.open_reason(host) is not None)
 
 
 async def until_probed(cache: Cache, host: str) -> None:
@@ -104,7 +104,7 @@ async def test_single_failure_opens_nothing(cache: Cache, hub: Hub, door: Door) 
     hub.image("library/other", "1", [b"another"])
     hub.faults.add(Fault(kind="manifest", status=503, times=1))
     assert (await cache.get(door, "/v2/library/other/manifests/1"))[0] == 200
-    assert cache.engine.breakers.reason(address(hub, "registry")) is None
+    assert cache.engine.breakers.open_reason(address(hub, "registry")) is None
 
 
 async def test_failures_with_successes_between_them_open_nothing(cache: Cache, hub: Hub) -> None:
@@ -112,7 +112,7 @@ async def test_failures_with_successes_between_them_open_nothing(cache: Cache, h
         hub.image("library/other", str(number), [str(number).encode()])
         hub.faults.add(Fault(kind="manifest", status=503, times=1))
         assert (await cache.get(Door.PROXY, f"/v2/library/other/manifests/{number}"))[0] == 200
-    assert cache.engine.breakers.reason(address(hub, "registry")) is None
+    assert cache.engine.breakers.open_reason(address(hub, "registry")) is None
 
 
 async def test_refusals_and_limits_open_nothing(cache: Cache, hub: Hub) -> None:
@@ -122,7 +122,7 @@ async def test_refusals_and_limits_open_nothing(cache: Cache, hub: Hub) -> None:
         for number in range(breaker.THRESHOLD + 1):
             await cache.get(Door.PROXY, f"/v2/library/s{status}/manifests/{number}")
         hub.faults.remove(fault)
-    assert cache.engine.breakers.reason(address(hub, "registry")) is None
+    assert cache.engine.breakers.open_reason(address(hub, "registry")) is None
 
 
 @DOORS
@@ -132,7 +132,7 @@ async def test_one_time_out_opens_the_circuit_and_no_further_request_waits(
     cache.apply(tag_ttl=0.0)
     hub.blackhole()
     await cache.get(door, "/v2/library/app/manifests/1")
-    assert cache.engine.breakers.reason(address(hub, "registry")) == "time-out"
+    assert cache.engine.breakers.open_reason(address(hub, "registry")) == "time-out"
     begun = time.monotonic()
     assert set(await pull(cache, image, door)) == {200}
     assert time.monotonic() - begun < PROMPT
@@ -223,8 +223,8 @@ async def test_failed_probe_is_not_waited_for_again(cache: Cache, hub: Hub) -> N
     await fail(cache, Door.PROXY, 1)
     await until_probed(cache, address(hub, "registry"))
     with pytest.raises(CircuitOpen) as caught:
-        cache.engine.breakers.check(address(hub, "registry"))
-    assert not await asyncio.wait_for(caught.value.is_over(), 0.05)
+        cache.engine.breakers.raise_if_open(address(hub, "registry"))
+    assert not await asyncio.wait_for(caught.value.wait_for_probe(), 0.05)
 
 
 async def test_token_service_is_down_when_it_fails_for_several_repositories(
@@ -236,7 +236,7 @@ async def test_token_service_is_down_when_it_fails_for_several_repositories(
     hub.faults.add(Fault(kind="token", path="/token*", status=500))
     paths = [f"/v2/library/none{number}/manifests/1" for number in range(breaker.THRESHOLD)]
     await asyncio.gather(*(cache.get(Door.MIRROR, path) for path in paths))
-    assert cache.engine.breakers.reason(address(hub, "token")) == "status 500"
+    assert cache.engine.breakers.open_reason(address(hub, "token")) == "status 500"
 
 
 # -- what is nobody's failure -----------------------------------------------------------------------------------------
@@ -281,14 +281,14 @@ async def test_circuits_are_bounded_and_those_unused_are_forgotten(monkeypatch: 
     monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.0)
     monkeypatch.setattr(breaker, "_LAST_PROBE_SECONDS", 0.0)
     now = 0.0
-    breakers = breaker.Breakers(lambda: now)
+    breakers = breaker.CircuitBreakers(lambda: now)
     for number in range(breaker.MAX_HOSTS * 2):
-        breakers.failed(f"host{number}", "time-out", never, at_once=True)
+        breakers.record_failure(f"host{number}", "time-out", never, at_once=True)
     await until(lambda: len(breakers._probes) <= breaker.MAX_HOSTS)
     assert len(breakers.circuits) == breaker.MAX_HOSTS
     last = f"host{breaker.MAX_HOSTS * 2 - 1}"
     now = breaker.UNUSED_SECONDS - 1
-    assert breakers.reason(last) == "time-out"
+    assert breakers.open_reason(last) == "time-out"
     now += 2
     assert list(breakers.circuits) == [last], "somebody asked for it"
     await until(lambda: len(breakers._probes) == 1)
@@ -298,14 +298,14 @@ async def test_circuits_are_bounded_and_those_unused_are_forgotten(monkeypatch: 
 async def test_circuit_that_opens_again_has_one_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.01)
     monkeypatch.setattr(breaker, "_LAST_PROBE_SECONDS", 0.01)
-    breakers = breaker.Breakers()
+    breakers = breaker.CircuitBreakers()
     for _ in range(10):
-        breakers.failed("host", "time-out", never, at_once=True)
+        breakers.record_failure("host", "time-out", never, at_once=True)
         await breakers.circuits["host"].probed.wait()
-        breakers.succeeded("host")
-    breakers.failed("host", "time-out", never, at_once=True)
+        breakers.record_success("host")
+    breakers.record_failure("host", "time-out", never, at_once=True)
     await until(lambda: len(breakers._probes) == 1)
-    assert breakers.reason("host") == "time-out"
+    assert breakers.open_reason("host") == "time-out"
     await breakers.close()
 
 
@@ -324,7 +324,7 @@ async def test_probe_in_the_background_closes_the_circuit(
             hub.faults.add(Fault(kind="[pmb]*", status=int(status)))
     await fail(cache, door, 1)
     await asyncio.sleep(0.3)
-    assert cache.engine.breakers.reason(address(hub, "registry")) is not None, "probes fail, too"
+    assert cache.engine.breakers.open_reason(address(hub, "registry")) is not None, "probes fail, too"
     hub.faults.clear()
     hub.start()
     await until_closed(cache, address(hub, "registry"))
@@ -349,7 +349,7 @@ async def test_each_host_has_a_circuit_of_its_own(cache: Cache, hub: Hub) -> Non
     hub.stop("cdn")
     for blob in (*other.layers, other.config):
         assert (await cache.get(Door.PROXY, f"/v2/library/other/blobs/{blob}"))[0] == 503
-    assert cache.engine.breakers.reason(address(hub, "cdn")) is not None
+    assert cache.engine.breakers.open_reason(address(hub, "cdn")) is not None
     assert await cache.get(Door.PROXY, "/v2/library/other/manifests/1") == (200, other.manifest)
 
 

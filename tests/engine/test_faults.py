@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.serve.messages import Answer, Door, Result
-from hubcache.transfer import client, session, upstream
+from hubcache.transfer import session, upstream, upstream_client
 from support.engine import Cache, running
 from support.fault_table import ROWS, Row
 from support.standin import Fault, Hub, Image, random_bytes
@@ -20,7 +20,7 @@ def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time-outs as in production would make a test of them last minutes."""
     monkeypatch.setattr(session, "CONNECT_SECONDS", 1.0)
     monkeypatch.setattr(session, "PROGRESS_SECONDS", 1.0)
-    monkeypatch.setattr(client, "_PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(upstream_client, "_PROBE_SECONDS", 0.3)
     monkeypatch.setattr(upstream, "_BACKOFF_SECONDS", 0.01)
 
 

@@ -15,7 +15,7 @@ from hubcache.serve.identity import Identity
 from hubcache.serve.messages import Answer, Door
 from hubcache.transfer import fill_slots, unread_fills
 from hubcache.transfer.fill import Fill
-from hubcache.transfer.fills import Progress
+from hubcache.transfer.fills import FillProgress
 from support.engine import Cache, read, running
 from support.standin import Fault, Hub, random_bytes
 from support.users import settled, until
@@ -171,7 +171,7 @@ async def test_progress_tells_size_bytes_and_readers(blobs: Blobs) -> None:
     fill = blobs.fill(1)
     assert fill is not None
     await fill.wait_readable(100_000)
-    assert blobs.cache.engine.fills.progress() == [Progress(fill.digest, SIZE, 100_000, 2)]
+    assert blobs.cache.engine.fills.progress() == [FillProgress(fill.digest, SIZE, 100_000, 2)]
     blobs.end()
     assert await read(first) == await read(second) == blobs.data(1)
     await settled(blobs.cache)

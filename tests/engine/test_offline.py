@@ -108,7 +108,7 @@ async def test_going_offline_ends_the_probes_of_an_open_circuit(
     monkeypatch.setattr("hubcache.transfer.breaker._LAST_PROBE_SECONDS", 0.05)
     hub.stop()
     await cache.get(Door.PROXY, "/v2/library/app/manifests/none")
-    assert cache.engine.breakers.reason(f"localhost:{hub.ports['registry']}") is not None
+    assert cache.engine.breakers.open_reason(f"localhost:{hub.ports['registry']}") is not None
     cache.apply(offline=True)
     hub.start()
     await asyncio.sleep(0.3)

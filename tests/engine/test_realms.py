@@ -10,7 +10,7 @@ import pytest
 from hubcache.oci.registry import Registry
 from hubcache.serve.challenges import TOKEN_PATH, for_client, is_at_home, told_error
 from hubcache.serve.messages import LOCAL_TOKEN, UNCHECKED_TOKEN, Answer, Door, Forward
-from hubcache.transfer.tokens import Challenge
+from hubcache.transfer.challenge import Challenge
 from hypothesis import given
 from hypothesis import strategies as st
 from support.engine import Cache, read, running

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hubcache.engine import Engine
-from hubcache.oci.media import COMMON
+from hubcache.oci.media import COMMON_TYPES
 from hubcache.oci.registry import Registry
 from hubcache.operate.options import Settings
 from hubcache.serve.messages import Answer, Door, Forward, Request
 
 from support.standin import Hub
 
-ACCEPT = ", ".join(COMMON)
+ACCEPT = ", ".join(COMMON_TYPES)
 
 
 def settings(hub: Hub, directory: Path, **changes: Any) -> Settings:

@@ -44,7 +44,7 @@ class Room:
         return FillSource(fill, fill.staged.path, os.dup(fill.staged.fd), start, end, fallback)
 
     async def read(self, fill: Fill, start: int = 0, end: int = len(LAYER)) -> bytes:
-        await fill.opened()
+        await fill.wait_opened()
         source = self.reader(fill, start, end)
         try:
             parts = []
@@ -56,7 +56,7 @@ class Room:
 
     async def failure(self, fill: Fill) -> HubcacheError:
         with pytest.raises(HubcacheError) as caught:
-            await fill.ended()
+            await fill.wait_stored()
         return caught.value
 
     def left_nothing(self) -> bool:

@@ -20,11 +20,11 @@ from hubcache.mitm.interception import Interception
 from hubcache.mitm.tunnel import Connects
 from hubcache.oci.errors import ManifestInvalid, RangeInvalid, RegistryError
 from hubcache.oci.manifest import parse_manifest
-from hubcache.oci.media import negotiation
+from hubcache.oci.media import normalize_accept
 from hubcache.oci.reference import parse_range, parse_target
 from hubcache.oci.registry import HUB_HOST, Registry
 from hubcache.serve.mirror import platform_of
-from hubcache.transfer.tokens import Challenge
+from hubcache.transfer.challenge import Challenge
 from hubcache.transfer.upstream_response import content_range
 from mitmproxy import connection, options
 from mitmproxy.net.http import http1
@@ -295,7 +295,7 @@ def _ranges(text: str) -> None:
 def _words(text: str) -> None:
     with contextlib.suppress(RegistryError):
         parse_target(text)
-    assert len(negotiation(text)) < 10_000
+    assert len(normalize_accept(text)) < 10_000
     assert len(platform_of(text)) < 30
 
 

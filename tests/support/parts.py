@@ -16,11 +16,12 @@ from hubcache.oci.errors import HubcacheError
 from hubcache.oci.media import OCI_MANIFEST
 from hubcache.oci.registry import Registry
 from hubcache.store.store import Store
-from hubcache.transfer.breaker import Breakers
-from hubcache.transfer.client import Client
+from hubcache.transfer.breaker import CircuitBreakers
+from hubcache.transfer.challenge import Challenge
 from hubcache.transfer.session import open_session
-from hubcache.transfer.tokens import Challenge, Tokens
+from hubcache.transfer.tokens import Tokens
 from hubcache.transfer.upstream import Upstream
+from hubcache.transfer.upstream_client import UpstreamClient
 
 from support.standin import Hub
 
@@ -115,7 +116,7 @@ class Line:
 
     upstream: Upstream
     tokens: Tokens
-    client: Client
+    client: UpstreamClient
     http: aiohttp.ClientSession
     seen: Recorder
     learned: list[Challenge]
@@ -127,9 +128,9 @@ async def line_to(hub: Hub, address: str | None = None, account: Account | None 
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if hub.ca_file is not None:
         tls.load_verify_locations(hub.ca_file)
-    http, seen, breakers, learned = open_session(tls, "hubcache-test"), Recorder(), Breakers(), list[Challenge]()
+    http, seen, breakers, learned = open_session(tls, "hubcache-test"), Recorder(), CircuitBreakers(), list[Challenge]()
     guarded = open_session(tls, "hubcache-test", guarded=True)
-    client = Client(http, seen, breakers, guarded)
+    client = UpstreamClient(http, seen, breakers, guarded)
     tokens = Tokens(client)
     registry = Registry.parse(f"registry-1.docker.io={address or hub.url()}")
     upstream = Upstream(registry, client, tokens, lambda _, challenge: learned.append(challenge), account)

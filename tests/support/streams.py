@@ -24,7 +24,7 @@ async def pour(source: Source) -> bytes:
     """All the rest of a source, into a buffer as long as it is on a file."""
     content, buffer = b"", memoryview(bytearray(100_000))
     while not source.finished:
-        take = await source.on_file()
+        take = await source.file_reader()
         if take is None:
             return content + await drain(source)
         content += buffer[: take(buffer)]

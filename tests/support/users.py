@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hubcache.serve import access
 from hubcache.serve.messages import Answer, Door
-from hubcache.transfer import client, session, tokens, upstream
+from hubcache.transfer import session, tokens, upstream, upstream_client
 
 from support.engine import Cache
 from support.standin import Hub, Image
@@ -55,7 +55,7 @@ def short_times(patch: pytest.MonkeyPatch) -> None:
     """Time-outs as in production would make tests of them last minutes."""
     patch.setattr(session, "CONNECT_SECONDS", 1.0)
     patch.setattr(session, "PROGRESS_SECONDS", 1.0)
-    patch.setattr(client, "_PROBE_SECONDS", 1.0)
+    patch.setattr(upstream_client, "_PROBE_SECONDS", 1.0)
 
 
 async def pull(cache: Cache, image: Image, door: Door = Door.PROXY, **headers: str) -> list[int]:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import ip_address
 
-from ..oci.address import is_inner
+from ..oci.address import is_local_address
 
 type Address = tuple[str, int]
 """Host, by name or number, and port."""
@@ -62,7 +62,7 @@ class Destinations:
         return permitted[0], port
 
     def _permits(self, number: str, port: int) -> bool:
-        if is_inner(number):
+        if is_local_address(number):
             return False
         return port not in self._ports or not _is_own(number)
 

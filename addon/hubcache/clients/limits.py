@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Protocol
 
 from ..decide.throttle import Throttle
-from ..oci.address import plain_address
+from ..oci.address import parse_address
 from ..operate.option_values import Network
 
 logger = logging.getLogger("hubcache")
@@ -65,7 +65,7 @@ class ClientLimits:
         """Whether a client of that address may use the doors."""
         if not self.networks:
             return True
-        found = plain_address(address)
+        found = parse_address(address)
         if any(found in network for network in self.networks):
             return True
         if self._throttle.permits("turned away"):
@@ -131,5 +131,5 @@ class ClientLimits:
 
 def _place(address: str) -> str:
     """An IPv6 client has as many addresses as it likes in its /64."""
-    found = plain_address(address)
+    found = parse_address(address)
     return found.packed[:8].hex() if found.version == 6 else str(found)

@@ -13,7 +13,7 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode
 
-from ..oci.address import plain_address
+from ..oci.address import parse_address
 from .connection import DirectConnection, DirectDependencies
 
 HOOKS = (
@@ -72,4 +72,4 @@ class _TurnedAway(asyncio.Protocol):
 
 @lru_cache(1 << 12)
 def _is_global(address: str) -> bool:
-    return plain_address(address).is_global
+    return parse_address(address).is_global

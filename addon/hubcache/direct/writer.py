@@ -12,7 +12,7 @@ import socket
 
 from ..mitm.handover import HandoverState
 from ..mitm.tls import Connection, translated
-from ..transfer.sources import Take
+from ..transfer.sources import ReadInto
 
 _TURN = 1 << 20
 """Bytes that a client is sent in a row: under a millisecond, or all others would feel it."""
@@ -77,7 +77,7 @@ class DirectWriter:
         else:
             self._hand(data)
 
-    def pour(self, take: Take, most: int) -> int:
+    def pour(self, take: ReadInto, most: int) -> int:
         """As `Wire` wants it; raises as `write` does."""
         tls, poured = self._said.connection, 0
         while poured < _TURN:

@@ -8,7 +8,7 @@ from ..oci.registry import Registry
 from ..serve.cache_status import bypassed
 from ..serve.challenges import for_client, told_error
 from ..serve.messages import Answer
-from ..transfer.tokens import Challenge
+from ..transfer.challenge import Challenge
 
 
 def headers(answer: Answer) -> http.Headers:

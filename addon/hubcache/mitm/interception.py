@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 from mitmproxy import http
 from mitmproxy.proxy.mode_specs import ReverseMode
 
-from ..oci.reference import is_api
+from ..oci.reference import is_api_path
 from ..oci.registry import HUB_INDEX_HOST, HUB_REALM, Registry
 from ..serve.messages import Door, Request
 
@@ -83,7 +83,7 @@ class Interception:
         `index.docker.io` has more than the registry API (`docker search` asks for `/v1/search`), and only there.
         """
         host, port = address[0].lower(), address[1]
-        return None if host == HUB_INDEX_HOST and not is_api(path) else self._places.get((host, port))
+        return None if host == HUB_INDEX_HOST and not is_api_path(path) else self._places.get((host, port))
 
     def place_in_mirror(self, mode: ReverseMode, query: str, header: str | None) -> Place | None:
         """Where a request at a mirror door belongs; `header` is its `OCI-Namespace`.
@@ -97,6 +97,6 @@ class Interception:
             own = self._places.get((mode.address[0].lower(), mode.address[1]))
             return None if own is None else Place(own.registry, Door.MIRROR)
         for registry in self.registries:
-            if registry.answers_to(named[0]):
+            if registry.matches_namespace(named[0]):
                 return Place(registry, Door.MIRROR)
         return None

@@ -8,14 +8,14 @@ _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.2
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """An address without its zone, and an IPv4 one that is mapped into IPv6 (RFC 4291 section 2.5.5.2) as IPv4; raises
     `ValueError`."""
     found = ipaddress.ip_address(text.partition("%")[0])
     return getattr(found, "ipv4_mapped", None) or found
 
 
-def is_inner(text: str) -> bool:
+def is_local_address(text: str) -> bool:
     """Whether an IP address is loopback, unspecified, link-local, multicast or a cloud's metadata service.
 
     RFC 6890 for the ranges. Of 0.0.0.0/8 ("this network") Linux takes at least 0.0.0.0 for itself. IPv4 addresses
@@ -23,7 +23,7 @@ def is_inner(text: str) -> bool:
     inner: a registry and its CDN may well be in one. What is no address is not inner.
     """
     try:
-        found = plain_address(text)
+        found = parse_address(text)
     except ValueError:
         return False
     if isinstance(found, ipaddress.IPv6Address):

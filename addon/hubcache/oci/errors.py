@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 class HubcacheError(Exception):
     """Root of all errors this package raises."""
 
-    def again(self) -> Self:
+    def without_traceback(self) -> Self:
         """The same error, never raised. One that is kept and raised many times would keep the frames of all who were
         told it, with all that their clients said."""
         error = type(self).__new__(type(self), *self.args)
@@ -34,7 +34,7 @@ class RegistryError(HubcacheError):
         self.message = message
         self.detail = detail
 
-    def of(self, what: str) -> None:
+    def add_context(self, what: str) -> None:
         """Say of what this is an error, before it is raised again."""
         self.message = f"{what}: {self.message}"
         self.args = (self.message,)
@@ -154,11 +154,11 @@ class Unavailable(RegistryError):
     status, code = 503, "UNAVAILABLE"
 
 
-class NotAsked(Unavailable):
+class UpstreamNotContacted(Unavailable):
     """The upstream was not even tried."""
 
 
-class Abandoned(RegistryError):
+class FillCancelled(RegistryError):
     """What was being fetched is not fetched to its end, because nobody waits for it."""
 
     status, code = 503, "UNAVAILABLE"

@@ -50,7 +50,7 @@ def parse_manifest(body: bytes) -> tuple[Descriptor, ...]:
     return _references(_document(body))
 
 
-def parse_index(body: bytes) -> tuple[Descriptor, ...]:
+def parse_image_index(body: bytes) -> tuple[Descriptor, ...]:
     """As `parse_manifest`, for what must be an index, if only an empty one (Go writes an empty list as `null`)."""
     document = _document(body)
     if "manifests" not in document:

@@ -12,9 +12,9 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 OCTET_STREAM = "application/octet-stream"
 
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
-COMMON = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
+COMMON_TYPES = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
 
-_ALL_COMMON = ", ".join(COMMON)
+_ALL_COMMON = ", ".join(COMMON_TYPES)
 """One object for all who remember it."""
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 """RFC 6838 section 4.2."""
@@ -24,7 +24,7 @@ _MAX_LENGTH = 255
 """Characters of a media type (RFC 6838 section 4.2 allows 127 for each half)."""
 
 
-def negotiation(accept: str | None) -> str:
+def normalize_accept(accept: str | None) -> str:
     """The `Accept` header to send upstream for a client's; equal results mean "would get the same answer".
 
     dockerd, containerd, podman and skopeo all list the four common types beside various older ones, so they share one
@@ -38,12 +38,12 @@ def negotiation(accept: str | None) -> str:
             p.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for p in parameters
         ):
             accepted.add(media_type)
-    if accepted.issuperset(COMMON):
+    if accepted.issuperset(COMMON_TYPES):
         return _ALL_COMMON
     return ", ".join(sorted(accepted)[:_MAX_TYPES]) or "*/*"
 
 
-def type_of(body: bytes) -> str | None:
+def media_type_of(body: bytes) -> str | None:
     """The media type of a manifest as its bytes tell it; None where they do not (schema 1, or no manifest at all).
 
     By the field `mediaType`, else by the structure (OCI image-spec, manifest.md and image-index.md: the field is

@@ -94,7 +94,7 @@ def parse_target(path: str) -> Target:
     return OtherTarget(_repository_of(rest))
 
 
-def uploaded(query: str) -> Digest | None:
+def uploaded_digest(query: str) -> Digest | None:
     """The blob that an upload ends with: `digest` (distribution spec, "Pushing blobs"), or that a POST mounts."""
     parameters = parse_qs(query)
     for name in ("digest", "mount"):
@@ -106,12 +106,12 @@ def uploaded(query: str) -> Digest | None:
     return None
 
 
-def is_api(path: str) -> bool:
+def is_api_path(path: str) -> bool:
     """Whether a path is one of the registry API; hosts of registries also have pages and older APIs (`/v1/search`)."""
     return path == "/v2" or path.startswith("/v2/")
 
 
-def subject_of(tag: str) -> Digest | None:
+def subject_of_tag(tag: str) -> Digest | None:
     """The digest that a fallback tag is about; None for any other tag.
 
     `sha256-HEX` is what clients ask for where a registry has no referrers API ("Backwards Compatibility"); cosign adds

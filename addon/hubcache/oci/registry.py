@@ -65,7 +65,7 @@ class Registry:
         """What clients call this registry in image names and in `?ns=`."""
         return "docker.io" if self.is_hub else self.host
 
-    def answers_to(self, namespace: str) -> bool:
+    def matches_namespace(self, namespace: str) -> bool:
         """Whether a mirror request with `?ns=namespace` is for this registry."""
         namespace = namespace.lower()
         return namespace == self.host or (self.is_hub and namespace in HUB_NAMESPACES)

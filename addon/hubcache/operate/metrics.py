@@ -8,9 +8,9 @@ from http import HTTPStatus
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
 
 from ..oci.digest import Digest
-from ..oci.errors import Abandoned, HubcacheError, NotStored, StorageError
+from ..oci.errors import FillCancelled, HubcacheError, NotStored, StorageError
 from ..store.store import Store
-from ..transfer.breaker import Breakers
+from ..transfer.breaker import CircuitBreakers
 from .host_labels import Hosts
 
 _STATUSES = frozenset(str(status.value) for status in HTTPStatus) | {"error"}
@@ -57,7 +57,7 @@ class Metrics:
         )
         self._hosts = Hosts(self._forget_host)
         self._last_remaining: dict[tuple[str, str], int] = {}
-        self._breakers = Breakers()
+        self._breakers = CircuitBreakers()
         self._up = Gauge(
             "hubcache_upstream_up", "0 while the host's circuit is open.", ["host"], registry=self.registry
         )
@@ -69,7 +69,7 @@ class Metrics:
             "hubcache_fills", "Fills that ended, by result.", ["result"], registry=self.registry
         )
 
-    def watch(self, store: Store, breakers: Breakers) -> None:
+    def watch(self, store: Store, breakers: CircuitBreakers) -> None:
         """Show the store's numbers and the circuits' states as they are when asked for."""
         self._breakers = breakers
         numbers: list[tuple[str, str, Callable[[], float]]] = [
@@ -150,8 +150,8 @@ class Metrics:
         result = "stored" if error is None else "failed"
         if isinstance(error, StorageError):
             result = "not_admitted" if isinstance(error, NotStored) else "not_storable"
-        if isinstance(error, Abandoned):
+        if isinstance(error, FillCancelled):
             result = "abandoned"
         self._fill_results.labels(result).inc()
-        if error is not None and not isinstance(error, StorageError | Abandoned):
+        if error is not None and not isinstance(error, StorageError | FillCancelled):
             logger.warning("hubcache: fetching %s failed: %s", digest, error)

@@ -13,7 +13,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from ..oci.errors import ConfigError
 from ..store.store import Store
-from ..transfer.breaker import Breakers
+from ..transfer.breaker import CircuitBreakers
 from .metrics import Metrics
 
 _INTERNAL = re.compile(r"[0-9a-z_-]+|.*\.(?:svc|local|localhost|internal)")
@@ -25,7 +25,7 @@ the root, and `svc.cluster.local` ends in `local`)."""
 class Status:
     """An HTTP listener of its own, apart from the proxy's ports."""
 
-    def __init__(self, store: Store, metrics: Metrics, breakers: Breakers) -> None:
+    def __init__(self, store: Store, metrics: Metrics, breakers: CircuitBreakers) -> None:
         self._store = store
         self._breakers = breakers
         self._metrics = metrics

@@ -100,19 +100,19 @@ class CachedBlobs:
         fill = self._fills.get(digest)
         if fill is not None:
             if fill.origin == view.host:
-                return await fill.ended()
+                return await fill.wait_stored()
             with suppress(HubcacheError):
-                await fill.ended()
+                await fill.wait_stored()
             return await self.fetch(view, digest)
         self._gate.raise_missing(view.host, view.repository, view.question(str(digest)))
         fill = await self._start(view, digest, PREFETCH)
         if fill is None:
             return await self.fetch(view, digest)
         with fill.reading():
-            await fill.opened()
+            await fill.wait_opened()
             # Not at the end: who may read it then is for the registry to say.
             await self._asking.accepted(view, digest)
-            await fill.ended()
+            await fill.wait_stored()
 
     async def forget(self, host: str, repository: str, digest: Digest) -> None:
         """A blob was pushed or deleted through this proxy."""
@@ -157,7 +157,7 @@ class CachedBlobs:
             if fill is None:  # somebody else, whose rights are not the view's, was quicker
                 return await self.get(view, digest, range_header)
             with fill.reading():
-                size = await fill.opened()
+                size = await fill.wait_opened()
                 await self._asking.accepted(view, digest)
                 part, start, end = _window(range_header, size)
                 source = await self._join(fill, view, start, end)
@@ -172,7 +172,7 @@ class CachedBlobs:
         """By a fill that somebody else began."""
         try:
             with fill.reading():
-                size = await fill.opened()
+                size = await fill.wait_opened()
                 part, start, end = _window(range_header, size)
                 source = await self._join(fill, view, start, end)
         except StorageError:

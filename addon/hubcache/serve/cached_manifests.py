@@ -20,10 +20,10 @@ from ..oci.errors import (
     Unavailable,
 )
 from ..oci.manifest import parse_manifest
-from ..oci.media import COMMON
+from ..oci.media import COMMON_TYPES
 from ..store.store import Store
 from ..transfer.coalesce import Coalescer
-from ..transfer.upstream_response import Fetched
+from ..transfer.upstream_response import FetchedManifest
 from . import cache_status
 from .access import Access
 from .best_effort import BestEffort
@@ -39,7 +39,7 @@ MAX_REVALIDATIONS = 64
 
 type _Question = tuple[str, str, str, str, str, bool]
 
-_ANY = ", ".join((*COMMON, "*/*"))
+_ANY = ", ".join((*COMMON_TYPES, "*/*"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +146,10 @@ class CachedManifests:
             return None
         wants_head = found.body is None
         key = (*view.key, tag, negotiation, wants_head)
-        if not self._fetches.runs(key):
+        if not self._fetches.is_running(key):
             if len(self._revalidations) >= MAX_REVALIDATIONS:
                 return None
-            task = self._fetches.begin(key, lambda: self.validate(view, tag, negotiation, wants_head))
+            task = self._fetches.start(key, lambda: self.validate(view, tag, negotiation, wants_head))
             self._revalidations.add(task)
             task.add_done_callback(self._revalidations.discard)
         return found
@@ -297,7 +297,7 @@ class CachedManifests:
         await self._gate.accepted(view.host, view.repository, view.reader)
         return found
 
-    async def _take(self, view: Identity, fetched: Fetched) -> Found:
+    async def _take(self, view: Identity, fetched: FetchedManifest) -> Found:
         """Check and store a fetched manifest, and that all it refers to belongs to the repository."""
         try:
             children = parse_manifest(fetched.body)

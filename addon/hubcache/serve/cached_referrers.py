@@ -23,12 +23,12 @@ from ..oci.errors import (
     Unauthorized,
     Unavailable,
 )
-from ..oci.manifest import parse_index
+from ..oci.manifest import parse_image_index
 from ..oci.media import OCI_INDEX
-from ..oci.reference import subject_of
+from ..oci.reference import subject_of_tag
 from ..store.store import Store
 from ..transfer.coalesce import Coalescer
-from ..transfer.referrers_page import Listing
+from ..transfer.referrers_page import ReferrersPage
 from . import cache_status
 from .access import Access
 from .best_effort import BestEffort
@@ -99,7 +99,7 @@ class CachedReferrers:
         self, view: Identity, tag: str, negotiation: str, *, head: bool, known_only: bool = False
     ) -> Found:
         """The manifest at a tag made from a digest; raises `ManifestUnknown` as `listed` does."""
-        subject = subject_of(tag)
+        subject = subject_of_tag(tag)
         assert subject is not None
         record = self._record(view, subject, tag, negotiation)
         if record is not None and self._is_fresh(view, record):
@@ -121,7 +121,7 @@ class CachedReferrers:
 
         Where nothing tells which digest it refers to, all that is known of the repository's referrers is forgotten.
         """
-        await self._memory.forget_referrers(host, repository, subject or subject_of(reference))
+        await self._memory.forget_referrers(host, repository, subject or subject_of_tag(reference))
 
     # -- what is known ----------------------------------------------------------------------------------------------
 
@@ -162,20 +162,20 @@ class CachedReferrers:
                 await self._keep(view, subject, ("query", query), ReferrersRecord(None, asked_at), since)
             raise
         digest, was_here, is_here = await self._take(view, page)
-        record = ReferrersRecord(digest, asked_at, page.filters, page.following)
+        record = ReferrersRecord(digest, asked_at, page.filters_applied, page.next_query)
         known = self._record(view, subject, "query", query)
         await self._keep(view, subject, ("query", query), record, since)
         if was_here and known is not None and known.digest == digest:
             result, status = Result.REVALIDATED, cache_status.validated()
         else:
             result, status = Result.MISS, cache_status.fetched(stored=is_here)
-        return Listed(digest, page.body, page.filters, page.following, result, status)
+        return Listed(digest, page.body, page.filters_applied, page.next_query, result, status)
 
-    async def _take(self, view: Identity, page: Listing) -> tuple[Digest, bool, bool]:
+    async def _take(self, view: Identity, page: ReferrersPage) -> tuple[Digest, bool, bool]:
         """Check and store a page, and that all it lists belongs to the repository; its digest, and whether it was
         stored before and is now."""
         try:
-            children = parse_index(page.body)
+            children = parse_image_index(page.body)
         except ManifestInvalid as error:
             raise BadUpstream(f"upstream sent no list of referrers: {error.message}", error.detail) from error
         digest = Digest.of(page.body)

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from ..oci.errors import BadUpstream
 from ..oci.registry import HUB_REALM, Registry
-from ..transfer.realms import may_have_passwords, realm_url
-from ..transfer.tokens import Challenge
+from ..transfer.challenge import Challenge
+from ..transfer.realms import may_receive_password, parse_realm
 
 TOKEN_PATH = "/.hubcache/token"
 """On a registry's own host, outside of all that the distribution spec has."""
@@ -27,7 +27,7 @@ def for_client(registry: Registry, challenge: Challenge, error: str | None = Non
 
 def is_at_home(registry: Registry, realm: str) -> bool:
     """Whether clients find the realm on the very host and port at which they find the registry."""
-    url = realm_url(realm)
+    url = parse_realm(realm)
     return (url.scheme, url.host, url.port) == ("https", registry.hostname, registry.port)
 
 
@@ -35,7 +35,7 @@ def _realm(registry: Registry, realm: str) -> str:
     if registry.is_hub:
         return HUB_REALM
     try:
-        if is_at_home(registry, realm) or not may_have_passwords(registry.upstream, realm):
+        if is_at_home(registry, realm) or not may_receive_password(registry.upstream, realm):
             return realm
     except BadUpstream:  # no URL at all: the client's business
         return realm

@@ -3,7 +3,7 @@
 from cachetools import LRUCache
 
 from ..oci.digest import Digest
-from ..oci.media import type_of
+from ..oci.media import media_type_of
 from ..store.store import Store
 from .best_effort import BestEffort
 
@@ -32,5 +32,5 @@ class MediaTypes:
 
     def _told(self, digest: Digest, body: bytes) -> str | None:
         if digest not in self._by_bytes:
-            self._by_bytes[digest] = type_of(body) or ""
+            self._by_bytes[digest] = media_type_of(body) or ""
         return self._by_bytes[digest] or None

@@ -130,7 +130,7 @@ class Mirror:
         if (
             key in self._fetching
             or len(self._fetching) >= _MAX_FETCHING
-            or not view.upstream.reachable
+            or not view.upstream.is_reachable
             or not self._may_spend(view.host)
         ):
             return

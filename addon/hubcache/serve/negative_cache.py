@@ -32,7 +32,7 @@ class NegativeCache:
         """Raise the remembered answer; where there is none, give what `remember` needs of the time of the question."""
         known = self._known.get(_key(host, repository, what))
         if known is not None:
-            raise known[1].again()
+            raise known[1].without_traceback()
         return self.generation(host, repository)
 
     def generation(self, host: str, repository: str) -> int:
@@ -45,7 +45,7 @@ class NegativeCache:
         As a copy: an error that was raised holds the frames it came through, with all that was in them.
         """
         if since == self.generation(host, repository):
-            self._known[_key(host, repository, what)] = (self._clock() + seconds, error.again())
+            self._known[_key(host, repository, what)] = (self._clock() + seconds, error.without_traceback())
 
     def forget(self, host: str, repository: str) -> None:
         """Something was pushed to the repository, or deleted from it."""

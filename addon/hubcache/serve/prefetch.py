@@ -10,7 +10,7 @@ from cachetools import LRUCache
 from ..oci.digest import Digest
 from ..oci.errors import BadUpstream, HubcacheError, ManifestInvalid, ManifestUnknown, TooManyRequests, Unavailable
 from ..oci.manifest import Descriptor, parse_manifest
-from ..oci.media import OCI_INDEX, negotiation
+from ..oci.media import OCI_INDEX, normalize_accept
 from ..oci.reference import fallback_tag
 from ..store.store import Store
 from .cached_blobs import CachedBlobs
@@ -42,7 +42,7 @@ _MAX_PARSED = 100_000
 _MAX_ANSWERS = 1_000
 """What is kept in memory: parsed descriptors, and images that are known to be complete or not."""
 
-FALLBACK_ACCEPT = negotiation(f"{OCI_INDEX}, */*")
+FALLBACK_ACCEPT = normalize_accept(f"{OCI_INDEX}, */*")
 """What containerd sends when it asks for the tag made from a digest."""
 
 
@@ -125,7 +125,7 @@ class Prefetch:
             children = parse_manifest(found.body or b"{}")
             walk.saw(children)
             for blob in dict.fromkeys(child.digest for child in children if not child.is_manifest):
-                if view.upstream.is_paused("manifest", ""):
+                if view.upstream.is_rate_limited("manifest", ""):
                     raise TooManyRequests("the registry wants us to pause")
                 self._store.vouch(blob)
                 await self._blobs.fetch(view, blob)

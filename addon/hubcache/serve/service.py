@@ -22,7 +22,7 @@ from ..oci.errors import (
     Unauthorized,
     Unavailable,
 )
-from ..oci.media import negotiation
+from ..oci.media import normalize_accept
 from ..oci.reference import (
     BlobTarget,
     ManifestTarget,
@@ -30,17 +30,18 @@ from ..oci.reference import (
     Ping,
     ReferrersTarget,
     Target,
-    is_api,
+    is_api_path,
     parse_target,
     referrers_query,
-    subject_of,
-    uploaded,
+    subject_of_tag,
+    uploaded_digest,
 )
 from ..oci.registry import HUB_REALM, HUB_SERVICE, Registry
 from ..store.store import Store
 from ..transfer.breaker import CircuitOpen
+from ..transfer.challenge import Challenge
 from ..transfer.sources import FileSource
-from ..transfer.tokens import Challenge, pull_scope
+from ..transfer.tokens import pull_scope
 from ..transfer.upstream import Upstream
 from .access import Access
 from .answers import DIGEST, blob_answer, etag, listing_answer, manifest_answer
@@ -133,7 +134,7 @@ class Service:
         try:
             return await self._route(request, target)
         except CircuitOpen as error:
-            if not await error.is_over():
+            if not await error.wait_for_probe():
                 raise
         return await self._route(request, target)
 
@@ -165,7 +166,7 @@ class Service:
             # with credentials of its own the client may still get through, unless they were limited, too: a client
             # that tries again at once (containerd: 5 times) is to hear it from here.
             kind = _KINDS[type(target)]
-            if own is None or not upstream.reachable or upstream.is_paused(kind, own):
+            if own is None or not upstream.is_reachable or upstream.is_rate_limited(kind, own):
                 raise
             if _is_about_referrers(target) and isinstance(error, Unavailable):
                 raise
@@ -182,7 +183,7 @@ class Service:
     @staticmethod
     def _forward(upstream: Upstream, authorization: str | None, moved: Moved | None = None) -> Forward:
         """Pass a request on, unless nobody is there: mitmproxy would wait for minutes."""
-        if not upstream.reachable:
+        if not upstream.is_reachable:
             raise Unavailable("upstream is down, and the request needs it")
         return Forward(authorization, moved)
 
@@ -200,7 +201,7 @@ class Service:
     ) -> RegistryError:
         """How a client is told that there is nothing for it, with the credentials of its own that were `sent`."""
         if request.is_unchecked and not self._gate.is_open(request.registry.host, repository, None):
-            trouble = self._upstreams[request.registry.host].token_trouble
+            trouble = self._upstreams[request.registry.host].token_service_failure
             if trouble is not None:
                 return Unavailable(f"token service cannot be reached: {trouble}", error.detail)
         if not isinstance(error, Unauthorized | Denied):
@@ -225,8 +226,8 @@ class Service:
         if isinstance(target.reference, Digest):
             found = await self._manifests.by_digest(view, target.reference, head=head)
         else:
-            accept = negotiation(request.headers.get("accept"))
-            if subject_of(target.reference) is None:
+            accept = normalize_accept(request.headers.get("accept"))
+            if subject_of_tag(target.reference) is None:
                 found = await self._manifests.by_tag(view, target.reference, accept, head=head)
             else:
                 found = await self._referrers.tagged(view, target.reference, accept, head=head)
@@ -273,7 +274,7 @@ class Service:
         if blob.source is not None and answer.source is None:
             await blob.source.close()
         if answer.status == 200 and isinstance(blob.source, FileSource):
-            blob.source.closed = lambda: self._suspicions.sent(request, digest)
+            blob.source.on_close = lambda: self._suspicions.sent(request, digest)
         return answer
 
     async def _offer(self, request: Request, view: Identity, target: ManifestTarget | BlobTarget) -> Answer:
@@ -284,8 +285,8 @@ class Service:
             blob = await self._mirror.blob(view, target.digest, request.headers.get("range"), head=head)
             self._count(request, target.digest)
             return await self._blob_answer(request, target.digest, blob)
-        accept = negotiation(request.headers.get("accept"))
-        if not isinstance(target.reference, Digest) and subject_of(target.reference) is not None:
+        accept = normalize_accept(request.headers.get("accept"))
+        if not isinstance(target.reference, Digest) and subject_of_tag(target.reference) is not None:
             found = await self._referrers.tagged(view, target.reference, accept, head=head, known_only=True)
             self._count(request, found.digest)
             return manifest_answer(request, found)
@@ -348,13 +349,13 @@ class Service:
 
 def _is_meant_for_a_mirror(path: str, target: Target) -> bool:
     """Whether a path is one of the API: with a repository, or an extension's (`_catalog` and others begin with `_`)."""
-    return is_api(path) and (target != OtherTarget(None) or path.startswith("/v2/_"))
+    return is_api_path(path) and (target != OtherTarget(None) or path.startswith("/v2/_"))
 
 
 def _is_about_referrers(target: Target) -> bool:
     """Whether a request is for what refers to a manifest, by the API or by a tag made from the digest."""
     if isinstance(target, ManifestTarget):
-        return not isinstance(target.reference, Digest) and subject_of(target.reference) is not None
+        return not isinstance(target.reference, Digest) and subject_of_tag(target.reference) is not None
     return isinstance(target, ReferrersTarget)
 
 
@@ -366,6 +367,6 @@ def _moved_by(request: Request, target: Target) -> Moved | None:
         case BlobTarget(repository, digest):
             return Moved(repository, str(digest), is_blob=True)
         case OtherTarget(str(repository)) if request.method in ("POST", "PUT"):
-            blob = uploaded(request.query)
+            blob = uploaded_digest(request.query)
             return None if blob is None else Moved(repository, str(blob), is_blob=True)
     return None

@@ -182,7 +182,7 @@ class TagRefresh:
         A 429 to whatever manifest request pauses this until its pause is over: the upstream remembers that.
         """
         upstream, now = self.upstreams[host], self._clock()
-        if not upstream.reachable or upstream.is_paused("manifest", ""):
+        if not upstream.is_reachable or upstream.is_rate_limited("manifest", ""):
             return False
         reads = 0
         for _ in range(-(-_SLICE // hosts)):

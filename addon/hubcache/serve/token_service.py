@@ -16,12 +16,13 @@ from yarl import URL
 from ..oci.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable
 from ..oci.registry import HUB_REALM, Registry
 from ..store.store import Store
-from ..transfer.client import Client
-from ..transfer.realms import may_have_passwords, realm_url
+from ..transfer.challenge import Challenge
+from ..transfer.realms import may_receive_password, parse_realm
 from ..transfer.session import read_text, retry_after
 from ..transfer.sources import BytesSource
-from ..transfer.tokens import Challenge, Tokens, parse_token
+from ..transfer.tokens import Tokens, parse_token
 from ..transfer.upstream import Upstream
+from ..transfer.upstream_client import UpstreamClient
 from .challenges import TOKEN_PATH, is_at_home
 from .errors import error_answer
 from .messages import LOCAL_TOKEN, UNCHECKED_TOKEN, Answer, Door, Request, Result
@@ -41,7 +42,7 @@ class TokenService:
     def __init__(
         self,
         store: Store,
-        client: Client,
+        client: UpstreamClient,
         tokens: Tokens,
         upstreams: dict[str, Upstream],
         clock: Callable[[], float] = time.time,
@@ -64,7 +65,7 @@ class TokenService:
             return (
                 known is not None
                 and is_at_home(request.registry, known.realm)
-                and realm_url(known.realm).path == request.path
+                and parse_realm(known.realm).path == request.path
             )
         except BadUpstream:
             return False
@@ -72,7 +73,7 @@ class TokenService:
     def _known(self, registry: Registry) -> Challenge | None:
         """The registry's challenge as it was last heard; after a restart in an outage, before that."""
         upstream = self._upstreams.get(registry.host)
-        heard = upstream.known_challenge if upstream is not None else None
+        heard = upstream.last_challenge if upstream is not None else None
         return heard or Challenge.parse(self._store.challenge(registry.host))
 
     async def answer(self, request: Request) -> Answer:
@@ -93,16 +94,16 @@ class TokenService:
             async with asyncio.timeout(_PATIENCE_SECONDS if only_pulls else None):
                 realm = await self._realm(request.registry)
                 answer = await self._ask(request, realm)
-                self._tokens.answered(realm)
+                self._tokens.record_success(realm)
                 return answer
         except (Unavailable, BadUpstream, TooManyRequests, TimeoutError) as error:
             reason = error.message if isinstance(error, RegistryError) else "it is slow"
             if realm is not None:
-                self._tokens.failed(realm, reason)
+                self._tokens.record_failure(realm, reason)
             if only_pulls:
                 return self._local(UNCHECKED_TOKEN, _UNCHECKED_LIFETIME)
             if isinstance(error, Unavailable):
-                error.of("token service cannot be reached")
+                error.add_context("token service cannot be reached")
             elif isinstance(error, TimeoutError):
                 raise Unavailable("token service is slow") from error
             raise
@@ -121,12 +122,12 @@ class TokenService:
         domain; with a replaced upstream nothing else would see to that.
         """
         upstream = request.registry.upstream
-        if not may_have_passwords(upstream, realm):
+        if not may_receive_password(upstream, realm):
             raise BadUpstream(
                 "credentials are not sent to the token service that the upstream names: it is in another domain, or "
                 "not protected as the registry is"
             )
-        url = _with_query(realm_url(realm), request)
+        url = _with_query(parse_realm(realm), request)
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         if request.credentials is not None:
             headers["Authorization"] = request.credentials

@@ -19,7 +19,7 @@ from ..decide.records import (
 )
 from ..oci.digest import Digest
 from ..oci.errors import RegistryError, StorageError
-from ..oci.reference import subject_of
+from ..oci.reference import subject_of_tag
 from .index import Index
 from .index_access import IndexAccess
 
@@ -67,7 +67,7 @@ class Facts(IndexAccess):
             return encode_tags(_latest(records, MAX_NEGOTIATIONS))
 
         await self._write(lambda: index.update(key, merged, FACT_LIFETIME))
-        if subject_of(tag) is not None:
+        if subject_of_tag(tag) is not None:
             self._pinned_referrers.pop((registry, repository), None)
 
     def moves(self, registry: str, repository: str, tag: str) -> Moves | None:
@@ -361,7 +361,7 @@ def _read_referrers(index: Index, registry: str, repository: str) -> dict[Digest
         found.setdefault(Digest.parse(key.removeprefix(prefix)), set()).update(listed)
     prefix = f"tag/{registry}/{repository}:"
     for key, value, _, _ in index.rows(f"{prefix}sha256-"):
-        subject = subject_of(key.removeprefix(prefix))
+        subject = subject_of_tag(key.removeprefix(prefix))
         if subject is not None:
             found.setdefault(subject, set()).update(record.digest for record in _told(decode_tags, value, {}).values())
     return found

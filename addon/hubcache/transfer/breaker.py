@@ -16,7 +16,7 @@ from typing import Any
 
 from cachetools import TTLCache
 
-from ..oci.errors import NotAsked
+from ..oci.errors import UpstreamNotContacted
 
 logger = logging.getLogger("hubcache")
 
@@ -68,14 +68,14 @@ class Circuit:
         self.probed.set()
 
 
-class CircuitOpen(NotAsked):
+class CircuitOpen(UpstreamNotContacted):
     """The host was not asked because its circuit is open."""
 
     def __init__(self, host: str, circuit: Circuit) -> None:
         super().__init__(f"{host} is down: {circuit.reason}")
         self._circuit = circuit
 
-    async def is_over(self) -> bool:
+    async def wait_for_probe(self) -> bool:
         """Wait for the outcome of the first probe, until `WAIT_SECONDS` after the circuit opened; tells whether the
         host may be asked again. Returns at once where a probe has failed already.
 
@@ -89,29 +89,31 @@ class CircuitOpen(NotAsked):
         return not self._circuit.is_open
 
 
-class Breakers:
+class CircuitBreakers:
     """The circuits of all hosts."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.circuits: TTLCache[str, Circuit] = TTLCache(MAX_HOSTS, UNUSED_SECONDS, clock)
         self._probes: set[asyncio.Task[None]] = set()
 
-    def reason(self, host: str) -> str | None:
+    def open_reason(self, host: str) -> str | None:
         """Why the host is not asked at present; None when it may be."""
         circuit = self._known(host)
         return circuit.reason if circuit is not None and circuit.is_open else None
 
-    def check(self, host: str) -> None:
+    def raise_if_open(self, host: str) -> None:
         """Raise `CircuitOpen` when the host is not to be asked at present."""
         circuit = self._known(host)
         if circuit is not None and circuit.is_open:
             raise CircuitOpen(host, circuit)
 
-    def succeeded(self, host: str) -> None:
+    def record_success(self, host: str) -> None:
         """The host answered."""
         self._close(host, self._used(host))
 
-    def failed(self, host: str, reason: str, probe: Probe, *, of: str | None = None, at_once: bool = False) -> None:
+    def record_failure(
+        self, host: str, reason: str, probe: Probe, *, of: str | None = None, at_once: bool = False
+    ) -> None:
         """The host did not answer, or with 5xx; `probe` is how to find out when it works again.
 
         `of` names the object that failed; None where the failure is the host's own. `at_once` opens the circuit at

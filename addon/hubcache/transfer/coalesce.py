@@ -13,13 +13,13 @@ class Coalescer[Key: Hashable, Value]:
 
     async def run(self, key: Key, work: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
         """The result of the running work for `key`, or of this one."""
-        return await asyncio.shield(self.begin(key, work))
+        return await asyncio.shield(self.start(key, work))
 
-    def runs(self, key: Key) -> bool:
+    def is_running(self, key: Key) -> bool:
         """Whether work for `key` is running."""
         return key in self._running
 
-    def begin(self, key: Key, work: Callable[[], Coroutine[Any, Any, Value]]) -> asyncio.Task[Value]:
+    def start(self, key: Key, work: Callable[[], Coroutine[Any, Any, Value]]) -> asyncio.Task[Value]:
         """The running work for `key`, or this one, for somebody who does not wait for it."""
         task = self._running.get(key)
         if task is None:

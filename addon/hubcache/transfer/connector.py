@@ -9,7 +9,7 @@ import ssl
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-from ..oci.address import is_inner
+from ..oci.address import is_local_address
 
 REFUSED_ADDRESS = "an address of this machine or its link"
 """What is said of an address that a guarded connector does not connect to."""
@@ -27,7 +27,7 @@ def open_connector(tls: ssl.SSLContext, *, guarded: bool) -> aiohttp.TCPConnecto
 def _outer_socket(info: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
     """A socket for one resolved address: after resolution, so that neither a name nor another spelling gets around."""
     family, kind, protocol, _, address = info
-    if is_inner(str(address[0])):
+    if is_local_address(str(address[0])):
         raise OSError(errno.EACCES, REFUSED_ADDRESS)
     return socket.socket(family, kind, protocol)
 

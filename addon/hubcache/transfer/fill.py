@@ -14,7 +14,7 @@ from ..oci.digest import Digest
 from ..oci.errors import HubcacheError
 from ..store.staging import Staged
 
-MAX_BESIDE = 4
+MAX_PARALLEL_RANGES = 4
 """Ranges fetched beside one fill at the same time. Keeps a client that asks for many chunks from becoming many upstream
 requests."""
 
@@ -45,7 +45,7 @@ class Fill:
         self.staged: Staged | None = None
         self.verified = False
         self.stored = False
-        self.places = asyncio.Semaphore(MAX_BESIDE)
+        self.places = asyncio.Semaphore(MAX_PARALLEL_RANGES)
         """For ranges that are fetched beside it."""
         self.followers: set[Follower] = set()
         """Who reads its file."""
@@ -72,7 +72,7 @@ class Fill:
             return self._written
         return min(self._written, max(0, self.size - 1))
 
-    async def opened(self) -> int:
+    async def wait_opened(self) -> int:
         """Wait until the upstream promised a size; returns it, or raises what prevented it."""
         with self.reading():
             while self.size is None:
@@ -141,7 +141,7 @@ class Fill:
             if timer is not None:
                 timer.cancel()
 
-    async def ended(self) -> None:
+    async def wait_stored(self) -> None:
         """Wait until the blob is in the store; raises the fill's error."""
         with self.reading():
             while not self.stored:
@@ -151,7 +151,7 @@ class Fill:
     def raise_error(self) -> None:
         """Raise what ended the fill, if it failed."""
         if self.error is not None:
-            raise self.error.again()
+            raise self.error.without_traceback()
 
     def advance(self, written: int) -> None:
         """More bytes are on the file; wakes only those who wait for them, for there may be many readers."""

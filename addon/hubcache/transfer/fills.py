@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from ..oci.digest import Digest, Verifier
-from ..oci.errors import Abandoned, BadUpstream, RegistryError, StorageError, Unavailable
+from ..oci.errors import BadUpstream, FillCancelled, RegistryError, StorageError, Unavailable
 from ..store.store import Store
 from .breaker import CircuitOpen
 from .fill import Fill
@@ -43,7 +43,7 @@ _INLINE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class FillProgress:
     """How far a fill is, in bytes; `size` is None before it is known."""
 
     digest: Digest
@@ -119,9 +119,9 @@ class Fills:
             task.add_done_callback(lambda done: self._ended(done, fill, job))
         return fill
 
-    def progress(self) -> list[Progress]:
+    def progress(self) -> list[FillProgress]:
         """Of all running fills."""
-        return [Progress(fill.digest, fill.size, fill.written, fill.readers) for fill in self._running.values()]
+        return [FillProgress(fill.digest, fill.size, fill.written, fill.readers) for fill in self._running.values()]
 
     def _read(self, fill: Fill) -> None:
         """The first reader came, or the last one left."""
@@ -141,7 +141,7 @@ class Fills:
         """End a fill that nobody reads."""
         if not fill.verified and self._running.get(fill.digest) is fill:
             del self._running[fill.digest]  # who asks from now on gets a new one
-            self._end(fill, Abandoned("nobody waits for the blob any more"))
+            self._end(fill, FillCancelled("nobody waits for the blob any more"))
 
     def _end(self, fill: Fill, error: RegistryError) -> None:
         fill.error = error
@@ -196,7 +196,7 @@ class Fills:
             fill.error = fill.error or Unavailable("internal error")
         else:
             failure = task.result()
-            fill.error = fill.error or (failure and failure.again())
+            fill.error = fill.error or (failure and failure.without_traceback())
             fill.stored = fill.error is None
         if isinstance(fill.error, StorageError):
             self._failed(fill.error)
@@ -229,7 +229,7 @@ class Fills:
                     raise Unavailable("upstream ended the transfer early")
                 break
             except Unavailable as error:
-                if isinstance(error, CircuitOpen) and await error.is_over():
+                if isinstance(error, CircuitOpen) and await error.wait_for_probe():
                     continue  # nothing was tried
                 if verifier.received >= mark + _PROGRESS_BYTES:
                     failures, mark = 0, verifier.received

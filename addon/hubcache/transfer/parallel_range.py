@@ -3,7 +3,7 @@
 import asyncio
 
 from ..oci.errors import RegistryError
-from .sources import CHUNK, FillSource, Source, Take, UpstreamSource
+from .sources import CHUNK, FillSource, ReadInto, Source, UpstreamSource
 
 
 class ParallelRange(Source):
@@ -23,7 +23,7 @@ class ParallelRange(Source):
         self._chosen: Source | None = None
         self._has_place = False
 
-    async def choose(self) -> Source:
+    async def choose_source(self) -> Source:
         """Wait until it is known where the bytes come from; the source remains this one's to close."""
         if self._chosen is None:
             self._chosen = self._alone if await self._opens_first() else self._following
@@ -68,12 +68,12 @@ class ParallelRange(Source):
             self._following.fill.places.release()
 
     async def read(self, most: int = CHUNK) -> bytes:
-        source = await self.choose()
+        source = await self.choose_source()
         return await source.read(most)
 
-    async def on_file(self) -> Take | None:
-        source = await self.choose()
-        return await source.on_file()
+    async def file_reader(self) -> ReadInto | None:
+        source = await self.choose_source()
+        return await source.file_reader()
 
     @property
     def finished(self) -> bool:

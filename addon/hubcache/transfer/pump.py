@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from ..oci.errors import HubcacheError
-from .sources import CHUNK, Source, Take
+from .sources import CHUNK, ReadInto, Source
 
 _HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
 _BYTE = b"1\r\nx\r\n"
@@ -39,7 +39,7 @@ class Wire(Protocol):
     def write(self, data: bytes) -> None:
         """Send what the socket takes now, and keep the rest."""
 
-    def pour(self, take: Take, most: int) -> int:
+    def pour(self, take: ReadInto, most: int) -> int:
         """Send what is read in chunks of `most` bytes as long as the socket takes it, but not so long that others wait
         for a millisecond or two; keep the rest of the last chunk. Returns how many bytes were read."""
 
@@ -163,7 +163,7 @@ class Pump:
 
     async def _pour(self, source: Source, wire: Wire) -> int:
         """Send the next bytes of a source; returns how many."""
-        take = await source.on_file()
+        take = await source.file_reader()
         if take is not None:
             return wire.pour(take, self._size(wire.chunk))
         chunk = await source.read(self._size(wire.chunk))

@@ -9,7 +9,7 @@ from ..oci.registrable_domain import registrable_domain
 from .session import parse_url
 
 
-def realm_url(realm: str) -> URL:
+def parse_realm(realm: str) -> URL:
     """A realm as a URL; raises `BadUpstream` when it is none."""
     try:
         url = parse_url(realm)
@@ -20,13 +20,13 @@ def realm_url(realm: str) -> URL:
     return url
 
 
-def may_have_passwords(upstream: str, realm: str) -> bool:
+def may_receive_password(upstream: str, realm: str) -> bool:
     """Whether a realm is of one registrable domain (or one address) with the upstream, and not weaker protected.
 
     A registry that names another must not have passwords sent there: RFC 6750 leaves this to the client. Raises
     `BadUpstream` for a realm that is no URL.
     """
-    ours, theirs = URL(upstream), realm_url(realm)
+    ours, theirs = URL(upstream), parse_realm(realm)
     if ours.scheme == "https" and theirs.scheme != "https":
         return False
     if _is_address(ours.host) or _is_address(theirs.host):

@@ -18,21 +18,23 @@ _MAX_QUERY = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class ReferrersPage:
     """The image index as it came, the header `OCI-Filters-Applied`, and the query of the next page ("" on the last)."""
 
     body: bytes
-    filters: str
-    following: str
+    filters_applied: str
+    next_query: str
 
 
-async def read_listing(response: aiohttp.ClientResponse, asked: ReferrersTarget) -> Listing:
+async def read_referrers_page(response: aiohttp.ClientResponse, asked: ReferrersTarget) -> ReferrersPage:
     """Read a page; raises `Unavailable` when it breaks off, `BadUpstream` when it cannot be one."""
     try:
         body = await read_text(response, MAX_MANIFEST)
     except (aiohttp.ClientError, TimeoutError) as error:
         raise Unavailable(f"transfer of referrers broke off: {type(error).__name__}") from error
-    return Listing(body, response.headers.get("OCI-Filters-Applied", "")[:_MAX_FILTERS], _following(response, asked))
+    return ReferrersPage(
+        body, response.headers.get("OCI-Filters-Applied", "")[:_MAX_FILTERS], _following(response, asked)
+    )
 
 
 def _following(response: aiohttp.ClientResponse, asked: ReferrersTarget) -> str:

@@ -23,7 +23,7 @@ _GATHER_SECONDS = 0.05
 """On a growing file: wait this long for a whole chunk, so that many slow-fed clients do not cost a wake-up of the whole
 proxy for each packet. The first chunk is never delayed."""
 
-type Take = Callable[[memoryview], int]
+type ReadInto = Callable[[memoryview], int]
 """Reads the next bytes into a buffer; returns how many, none where more is to be waited for. Raises as `read` does."""
 
 type OpenRange = Callable[[int, int | None], AbstractAsyncContextManager[BlobBody]]
@@ -38,7 +38,7 @@ class Source(Protocol):
     async def read(self, most: int = CHUNK) -> bytes:
         """The next bytes, at most about `most`. Raises a `HubcacheError` when they cannot be had."""
 
-    async def on_file(self) -> Take | None:
+    async def file_reader(self) -> ReadInto | None:
         """Wait for bytes; gives what reads them, where they are on a file: who sends them has a buffer that stays in
         the processor's cache. Raises as `read` does."""
         return None
@@ -79,7 +79,7 @@ class FileSource(Source):
     def __init__(self, blob: StoredBlob, start: int, end: int) -> None:
         self._blob = blob
         self.path = blob.path
-        self.closed: Callable[[], None] = lambda: None
+        self.on_close: Callable[[], None] = lambda: None
         """Called when all was sent, or the client left."""
         self.at = start
         self.end = end
@@ -90,7 +90,7 @@ class FileSource(Source):
         self._advance(len(data), most)
         return data
 
-    async def on_file(self) -> Take:
+    async def file_reader(self) -> ReadInto:
         return self._take
 
     def _take(self, buffer: memoryview) -> int:
@@ -126,7 +126,7 @@ class FileSource(Source):
 
     async def close(self) -> None:
         self._blob.close()
-        self.closed()
+        self.on_close()
 
 
 class UpstreamSource(Source):
@@ -227,7 +227,7 @@ class FillSource(Source):
 
     async def read(self, most: int = CHUNK) -> bytes:
         while not self.finished:
-            take = await self.on_file()
+            take = await self.file_reader()
             if take is None:
                 assert self._instead is not None
                 return await self._instead.read(most)
@@ -237,7 +237,7 @@ class FillSource(Source):
                 return bytes(data[:count])
         return b""
 
-    async def on_file(self) -> Take | None:
+    async def file_reader(self) -> ReadInto | None:
         if self._instead is None:
             try:
                 await self._follow()

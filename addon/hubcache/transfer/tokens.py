@@ -6,8 +6,6 @@ requests carry nothing but service and scope, and the account's password goes on
 
 import re
 import time
-from dataclasses import dataclass
-from typing import Self
 
 import aiohttp
 from cachetools import TLRUCache, TTLCache
@@ -16,12 +14,11 @@ from yarl import URL
 from ..oci.account import Account
 from ..oci.errors import TooManyRequests, Unauthorized, Unavailable
 from ..oci.json_reader import read_json
-from .client import Client
+from .challenge import MAX_CHALLENGE, Challenge
 from .coalesce import Coalescer
-from .realms import realm_url
+from .realms import parse_realm
 from .session import pause, read_text
-
-_PARAMETER = re.compile(r'(?<![A-Za-z_])([A-Za-z_]++)\s*+=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+from .upstream_client import UpstreamClient
 
 DEFAULT_LIFETIME = 60.0
 """Seconds a token lives when the answer has no `expires_in` (distribution spec, token)."""
@@ -29,48 +26,17 @@ DEFAULT_LIFETIME = 60.0
 _LONGEST_LIFETIME = 3600.0
 _MARGIN = 0.8
 _MAX_BODY = 1 << 20
-_MAX_CHALLENGE = 4096
-"""Characters of a challenge; those of real registries have some 200."""
 
 _MAX_KEPT = 32 << 20
 """Bytes of tokens that are kept. A registry chooses how long its tokens and challenges are."""
 
-_OVERHEAD = 2 * _MAX_CHALLENGE
+_OVERHEAD = 2 * MAX_CHALLENGE
 _MAX_REALMS = 1000
 _TROUBLE_SECONDS = 60.0
 """How long a token service that failed is held to be down, where nobody asks it meanwhile."""
 
 _TOKEN = re.compile("[!-~]+")
 """What can go into a header (RFC 6750 section 2.1 permits less; some registries use more)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    """A parsed `WWW-Authenticate: Bearer …` header."""
-
-    realm: str
-    service: str | None
-    scope: str | None
-    error: str | None = None
-
-    @classmethod
-    def parse(cls, header: str | None) -> Self | None:
-        """None when the header is absent, of another scheme, too long, or without a realm."""
-        scheme, _, rest = (header or "").partition(" ")
-        if scheme.lower() != "bearer" or len(rest) > _MAX_CHALLENGE:
-            return None
-        fields: dict[str, str] = {}
-        for name, quoted, plain in _PARAMETER.findall(rest):
-            fields.setdefault(name.lower(), quoted or plain)  # those of a second challenge in the header come later
-        if not fields.get("realm"):
-            return None
-        return cls(fields["realm"], fields.get("service"), fields.get("scope"), fields.get("error"))
-
-    def render(self) -> str:
-        """As a header value. `error` is what is wrong with the token that came with the request (RFC 6750 section 3):
-        dockerd says "may require 'docker login'" only where it is told."""
-        fields = {"realm": self.realm, "service": self.service, "scope": self.scope, "error": self.error}
-        return "Bearer " + ",".join(f'{name}="{value}"' for name, value in fields.items() if value)
 
 
 def pull_scope(repository: str) -> str:
@@ -91,7 +57,7 @@ class Tokens:
     `home` is the registry's own origin, by which is decided where a realm may be (see `Client.send`).
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: UpstreamClient) -> None:
         self._client = client
         self._known: TLRUCache[_Key, tuple[str, float]] = TLRUCache(
             _MAX_KEPT, lambda _, kept, __: kept[1], _now, lambda kept: len(kept[0]) + _OVERHEAD
@@ -119,7 +85,7 @@ class Tokens:
         """Whether an anonymous token is at hand; one that is not new may be from before the repository was."""
         return (challenge, scope, None) in self._known
 
-    def is_accounts(self, challenge: Challenge, scope: str, token: str, account: Account | None) -> bool:
+    def is_account_token(self, challenge: Challenge, scope: str, token: str, account: Account | None) -> bool:
         """Whether this token is the configured account's."""
         return account is not None and self._known.get((challenge, scope, account), ("", 0.0))[0] == token
 
@@ -129,15 +95,15 @@ class Tokens:
             if self._known.get((challenge, scope, owner), ("", 0.0))[0] == token:
                 self._known.pop((challenge, scope, owner), None)
 
-    def trouble(self, realm: str) -> str | None:
+    def service_failure(self, realm: str) -> str | None:
         """Why nobody has tokens of this service at present, as far as is known."""
         return self._troubles.get(realm)
 
-    def failed(self, realm: str, reason: str) -> None:
+    def record_failure(self, realm: str, reason: str) -> None:
         """The service gave no answer, to whoever asked it."""
         self._troubles[realm] = reason
 
-    def answered(self, realm: str) -> None:
+    def record_success(self, realm: str) -> None:
         """The service gave an answer of its own, were it a refusal."""
         self._troubles.pop(realm, None)
 
@@ -145,8 +111,8 @@ class Tokens:
         try:
             token, lifetime = await self._ask(challenge, scope, account, home)
         except Unavailable as error:
-            self.failed(challenge.realm, error.message)
-            error.of("token service cannot be reached")
+            self.record_failure(challenge.realm, error.message)
+            error.add_context("token service cannot be reached")
             raise
         if lifetime > 0:
             self._known[challenge, scope, account] = (token, time.monotonic() + lifetime * _MARGIN)
@@ -155,7 +121,7 @@ class Tokens:
     async def _ask(
         self, challenge: Challenge, scope: str, account: Account | None, home: URL | None
     ) -> tuple[str, float]:
-        url = realm_url(challenge.realm)
+        url = parse_realm(challenge.realm)
         query = {"scope": scope} | ({"service": challenge.service} if challenge.service else {})
         headers = {"Authorization": account.authorization} if account is not None else {}
         async with self._client.send("token", "GET", url.update_query(query), headers, home=home) as response:
@@ -164,7 +130,7 @@ class Tokens:
                 self._paused[challenge.realm, account] = time.monotonic() + seconds
                 raise TooManyRequests("token service limits our requests", seconds)
             if response.status in (401, 403):
-                self.answered(challenge.realm)
+                self.record_success(challenge.realm)
                 again = Challenge(challenge.realm, challenge.service, scope)
                 raise Unauthorized("token service refuses", again.render(), {"upstream_status": response.status})
             if response.status != 200:
@@ -173,7 +139,7 @@ class Tokens:
                 found = parse_token(await read_text(response, _MAX_BODY))
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise Unavailable(f"it broke off: {type(error).__name__}") from error
-        self.answered(challenge.realm)
+        self.record_success(challenge.realm)
         return found
 
 

@@ -18,18 +18,27 @@ from yarl import URL
 from ..decide.throttle import Throttle
 from ..oci.account import Account
 from ..oci.digest import Digest
-from ..oci.errors import BadUpstream, NotAsked, TooManyRequests, Unavailable
+from ..oci.errors import BadUpstream, TooManyRequests, Unavailable, UpstreamNotContacted
 from ..oci.media import OCI_INDEX
 from ..oci.reference import ReferrersTarget
 from ..oci.registry import Registry
-from .client import Client
+from .challenge import Challenge
 from .observer import Observer
-from .realms import may_have_passwords
-from .referrers_page import Listing, read_listing
+from .realms import may_receive_password
+from .referrers_page import ReferrersPage, read_referrers_page
 from .session import content_coding, pause, read_text
-from .tokens import Challenge, Tokens, pull_scope
-from .upstream_errors import MAX_ERROR_BODY, RefusedElsewhere, elsewhere, refusal
-from .upstream_response import Fetched, content_range, demand, digest_header, encoded, length, read_manifest
+from .tokens import Tokens, pull_scope
+from .upstream_client import UpstreamClient
+from .upstream_errors import MAX_ERROR_BODY, RedirectTargetRefused, error_of_redirect_target, error_of_registry
+from .upstream_response import (
+    FetchedManifest,
+    challenge_header,
+    content_length,
+    content_range,
+    digest_header,
+    encoded,
+    read_manifest,
+)
 
 _RETRIES = 2
 _BACKOFF_SECONDS = 0.2
@@ -42,7 +51,7 @@ _MOST_REQUESTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ManifestHead:
     """What a HEAD of a manifest told; the digest is None when the upstream does not name it. `size` in bytes."""
 
     digest: Digest | None
@@ -80,7 +89,7 @@ class Upstream:
     def __init__(
         self,
         registry: Registry,
-        client: Client,
+        client: UpstreamClient,
         tokens: Tokens,
         learned: Callable[[Registry, Challenge], None],
         account: Account | None = None,
@@ -98,56 +107,58 @@ class Upstream:
         self._paused: TLRUCache[tuple[str, str], float] = TLRUCache(_MAX_PAUSED, lambda _, until, __: until, _now)
 
     @property
-    def reachable(self) -> bool:
+    def is_reachable(self) -> bool:
         """Whether the registry may be asked at present (not offline, and its circuit closed)."""
-        return self._client.may_ask(self._home)
+        return self._client.may_contact(self._home)
 
     @property
-    def known_challenge(self) -> Challenge | None:
+    def last_challenge(self) -> Challenge | None:
         """What the registry demands, as far as it was heard."""
         return self._challenge
 
     @property
-    def token_trouble(self) -> str | None:
+    def token_service_failure(self) -> str | None:
         """Why the registry's token service gives no tokens at present, as far as is known."""
-        return None if self._challenge is None else self._tokens.trouble(self._challenge.realm)
+        return None if self._challenge is None else self._tokens.service_failure(self._challenge.realm)
 
-    def is_paused(self, kind: str, reader: str) -> bool:
+    def is_rate_limited(self, kind: str, reader: str) -> bool:
         """Whether the registry told this reader a moment ago that its rate limit is used up."""
         return self._paused.get(_asker(kind, reader), 0.0) > time.monotonic()
 
     async def head_manifest(
         self, repository: str, reference: str | Digest, accept: str, reader: str | None = None
-    ) -> Head:
+    ) -> ManifestHead:
         """Ask for a manifest's digest; not counted against the Hub's pull limit."""
 
-        async def ask() -> Head:
+        async def ask() -> ManifestHead:
             path = f"manifests/{reference}"
             async with self._get("manifest", repository, path, "HEAD", {"Accept": accept}, reader) as response:
-                size = None if content_coding(response) else length(response)  # else that of the encoded body
-                return Head(digest_header(response), response.headers.get("Content-Type", ""), size)
+                size = None if content_coding(response) else content_length(response)  # else that of the encoded body
+                return ManifestHead(digest_header(response), response.headers.get("Content-Type", ""), size)
 
         return await _retried(ask)
 
     async def get_manifest(
         self, repository: str, reference: str | Digest, accept: str, reader: str | None = None
-    ) -> Fetched:
+    ) -> FetchedManifest:
         """Fetch a manifest (counted against the Hub's pull limit); raises `BadUpstream` when its bytes are not it."""
 
-        async def ask() -> Fetched:
+        async def ask() -> FetchedManifest:
             path = f"manifests/{reference}"
             async with self._get("manifest", repository, path, "GET", {"Accept": accept}, reader) as response:
                 return await read_manifest(response, reference)
 
         return await _retried(ask)
 
-    async def get_referrers(self, repository: str, subject: Digest, query: str, reader: str | None = None) -> Listing:
+    async def get_referrers(
+        self, repository: str, subject: Digest, query: str, reader: str | None = None
+    ) -> ReferrersPage:
         """A page of what refers to a digest; raises `ManifestUnknown` where the registry has no such API, too."""
 
-        async def ask() -> Listing:
+        async def ask() -> ReferrersPage:
             path = f"referrers/{subject}" + (f"?{query}" if query else "")
             async with self._get("referrers", repository, path, "GET", {"Accept": OCI_INDEX}, reader) as response:
-                return await read_listing(response, ReferrersTarget(repository, subject))
+                return await read_referrers_page(response, ReferrersTarget(repository, subject))
 
         return await _retried(ask)
 
@@ -160,8 +171,8 @@ class Upstream:
         async def ask() -> int | None:
             try:
                 async with self._get("blob", repository, f"blobs/{digest}", "HEAD", {}, reader) as response:
-                    return None if content_coding(response) else length(response)
-            except RefusedElsewhere:
+                    return None if content_coding(response) else content_length(response)
+            except RedirectTargetRefused:
                 return None
 
         return await _retried(ask)
@@ -187,7 +198,7 @@ class Upstream:
         if response.status == 416:
             return None
         if response.status == 200:
-            return BlobBody(response, 0, length(response), self._client.observer)
+            return BlobBody(response, 0, content_length(response), self._client.observer)
         first, size = content_range(response)
         is_right = first == (start if asked else 0)
         return BlobBody(response, first, size, self._client.observer) if is_right else None
@@ -206,7 +217,7 @@ class Upstream:
         there (RFC 6750 leaves this to the client).
         """
         challenge = await self.challenge() if self.account is not None else None
-        if challenge is None or not may_have_passwords(self.registry.upstream, challenge.realm):
+        if challenge is None or not may_receive_password(self.registry.upstream, challenge.realm):
             return None
         return f"Bearer {await self._tokens.get(challenge, pull_scope(repository), self.account, self._home)}"
 
@@ -216,7 +227,7 @@ class Upstream:
         if self._challenge is None:
             async with self._client.send("ping", "GET", URL(f"{self.registry.upstream}/v2/"), {}) as response:
                 if response.status == 429 or response.status >= 500:  # that demands nothing, and permits nothing
-                    raise refusal(response, "ping", "", b"")
+                    raise error_of_registry(response, "ping", "", b"")
                 self._learn(response)
         return self._challenge
 
@@ -239,11 +250,11 @@ class Upstream:
         scope = pull_scope(repository)
         authorization = reader
         is_new = self._challenge is None or not self._tokens.has(self._challenge, scope)
-        if reader is None and self._challenge is not None and self.reachable:  # else the token is of no use
+        if reader is None and self._challenge is not None and self.is_reachable:  # else the token is of no use
             authorization = await self._remembered(self._challenge, scope)
         for left_over in reversed(range(_MOST_REQUESTS)):
             authorized = headers | ({"Authorization": authorization} if authorization else {})
-            async with self._client.follow(kind, method, url, authorized) as response:
+            async with self._client.send_following_redirects(kind, method, url, authorized) as response:
                 is_own = response.url.origin() == url.origin()  # else a CDN, which has no say in tokens and limits
                 if is_own:
                     self._see_limit(response, scope, reader)
@@ -289,7 +300,7 @@ class Upstream:
             credential = "anonymous"
             if reader is not None:
                 token = reader.removeprefix("Bearer ")
-                by_account = self._challenge is not None and self._tokens.is_accounts(
+                by_account = self._challenge is not None and self._tokens.is_account_token(
                     self._challenge, scope, token, self.account
                 )
                 credential = "account" if by_account else "client"
@@ -298,7 +309,7 @@ class Upstream:
             )
 
     def _learn(self, response: aiohttp.ClientResponse) -> Challenge | None:
-        header = demand(response)
+        header = challenge_header(response)
         challenge = Challenge.parse(header)
         if challenge is None:
             self.other_challenge = header
@@ -329,7 +340,7 @@ class Upstream:
             body = await read_text(response, MAX_ERROR_BODY)
         except (aiohttp.ClientError, TimeoutError, BadUpstream):
             body = b""  # the status alone says enough
-        raise (refusal if asker is not None else elsewhere)(response, kind, repository, body)
+        raise (error_of_registry if asker is not None else error_of_redirect_target)(response, kind, repository, body)
 
 
 def _now() -> float:
@@ -347,7 +358,7 @@ async def _retried[Value](ask: Callable[[], Awaitable[Value]]) -> Value:
     for attempt in range(_RETRIES):
         try:
             return await ask()
-        except NotAsked:
+        except UpstreamNotContacted:
             raise
         except Unavailable:
             if time.monotonic() - begun > _RETRY_WITHIN_SECONDS:

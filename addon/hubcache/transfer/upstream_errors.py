@@ -14,17 +14,17 @@ from ..oci.errors import (
 )
 from ..oci.json_reader import read_json
 from .session import retry_after
-from .upstream_response import demand
+from .upstream_response import challenge_header
 
 MAX_ERROR_BODY = 64 << 10
 """Bytes of an error's body that are read."""
 
 
-class RefusedElsewhere(Unavailable):
+class RedirectTargetRefused(Unavailable):
     """The registry answered with a redirect, and where that leads the request is refused."""
 
 
-def refusal(response: aiohttp.ClientResponse, kind: str, repository: str, body: bytes) -> RegistryError:
+def error_of_registry(response: aiohttp.ClientResponse, kind: str, repository: str, body: bytes) -> RegistryError:
     """What the registry's own origin says by a status that is no success."""
     code, message = _first_error(body)
     detail = {
@@ -35,7 +35,7 @@ def refusal(response: aiohttp.ClientResponse, kind: str, repository: str, body: 
     }
     match response.status:
         case 401:
-            return Unauthorized("authentication required", demand(response) or "", detail)
+            return Unauthorized("authentication required", challenge_header(response) or "", detail)
         case 403:
             return Denied("requested access to the resource is denied", detail)
         case 404 if kind == "blob":
@@ -50,7 +50,9 @@ def refusal(response: aiohttp.ClientResponse, kind: str, repository: str, body: 
             return BadUpstream(f"upstream answered {status}", detail)
 
 
-def elsewhere(response: aiohttp.ClientResponse, kind: str, repository: str, body: bytes) -> RegistryError:
+def error_of_redirect_target(
+    response: aiohttp.ClientResponse, kind: str, repository: str, body: bytes
+) -> RegistryError:
     """What is said by whoever the registry redirected to: a CDN, a bucket, another registry.
 
     It has no say in who may read, in what there is, and in the registry's rate limit: a 403 is a signature that has
@@ -58,9 +60,11 @@ def elsewhere(response: aiohttp.ClientResponse, kind: str, repository: str, body
     another registry (registry.k8s.io redirects manifests to one) knows that there is no such manifest.
     """
     if response.status == 404 and response.url.path.startswith("/v2/"):
-        return refusal(response, kind, repository, body)
+        return error_of_registry(response, kind, repository, body)
     detail = {"repository": repository, "upstream_status": response.status}
-    return RefusedElsewhere(f"upstream redirected to {response.url.host}, which answered {response.status}", detail)
+    return RedirectTargetRefused(
+        f"upstream redirected to {response.url.host}, which answered {response.status}", detail
+    )
 
 
 def _first_error(body: bytes) -> tuple[str | None, str | None]:

@@ -9,12 +9,12 @@ import aiohttp
 from ..oci.digest import Digest
 from ..oci.errors import BadUpstream, DigestInvalid, Unavailable
 from ..oci.manifest import MAX_MANIFEST
+from .challenge import Challenge
 from .session import content_coding, decoded, read_body
-from .tokens import Challenge
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class FetchedManifest:
     """A manifest's bytes, verified against `digest`."""
 
     digest: Digest
@@ -22,7 +22,7 @@ class Fetched:
     body: bytes
 
 
-async def read_manifest(response: aiohttp.ClientResponse, reference: str | Digest) -> Fetched:
+async def read_manifest(response: aiohttp.ClientResponse, reference: str | Digest) -> FetchedManifest:
     """The manifest, which must be of the digest that was asked for or that the upstream names.
 
     Where a label says that it is encoded, the digest tells whether it is.
@@ -38,7 +38,7 @@ async def read_manifest(response: aiohttp.ClientResponse, reference: str | Diges
         raise BadUpstream(
             "manifest does not match its digest", {"expected": str(expected), "got": str(Digest.of(body))}
         )
-    return Fetched(expected or Digest.of(body), response.headers.get("Content-Type", ""), body)
+    return FetchedManifest(expected or Digest.of(body), response.headers.get("Content-Type", ""), body)
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def encoded(response: aiohttp.ClientResponse) -> Iterator[None]:
         raise BadUpstream("upstream encoded a body although identity was asked for", detail) from error
 
 
-def demand(response: aiohttp.ClientResponse) -> str | None:
+def challenge_header(response: aiohttp.ClientResponse) -> str | None:
     """The challenge of a 401: where there are several headers (RFC 9110 section 11.6.1), a Bearer one."""
     told = response.headers.getall("WWW-Authenticate", [])
     return next((header for header in told if Challenge.parse(header)), told[0] if told else None)
@@ -74,7 +74,7 @@ def digest_header(response: aiohttp.ClientResponse) -> Digest | None:
         raise BadUpstream("upstream sent a malformed Docker-Content-Digest", {"digest": value[:200]}) from error
 
 
-def length(response: aiohttp.ClientResponse) -> int | None:
+def content_length(response: aiohttp.ClientResponse) -> int | None:
     """Bytes of the body as announced; None where they are not."""
     value = response.headers.get("Content-Length", "")
     return int(value) if value.isdecimal() and len(value) < 20 else None

@@ -154,7 +154,7 @@ class _Conversation:
         if source is not None:
             self._sources[number] = source
         if isinstance(source, ParallelRange):
-            source = await source.choose()
+            source = await source.choose_source()
         head, payload = pack_outcome(outcome)
         self._say(["answered", number, head, self._describe(number, source)], payload)
         if isinstance(source, FillSource) and self._told[source.fill] == number:

@@ -13,7 +13,7 @@ import pytest
 from hubcache.direct import writer as sending_module
 from hubcache.direct.writer import DirectWriter
 from hubcache.mitm.handover import HandoverState
-from hubcache.transfer.sources import Take
+from hubcache.transfer.sources import ReadInto
 from OpenSSL import SSL
 from support.mitm import taddons
 from support.standin import random_bytes
@@ -125,7 +125,7 @@ async def test_body_and_what_is_sent_before_and_after_it_arrives(known: taddons.
                 assert await one.read(5) == b"small"
 
 
-def taking(data: bytes) -> Take:
+def taking(data: bytes) -> ReadInto:
     """What reads `data` into buffers."""
     rest = memoryview(data)
 

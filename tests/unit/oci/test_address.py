@@ -1,7 +1,7 @@
 """Which addresses are this machine's own or its link's."""
 
 import pytest
-from hubcache.oci.address import is_inner
+from hubcache.oci.address import is_local_address
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,7 @@ from hubcache.oci.address import is_inner
      "168.63.129.16", "192.0.0.192", "::ffff:168.63.129.16", "64:ff9b::6464:64c8", "224.0.0.1", "ff02::1"],
 )  # fmt: skip
 def test_this_machine_its_link_and_metadata_services_are_inner(address: str) -> None:
-    assert is_inner(address)
+    assert is_local_address(address)
 
 
 @pytest.mark.parametrize(
@@ -21,4 +21,4 @@ def test_this_machine_its_link_and_metadata_services_are_inner(address: str) -> 
      "::ffff:10.0.0.1", "64:ff9b::808:808", "2002:808:808::1", "registry.example", "", "127.0.0"],
 )  # fmt: skip
 def test_public_and_private_networks_are_not(address: str) -> None:
-    assert not is_inner(address)
+    assert not is_local_address(address)

@@ -96,7 +96,7 @@ def test_error_can_be_had_again_without_its_past(error: HubcacheError) -> None:
     try:
         raise error
     except HubcacheError as raised:
-        again = raised.again()
+        again = raised.without_traceback()
     assert (type(again), again.args, vars(again)) == (type(error), error.args, vars(error))
     assert again.__traceback__ is None
     assert str(again) == "m"

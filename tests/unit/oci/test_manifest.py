@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import ManifestInvalid
-from hubcache.oci.manifest import MAX_DESCRIPTORS, MAX_MANIFEST, Descriptor, parse_index, parse_manifest
+from hubcache.oci.manifest import MAX_DESCRIPTORS, MAX_MANIFEST, Descriptor, parse_image_index, parse_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,11 +125,11 @@ def test_attestations_name_the_manifest_that_they_are_about() -> None:
 @pytest.mark.parametrize("body", [b"{}", b'{"layers": []}', b"[]", b"", b'{"manifests": {"a": 1}}', b"[" * 100_000])
 def test_what_has_no_list_of_manifests_is_no_index(body: bytes) -> None:
     with pytest.raises(ManifestInvalid):
-        parse_index(body)
+        parse_image_index(body)
 
 
 def test_empty_index_is_one() -> None:
-    assert parse_index(b'{"manifests": []}') == parse_index(b'{"manifests": null}') == ()
+    assert parse_image_index(b'{"manifests": []}') == parse_image_index(b'{"manifests": null}') == ()
 
 
 def test_manifest_with_the_most_descriptors_is_read() -> None:

@@ -4,59 +4,67 @@ import json
 
 import pytest
 from hubcache.oci.manifest import parse_manifest
-from hubcache.oci.media import COMMON, DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, negotiation, type_of
+from hubcache.oci.media import (
+    COMMON_TYPES,
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    media_type_of,
+    normalize_accept,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-TYPES = st.sampled_from([*COMMON, "application/json", "*/*", "application/vnd.oci.artifact.manifest.v1+json"])
-ALL = ", ".join(COMMON)
+TYPES = st.sampled_from([*COMMON_TYPES, "application/json", "*/*", "application/vnd.oci.artifact.manifest.v1+json"])
+ALL = ", ".join(COMMON_TYPES)
 
 
-@given(st.permutations([*COMMON, "application/vnd.docker.distribution.manifest.v1+prettyjws", "*/*"]))
+@given(st.permutations([*COMMON_TYPES, "application/vnd.docker.distribution.manifest.v1+prettyjws", "*/*"]))
 def test_all_clients_that_take_the_four_common_types_share_one_value(types: list[str]) -> None:
-    assert negotiation(", ".join(types)) == negotiation(",".join(types).upper()) == ALL
+    assert normalize_accept(", ".join(types)) == normalize_accept(",".join(types).upper()) == ALL
 
 
-@given(st.sampled_from(COMMON), st.sampled_from(["; q=0", ";q=0.000", " ; Q=0.0", ";v=1;q = 0"]))
+@given(st.sampled_from(COMMON_TYPES), st.sampled_from(["; q=0", ";q=0.000", " ; Q=0.0", ";v=1;q = 0"]))
 def test_a_client_that_leaves_out_or_refuses_a_common_type_is_apart(missing: str, refusal: str) -> None:
-    rest = ", ".join(kind for kind in COMMON if kind != missing)
-    assert missing not in negotiation(rest).split(", ")
-    assert negotiation(f"{rest}, {missing}{refusal}") == negotiation(rest) != ALL
+    rest = ", ".join(kind for kind in COMMON_TYPES if kind != missing)
+    assert missing not in normalize_accept(rest).split(", ")
+    assert normalize_accept(f"{rest}, {missing}{refusal}") == normalize_accept(rest) != ALL
 
 
 @pytest.mark.parametrize("quality", ["q=0.001", "q=1", "q=0.5;x=y"])
 def test_a_low_quality_is_no_refusal(quality: str) -> None:
-    assert negotiation(f"{OCI_MANIFEST};{quality}") == OCI_MANIFEST
+    assert normalize_accept(f"{OCI_MANIFEST};{quality}") == OCI_MANIFEST
 
 
 @pytest.mark.parametrize("accept", [None, "", " , ,", "*/*", "*/*;q=0.1"])
 def test_no_preference_means_anything(accept: str | None) -> None:
-    assert negotiation(accept) == "*/*"
+    assert normalize_accept(accept) == "*/*"
 
 
 @given(st.lists(TYPES, min_size=1, max_size=8))
 def test_order_and_repetition_do_not_matter_and_the_result_is_its_own_negotiation(types: list[str]) -> None:
-    value = negotiation(", ".join(types))
-    assert value == negotiation(",".join(reversed(types + types))) == negotiation(value)
+    value = normalize_accept(", ".join(types))
+    assert value == normalize_accept(",".join(reversed(types + types))) == normalize_accept(value)
 
 
 @given(st.lists(TYPES, min_size=1, max_size=8))
 def test_nothing_is_asked_for_that_the_client_did_not_accept(types: list[str]) -> None:
-    assert set(negotiation(", ".join(types)).split(", ")) <= set(types)
+    assert set(normalize_accept(", ".join(types)).split(", ")) <= set(types)
 
 
 def test_a_header_of_very_many_types_is_cut() -> None:
-    assert len(negotiation(", ".join(f"application/x{number}" for number in range(1000))).split(", ")) == 32
+    assert len(normalize_accept(", ".join(f"application/x{number}" for number in range(1000))).split(", ")) == 32
 
 
 def test_indexes_and_single_manifests_are_told_apart() -> None:
-    single = negotiation(f"{OCI_MANIFEST}, {DOCKER_MANIFEST}")
+    single = normalize_accept(f"{OCI_MANIFEST}, {DOCKER_MANIFEST}")
     assert {OCI_INDEX, DOCKER_LIST}.isdisjoint(single.split(", "))
 
 
 @given(st.text(max_size=80))
 def test_whatever_the_header_holds_the_value_is_never_empty(accept: str) -> None:
-    assert negotiation(accept)
+    assert normalize_accept(accept)
 
 
 @pytest.mark.parametrize(
@@ -77,16 +85,16 @@ def test_whatever_the_header_holds_the_value_is_never_empty(accept: str) -> None
     ],
 )
 def test_media_type_is_what_the_bytes_tell(body: bytes, told: str | None) -> None:
-    assert type_of(body) == told
+    assert media_type_of(body) == told
 
 
 @given(st.text(max_size=300))
 def test_no_field_of_a_manifest_becomes_more_than_a_media_type(field: str) -> None:
-    told = type_of(json.dumps({"mediaType": field}).encode())
+    told = media_type_of(json.dumps({"mediaType": field}).encode())
     assert told is None or (told == field and told.isascii() and told.isprintable() and len(told) <= 255)
 
 
 def test_type_of_a_large_manifest_is_told_by_its_bytes() -> None:
     body = json.dumps({"mediaType": OCI_INDEX, "manifests": [], "annotations": {"text": "x" * (2 << 20)}}).encode()
     assert parse_manifest(body) == ()
-    assert type_of(body) == OCI_INDEX
+    assert media_type_of(body) == OCI_INDEX

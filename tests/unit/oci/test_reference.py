@@ -15,13 +15,13 @@ from hubcache.oci.reference import (
     Ping,
     ReferrersTarget,
     fallback_tag,
-    is_api,
+    is_api_path,
     parse_name,
     parse_range,
     parse_reference,
     parse_target,
     referrers_query,
-    subject_of,
+    subject_of_tag,
 )
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -290,7 +290,7 @@ def test_referrers_of_what_is_no_digest_are_refused(digest: str) -> None:
 
 @given(DIGESTS, st.from_regex(r"(\.[A-Za-z0-9._-]{1,20})?", fullmatch=True))
 def test_tag_made_from_a_digest_tells_which(digest: Digest, suffix: str) -> None:
-    assert subject_of(fallback_tag(digest) + suffix) == digest
+    assert subject_of_tag(fallback_tag(digest) + suffix) == digest
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_tag_made_from_a_digest_tells_which(digest: Digest, suffix: str) -> None
     ["latest", "sha256-a", f"sha256-{'0' * 63}", f"sha256-{'0' * 65}", f"sha256-{'A' * 64}", f"sha256-{'0' * 64}-"],
 )
 def test_other_tags_are_made_from_no_digest(tag: str) -> None:
-    assert subject_of(tag) is None
+    assert subject_of_tag(tag) is None
 
 
 def test_tag_of_a_long_digest_is_cut_as_the_spec_says() -> None:
@@ -316,4 +316,4 @@ def test_referrers_query_has_one_form_whatever_it_was(query: str) -> None:
     ("path", "api"), [("/v2", True), ("/v2/", True), ("/v2/a", True), ("/v20", False), ("/", False), ("/v1/v2/", False)]
 )
 def test_registry_api_is_below_v2(path: str, api: bool) -> None:
-    assert is_api(path) is api
+    assert is_api_path(path) is api

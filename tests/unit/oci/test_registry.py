@@ -86,9 +86,9 @@ def test_docker_hub_is_known_by_its_namespaces_and_realm_whatever_its_upstream()
     assert (hub.is_hub, hub.realm, hub.namespace) == (True, HUB_REALM, "docker.io")
     assert (other.is_hub, other.realm, other.namespace) == (False, None, "ghcr.io")
     for namespace in ("docker.io", "index.docker.io", "registry-1.docker.io", "Docker.IO"):
-        assert hub.answers_to(namespace)
-        assert not other.answers_to(namespace)
+        assert hub.matches_namespace(namespace)
+        assert not other.matches_namespace(namespace)
         for written in (namespace, f"{namespace}:443"):
             assert Registry.parse(written) == Registry(HUB_HOST, f"https://{HUB_HOST}")
-    assert other.answers_to("GHCR.io")
-    assert not hub.answers_to("ghcr.io")
+    assert other.matches_namespace("GHCR.io")
+    assert not hub.matches_namespace("ghcr.io")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 from hubcache.oci.digest import Digest
-from hubcache.oci.errors import Abandoned, BadUpstream, StorageError
+from hubcache.oci.errors import BadUpstream, FillCancelled, StorageError
 from hubcache.operate import host_labels
 from hubcache.operate.metrics import Metrics
 from hubcache.store.store import Store
-from hubcache.transfer.breaker import Breakers, Circuit
+from hubcache.transfer.breaker import Circuit, CircuitBreakers
 from prometheus_client.parser import text_string_to_metric_families
 from support.metrics import value
 from support.parts import opened_store, put_blob
@@ -67,7 +67,7 @@ def test_fills_are_told_in_flight_and_by_how_they_ended(caplog: pytest.LogCaptur
     assert [record.getMessage() for record in caplog.records] == [
         f"hubcache: fetching {DIGEST} failed: content does not match its digest"
     ]
-    metrics.fill_ended(DIGEST, Abandoned("nobody waits for the blob any more"))
+    metrics.fill_ended(DIGEST, FillCancelled("nobody waits for the blob any more"))
     assert value(metrics, "hubcache_fills_total", result="abandoned") == 1
     assert len(caplog.records) == 1, "it is nothing to worry about"
 
@@ -75,7 +75,7 @@ def test_fills_are_told_in_flight_and_by_how_they_ended(caplog: pytest.LogCaptur
 async def test_store_is_told_as_it_is_when_asked(tmp_path: Path) -> None:
     async with opened_store(tmp_path, 64 << 20) as store:
         metrics = Metrics()
-        metrics.watch(store, Breakers())
+        metrics.watch(store, CircuitBreakers())
         assert value(metrics, "hubcache_store_bytes") == 0
         await put_blob(store, b"x" * 1000)
         assert value(metrics, "hubcache_store_bytes") == 4096
@@ -89,12 +89,12 @@ def test_store_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     store, metrics = Store(tmp_path / "file", 1 << 20), Metrics()
     with pytest.raises(StorageError):
         store.open()
-    metrics.watch(store, Breakers())
+    metrics.watch(store, CircuitBreakers())
     assert value(metrics, "hubcache_store_usable") == 0
 
 
 def test_circuit_of_each_host_is_told(tmp_path: Path) -> None:
-    metrics, breakers = Metrics(), Breakers()
+    metrics, breakers = Metrics(), CircuitBreakers()
     metrics.watch(Store(tmp_path, 1 << 20), breakers)
     breakers.circuits.update({"up": Circuit(), "down": Circuit(3, "status 503", 1.0)})
     assert value(metrics, "hubcache_upstream_up", host="up") == 1
@@ -109,7 +109,7 @@ def series(metrics: Metrics) -> set[str]:
 
 def test_hosts_beyond_a_bound_share_one_label(tmp_path: Path) -> None:
     """A registry that redirects to ever new hosts must not grow what is told of it."""
-    metrics, breakers = Metrics(), Breakers()
+    metrics, breakers = Metrics(), CircuitBreakers()
     metrics.watch(Store(tmp_path, 1 << 20), breakers)
     for number in range(1000):
         metrics.upstream_answered(f"cdn{number}", "blob", "200")

@@ -11,7 +11,7 @@ from hubcache.oci.errors import ConfigError, StorageError
 from hubcache.operate.metrics import Metrics
 from hubcache.operate.status import Status
 from hubcache.store.store import Store
-from hubcache.transfer.breaker import Breakers, Circuit
+from hubcache.transfer.breaker import Circuit, CircuitBreakers
 from support.parts import opened_store, put_blob
 from support.ports import free_port
 
@@ -38,7 +38,7 @@ async def fetch(status: Status, path: str, **headers: str) -> tuple[int, str, st
 
 async def test_health_is_ok_and_shows_the_store(store: Store, tmp_path: Path) -> None:
     await put_blob(store, b"x" * 1000)
-    code, kind, text = await fetch(Status(store, Metrics(), Breakers()), "/healthz")
+    code, kind, text = await fetch(Status(store, Metrics(), CircuitBreakers()), "/healthz")
     assert (code, kind) == (200, "application/json; charset=utf-8")
     assert json.loads(text) == {
         "status": "ok",
@@ -60,7 +60,7 @@ async def test_last_damage_is_shown_with_its_digest_and_its_paths(store: Store) 
     path = store.blob_path(digest)
     assert path is not None
     await store.condemn(digest, path, "does not match its digest")
-    _, _, text = await fetch(Status(store, Metrics(), Breakers()), "/healthz")
+    _, _, text = await fetch(Status(store, Metrics(), CircuitBreakers()), "/healthz")
     report = json.loads(text)
     assert report["status"] == "ok"
     damage = report["store"]["damage"]
@@ -73,14 +73,14 @@ async def test_last_damage_is_shown_with_its_digest_and_its_paths(store: Store) 
 async def test_store_that_fails_is_degraded_but_still_200(store: Store) -> None:
     """Pulls work: a load balancer must not take the proxy out."""
     store.failed(StorageError("disk is full"))
-    code, _, text = await fetch(Status(store, Metrics(), Breakers()), "/healthz")
+    code, _, text = await fetch(Status(store, Metrics(), CircuitBreakers()), "/healthz")
     assert code == 200
     assert json.loads(text)["status"] == "degraded"
     assert json.loads(text)["store"]["problem"] == "disk is full"
 
 
 async def test_upstream_that_is_down_is_degraded_and_named(store: Store) -> None:
-    breakers = Breakers()
+    breakers = CircuitBreakers()
     breakers.circuits.update({"up": Circuit(), "down": Circuit(3, "status 503", 1.0)})
     _, _, text = await fetch(Status(store, Metrics(), breakers), "/healthz")
     assert json.loads(text)["status"] == "degraded"
@@ -91,7 +91,7 @@ async def test_removals_are_explained(store: Store) -> None:
     digests = [await put_blob(store, bytes([number]) * 1000) for number in range(2)]
     for digest in digests:
         assert await store.rooms.purge(digest, store.remove)
-    code, kind, text = await fetch(Status(store, Metrics(), Breakers()), "/evictions")
+    code, kind, text = await fetch(Status(store, Metrics(), CircuitBreakers()), "/evictions")
     assert (code, kind) == (200, "application/json; charset=utf-8")
     removals = json.loads(text)
     assert [removal.pop("digest") for removal in removals] == [str(digest) for digest in reversed(digests)]
@@ -102,21 +102,21 @@ async def test_removals_are_explained(store: Store) -> None:
 
 async def test_metrics_are_in_the_text_format(store: Store) -> None:
     metrics = Metrics()
-    metrics.watch(store, Breakers())
-    code, kind, text = await fetch(Status(store, metrics, Breakers()), "/metrics")
+    metrics.watch(store, CircuitBreakers())
+    code, kind, text = await fetch(Status(store, metrics, CircuitBreakers()), "/metrics")
     assert (code, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
     assert "\nhubcache_store_usable 1.0\n" in text
 
 
 async def test_other_paths_are_404(store: Store) -> None:
-    assert (await fetch(Status(store, Metrics(), Breakers()), "/"))[0] == 404
+    assert (await fetch(Status(store, Metrics(), CircuitBreakers()), "/"))[0] == 404
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "host.invalid", "192.0.2.1"])
 async def test_address_that_cannot_be_used_is_one_line(store: Store, host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        status = Status(store, Metrics(), Breakers())
+        status = Status(store, Metrics(), CircuitBreakers())
         with pytest.raises(ConfigError, match=f"hubcache_status: cannot listen on {host}:{port}: .+"):
             await status.start(host, port)
         await status.close()
@@ -135,11 +135,13 @@ async def test_address_that_cannot_be_used_is_one_line(store: Store, host: str) 
 async def test_only_names_that_nobody_else_can_have_are_answered(store: Store, host: str, expected: int) -> None:
     """Against DNS rebinding."""
     for path in ("/healthz", "/nothing"):
-        code, _, text = await fetch(Status(store, Metrics(), Breakers()), path, Host=host)
+        code, _, text = await fetch(Status(store, Metrics(), CircuitBreakers()), path, Host=host)
         assert (code == 421) is (expected == 421)
         assert code != 421 or text.count("\n") == 1
 
 
 async def test_name_of_the_machine_is_answered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "cache.example.com")
-    assert (await fetch(Status(store, Metrics(), Breakers()), "/healthz", Host="cache.example.com:9090"))[0] == 200
+    assert (await fetch(Status(store, Metrics(), CircuitBreakers()), "/healthz", Host="cache.example.com:9090"))[
+        0
+    ] == 200

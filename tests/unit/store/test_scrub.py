@@ -20,7 +20,7 @@ from hubcache.store.file_check import PIECE, FileCheck
 from hubcache.store.scrub import Scrub
 from hubcache.store.store import Store
 from hubcache.store.stored_blob import open_regular
-from hubcache.transfer.breaker import Breakers
+from hubcache.transfer.breaker import CircuitBreakers
 from support.damage import flip, killed, spoil_manifest
 from support.engine import running
 from support.metrics import value
@@ -360,7 +360,7 @@ async def test_engine_verifies_what_is_stored_and_tells_in_the_metrics(hub: Hub,
 async def test_metrics_tell_when_all_was_verified_and_how_far_it_is(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         metrics = Metrics()
-        metrics.watch(store, Breakers())
+        metrics.watch(store, CircuitBreakers())
         assert value(metrics, "hubcache_scrub_finished_timestamp_seconds") == 0
         store.scrubbed.finished_at, store.scrubbed.progress, store.scrubbed.bytes = 12.0, 0.25, 100
         assert value(metrics, "hubcache_scrub_bytes") == 100

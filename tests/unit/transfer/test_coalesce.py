@@ -10,14 +10,14 @@ class Work:
     """Counts how often it was begun; ends when told."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.begun = self.ended = 0
+        self.begun = self.wait_stored = 0
         self.go = asyncio.Event()
         self.error = error
 
     async def __call__(self) -> int:
         self.begun += 1
         await self.go.wait()
-        self.ended += 1
+        self.wait_stored += 1
         if self.error is not None:
             raise self.error
         return self.begun
@@ -51,7 +51,7 @@ async def test_the_work_goes_on_when_all_who_waited_have_left() -> None:
     await asyncio.sleep(0)
     work.go.set()
     assert await late == 1
-    assert (work.begun, work.ended) == (1, 1)
+    assert (work.begun, work.wait_stored) == (1, 1)
 
 
 async def test_a_failure_reaches_all_and_is_not_remembered() -> None:
@@ -81,11 +81,11 @@ async def test_a_failure_that_nobody_waits_for_any_more_is_not_reported_as_lost(
 
 async def test_work_can_be_begun_by_somebody_who_does_not_wait() -> None:
     coalescer, work = Coalescer[str, int](), Work()
-    assert not coalescer.runs("k")
-    task = coalescer.begin("k", work)
-    assert coalescer.begin("k", work) is task
-    assert coalescer.runs("k")
-    assert not coalescer.runs("other")
+    assert not coalescer.is_running("k")
+    task = coalescer.start("k", work)
+    assert coalescer.start("k", work) is task
+    assert coalescer.is_running("k")
+    assert not coalescer.is_running("other")
     work.go.set()
     assert await coalescer.run("k", work) == 1
-    assert not coalescer.runs("k")
+    assert not coalescer.is_running("k")

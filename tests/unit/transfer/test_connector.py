@@ -12,9 +12,9 @@ import pytest
 from hubcache.oci.errors import BadUpstream, Unavailable
 from hubcache.transfer import breaker
 from hubcache.transfer import connector as connector_module
-from hubcache.transfer.breaker import Breakers
-from hubcache.transfer.client import Client
+from hubcache.transfer.breaker import CircuitBreakers
 from hubcache.transfer.session import open_session
+from hubcache.transfer.upstream_client import UpstreamClient
 from support.parts import Line, Recorder, line_to
 from support.standin import Fault, Hub
 from support.users import until
@@ -139,11 +139,11 @@ async def test_a_host_that_answers_nobody_is_asked_no_more_than_twice(hub: Hub, 
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[Client]:
+async def client() -> AsyncIterator[UpstreamClient]:
     """As in the engine."""
     tls = ssl.create_default_context()
     async with open_session(tls, "t") as http, open_session(tls, "t", guarded=True) as guarded:
-        yield Client(http, Recorder(), Breakers(), guarded)
+        yield UpstreamClient(http, Recorder(), CircuitBreakers(), guarded)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ async def test_guarded_session_connects_to_no_inner_address_however_it_is_writte
 
 
 async def test_name_that_leads_to_an_inner_address_is_refused_after_resolution(
-    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, client: UpstreamClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with DNS rebinding: what counts is where the connection would go."""
     resolve(monkeypatch, {"rebound.example": "127.0.0.1", "registry.example": "192.0.2.1"})
@@ -170,14 +170,14 @@ async def test_name_that_leads_to_an_inner_address_is_refused_after_resolution(
 
 
 async def test_registry_at_an_inner_address_may_name_others_there(
-    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, client: UpstreamClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve(monkeypatch, {"registry.test": "127.0.0.1"})
     await asking(client, URL(hub.url("cdn")), home=URL("http://registry.test"))
 
 
 async def test_registry_that_moves_to_an_inner_address_opens_none(
-    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, client: UpstreamClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for at in ("192.0.2.1", "127.0.0.1"):
         resolve(monkeypatch, {"registry.example": at})
@@ -186,18 +186,18 @@ async def test_registry_that_moves_to_an_inner_address_opens_none(
 
 
 async def test_refused_address_opens_no_circuit_and_is_not_probed(
-    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, client: UpstreamClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve(monkeypatch, {"registry.example": "192.0.2.1"})
     for _ in range(5):
         with pytest.raises(BadUpstream):
             await asking(client, URL(hub.url("cdn")), home=URL("http://registry.example"))
-    assert client.may_ask(URL(hub.url("cdn")))
+    assert client.may_contact(URL(hub.url("cdn")))
     assert hub.count() == 0
 
 
 async def test_host_is_probed_as_by_the_request_that_failed(
-    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, client: UpstreamClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not as by one that was refused the address: that would find the host dead for ever."""
     resolve(monkeypatch, {"registry.example": "192.0.2.1"})
@@ -209,7 +209,7 @@ async def test_host_is_probed_as_by_the_request_that_failed(
         await asking(client, home / "v2/", home=URL("http://registry.example"))
     assert await asyncio.gather(*failing) == [500] * breaker.THRESHOLD
     await until(lambda: not client._breakers._probes)
-    assert client.may_ask(home)
+    assert client.may_contact(home)
 
 
 async def test_probe_after_the_end_finds_nobody(hub: Hub, line: Line) -> None:
@@ -217,12 +217,12 @@ async def test_probe_after_the_end_finds_nobody(hub: Hub, line: Line) -> None:
     assert await line.client._probe(line.http, URL(hub.url()))() is False
 
 
-async def test_the_first_origin_of_a_read_is_asked_wherever_it_is(hub: Hub, client: Client) -> None:
+async def test_the_first_origin_of_a_read_is_asked_wherever_it_is(hub: Hub, client: UpstreamClient) -> None:
     await asking(client, URL(hub.url()), home=URL(hub.url()))
     assert hub.count() == 1
 
 
-async def asking(client: Client, url: URL, home: URL) -> int:
+async def asking(client: UpstreamClient, url: URL, home: URL) -> int:
     async with client.send("blob", "GET", url, {}, home=home) as response:
         return response.status
 

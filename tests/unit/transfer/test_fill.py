@@ -21,7 +21,7 @@ async def test_many_readers_cost_one_fetch_and_all_get_every_byte(hub: Hub, room
     assert all(fill is fills[0] for fill in fills)
     assert await asyncio.gather(*(room.read(fill) for fill in fills)) == [LAYER] * 20
     assert (hub.count(kind="blob", status=307), hub.count(kind="cdn")) == (1, 1)
-    await fills[0].ended()
+    await fills[0].wait_stored()
     blob = await room.store.open_blob(DIGEST)
     assert blob is not None
     assert os.pread(blob.fd, MIB, 0) == LAYER
@@ -33,13 +33,13 @@ async def test_many_readers_cost_one_fetch_and_all_get_every_byte(hub: Hub, room
 async def test_the_first_bytes_are_there_long_before_the_last(hub: Hub, room: Room) -> None:
     fault = hub.faults.add(Fault(kind="cdn", pause_after=1000))
     fill = room.start()
-    assert await fill.opened() == len(LAYER)
+    assert await fill.wait_opened() == len(LAYER)
     source = room.reader(fill)
     assert LAYER.startswith(first := await source.read())
     assert len(first) == 1000
     hub.faults.remove(fault)
     await source.close()
-    await fill.ended()
+    await fill.wait_stored()
 
 
 async def test_readers_that_leave_do_not_end_the_fill(hub: Hub, room: Room) -> None:
@@ -51,7 +51,7 @@ async def test_readers_that_leave_do_not_end_the_fill(hub: Hub, room: Room) -> N
         reader.cancel()
     await asyncio.gather(*readers, return_exceptions=True)
     hub.faults.remove(fault)
-    await fill.ended()
+    await fill.wait_stored()
     assert room.store.has(DIGEST)
 
 
@@ -73,7 +73,7 @@ async def test_an_empty_blob_is_filled_like_any_other(hub: Hub, room: Room) -> N
     empty = Digest.of(b"")
     hub.blob(REPO, b"")
     fill = room.fills.start(empty, None, lambda start: room.line.upstream.open_blob(REPO, empty, start))
-    await fill.ended()
+    await fill.wait_stored()
     assert room.store.blob_size(empty) == 0
 
 
@@ -81,23 +81,23 @@ async def test_a_blob_of_hidden_length_is_stored_when_it_is_complete(hub: Hub, r
     hub.faults.add(Fault(kind="cdn", chunked=True))
     fill = room.start()
     assert await room.read(fill) == LAYER
-    await fill.ended()
+    await fill.wait_stored()
     assert room.store.ledger.used == on_disk(len(LAYER))
 
 
 async def test_a_manifests_size_makes_a_blob_of_hidden_length_readable_early(hub: Hub, room: Room) -> None:
     fault = hub.faults.add(Fault(kind="cdn", chunked=True, pause_after=1000))
     fill = room.start(len(LAYER))
-    assert await fill.opened() == len(LAYER)
+    assert await fill.wait_opened() == len(LAYER)
     await fill.wait_readable(1000)
     hub.faults.remove(fault)
-    await fill.ended()
+    await fill.wait_stored()
 
 
 async def test_a_fill_that_has_ended_says_so_and_gives_no_reader_another_files_bytes(room: Room) -> None:
     """Between learning the size and beginning to read, a small blob may have arrived and its descriptor been reused."""
     fill = room.start()
-    await fill.ended()
+    await fill.wait_stored()
     assert fill.staged is not None
     assert fill.staged.closed
     reused = [os.open(room.directory / "lock", os.O_RDONLY) for _ in range(8)]
@@ -145,5 +145,5 @@ async def test_bytes_are_counted_for_the_host_for_which_requests_are(
 ) -> None:
     hosts = set()
     monkeypatch.setattr(room.line.seen, "upstream_bytes", lambda host, _: hosts.add(host))
-    await room.start().ended()
+    await room.start().wait_stored()
     assert hosts == {hub.url("cdn").removeprefix("http://")}, "with its port"

@@ -179,7 +179,7 @@ async def test_nothing_is_taken_of_a_growing_file_before_there_is_more(tmp_path:
     growing = Growing(tmp_path, 1000)
     growing.grow(10)
     source = growing.source(0, 1000)
-    take, buffer = await source.on_file(), memoryview(bytearray(100))
+    take, buffer = await source.file_reader(), memoryview(bytearray(100))
     assert take is not None
     assert (take(buffer), take(buffer)) == (10, 0)
     growing.grow(20)

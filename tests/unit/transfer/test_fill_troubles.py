@@ -36,10 +36,10 @@ room = room_fixture()
 @pytest.mark.parametrize("sized", [True, False])
 async def test_a_broken_transfer_is_taken_up_where_it_broke(hub: Hub, room: Room, fault: Fault, sized: bool) -> None:
     hub.faults.add(replace(fault, kind="cdn"))
-    room.line.client._breakers.failed = lambda *_, **__: None  # type: ignore[method-assign]  # circuits: test_breaker
+    room.line.client._breakers.record_failure = lambda *_, **__: None  # type: ignore[method-assign]  # circuits: test_breaker
     fill = room.start(len(LAYER) if sized else None)
     assert await room.read(fill) == LAYER
-    await fill.ended()
+    await fill.wait_stored()
     assert room.store.has(DIGEST)
     cut_off = [record for record in hub.requests(kind="cdn", status=200) if 0 < record.sent < len(LAYER)]
     resumed = hub.requests(kind="cdn", status=206)
@@ -57,7 +57,7 @@ async def test_a_transfer_is_taken_up_also_from_an_upstream_that_ignores_ranges(
     hub.faults.add(Fault(kind="cdn", status=200, body=LAYER))
     fill = room.start()
     assert await room.read(fill) == LAYER
-    await fill.ended()
+    await fill.wait_stored()
 
 
 async def test_a_transfer_that_never_gets_further_is_given_up(hub: Hub, room: Room) -> None:
@@ -89,7 +89,7 @@ async def test_an_upstream_that_says_nothing_ends_in_an_error_in_time(hub: Hub, 
     begun = time.monotonic()
     fill = room.start()
     with pytest.raises(Unavailable):
-        await fill.opened()
+        await fill.wait_opened()
     assert time.monotonic() - begun < 6
     assert room.left_nothing()
 
@@ -125,7 +125,7 @@ async def test_what_is_not_the_blob_is_never_stored_nor_asked_for_again(
 async def test_nobody_gets_the_last_byte_of_a_corrupt_blob(hub: Hub, room: Room, sized: bool) -> None:
     hub.faults.add(Fault(kind="cdn", corrupt_at=5))
     fill = room.start(len(LAYER) if sized else None)
-    await fill.opened()
+    await fill.wait_opened()
     source, got = room.reader(fill), list[bytes]()
 
     async def read_all() -> None:
@@ -222,11 +222,11 @@ async def test_staged_file_that_cannot_be_removed_keeps_nobody_waiting(
     if not stored:
         hub.faults.add(Fault(kind="cdn", corrupt_at=5))
     fill = room.start()
-    await fill.opened()
+    await fill.wait_opened()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", refuse)
         if stored:
-            await asyncio.wait_for(fill.ended(), 10)
+            await asyncio.wait_for(fill.wait_stored(), 10)
         else:
             assert isinstance(await asyncio.wait_for(room.failure(fill), 10), BadUpstream)
     assert room.store.has(DIGEST) == stored

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from hubcache.oci.errors import BadUpstream, HubcacheError
-from hubcache.transfer.sources import CHUNK, Take
+from hubcache.transfer.sources import CHUNK, ReadInto
 from support.pump import Pieces, Station, settle, station_fixture
 
 station = station_fixture()
@@ -26,7 +26,7 @@ class Way:
             raise ConnectionResetError
         self.events.append(data)
 
-    def pour(self, take: Take, most: int) -> int:
+    def pour(self, take: ReadInto, most: int) -> int:
         buffer = bytearray(most)
         count = take(memoryview(buffer))
         self.write(bytes(buffer[:count]))
@@ -50,7 +50,7 @@ async def test_a_body_goes_straight_piece_by_piece_and_nothing_is_waited_for_aft
 class Filed(Pieces):
     """A source whose pieces are on a file, up to one that is `None`."""
 
-    async def on_file(self) -> Take | None:
+    async def file_reader(self) -> ReadInto | None:
         return self._take if self._pieces[0] is not None else self._pieces.pop(0)
 
     def _take(self, buffer: memoryview) -> int:

@@ -13,10 +13,11 @@ from aiohttp import web
 from hubcache.oci.account import Account
 from hubcache.oci.errors import BadUpstream, RegistryError, TooManyRequests, Unauthorized, Unavailable
 from hubcache.transfer import tokens as tokens_module
-from hubcache.transfer.breaker import Breakers
-from hubcache.transfer.client import Client
+from hubcache.transfer.breaker import CircuitBreakers
+from hubcache.transfer.challenge import Challenge
 from hubcache.transfer.session import open_session
-from hubcache.transfer.tokens import Challenge, Tokens, parse_token, pull_scope
+from hubcache.transfer.tokens import Tokens, parse_token, pull_scope
+from hubcache.transfer.upstream_client import UpstreamClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.parts import Line, Recorder, line_to
@@ -225,7 +226,7 @@ def test_no_realm_whatever_breaks_anything(realm: str) -> None:
 
     async def attempt() -> None:
         http = open_session(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "test")
-        client = Client(http, Recorder(), Breakers())
+        client = UpstreamClient(http, Recorder(), CircuitBreakers())
         client.offline = True
         try:
             with pytest.raises(RegistryError):
@@ -288,10 +289,10 @@ async def test_trouble_of_a_token_service_is_known_until_it_answers(hub: Hub, li
     fault = hub.faults.add(Fault(kind="token", status=500))
     with pytest.raises(Unavailable, match="token service cannot be reached: it answered 500"):
         await line.tokens.get(challenge_of(hub), SCOPE)
-    assert line.tokens.trouble(hub.realm) == "it answered 500"
+    assert line.tokens.service_failure(hub.realm) == "it answered 500"
     hub.faults.remove(fault)
     await line.tokens.get(challenge_of(hub), SCOPE)
-    assert line.tokens.trouble(hub.realm) is None
+    assert line.tokens.service_failure(hub.realm) is None
 
 
 @pytest.mark.parametrize("lifetime", ["1e400", "Infinity", "1e18"])
@@ -322,7 +323,10 @@ async def served(body: bytes, asked: list[str] | None = None) -> AsyncIterator[t
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     http = open_session(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "test")
     try:
-        yield Tokens(Client(http, Recorder(), Breakers())), f"http://127.0.0.1:{runner.addresses[0][1]}/token"
+        yield (
+            Tokens(UpstreamClient(http, Recorder(), CircuitBreakers())),
+            f"http://127.0.0.1:{runner.addresses[0][1]}/token",
+        )
     finally:
         await http.close()
         await runner.cleanup()

@@ -20,14 +20,14 @@ from hubcache.oci.errors import (
     Unavailable,
 )
 from hubcache.oci.manifest import MAX_MANIFEST
-from hubcache.oci.media import COMMON, OCI_MANIFEST
+from hubcache.oci.media import COMMON_TYPES, OCI_MANIFEST
 from hubcache.transfer import session as http_module
 from hubcache.transfer import upstream as upstream_module
 from support.parts import Line, line_to
 from support.standin import Fault, Hub, random_bytes
 
 REPO = "library/debian"
-ACCEPT = ", ".join(COMMON)
+ACCEPT = ", ".join(COMMON_TYPES)
 LAYER = random_bytes(300_000, "layer")
 DIGEST = Digest.of(LAYER)
 

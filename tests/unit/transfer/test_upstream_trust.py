@@ -10,16 +10,16 @@ from aiohttp import web
 from hubcache.oci.account import Account
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import BadUpstream, RegistryError, TooManyRequests, Unauthorized, Unavailable
-from hubcache.oci.media import COMMON
+from hubcache.oci.media import COMMON_TYPES
 from hubcache.transfer import session as http_module
 from hubcache.transfer import tokens as tokens_module
 from hubcache.transfer import upstream as upstream_module
-from hubcache.transfer.realms import may_have_passwords
+from hubcache.transfer.realms import may_receive_password
 from support.parts import Line, line_to, tokens_sent
 from support.standin import Fault, Hub, random_bytes
 
 REPO = "library/debian"
-ACCEPT = ", ".join(COMMON)
+ACCEPT = ", ".join(COMMON_TYPES)
 LAYER = random_bytes(300_000, "layer")
 DIGEST = Digest.of(LAYER)
 
@@ -123,7 +123,7 @@ async def test_registry_elsewhere_leads_nobody_to_this_machine(
     hub: Hub, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither by a redirect nor by a realm."""
-    monkeypatch.setattr("hubcache.transfer.local_registries.is_inner", lambda address: False)
+    monkeypatch.setattr("hubcache.transfer.local_registries.is_local_address", lambda address: False)
     with pytest.raises(BadUpstream, match="this machine or its link"):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
     hub.auth = False
@@ -308,7 +308,7 @@ async def test_a_token_service_that_answers_html_is_unavailable_not_unauthorized
     ],
 )
 def test_a_password_may_go_to_a_realm_of_the_registrys_own_domain_only(upstream: str, realm: str, same: bool) -> None:
-    assert may_have_passwords(upstream, realm) is same
+    assert may_receive_password(upstream, realm) is same
 
 
 async def test_the_accounts_password_is_not_sent_to_a_realm_on_another_domain(hub: Hub) -> None:

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import aiohttp
 from yarl import URL
 
-from ..oci.errors import BadUpstream, HeaderInvalid, NotAsked, Unavailable
-from .breaker import Breakers, Probe
+from ..oci.errors import BadUpstream, HeaderInvalid, Unavailable, UpstreamNotContacted
+from .breaker import CircuitBreakers, Probe
 from .connector import REFUSED_ADDRESS, Attempt
 from .local_registries import LocalRegistries
 from .observer import Observer
@@ -25,7 +25,7 @@ _UNSENDABLE = re.compile(r"[^\t\x20-\x7e\x80-\U0010ffff]|[\ud800-\udfff]")
 """RFC 9110 section 5.5: no control characters in a field value. Surrogates stand for bytes that are not UTF-8."""
 
 
-class Client:
+class UpstreamClient:
     """One for all upstream hosts. With `offline` nothing is ever sent.
 
     `http` is for the addresses of the configured registries, `guarded` for those that upstreams name.
@@ -35,7 +35,7 @@ class Client:
         self,
         http: aiohttp.ClientSession,
         observer: Observer,
-        breakers: Breakers,
+        breakers: CircuitBreakers,
         guarded: aiohttp.ClientSession | None = None,
     ) -> None:
         self.offline = False
@@ -45,9 +45,9 @@ class Client:
         self._homes = LocalRegistries()
         self._breakers = breakers
 
-    def may_ask(self, url: URL) -> bool:
+    def may_contact(self, url: URL) -> bool:
         """Whether a request to this host would be tried."""
-        return not self.offline and self._breakers.reason(url.authority) is None
+        return not self.offline and self._breakers.open_reason(url.authority) is None
 
     @asynccontextmanager
     async def send(
@@ -66,9 +66,9 @@ class Client:
         """
         host = url.authority
         if self.offline:
-            raise NotAsked("offline: upstreams are not contacted")
+            raise UpstreamNotContacted("offline: upstreams are not contacted")
         _refuse_unsendable(headers)
-        self._breakers.check(host)
+        self._breakers.raise_if_open(host)
         session = await self._session(url, home)
         if session.closed:  # aiohttp has no error of its own for this
             raise Unavailable("the cache is shutting down")
@@ -82,9 +82,9 @@ class Client:
         self.observer.upstream_answered(host, kind, str(response.status))
         if response.status >= 500:
             probe = self._probe(session, url)
-            self._breakers.failed(host, f"status {response.status}", probe, of=_object(kind, url))
+            self._breakers.record_failure(host, f"status {response.status}", probe, of=_object(kind, url))
         else:
-            self._breakers.succeeded(host)
+            self._breakers.record_success(host)
         try:
             yield response
         finally:
@@ -101,11 +101,11 @@ class Client:
         failure = "time-out" if slow else type(error).__name__
         no_connection = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
         of = None if no_connection else _object(kind, url)
-        self._breakers.failed(url.authority, failure, self._probe(session, url), of=of, at_once=slow)
+        self._breakers.record_failure(url.authority, failure, self._probe(session, url), of=of, at_once=slow)
         return Unavailable(f"{url.authority} cannot be reached: {failure}")
 
     @asynccontextmanager
-    async def follow(
+    async def send_following_redirects(
         self, kind: str, method: str, url: URL, headers: dict[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request and the redirects it leads to; `Authorization` is for the first origin only."""
@@ -149,7 +149,7 @@ class Client:
         raise aiohttp.ServerDisconnectedError
 
     async def _session(self, url: URL, home: URL | None) -> aiohttp.ClientSession:
-        is_free = home is None or url.origin() == home.origin() or await self._homes.is_inner(home)
+        is_free = home is None or url.origin() == home.origin() or await self._homes.is_local(home)
         return self._http if is_free else self._guarded
 
     def _probe(self, session: aiohttp.ClientSession, url: URL) -> Probe:
