@@ -13,7 +13,7 @@ from hubcache.decide.records import ManifestRecord
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import NotStored, StorageError
 from hubcache.oci.media import OCI_MANIFEST
-from hubcache.serve.messages import Answer, Door
+from hubcache.serve.messages import Answer, Listener
 from hubcache.store.capacity import ALLOWANCE
 from hubcache.store.store import Store
 from hubcache.store.stored_blob import StoredBlob
@@ -176,7 +176,7 @@ async def test_blob_that_clients_still_read_as_it_came_is_not_evicted(hub: Hub, 
     digest = hub.blob("library/app", data)
     async with running(hub, tmp_path / "store", size=CAP) as cache:
         store = cache.engine.store
-        answer = await cache.engine.answer(cache.request(Door.MIRROR, "GET", f"/v2/library/app/blobs/{digest}"))
+        answer = await cache.engine.answer(cache.request(Listener.MIRROR, "GET", f"/v2/library/app/blobs/{digest}"))
         assert isinstance(answer, Answer)
         await asyncio.gather(*cache.engine.fills._tasks)
         assert store.has(Digest.parse(digest))
@@ -222,12 +222,12 @@ async def test_popularity_of_much_content_does_not_swell_the_log_beyond_the_allo
 
 # -- any interleaving
 
-SMALL, LARGE = 12, 4
-SIZES = [280_000] * SMALL + [1_100_000, 1_700_000, 2_300_000, 2_900_000]
+MAX_SMALL_BODY, LARGE = 12, 4
+SIZES = [280_000] * MAX_SMALL_BODY + [1_100_000, 1_700_000, 2_300_000, 2_900_000]
 LAYERS = [random_bytes(size, number) for number, size in enumerate(SIZES)]
 NAMES = st.sampled_from(["put", "put", "unsized", "give up", "read", "read", "read", "remove", "manifest", "shrink"])
 OPERATIONS = st.lists(
-    st.lists(st.tuples(NAMES, st.integers(0, SMALL + LARGE - 1), st.integers(0, 5)), min_size=1, max_size=6),
+    st.lists(st.tuples(NAMES, st.integers(0, MAX_SMALL_BODY + LARGE - 1), st.integers(0, 5)), min_size=1, max_size=6),
     min_size=3,
     max_size=6,
 )
@@ -314,7 +314,7 @@ def test_cap_and_account_hold_in_any_interleaving(crowd: list[list[tuple[str, in
     async def play(directory: Path) -> None:
         async with opened_store(directory, CAP) as store:
             users = Crowd(store, directory)
-            for layer in LAYERS[:SMALL]:
+            for layer in LAYERS[:MAX_SMALL_BODY]:
                 await put_blob(store, layer)
             async with asyncio.TaskGroup() as tasks:
                 for operations in crowd:

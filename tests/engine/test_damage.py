@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.oci.digest import Digest
-from hubcache.serve.messages import Door
+from hubcache.serve.messages import Listener
 from hubcache.store.file_check import PIECE
 from hubcache.store.scrub import Scrub
 from hubcache.store.store import Store
@@ -25,7 +25,7 @@ async def test_doubted_blob_is_verified_once_and_served(tmp_path: Path) -> None:
         digest = await put_blob(store, LAYER)
         store.inspector.doubt(digest)
         assert await opens(store, digest)
-        assert store.inspector.doubted == ()
+        assert store.inspector.expire_visibility == ()
 
 
 async def test_doubted_blob_that_is_damaged_is_put_aside_and_told(
@@ -119,12 +119,12 @@ async def test_blob_that_was_found_good_is_not_verified_on_suspicion_for_an_hour
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, LAYER)
         store.inspector.suspect(digest)
-        assert store.inspector.doubted == (digest,)
+        assert store.inspector.expire_visibility == (digest,)
         assert await opens(store, digest)
         store.inspector.suspect(digest)
-        assert store.inspector.doubted == ()
+        assert store.inspector.expire_visibility == ()
         store.inspector.doubt(digest)
-        assert store.inspector.doubted == (digest,)
+        assert store.inspector.expire_visibility == (digest,)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "socket", "link", "directory"])
@@ -189,7 +189,7 @@ async def test_damage_that_could_not_be_put_aside_is_still_doubted(tmp_path: Pat
         assert store.damages == 1
         store.inspector.doubt(digest)
         await scrub.look()
-        assert store.inspector.doubted == ()
+        assert store.inspector.expire_visibility == ()
 
 
 async def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
@@ -218,10 +218,10 @@ async def test_damaged_manifest_is_fetched_anew_at_the_first_request(hub: Hub, t
     image = hub.image(REPO, "1")
     path = f"/v2/{REPO}/manifests/1"
     async with running(hub, tmp_path / "store") as cache:
-        assert await cache.get(Door.MIRROR, path) == (200, image.manifest)
+        assert await cache.get(Listener.MIRROR, path) == (200, image.manifest)
         spoil_manifest(tmp_path / "store")
-        assert await cache.get(Door.MIRROR, path) == (200, image.manifest)
+        assert await cache.get(Listener.MIRROR, path) == (200, image.manifest)
         await cache.engine.store.keep_house()
         hub.reset_log()
-        assert await cache.get(Door.MIRROR, path) == (200, image.manifest)
+        assert await cache.get(Listener.MIRROR, path) == (200, image.manifest)
         assert hub.count() == 0

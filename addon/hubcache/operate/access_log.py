@@ -25,7 +25,7 @@ class AccessLog:
         _, _, rest = request.path.partition("/v2/")
         line = {
             "ts": round(now, 3),
-            "door": request.door.value,
+            "door": request.listener.value,
             "method": request.method,
             "kind": outcome.kind,
             "registry": request.registry.host,

@@ -7,7 +7,7 @@ import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.registry import Registry
 from hubcache.operate.access_log import AccessLog
-from hubcache.serve.messages import Answer, Door, Forward, Request, Result
+from hubcache.serve.messages import Answer, Forward, Listener, Request, Result
 from simlib.reader import read
 from support.engine import running
 from support.standin import Hub, random_bytes
@@ -17,7 +17,7 @@ HUB = Registry.parse("registry-1.docker.io")
 
 
 def request(path: str = f"/v2/library/app/blobs/{DIGEST}") -> Request:
-    return Request("GET", path, HUB, Door.PROXY, {"authorization": "Bearer secret"}, client="10.0.0.9")
+    return Request("GET", path, HUB, Listener.PROXY, {"authorization": "Bearer secret"}, client="10.0.0.9")
 
 
 def answer(status: int = 200, kind: str = "blob") -> Answer:
@@ -85,9 +85,9 @@ async def test_what_the_cache_writes_can_be_replayed(hub: Hub, tmp_path: Path) -
     image = hub.image("library/app", "1", layers=[random_bytes(50_000)])
     async with running(hub, tmp_path / "store", access_log=tmp_path / "log") as cache:
         for _ in range(2):
-            await cache.get(Door.PROXY, f"/v2/{image.repo}/manifests/1")
+            await cache.get(Listener.PROXY, f"/v2/{image.repo}/manifests/1")
             for digest in (image.config, *image.layers):
-                await cache.get(Door.PROXY, f"/v2/{image.repo}/blobs/{digest}")
+                await cache.get(Listener.PROXY, f"/v2/{image.repo}/blobs/{digest}")
     trace = read(tmp_path / "log")
     assert len(trace.keys) == 6
     assert trace.footprint() >= 50_000
