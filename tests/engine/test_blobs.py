@@ -192,7 +192,7 @@ async def test_blob_that_is_here_costs_no_token(
     async def never(view: RepositoryView) -> list[str | None]:
         raise AssertionError("nothing is fetched")
 
-    monkeypatch.setattr(RepositoryView, "authorizations", never)
+    monkeypatch.setattr(RepositoryView, "download_authorizations", never)
     hub.stop("token")
     cache.engine._tokens._known.clear()
     own = {"authorization": bearer(hub, "bob", REPO)}

@@ -335,7 +335,7 @@ async def test_stranger_who_asks_while_a_private_blob_begins_to_be_fetched_is_re
         await asyncio.sleep(0.05 * turn)
         return await private(digest)
 
-    monkeypatch.setattr(memory, "private", slowly)
+    monkeypatch.setattr(memory, "mark_private", slowly)
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000))
     tokens = (bearer(hub, "alice", SECRET), "Bearer stolen-and-over")
     requests = [keeping.request(Listener.PROXY, "GET", blob, authorization=token) for token in tokens]

@@ -110,7 +110,7 @@ def test_push_forgets_what_was_missing_in_its_repository_only() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """All bounds are ten."""
-    monkeypatch.setattr(visibility, "MAX_VERDICTS", 10)
+    monkeypatch.setattr(visibility, "MAX_REPOSITORIES", 10)
     monkeypatch.setattr(gate_module, "MAX_AUTHORIZED", 10)
 
 
@@ -156,7 +156,7 @@ async def test_refusal_that_the_store_does_not_take_opens_nothing_when_it_is_for
         async def full(registry: str, repository: str, visibility: Visibility) -> None:
             raise StorageError("no room")
 
-        monkeypatch.setattr(store, "put_verdict", full)
+        monkeypatch.setattr(store, "put_visibility", full)
         clock.now += 10
         for number in range(30):
             if how == "refused":

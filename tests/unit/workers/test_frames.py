@@ -42,7 +42,7 @@ def test_request_arrives_as_it_was(request: Request) -> None:
 @given(st.none() | st.builds(
     Forward,
     authorization=st.none() | st.text(max_size=20),
-    moved=st.none() | st.builds(Change, st.text(max_size=10), st.text(max_size=10), st.booleans()),
+    change=st.none() | st.builds(Change, st.text(max_size=10), st.text(max_size=10), st.booleans()),
     kind=st.text(max_size=5),
 ) | st.builds(
     Answer,

@@ -122,7 +122,7 @@ async def test_blob_that_the_store_does_not_take_is_passed_on(pair: Pair, hub: H
 async def test_token_request_is_answered_when_its_body_is_there(pair: Pair, hub: Hub) -> None:
     hub.user("alice", "secret")
     plain = pair.cache.request(Listener.PROXY, "POST", "/token", authorization=basic("alice", "secret"))
-    request = type(plain)(**{name: getattr(plain, name) for name in plain.__slots__} | {"for_token": True})
+    request = type(plain)(**{name: getattr(plain, name) for name in plain.__slots__} | {"to_token_service": True})
     assert await pair.remote.answer(request) is None
 
 
