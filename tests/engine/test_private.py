@@ -15,6 +15,7 @@ from hubcache.serve.messages import Answer, Forward, Listener, Result
 from support.engine import Cache, read, running
 from support.standin import Fault, Hub, Image, random_bytes
 from support.users import (
+    EACH_LISTENER,
     REFUSED,
     SECRET,
     Clock,

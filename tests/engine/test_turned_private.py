@@ -9,6 +9,7 @@ from hubcache.serve.messages import Answer, Forward, Listener
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image, random_bytes
 from support.users import (
+    EACH_LISTENER,
     REFUSED,
     SECRET,
     Clock,
