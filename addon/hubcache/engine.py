@@ -15,6 +15,7 @@ from .operate.access_log import AccessLog
 from .operate.metrics import Metrics
 from .operate.options import Settings
 from .operate.status import Status
+from .operate.version import version
 from .serve.access import Access
 from .serve.best_effort import BestEffortWriter
 from .serve.cached_blobs import CachedBlobs
@@ -39,7 +40,6 @@ from .transfer.upstream_client import UpstreamClient
 
 logger = logging.getLogger("hubcache")
 
-USER_AGENT = "hubcache"
 _REOPEN_SECONDS = 30.0
 _EXPIRE_SECONDS = 3600.0
 _REPEAT_SECONDS = 600.0
@@ -74,8 +74,9 @@ class Engine:
             self.store.open()
         except StorageError as error:
             self.report_storage_error(error)
-        self._http = open_session(self._tls, USER_AGENT)
-        self._guarded = open_session(self._tls, USER_AGENT, guarded=True)
+        user_agent = f"hubcache/{version()}"
+        self._http = open_session(self._tls, user_agent)
+        self._guarded = open_session(self._tls, user_agent, guarded=True)
         self._client = UpstreamClient(self._http, self.metrics, self.breakers, self._guarded)
         self._tokens = Tokens(self._client)
         writer = BestEffortWriter(self.store, self.report_storage_error)
