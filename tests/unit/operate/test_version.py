@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.operate import version
-from hubcache.serve.messages import Door
+from hubcache.serve.messages import Listener
 from support.engine import running
 from support.paths import REPOSITORY
 from support.standin import Hub
@@ -24,5 +24,5 @@ def test_version_without_a_project_file_is_unknown(tmp_path: Path, monkeypatch: 
 async def test_registry_receives_the_version_as_user_agent(hub: Hub, tmp_path: Path) -> None:
     hub.image("library/app", "1")
     async with running(hub, tmp_path / "store") as cache:
-        await cache.get(Door.MIRROR, "/v2/library/app/manifests/1")
+        await cache.get(Listener.MIRROR, "/v2/library/app/manifests/1")
     assert {record.header("User-Agent") for record in hub.log} == {f"hubcache/{version.version()}"}
