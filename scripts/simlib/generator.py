@@ -68,14 +68,12 @@ class Parameters:
     kill_top: int = 0
 
 
-MAX_SMALL_BODY = Parameters(
-    pulls=8000, repos=250, new_per_day=1.0, bases=20, clients=25, scan_images=60, days=60.0, onehit=0.06
-)
+SMALL = Parameters(pulls=8000, repos=250, new_per_day=1.0, bases=20, clients=25, scan_images=60, days=60.0, onehit=0.06)
 PRESETS = {
-    "small": MAX_SMALL_BODY,
-    "drift": replace(MAX_SMALL_BODY, new_per_day=6.0, tau_med=5.0),
-    "scan": replace(MAX_SMALL_BODY, scans=3, scan_images=150),
-    "death": replace(MAX_SMALL_BODY, kill_day=30.0, kill_top=30),
+    "small": SMALL,
+    "drift": replace(SMALL, new_per_day=6.0, tau_med=5.0),
+    "scan": replace(SMALL, scans=3, scan_images=150),
+    "death": replace(SMALL, kill_day=30.0, kill_top=30),
     "large": Parameters(),
 }
 

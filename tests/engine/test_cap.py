@@ -222,12 +222,12 @@ async def test_popularity_of_much_content_does_not_swell_the_log_beyond_the_allo
 
 # -- any interleaving
 
-MAX_SMALL_BODY, LARGE = 12, 4
-SIZES = [280_000] * MAX_SMALL_BODY + [1_100_000, 1_700_000, 2_300_000, 2_900_000]
+SMALL, LARGE = 12, 4
+SIZES = [280_000] * SMALL + [1_100_000, 1_700_000, 2_300_000, 2_900_000]
 LAYERS = [random_bytes(size, number) for number, size in enumerate(SIZES)]
 NAMES = st.sampled_from(["put", "put", "unsized", "give up", "read", "read", "read", "remove", "manifest", "shrink"])
 OPERATIONS = st.lists(
-    st.lists(st.tuples(NAMES, st.integers(0, MAX_SMALL_BODY + LARGE - 1), st.integers(0, 5)), min_size=1, max_size=6),
+    st.lists(st.tuples(NAMES, st.integers(0, SMALL + LARGE - 1), st.integers(0, 5)), min_size=1, max_size=6),
     min_size=3,
     max_size=6,
 )
@@ -314,7 +314,7 @@ def test_cap_and_account_hold_in_any_interleaving(crowd: list[list[tuple[str, in
     async def play(directory: Path) -> None:
         async with opened_store(directory, CAP) as store:
             users = Crowd(store, directory)
-            for layer in LAYERS[:MAX_SMALL_BODY]:
+            for layer in LAYERS[:SMALL]:
                 await put_blob(store, layer)
             async with asyncio.TaskGroup() as tasks:
                 for operations in crowd:

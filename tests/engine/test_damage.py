@@ -25,7 +25,7 @@ async def test_doubted_blob_is_verified_once_and_served(tmp_path: Path) -> None:
         digest = await put_blob(store, LAYER)
         store.inspector.doubt(digest)
         assert await opens(store, digest)
-        assert store.inspector.expire_visibility == ()
+        assert store.inspector.doubted == ()
 
 
 async def test_doubted_blob_that_is_damaged_is_put_aside_and_told(
@@ -119,12 +119,12 @@ async def test_blob_that_was_found_good_is_not_verified_on_suspicion_for_an_hour
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, LAYER)
         store.inspector.suspect(digest)
-        assert store.inspector.expire_visibility == (digest,)
+        assert store.inspector.doubted == (digest,)
         assert await opens(store, digest)
         store.inspector.suspect(digest)
-        assert store.inspector.expire_visibility == ()
+        assert store.inspector.doubted == ()
         store.inspector.doubt(digest)
-        assert store.inspector.expire_visibility == (digest,)
+        assert store.inspector.doubted == (digest,)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "socket", "link", "directory"])
@@ -189,7 +189,7 @@ async def test_damage_that_could_not_be_put_aside_is_still_doubted(tmp_path: Pat
         assert store.damages == 1
         store.inspector.doubt(digest)
         await scrub.look()
-        assert store.inspector.expire_visibility == ()
+        assert store.inspector.doubted == ()
 
 
 async def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:

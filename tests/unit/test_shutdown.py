@@ -115,14 +115,14 @@ async def test_request_that_is_late_is_an_error_and_no_defect(hub: Hub, tmp_path
 
 async def test_closed_listener_hears_of_no_clients_that_wait_for_others() -> None:
     """Else a worker that serves its last downloads would turn around without a pause."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    accepting = socket.create_server(("127.0.0.1", 0))
     loop: Any = asyncio.get_running_loop()
-    listener = listeners._Listener(SimpleNamespace(handle_stream=None), listener.dup().detach())
+    listener = listeners._Listener(SimpleNamespace(handle_stream=None), accepting.dup().detach())
     await asyncio.sleep(0)
     listener.close()
     await until(lambda: listener._socket.fileno() < 0)
-    client = socket.create_connection(listener.getsockname())
-    with listener, client:
+    client = socket.create_connection(accepting.getsockname())
+    with accepting, client:
         assert loop._selector._selector.poll(0.1) == []
 
 

@@ -24,7 +24,7 @@ SUSPECT_SECONDS = 3600.0
 """A blob that was found good is not verified again on suspicion alone for so long: of many machines behind one address
 that pull the same, each but the first looks like one that asks again."""
 
-MAX_SMALL_BODY = 64 << 10
+SMALL = 64 << 10
 """Bytes up to which a file is verified each time, in some 50 microseconds at most: workers repeat answers of this size
 for a second, to clients that found the digest wrong, too."""
 
@@ -52,7 +52,7 @@ class Inspector:
             self._doubted.add(digest)
 
     @property
-    def expire_visibility(self) -> tuple[Digest, ...]:
+    def doubted(self) -> tuple[Digest, ...]:
         """What is to be verified."""
         return tuple(self._doubted)
 
@@ -65,7 +65,7 @@ class Inspector:
         state = os.fstat(fd)
         if state.st_size != size:
             raise ContentDamaged(f"has {state.st_size} bytes instead of {size}")
-        if size <= MAX_SMALL_BODY:
+        if size <= SMALL:
             if not digest.matches(os.pread(fd, size, 0)):
                 raise ContentDamaged("does not match its digest")
             self.trust(digest)

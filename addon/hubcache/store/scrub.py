@@ -100,7 +100,7 @@ class Scrub:
 
     async def look(self) -> None:
         """Verify what is doubted, and the next object if it is due."""
-        for digest in self._store.inspector.expire_visibility:
+        for digest in self._store.inspector.doubted:
             try:
                 blob = await self._store.open_blob(digest)  # which verifies it
             except StorageError as error:  # others can be verified all the same

@@ -12,7 +12,7 @@ class Uploads:
     """Uploads under way, by their id."""
 
     def __init__(self, memory: Memory) -> None:
-        self._writer = memory
+        self._memory = memory
         self._open: dict[str, bytearray] = {}
 
     async def write(self, request: web.Request, repo: str, kind: str, name: str) -> Reply:
@@ -20,7 +20,7 @@ class Uploads:
         if kind == "manifest":
             return await self._manifest(request, repo, name)
         if kind == "blob":
-            removed = self._writer.repository(repo).blobs.pop(name, None)
+            removed = self._memory.repository(repo).blobs.pop(name, None)
             return Reply(202) if removed else error(404, "BLOB_UNKNOWN", "blob unknown to registry")
         if request.method == "POST":
             return await self._begin(request, repo)
@@ -47,8 +47,8 @@ class Uploads:
 
     async def _begin(self, request: web.Request, repo: str) -> Reply:
         mount, source = request.query.get("mount"), request.query.get("from")
-        if mount and source and (body := await self._writer.blob(source, mount)):
-            self._writer.repository(repo).blobs[mount] = body
+        if mount and source and (body := await self._memory.blob(source, mount)):
+            self._memory.repository(repo).blobs[mount] = body
             return _created(repo, "blobs", mount)
         upload = secrets.token_hex(8)
         self._open[upload] = bytearray(await request.read())
@@ -60,11 +60,11 @@ class Uploads:
         data = bytes(self._open.pop(upload))
         if sha256(data) != digest:
             return error(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
-        self._writer.repository(repo).blobs[digest] = Held(data)
+        self._memory.repository(repo).blobs[digest] = Held(data)
         return _created(repo, "blobs", digest)
 
     async def _manifest(self, request: web.Request, repo: str, reference: str) -> Reply:
-        held = self._writer.repository(repo)
+        held = self._memory.repository(repo)
         if request.method == "DELETE":
             digest = held.tags.pop(reference, reference)
             if ":" in reference:
@@ -74,7 +74,7 @@ class Uploads:
         body = await request.read()
         if ":" in reference and reference != sha256(body):
             return error(400, "DIGEST_INVALID", "manifest does not match its digest")
-        digest = self._writer.put_manifest(repo, reference, body, request.headers.get("Content-Type", ""))
+        digest = self._memory.put_manifest(repo, reference, body, request.headers.get("Content-Type", ""))
         return _created(repo, "manifests", digest)
 
 

@@ -154,7 +154,7 @@ async def test_blob_that_cannot_be_opened_does_not_keep_others_from_being_verifi
         await scrub.look()
         assert store.scrubbed.objects == 2
         assert len(failures) == 2
-        assert store.inspector.expire_visibility == (closed,)
+        assert store.inspector.doubted == (closed,)
         assert store.has(other)
 
 
@@ -200,13 +200,13 @@ async def test_state_that_makes_no_sense_begins_a_round(tmp_path: Path, state: s
 
 async def test_nothing_is_verified_unasked_when_there_is_no_pace_but_what_is_doubted_is(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
-        expire_visibility, other = [await put_blob(store, random_bytes(10, number)) for number in range(2)]
+        doubted, other = [await put_blob(store, random_bytes(10, number)) for number in range(2)]
         for path in files(tmp_path):
             flip(path)
-        store.inspector.doubt(expire_visibility)
+        store.inspector.doubt(doubted)
         async with scrubbing(store, rate=None):
             await until(lambda: store.damages)
-        assert [store.has(digest) for digest in (expire_visibility, other)] == [False, True]
+        assert [store.has(digest) for digest in (doubted, other)] == [False, True]
         assert store.scrubbed.objects == 0
 
 

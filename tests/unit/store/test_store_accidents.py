@@ -24,7 +24,7 @@ async def test_blobs_that_were_stored_last_before_an_unclean_stop_are_verified_b
     async with opened_store(tmp_path) as store:
         assert store.unclean
         assert store.has(old)
-        assert store.inspector.expire_visibility == (new,)
+        assert store.inspector.doubted == (new,)
 
 
 async def test_store_that_was_closed_in_order_is_trusted(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ async def test_store_that_was_closed_in_order_is_trusted(tmp_path: Path) -> None
         await put_blob(store, LAYER)
     async with opened_store(tmp_path) as store:
         assert not store.unclean
-        assert store.inspector.expire_visibility == ()
+        assert store.inspector.doubted == ()
 
 
 async def test_row_whose_file_was_lost_in_an_unclean_stop_is_forgotten(tmp_path: Path) -> None:
