@@ -15,15 +15,16 @@ from .operate.access_log import AccessLog
 from .operate.metrics import Metrics
 from .operate.options import Settings
 from .operate.status import Status
+from .operate.version import version
 from .serve.access import Access
-from .serve.best_effort import BestEffort
+from .serve.best_effort import BestEffortWriter
 from .serve.cached_blobs import CachedBlobs
 from .serve.cached_manifests import CachedManifests
 from .serve.cached_referrers import CachedReferrers
-from .serve.messages import Answer, Forward, Moved, Request, Result
-from .serve.mirror import Mirror
+from .serve.messages import Answer, Change, Forward, Request, Result
 from .serve.prefetch import Prefetch
-from .serve.service import Service
+from .serve.registry_service import RegistryService
+from .serve.stored_only_mirror import StoredOnlyMirror
 from .serve.tag_refresh import TICK_SECONDS, TagRefresh
 from .serve.token_service import TokenService
 from .store.scrub import Scrub
@@ -39,7 +40,6 @@ from .transfer.upstream_client import UpstreamClient
 
 logger = logging.getLogger("hubcache")
 
-USER_AGENT = "hubcache"
 _REOPEN_SECONDS = 30.0
 _EXPIRE_SECONDS = 3600.0
 _REPEAT_SECONDS = 600.0
@@ -60,7 +60,7 @@ class Engine:
         self._housekeeping: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._access_log: AccessLog | None = None
-        self._scrub = Scrub(self.store, self.storage_failed)
+        self._scrub = Scrub(self.store, self.report_storage_error)
         self._throttle = Throttle(_REPEAT_SECONDS, time.monotonic)
         self._upstreams: dict[str, Upstream] = {}
 
@@ -73,28 +73,31 @@ class Engine:
         try:
             self.store.open()
         except StorageError as error:
-            self.storage_failed(error)
-        self._http = open_session(self._tls, USER_AGENT)
-        self._guarded = open_session(self._tls, USER_AGENT, guarded=True)
+            self.report_storage_error(error)
+        user_agent = f"hubcache/{version()}"
+        self._http = open_session(self._tls, user_agent)
+        self._guarded = open_session(self._tls, user_agent, guarded=True)
         self._client = UpstreamClient(self._http, self.metrics, self.breakers, self._guarded)
         self._tokens = Tokens(self._client)
-        memory = BestEffort(self.store, self.storage_failed)
-        self._memory = memory
-        self._gate = Access(self.store, memory)
+        writer = BestEffortWriter(self.store, self.report_storage_error)
+        self._writer = writer
+        self._access = Access(self.store, writer)
         self.fills = Fills(self.store, self.metrics, self._fill_failed)
-        self._manifests = CachedManifests(self.store, memory, self._gate)
-        self._referrers = CachedReferrers(self.store, memory, self._gate, self._manifests)
-        self._blobs = CachedBlobs(self.store, memory, self._gate, self.fills)
-        ahead = Prefetch(self.store, self._manifests, self._blobs, self._referrers, self._may_spend)
-        self._sync = TagRefresh(self.store, memory, self._manifests, ahead, self._may_spend)
-        self._mirror = Mirror(self.store, self._gate, self._manifests, self._blobs, ahead, self._may_spend)
+        self._manifests = CachedManifests(self.store, writer, self._access)
+        self._referrers = CachedReferrers(self.store, writer, self._access, self._manifests)
+        self._blobs = CachedBlobs(self.store, writer, self._access, self.fills)
+        prefetch = Prefetch(self.store, self._manifests, self._blobs, self._referrers, self._may_spend)
+        self._tag_refresh = TagRefresh(self.store, writer, self._manifests, prefetch, self._may_spend)
+        self._mirror = StoredOnlyMirror(
+            self.store, self._access, self._manifests, self._blobs, prefetch, self._may_spend
+        )
         self.token_service = TokenService(self.store, self._client, self._tokens, self._upstreams)
-        self.service = Service(
+        self.service = RegistryService(
             self.store,
-            self._gate,
+            self._access,
             self._manifests,
             self._blobs,
-            self._sync,
+            self._tag_refresh,
             self._mirror,
             self._referrers,
             self._upstreams,
@@ -119,18 +122,22 @@ class Engine:
         self._scrub.rate = settings.scrub.rate if settings.scrub else None
         self._client.offline = settings.offline
         self._manifests.tag_lifetime = settings.tag_ttl
-        self._manifests.max_stale = self._gate.max_stale = settings.max_stale
-        self._gate.negative_ttl = settings.negative_ttl
+        self._manifests.max_stale = self._access.max_stale = settings.max_stale
+        self._access.negative_ttl = settings.negative_ttl
         if settings.access_log is None:
             self._access_log = None
         elif self._access_log is None or self._access_log.path != settings.access_log:
             self._access_log = AccessLog(settings.access_log)
         self._mirror.admit_after, self._mirror.half_life = settings.admit_after, settings.half_life
         self._manifests.while_revalidate = settings.while_revalidate
-        self._sync.enabled = settings.sync and settings.sync_rate > 0 and settings.tag_ttl > 0 and not settings.offline
-        self.service.authorize, self.service.offer_only = settings.authorize, settings.offer_only
+        self._tag_refresh.enabled = (
+            settings.sync and settings.sync_rate > 0 and settings.tag_ttl > 0 and not settings.offline
+        )
+        self.service.authorize, self.service.stored_only = settings.authorize, settings.offer_only
         self._apply_registries(settings)
-        self._sync.apply(settings.sync_rate, {each.host: self._upstreams[each.host] for each in settings.registries})
+        self._tag_refresh.apply(
+            settings.sync_rate, {each.host: self._upstreams[each.host] for each in settings.registries}
+        )
 
     def _apply_registries(self, settings: Settings) -> None:
         """Add and replace upstreams. One that stays keeps what it knows: a pause that the registry asked for is none
@@ -147,7 +154,7 @@ class Engine:
     async def answer(self, request: Request) -> Answer | Forward | None:
         """Answer a request, or say how to pass it on, and count it; None when its body is needed for that."""
         outcome: Answer | Forward
-        if request.for_token or self.token_service.serves(request):
+        if request.to_token_service or self.token_service.serves(request):
             if request.method == "POST" and request.body is None:
                 return None
             outcome = await self.token_service.answer(request)
@@ -158,28 +165,28 @@ class Engine:
             if self._access_log is not None:
                 self._access_log.add(time.time(), request, outcome)
         result = Result.BYPASS if isinstance(outcome, Forward) else outcome.result
-        self.metrics.answered(outcome.kind, result.value, request.door.value)
+        self.metrics.answered(outcome.kind, result.value, request.listener.value)
         return outcome
 
-    def repeated(self, request: Request, answer: Answer, count: int) -> None:
+    def count_repeats(self, request: Request, answer: Answer, count: int) -> None:
         """A worker gave an answer of a moment ago so many times: count it as if it had been given here."""
-        self.service.repeated(request, answer)
-        self.metrics.answered(answer.kind, answer.result.value, request.door.value, count)
+        self.service.count_repeats(request, answer)
+        self.metrics.answered(answer.kind, answer.result.value, request.listener.value, count)
         if self._access_log is not None:
             for _ in range(count):
                 self._access_log.add(time.time(), request, answer)
 
-    def watch(self, changed: Callable[[], None]) -> None:
+    def on_change(self, changed: Callable[[], None]) -> None:
         """Call this when an answer that was right may be so no more."""
         self.store.changed = changed
 
-    def sent(self, source: str, count: int) -> None:
+    def count_sent(self, source: str, count: int) -> None:
         """Body bytes went to a client, by whatever process."""
         self.metrics.sent(source, count)
 
-    async def moved(self, registry: Registry, moved: Moved, subject: str | None = None) -> None:
+    async def content_changed(self, registry: Registry, moved: Change, subject: str | None = None) -> None:
         """A push or a delete through the proxy was accepted; `subject` is the answer's `OCI-Subject`."""
-        await self.service.moved(registry, moved, subject)
+        await self.service.content_changed(registry, moved, subject)
 
     def _may_spend(self, host: str) -> bool:
         """Whether the rate limit, as last seen, leaves more than the reserve for clients, and no 429 said to pause."""
@@ -190,7 +197,7 @@ class Engine:
         remaining = self.metrics.remaining(host, "account" if has_account else "anonymous")
         return remaining is None or remaining > self._settings.ratelimit_reserve
 
-    def storage_failed(self, error: StorageError) -> None:
+    def report_storage_error(self, error: StorageError) -> None:
         """Say once in a while that content cannot be stored; that the policy does not want it is no news."""
         if isinstance(error, NotStored):
             return
@@ -200,11 +207,11 @@ class Engine:
     def _fill_failed(self, error: StorageError) -> None:
         if not isinstance(error, NotStored):
             self.store.failed(error)
-        self.storage_failed(error)
+        self.report_storage_error(error)
 
     def _learned(self, registry: Registry, challenge: Challenge) -> None:
         """Remember a challenge, in the background: whoever triggered it need not wait."""
-        task = asyncio.create_task(self._memory.challenge(registry.host, challenge.render()))
+        task = asyncio.create_task(self._writer.put_challenge(registry.host, challenge.render()))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -215,7 +222,7 @@ class Engine:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now = time.monotonic()
-            self._sync.tick()
+            self._tag_refresh.tick()
             if self._access_log is not None:
                 self._access_log.flush()
             try:
@@ -229,14 +236,14 @@ class Engine:
                         expired_at = now
                         await self.store.expire()
             except StorageError as error:
-                self.storage_failed(error)
+                self.report_storage_error(error)
             except StoreTooNew as error:
                 logger.warning("hubcache: %s", error)
 
-    async def work_for_clients_only(self) -> None:
+    async def stop_background_work(self) -> None:
         """Give up what runs ahead of clients: the stop has begun."""
-        self._sync.enabled = False
-        await self._sync.close()
+        self._tag_refresh.enabled = False
+        await self._tag_refresh.close()
         await self._mirror.close()
 
     def cancel_unread(self) -> None:
@@ -252,7 +259,7 @@ class Engine:
         if self._access_log is not None:
             self._access_log.flush()
         await self._scrub.close()
-        await self._sync.close()
+        await self._tag_refresh.close()
         await self._mirror.close()
         await self.pump.close()
         await self.fills.close()
@@ -267,7 +274,7 @@ class Engine:
         try:
             await self.store.close()
         except StorageError as error:
-            self.storage_failed(error)
+            self.report_storage_error(error)
 
 
 def _allow_descriptors() -> None:

@@ -29,7 +29,7 @@ from .operate.ca import ensure_ca
 from .operate.line_buffering import print_whole_lines
 from .operate.options import Settings
 from .serve.errors import error_answer
-from .serve.messages import SMALL, Answer, Door, Forward, Request, Result
+from .serve.messages import MAX_SMALL_BODY, Answer, Forward, Listener, Request, Result
 from .serve.small_bodies import read_small_body
 from .shutdown import Shutdown, ignore_hangup
 from .transfer.pump import Delivery
@@ -162,7 +162,7 @@ class Hubcache:
         workers = _workers(settings)
         if workers > 1:
             shared = listeners.take_from(servers)
-            sockets = [door for each in shared.values() for door in each]
+            sockets = [listener for each in shared.values() for listener in each]
             self._supervisor = Supervisor(
                 worker_command(),
                 workers,
@@ -245,13 +245,13 @@ class Hubcache:
         outcome = self._connections.decided(flow.client_conn) or await self._engine.answer(request)
         if outcome is None:
             length = http1.expected_http_body_size(flow.request)
-            if length is None or length > SMALL:
-                too_large = ContentTooLarge(f"a token request has a length, of at most {SMALL} bytes")
+            if length is None or length > MAX_SMALL_BODY:
+                too_large = ContentTooLarge(f"a token request has a length, of at most {MAX_SMALL_BODY} bytes")
                 outcome = error_answer(too_large, request.method)
         if outcome is None:
             self._token_requests[flow.id] = request  # answered in `request`, when its body is here
             return
-        if isinstance(outcome, Answer) and (request.door is Door.MIRROR or request.credentials is None):
+        if isinstance(outcome, Answer) and (request.listener is Listener.MIRROR or request.credentials is None):
             await read_small_body(outcome, self._engine.pump)  # anybody may see it, and it may stay in a flow
         self._act(flow, place, outcome, request.headers.get("authorization"))
 
@@ -329,12 +329,12 @@ class Hubcache:
         place, forward, presented = self._forwards.pop(flow.id, (None, None, None))
         if place is None or forward is None:
             return None
-        proxied, sent = place.door is Door.PROXY, forward.authorization
+        proxied, sent = place.listener is Listener.PROXY, forward.authorization
         flow_headers.adapt_forwarded(flow.response, place.registry, proxied=proxied, presented=presented, sent=sent)
         credentials.hide_signature(flow.response)
-        if self._engine is None or forward.moved is None or flow.response.status_code >= 300:
+        if self._engine is None or forward.change is None or flow.response.status_code >= 300:
             return None
-        return self._engine.moved(place.registry, forward.moved, flow.response.headers.get("oci-subject"))
+        return self._engine.content_changed(place.registry, forward.change, flow.response.headers.get("oci-subject"))
 
     def response(self, flow: http.HTTPFlow) -> None:
         """A flow is complete."""

@@ -65,7 +65,7 @@ class Shutdown:
     async def alone(self, connections: ConnectionHooks, engine: Engine, within: float) -> None:
         """Of a process that serves clients and owns the store."""
         await connections.close_doors()
-        await engine.work_for_clients_only()
+        await engine.stop_background_work()
 
         def running() -> int:
             engine.cancel_unread()
@@ -80,7 +80,7 @@ class Shutdown:
 
         def have_ended() -> bool:
             count = connections.leave()
-            remote.tell_running(count)
+            remote.report_running(count)
             return not (count or connections.new)
 
         await self.until(have_ended, within)
@@ -90,8 +90,8 @@ class Shutdown:
         """Of the owner, which serves no clients itself: its workers end, each as above."""
         await connections.close_doors()
         closing = asyncio.create_task(workers.close(within))
-        await engine.work_for_clients_only()
-        await self.until(lambda: workers.have_told, _WORKERS_TELL_SECONDS)
+        await engine.stop_background_work()
+        await self.until(lambda: workers.have_reported, _WORKERS_TELL_SECONDS)
 
         def running() -> int:
             engine.cancel_unread()

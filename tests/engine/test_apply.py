@@ -8,7 +8,7 @@ import pytest
 from hubcache.oci.account import Account
 from hubcache.oci.digest import Digest
 from hubcache.oci.registry import Registry
-from hubcache.serve.messages import Door, Forward
+from hubcache.serve.messages import Forward, Listener
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image
 from support.users import bearer, pull
@@ -29,11 +29,11 @@ async def cache(hub: Hub, image: Image, tmp_path: Path) -> AsyncIterator[Cache]:
 
 async def test_pause_that_the_registry_asked_for_outlives_a_change_of_options(cache: Cache, hub: Hub) -> None:
     hub.faults.add(Fault(kind="manifest", status=429, headers={"Retry-After": "60"}))
-    assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 429
+    assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 429
     hub.reset_log()
     for change in ({"tag_ttl": 1.0}, {"negative_ttl": 1.0}, {"account": Account("alice", "secret")}, {"size": 1 << 25}):
         cache.apply(**change)
-        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 429
+        assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 429
     assert hub.count() == 0
 
 
@@ -41,7 +41,7 @@ async def test_challenge_and_tokens_outlive_it_too(cache: Cache, hub: Hub, image
     await pull(cache, image)
     hub.reset_log()
     cache.apply(tag_ttl=0.0)
-    assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
+    assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
     assert [record.kind for record in hub.log] == ["manifest"]
 
 
@@ -50,7 +50,7 @@ async def test_a_pull_goes_on_as_one_over_a_change(cache: Cache, image: Image) -
     retention, counted = cache.engine.store.rooms.retention, []
     for ttl in (600.0, 500.0, 400.0):
         cache.apply(tag_ttl=ttl)
-        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{image.digest}"))[0] == 200
+        assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{image.digest}"))[0] == 200
         counted.append(retention.requests(Digest.parse(image.digest), time.time()))
     assert counted == pytest.approx([counted[0]] * 3, abs=0.01)
 
@@ -79,9 +79,9 @@ async def test_registries_come_change_and_go(cache: Cache, hub: Hub) -> None:
         other.image("library/other", "1")
         hub_registry, added = cache.settings.registries[0], Registry.parse(f"ghcr.io={other.url()}")
         cache.apply(registries=(added, hub_registry))
-        assert (await cache.get(Door.PROXY, "/v2/library/other/manifests/1"))[0] == 200
+        assert (await cache.get(Listener.PROXY, "/v2/library/other/manifests/1"))[0] == 200
         cache.apply(registries=(Registry.parse(f"ghcr.io={hub.url()}"),))
-        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
+        assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
     assert cache.engine.service is first
 
 
@@ -89,15 +89,15 @@ async def test_option_for_private_images_counts_at_once(cache: Cache, hub: Hub) 
     hub.image("alice/secret", "1", [b"a secret"])
     hub.private("alice/secret", {"alice": "alice's"})
     path, own = "/v2/alice/secret/manifests/1", bearer(hub, "alice", "alice/secret")
-    assert isinstance((await cache.ask(Door.PROXY, "GET", path, authorization=own))[0], Forward)
+    assert isinstance((await cache.ask(Listener.PROXY, "GET", path, authorization=own))[0], Forward)
     cache.apply(authorize=True)
-    assert (await cache.get(Door.PROXY, path, authorization=own))[0] == 200
+    assert (await cache.get(Listener.PROXY, path, authorization=own))[0] == 200
     cache.apply(authorize=False)
-    assert isinstance((await cache.ask(Door.PROXY, "GET", path, authorization=own))[0], Forward)
+    assert isinstance((await cache.ask(Listener.PROXY, "GET", path, authorization=own))[0], Forward)
 
 
 async def test_option_of_what_a_mirror_offers_counts_at_once(cache: Cache) -> None:
     cache.apply(offer_only=True)
-    assert (await cache.get(Door.MIRROR, f"/v2/{REPO}/manifests/1"))[0] == 404
+    assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1"))[0] == 404
     cache.apply(offer_only=False)
-    assert (await cache.get(Door.MIRROR, f"/v2/{REPO}/manifests/1"))[0] == 200
+    assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1"))[0] == 200

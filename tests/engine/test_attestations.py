@@ -10,14 +10,14 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.image_name import ImageName
 from hubcache.oci.media import OCI_INDEX
 from hubcache.oci.registry import HUB_HOST
-from hubcache.serve.messages import Answer, Door
+from hubcache.serve.messages import Answer, Listener
 from support import engine29
 from support.engine import Cache, read, running
 from support.engine29 import ACTIONS, REPO, attested
 from support.parts import opened_store, put_image
 from support.standin import Hub, Image
 from support.tag_refresh import TTL, in_step, popular, tick
-from support.users import DOORS, Clock, pull, settled, until
+from support.users import EACH_LISTENER, Clock, pull, settled, until
 
 AMD64 = "docker/29.0.0 go/go1.25 os/linux arch/amd64 UpstreamClient(Docker-Client/29.0.0)"
 
@@ -29,12 +29,14 @@ async def offering(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
         yield started
 
 
-async def statuses(cache: Cache, index: Image, action: str, door: Door, client: str = "10.0.0.1") -> list[int]:
+async def statuses(cache: Cache, index: Image, action: str, listener: Listener, client: str = "10.0.0.1") -> list[int]:
     """What an engine is answered in order."""
     found = []
     for one in engine29.asked(action, index):
         headers = {name.replace("-", "_"): value for name, value in one.headers.items()}
-        request = cache.request(door, one.method, one.path if door is Door.MIRROR else one.at_registry, **headers)
+        request = cache.request(
+            listener, one.method, one.path if listener is Listener.MIRROR else one.at_registry, **headers
+        )
         answer = await cache.engine.answer(replace(request, client=client))
         assert isinstance(answer, Answer)
         await read(answer)
@@ -50,12 +52,14 @@ def expected(index: Image, action: str) -> list[int]:
 async def offered(cache: Cache, index: Image) -> None:
     """Ask until the mirror has fetched it."""
     for client in ("10.0.0.1", "10.0.0.2"):
-        assert (await statuses(cache, index, "pull", Door.MIRROR, client))[0] == 404
+        assert (await statuses(cache, index, "pull", Listener.MIRROR, client))[0] == 404
         await until(lambda: not cache.engine._mirror._fetching)
 
 
-@DOORS
-async def test_engine_asks_nobody_about_an_image_that_was_fetched_ahead(hub: Hub, tmp_path: Path, door: Door) -> None:
+@EACH_LISTENER
+async def test_engine_asks_nobody_about_an_image_that_was_fetched_ahead(
+    hub: Hub, tmp_path: Path, listener: Listener
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         async with in_step(hub, tmp_path / "store") as cache:
             clock = Clock(patch, cache)
@@ -67,7 +71,7 @@ async def test_engine_asks_nobody_about_an_image_that_was_fetched_ahead(hub: Hub
             await tick(cache)
             hub.reset_log()
             for action in ACTIONS:
-                assert await statuses(cache, index, action, door) == expected(index, action)
+                assert await statuses(cache, index, action, listener) == expected(index, action)
             assert hub.count() == 0
 
 
@@ -76,7 +80,7 @@ async def test_engine_asks_nobody_of_a_mirror_that_offers_what_it_has(offering: 
     index = attested(hub)
     await offered(offering, index)
     hub.reset_log()
-    assert await statuses(offering, index, action, Door.MIRROR) == expected(index, action)
+    assert await statuses(offering, index, action, Listener.MIRROR) == expected(index, action)
     assert hub.count() == 0
 
 
@@ -84,7 +88,7 @@ async def test_only_attestations_of_the_platform_asked_for_are_fetched(offering:
     images = {name: hub.image(REPO, None, [name.encode()], platform=name) for name in ("linux/amd64", "linux/arm64")}
     index = hub.index(REPO, "latest", images, attested=True)
     for client in ("10.0.0.1", "10.0.0.2"):
-        request = offering.request(Door.MIRROR, "GET", f"/v2/{REPO}/manifests/latest", user_agent=AMD64)
+        request = offering.request(Listener.MIRROR, "GET", f"/v2/{REPO}/manifests/latest", user_agent=AMD64)
         await offering.engine.answer(replace(request, client=client))
     await until(lambda: not offering.engine._mirror._fetching)
     store = offering.engine.store
@@ -100,7 +104,7 @@ async def test_image_that_lost_its_attestation_is_not_offered(offering: Cache, h
     await offering.engine.store.remove(
         Digest.parse(attestation.digest if part == "manifest" else attestation.layers[0])
     )
-    assert (await statuses(offering, index, "pull", Door.MIRROR))[0] == 404
+    assert (await statuses(offering, index, "pull", Listener.MIRROR))[0] == 404
     await until(lambda: not offering.engine._mirror._fetching)
 
 
@@ -111,7 +115,7 @@ async def test_what_refers_to_an_attestation_is_fetched_with_it(offering: Cache,
     await offered(offering, index)
     hub.reset_log()
     for path in (f"manifests/{signature.digest}", f"blobs/{signature.layers[0]}"):
-        assert (await offering.get(Door.MIRROR, f"/v2/{REPO}/{path}"))[0] == 200
+        assert (await offering.get(Listener.MIRROR, f"/v2/{REPO}/{path}"))[0] == 200
     assert hub.count() == 0
 
 
@@ -121,7 +125,7 @@ async def test_referrers_that_cannot_be_had_do_not_keep_an_image_from_being_offe
     lost = hub.image(REPO, None, [b"signed"], subject=index.attestations["linux/amd64"], artifact_type="sig")
     hub.memory.repository(REPO).blobs.pop(lost.layers[0])
     await offered(offering, index)
-    assert (await statuses(offering, index, "pull", Door.MIRROR))[0] == 200
+    assert (await statuses(offering, index, "pull", Listener.MIRROR))[0] == 200
 
 
 @pytest.mark.parametrize("what", ["referrers/{}", "manifests/{}"])
@@ -129,7 +133,7 @@ async def test_mirror_that_offers_what_it_has_asks_nobody_about_referrers(offeri
     image = hub.image(REPO, "latest")
     name = image.digest if what.startswith("referrers") else image.digest.replace(":", "-")
     for client in range(4):
-        request = offering.request(Door.MIRROR, "GET", f"/v2/{REPO}/{what.format(name)}")
+        request = offering.request(Listener.MIRROR, "GET", f"/v2/{REPO}/{what.format(name)}")
         answer = await offering.engine.answer(replace(request, client=f"10.0.0.{client}"))
         assert isinstance(answer, Answer)
         assert answer.status == 404

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hubcache.oci.errors import HubcacheError
 from hubcache.serve import cached_blobs
-from hubcache.serve.identity import Identity
-from hubcache.serve.messages import Answer, Door, Result
+from hubcache.serve.messages import Answer, Listener, Result
+from hubcache.serve.repository_view import RepositoryView
 from hubcache.transfer import fills
 from hubcache.transfer.fill import MAX_PARALLEL_RANGES
 from support.engine import Cache, read, running
@@ -34,7 +34,7 @@ def path(digest: str, repo: str = REPO) -> str:
 
 async def begin(cache: Cache, digest: str, **headers: str) -> Answer:
     """The head of an answer; its body is to be read or closed."""
-    outcome = await cache.engine.service.answer(cache.request(Door.MIRROR, "GET", path(digest), **headers))
+    outcome = await cache.engine.service.answer(cache.request(Listener.MIRROR, "GET", path(digest), **headers))
     assert isinstance(outcome, Answer)
     return outcome
 
@@ -181,7 +181,7 @@ async def test_blob_that_is_here_costs_no_token(
 ) -> None:
     """Credentials are got when something is fetched with them: a token service may be slow, or down."""
     image = hub.image(REPO, "1", [DATA])
-    assert (await cache.get(Door.MIRROR, f"/v2/{REPO}/manifests/1"))[0] == 200
+    assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1"))[0] == 200
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000))
     filler = await begin(cache, image.layers[0])
     if stored:
@@ -189,14 +189,14 @@ async def test_blob_that_is_here_costs_no_token(
         assert await read(filler) == DATA
         await settled(cache)
 
-    async def never(view: Identity) -> list[str | None]:
+    async def never(view: RepositoryView) -> list[str | None]:
         raise AssertionError("nothing is fetched")
 
-    monkeypatch.setattr(Identity, "authorizations", never)
+    monkeypatch.setattr(RepositoryView, "download_authorizations", never)
     hub.stop("token")
     cache.engine._tokens._known.clear()
     own = {"authorization": bearer(hub, "bob", REPO)}
-    late = await cache.engine.service.answer(cache.request(Door.PROXY, "GET", path(image.layers[0]), **own))
+    late = await cache.engine.service.answer(cache.request(Listener.PROXY, "GET", path(image.layers[0]), **own))
     assert isinstance(late, Answer)
     hub.faults.remove(fault)
     assert await read(late) == DATA
@@ -207,11 +207,11 @@ async def test_blob_that_is_here_costs_no_token(
 
 async def test_head_during_a_fill_asks_nobody(cache: Cache, hub: Hub) -> None:
     image = hub.image(REPO, "1", [DATA])
-    await cache.get(Door.MIRROR, f"/v2/{REPO}/manifests/1")
+    await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1")
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000))
     filler = await begin(cache, image.layers[0])
     hub.reset_log()
-    outcome, _ = await cache.ask(Door.MIRROR, "HEAD", path(image.layers[0]))
+    outcome, _ = await cache.ask(Listener.MIRROR, "HEAD", path(image.layers[0]))
     assert isinstance(outcome, Answer)
     assert (outcome.status, outcome.length) == (200, len(DATA))
     assert hub.count() == 0
@@ -246,7 +246,7 @@ async def test_size_that_the_upstream_made_up_is_not_remembered(
     data = random_bytes(300_000)
     digest = hub.blob(REPO, data)
     hub.faults.add(fault)
-    outcome = await cache.engine.service.answer(cache.request(Door.MIRROR, method, path(digest)))
+    outcome = await cache.engine.service.answer(cache.request(Listener.MIRROR, method, path(digest)))
     assert isinstance(outcome, Answer)
     if outcome.source is not None:
         await outcome.source.close()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hubcache.serve.messages import Answer, Door, Result
+from hubcache.serve.messages import Answer, Listener, Result
 from hubcache.transfer import breaker
 from hubcache.transfer.breaker import CircuitOpen
 from support.engine import Cache, running
@@ -17,7 +17,7 @@ from support.http_client import wait_until
 from support.ports import free_port
 from support.program import LISTENERS, Program, running_program
 from support.standin import Fault, Hub, Image, random_bytes
-from support.users import DOORS, pull, short_times, until
+from support.users import EACH_LISTENER, pull, short_times, until
 
 PROMPT = 0.9
 """Seconds that an answer may take when nobody is waited for; a time-out is 1 here."""
@@ -74,17 +74,17 @@ async def until_probed(cache: Cache, host: str) -> None:
     await cache.engine.breakers.circuits[host].probed.wait()
 
 
-async def fail(cache: Cache, door: Door, count: int) -> None:
+async def fail(cache: Cache, listener: Listener, count: int) -> None:
     """Ask for what is not stored, each time something else."""
     for number in range(count):
-        status, _ = await cache.get(door, f"/v2/library/none/manifests/{number}")
+        status, _ = await cache.get(listener, f"/v2/library/none/manifests/{number}")
         assert status == 503
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("fault", ["stopped", "500"])
 async def test_circuit_opens_after_few_failures_and_then_nobody_asks(
-    cache: Cache, hub: Hub, door: Door, fault: str, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, listener: Listener, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 60.0)
     if fault == "stopped":
@@ -92,18 +92,18 @@ async def test_circuit_opens_after_few_failures_and_then_nobody_asks(
     else:
         hub.faults.add(Fault(kind="[pmb]*", status=500, body="oops"))
     monkeypatch.setattr(breaker, "WAIT_SECONDS", 0.0)
-    await fail(cache, door, 1)
+    await fail(cache, listener, 1)
     await until_open(cache, address(hub, "registry"))
     asked = hub.count(listener="registry")
-    await fail(cache, door, 20)
+    await fail(cache, listener, 20)
     assert hub.count(listener="registry") == asked <= breaker.THRESHOLD + 1, "those that failed, and a probe"
 
 
-@DOORS
-async def test_single_failure_opens_nothing(cache: Cache, hub: Hub, door: Door) -> None:
+@EACH_LISTENER
+async def test_single_failure_opens_nothing(cache: Cache, hub: Hub, listener: Listener) -> None:
     hub.image("library/other", "1", [b"another"])
     hub.faults.add(Fault(kind="manifest", status=503, times=1))
-    assert (await cache.get(door, "/v2/library/other/manifests/1"))[0] == 200
+    assert (await cache.get(listener, "/v2/library/other/manifests/1"))[0] == 200
     assert cache.engine.breakers.open_reason(address(hub, "registry")) is None
 
 
@@ -111,7 +111,7 @@ async def test_failures_with_successes_between_them_open_nothing(cache: Cache, h
     for number in range(breaker.THRESHOLD * 2):
         hub.image("library/other", str(number), [str(number).encode()])
         hub.faults.add(Fault(kind="manifest", status=503, times=1))
-        assert (await cache.get(Door.PROXY, f"/v2/library/other/manifests/{number}"))[0] == 200
+        assert (await cache.get(Listener.PROXY, f"/v2/library/other/manifests/{number}"))[0] == 200
     assert cache.engine.breakers.open_reason(address(hub, "registry")) is None
 
 
@@ -120,38 +120,38 @@ async def test_refusals_and_limits_open_nothing(cache: Cache, hub: Hub) -> None:
     for status in (401, 403, 404, 429):
         fault = hub.faults.add(Fault(kind="manifest", status=status, body="no"))
         for number in range(breaker.THRESHOLD + 1):
-            await cache.get(Door.PROXY, f"/v2/library/s{status}/manifests/{number}")
+            await cache.get(Listener.PROXY, f"/v2/library/s{status}/manifests/{number}")
         hub.faults.remove(fault)
     assert cache.engine.breakers.open_reason(address(hub, "registry")) is None
 
 
-@DOORS
+@EACH_LISTENER
 async def test_one_time_out_opens_the_circuit_and_no_further_request_waits(
-    cache: Cache, hub: Hub, image: Image, door: Door
+    cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     cache.apply(tag_ttl=0.0)
     hub.blackhole()
-    await cache.get(door, "/v2/library/app/manifests/1")
+    await cache.get(listener, "/v2/library/app/manifests/1")
     assert cache.engine.breakers.open_reason(address(hub, "registry")) == "time-out"
     begun = time.monotonic()
-    assert set(await pull(cache, image, door)) == {200}
+    assert set(await pull(cache, image, listener)) == {200}
     assert time.monotonic() - begun < PROMPT
     await until_probed(cache, address(hub, "registry"))
     begun = time.monotonic()
-    await fail(cache, door, 5)
+    await fail(cache, listener, 5)
     assert time.monotonic() - begun < PROMPT
 
 
-@DOORS
+@EACH_LISTENER
 async def test_client_with_a_stale_copy_at_hand_does_not_wait_for_a_slow_upstream(
-    cache: Cache, hub: Hub, image: Image, door: Door, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, image: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even for the first time-out, which in production is 30 seconds."""
     monkeypatch.setattr("hubcache.serve.cached_manifests.PATIENCE_SECONDS", 0.1)
     cache.apply(tag_ttl=0.0)
     hub.faults.add(Fault(kind="manifest", blackhole=True))
     begun = time.monotonic()
-    answer, body = await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+    answer, body = await cache.ask(listener, "GET", "/v2/library/app/manifests/1")
     assert isinstance(answer, Answer)
     assert (answer.result, body) == (Result.STALE, image.manifest)
     assert 'detail="upstream is slow"' in answer.headers["Cache-Status"]
@@ -167,60 +167,62 @@ def cold(hub: Hub, count: int) -> list[tuple[str, bytes]]:
     return [(f"/v2/library/cold/blobs/{hub.blob('library/cold', content)}", content) for content in contents]
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize(
     "fault", [Fault(status=500), Fault(reset=True), Fault(blackhole=True)], ids=["500", "reset", "silent"]
 )
-async def test_broken_blob_keeps_no_other_from_being_fetched(cache: Cache, hub: Hub, door: Door, fault: Fault) -> None:
+async def test_broken_blob_keeps_no_other_from_being_fetched(
+    cache: Cache, hub: Hub, listener: Listener, fault: Fault
+) -> None:
     (broken, _), *others = cold(hub, 15)
     hub.faults.add(replace(fault, kind="cdn", path=f"*{broken.rpartition(':')[2]}*"))
-    asking = [asyncio.create_task(cache.get(door, broken)) for _ in range(3)]
+    asking = [asyncio.create_task(cache.get(listener, broken)) for _ in range(3)]
     for path, content in others:
-        assert await cache.get(door, path) == (200, content)
+        assert await cache.get(listener, path) == (200, content)
     assert {status for status, _ in await asyncio.gather(*asking)} == {503}
     await until_closed(cache, address(hub, "cdn"))
 
 
-@DOORS
-async def test_layers_that_fail_once_each_are_all_fetched(cache: Cache, hub: Hub, door: Door) -> None:
+@EACH_LISTENER
+async def test_layers_that_fail_once_each_are_all_fetched(cache: Cache, hub: Hub, listener: Listener) -> None:
     """Together they open the circuit; its first probe closes it, and is waited for."""
     layers = cold(hub, breaker.THRESHOLD + 1)
     for path, _ in layers:
         hub.faults.add(Fault(kind="cdn", path=f"*{path.rpartition(':')[2]}*", status=500, times=1))
-    assert await asyncio.gather(*(cache.get(door, path) for path, _ in layers)) == [
+    assert await asyncio.gather(*(cache.get(listener, path) for path, _ in layers)) == [
         (200, content) for _, content in layers
     ]
 
 
-@DOORS
+@EACH_LISTENER
 async def test_cold_manifest_waits_for_the_first_probe(
-    cache: Cache, hub: Hub, door: Door, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = hub.image("library/other", "1", [b"another"])
     monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.5)
     hub.faults.add(Fault(kind="manifest", path="*/none/*", status=500))
-    await asyncio.gather(*(cache.get(door, f"/v2/library/none/manifests/{number}") for number in range(3)))
+    await asyncio.gather(*(cache.get(listener, f"/v2/library/none/manifests/{number}") for number in range(3)))
     await until_open(cache, address(hub, "registry"))
-    assert await cache.get(door, "/v2/library/other/manifests/1") == (200, other.manifest)
+    assert await cache.get(listener, "/v2/library/other/manifests/1") == (200, other.manifest)
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("suffix", ["", ".sig"])
 async def test_signature_waits_for_the_first_probe_too(
-    cache: Cache, hub: Hub, image: Image, door: Door, suffix: str, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, image: Image, listener: Listener, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A verifier that gets 404 concludes that the image is not signed."""
     signature = hub.image("library/app", image.digest.replace(":", "-") + suffix, [b"signature"])
     monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.5)
     hub.faults.add(Fault(kind="manifest", path="*/none/*", status=500))
-    await asyncio.gather(*(cache.get(door, f"/v2/library/none/manifests/{number}") for number in range(3)))
+    await asyncio.gather(*(cache.get(listener, f"/v2/library/none/manifests/{number}") for number in range(3)))
     await until_open(cache, address(hub, "registry"))
-    assert await cache.get(door, f"/v2/library/app/manifests/{signature.tag}") == (200, signature.manifest)
+    assert await cache.get(listener, f"/v2/library/app/manifests/{signature.tag}") == (200, signature.manifest)
 
 
 async def test_failed_probe_is_not_waited_for_again(cache: Cache, hub: Hub) -> None:
     hub.stop("registry")
-    await fail(cache, Door.PROXY, 1)
+    await fail(cache, Listener.PROXY, 1)
     await until_probed(cache, address(hub, "registry"))
     with pytest.raises(CircuitOpen) as caught:
         cache.engine.breakers.raise_if_open(address(hub, "registry"))
@@ -235,28 +237,28 @@ async def test_token_service_is_down_when_it_fails_for_several_repositories(
     cache.engine._tokens._known.clear()
     hub.faults.add(Fault(kind="token", path="/token*", status=500))
     paths = [f"/v2/library/none{number}/manifests/1" for number in range(breaker.THRESHOLD)]
-    await asyncio.gather(*(cache.get(Door.MIRROR, path) for path in paths))
+    await asyncio.gather(*(cache.get(Listener.MIRROR, path) for path in paths))
     assert cache.engine.breakers.open_reason(address(hub, "token")) == "status 500"
 
 
 # -- what is nobody's failure -----------------------------------------------------------------------------------------
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("value", ["Bearer a\r\n b", "Bearer a\nb", "Bearer a\0b", "Bearer \udcff"])
 async def test_header_that_a_client_sends_wrong_is_no_failure_of_the_upstream(
-    cache: Cache, hub: Hub, door: Door, value: str
+    cache: Cache, hub: Hub, listener: Listener, value: str
 ) -> None:
     others = cold(hub, 2)
     for number in range(breaker.THRESHOLD + 1):
         path = f"/v2/library/app/manifests/none{number}"
-        outcome, _ = await cache.ask(door, "GET", path, authorization=value, accept=f"text/{value}")
+        outcome, _ = await cache.ask(listener, "GET", path, authorization=value, accept=f"text/{value}")
         assert isinstance(outcome, Answer)
         assert outcome.status == 400
     for host in ("registry", "token", "cdn"):
         circuit = cache.engine.breakers.circuits.get(address(hub, host))
         assert circuit is None or (circuit.failures, circuit.is_open) == (0, False)
-    assert await cache.get(door, others[0][0], authorization=value) == (200, others[0][1])
+    assert await cache.get(listener, others[0][0], authorization=value) == (200, others[0][1])
 
 
 @pytest.mark.parametrize("location", ["http://" + "a" * 70 + ".example/x", "http://\u2665..example/", "http://[::1/"])
@@ -265,9 +267,9 @@ async def test_redirect_that_cannot_be_asked_for_is_a_bad_upstream(cache: Cache,
     hub.faults.add(Fault(kind="blob", redirect=location, path="*/app/*"))
     for number in range(breaker.THRESHOLD + 1):
         digest = hub.blob("library/app", str(number).encode())
-        assert (await cache.get(Door.MIRROR, f"/v2/library/app/blobs/{digest}"))[0] == 502
+        assert (await cache.get(Listener.MIRROR, f"/v2/library/app/blobs/{digest}"))[0] == 502
     assert not any(circuit.failures for circuit in cache.engine.breakers.circuits.values())
-    assert await cache.get(Door.MIRROR, others[0][0]) == (200, others[0][1])
+    assert await cache.get(Listener.MIRROR, others[0][0]) == (200, others[0][1])
 
 
 # -- many hosts -------------------------------------------------------------------------------------------------------
@@ -309,10 +311,10 @@ async def test_circuit_that_opens_again_has_one_probe(monkeypatch: pytest.Monkey
     await breakers.close()
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("fault", ["stopped", "blackholed", "500"])
 async def test_probe_in_the_background_closes_the_circuit(
-    cache: Cache, hub: Hub, image: Image, door: Door, fault: str
+    cache: Cache, hub: Hub, image: Image, listener: Listener, fault: str
 ) -> None:
     """Nobody has to ask for it."""
     match fault:
@@ -322,7 +324,7 @@ async def test_probe_in_the_background_closes_the_circuit(
             hub.blackhole("registry")
         case status:
             hub.faults.add(Fault(kind="[pmb]*", status=int(status)))
-    await fail(cache, door, 1)
+    await fail(cache, listener, 1)
     await asyncio.sleep(0.3)
     assert cache.engine.breakers.open_reason(address(hub, "registry")) is not None, "probes fail, too"
     hub.faults.clear()
@@ -330,12 +332,12 @@ async def test_probe_in_the_background_closes_the_circuit(
     await until_closed(cache, address(hub, "registry"))
     moved = hub.image("library/app", "1", [b"moved"])
     cache.apply(tag_ttl=0.0)
-    assert await cache.get(door, "/v2/library/app/manifests/1") == (200, moved.manifest)
+    assert await cache.get(listener, "/v2/library/app/manifests/1") == (200, moved.manifest)
 
 
 async def test_probes_are_few_and_carry_no_credentials(cache: Cache, hub: Hub) -> None:
     hub.faults.add(Fault(kind="[pmb]*", status=500))
-    await fail(cache, Door.PROXY, 1)
+    await fail(cache, Listener.PROXY, 1)
     hub.reset_log()
     await asyncio.sleep(0.5)
     probes = hub.requests()
@@ -348,9 +350,9 @@ async def test_each_host_has_a_circuit_of_its_own(cache: Cache, hub: Hub) -> Non
     other = hub.image("library/other", "1", [b"another"])
     hub.stop("cdn")
     for blob in (*other.layers, other.config):
-        assert (await cache.get(Door.PROXY, f"/v2/library/other/blobs/{blob}"))[0] == 503
+        assert (await cache.get(Listener.PROXY, f"/v2/library/other/blobs/{blob}"))[0] == 503
     assert cache.engine.breakers.open_reason(address(hub, "cdn")) is not None
-    assert await cache.get(Door.PROXY, "/v2/library/other/manifests/1") == (200, other.manifest)
+    assert await cache.get(Listener.PROXY, "/v2/library/other/manifests/1") == (200, other.manifest)
 
 
 async def test_state_and_reason_are_shown(cache: Cache, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
@@ -360,7 +362,7 @@ async def test_state_and_reason_are_shown(cache: Cache, hub: Hub, caplog: pytest
     assert f'hubcache_upstream_up{{host="{host}"}} 1.0' in await page(cache, "/metrics")
     with caplog.at_level("INFO", "hubcache"):
         hub.stop("registry")
-        await fail(cache, Door.PROXY, 3)
+        await fail(cache, Listener.PROXY, 3)
         health = json.loads(await page(cache, "/healthz"))
         assert health["status"] == "degraded"
         assert health["upstreams_down"] == {host: "ClientConnectorError"}
@@ -377,15 +379,15 @@ async def test_state_and_reason_are_shown(cache: Cache, hub: Hub, caplog: pytest
     assert f'hubcache_upstream_up{{host="{host}"}} 1.0' in await page(cache, "/metrics")
 
 
-@DOORS
+@EACH_LISTENER
 async def test_stale_answer_names_the_reason_of_the_open_circuit(
-    cache: Cache, hub: Hub, door: Door, caplog: pytest.LogCaptureFixture
+    cache: Cache, hub: Hub, listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.apply(tag_ttl=0.0)
     hub.faults.add(Fault(kind="[pmb]*", status=502))
-    await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+    await cache.ask(listener, "GET", "/v2/library/app/manifests/1")
     await until_open(cache, address(hub, "registry"))
-    answer, _ = await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+    answer, _ = await cache.ask(listener, "GET", "/v2/library/app/manifests/1")
     assert isinstance(answer, Answer)
     assert answer.result is Result.STALE
     assert f'detail="{address(hub, "registry")} is down: status 502"' in answer.headers["Cache-Status"]
@@ -413,13 +415,13 @@ def test_real_proxy_serves_stored_images_without_waiting_for_a_blackholed_upstre
     assert doors[0].manifest("latest", repo=repo).body == image.manifest
     assert time.monotonic() - begun < 3.5
     wait_until(lambda: program.health["upstreams_down"])
-    for door in doors:
+    for listener in doors:
         begun = time.monotonic()
         for _ in range(5):
-            assert door.manifest("latest", repo=repo).body == image.manifest
-            assert door.blob(image.layers[0], repo=repo).body == b"layer"
-        assert door.manifest("other", repo=repo).failure == (503, "UNAVAILABLE")
-        assert door.request("POST", f"/v2/{repo}/blobs/uploads/").failure == (503, "UNAVAILABLE")
+            assert listener.manifest("latest", repo=repo).body == image.manifest
+            assert listener.blob(image.layers[0], repo=repo).body == b"layer"
+        assert listener.manifest("other", repo=repo).failure == (503, "UNAVAILABLE")
+        assert listener.request("POST", f"/v2/{repo}/blobs/uploads/").failure == (503, "UNAVAILABLE")
         assert time.monotonic() - begun < 2.0 + breaker.WAIT_SECONDS
     program.reset()
     program.assert_no_errors()

@@ -13,7 +13,7 @@ from hubcache.decide.records import ManifestRecord
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import NotStored, StorageError
 from hubcache.oci.media import OCI_MANIFEST
-from hubcache.serve.messages import Answer, Door
+from hubcache.serve.messages import Answer, Listener
 from hubcache.store.capacity import ALLOWANCE
 from hubcache.store.store import Store
 from hubcache.store.stored_blob import StoredBlob
@@ -176,7 +176,7 @@ async def test_blob_that_clients_still_read_as_it_came_is_not_evicted(hub: Hub, 
     digest = hub.blob("library/app", data)
     async with running(hub, tmp_path / "store", size=CAP) as cache:
         store = cache.engine.store
-        answer = await cache.engine.answer(cache.request(Door.MIRROR, "GET", f"/v2/library/app/blobs/{digest}"))
+        answer = await cache.engine.answer(cache.request(Listener.MIRROR, "GET", f"/v2/library/app/blobs/{digest}"))
         assert isinstance(answer, Answer)
         await asyncio.gather(*cache.engine.fills._tasks)
         assert store.has(Digest.parse(digest))

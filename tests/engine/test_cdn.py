@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import ManifestUnknown, Unavailable
-from hubcache.serve.messages import Answer, Door
+from hubcache.serve.messages import Answer, Listener
 from hubcache.transfer import fills as fills_module
 from hubcache.transfer import upstream as upstream_module
 from support.engine import Cache, running
 from support.parts import line_to
 from support.standin import Fault, Hub, Image
-from support.users import DOORS, pull, requests_of, settled, short_times
+from support.users import EACH_LISTENER, pull, requests_of, settled, short_times
 
 REPO = "library/app"
 COLD = Digest.of(b"cold layer")
@@ -38,90 +38,90 @@ async def cache(hub: Hub, image: Image, tmp_path: Path) -> AsyncIterator[Cache]:
         yield started
 
 
-async def cold(cache: Cache, door: Door) -> int:
-    status, _ = await cache.get(door, f"/v2/{REPO}/blobs/{COLD}")
+async def cold(cache: Cache, listener: Listener) -> int:
+    status, _ = await cache.get(listener, f"/v2/{REPO}/blobs/{COLD}")
     await settled(cache)
     return status
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("status", [401, 403, 404, 410, 418, 429])
 async def test_refusal_of_a_cdn_makes_no_repository_private(
-    cache: Cache, hub: Hub, image: Image, tmp_path: Path, door: Door, status: int
+    cache: Cache, hub: Hub, image: Image, tmp_path: Path, listener: Listener, status: int
 ) -> None:
     """In an outage right after it, what is stored is served as before, also after a restart."""
     hub.faults.add(Fault(kind="cdn", status=status, body="<Error>AccessDenied</Error>"))
-    assert await cold(cache, door) == 503
+    assert await cold(cache, listener) == 503
     hub.stop()
-    assert set(await pull(cache, image, door)) == {200}
+    assert set(await pull(cache, image, listener)) == {200}
     await cache.engine.close()
     async with running(hub, tmp_path / "store") as again:
-        assert set(await pull(again, image, door)) == {200}
+        assert set(await pull(again, image, listener)) == {200}
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("status", [401, 403, 404, 429])
 async def test_refusal_of_a_cdn_is_tried_again_with_a_new_signature(
-    cache: Cache, hub: Hub, door: Door, status: int
+    cache: Cache, hub: Hub, listener: Listener, status: int
 ) -> None:
     hub.faults.add(Fault(kind="cdn", status=status, times=1))
     hub.reset_log()
-    assert await cold(cache, door) == 200
+    assert await cold(cache, listener) == 200
     assert hub.count(kind="blob", status=307) == 2
 
 
-@DOORS
+@EACH_LISTENER
 async def test_signature_that_has_expired_is_fetched_anew(
-    cache: Cache, hub: Hub, door: Door, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub.cdn, "lifetime", -10)
-    assert await cold(cache, door) == 503
+    assert await cold(cache, listener) == 503
     monkeypatch.setattr(hub.cdn, "lifetime", 1200)
-    assert await cold(cache, door) == 200
+    assert await cold(cache, listener) == 200
 
 
-@DOORS
-async def test_limit_of_a_cdn_is_not_the_registrys(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
+@EACH_LISTENER
+async def test_limit_of_a_cdn_is_not_the_registrys(cache: Cache, hub: Hub, image: Image, listener: Listener) -> None:
     told = {"Retry-After": "3600", "ratelimit-limit": "5;w=60", "ratelimit-remaining": "0;w=60"}
     fault = hub.faults.add(Fault(kind="cdn", status=429, headers=told))
-    assert await cold(cache, door) == 503
+    assert await cold(cache, listener) == 503
     assert cache.engine.metrics.remaining("registry-1.docker.io", "anonymous") is None
     hub.faults.remove(fault)
-    assert await cold(cache, door) == 200
+    assert await cold(cache, listener) == 200
 
 
 async def test_challenge_of_a_cdn_is_told_to_nobody(cache: Cache, hub: Hub) -> None:
     evil = {"WWW-Authenticate": 'Bearer realm="http://evil.example/token",service="x"'}
     hub.faults.add(Fault(kind="cdn", status=401, headers=evil))
-    answer, body = await cache.ask(Door.PROXY, "GET", f"/v2/{REPO}/blobs/{COLD}")
+    answer, body = await cache.ask(Listener.PROXY, "GET", f"/v2/{REPO}/blobs/{COLD}")
     assert "evil" not in str(answer) + body.decode()
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("status", [401, 403])
 async def test_refusal_of_the_registry_itself_still_counts(
-    cache: Cache, hub: Hub, image: Image, door: Door, status: int
+    cache: Cache, hub: Hub, image: Image, listener: Listener, status: int
 ) -> None:
     hub.faults.add(Fault(kind="blob", status=status))
-    assert await cold(cache, door) == (404 if door is Door.MIRROR else status)
+    assert await cold(cache, listener) == (404 if listener is Listener.MIRROR else status)
     hub.stop()
     cache.engine._manifests.tag_lifetime = 0.0
     for method, path in requests_of(image):
-        answer, _ = await cache.ask(door, method, path)
+        answer, _ = await cache.ask(listener, method, path)
         assert answer.status == 503  # type: ignore[union-attr]
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 501])
 async def test_refusal_of_a_head_by_a_cdn_makes_no_readable_blob_unreadable(
-    cache: Cache, hub: Hub, image: Image, door: Door, status: int
+    cache: Cache, hub: Hub, image: Image, listener: Listener, status: int
 ) -> None:
     """A signature may be good for GET only. Cold, and stored by way of another repository."""
     hub.faults.add(Fault(kind="cdn", method="HEAD", status=status))
     hub.blob("library/other", b"layer")
     for repo, digest in ((REPO, COLD), ("library/other", image.layers[0])):
         for method in ("HEAD", "GET"):
-            answer, _ = await cache.ask(door, method, f"/v2/{repo}/blobs/{digest}")
+            answer, _ = await cache.ask(listener, method, f"/v2/{repo}/blobs/{digest}")
             await settled(cache)
             assert isinstance(answer, Answer)
             assert (answer.status, answer.size > 0) == (200, True), (repo, method)

@@ -10,12 +10,12 @@ import pytest
 from hubcache.oci.account import Account
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import HubcacheError
-from hubcache.serve.identity import Identity
-from hubcache.serve.messages import Answer, Door, Forward
+from hubcache.serve.messages import Answer, Forward, Listener
+from hubcache.serve.repository_view import RepositoryView
 from hubcache.transfer import fills
 from support.engine import Cache, read, running
 from support.standin import Fault, Hub, Image, random_bytes
-from support.users import DOORS, REFUSED, Clock, bearer, pull, settled, short_times, turn_private, until
+from support.users import EACH_LISTENER, REFUSED, Clock, bearer, pull, settled, short_times, turn_private, until
 
 REPO = "alice/app"
 LAYER = random_bytes(200_000, "layer")
@@ -48,7 +48,7 @@ async def app(cache: Cache, hub: Hub) -> Image:
     image = hub.image(REPO, "1", [LAYER])
     index = hub.index(REPO, "multi", {"linux/amd64": image})
     for reference in ("1", index.digest):
-        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{reference}"))[0] == 200
+        assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{reference}"))[0] == 200
     turn_private(hub, REPO, robot="robot's")
     hub.reset_log()
     return image
@@ -72,24 +72,24 @@ async def is_stored_for(cache: Cache, image: Image) -> bool:
     return cache.engine.store.has(Digest.parse(image.layers[0]))
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize(
     ("method", "headers"), [("GET", {}), ("GET", {"range": "bytes=1000-1999"}), ("HEAD", {})], ids=str
 )
 async def test_layer_of_what_is_private_by_now_is_not_fetched_with_the_account(
-    cache: Cache, hub: Hub, app: Image, door: Door, method: str, headers: dict[str, str]
+    cache: Cache, hub: Hub, app: Image, listener: Listener, method: str, headers: dict[str, str]
 ) -> None:
     """Within the hour of the verdict, too."""
     path = f"/v2/{REPO}/blobs/{app.layers[0]}"
     for _ in range(2):
-        answer, body = await cache.ask(door, method, path, **headers)
+        answer, body = await cache.ask(listener, method, path, **headers)
         assert isinstance(answer, Answer)
-        assert (answer.status, LAYER[1000:1999] in body) == (REFUSED[door], False)
+        assert (answer.status, LAYER[1000:1999] in body) == (REFUSED[listener], False)
     assert fetched_with(hub) == set()
     assert not await is_stored_for(cache, app)
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("age", [0.0, 7200.0], ids=["in the verdict's hour", "after it"])
 @pytest.mark.parametrize(
     "fault",
@@ -102,14 +102,14 @@ async def test_layer_of_what_is_private_by_now_is_not_fetched_with_the_account(
     ids=["429", "500", "slow", "reset"],
 )
 async def test_account_is_no_substitute_for_an_anonymous_yes(
-    cache: Cache, hub: Hub, app: Image, door: Door, fault: Fault, age: float, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, app: Image, listener: Listener, fault: Fault, age: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Clock(monkeypatch, cache).ahead = age
     other = hub.image(REPO, "2", [b"another"])
     hub.faults.add(fault)
     paths = [f"blobs/{app.layers[0]}", f"manifests/{other.digest}", "manifests/2"]
     for path in paths:
-        outcome, body = await cache.ask(door, "GET", f"/v2/{REPO}/{path}")
+        outcome, body = await cache.ask(listener, "GET", f"/v2/{REPO}/{path}")
         assert isinstance(outcome, Answer)
         assert outcome.status in (401, 404, 429, 503)
         assert body[:1] == b"{"
@@ -123,19 +123,21 @@ async def test_users_own_token_does_not_publish_a_layer_of_what_is_private_by_no
 ) -> None:
     path = f"/v2/{REPO}/blobs/{app.layers[0]}"
     for _ in range(2):
-        outcome, _ = await cache.ask(Door.PROXY, "GET", path, authorization=bearer(hub, "alice", REPO))
+        outcome, _ = await cache.ask(Listener.PROXY, "GET", path, authorization=bearer(hub, "alice", REPO))
         assert isinstance(outcome, Forward), "with the credentials of its own, and past the store"
-        for door in Door:
-            assert (await cache.get(door, path))[0] == REFUSED[door]
+        for listener in Listener:
+            assert (await cache.get(listener, path))[0] == REFUSED[listener]
     assert not await is_stored_for(cache, app)
 
 
-@DOORS
-async def test_transfer_that_breaks_off_is_not_resumed_with_the_account(cache: Cache, hub: Hub, door: Door) -> None:
+@EACH_LISTENER
+async def test_transfer_that_breaks_off_is_not_resumed_with_the_account(
+    cache: Cache, hub: Hub, listener: Listener
+) -> None:
     image = hub.image(REPO, "1", [LAYER])
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=50_000, close_after=100_000, times=1))
     path = f"/v2/{REPO}/blobs/{image.layers[0]}"
-    outcome = await cache.engine.service.answer(cache.request(door, "GET", path))
+    outcome = await cache.engine.service.answer(cache.request(listener, "GET", path))
     assert isinstance(outcome, Answer)
     await until(lambda: fault.hits)
     turn_private(hub, REPO, robot="robot's")
@@ -146,47 +148,47 @@ async def test_transfer_that_breaks_off_is_not_resumed_with_the_account(cache: C
     assert not await is_stored_for(cache, image)
 
 
-@DOORS
+@EACH_LISTENER
 async def test_range_beside_a_fill_is_not_fetched_with_the_account(
-    cache: Cache, hub: Hub, door: Door, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The repository turns private while a fill of the layer is running."""
     monkeypatch.setattr("hubcache.serve.cached_blobs.FAR_AHEAD", 1000)
     image = hub.image(REPO, "1", [LAYER])
-    assert (await cache.get(door, f"/v2/{REPO}/manifests/1"))[0] == 200
+    assert (await cache.get(listener, f"/v2/{REPO}/manifests/1"))[0] == 200
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=10_000, times=1))
     path = f"/v2/{REPO}/blobs/{image.layers[0]}"
-    filling = await cache.engine.service.answer(cache.request(door, "GET", path))
+    filling = await cache.engine.service.answer(cache.request(listener, "GET", path))
     await until(lambda: fault.hits)
     turn_private(hub, REPO, robot="robot's")
     hub.reset_log()
-    part = await cache.engine.service.answer(cache.request(door, "GET", path, range="bytes=150000-"))
+    part = await cache.engine.service.answer(cache.request(listener, "GET", path, range="bytes=150000-"))
     assert await body_of(part) == b""
     assert fetched_with(hub) == set()
     hub.faults.remove(fault)
     await body_of(filling)
 
 
-@DOORS
+@EACH_LISTENER
 async def test_transfer_past_the_store_is_not_made_with_the_account_either(
-    hub: Hub, door: Door, tmp_path: Path
+    hub: Hub, listener: Listener, tmp_path: Path
 ) -> None:
     """The store cannot be used; the size is told by an earlier HEAD or by nobody."""
     (tmp_path / "store").touch()
     image = hub.image(REPO, "1", [LAYER])
     async with with_account(hub, tmp_path / "store") as cache:
         path = f"/v2/{REPO}/blobs/{image.layers[0]}"
-        assert await cache.get(door, path) == (200, LAYER)
+        assert await cache.get(listener, path) == (200, LAYER)
         assert "robot" in fetched_with(hub), "while anybody may"
         turn_private(hub, REPO, robot="robot's")
         hub.reset_log()
         for headers in ({}, {"range": "bytes=0-99"}):
-            assert (await cache.get(door, path, **headers))[0] == REFUSED[door]
+            assert (await cache.get(listener, path, **headers))[0] == REFUSED[listener]
         assert fetched_with(hub) == set()
 
 
 async def test_nothing_is_fetched_ahead_with_the_account(cache: Cache, hub: Hub, app: Image) -> None:
-    view = Identity(cache.engine.service._upstreams[HOST], REPO)
+    view = RepositoryView(cache.engine.service._upstreams[HOST], REPO)
     new = hub.image(REPO, "2", [b"another"])
     for work in (
         cache.engine._blobs.fetch(view, Digest.parse(app.layers[0])),
@@ -198,30 +200,30 @@ async def test_nothing_is_fetched_ahead_with_the_account(cache: Cache, hub: Hub,
     assert fetched_with(hub) == set()
 
 
-@DOORS
-async def test_account_reads_nothing_private_after_a_restart(hub: Hub, door: Door, tmp_path: Path) -> None:
+@EACH_LISTENER
+async def test_account_reads_nothing_private_after_a_restart(hub: Hub, listener: Listener, tmp_path: Path) -> None:
     image = hub.image(REPO, "1", [LAYER])
     async with with_account(hub, tmp_path / "store") as before:
-        assert (await before.get(door, f"/v2/{REPO}/manifests/1"))[0] == 200
+        assert (await before.get(listener, f"/v2/{REPO}/manifests/1"))[0] == 200
     turn_private(hub, REPO, robot="robot's")
     hub.reset_log()
     async with with_account(hub, tmp_path / "store") as after:
-        assert (await after.get(door, f"/v2/{REPO}/blobs/{image.layers[0]}"))[0] == REFUSED[door]
+        assert (await after.get(listener, f"/v2/{REPO}/blobs/{image.layers[0]}"))[0] == REFUSED[listener]
         assert fetched_with(hub) == set()
 
 
-@DOORS
+@EACH_LISTENER
 async def test_cold_blob_costs_one_head_more_where_there_is_an_account_and_none_else(
-    cache: Cache, hub: Hub, door: Door, tmp_path: Path
+    cache: Cache, hub: Hub, listener: Listener, tmp_path: Path
 ) -> None:
     image = hub.image(REPO, "1", [LAYER])
     path = f"/v2/{REPO}/blobs/{image.layers[0]}"
-    assert await cache.get(door, path) == (200, LAYER)
+    assert await cache.get(listener, path) == (200, LAYER)
     assert hub.count(kind="blob", method="HEAD", status=307) == 1
     assert fetched_with(hub) == {"robot"}
     async with running(hub, tmp_path / "without") as without:
         hub.reset_log()
-        assert await without.get(door, path) == (200, LAYER)
+        assert await without.get(listener, path) == (200, LAYER)
         assert hub.count(kind="blob", method="HEAD") == 0
         assert fetched_with(hub) == {""}
 
@@ -255,11 +257,11 @@ async def test_404_for_a_clients_own_token_is_nobody_elses_and_not_even_its_own(
         "layer": (f"blobs/{image.layers[0]}", LAYER),
     }[part]
     async with running(hub, tmp_path / "store") as cache:
-        outcome, body = await cache.ask(Door.PROXY, "GET", f"/v2/{REPO}/{path}", authorization=own)
+        outcome, body = await cache.ask(Listener.PROXY, "GET", f"/v2/{REPO}/{path}", authorization=own)
         assert isinstance(outcome, Answer)
         assert (outcome.status, body) == (200, wanted)
-        for door in Door:
-            assert await cache.get(door, f"/v2/{REPO}/{path}") == (200, wanted)
+        for listener in Listener:
+            assert await cache.get(listener, f"/v2/{REPO}/{path}") == (200, wanted)
 
 
 async def test_404_for_a_reader_does_not_drop_the_publics_tag(
@@ -271,7 +273,7 @@ async def test_404_for_a_reader_does_not_drop_the_publics_tag(
     async with running(hub, tmp_path / "store", authorize=True) as cache:
         assert set(await pull(cache, image)) == {200}
         hidden_from(hub, own, monkeypatch)
-        view = Identity(cache.engine.service._upstreams[HOST], REPO, reader=own)
+        view = RepositoryView(cache.engine.service._upstreams[HOST], REPO, authorization=own)
         (negotiation,) = cache.engine.store.tags(HOST, REPO, "1")
         with pytest.raises(HubcacheError):
             await cache.engine._manifests.validate(view, "1", negotiation, head=False)
@@ -295,7 +297,7 @@ async def test_many_at_once_while_a_repository_turns_private_get_what_was_public
         paths = ("manifests/2", f"manifests/{new.digest}", f"blobs/{new.layers[0]}") * 4
         tokens = [{}, {"authorization": bearer(hub, "alice", repo)}] * 6
         await asyncio.gather(
-            *(cache.ask(Door.PROXY, "GET", f"/v2/{repo}/{path}", **own)
+            *(cache.ask(Listener.PROXY, "GET", f"/v2/{repo}/{path}", **own)
               for path, own in zip(paths, tokens, strict=True))
         )  # fmt: skip
         assert fetched_with(hub) == set()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.oci.digest import Digest
-from hubcache.serve.messages import Door
+from hubcache.serve.messages import Listener
 from hubcache.store.file_check import PIECE
 from hubcache.store.scrub import Scrub
 from hubcache.store.store import Store
@@ -218,10 +218,10 @@ async def test_damaged_manifest_is_fetched_anew_at_the_first_request(hub: Hub, t
     image = hub.image(REPO, "1")
     path = f"/v2/{REPO}/manifests/1"
     async with running(hub, tmp_path / "store") as cache:
-        assert await cache.get(Door.MIRROR, path) == (200, image.manifest)
+        assert await cache.get(Listener.MIRROR, path) == (200, image.manifest)
         spoil_manifest(tmp_path / "store")
-        assert await cache.get(Door.MIRROR, path) == (200, image.manifest)
+        assert await cache.get(Listener.MIRROR, path) == (200, image.manifest)
         await cache.engine.store.keep_house()
         hub.reset_log()
-        assert await cache.get(Door.MIRROR, path) == (200, image.manifest)
+        assert await cache.get(Listener.MIRROR, path) == (200, image.manifest)
         assert hub.count() == 0

@@ -14,7 +14,7 @@ from hubcache import engine as engine_module
 from hubcache.engine import Engine
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import ConfigError, StoreTooNew
-from hubcache.serve.messages import Answer, Door
+from hubcache.serve.messages import Answer, Listener
 from hubcache.store.index import Index
 from support.engine import Cache, running, settings
 from support.ports import free_port
@@ -37,14 +37,14 @@ async def test_store_that_cannot_be_used_is_opened_once_it_can(
     directory.touch()
     image = hub.image(REPO, "1")
     async with running(hub, directory) as cache:
-        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
+        assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
         assert not cache.engine.store.is_open
         directory.unlink()
         await until(lambda: cache.engine.store.is_open)
         for _ in range(2):
-            assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{image.digest}"))[0] == 200
+            assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{image.digest}"))[0] == 200
         hub.reset_log()
-        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{image.digest}"))[0] == 200
+        assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{image.digest}"))[0] == 200
         assert hub.count() == 0
         assert cache.engine.store.problem is None
 
@@ -54,7 +54,7 @@ async def test_trouble_with_the_store_is_said_once(hub: Hub, tmp_path: Path, cap
     hub.image(REPO, "1")
     async with running(hub, tmp_path / "store") as cache:
         for _ in range(5):
-            await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1")
+            await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1")
     said = [record for record in caplog.records if "not storing, pulls go on uncached" in record.getMessage()]
     assert len(said) == 1
 
@@ -94,7 +94,7 @@ async def test_what_was_asked_for_survives_a_restart(hub: Hub, tmp_path: Path) -
     image = hub.image(REPO, "1")
     async with running(hub, tmp_path / "store") as cache:
         for _ in range(3):
-            await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1")
+            await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1")
         before = cache.engine.store.rooms.retention.requests(Digest.parse(image.digest), time.time())
     assert before >= 1
     async with running(hub, tmp_path / "store") as cache:
@@ -105,14 +105,14 @@ async def test_what_was_asked_for_survives_a_restart(hub: Hub, tmp_path: Path) -
 async def test_options_that_change_count_at_once(hub: Hub, tmp_path: Path) -> None:
     hub.image(REPO, "1")
     async with running(hub, tmp_path / "store") as cache:
-        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
+        assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
         cache.apply(size=1 << 22, offline=True, half_life=100.0, expire_after=200.0, admit_after=3)
         rooms = cache.engine.store.rooms
         assert (rooms.capacity, rooms.retention.half_life) == (1 << 22, 100.0)
         assert (rooms.retention.expire_after, rooms.retention.admit_after) == (200.0, 3)
         hub.reset_log()
-        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
-        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/none"))[0] == 503
+        assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
+        assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/none"))[0] == 503
         assert hub.count() == 0
 
 
@@ -129,22 +129,22 @@ async def test_warm_pull_waits_for_no_write(hub: Hub, tmp_path: Path, monkeypatc
             return await write(action)
 
         monkeypatch.setattr(cache.engine.store, "_write", noted)
-        for door in Door:
-            assert set(await pull(cache, image, door)) == {200}
+        for listener in Listener:
+            assert set(await pull(cache, image, listener)) == {200}
         assert not written
         assert cache.engine.store.rooms.retention.dirty()
 
 
-@pytest.mark.parametrize("door", list(Door), ids=lambda door: door.value)
+@pytest.mark.parametrize("listener", list(Listener), ids=lambda listener: listener.value)
 async def test_pull_of_an_index_is_one_of_it_and_one_of_its_platforms_manifest(
-    hub: Hub, tmp_path: Path, door: Door
+    hub: Hub, tmp_path: Path, listener: Listener
 ) -> None:
     """By tag or digest, HEAD included."""
     amd64 = hub.image(REPO, None, [b"amd64"], platform="linux/amd64")
     index = hub.index(REPO, "1", {"linux/amd64": amd64})
     async with running(hub, tmp_path / "store") as cache:
         for method, reference in (("HEAD", "1"), ("GET", index.digest), ("HEAD", amd64.digest), ("GET", amd64.digest)):
-            answer, _ = await cache.ask(door, method, f"/v2/{REPO}/manifests/{reference}")
+            answer, _ = await cache.ask(listener, method, f"/v2/{REPO}/manifests/{reference}")
             assert isinstance(answer, Answer)
             assert answer.status == 200
         retention = cache.engine.store.rooms.retention
@@ -165,7 +165,7 @@ async def test_end_during_a_fill_leaves_no_file_and_waits_for_nobody(hub: Hub, t
 
 
 async def _begin(cache: Cache, digest: str) -> Answer:
-    outcome = await cache.engine.service.answer(cache.request(Door.PROXY, "GET", f"/v2/{REPO}/blobs/{digest}"))
+    outcome = await cache.engine.service.answer(cache.request(Listener.PROXY, "GET", f"/v2/{REPO}/blobs/{digest}"))
     assert isinstance(outcome, Answer)
     return outcome
 

@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from hubcache.serve.messages import Answer, Door
+from hubcache.serve.messages import Answer, Listener
 from support import engine29
 from support.engine import Cache, read, running
 from support.engine29 import ACTIONS, attested
 from support.standin import Fault, Hub, Image
-from support.users import DOORS, Clock, settled, short_times
+from support.users import EACH_LISTENER, Clock, settled, short_times
 
 TTL, MAX_STALE = 600.0, 10_000.0
 
@@ -25,61 +25,61 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
         yield started
 
 
-async def replay(cache: Cache, index: Image, action: str, door: Door) -> None:
+async def replay(cache: Cache, index: Image, action: str, listener: Listener) -> None:
     """The engine's requests in order; each is answered here as the engine needs it."""
     for one in engine29.asked(action, index):
-        path = one.path if door is Door.MIRROR else one.at_registry
+        path = one.path if listener is Listener.MIRROR else one.at_registry
         headers = {name.replace("-", "_"): value for name, value in one.headers.items()}
-        answer = await cache.engine.answer(cache.request(door, one.method, path, **headers))
+        answer = await cache.engine.answer(cache.request(listener, one.method, path, **headers))
         assert isinstance(answer, Answer), one
         await read(answer)
         assert answer.status == one.expected, one
     await settled(cache)
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("action", ACTIONS)
-async def test_warm_pull_asks_nobody(cache: Cache, hub: Hub, door: Door, action: str) -> None:
+async def test_warm_pull_asks_nobody(cache: Cache, hub: Hub, listener: Listener, action: str) -> None:
     index = attested(hub)
-    await replay(cache, index, "pull", door)
+    await replay(cache, index, "pull", listener)
     hub.reset_log()
-    await replay(cache, index, action, door)
+    await replay(cache, index, action, listener)
     assert hub.count() == 0
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("action", ACTIONS)
-async def test_pull_through_one_door_serves_the_other(cache: Cache, hub: Hub, door: Door, action: str) -> None:
+async def test_pull_through_one_door_serves_the_other(cache: Cache, hub: Hub, listener: Listener, action: str) -> None:
     index = attested(hub)
-    await replay(cache, index, "pull", Door.MIRROR if door is Door.PROXY else Door.PROXY)
+    await replay(cache, index, "pull", Listener.MIRROR if listener is Listener.PROXY else Listener.PROXY)
     hub.reset_log()
-    await replay(cache, index, action, door)
+    await replay(cache, index, action, listener)
     assert hub.count() == 0
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("age", [0.0, TTL + 1, MAX_STALE / 2])
 async def test_pull_succeeds_while_the_registry_is_dead(
-    cache: Cache, hub: Hub, door: Door, age: float, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, listener: Listener, age: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index, clock = attested(hub), Clock(monkeypatch, cache)
-    await replay(cache, index, "pull", door)
+    await replay(cache, index, "pull", listener)
     hub.stop()
     clock.ahead = age
     for action in ACTIONS:
-        await replay(cache, index, action, door)
+        await replay(cache, index, action, listener)
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("trouble", ["offline", "dead", "503", "429"])
 async def test_image_that_no_engine_of_today_pulled_before_is_pulled_in_an_outage(
-    cache: Cache, hub: Hub, door: Door, trouble: str
+    cache: Cache, hub: Hub, listener: Listener, trouble: str
 ) -> None:
     """What was never asked about its attestations is answered 404, which ends no pull."""
     index = attested(hub)
     for one in engine29.asked("pull", index):
         if one.expected == 200:
-            await cache.ask(door, one.method, one.at_registry, accept=one.headers["accept"])
+            await cache.ask(listener, one.method, one.at_registry, accept=one.headers["accept"])
     await settled(cache)
     match trouble:
         case "offline":
@@ -89,17 +89,17 @@ async def test_image_that_no_engine_of_today_pulled_before_is_pulled_in_an_outag
         case status:
             hub.faults.add(Fault(status=int(status)))
     for action in ACTIONS:
-        await replay(cache, index, action, door)
+        await replay(cache, index, action, listener)
 
 
-@DOORS
-async def test_pull_after_a_restart_in_an_outage(hub: Hub, tmp_path: Path, door: Door) -> None:
+@EACH_LISTENER
+async def test_pull_after_a_restart_in_an_outage(hub: Hub, tmp_path: Path, listener: Listener) -> None:
     index = attested(hub)
     async with running(hub, tmp_path / "store", tag_ttl=TTL) as cache:
-        await replay(cache, index, "pull", door)
+        await replay(cache, index, "pull", listener)
     hub.reset_log()
     async with running(hub, tmp_path / "store", tag_ttl=TTL) as cache:
-        await replay(cache, index, "pull", door)
+        await replay(cache, index, "pull", listener)
         assert hub.count() == 0
         hub.stop()
-        await replay(cache, index, "pull", door)
+        await replay(cache, index, "pull", listener)

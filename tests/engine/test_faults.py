@@ -5,13 +5,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from hubcache.serve.messages import Answer, Door, Result
+from hubcache.serve.messages import Answer, Listener, Result
 from hubcache.transfer import session, upstream, upstream_client
 from support.engine import Cache, running
 from support.fault_table import ROWS, Row
 from support.standin import Fault, Hub, Image, random_bytes
 
-DOORS = pytest.mark.parametrize("door", list(Door), ids=lambda door: door.value)
+EACH_LISTENER = pytest.mark.parametrize("listener", list(Listener), ids=lambda listener: listener.value)
 FAULTS = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 
@@ -58,50 +58,52 @@ def break_it(hub: Hub, row: Row) -> None:
 
 async def pull(cache: Cache, image: Image) -> None:
     """Have the image in the store."""
-    assert (await cache.get(Door.PROXY, f"/v2/{image.repo}/manifests/{image.tag}"))[0] == 200
+    assert (await cache.get(Listener.PROXY, f"/v2/{image.repo}/manifests/{image.tag}"))[0] == 200
     for blob in (image.config, *image.layers):
-        assert (await cache.get(Door.PROXY, f"/v2/{image.repo}/blobs/{blob}"))[0] == 200
+        assert (await cache.get(Listener.PROXY, f"/v2/{image.repo}/blobs/{blob}"))[0] == 200
 
 
 def digest_of(image: Image) -> str:
     return f"sha256:{sha256(image.manifest).hexdigest()}"
 
 
-@DOORS
+@EACH_LISTENER
 @FAULTS
-async def test_stored_image_is_served_whole(cache: Cache, hub: Hub, image: Image, row: Row, door: Door) -> None:
+async def test_stored_image_is_served_whole(cache: Cache, hub: Hub, image: Image, row: Row, listener: Listener) -> None:
     await pull(cache, image)
     cache.engine._tokens._known.clear()
     break_it(hub, row)
-    await assert_served_whole(cache, image, door)
+    await assert_served_whole(cache, image, listener)
 
 
-async def assert_served_whole(cache: Cache, image: Image, door: Door) -> None:
-    status, _ = await cache.get(door, "/v2/")
-    assert status == (401 if door is Door.PROXY else 200)
+async def assert_served_whole(cache: Cache, image: Image, listener: Listener) -> None:
+    status, _ = await cache.get(listener, "/v2/")
+    assert status == (401 if listener is Listener.PROXY else 200)
     for method in ("HEAD", "GET"):
         for reference in (image.tag, digest_of(image)):
-            answer, body = await cache.ask(door, method, f"/v2/{image.repo}/manifests/{reference}")
+            answer, body = await cache.ask(listener, method, f"/v2/{image.repo}/manifests/{reference}")
             assert isinstance(answer, Answer)
             assert answer.status == 200
             assert answer.length == len(image.manifest)
             assert body == (image.manifest if method == "GET" else b"")
         for blob in (image.config, *image.layers):
-            answer, body = await cache.ask(door, method, f"/v2/{image.repo}/blobs/{blob}")
+            answer, body = await cache.ask(listener, method, f"/v2/{image.repo}/blobs/{blob}")
             assert isinstance(answer, Answer)
             assert answer.status == 200
             assert method == "HEAD" or f"sha256:{sha256(body).hexdigest()}" == blob
 
 
-@DOORS
+@EACH_LISTENER
 @FAULTS
-async def test_stale_tag_is_served_and_says_so(cache: Cache, hub: Hub, image: Image, row: Row, door: Door) -> None:
+async def test_stale_tag_is_served_and_says_so(
+    cache: Cache, hub: Hub, image: Image, row: Row, listener: Listener
+) -> None:
     await pull(cache, image)
     cache.engine._tokens._known.clear()
     cache.apply(tag_ttl=0.0)
     break_it(hub, row)
     for method in ("HEAD", "GET"):
-        answer, _ = await cache.ask(door, method, f"/v2/{image.repo}/manifests/{image.tag}")
+        answer, _ = await cache.ask(listener, method, f"/v2/{image.repo}/manifests/{image.tag}")
         assert isinstance(answer, Answer)
         assert answer.status == 200
         if row.validates:
@@ -112,35 +114,35 @@ async def test_stale_tag_is_served_and_says_so(cache: Cache, hub: Hub, image: Im
             assert "detail=" in answer.headers["Cache-Status"]
 
 
-@DOORS
+@EACH_LISTENER
 @FAULTS
 async def test_what_is_not_stored_gets_a_clear_error(
-    cache: Cache, hub: Hub, image: Image, row: Row, door: Door
+    cache: Cache, hub: Hub, image: Image, row: Row, listener: Listener
 ) -> None:
     break_it(hub, row)
     manifests = [] if row.name.startswith("cdn") else [f"manifests/{image.tag}", f"manifests/{digest_of(image)}"]
     for path in (f"blobs/{image.layers[0]}", *manifests):
-        status, body = await cache.get(door, f"/v2/{image.repo}/{path}")
+        status, body = await cache.get(listener, f"/v2/{image.repo}/{path}")
         assert status == row.cold, path
         assert b'"errors"' in body
 
 
-@DOORS
+@EACH_LISTENER
 @FAULTS
 async def test_restart_in_the_outage_changes_nothing(
-    hub: Hub, image: Image, row: Row, door: Door, tmp_path: Path
+    hub: Hub, image: Image, row: Row, listener: Listener, tmp_path: Path
 ) -> None:
     async with running(hub, tmp_path / "store") as before:
         await pull(before, image)
     break_it(hub, row)
     async with running(hub, tmp_path / "store", tag_ttl=0.0) as after:
-        await assert_served_whole(after, image, door)
+        await assert_served_whole(after, image, listener)
 
 
 @FAULTS
 async def test_anonymous_token_is_to_be_had(cache: Cache, hub: Hub, row: Row) -> None:
     break_it(hub, row)
     query = "/token?service=registry.docker.io&scope=repository:library/app:pull"
-    answer = await cache.engine.token_service.answer(cache.request(Door.PROXY, "GET", query))
+    answer = await cache.engine.token_service.answer(cache.request(Listener.PROXY, "GET", query))
     assert answer.status == 200
     assert answer.result is Result.LOCAL

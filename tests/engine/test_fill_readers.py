@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import pytest
 from hubcache.oci.digest import Digest
-from hubcache.serve.identity import Identity
-from hubcache.serve.messages import Answer, Door
+from hubcache.serve.messages import Answer, Listener
+from hubcache.serve.repository_view import RepositoryView
 from hubcache.transfer import fill_slots, unread_fills
 from hubcache.transfer.fill import Fill
 from hubcache.transfer.fills import FillProgress
@@ -47,7 +47,7 @@ class Blobs:
     async def ask(self, number: int, client: str = "10.0.0.1", **headers: str) -> Answer:
         """The head of the answer to a client that asks for a blob."""
         digest = self.hub.blob(REPO, self.data(number))
-        request = self.cache.request(Door.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}", **headers)
+        request = self.cache.request(Listener.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}", **headers)
         outcome = await self.cache.engine.service.answer(replace(request, client=client))
         assert isinstance(outcome, Answer)
         assert outcome.status in (200, 206)
@@ -157,7 +157,8 @@ async def test_prefetch_counts_as_a_reader(blobs: Blobs, monkeypatch: pytest.Mon
     upstream = blobs.cache.engine.service._upstreams[blobs.cache.settings.registries[0].host]
     digests = [Digest.parse(blobs.hub.blob(REPO, blobs.data(number))) for number in range(6)]
     fetching = [
-        asyncio.create_task(blobs.cache.engine._blobs.fetch(Identity(upstream, REPO), digest)) for digest in digests
+        asyncio.create_task(blobs.cache.engine._blobs.fetch(RepositoryView(upstream, REPO), digest))
+        for digest in digests
     ]
     await until(lambda: [one.readers > 0 for one in blobs.cache.engine.fills.progress()] == [True] * 6)
     await blobs.leave(*range(6))

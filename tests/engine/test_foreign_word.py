@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hubcache.decide.records import Verdict
+from hubcache.decide.records import Visibility
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import HubcacheError
 from hubcache.oci.registry import HUB_HOST, Registry
-from hubcache.serve.identity import Identity
-from hubcache.serve.messages import Answer, Door, Forward
+from hubcache.serve.messages import Answer, Forward, Listener
+from hubcache.serve.repository_view import RepositoryView
 from support.engine import Cache, read, running
 from support.standin import Fault, Hub, Image, random_bytes
 from support.standin.media import OCI_MANIFEST
-from support.users import DOORS, SECRET, bearer, pull, settled, short_times, turn_private, until
+from support.users import EACH_LISTENER, SECRET, bearer, pull, settled, short_times, turn_private, until
 
 OTHER = "registry.example.org"
 LAYER = random_bytes(100_000, "secret")
@@ -56,17 +56,21 @@ async def cache(hub: Hub, other: Hub, secret: Image, tmp_path: Path) -> AsyncIte
         yield started
 
 
-async def answer(cache: Cache, method: str, path: str, door: Door = Door.PROXY, **headers: str) -> Answer | Forward:
+async def answer(
+    cache: Cache, method: str, path: str, listener: Listener = Listener.PROXY, **headers: str
+) -> Answer | Forward:
     """What a client of the second registry gets."""
-    request = replace(cache.request(door, method, path, **headers), registry=cache.settings.registries[1])
+    request = replace(cache.request(listener, method, path, **headers), registry=cache.settings.registries[1])
     outcome = await cache.engine.answer(request)
     assert outcome is not None
     return outcome
 
 
-async def given(cache: Cache, method: str, path: str, door: Door = Door.PROXY, **headers: str) -> tuple[int, bytes]:
+async def given(
+    cache: Cache, method: str, path: str, listener: Listener = Listener.PROXY, **headers: str
+) -> tuple[int, bytes]:
     """Status and body; whatever arrives before it breaks off."""
-    outcome = await answer(cache, method, path, door, **headers)
+    outcome = await answer(cache, method, path, listener, **headers)
     assert isinstance(outcome, Answer)
     try:
         return outcome.status, await read(outcome)
@@ -100,18 +104,18 @@ def assert_nothing(image: Image, body: bytes) -> None:
     assert LAYER[5000:5100] not in body
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("lies", [False, True], ids=["claims", "lies"])
 @pytest.mark.parametrize("headers", [{}, {"range": "bytes=5000-9999"}, {"authorization": "Bearer bobs"}], ids=str)
 async def test_registry_that_claims_to_have_private_content_gets_nothing_of_it(
-    cache: Cache, other: Hub, secret: Image, door: Door, lies: bool, headers: dict[str, str]
+    cache: Cache, other: Hub, secret: Image, listener: Listener, lies: bool, headers: dict[str, str]
 ) -> None:
     claim(other, secret)
     if lies:
         lie(other)
     for path in paths(secret) * 2:
         for method in ("HEAD", "GET", "GET"):
-            outcome = await answer(cache, method, path, door, **headers)
+            outcome = await answer(cache, method, path, listener, **headers)
             if isinstance(outcome, Forward):
                 continue
             try:
@@ -119,76 +123,78 @@ async def test_registry_that_claims_to_have_private_content_gets_nothing_of_it(
             except HubcacheError:
                 body = b""
             assert_nothing(secret, body)
-    assert not cache.engine._gate.shares(OTHER, Digest.parse(secret.layers[0]))
-    assert not cache.engine._gate.shares(OTHER, Digest.parse(secret.digest))
+    assert not cache.engine._access.belongs_to(OTHER, Digest.parse(secret.layers[0]))
+    assert not cache.engine._access.belongs_to(OTHER, Digest.parse(secret.digest))
 
 
-@DOORS
+@EACH_LISTENER
 async def test_size_that_is_told_is_the_claiming_registrys_own(
-    cache: Cache, other: Hub, secret: Image, door: Door
+    cache: Cache, other: Hub, secret: Image, listener: Listener
 ) -> None:
     headers = {"Docker-Content-Digest": secret.digest}
     for kind in ("manifest", "blob"):
         other.faults.add(Fault(kind=kind, method="HEAD", status=200, length=5, content_type="a/b", headers=headers))
     for path in paths(secret):
-        outcome = await answer(cache, "HEAD", path, door)
+        outcome = await answer(cache, "HEAD", path, listener)
         assert isinstance(outcome, Answer)
         assert (outcome.status, outcome.length) == (200, 5)
 
 
-@DOORS
+@EACH_LISTENER
 async def test_condition_on_a_private_digest_is_answered_by_the_registrys_word(
-    cache: Cache, other: Hub, secret: Image, door: Door
+    cache: Cache, other: Hub, secret: Image, listener: Listener
 ) -> None:
     """It has nothing: 404, and not the 304 that tells what is here."""
     path = f"/v2/{REPO}/blobs/{secret.layers[0]}"
     claim(other, secret)
     for _ in range(2):
-        assert (await given(cache, "GET", path, door, if_none_match=f'"{secret.layers[0]}"'))[0] == 404
+        assert (await given(cache, "GET", path, listener, if_none_match=f'"{secret.layers[0]}"'))[0] == 404
 
 
-@DOORS
-async def test_claim_is_worth_nothing_in_an_outage_either(cache: Cache, other: Hub, secret: Image, door: Door) -> None:
+@EACH_LISTENER
+async def test_claim_is_worth_nothing_in_an_outage_either(
+    cache: Cache, other: Hub, secret: Image, listener: Listener
+) -> None:
     claim(other, secret)
     for path in paths(secret):
-        await given(cache, "HEAD", path, door)
+        await given(cache, "HEAD", path, listener)
     other.stop()
-    cache.engine._gate._missing._known.clear()
+    cache.engine._access._missing._known.clear()
     for path in paths(secret):
-        status, body = await given(cache, "GET", path, door)
+        status, body = await given(cache, "GET", path, listener)
         assert status == 503
         assert_nothing(secret, body)
 
 
-@DOORS
+@EACH_LISTENER
 async def test_claim_is_worth_nothing_after_a_restart(
-    hub: Hub, other: Hub, secret: Image, door: Door, tmp_path: Path
+    hub: Hub, other: Hub, secret: Image, listener: Listener, tmp_path: Path
 ) -> None:
     claim(other, secret)
     async with both(hub, other, tmp_path / "store") as before:
         assert set(await pull(before, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
         for path in paths(secret):
-            await given(before, "HEAD", path, door)
+            await given(before, "HEAD", path, listener)
     async with both(hub, other, tmp_path / "store") as after:
         for path in paths(secret):
-            status, body = await given(after, "GET", path, door)
+            status, body = await given(after, "GET", path, listener)
             assert status in (401, 404)
             assert_nothing(secret, body)
 
 
-@DOORS
+@EACH_LISTENER
 async def test_claim_does_not_join_a_fill_that_somebodys_credentials_began(
-    hub: Hub, other: Hub, secret: Image, door: Door, tmp_path: Path
+    hub: Hub, other: Hub, secret: Image, listener: Listener, tmp_path: Path
 ) -> None:
     claim(other, secret)
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=50_000))
     async with both(hub, other, tmp_path / "store") as cache:
         own = bearer(hub, "alice", SECRET)
         path = f"/v2/{SECRET}/blobs/{secret.layers[0]}"
-        filling = await cache.engine.answer(cache.request(Door.PROXY, "GET", path, authorization=own))
+        filling = await cache.engine.answer(cache.request(Listener.PROXY, "GET", path, authorization=own))
         assert isinstance(filling, Answer)
         for method in ("HEAD", "GET", "GET"):
-            status, body = await given(cache, method, f"/v2/{REPO}/blobs/{secret.layers[0]}", door)
+            status, body = await given(cache, method, f"/v2/{REPO}/blobs/{secret.layers[0]}", listener)
             assert status == (200 if method == "HEAD" else 404)
             assert_nothing(secret, body)
         hub.faults.remove(fault)
@@ -204,14 +210,14 @@ async def test_mirror_that_offers_what_it_has_offers_nothing_for_a_claim(
     cache.apply(offer_only=True)
     for path in paths(secret):
         for method in ("HEAD", "GET"):
-            status, body = await given(cache, method, path, Door.MIRROR)
+            status, body = await given(cache, method, path, Listener.MIRROR)
             assert status == 404
             assert_nothing(secret, body)
 
 
 async def test_fetching_ahead_takes_no_claim_for_the_bytes(cache: Cache, other: Hub, secret: Image) -> None:
     claim(other, secret)
-    view = Identity(cache.engine.service._upstreams[OTHER], REPO)
+    view = RepositoryView(cache.engine.service._upstreams[OTHER], REPO)
     with pytest.raises(HubcacheError):
         await cache.engine._blobs.fetch(view, Digest.parse(secret.layers[0]))
     status, body = await given(cache, "GET", f"/v2/{REPO}/blobs/{secret.layers[0]}")
@@ -219,20 +225,20 @@ async def test_fetching_ahead_takes_no_claim_for_the_bytes(cache: Cache, other: 
     assert_nothing(secret, body)
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("ahead", [False, True], ids=["pull", "ahead"])
 async def test_registry_that_gives_the_bytes_is_a_source_from_then_on(
-    cache: Cache, hub: Hub, other: Hub, secret: Image, door: Door, ahead: bool
+    cache: Cache, hub: Hub, other: Hub, secret: Image, listener: Listener, ahead: bool
 ) -> None:
     mine = other.image("library/app", "1", [LAYER])
     assert mine.manifest == secret.manifest
     if ahead:
-        view = Identity(cache.engine.service._upstreams[OTHER], "library/app")
+        view = RepositoryView(cache.engine.service._upstreams[OTHER], "library/app")
         await cache.engine._blobs.fetch(view, Digest.parse(mine.layers[0]))
     for _ in range(3):
         for path in (f"manifests/{mine.digest}", "manifests/1", f"blobs/{mine.layers[0]}"):
             wanted = LAYER if path.startswith("blobs") else mine.manifest
-            assert await given(cache, "GET", f"/v2/library/app/{path}", door) == (200, wanted)
+            assert await given(cache, "GET", f"/v2/library/app/{path}", listener) == (200, wanted)
         await settled(cache)
     assert other.count(kind="cdn", method="GET") == 1
     assert other.count(kind="manifest", method="GET", status=200) == 2, "by digest, and by tag"
@@ -257,11 +263,11 @@ async def test_store_of_before_knows_no_source_and_each_registry_gives_the_bytes
         hub.reset_log()
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("noticed", ["another tag", "tag", "manifest", "layer"])
 @pytest.mark.parametrize("status", [401, 403, 404])
 async def test_public_content_is_shared_until_it_turns_private_and_its_source_keeps_it(
-    hub: Hub, other: Hub, door: Door, tmp_path: Path, noticed: str, status: int
+    hub: Hub, other: Hub, listener: Listener, tmp_path: Path, noticed: str, status: int
 ) -> None:
     """Some registries say 404 of what turned private; then it is known of what was asked for."""
     app = hub.image("alice/app", "1", [LAYER])
@@ -271,24 +277,24 @@ async def test_public_content_is_shared_until_it_turns_private_and_its_source_ke
         assert set(await pull(cache, app)) == {200}
         claim(other, app)
         shared = f"/v2/{REPO}/blobs/{app.layers[0]}"
-        assert await given(cache, "GET", shared, door) == (200, LAYER), "as anybody might have had it"
+        assert await given(cache, "GET", shared, listener) == (200, LAYER), "as anybody might have had it"
         turn_private(hub, "alice/app")
         refusal = hub.faults.add(Fault(kind="[mb]*", status=status, body={"errors": []}))
-        cache.engine._gate._verdicts._recent.clear()
-        await cache.engine.store.put_verdict(HUB_HOST, "alice/app", Verdict(True, 0.0))
+        cache.engine._access._visibility._recent.clear()
+        await cache.engine.store.put_visibility(HUB_HOST, "alice/app", Visibility(True, 0.0))
         if status == 404:
             for path in parts.values():
-                await cache.get(Door.PROXY, f"/v2/alice/app/{path}")
-        await cache.get(Door.PROXY, f"/v2/alice/app/{parts.get(noticed, 'manifests/2')}")
+                await cache.get(Listener.PROXY, f"/v2/alice/app/{path}")
+        await cache.get(Listener.PROXY, f"/v2/alice/app/{parts.get(noticed, 'manifests/2')}")
         hub.faults.remove(refusal)
         hub.reset_log()
         for claimed in paths(app):
-            found, body = await given(cache, "GET", claimed, door)
+            found, body = await given(cache, "GET", claimed, listener)
             assert found == 404
             assert_nothing(app, body)
         own = bearer(hub, "alice", "alice/app")
         for path, wanted in ((f"blobs/{app.layers[0]}", LAYER), (f"manifests/{app.digest}", app.manifest)):
-            assert await cache.get(Door.PROXY, f"/v2/alice/app/{path}", authorization=own) == (200, wanted)
+            assert await cache.get(Listener.PROXY, f"/v2/alice/app/{path}", authorization=own) == (200, wanted)
         assert hub.count(kind="cdn", method="GET") == 0, "the Hub gave the bytes before"
         assert hub.count(kind="manifest", method="GET", status=200) == 0
 
@@ -299,7 +305,7 @@ async def test_content_that_was_evicted_is_private_when_it_comes_again(
     digest = Digest.parse(secret.layers[0])
     await cache.engine.store.remove(digest)
     own = bearer(hub, "alice", SECRET)
-    assert await cache.get(Door.PROXY, f"/v2/{SECRET}/blobs/{digest}", authorization=own) == (200, LAYER)
+    assert await cache.get(Listener.PROXY, f"/v2/{SECRET}/blobs/{digest}", authorization=own) == (200, LAYER)
     claim(other, secret)
     assert_nothing(secret, (await given(cache, "GET", f"/v2/{REPO}/blobs/{digest}"))[1])
 
@@ -314,7 +320,7 @@ async def test_slow_fill_from_one_registry_does_not_hold_up_clients_of_another(
         slow = await answer(cache, "GET", f"/v2/{REPO}/blobs/{layer}")
         await until(lambda: stall.hits)
         async with asyncio.timeout(5):
-            assert await cache.get(Door.PROXY, f"/v2/library/app/blobs/{layer}") == (200, LAYER)
+            assert await cache.get(Listener.PROXY, f"/v2/library/app/blobs/{layer}") == (200, LAYER)
         other.faults.remove(stall)
         assert await read(slow) == LAYER
 
@@ -322,9 +328,9 @@ async def test_slow_fill_from_one_registry_does_not_hold_up_clients_of_another(
 # -- what a manifest is called ---------------------------------------------------------------------------------------
 
 
-@DOORS
+@EACH_LISTENER
 async def test_registry_cannot_rename_another_registrys_manifest(
-    hub: Hub, other: Hub, door: Door, tmp_path: Path
+    hub: Hub, other: Hub, listener: Listener, tmp_path: Path
 ) -> None:
     app = hub.image("library/app", "1")
     bare = json.dumps({"schemaVersion": 2, "layers": []}).encode()
@@ -340,12 +346,12 @@ async def test_registry_cannot_rename_another_registrys_manifest(
     async with both(hub, other, tmp_path / "store") as cache:
         for body, wanted in kinds.items():
             path = f"/v2/library/app/manifests/{Digest.of(body)}"
-            assert (await given(cache, "GET", path, door))[0] == 200
+            assert (await given(cache, "GET", path, listener))[0] == 200
             for method in ("GET", "HEAD", "GET"):
-                outcome, found = await cache.ask(door, method, path)
+                outcome, found = await cache.ask(listener, method, path)
                 assert isinstance(outcome, Answer)
                 assert {outcome.headers["Content-Type"]} == wanted, (method, body)
                 assert found == (body if method == "GET" else b"")
-            outcome = await answer(cache, "GET", path, door)
+            outcome = await answer(cache, "GET", path, listener)
             assert isinstance(outcome, Answer)
             assert outcome.headers["Content-Type"] == ("text/evil" if body == old else OCI_MANIFEST)

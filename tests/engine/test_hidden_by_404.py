@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hubcache.decide.policy import VERDICT_LIFETIME
-from hubcache.serve.messages import Answer, Door
+from hubcache.decide.policy import VISIBILITY_LIFETIME
+from hubcache.serve.messages import Answer, Listener
 from support.engine import Cache, running
 from support.standin import Hub, Image, random_bytes
 from support.standin.reply import Reply, error
-from support.users import DOORS, Clock, bearer, pull, requests_of, settled, short_times, turn_private
+from support.users import EACH_LISTENER, Clock, bearer, pull, requests_of, settled, short_times, turn_private
 
 REPO = "alice/app"
 TTL, MAX_STALE = 600.0, 86400.0
@@ -56,20 +56,20 @@ async def hidden(cache: Cache, hub: Hub, clock: Clock) -> Image:
     before = hub.image(REPO, "1", [random_bytes(100_000, "public")])
     assert set(await pull(cache, before)) == {200}
     turn_private(hub, REPO)
-    clock.ahead = VERDICT_LIFETIME + 1
+    clock.ahead = VISIBILITY_LIFETIME + 1
     made = hub.image(REPO, "2", [random_bytes(100_000, "private")])
     assert set(await pull(cache, made, authorization=bearer(hub, "alice", REPO))) == {200}
     return made
 
 
-@DOORS
+@EACH_LISTENER
 async def test_what_a_user_pulled_is_nobody_elses_in_an_outage(
-    cache: Cache, hub: Hub, hidden: Image, door: Door
+    cache: Cache, hub: Hub, hidden: Image, listener: Listener
 ) -> None:
     hub.stop()
-    cache.engine._gate._missing._known.clear()
+    cache.engine._access._missing._known.clear()
     for method, path in requests_of(hidden):
-        answer, _ = await cache.ask(door, method, path)
+        answer, _ = await cache.ask(listener, method, path)
         assert isinstance(answer, Answer)
         assert answer.status != 200, (method, path)
     await settled(cache)
@@ -80,8 +80,11 @@ async def test_user_sees_what_refers_to_an_image_although_others_do_not(cache: C
     signature = hub.image(REPO, tag, [b"signature"], subject=hidden, artifact_type="signature")
     own = bearer(hub, "alice", REPO)
     listing = f"/v2/{REPO}/referrers/{hidden.digest}"
-    assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{tag}"))[0] == 404
-    assert (await cache.get(Door.PROXY, listing))[0] == 404
-    assert await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{tag}", authorization=own) == (200, signature.manifest)
-    status, body = await cache.get(Door.PROXY, listing, authorization=own)
+    assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{tag}"))[0] == 404
+    assert (await cache.get(Listener.PROXY, listing))[0] == 404
+    assert await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{tag}", authorization=own) == (
+        200,
+        signature.manifest,
+    )
+    status, body = await cache.get(Listener.PROXY, listing, authorization=own)
     assert (status, signature.digest.encode() in body) == (200, True)

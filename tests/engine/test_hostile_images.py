@@ -14,8 +14,8 @@ from hubcache.oci.errors import BadUpstream, ManifestInvalid
 from hubcache.oci.manifest import MAX_DESCRIPTORS, parse_manifest
 from hubcache.oci.media import OCI_INDEX, OCI_MANIFEST
 from hubcache.serve import prefetch
-from hubcache.serve.identity import Identity
-from hubcache.serve.messages import Door
+from hubcache.serve.messages import Listener
+from hubcache.serve.repository_view import RepositoryView
 from hubcache.store.store import Store
 from hubcache.store.usage import MAX_CLOSURE, Usage
 from support.engine import Cache, running
@@ -50,13 +50,13 @@ async def tree(store: Store, depth: int, width: int) -> tuple[Digest, int]:
 
 def count_looks(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Counter[Digest]:
     """How often each manifest is looked at."""
-    looks, look = Counter[Digest](), cache.engine._mirror._ahead.children
+    looks, look = Counter[Digest](), cache.engine._mirror._prefetch.children
 
     def counted(digest: Digest) -> object:
         looks[digest] += 1
         return look(digest)
 
-    monkeypatch.setattr(cache.engine._mirror._ahead, "children", counted)
+    monkeypatch.setattr(cache.engine._mirror._prefetch, "children", counted)
     return looks
 
 
@@ -75,7 +75,7 @@ async def test_each_manifest_of_a_tree_is_looked_at_once_and_no_deeper_than_imag
 ) -> None:
     root, count = await tree(cache.engine.store, depth, 9)
     looks = count_looks(cache, monkeypatch)
-    work = asyncio.create_task(cache.engine._mirror._ahead.is_complete(root, {PLATFORM}))
+    work = asyncio.create_task(cache.engine._mirror._prefetch.is_complete(root, {PLATFORM}))
     turns = await turns_during(work)
     assert work.result() is is_image
     assert set(looks.values()) == {1}
@@ -93,7 +93,7 @@ async def test_wide_tree_is_not_walked_beyond_what_an_image_has(cache: Cache, mo
     root = Digest.of(index_of(*leaves))
     await store.put_manifest(root, ManifestRecord(OCI_INDEX, index_of(*leaves)))
     looks = count_looks(cache, monkeypatch)
-    assert not await cache.engine._mirror._ahead.is_complete(root, {PLATFORM})
+    assert not await cache.engine._mirror._prefetch.is_complete(root, {PLATFORM})
     assert len(looks) <= prefetch.MAX_MANIFESTS
 
 
@@ -104,10 +104,10 @@ async def test_whether_an_image_is_complete_is_found_out_once_until_the_store_ch
     root, count = await tree(store, 2, 9)
     looks = count_looks(cache, monkeypatch)
     for _ in range(5):
-        assert await cache.engine._mirror._ahead.is_complete(root, {PLATFORM})
+        assert await cache.engine._mirror._prefetch.is_complete(root, {PLATFORM})
     assert looks.total() == count
     await store.remove(Digest.of(manifest_of()))
-    assert not await cache.engine._mirror._ahead.is_complete(root, {PLATFORM})
+    assert not await cache.engine._mirror._prefetch.is_complete(root, {PLATFORM})
 
 
 @pytest.mark.parametrize("depth", [3, 8])
@@ -116,10 +116,10 @@ async def test_fetching_a_tree_asks_for_each_manifest_once_and_ends(cache: Cache
     for level in range(depth):
         digest = hub.manifest(REPO, None, index_of(*[digest] * 9, note=str(level)), OCI_INDEX)
     hub.manifest(REPO, "1", hub.memory.repository(REPO).manifests[digest].body, OCI_INDEX)
-    assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
+    assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
     hub.reset_log()
-    view = Identity(cache.engine.service._upstreams["registry-1.docker.io"], REPO)
-    work = cache.engine._mirror._ahead.fetch(view, Digest.parse(digest), {PLATFORM})
+    view = RepositoryView(cache.engine.service._upstreams["registry-1.docker.io"], REPO)
+    work = cache.engine._mirror._prefetch.fetch(view, Digest.parse(digest), {PLATFORM})
     if depth > prefetch.MAX_DEPTH:
         with pytest.raises(BadUpstream):
             await work
@@ -178,7 +178,7 @@ def test_manifest_of_very_many_values_is_refused_without_being_parsed(
 
 async def test_manifest_with_too_many_layers_is_no_answer_of_a_registry(cache: Cache, hub: Hub) -> None:
     hub.manifest(REPO, "1", manifest_of(*layers(MAX_DESCRIPTORS + 1)), OCI_MANIFEST)
-    assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 502
+    assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 502
     assert not cache.engine.store.ledger.sizes
 
 
@@ -194,7 +194,7 @@ async def test_links_of_a_large_manifest_are_not_read_on_the_loop(
         return read(key)
 
     monkeypatch.setattr(store, "_read", counted)
-    assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
+    assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
     assert len([key for key in reads if key.startswith("link/")]) < 10
     for digest, size in (layers(MAX_DESCRIPTORS)[0], layers(MAX_DESCRIPTORS)[-1]):
         assert store.link("registry-1.docker.io", REPO, digest) == Link(size, confirmed=False)

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from hubcache.serve.messages import Answer, Door
+from hubcache.serve.messages import Answer, Listener
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image, random_bytes
 from support.standin.media import OCI_LAYER, OCI_MANIFEST
-from support.users import DOORS, assert_refused, pull, short_times, turn_private, until
+from support.users import EACH_LISTENER, assert_refused, pull, short_times, turn_private, until
 
 
 @pytest.fixture(autouse=True)
@@ -32,100 +32,102 @@ def set_trap(hub: Hub, blob: str) -> None:
     hub.manifest("mallory/trap", "1", body, OCI_MANIFEST)
 
 
-@DOORS
+@EACH_LISTENER
 async def test_private_digest_asked_for_through_a_public_repository_is_asked_upstream(
-    keeping: Cache, hub: Hub, secret: Image, door: Door
+    keeping: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
     public = hub.image("library/app", "1")
     assert set(await pull(keeping, public)) == {200}
     hub.reset_log()
     for kind, digest in (("manifest", secret.digest), ("blob", secret.layers[0]), ("blob", secret.config)):
         for method in ("HEAD", "GET"):
-            answer, body = await keeping.ask(door, method, f"/v2/library/app/{kind}s/{digest}")
+            answer, body = await keeping.ask(listener, method, f"/v2/library/app/{kind}s/{digest}")
             assert isinstance(answer, Answer)
             assert answer.status == 404
             assert method == "HEAD" or b"_UNKNOWN" in body
         assert hub.count(kind=kind, repo="library/app", path=f"*{digest}") >= 1
 
 
-@DOORS
+@EACH_LISTENER
 async def test_manifest_that_only_names_a_private_digest_opens_nothing(
-    keeping: Cache, hub: Hub, secret: Image, door: Door
+    keeping: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
     """A registry takes manifests whose layers it does not have (foreign layers, OCI 1.1 sparse ones): anybody may
     push one that names what he wants to read."""
     blob = secret.layers[0]
     set_trap(hub, blob)
-    assert (await keeping.get(door, "/v2/mallory/trap/manifests/1"))[0] == 200
+    assert (await keeping.get(listener, "/v2/mallory/trap/manifests/1"))[0] == 200
     for method in ("HEAD", "GET"):
-        answer, given = await keeping.ask(door, method, f"/v2/mallory/trap/blobs/{blob}")
+        answer, given = await keeping.ask(listener, method, f"/v2/mallory/trap/blobs/{blob}")
         assert isinstance(answer, Answer)
         assert answer.status == 404, "served from the store without the upstream's word"
         assert random_bytes(100_000, "secret") != given
 
 
-@DOORS
+@EACH_LISTENER
 async def test_index_that_only_names_a_private_manifest_opens_nothing(
-    keeping: Cache, hub: Hub, secret: Image, door: Door
+    keeping: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
     hub.index("mallory/trap", "1", {"linux/amd64": secret})
-    assert (await keeping.get(door, "/v2/mallory/trap/manifests/1"))[0] == 200
-    status, body = await keeping.get(door, f"/v2/mallory/trap/manifests/{secret.digest}")
+    assert (await keeping.get(listener, "/v2/mallory/trap/manifests/1"))[0] == 200
+    status, body = await keeping.get(listener, f"/v2/mallory/trap/manifests/{secret.digest}")
     assert (status, secret.manifest in body) == (404, False)
 
 
-@DOORS
+@EACH_LISTENER
 async def test_blob_that_a_private_and_a_public_repository_share_stays_served_for_the_public_one(
-    keeping: Cache, hub: Hub, secret: Image, door: Door
+    keeping: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
     public = hub.image("library/app", "1", [random_bytes(100_000, "secret")])
     assert public.layers == secret.layers
     for _ in range(2):
-        assert set(await pull(keeping, public, door)) == {200}
-        await assert_refused(keeping, secret, door)
+        assert set(await pull(keeping, public, listener)) == {200}
+        await assert_refused(keeping, secret, listener)
     assert hub.count(kind="cdn", method="GET", path=f"*{secret.layers[0]}*") == 0, "it was here already"
     hub.stop()
-    assert (await keeping.get(door, f"/v2/library/app/blobs/{public.layers[0]}"))[0] == 200
+    assert (await keeping.get(listener, f"/v2/library/app/blobs/{public.layers[0]}"))[0] == 200
 
 
-@DOORS
+@EACH_LISTENER
 async def test_blob_of_two_public_repositories_stays_served_when_one_turns_private(
-    cache: Cache, hub: Hub, door: Door
+    cache: Cache, hub: Hub, listener: Listener
 ) -> None:
     mine, theirs = hub.image("alice/app", "1"), hub.image("library/app", "1")
     assert set(await pull(cache, mine) + await pull(cache, theirs)) == {200}
     turn_private(hub, "alice/app")
     cache.apply(tag_ttl=0.0)
-    await assert_refused(cache, mine, door)
+    await assert_refused(cache, mine, listener)
     hub.reset_log()
-    assert (await cache.get(door, f"/v2/library/app/blobs/{theirs.layers[0]}"))[0] == 200
+    assert (await cache.get(listener, f"/v2/library/app/blobs/{theirs.layers[0]}"))[0] == 200
     assert hub.count() == 0
 
 
-@DOORS
+@EACH_LISTENER
 async def test_request_for_a_repository_without_the_blob_does_not_spoil_a_pull_from_one_that_has_it(
-    cache: Cache, hub: Hub, door: Door
+    cache: Cache, hub: Hub, listener: Listener
 ) -> None:
     image = hub.image("library/app", "1", [random_bytes(100_000)])
     hub.image("library/other", "1", [b"another"])
     slow = hub.faults.add(Fault(kind="blob", method="GET", path="/v2/library/other/*", delay=0.4, times=1))
-    wrong = asyncio.create_task(cache.get(door, f"/v2/library/other/blobs/{image.layers[0]}"))
+    wrong = asyncio.create_task(cache.get(listener, f"/v2/library/other/blobs/{image.layers[0]}"))
     await until(lambda: slow.hits)
-    assert await cache.get(door, f"/v2/library/app/blobs/{image.layers[0]}") == (200, random_bytes(100_000))
+    assert await cache.get(listener, f"/v2/library/app/blobs/{image.layers[0]}") == (200, random_bytes(100_000))
     assert (await wrong)[0] == 404
 
 
-@DOORS
-async def test_manifest_that_names_what_turned_private_opens_nothing(cache: Cache, hub: Hub, door: Door) -> None:
+@EACH_LISTENER
+async def test_manifest_that_names_what_turned_private_opens_nothing(
+    cache: Cache, hub: Hub, listener: Listener
+) -> None:
     """It was stored when everybody might see it; since then only its digest is known."""
     app = hub.image("alice/app", "1", [random_bytes(100_000)])
     hub.image("alice/app", "2", [b"two"])
     assert set(await pull(cache, app)) == {200}
     turn_private(hub, "alice/app")
-    await cache.get(door, "/v2/alice/app/manifests/2")
+    await cache.get(listener, "/v2/alice/app/manifests/2")
     set_trap(hub, app.layers[0])
-    assert (await cache.get(door, "/v2/mallory/trap/manifests/1"))[0] == 200
+    assert (await cache.get(listener, "/v2/mallory/trap/manifests/1"))[0] == 200
     for method in ("HEAD", "GET"):
-        answer, given = await cache.ask(door, method, f"/v2/mallory/trap/blobs/{app.layers[0]}")
+        answer, given = await cache.ask(listener, method, f"/v2/mallory/trap/blobs/{app.layers[0]}")
         assert isinstance(answer, Answer)
         assert (answer.status, random_bytes(100_000) == given) == (404, False)

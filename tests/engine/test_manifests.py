@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.oci.digest import Digest
-from hubcache.serve.messages import Answer, Door, Moved, Result
+from hubcache.serve.messages import Answer, Change, Listener, Result
 from support.engine import ACCEPT, Cache, running
 from support.standin import Fault, Hub, Image
 from support.users import Clock, until
@@ -31,7 +31,7 @@ def image(hub: Hub, number: int = 1, tag: str | None = "1") -> Image:
 
 
 async def result(cache: Cache, path: str = TAG, method: str = "GET") -> Result:
-    outcome, _ = await cache.ask(Door.MIRROR, method, path)
+    outcome, _ = await cache.ask(Listener.MIRROR, method, path)
     assert isinstance(outcome, Answer)
     assert outcome.status == 200
     return outcome.result
@@ -52,7 +52,7 @@ async def test_head_and_get_share_the_lifetime(cache: Cache, hub: Hub) -> None:
     hub.reset_log()
     assert await result(cache, method="HEAD") is Result.HIT
     assert hub.count() == 0
-    status, body = await cache.get(Door.MIRROR, TAG)
+    status, body = await cache.get(Listener.MIRROR, TAG)
     assert (status, body) == (200, current.manifest)
 
 
@@ -93,13 +93,13 @@ async def test_lifetime_begins_when_the_upstream_was_asked_not_when_it_answered(
 async def test_tag_that_was_pushed_while_it_was_asked_for_is_asked_again(cache: Cache, hub: Hub) -> None:
     image(hub, 1)
     fault = hub.faults.add(Fault(kind="manifest", pause_after=0))
-    asked = asyncio.create_task(cache.get(Door.MIRROR, TAG))
+    asked = asyncio.create_task(cache.get(Listener.MIRROR, TAG))
     await until(lambda: hub.count(kind="manifest", status=200))
     moved = image(hub, 2)
-    await cache.engine.service.moved(cache.settings.registries[0], Moved(REPO, "1"))
+    await cache.engine.service.content_changed(cache.settings.registries[0], Change(REPO, "1"))
     hub.faults.remove(fault)
     await asked
-    assert (await cache.get(Door.MIRROR, TAG))[1] == moved.manifest
+    assert (await cache.get(Listener.MIRROR, TAG))[1] == moved.manifest
 
 
 async def test_question_that_differs_only_in_older_types_shares_the_answer(cache: Cache, hub: Hub) -> None:
@@ -108,7 +108,7 @@ async def test_question_that_differs_only_in_older_types_shares_the_answer(cache
     await result(cache)
     hub.reset_log()
     old = "application/vnd.docker.distribution.manifest.v1+prettyjws"
-    outcome, _ = await cache.ask(Door.MIRROR, "GET", TAG, accept=f"{old}, {ACCEPT}")
+    outcome, _ = await cache.ask(Listener.MIRROR, "GET", TAG, accept=f"{old}, {ACCEPT}")
     assert isinstance(outcome, Answer)
     assert outcome.result is Result.HIT
     assert hub.count() == 0
@@ -119,15 +119,15 @@ async def test_manifest_that_was_evicted_is_fetched_again_by_its_tag(cache: Cach
     await result(cache)
     await cache.engine.store.remove(Digest.parse(current.digest))
     assert await result(cache, method="HEAD") is Result.HIT
-    status, body = await cache.get(Door.MIRROR, TAG)
+    status, body = await cache.get(Listener.MIRROR, TAG)
     assert (status, body) == (200, current.manifest)
 
 
 async def test_client_that_leaves_while_a_manifest_is_fetched_leaves_it_to_others(cache: Cache, hub: Hub) -> None:
     current = image(hub)
     fault = hub.faults.add(Fault(kind="manifest", pause_after=0))
-    first = asyncio.create_task(cache.get(Door.MIRROR, TAG))
-    second = asyncio.create_task(cache.get(Door.MIRROR, TAG))
+    first = asyncio.create_task(cache.get(Listener.MIRROR, TAG))
+    second = asyncio.create_task(cache.get(Listener.MIRROR, TAG))
     await until(lambda: hub.count(kind="manifest", status=200))
     first.cancel()
     hub.faults.remove(fault)
@@ -145,8 +145,8 @@ async def test_digest_that_is_absent_as_one_kind_is_not_absent_as_the_other(
     current = image(hub)
     await result(cache)
     if asked_first == "blob":
-        assert (await cache.get(Door.MIRROR, f"/v2/{REPO}/blobs/{current.digest}"))[0] == 404
-        assert (await cache.get(Door.MIRROR, f"/v2/{REPO}/manifests/{current.digest}"))[0] == 200
+        assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/blobs/{current.digest}"))[0] == 404
+        assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/{current.digest}"))[0] == 200
     else:
-        assert (await cache.get(Door.MIRROR, f"/v2/{REPO}/manifests/{current.layers[0]}"))[0] == 404
-        assert (await cache.get(Door.MIRROR, f"/v2/{REPO}/blobs/{current.layers[0]}"))[0] == 200
+        assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/{current.layers[0]}"))[0] == 404
+        assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/blobs/{current.layers[0]}"))[0] == 200

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from hubcache.oci.digest import Digest
-from hubcache.serve import mirror
-from hubcache.serve.messages import Answer, Door
-from hubcache.serve.mirror import platform_of
+from hubcache.serve import stored_only_mirror
+from hubcache.serve.messages import Answer, Listener
+from hubcache.serve.stored_only_mirror import platform_of
 from support.engine import Cache, read, running
 from support.standin import Hub, Image, random_bytes
 
@@ -26,9 +26,9 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 async def ask(
     cache: Cache, path: str, *, method: str = "GET", client: str = "10.0.0.1", agent: str = AMD64
 ) -> tuple[int, bytes]:
-    request = cache.request(Door.MIRROR, method, path, user_agent=agent)
+    request = cache.request(Listener.MIRROR, method, path, user_agent=agent)
     answer = await cache.engine.service.answer(
-        type(request)(request.method, request.path, request.registry, request.door, request.headers, "", client)
+        type(request)(request.method, request.path, request.registry, request.listener, request.headers, "", client)
     )
     assert isinstance(answer, Answer)
     return answer.status, await read(answer)
@@ -133,7 +133,7 @@ async def test_offered_image_survives_an_outage(cache: Cache, hub: Hub) -> None:
 
 async def test_proxy_door_is_not_touched_by_the_mirror_option(cache: Cache, hub: Hub) -> None:
     image = hub.image("library/app", "1", layers=[b"x"])
-    assert await cache.get(Door.PROXY, f"/v2/{image.repo}/manifests/1") == (200, image.manifest)
+    assert await cache.get(Listener.PROXY, f"/v2/{image.repo}/manifests/1") == (200, image.manifest)
 
 
 async def test_what_clients_say_of_themselves_is_not_kept(cache: Cache, hub: Hub) -> None:
@@ -146,7 +146,7 @@ async def test_what_clients_say_of_themselves_is_not_kept(cache: Cache, hub: Hub
 
 
 async def test_no_more_is_fetched_at_once_than_is_in_mind(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "_MAX_FETCHING", 3)
+    monkeypatch.setattr(stored_only_mirror, "_MAX_FETCHING", 3)
     for number in range(10):
         for client in ("10.0.0.1", "10.0.0.2"):
             assert (await ask(cache, f"/v2/library/app/manifests/{number}", client=client))[0] == 404

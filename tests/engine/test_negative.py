@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from hubcache.serve.messages import Answer, Door, Forward, Moved
+from hubcache.serve.messages import Answer, Change, Forward, Listener
 from support.engine import Cache, running
 from support.program import LISTENERS, Program, running_program
 from support.standin import Fault, Hub
 from support.standin.media import OCI_MANIFEST
-from support.users import DOORS, Clock, basic, bearer, until
+from support.users import EACH_LISTENER, Clock, basic, bearer, until
 
 TTL = 30.0
 MISSING = "sha256:" + "0" * 64
@@ -32,63 +32,65 @@ def asked(hub: Hub, path: str) -> int:
     return hub.count(path=f"/v2/{path}*", token="valid")
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize(("path", "count"), list(zip(PATHS, (1, 1, 2), strict=True)), ids=["tag", "digest", "blob"])
 async def test_storm_of_clients_that_ask_for_nothing_is_one_request_upstream(
-    cache: Cache, hub: Hub, door: Door, path: str, count: int
+    cache: Cache, hub: Hub, listener: Listener, path: str, count: int
 ) -> None:
     """For a blob it is two: who comes while it is being fetched has it looked up by a HEAD of its own."""
-    at_once = await asyncio.gather(*(cache.get(door, f"/v2/{path}") for _ in range(25)))
-    later = [await cache.get(door, f"/v2/{path}") for _ in range(25)]
+    at_once = await asyncio.gather(*(cache.get(listener, f"/v2/{path}") for _ in range(25)))
+    later = [await cache.get(listener, f"/v2/{path}") for _ in range(25)]
     assert {status for status, _ in at_once + later} == {404}
     assert asked(hub, path) <= count
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("path", PATHS, ids=["tag", "digest", "blob"])
-async def test_head_and_get_share_what_is_remembered(cache: Cache, hub: Hub, door: Door, path: str) -> None:
+async def test_head_and_get_share_what_is_remembered(cache: Cache, hub: Hub, listener: Listener, path: str) -> None:
     """Every docker client follows a failed HEAD of a manifest by a GET."""
     for method in ("HEAD", "GET") * 5:
-        answer, _ = await cache.ask(door, method, f"/v2/{path}")
+        answer, _ = await cache.ask(listener, method, f"/v2/{path}")
         assert isinstance(answer, Answer)
         assert answer.status == 404
     assert asked(hub, path) == 1
 
 
-@DOORS
-async def test_refusal_of_strangers_is_remembered_too(cache: Cache, hub: Hub, door: Door) -> None:
+@EACH_LISTENER
+async def test_refusal_of_strangers_is_remembered_too(cache: Cache, hub: Hub, listener: Listener) -> None:
     for _ in range(50):
-        assert (await cache.get(door, "/v2/alice/secret/manifests/1"))[0] == (401 if door is Door.PROXY else 404)
+        assert (await cache.get(listener, "/v2/alice/secret/manifests/1"))[0] == (
+            401 if listener is Listener.PROXY else 404
+        )
     assert asked(hub, "alice/secret/manifests/1") == 1
 
 
-@DOORS
+@EACH_LISTENER
 async def test_it_is_asked_again_when_the_time_is_over(
-    cache: Cache, hub: Hub, door: Door, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
     for ahead, count in ((0, 1), (TTL - 1, 1), (TTL + 1, 2), (TTL * 2, 2)):
         clock.ahead = ahead
-        assert (await cache.get(door, "/v2/library/app/manifests/new"))[0] == 404
+        assert (await cache.get(listener, "/v2/library/app/manifests/new"))[0] == 404
         assert asked(hub, "library/app/manifests/new") == count
     image = hub.image("library/app", "new", [b"new"])
     clock.ahead = TTL * 2 + 5
-    assert await cache.get(door, "/v2/library/app/manifests/new") == (200, image.manifest)
+    assert await cache.get(listener, "/v2/library/app/manifests/new") == (200, image.manifest)
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("path", PATHS, ids=["tag", "digest", "blob"])
 @pytest.mark.parametrize("status", [404, 401, 403])
 async def test_answer_that_is_remembered_is_not_renewed_by_being_given(
-    cache: Cache, hub: Hub, door: Door, path: str, status: int, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, listener: Listener, path: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that asks again and again would else never hear that it is there by now."""
     clock = Clock(monkeypatch, cache)
     fault = hub.faults.add(Fault(kind="[mb]*", status=status, body={"errors": []}))
-    refused = status if door is Door.PROXY else 404
+    refused = status if listener is Listener.PROXY else 404
     for clock.ahead in range(0, int(TTL), 7):
         for method in ("GET", "HEAD"):
-            answer, _ = await cache.ask(door, method, f"/v2/{path}")
+            answer, _ = await cache.ask(listener, method, f"/v2/{path}")
             assert isinstance(answer, Answer)
             assert answer.status == refused
     hub.faults.remove(fault)
@@ -97,7 +99,7 @@ async def test_answer_that_is_remembered_is_not_renewed_by_being_given(
     held.blobs[MISSING] = next(iter(held.blobs.values()))
     clock.ahead = TTL + 2
     seen = hub.count(path=f"/v2/{path}*")
-    await cache.ask(door, "HEAD", f"/v2/{path}")
+    await cache.ask(listener, "HEAD", f"/v2/{path}")
     assert hub.count(path=f"/v2/{path}*") > seen, "asked again"
 
 
@@ -105,39 +107,41 @@ async def test_answer_that_was_on_its_way_during_a_push_is_not_remembered(cache:
     """It is from before."""
     for path in PATHS:
         fault = hub.faults.add(Fault(kind="[mb]*", path=f"/v2/{path}*", delay=0.3, times=1))
-        asking = asyncio.create_task(cache.get(Door.PROXY, f"/v2/{path}"))
+        asking = asyncio.create_task(cache.get(Listener.PROXY, f"/v2/{path}"))
         await until(lambda: fault.hits)  # noqa: B023 - waited for in the same turn
-        moved = Moved("library/app", path.rpartition("/")[2], is_blob="/blobs/" in path)
-        await cache.engine.moved(cache.settings.registries[0], moved)
+        moved = Change("library/app", path.rpartition("/")[2], is_blob="/blobs/" in path)
+        await cache.engine.content_changed(cache.settings.registries[0], moved)
         assert (await asking)[0] == 404
         seen = asked(hub, path)
-        await cache.get(Door.PROXY, f"/v2/{path}")
+        await cache.get(Listener.PROXY, f"/v2/{path}")
         assert asked(hub, path) == seen + 1
 
 
 async def test_negative_ttl_0_remembers_nothing(cache: Cache, hub: Hub) -> None:
     cache.apply(negative_ttl=0.0)
     for _ in range(3):
-        await cache.get(Door.PROXY, "/v2/library/app/manifests/new")
+        await cache.get(Listener.PROXY, "/v2/library/app/manifests/new")
     assert asked(hub, "library/app/manifests/new") == 3
 
 
-@DOORS
-async def test_what_is_remembered_of_one_question_is_no_answer_to_another(cache: Cache, hub: Hub, door: Door) -> None:
+@EACH_LISTENER
+async def test_what_is_remembered_of_one_question_is_no_answer_to_another(
+    cache: Cache, hub: Hub, listener: Listener
+) -> None:
     """Another tag, another repository, another kind of client."""
     index = hub.index("library/app", "multi", {"linux/arm64": hub.image("library/app", None, platform="linux/arm64")})
-    assert (await cache.get(door, "/v2/library/app/manifests/multi", accept=OCI_MANIFEST))[0] == 404
-    assert (await cache.get(door, "/v2/library/app/manifests/latets"))[0] == 404
-    assert await cache.get(door, "/v2/library/app/manifests/multi") == (200, index.manifest)
-    assert (await cache.get(door, "/v2/library/app/manifests/1"))[0] == 200
+    assert (await cache.get(listener, "/v2/library/app/manifests/multi", accept=OCI_MANIFEST))[0] == 404
+    assert (await cache.get(listener, "/v2/library/app/manifests/latets"))[0] == 404
+    assert await cache.get(listener, "/v2/library/app/manifests/multi") == (200, index.manifest)
+    assert (await cache.get(listener, "/v2/library/app/manifests/1"))[0] == 200
 
 
 async def test_refusal_of_strangers_is_none_of_a_user(cache: Cache, hub: Hub) -> None:
     for authorize in (False, True):
         cache.apply(authorize=authorize)
-        assert (await cache.get(Door.PROXY, "/v2/alice/secret/manifests/1"))[0] == 401
+        assert (await cache.get(Listener.PROXY, "/v2/alice/secret/manifests/1"))[0] == 401
         own = bearer(hub, "alice", "alice/secret")
-        outcome, _ = await cache.ask(Door.PROXY, "GET", "/v2/alice/secret/manifests/1", authorization=own)
+        outcome, _ = await cache.ask(Listener.PROXY, "GET", "/v2/alice/secret/manifests/1", authorization=own)
         assert isinstance(outcome, Forward) is not authorize
         assert isinstance(outcome, Forward) or outcome.status == 200
 
@@ -146,10 +150,10 @@ async def test_storm_of_logged_in_clients_at_a_public_repository_is_one_request_
     cache: Cache, hub: Hub
 ) -> None:
     """That the repository is public is known: what the public does not find there, nobody does."""
-    assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1"))[0] == 200
+    assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/1"))[0] == 200
     own = bearer(hub, "alice", "library/app")
     path = "/v2/library/app/manifests/latets"
-    outcomes = [(await cache.ask(Door.PROXY, "GET", path, authorization=own))[0] for _ in range(50)]
+    outcomes = [(await cache.ask(Listener.PROXY, "GET", path, authorization=own))[0] for _ in range(50)]
     assert len([outcome for outcome in outcomes if isinstance(outcome, Forward)]) <= 1
 
 
@@ -167,18 +171,18 @@ def program() -> Iterator[Program]:
 def test_push_through_the_proxy_ends_what_is_remembered(program: Program, name: str, first: str) -> None:
     """Of a new tag, and of a repository that was not there before."""
     program.reset()
-    hub, door, pusher = program.hub, program.client(name), program.client("proxy")
+    hub, listener, pusher = program.hub, program.client(name), program.client("proxy")
     repo = f"alice/{first}-{name}"
     hub.user("alice", "alice's")
     if first == "tag":
         hub.image(repo, "old")
-    assert door.manifest("new", repo=repo).status in (401, 404)
+    assert listener.manifest("new", repo=repo).status in (401, 404)
     token = pusher.token(f"repository:{repo}:pull,push", basic("alice", "alice's"))
     headers = {"Authorization": f"Bearer {token}", "Content-Type": OCI_MANIFEST}
     body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": []}).encode()
     pushed = pusher.request("PUT", f"/v2/{repo}/manifests/new", headers, body=body)
     assert pushed.status == 201
-    answer = door.manifest("new", repo=repo)
+    answer = listener.manifest("new", repo=repo)
     assert (answer.status, answer.body) == (200, body)
     program.assert_no_errors()
 
@@ -186,7 +190,7 @@ def test_push_through_the_proxy_ends_what_is_remembered(program: Program, name: 
 async def test_what_is_remembered_does_not_keep_those_who_were_told(cache: Cache, hub: Hub) -> None:
     """An exception that is raised again and again keeps the frames of all who heard it, and their requests."""
     for _ in range(20):
-        assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/none"))[0] in (401, 404)
-    remembered = [error for _, error in cache.engine._gate._missing._known.values()]
+        assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/none"))[0] in (401, 404)
+    remembered = [error for _, error in cache.engine._access._missing._known.values()]
     assert remembered
     assert [error.__traceback__ for error in remembered] == [None] * len(remembered)

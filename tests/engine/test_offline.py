@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from hubcache.decide.policy import VERDICT_LIFETIME
-from hubcache.serve.messages import Answer, Door, Forward, Result
+from hubcache.decide.policy import VISIBILITY_LIFETIME
+from hubcache.serve.messages import Answer, Forward, Listener, Result
 from support.engine import Cache, running
 from support.standin import Hub, Image
-from support.users import DOORS, Clock, basic, bearer, pull, requests_of, short_times
+from support.users import EACH_LISTENER, Clock, basic, bearer, pull, requests_of, short_times
 
 MAX_STALE, TTL = 10_000.0, 600.0
 
@@ -36,25 +36,25 @@ async def cache(hub: Hub, image: Image, tmp_path: Path) -> AsyncIterator[Cache]:
 # -- hubcache_offline ------------------------------------------------------------------------------------------------
 
 
-@DOORS
+@EACH_LISTENER
 async def test_offline_serves_what_is_stored_however_old_and_contacts_nobody(
-    cache: Cache, hub: Hub, image: Image, door: Door, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, image: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
     cache.apply(offline=True, max_stale=float("inf"))
     for years in (0, 1, 20):
         clock.ahead = years * 365 * 86400.0
-        assert set(await pull(cache, image, door)) == {200}
-    answer, _ = await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+        assert set(await pull(cache, image, listener)) == {200}
+    answer, _ = await cache.ask(listener, "GET", "/v2/library/app/manifests/1")
     assert isinstance(answer, Answer)
     assert answer.result is Result.STALE
     assert 'detail="offline' in answer.headers["Cache-Status"]
     assert hub.count() == 0
 
 
-@DOORS
+@EACH_LISTENER
 async def test_offline_answers_for_all_else_at_once_and_contacts_nobody(
-    cache: Cache, hub: Hub, image: Image, door: Door
+    cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     hub.image("library/other", "1", [b"another"])
     hub.private("alice/secret", {"alice": "alice's"})
@@ -70,11 +70,11 @@ async def test_offline_answers_for_all_else_at_once_and_contacts_nobody(
             ("POST", "/v2/alice/secret/blobs/uploads/"),
         ):
             for headers in ({}, {"authorization": own}):
-                outcome, body = await cache.ask(door, method, path, **headers)
+                outcome, body = await cache.ask(listener, method, path, **headers)
                 assert not isinstance(outcome, Forward), path
                 assert outcome.status == 503, path
                 assert b"UNAVAILABLE" in body
-        assert (await cache.get(door, "/v2/"))[0] == (401 if door is Door.PROXY else 200)
+        assert (await cache.get(listener, "/v2/"))[0] == (401 if listener is Listener.PROXY else 200)
     assert hub.count() == 0
 
 
@@ -82,20 +82,20 @@ async def test_offline_gives_users_tokens_for_pulls_and_no_login(cache: Cache, h
     cache.apply(offline=True)
     own = basic("alice", "alice's")
     for query, status in (("&scope=repository:library/app:pull", 200), ("", 503)):
-        request = cache.request(Door.PROXY, "GET", f"/token?service=registry.docker.io{query}", authorization=own)
+        request = cache.request(Listener.PROXY, "GET", f"/token?service=registry.docker.io{query}", authorization=own)
         assert (await cache.engine.token_service.answer(request)).status == status
     assert hub.count() == 0
 
 
-@DOORS
+@EACH_LISTENER
 async def test_offline_from_the_start_needs_nothing_but_the_store(
-    hub: Hub, image: Image, door: Door, tmp_path: Path
+    hub: Hub, image: Image, listener: Listener, tmp_path: Path
 ) -> None:
     async with running(hub, tmp_path / "store", tag_ttl=TTL) as before:
         await pull(before, image)
     hub.reset_log()
     async with running(hub, tmp_path / "store", tag_ttl=0.0, offline=True, max_stale=float("inf")) as after:
-        assert set(await pull(after, image, door)) == {200}
+        assert set(await pull(after, image, listener)) == {200}
         assert after.engine.service is not None
     assert hub.count() == 0
 
@@ -107,7 +107,7 @@ async def test_going_offline_ends_the_probes_of_an_open_circuit(
     monkeypatch.setattr("hubcache.transfer.breaker._FIRST_PROBE_SECONDS", 0.05)
     monkeypatch.setattr("hubcache.transfer.breaker._LAST_PROBE_SECONDS", 0.05)
     hub.stop()
-    await cache.get(Door.PROXY, "/v2/library/app/manifests/none")
+    await cache.get(Listener.PROXY, "/v2/library/app/manifests/none")
     assert cache.engine.breakers.open_reason(f"localhost:{hub.ports['registry']}") is not None
     cache.apply(offline=True)
     hub.start()
@@ -117,39 +117,39 @@ async def test_going_offline_ends_the_probes_of_an_open_circuit(
 
 async def test_going_online_again_asks_upstream(cache: Cache, hub: Hub) -> None:
     cache.apply(offline=True)
-    assert (await cache.get(Door.PROXY, "/v2/library/new/manifests/1"))[0] == 503
+    assert (await cache.get(Listener.PROXY, "/v2/library/new/manifests/1"))[0] == 503
     hub.image("library/new", "1", [b"new"])
     cache.apply(offline=False)
-    assert (await cache.get(Door.PROXY, "/v2/library/new/manifests/1"))[0] == 200
+    assert (await cache.get(Listener.PROXY, "/v2/library/new/manifests/1"))[0] == 200
 
 
 # -- hubcache_max_stale ----------------------------------------------------------------------------------------------
 
 
-@DOORS
+@EACH_LISTENER
 async def test_stale_tag_is_served_in_an_outage_until_max_stale_and_not_longer(
-    cache: Cache, hub: Hub, image: Image, door: Door, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, image: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
     hub.stop()
     for ahead, status in ((TTL - 10, 200), (TTL + 10, 200), (TTL + MAX_STALE - 10, 200), (TTL + MAX_STALE + 10, 503)):
         clock.ahead = ahead
         for method in ("HEAD", "GET"):
-            answer, _ = await cache.ask(door, method, "/v2/library/app/manifests/1")
+            answer, _ = await cache.ask(listener, method, "/v2/library/app/manifests/1")
             assert isinstance(answer, Answer)
             assert answer.status == status, ahead
             if status == 200:
                 assert answer.result is (Result.HIT if ahead < TTL else Result.STALE)
 
 
-@DOORS
+@EACH_LISTENER
 async def test_age_of_a_stale_answer_is_told(
-    cache: Cache, hub: Hub, door: Door, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
     hub.stop()
     clock.ahead = TTL + 1000
-    answer, _ = await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+    answer, _ = await cache.ask(listener, "GET", "/v2/library/app/manifests/1")
     assert isinstance(answer, Answer)
     told, _, reason = answer.headers["Cache-Status"].partition("; detail=")
     assert told.startswith("hubcache; hit; ttl=-")
@@ -157,49 +157,51 @@ async def test_age_of_a_stale_answer_is_told(
     assert "localhost" in reason
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("restart", [False, True], ids=["running", "restarted"])
 async def test_max_stale_0_never_serves_a_stale_tag(
-    hub: Hub, image: Image, door: Door, restart: bool, tmp_path: Path
+    hub: Hub, image: Image, listener: Listener, restart: bool, tmp_path: Path
 ) -> None:
     async with running(hub, tmp_path / "store", tag_ttl=TTL, max_stale=0.0) as cache:
         await pull(cache, image)
         if not restart:
             hub.stop()
-            assert (await cache.get(door, "/v2/library/app/manifests/1"))[0] == 200, "it is fresh"
+            assert (await cache.get(listener, "/v2/library/app/manifests/1"))[0] == 200, "it is fresh"
             cache.apply(tag_ttl=0.0)
-            assert (await cache.get(door, "/v2/library/app/manifests/1"))[0] == 503
+            assert (await cache.get(listener, "/v2/library/app/manifests/1"))[0] == 503
             return
     hub.stop()
     async with running(hub, tmp_path / "store", tag_ttl=0.0, max_stale=0.0) as cache:
-        assert (await cache.get(door, "/v2/library/app/manifests/1"))[0] == 503
+        assert (await cache.get(listener, "/v2/library/app/manifests/1"))[0] == 503
 
 
-@DOORS
+@EACH_LISTENER
 async def test_content_by_digest_does_not_age_but_the_verdict_on_its_repository_does(
-    cache: Cache, hub: Hub, image: Image, door: Door, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, image: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In an outage nobody can say that the repository is still public; `hubcache_max_stale` bounds that, too."""
     clock = Clock(monkeypatch, cache)
     hub.stop()
     by_digest = [one for one in requests_of(image) if ":" in one[1]]
     assert len(by_digest) == 6
-    for ahead, status in ((VERDICT_LIFETIME + MAX_STALE - 10, 200), (VERDICT_LIFETIME + MAX_STALE + 10, 503)):
+    for ahead, status in ((VISIBILITY_LIFETIME + MAX_STALE - 10, 200), (VISIBILITY_LIFETIME + MAX_STALE + 10, 503)):
         clock.ahead = ahead
         for method, path in by_digest:
-            answer, _ = await cache.ask(door, method, path)
+            answer, _ = await cache.ask(listener, method, path)
             assert isinstance(answer, Answer)
             assert answer.status == status, (ahead, method, path)
 
 
-@DOORS
-async def test_outage_that_ends_makes_the_tag_fresh_again(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
+@EACH_LISTENER
+async def test_outage_that_ends_makes_the_tag_fresh_again(
+    cache: Cache, hub: Hub, image: Image, listener: Listener
+) -> None:
     cache.apply(tag_ttl=0.0)
     hub.stop()
-    answer, _ = await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+    answer, _ = await cache.ask(listener, "GET", "/v2/library/app/manifests/1")
     assert isinstance(answer, Answer)
     assert answer.result is Result.STALE
     moved = hub.image("library/app", "1", [b"moved"])
     hub.start()
     cache.engine.breakers.circuits.clear()
-    assert await cache.get(door, "/v2/library/app/manifests/1") == (200, moved.manifest)
+    assert await cache.get(listener, "/v2/library/app/manifests/1") == (200, moved.manifest)

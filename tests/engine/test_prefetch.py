@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hubcache.oci.account import Account
 from hubcache.serve import tag_refresh
-from hubcache.serve.messages import Answer, Door, Result
+from hubcache.serve.messages import Answer, Listener, Result
 from hubcache.serve.tag_refresh import TICK_SECONDS
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image, random_bytes
 from support.tag_refresh import OFTEN_ENOUGH, TTL, ask_tag, idle, in_step, popular, tick
-from support.users import DOORS, Clock, requests_of, settled, turn_private, until
+from support.users import EACH_LISTENER, Clock, requests_of, settled, turn_private, until
 
 
 @pytest.fixture
@@ -36,10 +36,10 @@ def release(hub: Hub, version: int) -> tuple[Image, dict[str, Image]]:
     return hub.index("library/app", "1", images), images
 
 
-async def pull_platform(cache: Cache, image: Image, door: Door = Door.PROXY) -> None:
+async def pull_platform(cache: Cache, image: Image, listener: Listener = Listener.PROXY) -> None:
     """What docker fetches of an index for its own platform."""
     for method, path in requests_of(image):
-        answer, _ = await cache.ask(door, method, path)
+        answer, _ = await cache.ask(listener, method, path)
         assert isinstance(answer, Answer)
         assert answer.status == 200
     await settled(cache)
@@ -58,17 +58,19 @@ async def moved(cache: Cache, hub: Hub, clock: Clock) -> tuple[Image, dict[str, 
     return found
 
 
-@DOORS
-async def test_moved_popular_tag_is_pulled_without_upstream(cache: Cache, hub: Hub, clock: Clock, door: Door) -> None:
+@EACH_LISTENER
+async def test_moved_popular_tag_is_pulled_without_upstream(
+    cache: Cache, hub: Hub, clock: Clock, listener: Listener
+) -> None:
     """Manifests and layers of the platforms that people really pull are here before anybody asks."""
     index, images = await moved(cache, hub, clock)
     await tick(cache)
     hub.reset_log()
     clock.ahead = TTL * 1.5
-    answer, body = await ask_tag(cache, index, door)
+    answer, body = await ask_tag(cache, index, listener)
     assert (answer.result, body) == (Result.HIT, index.manifest)
     for platform in ("linux/amd64", "linux/arm64"):
-        await pull_platform(cache, images[platform], door)
+        await pull_platform(cache, images[platform], listener)
     assert hub.count() == 0
 
 
@@ -83,24 +85,24 @@ async def test_only_platforms_that_people_pull_are_fetched_ahead(cache: Cache, h
     assert fetched == {blob for image in wanted for blob in (image.config, image.layers[1])}, "the base is here"
 
 
-@DOORS
+@EACH_LISTENER
 async def test_tag_stays_where_it_was_until_everything_is_here(
-    cache: Cache, hub: Hub, clock: Clock, door: Door
+    cache: Cache, hub: Hub, clock: Clock, listener: Listener
 ) -> None:
     """Nobody waits meanwhile, even when fetching takes longer than the tag's lifetime."""
     before, _ = release(hub, 1)
     index, _ = await moved(cache, hub, clock)
     held = hub.faults.add(Fault(kind="cdn", pause_after=3))
     cache.engine._manifests.tag_lifetime = TTL
-    cache.engine._sync.tick()
+    cache.engine._tag_refresh.tick()
     await until(lambda: held.hits)
     for _ in range(3):
         clock.ahead += 1.0
-        answer, body = await ask_tag(cache, index, door)
+        answer, body = await ask_tag(cache, index, listener)
         assert (answer.result, body) == (Result.HIT, before.manifest)
     hub.faults.remove(held)
     await idle(cache)
-    assert (await ask_tag(cache, index, door))[1] == index.manifest
+    assert (await ask_tag(cache, index, listener))[1] == index.manifest
 
 
 async def test_repository_that_turns_private_while_it_is_fetched_ahead_stays_closed(
@@ -109,17 +111,17 @@ async def test_repository_that_turns_private_while_it_is_fetched_ahead_stays_clo
     """That the registry gave a layer at first is no word on who may read it at the end, which may be much later."""
     index, images = await moved(cache, hub, clock)
     held = hub.faults.add(Fault(kind="cdn", pause_after=3, times=1))
-    cache.engine._sync.tick()
+    cache.engine._tag_refresh.tick()
     await until(lambda: held.hits)
     turn_private(hub, "library/app")
-    assert (await cache.get(Door.MIRROR, "/v2/library/app/manifests/other"))[0] == 404
-    assert not cache.engine._gate.is_open("registry-1.docker.io", "library/app", None)
+    assert (await cache.get(Listener.MIRROR, "/v2/library/app/manifests/other"))[0] == 404
+    assert not cache.engine._access.can_read_repository("registry-1.docker.io", "library/app", None)
     hub.faults.remove(held)
     await idle(cache)
-    assert not cache.engine._gate.is_open("registry-1.docker.io", "library/app", None)
+    assert not cache.engine._access.can_read_repository("registry-1.docker.io", "library/app", None)
     hub.stop()
     for image in (index, *images.values()):
-        assert (await cache.get(Door.MIRROR, f"/v2/library/app/manifests/{image.digest}"))[0] != 200
+        assert (await cache.get(Listener.MIRROR, f"/v2/library/app/manifests/{image.digest}"))[0] != 200
 
 
 async def test_tag_that_is_fetched_for_longer_than_its_lifetime_is_prolonged(
@@ -132,7 +134,7 @@ async def test_tag_that_is_fetched_for_longer_than_its_lifetime_is_prolonged(
     hub.image("library/app", "1", [b"two"])
     held = hub.faults.add(Fault(kind="cdn", pause_after=1))
     await asyncio.sleep(1.8)
-    cache.engine._sync.tick()
+    cache.engine._tag_refresh.tick()
     for _ in range(10):
         await asyncio.sleep(0.25)
         answer, body = await ask_tag(cache, image)
@@ -156,7 +158,7 @@ async def test_tag_that_was_only_looked_at_is_not_fetched_ahead(cache: Cache, hu
 async def test_unpopular_tag_is_not_fetched_ahead(cache: Cache, hub: Hub, clock: Clock) -> None:
     image = hub.image("library/app", "1", [b"one"])
     for path in (image.config, *image.layers):
-        assert (await cache.get(Door.PROXY, f"/v2/library/app/blobs/{path}"))[0] == 200
+        assert (await cache.get(Listener.PROXY, f"/v2/library/app/blobs/{path}"))[0] == 200
     await ask_tag(cache, image)
     hub.image("library/app", "1", [b"two"])
     hub.reset_log()
@@ -199,7 +201,7 @@ async def test_background_validation_below_the_reserve_is_never_a_counted_reques
     hub.limit(5)
     hub.image("library/app", "1")
     for _ in range(OFTEN_ENOUGH):
-        answer, _ = await cache.ask(Door.PROXY, "HEAD", "/v2/library/app/manifests/1")
+        answer, _ = await cache.ask(Listener.PROXY, "HEAD", "/v2/library/app/manifests/1")
         assert isinstance(answer, Answer)
         assert answer.status == 200
     assert hub.remaining == 5
@@ -228,14 +230,14 @@ async def test_what_is_fetched_ahead_stays_within_the_cap(cache: Cache, hub: Hub
     new = hub.image("library/app", "1", [random_bytes(4 << 20)])
     clock.ahead = TTL - 1
     highest = 0
-    cache.engine._sync.tick()
-    while cache.engine._sync._tasks:
+    cache.engine._tag_refresh.tick()
+    while cache.engine._tag_refresh._tasks:
         highest = max(highest, cache.engine.store.ledger.used)
         await asyncio.sleep(0.002)
     assert 0 < highest <= 3 << 20
     clock.ahead = TTL * 3
     assert (await ask_tag(cache, image))[1] == new.manifest
-    status, body = await cache.get(Door.PROXY, f"/v2/library/app/blobs/{new.layers[0]}")
+    status, body = await cache.get(Listener.PROXY, f"/v2/library/app/blobs/{new.layers[0]}")
     assert (status, body) == (200, random_bytes(4 << 20))
 
 
@@ -281,8 +283,8 @@ async def test_tag_is_not_held_back_for_ever_by_a_layer_that_takes_too_long(
     held = hub.faults.add(Fault(kind="cdn", pause_after=1))
     for _ in range(int(5 * TTL / TICK_SECONDS)):
         clock.ahead += TICK_SECONDS
-        cache.engine._sync.tick()
-        await until(lambda: not cache.engine._sync._tasks)
+        cache.engine._tag_refresh.tick()
+        await until(lambda: not cache.engine._tag_refresh._tasks)
     assert (await ask_tag(cache, image))[1] == new.manifest
     hub.faults.remove(held)
     await idle(cache)

@@ -11,11 +11,11 @@ import pytest
 from hubcache.oci.account import Account
 from hubcache.oci.digest import Digest
 from hubcache.serve import access
-from hubcache.serve.messages import Answer, Door, Forward, Result
+from hubcache.serve.messages import Answer, Forward, Listener, Result
 from support.engine import Cache, read, running
 from support.standin import Fault, Hub, Image, random_bytes
 from support.users import (
-    DOORS,
+    EACH_LISTENER,
     REFUSED,
     SECRET,
     Clock,
@@ -50,20 +50,20 @@ async def test_private_image_passes_through_with_the_clients_own_credentials_and
 ) -> None:
     own = bearer(hub, "alice", SECRET)
     for method, path in requests_of(secret):
-        outcome, _ = await cache.ask(Door.PROXY, method, path, authorization=own)
+        outcome, _ = await cache.ask(Listener.PROXY, method, path, authorization=own)
         assert isinstance(outcome, Forward)
         assert outcome.authorization == own
     assert cache.engine.store.ledger.sizes == {}
     assert cache.engine.store.ledger.reserved == 0
 
 
-@DOORS
-async def test_stranger_gets_nothing_of_a_private_image(cache: Cache, secret: Image, door: Door) -> None:
-    await assert_refused(cache, secret, door)
+@EACH_LISTENER
+async def test_stranger_gets_nothing_of_a_private_image(cache: Cache, secret: Image, listener: Listener) -> None:
+    await assert_refused(cache, secret, listener)
 
 
 async def test_clients_own_credentials_are_for_the_proxy_door_only(cache: Cache, hub: Hub, secret: Image) -> None:
-    await assert_refused(cache, secret, Door.MIRROR, authorization=bearer(hub, "alice", SECRET))
+    await assert_refused(cache, secret, Listener.MIRROR, authorization=bearer(hub, "alice", SECRET))
     assert hub.count(user="alice") == 0
 
 
@@ -72,9 +72,9 @@ async def test_dead_upstream_does_not_make_clients_of_private_images_wait(
 ) -> None:
     own = bearer(hub, "alice", SECRET)
     hub.blackhole()
-    await cache.ask(Door.PROXY, "GET", f"/v2/{SECRET}/manifests/1", authorization=own)
+    await cache.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/manifests/1", authorization=own)
     async with asyncio.timeout(0.9):
-        status, _ = await cache.get(Door.PROXY, f"/v2/{SECRET}/manifests/1", authorization=own)
+        status, _ = await cache.get(Listener.PROXY, f"/v2/{SECRET}/manifests/1", authorization=own)
     assert status == 503
 
 
@@ -92,25 +92,25 @@ async def test_kept_private_image_costs_its_user_no_pull_and_no_transfer(
 
 async def test_kept_private_image_is_served_byte_for_byte(keeping: Cache, hub: Hub, secret: Image) -> None:
     own = bearer(hub, "alice", SECRET)
-    answer, body = await keeping.ask(Door.PROXY, "GET", f"/v2/{SECRET}/manifests/1", authorization=own)
+    answer, body = await keeping.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/manifests/1", authorization=own)
     assert body == secret.manifest
-    status, body = await keeping.get(Door.PROXY, f"/v2/{SECRET}/blobs/{secret.layers[0]}", authorization=own)
+    status, body = await keeping.get(Listener.PROXY, f"/v2/{SECRET}/blobs/{secret.layers[0]}", authorization=own)
     assert (status, body) == (200, random_bytes(100_000, "secret"))
     assert isinstance(answer, Answer)
     assert answer.result is Result.REVALIDATED
 
 
-@DOORS
-async def test_stranger_gets_nothing_of_a_kept_private_image(keeping: Cache, secret: Image, door: Door) -> None:
-    await assert_refused(keeping, secret, door)
+@EACH_LISTENER
+async def test_stranger_gets_nothing_of_a_kept_private_image(keeping: Cache, secret: Image, listener: Listener) -> None:
+    await assert_refused(keeping, secret, listener)
 
 
 async def test_another_user_gets_nothing_of_a_kept_private_image(keeping: Cache, hub: Hub, secret: Image) -> None:
-    await assert_refused(keeping, secret, Door.PROXY, authorization=bearer(hub, "bob", SECRET))
+    await assert_refused(keeping, secret, Listener.PROXY, authorization=bearer(hub, "bob", SECRET))
 
 
 async def test_made_up_token_gets_nothing_of_a_kept_private_image(keeping: Cache, secret: Image) -> None:
-    await assert_refused(keeping, secret, Door.PROXY, authorization="Bearer hub-alice-0123")
+    await assert_refused(keeping, secret, Listener.PROXY, authorization="Bearer hub-alice-0123")
 
 
 async def test_refusal_of_a_kept_private_image_names_the_realm_that_clients_know(
@@ -118,7 +118,7 @@ async def test_refusal_of_a_kept_private_image_names_the_realm_that_clients_know
 ) -> None:
     """Also where the client came with credentials of its own: it is told to get others."""
     for headers in ({}, {"authorization": bearer(hub, "bob", SECRET)}):
-        answer, _ = await keeping.ask(Door.PROXY, "GET", f"/v2/{SECRET}/manifests/1", **headers)
+        answer, _ = await keeping.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/manifests/1", **headers)
         assert isinstance(answer, Answer)
         assert answer.headers["WWW-Authenticate"].startswith('Bearer realm="https://auth.docker.io/token"')
 
@@ -126,14 +126,14 @@ async def test_refusal_of_a_kept_private_image_names_the_realm_that_clients_know
 async def test_mirror_never_serves_a_kept_private_image_even_to_its_user(
     keeping: Cache, hub: Hub, secret: Image
 ) -> None:
-    await assert_refused(keeping, secret, Door.MIRROR, authorization=bearer(hub, "alice", SECRET))
+    await assert_refused(keeping, secret, Listener.MIRROR, authorization=bearer(hub, "alice", SECRET))
 
 
 async def test_yes_for_one_token_is_not_a_yes_for_another(keeping: Cache, hub: Hub, secret: Image) -> None:
     path = f"/v2/{SECRET}/blobs/{secret.layers[0]}"
     first, second = bearer(hub, "alice", SECRET), bearer(hub, "alice", SECRET)
     for own, asked in ((first, 1), (first, 1), (second, 2), (first, 2), (second, 2)):
-        assert (await keeping.get(Door.PROXY, path, authorization=own))[0] == 200
+        assert (await keeping.get(Listener.PROXY, path, authorization=own))[0] == 200
         assert hub.count(method="HEAD", user="alice", kind="blob") == asked
 
 
@@ -142,8 +142,8 @@ async def test_yes_for_one_repository_is_not_a_yes_for_another(keeping: Cache, h
     hub.image("alice/other", "1", [random_bytes(100_000, "secret")])
     hub.private("alice/other", {"alice"})
     own = bearer(hub, "alice", SECRET)
-    assert (await keeping.get(Door.PROXY, f"/v2/{SECRET}/blobs/{secret.layers[0]}", authorization=own))[0] == 200
-    status, _ = await keeping.get(Door.PROXY, f"/v2/alice/other/blobs/{secret.layers[0]}", authorization=own)
+    assert (await keeping.get(Listener.PROXY, f"/v2/{SECRET}/blobs/{secret.layers[0]}", authorization=own))[0] == 200
+    status, _ = await keeping.get(Listener.PROXY, f"/v2/alice/other/blobs/{secret.layers[0]}", authorization=own)
     assert status == 401
 
 
@@ -155,7 +155,7 @@ async def test_revoked_token_is_refused_as_soon_as_its_yes_is_over(
     assert set(await pull(keeping, secret, authorization=own)) == {200}
     hub.accounts.revoke()
     clock.ahead = access.AUTHORIZED_SECONDS + 1
-    await assert_refused(keeping, secret, Door.PROXY, authorization=own)
+    await assert_refused(keeping, secret, Listener.PROXY, authorization=own)
     assert set(await pull(keeping, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
 
 
@@ -166,7 +166,7 @@ async def test_user_who_lost_the_right_is_refused_as_soon_as_the_yes_is_over(
     assert set(await pull(keeping, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
     hub.accounts.private[SECRET] = set()
     clock.ahead = access.AUTHORIZED_SECONDS + 1
-    await assert_refused(keeping, secret, Door.PROXY, authorization=bearer(hub, "alice", SECRET))
+    await assert_refused(keeping, secret, Listener.PROXY, authorization=bearer(hub, "alice", SECRET))
 
 
 @pytest.mark.parametrize("fault", ["stopped", "blackholed", "500", "429", "html"])
@@ -184,7 +184,7 @@ async def test_without_an_answer_from_upstream_there_is_no_private_image(
         case status:
             hub.faults.add(Fault(kind="[mb]*", status=int(status), body="no"))
     for reference in ("manifests/1", f"manifests/{secret.digest}"):
-        outcome, body = await keeping.ask(Door.PROXY, "GET", f"/v2/{SECRET}/{reference}", authorization=own)
+        outcome, body = await keeping.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/{reference}", authorization=own)
         assert secret.manifest not in body
         assert isinstance(outcome, Forward) or outcome.status in (429, 502, 503)
 
@@ -193,10 +193,10 @@ async def test_private_image_that_was_kept_is_not_given_after_switching_to_bypas
     keeping: Cache, hub: Hub, secret: Image
 ) -> None:
     keeping.apply(authorize=False)
-    for door in Door:
-        await assert_refused(keeping, secret, door)
+    for listener in Listener:
+        await assert_refused(keeping, secret, listener)
     own = bearer(hub, "alice", SECRET)
-    outcome, _ = await keeping.ask(Door.PROXY, "GET", f"/v2/{SECRET}/manifests/1", authorization=own)
+    outcome, _ = await keeping.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/manifests/1", authorization=own)
     assert isinstance(outcome, Forward)
 
 
@@ -204,11 +204,11 @@ async def test_private_image_stays_private_after_a_restart(hub: Hub, secret: Ima
     async with running(hub, tmp_path / "store", authorize=True) as before:
         assert set(await pull(before, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
     async with running(hub, tmp_path / "store", authorize=True) as after:
-        for door in Door:
-            await assert_refused(after, secret, door)
+        for listener in Listener:
+            await assert_refused(after, secret, listener)
         hub.stop()
         for method, path in requests_of(secret):
-            answer, _ = await after.ask(Door.PROXY, method, path)
+            answer, _ = await after.ask(Listener.PROXY, method, path)
             assert isinstance(answer, Answer)
             assert answer.status in (401, 503)
 
@@ -219,10 +219,10 @@ async def test_strangers_request_does_not_spoil_the_users_pull_of_the_same_blob(
     """Both ask for what is not stored: the stranger's refusal is the stranger's."""
     path = f"/v2/{SECRET}/blobs/{secret.layers[0]}"
     slow = hub.faults.add(Fault(kind="blob", method="GET", delay=0.4, times=1))
-    stranger = asyncio.create_task(keeper.get(Door.PROXY, path))
+    stranger = asyncio.create_task(keeper.get(Listener.PROXY, path))
     await until(lambda: slow.hits)
     own = bearer(hub, "alice", SECRET)
-    assert (await keeper.get(Door.PROXY, path, authorization=own))[0] == 200
+    assert (await keeper.get(Listener.PROXY, path, authorization=own))[0] == 200
     assert (await stranger)[0] == 401
 
 
@@ -238,13 +238,13 @@ async def with_account(hub: Hub, secret: Image, tmp_path: Path) -> AsyncIterator
         yield started
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("authorize", [False, True], ids=["bypass", "authorize"])
 async def test_account_that_may_read_a_private_image_reads_it_for_nobody(
-    with_account: Cache, hub: Hub, secret: Image, door: Door, authorize: bool
+    with_account: Cache, hub: Hub, secret: Image, listener: Listener, authorize: bool
 ) -> None:
     with_account.apply(authorize=authorize)
-    await assert_refused(with_account, secret, door)
+    await assert_refused(with_account, secret, listener)
     assert with_account.engine.store.ledger.sizes == {}
     assert hub.count(user="robot", status=200, kind="[mb]*") == 0
 
@@ -253,14 +253,14 @@ async def test_account_that_may_read_a_private_image_does_not_help_another_user(
     with_account: Cache, hub: Hub, secret: Image
 ) -> None:
     with_account.apply(authorize=True)
-    await assert_refused(with_account, secret, Door.PROXY, authorization=bearer(hub, "bob", SECRET))
+    await assert_refused(with_account, secret, Listener.PROXY, authorization=bearer(hub, "bob", SECRET))
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("what", ["digest", "tag", "layer"])
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 async def test_account_does_not_read_what_became_private_since_the_verdict(
-    with_account: Cache, hub: Hub, door: Door, method: str, what: str
+    with_account: Cache, hub: Hub, listener: Listener, method: str, what: str
 ) -> None:
     """What was pushed after the change was never public, whatever the verdict of before says."""
     public = hub.image("alice/app", "1")
@@ -268,15 +268,15 @@ async def test_account_does_not_read_what_became_private_since_the_verdict(
     turn_private(hub, "alice/app", robot="robot's")
     new = hub.image("alice/app", "2", [random_bytes(1000, "new")])
     path = {"digest": f"manifests/{new.digest}", "tag": "manifests/2", "layer": f"blobs/{new.layers[0]}"}[what]
-    answer, body = await with_account.ask(door, method, f"/v2/alice/app/{path}")
+    answer, body = await with_account.ask(listener, method, f"/v2/alice/app/{path}")
     assert isinstance(answer, Answer)
-    assert answer.status == REFUSED[door]
+    assert answer.status == REFUSED[listener]
     assert new.manifest not in body
 
 
-@DOORS
+@EACH_LISTENER
 async def test_users_own_reading_does_not_publish_what_became_private_since_the_verdict(
-    cache: Cache, hub: Hub, door: Door
+    cache: Cache, hub: Hub, listener: Listener
 ) -> None:
     """alice reads by digest with her own token; that proves nothing about the public."""
     public = hub.image("alice/app", "1")
@@ -284,23 +284,23 @@ async def test_users_own_reading_does_not_publish_what_became_private_since_the_
     turn_private(hub, "alice/app")
     new = hub.image("alice/app", "2", [random_bytes(1000, "new")])
     path = f"/v2/alice/app/manifests/{new.digest}"
-    await cache.ask(Door.PROXY, "GET", path, authorization=bearer(hub, "alice", "alice/app"))
-    status, body = await cache.get(door, path)
-    assert (status, new.manifest in body) == (REFUSED[door], False)
+    await cache.ask(Listener.PROXY, "GET", path, authorization=bearer(hub, "alice", "alice/app"))
+    status, body = await cache.get(listener, path)
+    assert (status, new.manifest in body) == (REFUSED[listener], False)
 
 
-@DOORS
-async def test_account_reads_public_images(with_account: Cache, hub: Hub, door: Door) -> None:
+@EACH_LISTENER
+async def test_account_reads_public_images(with_account: Cache, hub: Hub, listener: Listener) -> None:
     """The positive of the tests above: it is used, where anybody may read."""
     image = hub.image("library/app", "1")
-    status, body = await with_account.get(door, "/v2/library/app/manifests/1")
+    status, body = await with_account.get(listener, "/v2/library/app/manifests/1")
     assert (status, sha256(body).hexdigest()) == (200, image.digest.removeprefix("sha256:"))
     assert hub.count(kind="manifest", method="GET", user="robot", status=200) == 1
 
 
-@DOORS
+@EACH_LISTENER
 async def test_page_of_html_proves_nothing_about_a_private_repository(
-    keeping: Cache, hub: Hub, secret: Image, door: Door
+    keeping: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
     """A portal or a page of maintenance answers 200 to everything, and to strangers too."""
     assert set(await pull(keeping, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
@@ -308,12 +308,12 @@ async def test_page_of_html_proves_nothing_about_a_private_repository(
     unknown = f"sha256:{'0' * 64}"
     others = (f"blobs/{unknown}", f"manifests/{unknown}", "manifests/other")
     for method, path in [*requests_of(secret), *(("GET", f"/v2/{SECRET}/{what}") for what in others)]:
-        answer, _ = await keeping.ask(door, method, path)
+        answer, _ = await keeping.ask(listener, method, path)
         assert isinstance(answer, Answer)
         assert answer.status in (401, 404, 502), (method, path)
     hub.faults.clear()
-    keeping.engine._gate._missing._known.clear()
-    await assert_refused(keeping, secret, door)
+    keeping.engine._access._missing._known.clear()
+    await assert_refused(keeping, secret, listener)
 
 
 async def test_stranger_who_asks_while_a_private_blob_begins_to_be_fetched_is_refused(
@@ -321,11 +321,11 @@ async def test_stranger_who_asks_while_a_private_blob_begins_to_be_fetched_is_re
 ) -> None:
     """Both find no fill; the one whose fill begins first proves nothing about the other."""
     blob = f"/v2/{SECRET}/blobs/{hub.blob(SECRET, random_bytes(200_000, 'new'))}"
-    assert (await keeping.get(Door.PROXY, blob))[0] == 401
+    assert (await keeping.get(Listener.PROXY, blob))[0] == 401
     await settled(keeping)  # or the stranger might find the public's fill, and be refused before
-    memory, both = keeping.engine._memory, asyncio.Event()
+    memory, both = keeping.engine._writer, asyncio.Event()
     waiting: list[Digest] = []
-    private = memory.private
+    private = memory.mark_private
 
     async def slowly(digest: Digest) -> bool:
         waiting.append(digest)
@@ -336,10 +336,10 @@ async def test_stranger_who_asks_while_a_private_blob_begins_to_be_fetched_is_re
         await asyncio.sleep(0.05 * turn)
         return await private(digest)
 
-    monkeypatch.setattr(memory, "private", slowly)
+    monkeypatch.setattr(memory, "mark_private", slowly)
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000))
     tokens = (bearer(hub, "alice", SECRET), "Bearer stolen-and-over")
-    requests = [keeping.request(Door.PROXY, "GET", blob, authorization=token) for token in tokens]
+    requests = [keeping.request(Listener.PROXY, "GET", blob, authorization=token) for token in tokens]
     answers = await asyncio.gather(*(keeping.engine.service.answer(request) for request in requests))
     hub.faults.remove(fault)
     statuses = []
@@ -377,7 +377,7 @@ async def test_yes_to_a_token_does_not_outlive_the_token(
     clock = Clock(monkeypatch, keeping)
     claims = base64.urlsafe_b64encode(f'{{"exp": {clock.time() + 20}}}'.encode()).decode().rstrip("=")
     token = f"Bearer e30.{claims}.sig"
-    await keeping.engine._gate.accepted("registry-1.docker.io", SECRET, token)
+    await keeping.engine._access.record_accepted("registry-1.docker.io", SECRET, token)
     for ahead, is_open in ((10, True), (21, False)):
         clock.ahead = ahead
-        assert keeping.engine._gate.is_open("registry-1.docker.io", SECRET, token) is is_open
+        assert keeping.engine._access.can_read_repository("registry-1.docker.io", SECRET, token) is is_open

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from hubcache.oci.account import Account
-from hubcache.serve.messages import Answer, Result
+from hubcache.serve.messages import Answer, Listener, Result
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image
-from support.users import DOORS, Clock, Door, bearer, pull, short_times
+from support.users import EACH_LISTENER, Clock, bearer, pull, short_times
 
 HOST = "registry-1.docker.io"
 
@@ -50,34 +50,36 @@ def shown(cache: Cache, credential: str) -> int | None:
 # -- what is spent ---------------------------------------------------------------------------------------------------
 
 
-@DOORS
+@EACH_LISTENER
 async def test_pull_costs_one_counted_request_and_a_warm_one_none(
-    cache: Cache, hub: Hub, image: Image, door: Door
+    cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     for _ in range(3):
-        assert set(await pull(cache, image, door)) == {200}
+        assert set(await pull(cache, image, listener)) == {200}
     assert hub.remaining == 49
 
 
-@DOORS
+@EACH_LISTENER
 async def test_pull_of_an_index_costs_one_counted_request_per_manifest(
-    cache: Cache, hub: Hub, image: Image, door: Door
+    cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     index = hub.index("library/app", "multi", {"linux/amd64": image})
     for _ in range(2):
         for path in ("manifests/multi", f"manifests/{index.digest}", f"manifests/{image.digest}"):
             for method in ("HEAD", "GET"):
-                await cache.ask(door, method, f"/v2/library/app/{path}")
+                await cache.ask(listener, method, f"/v2/library/app/{path}")
     assert hub.remaining == 48
 
 
-@DOORS
-async def test_validation_of_an_unmoved_tag_costs_nothing(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
+@EACH_LISTENER
+async def test_validation_of_an_unmoved_tag_costs_nothing(
+    cache: Cache, hub: Hub, image: Image, listener: Listener
+) -> None:
     await pull(cache, image)
     hub.reset_log()
     cache.apply(tag_ttl=0.0)
     for method in ("HEAD", "GET") * 5:
-        answer, _ = await cache.ask(door, method, "/v2/library/app/manifests/1")
+        answer, _ = await cache.ask(listener, method, "/v2/library/app/manifests/1")
         assert isinstance(answer, Answer)
         assert answer.result is Result.REVALIDATED
     assert hub.remaining == 49
@@ -85,20 +87,22 @@ async def test_validation_of_an_unmoved_tag_costs_nothing(cache: Cache, hub: Hub
     assert hub.count(kind="manifest", status=200) == 10
 
 
-@DOORS
-async def test_moved_tag_costs_one_counted_request(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
+@EACH_LISTENER
+async def test_moved_tag_costs_one_counted_request(cache: Cache, hub: Hub, image: Image, listener: Listener) -> None:
     await pull(cache, image)
     cache.apply(tag_ttl=0.0)
     moved = hub.image("library/app", "1", [b"moved"])
     for _ in range(5):
-        assert await cache.get(door, "/v2/library/app/manifests/1") == (200, moved.manifest)
+        assert await cache.get(listener, "/v2/library/app/manifests/1") == (200, moved.manifest)
     assert hub.remaining == 48
 
 
-@DOORS
-async def test_head_of_what_is_not_stored_costs_nothing(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
+@EACH_LISTENER
+async def test_head_of_what_is_not_stored_costs_nothing(
+    cache: Cache, hub: Hub, image: Image, listener: Listener
+) -> None:
     for reference in ("1", image.digest):
-        answer, _ = await cache.ask(door, "HEAD", f"/v2/library/app/manifests/{reference}")
+        answer, _ = await cache.ask(listener, "HEAD", f"/v2/library/app/manifests/{reference}")
         assert isinstance(answer, Answer)
         assert (answer.status, answer.length) == (200, len(image.manifest))
     assert hub.remaining == 50
@@ -110,21 +114,21 @@ async def test_tag_that_moved_to_something_stored_costs_nothing(cache: Cache, hu
     await pull(cache, other)
     cache.apply(tag_ttl=0.0)
     hub.manifest("library/app", "1", other.manifest, other.media_type)
-    assert await cache.get(Door.PROXY, "/v2/library/app/manifests/1") == (200, other.manifest)
+    assert await cache.get(Listener.PROXY, "/v2/library/app/manifests/1") == (200, other.manifest)
     assert hub.remaining == 48
 
 
 # -- 429 -------------------------------------------------------------------------------------------------------------
 
 
-@DOORS
+@EACH_LISTENER
 async def test_immediate_retries_after_a_429_cost_the_upstream_one_request(
-    cache: Cache, hub: Hub, image: Image, door: Door
+    cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     """As containerd does: a HEAD, a GET, and five times more without a pause."""
     hub.limit(0)
     for method in ("HEAD", *("GET",) * 6):
-        answer, body = await cache.ask(door, method, "/v2/library/app/manifests/1")
+        answer, body = await cache.ask(listener, method, "/v2/library/app/manifests/1")
         assert isinstance(answer, Answer)
         if method == "GET":
             assert answer.status == 429
@@ -133,12 +137,12 @@ async def test_immediate_retries_after_a_429_cost_the_upstream_one_request(
     assert hub.count(kind="manifest", method="GET", status=429) == 1
 
 
-@DOORS
+@EACH_LISTENER
 async def test_many_clients_at_once_cost_the_upstream_one_refusal(
-    cache: Cache, hub: Hub, image: Image, door: Door
+    cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     hub.limit(0)
-    answers = await asyncio.gather(*(cache.get(door, "/v2/library/app/manifests/1") for _ in range(20)))
+    answers = await asyncio.gather(*(cache.get(listener, "/v2/library/app/manifests/1") for _ in range(20)))
     assert {status for status, _ in answers} == {429}
     assert hub.count(kind="manifest", method="GET", status=429) == 1
 
@@ -151,7 +155,7 @@ async def test_retries_of_a_user_whose_limit_is_used_up_too_cost_the_upstream_on
     own = bearer(hub, "bob", "library/app")
     hub.faults.add(Fault(kind="manifest", method="GET", status=429, headers={"Retry-After": "60"}))
     for _ in range(6):
-        answer, body = await cache.ask(Door.PROXY, "GET", "/v2/library/app/manifests/1", authorization=own)
+        answer, body = await cache.ask(Listener.PROXY, "GET", "/v2/library/app/manifests/1", authorization=own)
         assert isinstance(answer, Answer)
         assert answer.status == 429
         assert b'"TOOMANYREQUESTS"' in body
@@ -165,11 +169,11 @@ async def test_upstream_is_asked_again_when_retry_after_is_over(
     hub.limit(0)
     for ahead, asked in ((0, 1), (55, 1), (61, 2)):
         clock.ahead = ahead
-        assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1"))[0] == 429
+        assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/1"))[0] == 429
         assert hub.count(method="GET", status=429) == asked
     hub.limit(10)
     clock.ahead = 130
-    assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1"))[0] == 200
+    assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/1"))[0] == 200
 
 
 @pytest.mark.parametrize(("header", "seconds"), [({"Retry-After": "300"}, 300), ({}, 60)], ids=["told", "not told"])
@@ -181,21 +185,21 @@ async def test_pause_lasts_as_long_as_upstream_says_or_a_minute(
     hub.faults.add(Fault(kind="manifest", status=429, body="Too Many Requests (HAP429).", headers=header, times=1))
     for ahead, status in ((0, 429), (seconds - 5, 429), (seconds + 5, 200)):
         clock.ahead = ahead
-        assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1"))[0] == status
+        assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/1"))[0] == status
 
 
-@DOORS
+@EACH_LISTENER
 async def test_stored_image_is_served_although_the_limit_is_used_up(
-    cache: Cache, hub: Hub, image: Image, door: Door
+    cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     """Also when its tag moved: then the old one, and it says so."""
     await pull(cache, image)
     cache.apply(tag_ttl=0.0)
     hub.limit(0)
-    assert set(await pull(cache, image, door)) == {200}
+    assert set(await pull(cache, image, listener)) == {200}
     hub.image("library/app", "1", [b"moved"])
     for _ in range(6):
-        answer, body = await cache.ask(door, "GET", "/v2/library/app/manifests/1")
+        answer, body = await cache.ask(listener, "GET", "/v2/library/app/manifests/1")
         assert isinstance(answer, Answer)
         assert (answer.result, body) == (Result.STALE, image.manifest)
     assert hub.count(method="GET", status=429) == 1
@@ -208,14 +212,14 @@ async def test_why_a_stale_answer_is_served_is_in_the_log(
     cache.apply(tag_ttl=0.0)
     hub.faults.add(Fault(kind="manifest", status=429, body="no"))
     with caplog.at_level("INFO", "hubcache"):
-        await cache.get(Door.PROXY, "/v2/library/app/manifests/1")
+        await cache.get(Listener.PROXY, "/v2/library/app/manifests/1")
     assert "limits our requests" in caplog.text
 
 
 async def test_limit_on_the_token_service_does_not_become_a_storm_there(cache: Cache, hub: Hub, image: Image) -> None:
     hub.faults.add(Fault(kind="token", status=429, body="no", headers={"Retry-After": "60"}))
     for _ in range(6):
-        assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1"))[0] == 429
+        assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/1"))[0] == 429
     assert hub.count(kind="token") == 1
 
 
@@ -230,17 +234,19 @@ async def test_miss_uses_the_clients_own_token_if_it_has_one(with_account: Cache
     assert {record.user for record in hub.requests(kind="blob", method="GET", status=307)} == {"bob"}
 
 
-@DOORS
+@EACH_LISTENER
 async def test_miss_uses_the_account_for_clients_without_a_token(
-    with_account: Cache, hub: Hub, image: Image, door: Door
+    with_account: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
-    assert set(await pull(with_account, image, door)) == {200}
+    assert set(await pull(with_account, image, listener)) == {200}
     assert [record.user for record in hub.requests(kind="manifest", method="GET", status=200)] == ["robot"]
 
 
-@DOORS
-async def test_miss_is_anonymous_without_token_and_account(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
-    assert set(await pull(cache, image, door)) == {200}
+@EACH_LISTENER
+async def test_miss_is_anonymous_without_token_and_account(
+    cache: Cache, hub: Hub, image: Image, listener: Listener
+) -> None:
+    assert set(await pull(cache, image, listener)) == {200}
     assert [record.user for record in hub.requests(kind="manifest", method="GET", status=200)] == [""]
 
 
@@ -266,17 +272,17 @@ async def test_next_credentials_are_used_when_one_has_used_up_its_limit(
         hub.faults.clear()
         hub.faults.add(Fault(kind="manifest", method="GET", status=429, times=count))
         with_account.engine.service._upstreams[HOST]._paused.clear()
-        status, body = await with_account.get(Door.PROXY, f"/v2/library/app/manifests/{count}", authorization=own)
+        status, body = await with_account.get(Listener.PROXY, f"/v2/library/app/manifests/{count}", authorization=own)
         assert (status, body) == (200, fresh.manifest)
         assert [r.user for r in hub.requests(kind="manifest", method="GET", status=200)][-1] == expected
 
 
-@DOORS
+@EACH_LISTENER
 async def test_account_whose_password_is_refused_fails_no_pull(
-    hub: Hub, image: Image, door: Door, tmp_path: Path
+    hub: Hub, image: Image, listener: Listener, tmp_path: Path
 ) -> None:
     async with running(hub, tmp_path / "store", account=Account("robot", "old")) as cache:
-        assert set(await pull(cache, image, door)) == {200}
+        assert set(await pull(cache, image, listener)) == {200}
     assert [record.user for record in hub.requests(kind="manifest", method="GET", status=200)] == [""]
 
 
@@ -286,10 +292,12 @@ async def test_account_whose_password_is_refused_fails_no_pull(
 async def test_pulls_left_are_shown_per_credential(with_account: Cache, hub: Hub, image: Image) -> None:
     hub.user("bob", "bob's")
     hub.faults.add(Fault(kind="manifest", method="GET", times=1, headers={"ratelimit-remaining": "7;w=21600"}))
-    await with_account.get(Door.PROXY, "/v2/library/app/manifests/1", authorization=bearer(hub, "bob", "library/app"))
+    await with_account.get(
+        Listener.PROXY, "/v2/library/app/manifests/1", authorization=bearer(hub, "bob", "library/app")
+    )
     hub.image("library/app", "2", [b"two"])
     hub.faults.add(Fault(kind="manifest", method="GET", times=1, headers={"ratelimit-remaining": "150;w=21600"}))
-    await with_account.get(Door.PROXY, "/v2/library/app/manifests/2")
+    await with_account.get(Listener.PROXY, "/v2/library/app/manifests/2")
     assert (shown(with_account, "client"), shown(with_account, "account")) == (7, 150)
     assert shown(with_account, "anonymous") in (48, 49, 50), "as the HEADs told"
     text = with_account.engine.metrics.render().decode()
@@ -304,8 +312,8 @@ async def test_pulls_of_different_repositories_at_once_are_all_shown_as_the_acco
         hub.image(f"library/{name}", "1", [name.encode()])
     hub.faults.add(Fault(kind="manifest", method="GET", path="*/one/*", delay=0.3))
     await asyncio.gather(
-        with_account.get(Door.PROXY, "/v2/library/one/manifests/1"),
-        with_account.get(Door.PROXY, "/v2/library/two/manifests/1"),
+        with_account.get(Listener.PROXY, "/v2/library/one/manifests/1"),
+        with_account.get(Listener.PROXY, "/v2/library/two/manifests/1"),
     )
     assert hub.count(kind="manifest", method="GET", user="robot", status=200) == 2
     assert shown(with_account, "client") is None

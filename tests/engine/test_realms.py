@@ -8,8 +8,8 @@ from urllib.parse import urlencode
 
 import pytest
 from hubcache.oci.registry import Registry
-from hubcache.serve.challenges import TOKEN_PATH, for_client, is_at_home, told_error
-from hubcache.serve.messages import LOCAL_TOKEN, UNCHECKED_TOKEN, Answer, Door, Forward
+from hubcache.serve.challenges import TOKEN_PATH, client_challenge, client_error, is_on_registry_host
+from hubcache.serve.messages import LOCAL_TOKEN, UNVERIFIED_TOKEN, Answer, Forward, Listener
 from hubcache.transfer.challenge import Challenge
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,7 +53,7 @@ async def ask_token(
     form = urlencode({"service": "registry.docker.io", **fields})
     headers = {} if authorization is None else {"authorization": authorization}
     path = f"{TOKEN_PATH}?{form}" if method == "GET" else TOKEN_PATH
-    request = cache.request(Door.PROXY, method, path, content_type="application/x-www-form-urlencoded", **headers)
+    request = cache.request(Listener.PROXY, method, path, content_type="application/x-www-form-urlencoded", **headers)
     if method == "POST":
         assert await cache.engine.answer(request) is None  # its body is wanted
         object.__setattr__(request, "body", form.encode())
@@ -92,14 +92,17 @@ def realm_of(answer: Answer | Forward) -> str:
 )
 def test_realm_of_the_registrys_domain_is_told_on_its_own_host(registry: str, realm: str, told: str) -> None:
     challenge = Challenge(realm, "service", "scope", "insufficient_scope")
-    assert for_client(Registry.parse(registry), challenge) == Challenge(told, "service", "scope", None)
-    assert for_client(Registry.parse(registry), challenge, "invalid_token").error == "invalid_token"
+    assert client_challenge(Registry.parse(registry), challenge) == Challenge(told, "service", "scope", None)
+    assert client_challenge(Registry.parse(registry), challenge, "invalid_token").error == "invalid_token"
 
 
 @given(st.text(max_size=40) | st.text("htps:/[]@.%?#0aß\udcff ", max_size=30).map("https://".__add__))
 def test_no_realm_whatever_breaks_what_clients_are_told(realm: str) -> None:
     registry = Registry.parse("registry.example")
-    assert for_client(registry, Challenge(realm, None, None)).realm in (realm, f"https://{registry.host}{TOKEN_PATH}")
+    assert client_challenge(registry, Challenge(realm, None, None)).realm in (
+        realm,
+        f"https://{registry.host}{TOKEN_PATH}",
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,25 +120,25 @@ def test_no_realm_whatever_breaks_what_clients_are_told(realm: str) -> None:
 def test_error_is_told_of_what_the_client_itself_presented(
     error: str | None, presented: str | None, sent: str | None, told: str | None
 ) -> None:
-    assert told_error(error, presented, sent) == told
+    assert client_error(error, presented, sent) == told
 
 
 def test_realm_on_another_port_of_the_registrys_host_is_not_intercepted() -> None:
     registry = Registry.parse("registry.example:5000")
-    assert is_at_home(registry, "https://registry.example:5000/token")
-    assert not is_at_home(registry, "https://registry.example/token")
-    assert not is_at_home(registry, "http://registry.example:5000/token")
+    assert is_on_registry_host(registry, "https://registry.example:5000/token")
+    assert not is_on_registry_host(registry, "https://registry.example/token")
+    assert not is_on_registry_host(registry, "http://registry.example:5000/token")
 
 
 async def test_every_challenge_names_the_realm_that_is_intercepted(cache: Cache) -> None:
     for path in ("/v2/", "/v2/alice/secret/manifests/1", f"/v2/alice/secret/blobs/sha256:{'0' * 64}"):
-        answer, _ = await cache.ask(Door.PROXY, "GET", path)
+        answer, _ = await cache.ask(Listener.PROXY, "GET", path)
         assert realm_of(answer) == REALM, path
 
 
 async def test_realm_in_another_domain_is_told_as_it_is(cache: Cache, hub: Hub) -> None:
     hub.realm = hub.realm.replace("localhost", "127.0.0.1")
-    answer, _ = await cache.ask(Door.PROXY, "GET", "/v2/alice/secret/manifests/1")
+    answer, _ = await cache.ask(Listener.PROXY, "GET", "/v2/alice/secret/manifests/1")
     assert realm_of(answer) == hub.realm
 
 
@@ -143,7 +146,7 @@ async def test_refusal_of_the_token_service_is_a_challenge_that_clients_can_foll
     """ghcr.io gives anonymous clients no token for what is private; a 403 would keep others from logging in."""
     hub.faults.add(Fault(kind="token", status=403, body={"errors": [{"code": "DENIED", "message": "denied"}]}))
     for path in ("manifests/1", "tags/list"):
-        answer, _ = await cache.ask(Door.PROXY, "GET", f"/v2/alice/secret/{path}")
+        answer, _ = await cache.ask(Listener.PROXY, "GET", f"/v2/alice/secret/{path}")
         assert isinstance(answer, Answer)
         assert (answer.status, realm_of(answer)) == (401, REALM)
 
@@ -178,7 +181,7 @@ async def test_query_of_the_real_realm_is_kept(cache: Cache, hub: Hub) -> None:
 
 
 async def test_path_of_the_realm_is_no_mirrors(cache: Cache) -> None:
-    request = cache.request(Door.MIRROR, "GET", TOKEN_PATH)
+    request = cache.request(Listener.MIRROR, "GET", TOKEN_PATH)
     assert not cache.engine.token_service.serves(request)
 
 
@@ -203,7 +206,7 @@ async def test_outage_of_the_token_service_stops_no_stored_public_image(
 
 
 async def pulled_by_all(cache: Cache, image: Image) -> None:
-    ping, _ = await cache.ask(Door.PROXY, "GET", "/v2/")
+    ping, _ = await cache.ask(Listener.PROXY, "GET", "/v2/")
     assert realm_of(ping) == REALM
     for authorization in (None, basic("alice", "alice's")):
         answer, body = await ask_token(cache, authorization=authorization, scope=f"repository:{REPO}:pull")
@@ -219,7 +222,7 @@ async def test_private_image_of_a_user_is_503_while_the_token_service_is_down(
     secret = hub.image("alice/secret", "1", [b"a secret"])
     async with start() as cache:
         for path in ("manifests/1", f"manifests/{secret.digest}", f"blobs/{secret.layers[0]}"):
-            assert (await cache.get(Door.PROXY, f"/v2/alice/secret/{path}"))[0] == 401
+            assert (await cache.get(Listener.PROXY, f"/v2/alice/secret/{path}"))[0] == 401
         if not restarted:
             await refused_with_503(cache, hub, secret)
     if restarted:
@@ -231,9 +234,9 @@ async def refused_with_503(cache: Cache, hub: Hub, secret: Image) -> None:
     """All the same whether the anonymous view's refusal is remembered."""
     hub.stop("token")
     _, body = await ask_token(cache, authorization=basic("alice", "alice's"), scope="repository:alice/secret:pull")
-    assert json.loads(body)["token"] == UNCHECKED_TOKEN
+    assert json.loads(body)["token"] == UNVERIFIED_TOKEN
     for method, path in requests_of(secret):
-        answer, told = await cache.ask(Door.PROXY, method, path, authorization=f"Bearer {UNCHECKED_TOKEN}")
+        answer, told = await cache.ask(Listener.PROXY, method, path, authorization=f"Bearer {UNVERIFIED_TOKEN}")
         assert isinstance(answer, Answer)
         assert answer.status == 503, (method, path)
         assert method == "HEAD" or "token service cannot be reached" in json.loads(told)["errors"][0]["message"]
@@ -245,8 +248,8 @@ async def test_after_the_outage_the_client_is_told_to_get_a_new_token(cache: Cac
     await ask_token(cache, authorization=basic("alice", "alice's"), scope="repository:alice/secret:pull")
     hub.start()
     cache.engine.breakers.circuits.clear()
-    own = f"Bearer {UNCHECKED_TOKEN}"
-    answer, _ = await cache.ask(Door.PROXY, "GET", "/v2/alice/secret/manifests/1", authorization=own)
+    own = f"Bearer {UNVERIFIED_TOKEN}"
+    answer, _ = await cache.ask(Listener.PROXY, "GET", "/v2/alice/secret/manifests/1", authorization=own)
     assert isinstance(answer, Answer)
     assert answer.status == 401
     assert 'error="invalid_token"' in answer.headers["WWW-Authenticate"]
@@ -256,7 +259,7 @@ async def test_after_the_outage_the_client_is_told_to_get_a_new_token(cache: Cac
 async def test_users_own_token_of_before_the_outage_is_as_good_as_before(cache: Cache, hub: Hub) -> None:
     own = bearer(hub, "alice", "alice/secret")
     hub.stop("token")
-    outcome, _ = await cache.ask(Door.PROXY, "GET", "/v2/alice/secret/manifests/1", authorization=own)
+    outcome, _ = await cache.ask(Listener.PROXY, "GET", "/v2/alice/secret/manifests/1", authorization=own)
     assert isinstance(outcome, Forward)
 
 
@@ -305,7 +308,7 @@ async def test_replaced_hub_is_held_to_the_same_rule(hub: Hub, tmp_path: Path) -
     hub.realm = hub.realm.replace("localhost", "127.0.0.1")
     async with running(hub, tmp_path / "store") as cache:
         headers = {"authorization": basic("alice", "alice's")}
-        request = cache.request(Door.PROXY, "GET", "/token?account=alice", **headers)
+        request = cache.request(Listener.PROXY, "GET", "/token?account=alice", **headers)
         answer = await cache.engine.token_service.answer(request)
         assert answer.status == 502
     assert hub.count(kind="token") == 0

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from hubcache.oci.digest import Digest
-from hubcache.serve.messages import Answer, Door, Moved, Result
+from hubcache.serve.messages import Answer, Change, Listener, Result
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image
 from support.standin.media import OCI_INDEX
-from support.users import DOORS, SECRET, Clock, bearer, pull, short_times, turn_private, until
+from support.users import EACH_LISTENER, SECRET, Clock, bearer, pull, short_times, turn_private, until
 from support.workers import paired
 
 REPO, TTL, MAX_STALE = "library/app", 600.0, 10_000.0
@@ -43,10 +43,15 @@ async def image(hub: Hub, cache: Cache) -> Image:
 
 
 async def ask(
-    cache: Cache, image: Image, door: Door = Door.PROXY, query: str = "", method: str = "GET", **headers: str
+    cache: Cache,
+    image: Image,
+    listener: Listener = Listener.PROXY,
+    query: str = "",
+    method: str = "GET",
+    **headers: str,
 ) -> Answer:
     path = f"/v2/{image.repo}/referrers/{image.digest}" + (f"?{query}" if query else "")
-    answer, _ = await cache.ask(door, method, path, **headers)
+    answer, _ = await cache.ask(listener, method, path, **headers)
     assert isinstance(answer, Answer)
     return answer
 
@@ -75,76 +80,76 @@ def make_trouble(cache: Cache, hub: Hub, trouble: str, monkeypatch: pytest.Monke
 # -- as a tag --------------------------------------------------------------------------------------------------------
 
 
-@DOORS
+@EACH_LISTENER
 async def test_listing_is_asked_for_once_in_a_tags_lifetime(
-    cache: Cache, hub: Hub, image: Image, door: Door, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, image: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
-    first, second = await ask(cache, image, door), await ask(cache, image, door)
+    first, second = await ask(cache, image, listener), await ask(cache, image, listener)
     assert types(first) == types(second) == sorted([SBOM, SIGNATURE])
     assert (first.result, second.result) == (Result.MISS, Result.HIT)
     assert second.headers["Content-Type"] == OCI_INDEX
     assert second.headers["Cache-Status"].startswith("hubcache; hit; ttl=")
     assert hub.count(kind="referrers") == 1
     clock.ahead = TTL + 1
-    assert (await ask(cache, image, door)).result is Result.REVALIDATED
+    assert (await ask(cache, image, listener)).result is Result.REVALIDATED
     hub.image(REPO, None, [b"another"], subject=image, artifact_type="another")
     clock.ahead = 2 * TTL + 2
-    third = await ask(cache, image, door)
+    third = await ask(cache, image, listener)
     assert (third.result, "another" in types(third)) == (Result.MISS, True)
     assert hub.count(kind="referrers") == 3
 
 
-@DOORS
-async def test_head_has_the_length_and_no_body(cache: Cache, image: Image, door: Door) -> None:
-    whole, head = await ask(cache, image, door), await ask(cache, image, door, method="HEAD")
+@EACH_LISTENER
+async def test_head_has_the_length_and_no_body(cache: Cache, image: Image, listener: Listener) -> None:
+    whole, head = await ask(cache, image, listener), await ask(cache, image, listener, method="HEAD")
     assert (head.status, head.body, head.length) == (200, b"", len(whole.body))
 
 
 @TROUBLES
-@DOORS
+@EACH_LISTENER
 async def test_listing_is_served_stale_when_the_registry_gives_none(
-    cache: Cache, hub: Hub, image: Image, door: Door, trouble: str, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, image: Image, listener: Listener, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
-    before = await ask(cache, image, door)
+    before = await ask(cache, image, listener)
     make_trouble(cache, hub, trouble, monkeypatch)
     clock.ahead = TTL + 1
-    found = await ask(cache, image, door)
+    found = await ask(cache, image, listener)
     assert (found.result, found.body) == (Result.STALE, before.body)
     assert "detail=" in found.headers["Cache-Status"]
     clock.ahead = TTL + MAX_STALE + 1
-    assert (await ask(cache, image, door)).status == 404
+    assert (await ask(cache, image, listener)).status == 404
 
 
 @TROUBLES
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("suffix", ["", ".sig", ".att", ".sbom"])
 async def test_what_was_never_asked_for_is_a_clean_404_when_the_registry_gives_no_answer(
-    cache: Cache, hub: Hub, image: Image, door: Door, trouble: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, image: Image, listener: Listener, trouble: str, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_trouble(cache, hub, trouble, monkeypatch)
     tag = image.digest.replace(":", "-") + suffix
     for path in (f"referrers/{image.digest}", f"manifests/{tag}"):
-        answer, body = await cache.ask(door, "GET", f"/v2/{REPO}/{path}")
+        answer, body = await cache.ask(listener, "GET", f"/v2/{REPO}/{path}")
         assert isinstance(answer, Answer)
         assert (answer.status, answer.headers["Content-Type"]) == (404, "application/json")
         assert json.loads(body)["errors"][0]["code"] == "MANIFEST_UNKNOWN"
 
 
-@DOORS
+@EACH_LISTENER
 async def test_ordinary_tag_stays_an_error_when_the_registry_is_dead(
-    cache: Cache, hub: Hub, image: Image, door: Door
+    cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     hub.stop()
     for tag in ("2", "sha256-abc", f"x{image.digest.replace(':', '-')}"):
-        assert (await cache.get(door, f"/v2/{REPO}/manifests/{tag}"))[0] == 503
+        assert (await cache.get(listener, f"/v2/{REPO}/manifests/{tag}"))[0] == 503
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("body", ["404 page not found\n", {"errors": [{"code": "NOT_FOUND", "message": "no"}]}])
 async def test_registry_without_the_api_is_asked_once_in_a_tags_lifetime(
-    cache: Cache, hub: Hub, image: Image, door: Door, body: str, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, image: Image, listener: Listener, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
     hub.faults.add(Fault(kind="referrers", status=404, body=body))
@@ -152,11 +157,11 @@ async def test_registry_without_the_api_is_asked_once_in_a_tags_lifetime(
     for age, asked in ((0, 1), (TTL - 1, 1), (TTL + 1, 2)):
         clock.ahead = age
         for _ in range(2):
-            assert (await ask(cache, image, door)).status == 404
-            assert (await cache.get(door, path))[0] == 404
+            assert (await ask(cache, image, listener)).status == 404
+            assert (await cache.get(listener, path))[0] == 404
         assert hub.count(kind="referrers") == asked
         assert hub.count(kind="manifest", path="*sha256-*") == asked
-    assert (await cache.get(door, f"/v2/{REPO}/manifests/1"))[0] == 200
+    assert (await cache.get(listener, f"/v2/{REPO}/manifests/1"))[0] == 200
 
 
 async def test_negative_answers_are_known_after_a_restart(hub: Hub, tmp_path: Path) -> None:
@@ -164,10 +169,10 @@ async def test_negative_answers_are_known_after_a_restart(hub: Hub, tmp_path: Pa
     tag = f"/v2/{REPO}/manifests/{image.digest.replace(':', '-')}.sig"
     async with running(hub, tmp_path / "store", tag_ttl=TTL) as cache:
         await pull(cache, image)
-        assert (await ask(cache, image)).status == (await cache.get(Door.PROXY, tag))[0] == 404
+        assert (await ask(cache, image)).status == (await cache.get(Listener.PROXY, tag))[0] == 404
     hub.reset_log()
     async with running(hub, tmp_path / "store", tag_ttl=TTL) as cache:
-        assert (await ask(cache, image)).status == (await cache.get(Door.PROXY, tag))[0] == 404
+        assert (await ask(cache, image)).status == (await cache.get(Listener.PROXY, tag))[0] == 404
     assert hub.count() == 0
 
 
@@ -176,49 +181,53 @@ async def test_tag_made_from_a_digest_is_found_once_it_is_there(
 ) -> None:
     clock = Clock(monkeypatch, cache)
     tag = f"{image.digest.replace(':', '-')}.sig"
-    assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{tag}"))[0] == 404
+    assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{tag}"))[0] == 404
     signature = hub.image(REPO, tag, [b"signature"])
     clock.ahead = TTL + 1
-    assert await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{tag}") == (200, signature.manifest)
+    assert await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{tag}") == (200, signature.manifest)
     hub.stop()
     clock.ahead = 3 * TTL
-    assert await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{tag}") == (200, signature.manifest)
+    assert await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{tag}") == (200, signature.manifest)
 
 
 # -- questions ---------------------------------------------------------------------------------------------------------
 
 
-@DOORS
-async def test_listing_by_type_is_an_answer_of_its_own(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
+@EACH_LISTENER
+async def test_listing_by_type_is_an_answer_of_its_own(
+    cache: Cache, hub: Hub, image: Image, listener: Listener
+) -> None:
     for _ in range(2):
-        found = await ask(cache, image, door, f"artifactType={SBOM.replace('/', '%2F').replace('+', '%2B')}")
+        found = await ask(cache, image, listener, f"artifactType={SBOM.replace('/', '%2F').replace('+', '%2B')}")
         assert types(found) == [SBOM]
         assert found.headers["OCI-Filters-Applied"] == "artifactType"
-        assert "OCI-Filters-Applied" not in (await ask(cache, image, door)).headers
+        assert "OCI-Filters-Applied" not in (await ask(cache, image, listener)).headers
     assert hub.count(kind="referrers") == 2
 
 
-@DOORS
-async def test_same_question_in_other_words_is_asked_once(cache: Cache, hub: Hub, image: Image, door: Door) -> None:
+@EACH_LISTENER
+async def test_same_question_in_other_words_is_asked_once(
+    cache: Cache, hub: Hub, image: Image, listener: Listener
+) -> None:
     for query in ("artifactType=a%2Fb&n=3", "n=3&artifactType=a/b", "ns=docker.io&n=3&artifactType=a%2fb"):
-        assert (await ask(cache, image, door, query)).status == 200
+        assert (await ask(cache, image, listener, query)).status == 200
     assert hub.count(kind="referrers") == 1
 
 
-@DOORS
+@EACH_LISTENER
 async def test_pages_lead_on_at_the_same_door_and_none_names_the_registry(
-    cache: Cache, hub: Hub, image: Image, door: Door
+    cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     hub.referrers_page = 1
-    own = "" if door is Door.PROXY else "ns=docker.io"
+    own = "" if listener is Listener.PROXY else "ns=docker.io"
     for _ in range(2):
-        first = await ask(cache, image, door, own)
+        first = await ask(cache, image, listener, own)
         link = first.headers["Link"]
         assert link.startswith(f"</v2/{REPO}/referrers/{image.digest}?last=1")
         assert link.endswith('>; rel="next"')
-        assert ("ns=docker.io" in link) is (door is Door.MIRROR)
+        assert ("ns=docker.io" in link) is (listener is Listener.MIRROR)
         assert "localhost" not in str(first.headers)
-        second = await ask(cache, image, door, link.partition("?")[2].partition(">")[0])
+        second = await ask(cache, image, listener, link.partition("?")[2].partition(">")[0])
         assert "Link" not in second.headers
         assert sorted(types(first) + types(second)) == sorted([SBOM, SIGNATURE])
     assert hub.count(kind="referrers") == 2
@@ -257,10 +266,10 @@ async def test_empty_listing_is_one_however_it_is_written(cache: Cache, hub: Hub
 async def test_clients_questions_about_what_is_not_there_leave_no_trace(cache: Cache, hub: Hub, image: Image) -> None:
     for number in range(50):
         stranger = Digest.of(str(number).encode())
-        await cache.get(Door.PROXY, f"/v2/{REPO}/referrers/{stranger}")
-        await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{stranger.replace(':', '-')}.{number}")
-        await cache.get(Door.PROXY, f"/v2/{REPO}/referrers/{image.digest}?artifactType={number}")
-        await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{image.digest.replace(':', '-')}.{number}")
+        await cache.get(Listener.PROXY, f"/v2/{REPO}/referrers/{stranger}")
+        await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{stranger.replace(':', '-')}.{number}")
+        await cache.get(Listener.PROXY, f"/v2/{REPO}/referrers/{image.digest}?artifactType={number}")
+        await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{image.digest.replace(':', '-')}.{number}")
     store = cache.engine.store
     rows = list(store._opened().rows("referrers/"))
     assert [key.partition("@")[2] for key, _, _, _ in rows] == [image.digest]
@@ -275,12 +284,12 @@ async def test_404_that_was_on_its_way_during_a_push_is_not_remembered(
     tag = image.digest.replace(":", "-") + ".sig"
     path = f"/v2/{REPO}/" + (f"referrers/{image.digest}" if what == "listing" else f"manifests/{tag}")
     late = hub.faults.add(Fault(path=f"{path}*", status=404, delay=0.3, times=1))
-    asking = asyncio.create_task(cache.get(Door.PROXY, path))
+    asking = asyncio.create_task(cache.get(Listener.PROXY, path))
     await until(lambda: late.hits)
     signature = hub.image(REPO, tag, [b"pushed"], subject=image, artifact_type=SIGNATURE)
-    await cache.engine.moved(cache.settings.registries[0], Moved(REPO, signature.digest), image.digest)
+    await cache.engine.content_changed(cache.settings.registries[0], Change(REPO, signature.digest), image.digest)
     assert (await asking)[0] == 404
-    assert (await cache.get(Door.PROXY, path))[0] == 200
+    assert (await cache.get(Listener.PROXY, path))[0] == 200
 
 
 # -- rights ------------------------------------------------------------------------------------------------------------
@@ -290,14 +299,14 @@ async def test_private_listing_is_for_those_who_may_read_it(keeping: Cache, hub:
     hub.referrers = True
     hub.image(SECRET, None, [b"sbom"], subject=secret, artifact_type=SBOM)
     alice = bearer(hub, "alice", SECRET)
-    assert (await keeping.get(Door.PROXY, f"/v2/{SECRET}/manifests/1", authorization=alice))[0] == 200
+    assert (await keeping.get(Listener.PROXY, f"/v2/{SECRET}/manifests/1", authorization=alice))[0] == 200
     assert types(await ask(keeping, secret, authorization=alice)) == [SBOM]
     kept = await ask(keeping, secret, authorization=alice)
     assert kept.result is Result.HIT
     hosts = keeping.engine.store.private_hosts(Digest.of(kept.body))
     assert hosts == {"registry-1.docker.io"}, "for as long as what else is private"
     assert (await ask(keeping, secret)).status == 401
-    assert (await ask(keeping, secret, Door.MIRROR)).status == 404
+    assert (await ask(keeping, secret, Listener.MIRROR)).status == 404
     assert (await ask(keeping, secret, authorization=bearer(hub, "bob", SECRET))).status in (401, 403, 404)
     hub.stop()
     for headers in ({}, {"authorization": bearer(hub, "bob", SECRET)}):
@@ -317,7 +326,7 @@ async def test_client_that_may_not_look_does_not_hide_the_listing_from_others(
 
 async def test_private_listing_passes_through_where_private_images_do(cache: Cache, hub: Hub, secret: Image) -> None:
     path = f"/v2/{SECRET}/referrers/{secret.digest}"
-    outcome, _ = await cache.ask(Door.PROXY, "GET", path, authorization=bearer(hub, "alice", SECRET))
+    outcome, _ = await cache.ask(Listener.PROXY, "GET", path, authorization=bearer(hub, "alice", SECRET))
     assert not isinstance(outcome, Answer)
     assert (await ask(cache, secret)).status == 401
 
@@ -330,13 +339,13 @@ async def test_listing_of_a_repository_that_turned_private_is_not_given_any_more
     turn_private(hub, REPO)
     clock.ahead = TTL + 1
     assert (await ask(cache, image)).status == 401
-    assert (await ask(cache, image, Door.MIRROR)).status == 404
+    assert (await ask(cache, image, Listener.MIRROR)).status == 404
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("outage", [False, True])
 async def test_listing_that_a_user_got_is_nobody_elses_while_the_repository_counts_as_public(
-    cache: Cache, hub: Hub, image: Image, door: Door, outage: bool
+    cache: Cache, hub: Hub, image: Image, listener: Listener, outage: bool
 ) -> None:
     """The repository turned private a moment ago: of that a listing is no proof, but neither is it public."""
     cache.apply(authorize=True)
@@ -344,14 +353,14 @@ async def test_listing_that_a_user_got_is_nobody_elses_while_the_repository_coun
     assert types(await ask(cache, image, authorization=bearer(hub, "alice", REPO))) == sorted([SBOM, SIGNATURE])
     if outage:
         hub.stop()
-    assert (await ask(cache, image, door)).status in (401, 404)
+    assert (await ask(cache, image, listener)).status in (401, 404)
 
 
 async def test_listing_proves_nothing_about_who_may_read_the_repository(cache: Cache, hub: Hub, secret: Image) -> None:
     """There are registries that list nothing (200) for whatever they are asked."""
     hub.faults.add(Fault(kind="referrers", status=200, body='{"manifests": []}', content_type=OCI_INDEX))
     assert (await ask(cache, secret)).status == 200
-    assert cache.engine.store.verdict("registry-1.docker.io", SECRET) is None
+    assert cache.engine.store.visibility("registry-1.docker.io", SECRET) is None
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -363,18 +372,20 @@ async def test_refused_listing_makes_no_image_private(cache: Cache, hub: Hub, im
     assert set(await pull(cache, image)) == {200}
 
 
-@DOORS
+@EACH_LISTENER
 async def test_client_with_an_account_gets_the_same_of_a_public_image(
-    cache: Cache, hub: Hub, image: Image, door: Door
+    cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     hub.user("carol", "carol's")
-    await ask(cache, image, door)
+    await ask(cache, image, listener)
     hub.reset_log()
-    assert types(await ask(cache, image, door, authorization=bearer(hub, "carol", REPO))) == sorted([SBOM, SIGNATURE])
+    assert types(await ask(cache, image, listener, authorization=bearer(hub, "carol", REPO))) == sorted(
+        [SBOM, SIGNATURE]
+    )
     assert hub.count() == 0
     hub.faults.add(Fault(status=500))
     tag = f"/v2/{REPO}/manifests/{image.digest.replace(':', '-')}"
-    answer, _ = await cache.ask(door, "GET", tag, authorization=bearer(hub, "carol", REPO))
+    answer, _ = await cache.ask(listener, "GET", tag, authorization=bearer(hub, "carol", REPO))
     assert isinstance(answer, Answer)
     assert answer.status == 404
 
@@ -387,19 +398,19 @@ async def test_404_for_a_clients_own_token_is_none_of_the_public(cache: Cache, h
     refused = hub.faults.add(Fault(path=f"*/manifests/{signature.digest}*", method="GET", status=404, times=1))
     path = f"/v2/{REPO}/manifests/{tag}"
     own = bearer(hub, "carol", REPO)
-    assert await cache.get(Door.PROXY, path, authorization=own) == (200, signature.manifest)
+    assert await cache.get(Listener.PROXY, path, authorization=own) == (200, signature.manifest)
     assert refused.hits == 1
     assert hub.requests(path=f"*{signature.digest}*")[0].authorization == own
-    assert await cache.get(Door.PROXY, path) == (200, signature.manifest)
+    assert await cache.get(Listener.PROXY, path) == (200, signature.manifest)
 
 
 # -- cosign ---------------------------------------------------------------------------------------------------------
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("by", ["tag", "api"])
 async def test_what_was_verified_online_is_verified_offline(
-    cache: Cache, hub: Hub, image: Image, door: Door, by: str, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, image: Image, listener: Listener, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As cosign asks: the image's digest, its signatures (by tag, or listed by type), a signature's layers."""
     clock = Clock(monkeypatch, cache)
@@ -412,11 +423,11 @@ async def test_what_was_verified_online_is_verified_offline(
         f"manifests/{signature.digest}",
         f"blobs/{signature.layers[0]}",
     ]
-    online = [await cache.get(door, f"/v2/{REPO}/{path}") for path in paths]
+    online = [await cache.get(listener, f"/v2/{REPO}/{path}") for path in paths]
     assert [status for status, _ in online] == [200] * len(paths)
     hub.stop()
     clock.ahead = MAX_STALE / 2
-    assert [await cache.get(door, f"/v2/{REPO}/{path}") for path in paths] == online
+    assert [await cache.get(listener, f"/v2/{REPO}/{path}") for path in paths] == online
 
 
 # -- workers --------------------------------------------------------------------------------------------------------
@@ -432,8 +443,8 @@ async def test_worker_tells_the_owner_what_a_push_is_about(hub: Hub, tmp_path: P
         for path in paths:
             assert (await pair.get(path)).status == 200
         registry = cache.settings.registries[0]
-        await pair.remote.moved(registry, Moved(REPO, "pushed"), image.digest)
+        await pair.remote.content_changed(registry, Change(REPO, "pushed"), image.digest)
         assert [(await pair.get(path)).result for path in paths] == [Result.MISS, Result.HIT]
-        await pair.remote.moved(registry, Moved(REPO, "pushed"), None)
-        await pair.remote.moved(registry, Moved(REPO, "pushed"), "nonsense")
+        await pair.remote.content_changed(registry, Change(REPO, "pushed"), None)
+        await pair.remote.content_changed(registry, Change(REPO, "pushed"), "nonsense")
         assert [(await pair.get(path)).result for path in paths] == [Result.MISS, Result.MISS]

@@ -7,10 +7,10 @@ import pytest
 from hubcache.oci.account import Account
 from hubcache.oci.digest import Digest
 from hubcache.serve import blob_access
-from hubcache.serve.messages import Answer, Door, Result
+from hubcache.serve.messages import Answer, Listener, Result
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image, random_bytes
-from support.users import DOORS, REFUSED, SECRET, bearer, pull, settled, short_times, turn_private
+from support.users import EACH_LISTENER, REFUSED, SECRET, bearer, pull, settled, short_times, turn_private
 
 REPO = "alice/app"
 LAYER = random_bytes(100_000, "layer")
@@ -32,69 +32,69 @@ def refuse_heads(hub: Hub, status: int = 401) -> Fault:
     return hub.faults.add(Fault(kind="blob", method="HEAD", status=status))
 
 
-async def head(cache: Cache, door: Door, path: str) -> int:
-    answer, _ = await cache.ask(door, "HEAD", path)
+async def head(cache: Cache, listener: Listener, path: str) -> int:
+    answer, _ = await cache.ask(listener, "HEAD", path)
     assert isinstance(answer, Answer)
     return answer.status
 
 
-@DOORS
+@EACH_LISTENER
 @STATUSES
-async def test_readable_blob_stays_readable(cache: Cache, hub: Hub, door: Door, status: int) -> None:
+async def test_readable_blob_stays_readable(cache: Cache, hub: Hub, listener: Listener, status: int) -> None:
     image = hub.image(REPO, "1", [LAYER])
     refuse_heads(hub, status)
     path = f"/v2/{REPO}/blobs/{image.layers[0]}"
     for method in ("HEAD", "GET", "HEAD", "GET"):
-        answer, body = await cache.ask(door, method, path)
+        answer, body = await cache.ask(listener, method, path)
         assert isinstance(answer, Answer)
         assert (answer.status, answer.length) == (200, len(LAYER))
         assert body == (LAYER if method == "GET" else b"")
         await settled(cache)
-    assert set(await pull(cache, image, door)) == {200}
+    assert set(await pull(cache, image, listener)) == {200}
 
 
-@DOORS
+@EACH_LISTENER
 @STATUSES
 async def test_stored_blob_is_given_through_a_repository_that_is_asked_for_it(
-    cache: Cache, hub: Hub, door: Door, status: int
+    cache: Cache, hub: Hub, listener: Listener, status: int
 ) -> None:
     """Nothing of it is fetched again: the head of the GET is enough."""
     digest = hub.blob(REPO, LAYER)
     hub.blob("library/other", LAYER)
-    assert await cache.get(door, f"/v2/{REPO}/blobs/{digest}") == (200, LAYER)
+    assert await cache.get(listener, f"/v2/{REPO}/blobs/{digest}") == (200, LAYER)
     await settled(cache)
     refuse_heads(hub, status)
     for _ in range(2):
-        answer, body = await cache.ask(door, "GET", f"/v2/library/other/blobs/{digest}")
+        answer, body = await cache.ask(listener, "GET", f"/v2/library/other/blobs/{digest}")
         assert isinstance(answer, Answer)
         assert (answer.result, body) == (Result.HIT, LAYER)
     assert hub.count(kind="cdn", repo="library/other") <= 1
 
 
-@DOORS
+@EACH_LISTENER
 async def test_refused_head_does_not_close_the_repository_but_a_refused_get_does(
-    cache: Cache, hub: Hub, door: Door
+    cache: Cache, hub: Hub, listener: Listener
 ) -> None:
     image = hub.image(REPO, "1", [LAYER])
-    assert set(await pull(cache, image, door)) == {200}
+    assert set(await pull(cache, image, listener)) == {200}
     new = hub.blob(REPO, b"new")
     refuse_heads(hub)
-    assert await head(cache, door, f"/v2/{REPO}/blobs/{new}") == 200
-    assert cache.engine._gate.is_open("registry-1.docker.io", REPO, None)
+    assert await head(cache, listener, f"/v2/{REPO}/blobs/{new}") == 200
+    assert cache.engine._access.can_read_repository("registry-1.docker.io", REPO, None)
     turn_private(hub, REPO)
     other = hub.blob(REPO, b"other")
-    assert await head(cache, door, f"/v2/{REPO}/blobs/{other}") == REFUSED[door]
-    assert not cache.engine._gate.is_open("registry-1.docker.io", REPO, None)
-    assert (await cache.get(door, f"/v2/{REPO}/manifests/{image.digest}"))[0] == REFUSED[door]
+    assert await head(cache, listener, f"/v2/{REPO}/blobs/{other}") == REFUSED[listener]
+    assert not cache.engine._access.can_read_repository("registry-1.docker.io", REPO, None)
+    assert (await cache.get(listener, f"/v2/{REPO}/manifests/{image.digest}"))[0] == REFUSED[listener]
 
 
-@DOORS
-async def test_blob_that_is_missing_for_the_get_is_missing(cache: Cache, hub: Hub, door: Door) -> None:
+@EACH_LISTENER
+async def test_blob_that_is_missing_for_the_get_is_missing(cache: Cache, hub: Hub, listener: Listener) -> None:
     hub.image(REPO, "1", [LAYER])
     refuse_heads(hub)
     absent = f"/v2/{REPO}/blobs/sha256:{'0' * 64}"
     for method in ("HEAD", "GET", "HEAD"):
-        answer, _ = await cache.ask(door, method, absent)
+        answer, _ = await cache.ask(listener, method, absent)
         assert isinstance(answer, Answer)
         assert answer.status == 404
     assert hub.count(kind="blob", method="GET", token="valid") == 1
@@ -107,11 +107,11 @@ async def test_registry_that_refuses_heads_is_asked_by_get_for_a_while(
     fault = refuse_heads(hub)
     blobs = [hub.blob(REPO, bytes([number])) for number in range(6)]
     for blob in blobs[:4]:
-        assert await head(cache, Door.MIRROR, f"/v2/{REPO}/blobs/{blob}") == 200
+        assert await head(cache, Listener.MIRROR, f"/v2/{REPO}/blobs/{blob}") == 200
     asked = fault.hits
     assert asked <= 3, "the first time: without a token, with one, and with another"
     cache.engine._blobs._asking._headless.clear()  # as when its time is over
-    assert await head(cache, Door.MIRROR, f"/v2/{REPO}/blobs/{blobs[4]}") == 200
+    assert await head(cache, Listener.MIRROR, f"/v2/{REPO}/blobs/{blobs[4]}") == 200
     assert fault.hits > asked
     assert cache.engine._blobs._asking._headless.ttl == blob_access.HEADLESS_SECONDS
 
@@ -122,10 +122,10 @@ async def test_account_is_not_used_where_only_a_get_can_prove_the_public(hub: Hu
     refuse_heads(hub)
     async with running(hub, tmp_path / "store", account=Account("robot", "robot's")) as cache:
         path = f"/v2/{REPO}/blobs/{image.layers[0]}"
-        assert await cache.get(Door.MIRROR, path) == (200, LAYER)
+        assert await cache.get(Listener.MIRROR, path) == (200, LAYER)
         turn_private(hub, REPO, robot="robot's")
         new = hub.blob(REPO, b"new")
-        assert (await cache.get(Door.MIRROR, f"/v2/{REPO}/blobs/{new}"))[0] == 404
+        assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/blobs/{new}"))[0] == 404
         assert hub.count(kind="blob", user="robot") == 0
 
 
@@ -133,10 +133,10 @@ async def test_user_of_a_kept_private_image_reads_it_and_nobody_else(keeping: Ca
     refuse_heads(hub)
     path = f"/v2/{SECRET}/blobs/{secret.layers[0]}"
     own = bearer(hub, "alice", SECRET)
-    answer, body = await keeping.ask(Door.PROXY, "GET", path, authorization=own)
+    answer, body = await keeping.ask(Listener.PROXY, "GET", path, authorization=own)
     assert isinstance(answer, Answer)
     assert (answer.status, answer.result) == (200, Result.HIT)
     assert body == random_bytes(100_000, "secret")
     for headers in ({}, {"authorization": bearer(hub, "bob", SECRET)}):
-        assert (await keeping.get(Door.PROXY, path, **headers))[0] == 401
+        assert (await keeping.get(Listener.PROXY, path, **headers))[0] == 401
     assert keeping.engine.store.has(Digest.parse(secret.layers[0]))

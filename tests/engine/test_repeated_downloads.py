@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
-from hubcache.serve.messages import Answer, Door
+from hubcache.serve.messages import Answer, Listener
 from hubcache.store.file_check import PIECE
 from support.damage import LAYER, REPO, blob_file, flip, stored
 from support.engine import Cache, read
@@ -32,8 +32,8 @@ async def test_blob_that_the_disk_cannot_read_breaks_off_and_is_fetched_at_the_r
         pread = os.pread
         monkeypatch.setattr(os, "pread", failing)
         with pytest.raises(StorageError):
-            await cache.get(Door.MIRROR, f"/v2/{REPO}/blobs/{digest}")
-        assert await cache.get(Door.MIRROR, f"/v2/{REPO}/blobs/{digest}") == (200, LAYER)
+            await cache.get(Listener.MIRROR, f"/v2/{REPO}/blobs/{digest}")
+        assert await cache.get(Listener.MIRROR, f"/v2/{REPO}/blobs/{digest}") == (200, LAYER)
         assert cache.engine.store.damages == 1
         assert not path.exists()
 
@@ -84,7 +84,7 @@ async def ask(
     cache: Cache, digest: str, client: str = "192.0.2.1", agent: str = "containerd", part: str | None = None
 ) -> Answer:
     headers = {"user_agent": agent} | ({} if part is None else {"range": part})
-    request = cache.request(Door.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}", **headers)
+    request = cache.request(Listener.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}", **headers)
     answer = await cache.engine.answer(replace(request, client=client))
     assert isinstance(answer, Answer)
     return answer
@@ -111,7 +111,7 @@ async def test_small_blob_that_is_damaged_is_given_to_nobody(hub: Hub, tmp_path:
 async def test_client_of_a_worker_that_asks_again_gets_it_right(hub: Hub, tmp_path: Path) -> None:
     digest = hub.blob(REPO, LAYER)
     async with stored(hub, tmp_path, digest) as cache, paired(cache) as pair:
-        request = replace(cache.request(Door.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}"), client="192.0.2.1")
+        request = replace(cache.request(Listener.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}"), client="192.0.2.1")
         flip(blob_file(tmp_path / "store"))
         bodies = []
         for _ in range(2):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from hubcache.oci.errors import StorageError
-from hubcache.serve.messages import LOCAL_TOKEN, Answer, Door, Forward, Moved, Result
+from hubcache.serve.messages import LOCAL_TOKEN, Answer, Change, Forward, Listener, Result
 from support.engine import Cache, running
 from support.standin import Hub, Image
-from support.users import DOORS, bearer
+from support.users import EACH_LISTENER, bearer
 
 REPO = "library/app"
 
@@ -24,8 +24,8 @@ def image(hub: Hub) -> Image:
     return hub.image(REPO, "1")
 
 
-async def forward(cache: Cache, door: Door, method: str, path: str, **headers: str) -> Forward:
-    outcome, _ = await cache.ask(door, method, path, **headers)
+async def forward(cache: Cache, listener: Listener, method: str, path: str, **headers: str) -> Forward:
+    outcome, _ = await cache.ask(listener, method, path, **headers)
     assert isinstance(outcome, Forward)
     return outcome
 
@@ -43,60 +43,60 @@ async def forward(cache: Cache, door: Door, method: str, path: str, **headers: s
     ],
 )
 async def test_each_outcome_tells_what_was_asked_for(cache: Cache, image: Image, path: str, kind: str) -> None:
-    outcome, _ = await cache.ask(Door.PROXY, "GET", path)
+    outcome, _ = await cache.ask(Listener.PROXY, "GET", path)
     assert outcome.kind == kind
 
 
-@DOORS
-async def test_ping_with_any_credentials_is_200(cache: Cache, hub: Hub, door: Door) -> None:
-    status, body = await cache.get(door, "/v2/", authorization=f"Bearer {LOCAL_TOKEN}")
+@EACH_LISTENER
+async def test_ping_with_any_credentials_is_200(cache: Cache, hub: Hub, listener: Listener) -> None:
+    status, body = await cache.get(listener, "/v2/", authorization=f"Bearer {LOCAL_TOKEN}")
     assert (status, body) == (200, b"{}")
     assert hub.count() == 0
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("method", ["PUT", "POST", "PATCH", "DELETE"])
 async def test_writes_pass_through_with_the_clients_own_credentials(
-    cache: Cache, image: Image, door: Door, method: str
+    cache: Cache, image: Image, listener: Listener, method: str
 ) -> None:
     for path in (f"/v2/{REPO}/manifests/1", f"/v2/{REPO}/blobs/uploads/", "/v2/"):
-        assert (await forward(cache, door, method, path, authorization="Bearer own")).authorization == "Bearer own"
+        assert (await forward(cache, listener, method, path, authorization="Bearer own")).authorization == "Bearer own"
 
 
-@DOORS
-async def test_writes_without_credentials_get_none_of_ours(cache: Cache, image: Image, door: Door) -> None:
+@EACH_LISTENER
+async def test_writes_without_credentials_get_none_of_ours(cache: Cache, image: Image, listener: Listener) -> None:
     for headers in ({}, {"authorization": f"Bearer {LOCAL_TOKEN}"}):
-        passed = await forward(cache, door, "POST", f"/v2/{REPO}/blobs/uploads/", **headers)
+        passed = await forward(cache, listener, "POST", f"/v2/{REPO}/blobs/uploads/", **headers)
         assert passed.authorization is None
 
 
-@DOORS
+@EACH_LISTENER
 async def test_other_reads_without_credentials_get_an_anonymous_token_of_the_repository(
-    cache: Cache, hub: Hub, image: Image, door: Door
+    cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
-    passed = await forward(cache, door, "GET", f"/v2/{REPO}/tags/list")
+    passed = await forward(cache, listener, "GET", f"/v2/{REPO}/tags/list")
     assert hub.accounts.find(passed.authorization)[0] == "valid"
-    passed = await forward(cache, door, "GET", "/v2/_catalog")
+    passed = await forward(cache, listener, "GET", "/v2/_catalog")
     assert passed.authorization is None
 
 
 async def test_only_what_is_written_moves_something(cache: Cache, image: Image) -> None:
-    assert (await forward(cache, Door.PROXY, "PUT", f"/v2/{REPO}/manifests/1")).moved == Moved(REPO, "1")
-    assert (await forward(cache, Door.PROXY, "DELETE", f"/v2/{REPO}/manifests/{image.digest}")).moved == Moved(
+    assert (await forward(cache, Listener.PROXY, "PUT", f"/v2/{REPO}/manifests/1")).change == Change(REPO, "1")
+    assert (await forward(cache, Listener.PROXY, "DELETE", f"/v2/{REPO}/manifests/{image.digest}")).change == Change(
         REPO, image.digest
     )
     blob = image.layers[0]
     for method, path in (("DELETE", blob), ("PUT", f"uploads/1?digest={blob}"), ("POST", f"uploads/?digest={blob}")):
-        moved = (await forward(cache, Door.PROXY, method, f"/v2/{REPO}/blobs/{path}")).moved
-        assert moved == Moved(REPO, blob, is_blob=True)
-    assert (await forward(cache, Door.PROXY, "POST", f"/v2/{REPO}/blobs/uploads/")).moved is None
-    assert (await forward(cache, Door.PROXY, "GET", f"/v2/{REPO}/tags/list")).moved is None
+        change = (await forward(cache, Listener.PROXY, method, f"/v2/{REPO}/blobs/{path}")).change
+        assert change == Change(REPO, blob, is_blob=True)
+    assert (await forward(cache, Listener.PROXY, "POST", f"/v2/{REPO}/blobs/uploads/")).change is None
+    assert (await forward(cache, Listener.PROXY, "GET", f"/v2/{REPO}/tags/list")).change is None
 
 
 async def test_credentials_that_reach_a_mirror_read_nothing_more(cache: Cache, hub: Hub, image: Image) -> None:
     hub.private(REPO, {"alice": "secret"})
     own = bearer(hub, "alice", REPO)
-    assert (await cache.get(Door.MIRROR, f"/v2/{REPO}/manifests/1", authorization=own))[0] == 404
+    assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1", authorization=own))[0] == 404
     assert [record for record in hub.log if record.authorization == own] == []
 
 
@@ -105,9 +105,9 @@ async def test_credentials_of_a_client_read_what_the_public_may_not(cache: Cache
     hub.private("team/app", {"alice": "secret"})
     own = bearer(hub, "alice", "team/app")
     for path in (f"manifests/{private.digest}", "manifests/1", f"blobs/{private.layers[0]}"):
-        passed = await forward(cache, Door.PROXY, "GET", f"/v2/team/app/{path}", authorization=own)
-        assert (passed.authorization, passed.moved) == (own, None)
-        assert (await cache.get(Door.PROXY, f"/v2/team/app/{path}"))[0] == 401
+        passed = await forward(cache, Listener.PROXY, "GET", f"/v2/team/app/{path}", authorization=own)
+        assert (passed.authorization, passed.change) == (own, None)
+        assert (await cache.get(Listener.PROXY, f"/v2/team/app/{path}"))[0] == 401
 
 
 @pytest.mark.parametrize(
@@ -127,26 +127,26 @@ async def test_if_none_match_is_compared_with_the_digest(
     cache: Cache, image: Image, condition: str, status: int
 ) -> None:
     path = f"/v2/{REPO}/manifests/1"
-    assert (await cache.get(Door.PROXY, path, if_none_match=condition.format(image.digest)))[0] == status
+    assert (await cache.get(Listener.PROXY, path, if_none_match=condition.format(image.digest)))[0] == status
 
 
-@DOORS
+@EACH_LISTENER
 async def test_store_that_breaks_in_between_is_503_in_json(
-    cache: Cache, image: Image, door: Door, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, image: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
         raise StorageError("index is gone")
 
     monkeypatch.setattr(cache.engine.store, "manifest", broken)
-    status, body = await cache.get(door, f"/v2/{REPO}/manifests/{image.digest}")
+    status, body = await cache.get(listener, f"/v2/{REPO}/manifests/{image.digest}")
     assert status == 503
     assert b'"code": "UNAVAILABLE"' in body
 
 
-@DOORS
-async def test_error_to_a_head_has_no_body_but_its_length(cache: Cache, image: Image, door: Door) -> None:
-    asked, body = await cache.ask(door, "HEAD", f"/v2/{REPO}/manifests/none")
-    whole, expected = await cache.ask(door, "GET", f"/v2/{REPO}/manifests/none")
+@EACH_LISTENER
+async def test_error_to_a_head_has_no_body_but_its_length(cache: Cache, image: Image, listener: Listener) -> None:
+    asked, body = await cache.ask(listener, "HEAD", f"/v2/{REPO}/manifests/none")
+    whole, expected = await cache.ask(listener, "GET", f"/v2/{REPO}/manifests/none")
     assert isinstance(asked, Answer)
     assert isinstance(whole, Answer)
     assert (asked.status, asked.length, body) == (whole.status, len(expected), b"")
@@ -154,8 +154,8 @@ async def test_error_to_a_head_has_no_body_but_its_length(cache: Cache, image: I
 
 
 async def test_namespace_is_told_by_the_mirror_only(cache: Cache, image: Image) -> None:
-    for door, told in ((Door.MIRROR, "docker.io"), (Door.PROXY, None)):
-        outcome, _ = await cache.ask(door, "GET", f"/v2/{REPO}/manifests/1")
+    for listener, told in ((Listener.MIRROR, "docker.io"), (Listener.PROXY, None)):
+        outcome, _ = await cache.ask(listener, "GET", f"/v2/{REPO}/manifests/1")
         assert isinstance(outcome, Answer)
         assert outcome.headers.get("OCI-Namespace") == told
 
@@ -163,10 +163,10 @@ async def test_namespace_is_told_by_the_mirror_only(cache: Cache, image: Image) 
 async def test_delete_by_digest_ends_what_is_remembered_of_the_repository(cache: Cache, hub: Hub, image: Image) -> None:
     """Registries delete by digest; the tags of it are gone then, too."""
     for reference in ("1", image.digest):
-        await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{reference}")
+        await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{reference}")
     held = hub.memory.repository(REPO)
     held.tags.clear()
     held.manifests.clear()
-    await cache.engine.service.moved(cache.settings.registries[0], Moved(REPO, image.digest))
+    await cache.engine.service.content_changed(cache.settings.registries[0], Change(REPO, image.digest))
     for reference in ("1", image.digest):
-        assert (await cache.get(Door.PROXY, f"/v2/{REPO}/manifests/{reference}"))[0] == 404
+        assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{reference}"))[0] == 404

@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from hubcache.serve.messages import Door, Result
+from hubcache.serve.messages import Listener, Result
 from hubcache.serve.tag_refresh import TICK_SECONDS
 from support.engine import Cache
 from support.standin import Hub
 from support.tag_refresh import OFTEN_ENOUGH, TTL, ask_tag, idle, in_step, popular, tick
-from support.users import DOORS, Clock
+from support.users import EACH_LISTENER, Clock
 
 
 @pytest.fixture
@@ -23,12 +23,14 @@ def clock(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch, cache)
 
 
-@DOORS
-async def test_popular_tag_is_validated_before_it_goes_stale(cache: Cache, hub: Hub, clock: Clock, door: Door) -> None:
+@EACH_LISTENER
+async def test_popular_tag_is_validated_before_it_goes_stale(
+    cache: Cache, hub: Hub, clock: Clock, listener: Listener
+) -> None:
     """For free, and the client who comes after its first lifetime is answered without the upstream."""
     hub.limit(50)
     image = hub.image("library/app", "1")
-    await popular(cache, image, door)
+    await popular(cache, image, listener)
     hub.reset_log()
     clock.ahead = TTL - 1
     await tick(cache)
@@ -36,7 +38,7 @@ async def test_popular_tag_is_validated_before_it_goes_stale(cache: Cache, hub: 
     assert hub.remaining == 49
     hub.reset_log()
     clock.ahead = TTL * 1.5
-    answer, body = await ask_tag(cache, image, door)
+    answer, body = await ask_tag(cache, image, listener)
     assert (answer.result, body) == (Result.HIT, image.manifest)
     assert hub.count() == 0
 
@@ -71,7 +73,7 @@ async def test_tag_of_a_private_repository_is_left_alone(cache: Cache, hub: Hub,
     hub.image("alice/secret", "1")
     hub.private("alice/secret", {"alice": "alice's"})
     for _ in range(OFTEN_ENOUGH):
-        assert (await cache.get(Door.PROXY, "/v2/alice/secret/manifests/1"))[0] == 401
+        assert (await cache.get(Listener.PROXY, "/v2/alice/secret/manifests/1"))[0] == 401
     hub.reset_log()
     clock.ahead = TTL - 1
     await tick(cache)
@@ -89,7 +91,7 @@ async def test_validations_are_spread_over_time(cache: Cache, hub: Hub, clock: C
     for second in range(int(TTL * 0.7), int(TTL)):
         clock.ahead = second
         before = hub.count(kind="manifest")
-        cache.engine._sync.tick()
+        cache.engine._tag_refresh.tick()
         await idle(cache)
         if hub.count(kind="manifest") > before:
             times.add(second)
@@ -107,7 +109,7 @@ async def test_no_popular_tag_is_ever_stale_however_the_ticks_fall(cache: Cache,
     for _ in range(int(2 * TTL / TICK_SECONDS)):
         clock.ahead += TICK_SECONDS * 0.99
         now = clock.time()
-        for watched in cache.engine._sync._watched.values():
+        for watched in cache.engine._tag_refresh._watched.values():
             watched.asked(now, TTL)
         for image in images:
             for record in cache.engine.store.tags("registry-1.docker.io", image.repo, image.tag or "").values():
@@ -117,17 +119,17 @@ async def test_no_popular_tag_is_ever_stale_however_the_ticks_fall(cache: Cache,
     assert stale == set()
 
 
-@DOORS
+@EACH_LISTENER
 async def test_stale_popular_tag_is_not_asked_for_again_and_again_in_an_outage(
-    cache: Cache, hub: Hub, clock: Clock, door: Door
+    cache: Cache, hub: Hub, clock: Clock, listener: Listener
 ) -> None:
     image = hub.image("library/app", "1")
-    await popular(cache, image, door)
+    await popular(cache, image, listener)
     hub.stop()
     clock.ahead = TTL * 2
     for _ in range(3):
         await tick(cache)
-    answer, body = await ask_tag(cache, image, door)
+    answer, body = await ask_tag(cache, image, listener)
     assert (answer.result, body) == (Result.STALE, image.manifest)
     assert cache.engine.metrics.render().decode().count('kind="manifest",status="error"} 3.0') == 1
 

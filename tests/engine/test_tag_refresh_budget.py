@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from hubcache.decide.budget import BURST_SECONDS
 from hubcache.serve import tag_refresh
-from hubcache.serve.messages import Door, Result
+from hubcache.serve.messages import Listener, Result
 from hubcache.serve.tag_refresh import TICK_SECONDS
 from support.engine import Cache
 from support.standin import Fault, Hub, Image
 from support.tag_refresh import OFTEN_ENOUGH, TTL, ask_tag, idle, in_step, popular, tick
-from support.users import DOORS, Clock, until
+from support.users import EACH_LISTENER, Clock, until
 
 HOST = "registry-1.docker.io"
 DAY = 86400.0
@@ -101,7 +101,7 @@ async def test_manifests_that_are_fetched_ahead_count(cache: Cache, hub: Hub, cl
     clock.ahead = TTL - 1
     await tick(cache)
     assert (await ask_tag(cache, image))[1] == moved.manifest
-    assert not cache.engine._sync._budgets[HOST].spend(clock.time())
+    assert not cache.engine._tag_refresh._budgets[HOST].spend(clock.time())
 
 
 async def test_fetching_ahead_waits_for_the_budget(cache: Cache, hub: Hub, clock: Clock) -> None:
@@ -111,21 +111,21 @@ async def test_fetching_ahead_waits_for_the_budget(cache: Cache, hub: Hub, clock
     hub.reset_log()
     cache.apply(sync_rate=1e-4)
     clock.ahead = TTL - 1
-    cache.engine._sync.tick()
-    await until(lambda: cache.engine._sync._budgets[HOST].wait(clock.time()) > 15000)
+    cache.engine._tag_refresh.tick()
+    await until(lambda: cache.engine._tag_refresh._budgets[HOST].wait(clock.time()) > 15000)
     assert hub.count(kind="manifest", method="GET") == 0
     assert (await ask_tag(cache, image))[0].result is Result.HIT, "nobody waits meanwhile"
     clock.ahead = TTL * 3
     assert (await ask_tag(cache, image))[1] == moved.manifest, "a client's own request is not part of the budget"
 
 
-@DOORS
+@EACH_LISTENER
 async def test_429_to_a_head_pauses_all_looks_at_that_registry(
-    cache: Cache, hub: Hub, clock: Clock, door: Door
+    cache: Cache, hub: Hub, clock: Clock, listener: Listener
 ) -> None:
     images = [hub.image("library/app", str(number)) for number in range(6)]
     for image in images:
-        await popular(cache, image, door)
+        await popular(cache, image, listener)
     hub.reset_log()
     limited = hub.faults.add(Fault(kind="manifest", status=429, body="no", headers={"Retry-After": "90"}))
     cache.apply(sync_rate=0.1)
@@ -133,13 +133,13 @@ async def test_429_to_a_head_pauses_all_looks_at_that_registry(
     await tick(cache)
     assert hub.count() == 1
     hub.faults.remove(limited)
-    cache.engine._sync.apply(1000.0, cache.engine._upstreams)
+    cache.engine._tag_refresh.apply(1000.0, cache.engine._upstreams)
     for ahead in (20, 40, 80):
         clock.ahead = TTL - 1 + ahead
         await tick(cache)
     assert hub.count() == 1
     for image in images:
-        watched = next(found for found in cache.engine._sync._watched.values() if found.tag == image.tag)
+        watched = next(found for found in cache.engine._tag_refresh._watched.values() if found.tag == image.tag)
         watched.asked(clock.time(), TTL)
     clock.ahead = TTL + 91
     await tick(cache)
@@ -164,7 +164,7 @@ async def test_registry_that_refuses_a_look_is_believed(cache: Cache, hub: Hub, 
             del hub.accounts.tokens[value]
     clock.ahead = TTL - 1
     await tick(cache)
-    assert (await cache.get(Door.PROXY, "/v2/alice/app/manifests/1"))[0] == 401
+    assert (await cache.get(Listener.PROXY, "/v2/alice/app/manifests/1"))[0] == 401
     assert cache.engine.store.tags(HOST, "alice/app", "1") == {}
 
 
@@ -175,11 +175,11 @@ async def test_tag_is_looked_at_once_at_a_time(cache: Cache, hub: Hub, clock: Cl
     hub.reset_log()
     held = hub.faults.add(Fault(kind="manifest", blackhole=True))
     clock.ahead = TTL - 1
-    cache.engine._sync.tick()
+    cache.engine._tag_refresh.tick()
     await until(lambda: held.hits)
     for _ in range(50):
         await ask_tag(cache, image)
-        cache.engine._sync.tick()
+        cache.engine._tag_refresh.tick()
     assert hub.count(kind="manifest", method="HEAD") == 1
     hub.faults.remove(held)
     await idle(cache)
@@ -211,7 +211,7 @@ async def test_hour_at_which_a_tag_moves_outlives_a_restart(
         await tick(cache)
         hub.reset_log()
         later.ahead = 4 * DAY - 1800
-        (watched,) = cache.engine._sync._watched.values()
+        (watched,) = cache.engine._tag_refresh._watched.values()
         watched.seen(None, later.time())  # somebody looked, and so it is not simply time again
         for minute in range(20, 60):
             later.ahead = 4 * DAY + (minute - 40) * 60
@@ -240,7 +240,7 @@ async def test_what_is_watched_is_bounded(hub: Hub, tmp_path: Path, monkeypatch:
     async with in_step(hub, tmp_path / "store") as cache:
         clock = Clock(monkeypatch, cache)
         await many(cache, hub, 12)
-        assert len(cache.engine._sync._watched) == 5
+        assert len(cache.engine._tag_refresh._watched) == 5
         clock.ahead = TTL - 1
         await tick(cache)
         assert {record.path.rpartition("/")[2] for record in hub.requests()} == {"7", "8", "9", "10", "11"}
@@ -251,10 +251,10 @@ async def test_tag_that_is_asked_for_with_a_long_accept_is_not_watched(cache: Ca
     image = hub.image("library/app", "1")
     for number in range(3):
         accept = ", ".join([image.media_type, *(f"a/{number}{kind:0>250}" for kind in range(31))])
-        assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1", accept=accept))[0] == 200
-    assert not cache.engine._sync._watched
-    assert (await cache.get(Door.PROXY, "/v2/library/app/manifests/1", accept=image.media_type))[0] == 200
-    assert len(cache.engine._sync._watched) == 1
+        assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/1", accept=accept))[0] == 200
+    assert not cache.engine._tag_refresh._watched
+    assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/1", accept=image.media_type))[0] == 200
+    assert len(cache.engine._tag_refresh._watched) == 1
 
 
 async def test_much_that_is_due_is_looked_at_bit_by_bit(
@@ -265,14 +265,14 @@ async def test_much_that_is_due_is_looked_at_bit_by_bit(
     cache.apply(sync_rate=1000.0)
     images = await many(cache, hub, 15)
     clock.ahead = TTL - 1
-    cache.engine._sync.tick()
-    assert len(cache.engine._sync._tasks) <= 2
+    cache.engine._tag_refresh.tick()
+    assert len(cache.engine._tag_refresh._tasks) <= 2
     await until(lambda: hub.count(method="HEAD", status=200) == len(images))
     await idle(cache)
 
 
 async def test_registry_that_is_not_configured_any_more_is_not_looked_at(cache: Cache, hub: Hub, clock: Clock) -> None:
     await many(cache, hub, 2)
-    cache.engine._sync.apply(1.0, {})
+    cache.engine._tag_refresh.apply(1.0, {})
     await lifetimes(cache, clock, 2)
     assert hub.count() == 0

@@ -8,10 +8,10 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from hubcache.serve.messages import LOCAL_TOKEN, UNCHECKED_TOKEN, Answer, Door, Forward, Result
+from hubcache.serve.messages import LOCAL_TOKEN, UNVERIFIED_TOKEN, Answer, Forward, Listener, Result
 from support.engine import Cache, read, running
 from support.standin import Fault, Hub, Image
-from support.users import DOORS, basic, bearer, pull, short_times
+from support.users import EACH_LISTENER, basic, bearer, pull, short_times
 
 REPO = "library/app"
 PULL = f"repository:{REPO}:pull"
@@ -58,9 +58,9 @@ async def ask(
     fields = [("service", "registry.docker.io"), *(("scope", scope) for scope in scopes)]
     if method == "GET":
         headers = {"authorization": basic(user, password)} if user else {}
-        request = cache.request(Door.PROXY, "GET", f"/token?{urlencode(fields)}", **headers)
+        request = cache.request(Listener.PROXY, "GET", f"/token?{urlencode(fields)}", **headers)
     else:
-        request = cache.request(Door.PROXY, "POST", "/token", **FORM)
+        request = cache.request(Listener.PROXY, "POST", "/token", **FORM)
         fields += [("grant_type", "password"), ("username", user), ("password", password)]
         object.__setattr__(request, "body", urlencode(fields).encode())
     answer = await cache.engine.token_service.answer(request)
@@ -85,18 +85,18 @@ async def test_anonymous_token_is_made_here(cache: Cache, hub: Hub, scope: str) 
 
 async def test_anonymous_token_gives_no_right_to_a_private_image(cache: Cache) -> None:
     own = f"Bearer {LOCAL_TOKEN}"
-    assert (await cache.get(Door.PROXY, "/v2/alice/secret/manifests/1", authorization=own))[0] == 401
+    assert (await cache.get(Listener.PROXY, "/v2/alice/secret/manifests/1", authorization=own))[0] == 401
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-@pytest.mark.parametrize("token", [LOCAL_TOKEN, UNCHECKED_TOKEN])
+@pytest.mark.parametrize("token", [LOCAL_TOKEN, UNVERIFIED_TOKEN])
 async def test_local_token_never_goes_upstream(
-    cache: Cache, hub: Hub, image: Image, door: Door, scheme: str, token: str
+    cache: Cache, hub: Hub, image: Image, listener: Listener, scheme: str, token: str
 ) -> None:
     """Whatever is asked with it: pulls cold and warm, private repositories, pass-through, pushes."""
     own = f"{scheme} {token}"
-    assert set(await pull(cache, image, door, authorization=own)) == {200}
+    assert set(await pull(cache, image, listener, authorization=own)) == {200}
     for method, path in (
         ("GET", "alice/secret/manifests/1"),
         ("GET", f"{REPO}/tags/list"),
@@ -105,7 +105,7 @@ async def test_local_token_never_goes_upstream(
         ("PUT", f"{REPO}/manifests/1"),
         ("DELETE", f"{REPO}/manifests/1"),
     ):
-        outcome, _ = await cache.ask(door, method, f"/v2/{path}", authorization=own)
+        outcome, _ = await cache.ask(listener, method, f"/v2/{path}", authorization=own)
         if isinstance(outcome, Forward):
             assert token not in (outcome.authorization or "")
     assert [record for record in hub.log if token in str(record.headers)] == []
@@ -167,7 +167,7 @@ async def test_stored_image_is_pulled_by_a_user_while_the_token_service_is_down(
     assert answer.status == 200
     token = value_of(body)
     assert set(await pull(cache, image, authorization=f"Bearer {token}")) == {200}
-    assert token == UNCHECKED_TOKEN
+    assert token == UNVERIFIED_TOKEN
 
 
 @WAYS
@@ -192,7 +192,7 @@ async def test_local_token_after_an_outage_is_worth_nothing_for_private_images(
     hub.start()
     own = f"Bearer {value_of(body)}"
     cache.engine.breakers.circuits.clear()
-    status, _ = await cache.get(Door.PROXY, "/v2/alice/secret/manifests/1", authorization=own)
+    status, _ = await cache.get(Listener.PROXY, "/v2/alice/secret/manifests/1", authorization=own)
     assert status == 401
     assert [record for record in hub.log if "hubcache-" in str(record.headers)] == []
 
@@ -205,7 +205,7 @@ async def test_user_does_not_wait_for_a_slow_token_service_without_end(
     hub.faults.add(Fault(kind="token", blackhole=True))
     async with asyncio.timeout(0.8):
         _, body = await ask(cache, method, PULL)
-    assert value_of(body) == UNCHECKED_TOKEN
+    assert value_of(body) == UNVERIFIED_TOKEN
 
 
 async def test_users_token_is_had_while_the_registry_is_down(cache: Cache, hub: Hub, image: Image) -> None:
@@ -219,6 +219,6 @@ async def test_users_token_is_had_while_the_registry_is_down(cache: Cache, hub: 
 
 async def test_users_own_token_is_used_upstream_and_no_other(cache: Cache, hub: Hub) -> None:
     own = bearer(hub, "alice", "alice/secret")
-    outcome, _ = await cache.ask(Door.PROXY, "GET", "/v2/alice/secret/manifests/1", authorization=own)
+    outcome, _ = await cache.ask(Listener.PROXY, "GET", "/v2/alice/secret/manifests/1", authorization=own)
     assert isinstance(outcome, Forward)
     assert outcome.authorization == own

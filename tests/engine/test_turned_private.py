@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from hubcache.decide.policy import VERDICT_LIFETIME
-from hubcache.serve.messages import Answer, Door, Forward
+from hubcache.decide.policy import VISIBILITY_LIFETIME
+from hubcache.serve.messages import Answer, Forward, Listener
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image, random_bytes
 from support.users import (
-    DOORS,
+    EACH_LISTENER,
     REFUSED,
     SECRET,
     Clock,
@@ -44,113 +44,115 @@ async def app(cache: Cache, hub: Hub) -> Image:
     return image
 
 
-@DOORS
+@EACH_LISTENER
 @pytest.mark.parametrize("status", [401, 403])
 async def test_repository_that_turned_private_is_closed_at_once_when_upstream_says_so(
-    cache: Cache, hub: Hub, app: Image, status: int, door: Door
+    cache: Cache, hub: Hub, app: Image, status: int, listener: Listener
 ) -> None:
     """The upstream's word on one tag closes all that is stored, and an outage does not open it again."""
     turn_private(hub, "alice/app")
     if status == 403:
         hub.faults.add(Fault(kind="[mb]*", status=403, body={"errors": [{"code": "DENIED", "message": "no"}]}))
-    refused = 404 if door is Door.MIRROR else status
-    assert (await cache.get(door, "/v2/alice/app/manifests/2"))[0] == refused
+    refused = 404 if listener is Listener.MIRROR else status
+    assert (await cache.get(listener, "/v2/alice/app/manifests/2"))[0] == refused
     for method, path in requests_of(app):
-        answer, _ = await cache.ask(door, method, path)
+        answer, _ = await cache.ask(listener, method, path)
         assert isinstance(answer, Answer)
         assert answer.status == refused, (method, path)
     hub.stop()
-    cache.engine._gate._missing._known.clear()
+    cache.engine._access._missing._known.clear()
     for method, path in requests_of(app):
-        answer, _ = await cache.ask(door, method, path)
+        answer, _ = await cache.ask(listener, method, path)
         assert isinstance(answer, Answer)
         assert answer.status in (refused, 503), (method, path)
 
 
-@DOORS
+@EACH_LISTENER
 async def test_404_is_a_sign_of_change_that_makes_the_upstream_be_asked_again(
-    cache: Cache, hub: Hub, app: Image, door: Door
+    cache: Cache, hub: Hub, app: Image, listener: Listener
 ) -> None:
     """Some registries say 404 of what an anonymous client may not see."""
     hub.faults.add(Fault(kind="[mb]*", status=404, body={"errors": [{"code": "NAME_UNKNOWN", "message": "no"}]}))
-    assert (await cache.get(door, "/v2/alice/app/manifests/2"))[0] == 404
+    assert (await cache.get(listener, "/v2/alice/app/manifests/2"))[0] == 404
     for method, path in requests_of(app):
-        answer, _ = await cache.ask(door, method, path)
+        answer, _ = await cache.ask(listener, method, path)
         assert isinstance(answer, Answer)
         assert answer.status == 404, (method, path)
 
 
-@DOORS
+@EACH_LISTENER
 async def test_what_upstream_denied_to_have_is_not_served_in_an_outage_that_follows(
-    cache: Cache, hub: Hub, app: Image, door: Door
+    cache: Cache, hub: Hub, app: Image, listener: Listener
 ) -> None:
     cache.apply(negative_ttl=0.0)
     hub.faults.add(Fault(kind="[mb]*", status=404, body={"errors": [{"code": "NAME_UNKNOWN", "message": "no"}]}))
-    assert (await cache.get(door, "/v2/alice/app/manifests/2"))[0] == 404
+    assert (await cache.get(listener, "/v2/alice/app/manifests/2"))[0] == 404
     for method, path in requests_of(app):
-        await cache.ask(door, method, path)
+        await cache.ask(listener, method, path)
     hub.stop()
-    given = {path: (await cache.get(door, path))[0] for method, path in requests_of(app) if method == "GET"}
+    given = {path: (await cache.get(listener, path))[0] for method, path in requests_of(app) if method == "GET"}
     assert set(given.values()) == {503}, given
 
 
-@DOORS
-async def test_mistyped_tag_does_not_close_a_public_repository(cache: Cache, hub: Hub, app: Image, door: Door) -> None:
-    assert (await cache.get(door, "/v2/alice/app/manifests/latets"))[0] == 404
+@EACH_LISTENER
+async def test_mistyped_tag_does_not_close_a_public_repository(
+    cache: Cache, hub: Hub, app: Image, listener: Listener
+) -> None:
+    assert (await cache.get(listener, "/v2/alice/app/manifests/latets"))[0] == 404
     hub.stop()
-    assert set(await pull(cache, app, door)) == {200}
+    assert set(await pull(cache, app, listener)) == {200}
 
 
-@DOORS
+@EACH_LISTENER
 async def test_repository_that_turned_private_unseen_is_closed_within_the_verdicts_lifetime(
-    cache: Cache, hub: Hub, app: Image, door: Door, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, app: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fresh tag gives nobody a reason to ask; the verdict runs out before it."""
-    cache.apply(tag_ttl=VERDICT_LIFETIME * 10)
+    cache.apply(tag_ttl=VISIBILITY_LIFETIME * 10)
     clock = Clock(monkeypatch, cache)
     turn_private(hub, "alice/app")
-    clock.ahead = VERDICT_LIFETIME - 60
-    assert set(await pull(cache, app, door)) == {200}
+    clock.ahead = VISIBILITY_LIFETIME - 60
+    assert set(await pull(cache, app, listener)) == {200}
     assert hub.count() == 0
-    clock.ahead = VERDICT_LIFETIME + 1
+    clock.ahead = VISIBILITY_LIFETIME + 1
     for method, path in reversed(requests_of(app)):
-        answer, _ = await cache.ask(door, method, path)
+        answer, _ = await cache.ask(listener, method, path)
         assert isinstance(answer, Answer)
-        assert answer.status == REFUSED[door], (method, path)
+        assert answer.status == REFUSED[listener], (method, path)
 
 
-@DOORS
+@EACH_LISTENER
 async def test_verdict_outlives_a_restart_but_not_its_lifetime(
-    hub: Hub, door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = hub.image("alice/app", "1")
-    async with running(hub, tmp_path / "store", tag_ttl=VERDICT_LIFETIME * 10) as before:
+    async with running(hub, tmp_path / "store", tag_ttl=VISIBILITY_LIFETIME * 10) as before:
         assert set(await pull(before, image)) == {200}
     turn_private(hub, "alice/app")
-    async with running(hub, tmp_path / "store", tag_ttl=VERDICT_LIFETIME * 10) as after:
+    async with running(hub, tmp_path / "store", tag_ttl=VISIBILITY_LIFETIME * 10) as after:
         clock = Clock(monkeypatch, after)
-        assert set(await pull(after, image, door)) == {200}
-        clock.ahead = VERDICT_LIFETIME + 1
-        await assert_refused(after, image, door)
+        assert set(await pull(after, image, listener)) == {200}
+        clock.ahead = VISIBILITY_LIFETIME + 1
+        await assert_refused(after, image, listener)
 
 
-@DOORS
+@EACH_LISTENER
 async def test_repository_that_turned_public_is_served_to_all_when_the_refusal_is_forgotten(
-    keeping: Cache, hub: Hub, secret: Image, door: Door, monkeypatch: pytest.MonkeyPatch
+    keeping: Cache, hub: Hub, secret: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not only when the token that it was refused with is over: that has no right to what is public since."""
     clock = Clock(monkeypatch, keeping)
-    await assert_refused(keeping, secret, door)
+    await assert_refused(keeping, secret, listener)
     hub.public(SECRET)
     clock.ahead = keeping.settings.negative_ttl + 1
-    assert set(await pull(keeping, secret, door)) == {200}
+    assert set(await pull(keeping, secret, listener)) == {200}
 
 
 async def test_user_of_a_repository_that_turned_private_goes_on_reading_it(cache: Cache, hub: Hub, app: Image) -> None:
     turn_private(hub, "alice/app")
     cache.apply(tag_ttl=0.0)
     own = bearer(hub, "alice", "alice/app")
-    outcome, _ = await cache.ask(Door.PROXY, "GET", "/v2/alice/app/manifests/1", authorization=own)
+    outcome, _ = await cache.ask(Listener.PROXY, "GET", "/v2/alice/app/manifests/1", authorization=own)
     assert isinstance(outcome, Forward)
     assert outcome.authorization == own
 
@@ -158,5 +160,5 @@ async def test_user_of_a_repository_that_turned_private_goes_on_reading_it(cache
 async def test_names_of_no_repository_leave_nothing_behind(cache: Cache, hub: Hub) -> None:
     """The Hub refuses what does not exist as it refuses what is private: names can be made up without end."""
     for number in range(20):
-        assert (await cache.get(Door.MIRROR, f"/v2/nobody/r{number}/manifests/1"))[0] == 404
-    assert not cache.engine._gate._verdicts._recent
+        assert (await cache.get(Listener.MIRROR, f"/v2/nobody/r{number}/manifests/1"))[0] == 404
+    assert not cache.engine._access._visibility._recent

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from hubcache.serve import cached_manifests
-from hubcache.serve.messages import Answer, Door, Result
+from hubcache.serve.messages import Answer, Listener, Result
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image
-from support.users import DOORS, SECRET, Clock, bearer, pull, turn_private, until
+from support.users import EACH_LISTENER, SECRET, Clock, bearer, pull, turn_private, until
 
 TTL, WINDOW = 60.0, 30.0
 TAG = "/v2/library/app/manifests/1"
@@ -36,8 +36,10 @@ async def image(cache: Cache, hub: Hub, clock: Clock) -> Image:
     return found
 
 
-async def ask(cache: Cache, door: Door = Door.PROXY, method: str = "GET", path: str = TAG) -> tuple[Answer, bytes]:
-    answer, body = await cache.ask(door, method, path)
+async def ask(
+    cache: Cache, listener: Listener = Listener.PROXY, method: str = "GET", path: str = TAG
+) -> tuple[Answer, bytes]:
+    answer, body = await cache.ask(listener, method, path)
     assert isinstance(answer, Answer)
     return answer, body
 
@@ -46,12 +48,12 @@ async def revalidated(cache: Cache) -> None:
     await until(lambda: not cache.engine._manifests._revalidations)
 
 
-@DOORS
+@EACH_LISTENER
 async def test_tag_is_served_at_once_while_the_registry_is_asked(
-    cache: Cache, hub: Hub, image: Image, door: Door
+    cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     held = hub.faults.add(Fault(kind="manifest", blackhole=True))
-    answer, body = await ask(cache, door)
+    answer, body = await ask(cache, listener)
     assert (answer.status, answer.result, body) == (200, Result.STALE, image.manifest)
     status = answer.headers["Cache-Status"]
     assert status in {f'hubcache; hit; ttl=-{over}; detail="revalidating"' for over in (10, 11)}
@@ -147,7 +149,7 @@ async def test_readers_private_view_always_waits(cache: Cache, hub: Hub, secret:
     cache.apply(tag_ttl=20.0, negative_ttl=1000.0)
     await pull(cache, secret, authorization=alice)
     clock.ahead = 30
-    answer, body = await cache.ask(Door.PROXY, "GET", path, authorization=alice)
+    answer, body = await cache.ask(Listener.PROXY, "GET", path, authorization=alice)
     assert isinstance(answer, Answer)
     assert (answer.result, body) == (Result.REVALIDATED, secret.manifest)
     assert (await ask(cache, path=path))[0].status == 401

@@ -33,7 +33,7 @@ def programs(tmp_path: Path, hub: Hub) -> Iterator[list[Program]]:
         [
             ("hubcache_size=much", "hubcache_size: 'much' is not a size"),
             ("hubcache_registries=http://x", "hubcache_registries: 'http://x'"),
-            ("hubcache_registries=ghcr.io", "may not vouch for ghcr.io: to renew it, move "),
+            ("hubcache_registries=ghcr.io", "cannot sign for ghcr.io: to renew it, move "),
             ("hubcache_status=nonsense", "hubcache_status: 'nonsense' is not HOST:PORT"),
         ],
         [

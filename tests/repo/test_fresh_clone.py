@@ -1,4 +1,4 @@
-"""One command makes a fresh clone of the repository serve; really done, so it needs the package registry."""
+"""A fresh clone of the repository serves after one command; the tests install from the package registry."""
 
 import contextlib
 import http.client
@@ -17,7 +17,7 @@ from cryptography import x509
 from support.paths import REPOSITORY
 from support.required import missing
 
-KEPT = re.compile(r"PATH|(PIP|UV|SSL_CERT)_.*|(https?|all|no)_proxy", re.IGNORECASE)
+ENVIRONMENT = re.compile(r"PATH|(PIP|UV|SSL_CERT)_.*|(https?|all|no)_proxy", re.IGNORECASE)
 OFFLINE = """
 import fcntl, os, socket, struct, sys
 os.unshare(os.CLONE_NEWNET)
@@ -25,27 +25,26 @@ with socket.socket() as any_socket:
     fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh22x", b"lo", 0x41))  # SIOCSIFFLAGS: IFF_UP, IFF_RUNNING
 os.execv(sys.argv[1], sys.argv[1:])
 """
-"""A program that runs another in a network of its own, which has nothing but loopback."""
+"""A program that runs another one in a network namespace of its own, which has loopback only."""
 STATUS = """
 import http.client, os, sys
-from support.paths import REPOSITORY
 os.setns(os.open(sys.argv[1], os.O_RDONLY))
 connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[2]), timeout=10)
 connection.request("GET", sys.argv[3])
 print(connection.getresponse().status)
 """
-"""A program that prints what a port and path answer in the network of another process."""
+"""A program that prints the status of a port and path in the network namespace of another process."""
 
 
 class Clone:
-    """What is in the repository, or about to be, and nothing that was made in it; used with an empty home."""
+    """A copy of all files of the repository that Git does not ignore, used with an empty home directory."""
 
-    def __init__(self, room: Path) -> None:
-        self.root, self.home, self.log = room / "clone", room / "home", room / "serve.log"
+    def __init__(self, directory: Path) -> None:
+        self.root, self.home, self.log = directory / "clone", directory / "home", directory / "serve.log"
         self.script = self.root / "scripts/serve"
         self.home.mkdir()
-        kept = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
-        self.environment = kept | {"HOME": str(self.home), "HUBCACHE_PYTHON": os.path.realpath(sys.executable)}
+        inherited = {name: value for name, value in os.environ.items() if ENVIRONMENT.fullmatch(name)}
+        self.environment = inherited | {"HOME": str(self.home), "HUBCACHE_PYTHON": os.path.realpath(sys.executable)}
         listing = ["git", "-C", str(REPOSITORY), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         for name in subprocess.run(listing, capture_output=True, check=True).stdout.decode().split("\0"):
             source, copy = REPOSITORY / name, self.root / name
@@ -54,7 +53,7 @@ class Clone:
                 shutil.copy2(source, copy)
 
     def version(self) -> "subprocess.CompletedProcess[str]":
-        """Set up what is missing, and no more."""
+        """Set up what is missing, and print the version."""
         return subprocess.run(
             [self.script, "--version"],
             env=self.environment,
@@ -67,7 +66,7 @@ class Clone:
 
     @contextlib.contextmanager
     def serving(self, *arguments: str, inside: tuple[str, ...] = ()) -> Iterator[int]:
-        """The program, once it has said where everything is, until the end of the block; yields its process id."""
+        """Run the program until the end of the block; yield its process id once it listens."""
         with self.log.open("wb") as output:
             process = subprocess.Popen(
                 [*inside, str(self.script), *arguments],
@@ -108,7 +107,7 @@ def free_port() -> int:
 
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
-def test_a_fresh_clone_serves_with_one_command(clone: Clone) -> None:
+def test_fresh_clone_serves_after_one_command(clone: Clone) -> None:
     assert clone.version().stderr == ""
     mirror = free_port()
     modes = [f"regular@127.0.0.1:{free_port()}", f"reverse:https://registry-1.docker.io@127.0.0.1:{mirror}"]
@@ -122,15 +121,15 @@ def test_a_fresh_clone_serves_with_one_command(clone: Clone) -> None:
 
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
-def test_without_arguments_all_doors_are_open_and_no_network_is_needed(clone: Clone) -> None:
+def test_start_without_arguments_opens_all_listeners_and_needs_no_network(clone: Clone) -> None:
     if os.geteuid() != 0:
-        missing("only root can make a network of its own")
+        missing("only root can create a network namespace")
     with clone.serving(inside=(sys.executable, "-c", OFFLINE)) as pid:
-        said = clone.log.read_text()
-        assert re.search(r"hubcache: proxy at .*:8080$", said, re.MULTILINE), said
-        assert re.search(r"hubcache: mirror at .*:5000$", said, re.MULTILINE), said
-        for place in (("5000", "/v2/"), ("9180", "/healthz")):
-            command = [sys.executable, "-c", STATUS, f"/proc/{pid}/ns/net", *place]
-            assert subprocess.run(command, capture_output=True, text=True, check=False).stdout == "200\n", said
+        log = clone.log.read_text()
+        assert re.search(r"hubcache: proxy at .*:8080$", log, re.MULTILINE), log
+        assert re.search(r"hubcache: mirror at .*:5000$", log, re.MULTILINE), log
+        for target in (("5000", "/v2/"), ("9180", "/healthz")):
+            command = [sys.executable, "-c", STATUS, f"/proc/{pid}/ns/net", *target]
+            assert subprocess.run(command, capture_output=True, text=True, check=False).stdout == "200\n", log
     ca = x509.load_pem_x509_certificate((clone.root / "certs/mitmproxy-ca-cert.pem").read_bytes())
-    assert ca.extensions.get_extension_for_class(x509.NameConstraints).critical, "this CA may vouch for any site"
+    assert ca.extensions.get_extension_for_class(x509.NameConstraints).critical, "this CA can sign for any site"

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from hubcache.oci.digest import Digest
-from hubcache.serve.messages import Door
+from hubcache.serve.messages import Listener
 from hubcache.store.file_check import PIECE
 from hubcache.store.store import Store
 
@@ -86,6 +86,6 @@ async def stored(hub: Hub, tmp_path: Path, *digests: str) -> AsyncIterator[Cache
     """A cache that has these blobs of the Hub."""
     async with running(hub, tmp_path / "store") as cache:
         for digest in digests:
-            assert (await cache.get(Door.MIRROR, f"/v2/{REPO}/blobs/{digest}"))[0] == 200
+            assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/blobs/{digest}"))[0] == 200
         await asyncio.gather(*cache.engine.fills._tasks)
         yield cache

@@ -11,7 +11,7 @@ from hubcache.engine import Engine
 from hubcache.oci.media import COMMON_TYPES
 from hubcache.oci.registry import Registry
 from hubcache.operate.options import Settings
-from hubcache.serve.messages import Answer, Door, Forward, Request
+from hubcache.serve.messages import Answer, Forward, Listener, Request
 
 from support.standin import Hub
 
@@ -64,21 +64,21 @@ class Cache:
         self.settings = replace(self.settings, **changes)
         self.engine.apply(self.settings)
 
-    def request(self, door: Door, method: str, path: str, **headers: str) -> Request:
+    def request(self, listener: Listener, method: str, path: str, **headers: str) -> Request:
         """A request as the plugin makes it; header names with underscores."""
         given = {"accept": ACCEPT} | {name.replace("_", "-"): value for name, value in headers.items()}
         path, _, query = path.partition("?")
-        return Request(method, path, self.settings.registries[0], door, given, query)
+        return Request(method, path, self.settings.registries[0], listener, given, query)
 
-    async def ask(self, door: Door, method: str, path: str, **headers: str) -> tuple[Answer | Forward, bytes]:
+    async def ask(self, listener: Listener, method: str, path: str, **headers: str) -> tuple[Answer | Forward, bytes]:
         """The answer, and its body read to the end."""
-        outcome = await self.engine.answer(self.request(door, method, path, **headers))
+        outcome = await self.engine.answer(self.request(listener, method, path, **headers))
         assert outcome is not None
         return outcome, await read(outcome)
 
-    async def get(self, door: Door, path: str, **headers: str) -> tuple[int, bytes]:
+    async def get(self, listener: Listener, path: str, **headers: str) -> tuple[int, bytes]:
         """Status and body of a GET that is answered here."""
-        outcome, body = await self.ask(door, "GET", path, **headers)
+        outcome, body = await self.ask(listener, "GET", path, **headers)
         assert isinstance(outcome, Answer)
         return outcome.status, body
 

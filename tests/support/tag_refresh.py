@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from hubcache.decide.watched_tag import OFTEN
-from hubcache.serve.messages import Answer, Door
+from hubcache.serve.messages import Answer, Listener
 
 from support.engine import Cache, running
 from support.standin import Hub, Image
@@ -28,23 +28,23 @@ async def in_step(hub: Hub, directory: Path) -> AsyncIterator[Cache]:
 
 async def tick(cache: Cache) -> None:
     """One look at what is due, and all that follows from it."""
-    cache.engine._sync.tick()
+    cache.engine._tag_refresh.tick()
     await idle(cache)
 
 
 async def idle(cache: Cache) -> None:
-    await until(lambda: not cache.engine._sync._tasks)
+    await until(lambda: not cache.engine._tag_refresh._tasks)
     await settled(cache)
 
 
-async def popular(cache: Cache, image: Image, door: Door = Door.PROXY) -> None:
+async def popular(cache: Cache, image: Image, listener: Listener = Listener.PROXY) -> None:
     """A pulled image whose tag is asked for often."""
-    assert set(await pull(cache, image, door)) == {200}
+    assert set(await pull(cache, image, listener)) == {200}
     for _ in range(OFTEN_ENOUGH):
-        assert (await cache.get(door, f"/v2/{image.repo}/manifests/{image.tag}"))[0] == 200
+        assert (await cache.get(listener, f"/v2/{image.repo}/manifests/{image.tag}"))[0] == 200
 
 
-async def ask_tag(cache: Cache, image: Image, door: Door = Door.PROXY) -> tuple[Answer, bytes]:
-    answer, body = await cache.ask(door, "GET", f"/v2/{image.repo}/manifests/{image.tag}")
+async def ask_tag(cache: Cache, image: Image, listener: Listener = Listener.PROXY) -> tuple[Answer, bytes]:
+    answer, body = await cache.ask(listener, "GET", f"/v2/{image.repo}/manifests/{image.tag}")
     assert isinstance(answer, Answer)
     return answer, body

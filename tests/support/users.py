@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 from hubcache.serve import access
-from hubcache.serve.messages import Answer, Door
+from hubcache.serve.messages import Answer, Listener
 from hubcache.transfer import session, tokens, upstream, upstream_client
 
 from support.engine import Cache
 from support.standin import Hub, Image
 
 SECRET = "alice/secret"
-REFUSED = {Door.PROXY: 401, Door.MIRROR: 404}
-DOORS = pytest.mark.parametrize("door", list(Door), ids=lambda door: door.value)
+REFUSED = {Listener.PROXY: 401, Listener.MIRROR: 404}
+EACH_LISTENER = pytest.mark.parametrize("listener", list(Listener), ids=lambda listener: listener.value)
 
 
 def basic(user: str, password: str) -> str:
@@ -41,7 +41,7 @@ class Clock(SimpleNamespace):
         for module in (access, tokens, upstream):
             patch.setattr(module, "time", self)
         engine: Any = cache.engine
-        for part in (engine._gate, engine._manifests, engine._referrers, engine._sync):
+        for part in (engine._access, engine._manifests, engine._referrers, engine._tag_refresh):
             patch.setattr(part, "_clock", self.time)
 
     def time(self) -> float:
@@ -58,11 +58,11 @@ def short_times(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(upstream_client, "_PROBE_SECONDS", 1.0)
 
 
-async def pull(cache: Cache, image: Image, door: Door = Door.PROXY, **headers: str) -> list[int]:
+async def pull(cache: Cache, image: Image, listener: Listener = Listener.PROXY, **headers: str) -> list[int]:
     """Ask for tag, manifest, config and layers as docker does; returns the status of each answer."""
     found = []
     for method, path in requests_of(image):
-        answer, _ = await cache.ask(door, method, path, **headers)
+        answer, _ = await cache.ask(listener, method, path, **headers)
         assert isinstance(answer, Answer)
         found.append(answer.status)
     await settled(cache)
@@ -89,12 +89,12 @@ def requests_of(image: Image) -> list[tuple[str, str]]:
     return [(method, f"/v2/{image.repo}/{path}") for path in paths for method in ("HEAD", "GET")]
 
 
-async def assert_refused(cache: Cache, image: Image, door: Door, **headers: str) -> None:
+async def assert_refused(cache: Cache, image: Image, listener: Listener, **headers: str) -> None:
     """No part of the image is given, and a GET says why in the form of the spec."""
     for method, path in requests_of(image):
-        answer, body = await cache.ask(door, method, path, **headers)
+        answer, body = await cache.ask(listener, method, path, **headers)
         assert isinstance(answer, Answer)
-        assert answer.status == REFUSED[door], (method, path)
+        assert answer.status == REFUSED[listener], (method, path)
         assert method == "HEAD" or json.loads(body)["errors"][0]["code"] in ("UNAUTHORIZED", "MANIFEST_UNKNOWN")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hubcache.serve.messages import Answer, Door
+from hubcache.serve.messages import Answer, Listener
 from hubcache.workers.epoch import Epoch
 from hubcache.workers.owner_client import OwnerClient
 from hubcache.workers.owner_server import OwnerServer
@@ -30,8 +30,8 @@ class Pair:
         self.workers = workers
         self.lost = lost
 
-    async def get(self, path: str, method: str = "GET", door: Door = Door.MIRROR, **headers: str) -> Answer:
-        outcome = await self.remote.answer(self.cache.request(door, method, path, **headers))
+    async def get(self, path: str, method: str = "GET", listener: Listener = Listener.MIRROR, **headers: str) -> Answer:
+        outcome = await self.remote.answer(self.cache.request(listener, method, path, **headers))
         assert isinstance(outcome, Answer)
         return outcome
 
@@ -52,7 +52,7 @@ async def paired(cache: Cache) -> AsyncIterator[Pair]:
     lost = asyncio.Event()
     owner = OwnerServer(cache.engine, workers.append)
     epoch = Epoch.create()
-    cache.engine.watch(epoch.advance)
+    cache.engine.on_change(epoch.advance)
     ours, theirs = socket.socketpair()
     serving = asyncio.create_task(owner.serve(*await asyncio.open_connection(sock=ours)))
     remote = await OwnerClient.connect(theirs, Epoch.find(epoch.fileno()), lost.set)
@@ -62,7 +62,7 @@ async def paired(cache: Cache) -> AsyncIterator[Pair]:
         await remote.close()
         await serving
         assert owner.connected == 0
-        cache.engine.watch(lambda: None)
+        cache.engine.on_change(lambda: None)
         epoch.close()
 
 

@@ -11,7 +11,7 @@ import pytest
 from hubcache import shutdown
 from hubcache.mitm import listeners
 from hubcache.oci.digest import Digest
-from hubcache.serve.messages import Answer, Door
+from hubcache.serve.messages import Answer, Listener
 from hubcache.shutdown import Shutdown
 from support.engine import running
 from support.standin import Fault, Hub, random_bytes
@@ -78,7 +78,7 @@ async def test_fill_without_readers_is_cancelled_and_one_with_a_reader_goes_on(
     async with running(hub, tmp_path / "store") as cache:
         sources = []
         for digest in (read, unread):
-            answer = await cache.engine.answer(cache.request(Door.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}"))
+            answer = await cache.engine.answer(cache.request(Listener.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}"))
             assert isinstance(answer, Answer)
             assert answer.source is not None
             sources.append(answer.source)
@@ -99,7 +99,7 @@ async def test_fill_that_has_not_opened_is_waited_for(hub: Hub, tmp_path: Path) 
     digest = hub.blob(REPO, DATA)
     fault = hub.faults.add(Fault(kind="cdn", method="GET", delay=0.3))
     async with running(hub, tmp_path / "store") as cache:
-        asking = asyncio.create_task(cache.get(Door.MIRROR, f"/v2/{REPO}/blobs/{digest}"))
+        asking = asyncio.create_task(cache.get(Listener.MIRROR, f"/v2/{REPO}/blobs/{digest}"))
         await until(lambda: fault.hits)
         cache.engine.cancel_unread()
         assert await asking == (200, DATA)
@@ -109,20 +109,20 @@ async def test_request_that_is_late_is_an_error_and_no_defect(hub: Hub, tmp_path
     """Its upstream cannot be asked any more."""
     async with running(hub, tmp_path / "store") as cache:
         await cache.engine.close()
-        status, _ = await cache.get(Door.MIRROR, f"/v2/{REPO}/manifests/1")
+        status, _ = await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1")
         assert status == 503
 
 
 async def test_closed_listener_hears_of_no_clients_that_wait_for_others() -> None:
     """Else a worker that serves its last downloads would turn around without a pause."""
-    door = socket.create_server(("127.0.0.1", 0))
+    accepting = socket.create_server(("127.0.0.1", 0))
     loop: Any = asyncio.get_running_loop()
-    listener = listeners._Listener(SimpleNamespace(handle_stream=None), door.dup().detach())
+    listener = listeners._Listener(SimpleNamespace(handle_stream=None), accepting.dup().detach())
     await asyncio.sleep(0)
     listener.close()
     await until(lambda: listener._socket.fileno() < 0)
-    client = socket.create_connection(door.getsockname())
-    with door, client:
+    client = socket.create_connection(accepting.getsockname())
+    with accepting, client:
         assert loop._selector._selector.poll(0.1) == []
 
 

@@ -2,9 +2,9 @@
 
 from enum import Enum
 
-from .records import ReferrersRecord, TagRecord, Verdict
+from .records import ReferrersRecord, TagRecord, Visibility
 
-VERDICT_LIFETIME = 3600.0
+VISIBILITY_LIFETIME = 3600.0
 """Seconds for which a repository counts as public after an anonymous read of it succeeded."""
 
 
@@ -27,15 +27,15 @@ def freshness(record: TagRecord | ReferrersRecord | None, now: float, lifetime: 
     return Freshness.FRESH if 0 <= now - record.validated_at < lifetime else Freshness.STALE
 
 
-def is_public(verdict: Verdict | None, now: float, max_stale: float = 0.0) -> bool:
+def is_public(visibility: Visibility | None, now: float, max_stale: float = 0.0) -> bool:
     """Whether anybody may be served from a repository unasked; `max_stale` seconds longer when nobody can be asked.
 
     Then also by a verdict from the future: the clock was set back, and stored images must outlive that.
     """
-    if verdict is None or not verdict.public:
+    if visibility is None or not visibility.public:
         return False
-    age = now - verdict.checked_at
-    return age < VERDICT_LIFETIME + max_stale and (age >= 0 or max_stale > 0)
+    age = now - visibility.checked_at
+    return age < VISIBILITY_LIFETIME + max_stale and (age >= 0 or max_stale > 0)
 
 
 def may_serve_stale(record: TagRecord | ReferrersRecord, now: float, lifetime: float, max_stale: float) -> bool:

@@ -79,7 +79,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Visibility:
     """Whether an anonymous read of a repository succeeded when it was last tried."""
 
     public: bool

@@ -6,7 +6,7 @@ from mitmproxy import http
 
 from ..oci.registry import Registry
 from ..serve.cache_status import bypassed
-from ..serve.challenges import for_client, told_error
+from ..serve.challenges import client_challenge, client_error
 from ..serve.messages import Answer
 from ..transfer.challenge import Challenge
 
@@ -54,5 +54,5 @@ def _told(demand: str, registry: Registry, presented: str | None, sent: str | No
     challenge = Challenge.parse(demand)
     if challenge is None:
         return demand
-    told = for_client(registry, challenge, told_error(challenge.error, presented, sent))
+    told = client_challenge(registry, challenge, client_error(challenge.error, presented, sent))
     return demand if told == challenge else told.render()  # or all else that may stand there would be lost

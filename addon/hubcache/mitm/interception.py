@@ -10,7 +10,7 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 
 from ..oci.reference import is_api_path
 from ..oci.registry import HUB_INDEX_HOST, HUB_REALM, Registry
-from ..serve.messages import Door, Request
+from ..serve.messages import Listener, Request
 
 HUB_TOKEN_HOST = HUB_REALM.split("/")[2]
 
@@ -20,7 +20,7 @@ class Place:
     """Where a request belongs."""
 
     registry: Registry
-    door: Door
+    listener: Listener
     is_token_service: bool = False
 
     def request(self, *, method: str, path: str, query: str, headers: Mapping[str, str], client: str) -> Request:
@@ -30,10 +30,10 @@ class Place:
             path=path,
             query=query,
             registry=self.registry,
-            door=self.door,
+            listener=self.listener,
             headers={name.lower(): value for name, value in headers.items()},
             client=client,
-            for_token=self.is_token_service,
+            to_token_service=self.is_token_service,
         )
 
 
@@ -42,11 +42,13 @@ class Interception:
 
     def __init__(self, registries: Iterable[Registry]) -> None:
         self.registries = tuple(registries)
-        self._places = {(registry.hostname, registry.port): Place(registry, Door.PROXY) for registry in self.registries}
+        self._places = {
+            (registry.hostname, registry.port): Place(registry, Listener.PROXY) for registry in self.registries
+        }
         for registry in self.registries:
             if registry.is_hub:
-                self._places[HUB_INDEX_HOST, 443] = Place(registry, Door.PROXY)
-                self._places[HUB_TOKEN_HOST, 443] = Place(registry, Door.PROXY, is_token_service=True)
+                self._places[HUB_INDEX_HOST, 443] = Place(registry, Listener.PROXY)
+                self._places[HUB_TOKEN_HOST, 443] = Place(registry, Listener.PROXY, is_token_service=True)
 
     @property
     def hosts(self) -> list[str]:
@@ -95,8 +97,8 @@ class Interception:
         named = parse_qs(query).get("ns", [])[:1] or [(header or "").strip()]
         if not named[0]:
             own = self._places.get((mode.address[0].lower(), mode.address[1]))
-            return None if own is None else Place(own.registry, Door.MIRROR)
+            return None if own is None else Place(own.registry, Listener.MIRROR)
         for registry in self.registries:
             if registry.matches_namespace(named[0]):
-                return Place(registry, Door.MIRROR)
+                return Place(registry, Listener.MIRROR)
         return None

@@ -1,1 +1,1 @@
-"""For those who run it: options, the CA, metrics, and the status listener."""
+"""Interfaces to operators: options, the CA, metrics, the status listener and the access log."""

@@ -1,4 +1,4 @@
-"""The access log: a JSON object per request for content, one line each; `scripts/simulate` replays it."""
+"""Writes the access log: one line of JSON for each request for content, which `scripts/simulate` can replay."""
 
 import json
 import logging
@@ -11,21 +11,24 @@ logger = logging.getLogger("hubcache")
 
 
 class AccessLog:
-    """Appends to a file; lines are kept in memory until `flush`, so that a request costs no write."""
+    """A file to which lines are appended; they stay in memory until `flush`, so that a request needs no write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lines: list[str] = []
-        self._broken = False
+        self._has_failed = False
 
     def add(self, now: float, request: Request, outcome: Answer | Forward) -> None:
-        """Note a request for a manifest or a blob; `now` in seconds since the epoch. No credentials, no addresses."""
+        """Add a line for a request for a manifest or a blob, without credentials and addresses.
+
+        `now` is in seconds since the epoch. Forwarded requests, errors and redirects are not logged.
+        """
         if isinstance(outcome, Forward) or outcome.kind not in ("manifest", "blob") or outcome.status >= 300:
             return
         _, _, rest = request.path.partition("/v2/")
         line = {
             "ts": round(now, 3),
-            "door": request.door.value,
+            "door": request.listener.value,
             "method": request.method,
             "kind": outcome.kind,
             "registry": request.registry.host,
@@ -39,20 +42,23 @@ class AccessLog:
         self._lines.append(json.dumps(line))
 
     def flush(self) -> None:
-        """Write what was noted; a file that cannot be written is said once, and tried again."""
+        """Write the lines added since the last call; a failure is logged once, until a write succeeds.
+
+        Lines that cannot be written are dropped.
+        """
         lines, self._lines = self._lines, []
         if not lines:
             return
         try:
-            with open(self.path, "a", opener=_opened) as file:
+            with open(self.path, "a", opener=_open) as file:
                 file.write("\n".join(lines) + "\n")
-            self._broken = False
+            self._has_failed = False
         except OSError as error:
-            if not self._broken:
+            if not self._has_failed:
                 logger.warning("hubcache: access log %s cannot be written: %s", self.path, error)
-            self._broken = True
+            self._has_failed = True
 
 
-def _opened(path: str, flags: int) -> int:
-    """A new file is for its owner alone: it names private repositories. The mode of one that exists is left."""
+def _open(path: str, flags: int) -> int:
+    """Open with mode 0600 if the file is new, since it names private repositories; keep the mode of an existing one."""
     return os.open(path, flags, 0o600)

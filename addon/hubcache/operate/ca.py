@@ -1,7 +1,7 @@
-"""The certificate authority of the proxy door, in the files that mitmproxy reads.
+"""Creates and checks the certificate authority of the proxy listener, in the files that mitmproxy reads.
 
-Clients must trust it, so it is made to be as little worth stealing as possible: name constraints let it vouch for the
-registries' domains only. It is made once and never replaced by the program: a changed CA breaks every client at once.
+Clients must trust it, so its name constraints limit what a stolen key can do: it can sign for the domains of the
+registries only. The program never replaces an existing CA, because every client would fail until it trusts the new one.
 """
 
 import ipaddress
@@ -27,29 +27,30 @@ CERTIFICATE_FILE = "mitmproxy-ca-cert.pem"
 
 VALIDITY = timedelta(days=3650)
 SKEW = timedelta(days=1)
-"""The certificate is valid from this long ago, for clients whose clocks are behind."""
+"""The validity of the certificate begins this long before its creation, for clients whose clocks are slow."""
 
 WARNING_TIME = timedelta(days=90)
+"""A warning is logged when the certificate expires within this time."""
 
 _HUB_DOMAINS = ("docker.io", "docker.com")
-_MITMPROXY = x509.Name(
+_MITMPROXY_NAME = x509.Name(
     [x509.NameAttribute(kind, "mitmproxy") for kind in (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME)]
 )
-_EVERY_ADDRESS = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
+_ALL_ADDRESSES = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """The CA in use; `warning` is one line for the log when somebody must act soon."""
+    """The CA in use; `warning` is one line for the log when the operator should renew or replace it."""
 
     certificate_file: Path
     warning: str | None
 
 
 def constrained_domains(hosts: Iterable[str]) -> list[str]:
-    """The domains (or addresses) that a new CA is permitted for these hosts: each host's registrable domain.
+    """Return the domains or addresses that a new CA is permitted to sign for: the registrable domain of each host.
 
-    A registry and its token service share it (registry-1.docker.io, auth.docker.io); for the Hub also docker.com.
+    A registry and its token service share it (registry-1.docker.io, auth.docker.io). Docker Hub also has docker.com.
     """
     domains: set[str] = set()
     for host in hosts:
@@ -62,9 +63,9 @@ def constrained_domains(hosts: Iterable[str]) -> list[str]:
 
 
 def ensure_ca(directory: Path, hosts: Sequence[str], now: datetime) -> Authority:
-    """Load the CA in `directory`, or make one there; raises `ConfigError` when it cannot vouch for `hosts` at `now`.
+    """Load the CA in `directory` or create one there; raises `ConfigError` when it cannot sign for `hosts` at `now`.
 
-    To be called before mitmproxy looks there: it makes a CA of its own, for every site, where it finds none.
+    Call this before mitmproxy reads the directory: if there is no CA, mitmproxy creates one that can sign for any site.
     """
     key_file = directory / KEY_FILE
     try:
@@ -74,7 +75,7 @@ def ensure_ca(directory: Path, hosts: Sequence[str], now: datetime) -> Authority
     except OSError as error:
         raise ConfigError(f"CA {key_file}: {error.strerror or error}") from error
     certificate = _load(key_file, pem)
-    unlimited = _check(key_file, certificate, hosts, now)
+    is_unconstrained = _check(key_file, certificate, hosts, now)
     certificate_file = directory / CERTIFICATE_FILE
     public = certificate.public_bytes(serialization.Encoding.PEM)
     try:
@@ -86,10 +87,10 @@ def ensure_ca(directory: Path, hosts: Sequence[str], now: datetime) -> Authority
     warning = None
     if left < WARNING_TIME:
         warning = f"CA {key_file} expires in {left.days} days: {_renewal(key_file)}"
-    elif unlimited and certificate.issuer == _MITMPROXY:
-        # Where confdir is set by the user, mitmproxy was there first.
+    elif is_unconstrained and certificate.issuer == _MITMPROXY_NAME:
+        # When the user sets confdir, mitmproxy has created its own CA there before this program was loaded.
         warning = (
-            f"CA {key_file} was made by mitmproxy and may vouch for any site: to have one for the registries only, "
+            f"CA {key_file} was created by mitmproxy and can sign for any site: to use one for the registries only, "
             f"move it away and start without setting confdir; every client must then trust the new {CERTIFICATE_FILE}"
         )
     return Authority(certificate_file, warning)
@@ -140,19 +141,23 @@ def _create(directory: Path, domains: Sequence[str], now: datetime) -> None:
 
 
 def _constraints(domains: Sequence[str]) -> x509.NameConstraints:
-    """Permit `domains` only. A kind of name without a permitted subtree is free (RFC 5280 section 4.2.1.10): so
-    addresses are excluded when none is wanted, and for names one is permitted that nobody can have (RFC 6761)."""
+    """Return constraints that permit `domains` only.
+
+    Without a permitted subtree of its type, every name of that type is permitted (RFC 5280 section 4.2.1.10). So all
+    addresses are excluded when no address is permitted, and `invalid`, which cannot be registered (RFC 6761), is the
+    permitted DNS name when there is no other.
+    """
     addresses = [address for address in map(_address, domains) if address is not None]
-    # mitmproxy repeats an address in the common name, and OpenSSL takes that for a host name.
+    # mitmproxy repeats an address in the common name, which OpenSSL checks as a host name.
     names = [domain for domain in domains if not isinstance(_address(domain), ipaddress.IPv6Address)]
     permitted: list[x509.GeneralName] = [x509.DNSName(name) for name in names or ("invalid",)]
     permitted += [x509.IPAddress(ipaddress.ip_network(address)) for address in addresses]
-    excluded = [x509.IPAddress(network) for network in _EVERY_ADDRESS] if not addresses else None
+    excluded = [x509.IPAddress(network) for network in _ALL_ADDRESSES] if not addresses else None
     return x509.NameConstraints(permitted, excluded)
 
 
 def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
-    """Have `data` at `path` at once and whole; without `replace`, an earlier file wins (another process was first)."""
+    """Write `data` to `path` atomically; without `replace`, keep a file that another process created meanwhile."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
@@ -176,19 +181,19 @@ def _load(key_file: Path, pem: bytes) -> x509.Certificate:
         certificate = x509.load_pem_x509_certificate(pem)
         key: PrivateKeyTypes = serialization.load_pem_private_key(pem, password=None)
     except TypeError:
-        # An encrypted key: mitmproxy opens it with its own option cert_passphrase, and says so if it cannot.
+        # The key is encrypted: mitmproxy decrypts it with its option cert_passphrase, and reports when it cannot.
         return certificate
     except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(
-            f"CA {key_file} is not a private key and a certificate in PEM: {_renewal(key_file)}"
+            f"CA {key_file} does not contain a private key and a certificate in PEM: {_renewal(key_file)}"
         ) from error
     if key.public_key() != certificate.public_key():
-        raise ConfigError(f"CA {key_file}: the private key is not the certificate's: {_renewal(key_file)}")
+        raise ConfigError(f"CA {key_file}: private key and certificate do not match: {_renewal(key_file)}")
     return certificate
 
 
 def _check(key_file: Path, certificate: x509.Certificate, hosts: Sequence[str], now: datetime) -> bool:
-    """Raise `ConfigError` unless leaves for `hosts` will be accepted; returns whether leaves for all others are too."""
+    """Raise `ConfigError` unless clients accept leaves for `hosts`; return whether the CA has no name constraints."""
     if certificate.not_valid_after_utc <= now:
         raise ConfigError(f"CA {key_file} expired on {certificate.not_valid_after_utc:%Y-%m-%d}: {_renewal(key_file)}")
     constraints = None
@@ -202,17 +207,17 @@ def _check(key_file: Path, certificate: x509.Certificate, hosts: Sequence[str], 
             elif isinstance(extension.value, x509.NameConstraints):
                 constraints = extension.value
     except (ValueError, x509.DuplicateExtension) as error:
-        raise ConfigError(f"CA {key_file} has an extension that is malformed: {_renewal(key_file)}") from error
+        raise ConfigError(f"CA {key_file} has a malformed extension: {_renewal(key_file)}") from error
     if not is_ca or not may_sign:
-        raise ConfigError(f"CA {key_file} is not the certificate of an authority: {_renewal(key_file)}")
+        raise ConfigError(f"CA {key_file} is not a CA certificate that can sign certificates: {_renewal(key_file)}")
     missing = [host for host in hosts if constraints is not None and not _permits(constraints, host)]
     if missing:
-        raise ConfigError(f"CA {key_file} may not vouch for {', '.join(missing)}: {_renewal(key_file)}")
+        raise ConfigError(f"CA {key_file} cannot sign for {', '.join(missing)}: {_renewal(key_file)}")
     return constraints is None
 
 
 def _permits(constraints: x509.NameConstraints, host: str) -> bool:
-    """RFC 5280 section 4.2.1.10, for DNS names and addresses."""
+    """Whether the constraints permit a DNS name or an address (RFC 5280 section 4.2.1.10)."""
     kind = x509.DNSName if _address(host) is None else x509.IPAddress
     permitted = [name for name in constraints.permitted_subtrees or () if isinstance(name, kind)]
     excluded = [name for name in constraints.excluded_subtrees or () if isinstance(name, kind)]
@@ -226,7 +231,7 @@ def _within(host: str, name: x509.GeneralName) -> bool:
     if isinstance(name, x509.IPAddress):
         return address is not None and address in ipaddress.ip_network(str(name.value))
     base = str(name.value).lower()
-    # Outside the RFC, a leading dot is common; OpenSSL and Go then want at least one label more.
+    # A leading dot is common though not in the RFC; OpenSSL and Go then require at least one more label.
     return address is None and (not base or host == base or host.endswith(f".{base.removeprefix('.')}"))
 
 

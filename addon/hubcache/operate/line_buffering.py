@@ -1,14 +1,14 @@
-"""What is printed for people: lines of mitmproxy and of our own, by several processes, perhaps to a file."""
+"""Sets the buffering of standard output, to which several processes may print lines."""
 
 import io
 import sys
 
 
 def print_whole_lines() -> None:
-    """Have each line go out at once and in one piece.
+    """Write each printed line at once, with one system call.
 
-    Python keeps what goes to a file until there are 8 KiB of it, and with PYTHONUNBUFFERED=1 writes the end of a line
-    on its own: another process's line comes in between.
+    By default Python buffers 8 KiB of output to a file, and with PYTHONUNBUFFERED=1 it writes the end of a line
+    separately, so that a line of another process may come in between.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True, write_through=False)

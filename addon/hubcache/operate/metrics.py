@@ -1,4 +1,4 @@
-"""Counters for Prometheus; also the `Observer` of the transfer side."""
+"""Contains the Prometheus metrics; they are also the `Observer` of `transfer`."""
 
 import logging
 from collections.abc import Callable
@@ -19,24 +19,24 @@ logger = logging.getLogger("hubcache")
 
 
 class Metrics:
-    """All numbers of one process, in a registry of their own."""
+    """The metrics of one engine, in a Prometheus registry of their own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series for each, that nobody asks for
+        disable_created_metrics()  # it would double the number of series
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "hubcache_requests",
-            "Requests from clients by kind (manifest, blob, referrers, ping, token, other) and result.",
+            "Requests from clients by kind (manifest, blob, referrers, ping, token, other), result and door.",
             ["kind", "result", "door"],
             registry=self.registry,
         )
         sent = Counter(
             "hubcache_sent_bytes", "Body bytes sent to clients by source.", ["source"], registry=self.registry
         )
-        self._sent_from = cache(sent.labels)  # asked for each chunk of each body
+        self._sent_from = cache(sent.labels)  # called for each chunk of each body
         self._upstream = Counter(
             "hubcache_upstream_requests",
-            "Requests to upstreams by host, kind and status (error = no answer).",
+            "Requests to upstreams by host, kind and status (error = no response).",
             ["host", "kind", "status"],
             registry=self.registry,
         )
@@ -45,13 +45,13 @@ class Metrics:
         )
         self._limit = Gauge(
             "hubcache_ratelimit_limit",
-            "Pulls allowed, as last told by the upstream.",
+            "Rate limit in pulls, as last reported by the upstream.",
             ["host", "credential"],
             registry=self.registry,
         )
         self._remaining = Gauge(
             "hubcache_ratelimit_remaining",
-            "Pulls left, as last told by the upstream.",
+            "Remaining pulls, as last reported by the upstream.",
             ["host", "credential"],
             registry=self.registry,
         )
@@ -59,73 +59,80 @@ class Metrics:
         self._last_remaining: dict[tuple[str, str], int] = {}
         self._breakers = CircuitBreakers()
         self._up = Gauge(
-            "hubcache_upstream_up", "0 while the host's circuit is open.", ["host"], registry=self.registry
+            "hubcache_upstream_up",
+            "0 while the host's circuit breaker is open, else 1.",
+            ["host"],
+            registry=self.registry,
         )
         self._tasks = Gauge("hubcache_tasks", "Tasks of the event loop.", registry=self.registry)
-        self._workers = Gauge("hubcache_workers", "Processes that speak with clients.", registry=self.registry)
+        self._workers = Gauge("hubcache_workers", "Processes that serve clients.", registry=self.registry)
         self.workers_changed(1)
-        self._fills = Gauge("hubcache_fills_in_flight", "Blobs being fetched.", registry=self.registry)
-        self._fill_results = Counter(
-            "hubcache_fills", "Fills that ended, by result.", ["result"], registry=self.registry
-        )
+        self._fills = Gauge("hubcache_fills_in_flight", "Running fills.", registry=self.registry)
+        self._fill_results = Counter("hubcache_fills", "Finished fills by result.", ["result"], registry=self.registry)
 
     def watch(self, store: Store, breakers: CircuitBreakers) -> None:
-        """Show the store's numbers and the circuits' states as they are when asked for."""
+        """Report the state of the store and of the circuit breakers, as it is at the time of `render`."""
         self._breakers = breakers
-        numbers: list[tuple[str, str, Callable[[], float]]] = [
-            ("hubcache_store_bytes", "Bytes on disk or reserved for fills.", lambda: store.ledger.used),
-            ("hubcache_store_capacity_bytes", "The cap on the store's bytes.", lambda: store.rooms.capacity),
-            ("hubcache_store_objects", "Blobs and manifests stored.", lambda: len(store.ledger.sizes)),
-            ("hubcache_store_evictions", "Objects removed by the policy since start.", lambda: store.rooms.removed),
+        gauges: list[tuple[str, str, Callable[[], float]]] = [
+            ("hubcache_store_bytes", "Bytes on disk and reserved for fills.", lambda: store.ledger.used),
+            ("hubcache_store_capacity_bytes", "Capacity of the store in bytes.", lambda: store.rooms.capacity),
+            ("hubcache_store_objects", "Stored blobs and manifests.", lambda: len(store.ledger.sizes)),
+            ("hubcache_store_evictions", "Objects evicted since start.", lambda: store.rooms.removed),
             ("hubcache_store_damaged", "Objects found damaged since start.", lambda: store.damages),
-            ("hubcache_quarantine_bytes", "Bytes of damaged content put aside.", lambda: store.ledger.quarantined),
-            ("hubcache_scrub_bytes", "Bytes verified unasked since start.", lambda: store.scrubbed.bytes),
-            ("hubcache_scrub_objects", "Objects verified unasked since start.", lambda: store.scrubbed.objects),
-            ("hubcache_scrub_progress", "Part of all content verified, 0 to 1.", lambda: store.scrubbed.progress),
+            ("hubcache_quarantine_bytes", "Bytes of damaged content in quarantine.", lambda: store.ledger.quarantined),
+            ("hubcache_scrub_bytes", "Bytes verified by scrubbing since start.", lambda: store.scrubbed.bytes),
+            ("hubcache_scrub_objects", "Objects verified by scrubbing since start.", lambda: store.scrubbed.objects),
+            (
+                "hubcache_scrub_progress",
+                "Verified part of the stored content in the current scrub, 0 to 1.",
+                lambda: store.scrubbed.progress,
+            ),
             (
                 "hubcache_scrub_finished_timestamp_seconds",
-                "When all content had been verified for the last time; 0 = never.",
+                "Time at which the last complete scrub finished; 0 = never.",
                 lambda: store.scrubbed.finished_at or 0.0,
             ),
-            ("hubcache_store_usable", "1 when content can be stored.", lambda: store.problem is None),
+            ("hubcache_store_usable", "1 while content can be stored, else 0.", lambda: store.problem is None),
         ]
-        for name, text, value in numbers:
-            Gauge(name, text, registry=self.registry).set_function(value)
+        for name, help, value in gauges:
+            Gauge(name, help, registry=self.registry).set_function(value)
 
     def answered(self, kind: str, result: str, door: str, count: int = 1) -> None:
-        """A client's request (or that many) was answered or passed on."""
+        """Count client requests that were answered or forwarded."""
         self._requests.labels(kind, result, door).inc(count)
 
     def sent(self, source: str, count: int) -> None:
-        """Body bytes went to a client."""
+        """Count body bytes that were sent to a client."""
         self._sent_from(source).inc(count)
 
     def workers_changed(self, count: int) -> None:
-        """So many processes speak with clients."""
+        """Set the number of processes that serve clients."""
         self._workers.set(count)
 
     def tasks_counted(self, count: int) -> None:
-        """So many tasks are in the event loop."""
+        """Set the number of tasks of the event loop."""
         self._tasks.set(count)
 
     def remaining(self, host: str, credential: str) -> int | None:
-        """Pulls left by the upstream's last word to this kind of credential; None when it never told."""
+        """Return the remaining pulls as last reported for this kind of credential, or None when never reported."""
         return self._last_remaining.get((host, credential))
 
     def render(self) -> bytes:
-        """The text exposition format."""
+        """Return all metrics in the Prometheus text exposition format."""
         self._hosts.expire()
         self._up.clear()
-        down = {self._hosts.known(host) for host, circuit in self._breakers.circuits.items() if circuit.is_open}
+        down = {
+            self._hosts.existing_label(host) for host, circuit in self._breakers.circuits.items() if circuit.is_open
+        }
         for host in self._breakers.circuits:
-            label = self._hosts.known(host)
+            label = self._hosts.existing_label(host)
             self._up.labels(label).set(label not in down)
         return generate_latest(self.registry)
 
     def _forget_host(self, host: str) -> None:
         for family in (self._upstream, self._received):
-            gone = {tuple(one.labels.values()) for all_of in family.collect() for one in all_of.samples}
-            for labels in gone:
+            series = {tuple(sample.labels.values()) for metric in family.collect() for sample in metric.samples}
+            for labels in series:
                 if labels[0] == host:
                     family.remove(*labels)
 

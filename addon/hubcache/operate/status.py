@@ -1,4 +1,4 @@
-"""The status listener: `/healthz` for load balancers and people, `/metrics` for Prometheus, `/evictions` to explain."""
+"""Serves `/healthz`, `/metrics` and `/evictions` on the status listener."""
 
 import asyncio
 import json
@@ -15,15 +15,16 @@ from ..oci.errors import ConfigError
 from ..store.store import Store
 from ..transfer.breaker import CircuitBreakers
 from .metrics import Metrics
+from .version import version
 
 _INTERNAL = re.compile(r"[0-9a-z_-]+|.*\.(?:svc|local|localhost|internal)")
-"""Names that nobody can register: with one label (a service of Compose, or of the same namespace of Kubernetes), and
-under domains that are not in public DNS (RFC 6761, RFC 6762, ICANN's resolution on `internal`; `svc` is no domain of
-the root, and `svc.cluster.local` ends in `local`)."""
+"""Names that cannot be registered in public DNS: single labels (a service of Docker Compose, or of the same Kubernetes
+namespace), and names under domains that are reserved (RFC 6761, RFC 6762, ICANN's resolution on `internal`) or do not
+exist (`svc`; `svc.cluster.local` ends in `local`)."""
 
 
 class Status:
-    """An HTTP listener of its own, apart from the proxy's ports."""
+    """An HTTP server on a port of its own."""
 
     def __init__(self, store: Store, metrics: Metrics, breakers: CircuitBreakers) -> None:
         self._store = store
@@ -37,7 +38,7 @@ class Status:
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self, host: str, port: int) -> None:
-        """Listen; raises `ConfigError` when the address cannot be used."""
+        """Start listening; raises `ConfigError` when the address cannot be used."""
         self._names.add(host.lower())
         await self._runner.setup()
         try:
@@ -46,14 +47,15 @@ class Status:
             raise ConfigError(f"hubcache_status: cannot listen on {host}:{port}: {error.strerror or error}") from error
 
     async def close(self) -> None:
-        """Stop listening."""
+        """Stop listening and close all connections."""
         await self._runner.cleanup()
 
     async def _health(self, _: web.Request) -> web.Response:
-        """200 as long as pulls work. `status` is `degraded` while nothing can be stored or an upstream is down."""
+        """Return 200, since pulls work; `status` is `degraded` while nothing can be stored or an upstream is down."""
         problem = self._store.problem
         down = {host: circuit.reason for host, circuit in self._breakers.circuits.items() if circuit.is_open}
         report = {
+            "version": version(),
             "status": "ok" if problem is None and not down else "degraded",
             "upstreams_down": down,
             "store": {
@@ -69,16 +71,16 @@ class Status:
         return web.Response(text=json.dumps(report, indent=2) + "\n", content_type="application/json")
 
     def _damage(self) -> dict[str, Any]:
-        """How often stored content was found damaged since the start, and the last time."""
+        """Return the number of objects found damaged since start, and the details of the last one."""
         last = self._store.last_damage
-        told = None
+        details = None
         if last is not None:
-            told = {"at": last.at, "digest": last.digest, "why": last.why}
-            told |= {"path": last.path and str(last.path), "kept": last.kept and str(last.kept)}
-        return {"count": self._store.damages, "quarantined_bytes": self._store.ledger.quarantined, "last": told}
+            details = {"at": last.at, "digest": last.digest, "why": last.why}
+            details |= {"path": last.path and str(last.path), "kept": last.kept and str(last.kept)}
+        return {"count": self._store.damages, "quarantined_bytes": self._store.ledger.quarantined, "last": details}
 
     async def _evictions(self, _: web.Request) -> web.Response:
-        """The last removals, the newest first: what, when and why."""
+        """Return the last removals with time and reason, the newest first."""
         lines = [
             {"at": removal.at, "digest": str(removal.eviction.key)}
             | {name: getattr(removal.eviction, name) for name in ("size", "reason", "score", "requests", "idle")}
@@ -94,21 +96,24 @@ class Status:
 
 
 def _host_check(names: set[str]) -> Middleware:
-    """A page that somebody's browser shows may give its own name our address (DNS rebinding), and then read what is
-    here, past all firewalls. So the name is to be one of these, or one that nobody else can have."""
+    """Return a middleware that answers 421 to requests for other host names, against DNS rebinding.
+
+    A web page can make its own host name resolve to this listener's address, and then its scripts can read these pages
+    from a browser behind the firewall. Names that an attacker cannot register are safe.
+    """
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if _is_own(request.headers.get("Host", ""), names):
             return await handler(request)
-        text = "the status listener answers to an IP address, localhost, its host's name, or an internal name\n"
+        text = "use an IP address, localhost, this machine's host name, or an internal name for the status listener\n"
         return web.Response(status=421, text=text)
 
     return check
 
 
 def _is_own(host: str, names: set[str]) -> bool:
-    """Whether a `Host` is none, an address, one of these names, or one that public DNS does not have."""
+    """Whether a `Host` is empty, an IP address, one of these names, or one that public DNS cannot have."""
     name = re.sub(r":[0-9]*$", "", host).lower().removesuffix(".")
     if name in names or _INTERNAL.fullmatch(name) or not name:
         return True

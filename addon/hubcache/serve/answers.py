@@ -5,16 +5,16 @@ from urllib.parse import parse_qs, urlencode
 from ..oci.digest import Digest
 from ..oci.media import OCI_INDEX, OCTET_STREAM
 from ..oci.reference import ReferrersTarget
-from .cached_blobs import Blob
-from .cached_manifests import Found
-from .cached_referrers import Listed
+from .cached_blobs import BlobResult
+from .cached_manifests import ManifestResult
+from .cached_referrers import ReferrersResult
 from .errors import API_VERSION
-from .messages import Answer, Door, Request
+from .messages import Answer, Listener, Request
 
 DIGEST = "Docker-Content-Digest"
 
 
-def manifest_answer(request: Request, found: Found) -> Answer:
+def manifest_answer(request: Request, found: ManifestResult) -> Answer:
     """200, or 304 where the client has it."""
     headers = _content_headers(request, found.digest, found.media_type, found.cache_status)
     if _matches(request, found.digest):
@@ -24,7 +24,7 @@ def manifest_answer(request: Request, found: Found) -> Answer:
     return Answer(200, headers, found.result, body=found.body, length=found.size, size=found.size)
 
 
-def blob_answer(request: Request, digest: Digest, blob: Blob) -> Answer:
+def blob_answer(request: Request, digest: Digest, blob: BlobResult) -> Answer:
     """200, 206 for a range, or 304, which has no source: the caller closes the blob's."""
     headers = _content_headers(request, digest, OCTET_STREAM, blob.cache_status) | {"Accept-Ranges": "bytes"}
     if _matches(request, digest):
@@ -36,10 +36,10 @@ def blob_answer(request: Request, digest: Digest, blob: Blob) -> Answer:
     return Answer(206, headers, blob.result, source=blob.source, length=length, size=blob.size)
 
 
-def listing_answer(request: Request, target: ReferrersTarget, listed: Listed) -> Answer:
+def listing_answer(request: Request, target: ReferrersTarget, listed: ReferrersResult) -> Answer:
     """A page of referrers (distribution spec, "Listing Referrers")."""
     headers = API_VERSION | {"Content-Type": OCI_INDEX, "Cache-Status": listed.cache_status}
-    if request.door is Door.MIRROR:
+    if request.listener is Listener.MIRROR:
         headers["OCI-Namespace"] = request.registry.namespace
     if listed.filters:
         headers["OCI-Filters-Applied"] = listed.filters
@@ -64,7 +64,7 @@ def _content_headers(request: Request, digest: Digest, media_type: str, status: 
         "ETag": etag(digest),
         "Cache-Status": status,
     }
-    if request.door is Door.MIRROR:
+    if request.listener is Listener.MIRROR:
         headers["OCI-Namespace"] = request.registry.namespace
     return headers
 

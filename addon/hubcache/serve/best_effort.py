@@ -7,14 +7,14 @@ This is the one place that turns `StorageError` into "go on without": it is repo
 from collections.abc import Awaitable, Callable, Mapping
 
 from ..decide.moves import Moves
-from ..decide.records import ManifestRecord, ReferrersRecord, TagRecord, Verdict
+from ..decide.records import ManifestRecord, ReferrersRecord, TagRecord, Visibility
 from ..oci.digest import Digest
 from ..oci.errors import StorageError
 from ..store.store import Store
 from .change_numbers import ChangeNumbers
 
 
-class BestEffort:
+class BestEffortWriter:
     """The store's facts, written at best effort."""
 
     def __init__(self, store: Store, failed: Callable[[StorageError], None]) -> None:
@@ -22,31 +22,31 @@ class BestEffort:
         self._failed = failed
         self._moves = ChangeNumbers()
 
-    def generation(self, registry: str, repository: str, tag: str) -> int:
+    def change_number(self, registry: str, repository: str, tag: str) -> int:
         """Changes when the tag is moved through this proxy: what was asked before must not be remembered after."""
-        return self._moves.number(registry, repository, tag)
+        return self._moves.current(registry, repository, tag)
 
-    async def tag(
-        self, registry: str, repository: str, tag: str, negotiation: str, record: TagRecord, generation: int
+    async def put_tag(
+        self, registry: str, repository: str, tag: str, negotiation: str, record: TagRecord, change_number: int
     ) -> None:
         """Remember what a tag answered, unless it was moved since `generation`."""
-        if generation == self.generation(registry, repository, tag):
+        if change_number == self.change_number(registry, repository, tag):
             await self._attempt(self._store.put_tag(registry, repository, tag, negotiation, record))
 
-    async def moves(self, moves: Mapping[tuple[str, str, str], Moves]) -> None:
+    async def put_moves(self, moves: Mapping[tuple[str, str, str], Moves]) -> None:
         """Remember when tags moved."""
         await self._attempt(self._store.put_moves(moves))
 
-    async def forget_tag(self, registry: str, repository: str, tag: str) -> None:
+    async def drop_tag(self, registry: str, repository: str, tag: str) -> None:
         """The tag was moved or is gone."""
-        self._moves.moved(registry, repository, tag)
+        self._moves.advance(registry, repository, tag)
         await self._attempt(self._store.drop_tag(registry, repository, tag))
 
-    async def manifest(self, digest: Digest, record: ManifestRecord) -> bool:
+    async def put_manifest(self, digest: Digest, record: ManifestRecord) -> bool:
         """Store a verified manifest; whether that worked."""
         return await self._attempt(self._store.put_manifest(digest, record))
 
-    async def link(
+    async def put_links(
         self,
         registry: str,
         repository: str,
@@ -79,11 +79,11 @@ class BestEffort:
         await self.forget_link(registry, repository, digest)
         await self._attempt(self._store.drop_tags_of(registry, repository, digest))
 
-    async def private(self, digest: Digest) -> bool:
+    async def mark_private(self, digest: Digest) -> bool:
         """Content is about to be fetched with a client's own credentials; whether that is remembered."""
         return await self._attempt(self._store.put_private(digest))
 
-    async def gave(
+    async def record_source(
         self, registry: str, repository: str, digest: Digest, size: int | None, *, private: bool = False
     ) -> bool:
         """A registry gave the bytes of a digest, verified; `private`: for a client's own credentials. It is a source of
@@ -92,34 +92,34 @@ class BestEffort:
         written = True
         if private or (hosts is not None and registry not in hosts):
             written = await self._attempt(self._store.put_private(digest, registry))
-        await self.link(registry, repository, {digest: size}, given=True)
+        await self.put_links(registry, repository, {digest: size}, given=True)
         return written
 
-    async def media_type(self, registry: str, digest: Digest, media_type: str) -> None:
+    async def put_media_type(self, registry: str, digest: Digest, media_type: str) -> None:
         """What a registry calls a manifest whose bytes do not tell."""
         if self._store.media_type(registry, digest) != media_type:
             await self._attempt(self._store.put_media_type(registry, digest, media_type))
 
-    async def verdict(self, registry: str, repository: str, verdict: Verdict) -> bool:
+    async def put_visibility(self, registry: str, repository: str, visibility: Visibility) -> bool:
         """Remember whether a repository is public; whether that worked."""
-        return await self._attempt(self._store.put_verdict(registry, repository, verdict))
+        return await self._attempt(self._store.put_visibility(registry, repository, visibility))
 
-    async def turned_private(self, registry: str, repository: str, verdict: Verdict) -> bool:
+    async def make_private(self, registry: str, repository: str, visibility: Visibility) -> bool:
         """Remember that a repository is not public any more, and what is private with it; whether that worked."""
-        written = await self._attempt(self._store.put_verdict(registry, repository, verdict))
+        written = await self._attempt(self._store.put_visibility(registry, repository, visibility))
         return await self._attempt(self._store.hide(registry, repository)) and written
 
-    async def referrers(
+    async def put_referrers(
         self, registry: str, repository: str, subject: Digest, question: str, record: ReferrersRecord
     ) -> None:
         """Remember what was answered about the referrers of a digest."""
         await self._attempt(self._store.put_referrers(registry, repository, subject, question, record))
 
-    async def forget_referrers(self, registry: str, repository: str, subject: Digest | None) -> None:
+    async def drop_referrers(self, registry: str, repository: str, subject: Digest | None) -> None:
         """What refers to a digest, or to some digest of the repository, is not what it was."""
         await self._attempt(self._store.drop_referrers(registry, repository, subject))
 
-    async def challenge(self, registry: str, challenge: str) -> None:
+    async def put_challenge(self, registry: str, challenge: str) -> None:
         """Remember a registry's challenge, so that it can be told while the registry is down."""
         await self._attempt(self._store.put_challenge(registry, challenge))
 

@@ -31,17 +31,17 @@ from ..transfer.coalesce import Coalescer
 from ..transfer.referrers_page import ReferrersPage
 from . import cache_status
 from .access import Access
-from .best_effort import BestEffort
-from .cached_manifests import PATIENCE_SECONDS, CachedManifests, Found
-from .identity import Identity
+from .best_effort import BestEffortWriter
+from .cached_manifests import PATIENCE_SECONDS, CachedManifests, ManifestResult
 from .messages import Result
+from .repository_view import RepositoryView
 
 UNASKED_SECONDS = 10.0
 """A client waits this long for the upstream's word where nothing is known; a pull goes on without."""
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ReferrersResult:
     """A page to answer with: an image index, `OCI-Filters-Applied`, and the query of the next page ("" if none)."""
 
     digest: Digest
@@ -58,19 +58,21 @@ class CachedReferrers:
     def __init__(
         self,
         store: Store,
-        memory: BestEffort,
-        gate: Access,
+        writer: BestEffortWriter,
+        access: Access,
         manifests: CachedManifests,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
-        self._memory = memory
-        self._gate = gate
+        self._writer = writer
+        self._access = access
         self._manifests = manifests
         self._clock = clock
-        self._asking = Coalescer[tuple[str, ...], Listed]()
+        self._asking = Coalescer[tuple[str, ...], ReferrersResult]()
 
-    async def listed(self, view: Identity, subject: Digest, query: str, *, known_only: bool = False) -> Listed:
+    async def by_subject(
+        self, view: RepositoryView, subject: Digest, query: str, *, known_only: bool = False
+    ) -> ReferrersResult:
         """A page of the API; raises `ManifestUnknown` where the registry answers 404, and with `known_only` for all
         that was never asked for."""
         record = self._record(view, subject, "query", query)
@@ -95,9 +97,9 @@ class CachedReferrers:
                 raise slow from error
             return found
 
-    async def tagged(
-        self, view: Identity, tag: str, negotiation: str, *, head: bool, known_only: bool = False
-    ) -> Found:
+    async def by_fallback_tag(
+        self, view: RepositoryView, tag: str, negotiation: str, *, head: bool, known_only: bool = False
+    ) -> ManifestResult:
         """The manifest at a tag made from a digest; raises `ManifestUnknown` as `listed` does."""
         subject = subject_of_tag(tag)
         assert subject is not None
@@ -106,7 +108,7 @@ class CachedReferrers:
             raise _unknown(subject)
         if known_only and record is None and not self._store.tags(view.host, view.repository, tag):
             raise _unknown(subject)
-        since, asked_at = self._gate.generation(view.host, view.repository), self._clock()
+        since, asked_at = self._access.change_number(view.host, view.repository), self._clock()
         try:
             async with asyncio.timeout(UNASKED_SECONDS):
                 return await self._manifests.by_tag(view, tag, negotiation, head=head)
@@ -121,43 +123,45 @@ class CachedReferrers:
 
         Where nothing tells which digest it refers to, all that is known of the repository's referrers is forgotten.
         """
-        await self._memory.forget_referrers(host, repository, subject or subject_of_tag(reference))
+        await self._writer.drop_referrers(host, repository, subject or subject_of_tag(reference))
 
     # -- what is known ----------------------------------------------------------------------------------------------
 
-    def _record(self, view: Identity, subject: Digest, *question: str) -> ReferrersRecord | None:
+    def _record(self, view: RepositoryView, subject: Digest, *question: str) -> ReferrersRecord | None:
         return self._store.referrers(view.host, view.repository, subject).get(_question(view, *question))
 
-    def _is_fresh(self, view: Identity, record: ReferrersRecord) -> bool:
+    def _is_fresh(self, view: RepositoryView, record: ReferrersRecord) -> bool:
         fresh = freshness(record, self._clock(), self._manifests.tag_lifetime) is Freshness.FRESH
-        return fresh and self._gate.is_open(view.host, view.repository, view.reader)
+        return fresh and self._access.can_read_repository(view.host, view.repository, view.authorization)
 
-    def _is_usable(self, view: Identity, record: ReferrersRecord | None) -> bool:
+    def _is_usable(self, view: RepositoryView, record: ReferrersRecord | None) -> bool:
         """Whether it may be served although the upstream does not answer."""
-        if record is None or not self._gate.is_open(view.host, view.repository, view.reader, outage=True):
+        if record is None or not self._access.can_read_repository(
+            view.host, view.repository, view.authorization, outage=True
+        ):
             return False
         return may_serve_stale(record, self._clock(), self._manifests.tag_lifetime, self._manifests.max_stale)
 
-    def _remembered(self, record: ReferrersRecord, result: Result, status: str) -> Listed | None:
+    def _remembered(self, record: ReferrersRecord, result: Result, status: str) -> ReferrersResult | None:
         """What a record says; None when the body is not stored any more. Raises `ManifestUnknown` if it was a 404."""
         if record.digest is None:
             raise ManifestUnknown("the registry lists no referrers")
         manifest = self._store.manifest(record.digest)
         if manifest is None:
             return None
-        return Listed(record.digest, manifest.body, record.filters, record.following, result, status)
+        return ReferrersResult(record.digest, manifest.body, record.filters, record.following, result, status)
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
-    async def _ask(self, view: Identity, subject: Digest, query: str) -> Listed:
+    async def _ask(self, view: RepositoryView, subject: Digest, query: str) -> ReferrersResult:
         """What the upstream says now. It proves nothing about who may read the repository: registries exist that list
         no referrers (200) of whatever they are asked about, and others that have no such API for anonymous readers."""
-        asked = view.question("referrers", subject, query)
-        since, asked_at = self._gate.raise_missing(view.host, view.repository, asked), self._clock()
+        asked = view.request_key("referrers", subject, query)
+        since, asked_at = self._access.raise_remembered_error(view.host, view.repository, asked), self._clock()
         try:
-            page = await view.upstream.get_referrers(view.repository, subject, query, view.reader)
+            page = await view.upstream.get_referrers(view.repository, subject, query, view.authorization)
         except (ManifestUnknown, Unauthorized, Denied) as error:
-            self._gate.remember_missing(view.host, view.repository, asked, error, since)
+            self._access.remember_error(view.host, view.repository, asked, error, since)
             if isinstance(error, ManifestUnknown):
                 await self._keep(view, subject, ("query", query), ReferrersRecord(None, asked_at), since)
             raise
@@ -169,9 +173,9 @@ class CachedReferrers:
             result, status = Result.REVALIDATED, cache_status.validated()
         else:
             result, status = Result.MISS, cache_status.fetched(stored=is_here)
-        return Listed(digest, page.body, page.filters_applied, page.next_query, result, status)
+        return ReferrersResult(digest, page.body, page.filters_applied, page.next_query, result, status)
 
-    async def _take(self, view: Identity, page: ReferrersPage) -> tuple[Digest, bool, bool]:
+    async def _take(self, view: RepositoryView, page: ReferrersPage) -> tuple[Digest, bool, bool]:
         """Check and store a page, and that all it lists belongs to the repository; its digest, and whether it was
         stored before and is now."""
         try:
@@ -179,40 +183,40 @@ class CachedReferrers:
         except ManifestInvalid as error:
             raise BadUpstream(f"upstream sent no list of referrers: {error.message}", error.detail) from error
         digest = Digest.of(page.body)
-        if view.reader is not None and not await self._memory.gave(
+        if view.authorization is not None and not await self._writer.record_source(
             view.host, view.repository, digest, len(page.body), private=True
         ):
             return digest, False, False
         here = self._store.has(digest)
-        stored = here or await self._memory.manifest(digest, ManifestRecord(OCI_INDEX, page.body))
+        stored = here or await self._writer.put_manifest(digest, ManifestRecord(OCI_INDEX, page.body))
         links: dict[Digest, int | None] = {child.digest: child.size for child in children}
         links[digest] = len(page.body)
-        await self._memory.link(view.host, view.repository, links, confirmed=False)
+        await self._writer.put_links(view.host, view.repository, links, confirmed=False)
         return digest, here, stored
 
     async def _keep(
-        self, view: Identity, subject: Digest, question: tuple[str, str], record: ReferrersRecord, since: int
+        self, view: RepositoryView, subject: Digest, question: tuple[str, str], record: ReferrersRecord, since: int
     ) -> None:
         """Remember an answer, unless something was pushed or deleted `since` the question was put.
 
         Only of digests that are known to be the repository's: clients can think up others without end. A 404 only of
         the public view: some registries answer so whoever may not look.
         """
-        if since != self._gate.generation(view.host, view.repository):
+        if since != self._access.change_number(view.host, view.repository):
             return
-        if record.digest is None and view.reader is not None:
+        if record.digest is None and view.authorization is not None:
             return
         if self._store.link(view.host, view.repository, subject) is not None:
-            await self._memory.referrers(view.host, view.repository, subject, _question(view, *question), record)
+            await self._writer.put_referrers(view.host, view.repository, subject, _question(view, *question), record)
 
 
-def _question(view: Identity, *parts: str) -> str:
+def _question(view: RepositoryView, *parts: str) -> str:
     """A short key for a question, whose words are the client's.
 
     Readers' answers are kept apart from the public's: an answer about referrers does not show who may read it, and the
     registry may tell readers more.
     """
-    who = () if view.reader is None else ("reader",)
+    who = () if view.authorization is None else ("reader",)
     return hashlib.sha256("\n".join((*who, *parts)).encode(errors="replace")).hexdigest()[:32]
 
 

@@ -20,12 +20,12 @@ INSUFFICIENT, INVALID = "insufficient_scope", "invalid_token"
 """Errors of RFC 6750 section 3.1 that registries use."""
 
 
-def for_client(registry: Registry, challenge: Challenge, error: str | None = None) -> Challenge:
+def client_challenge(registry: Registry, challenge: Challenge, error: str | None = None) -> Challenge:
     """The upstream's challenge as a client is told it; `error` is about the token that the client itself presented."""
     return replace(challenge, realm=_realm(registry, challenge.realm), error=error)
 
 
-def is_at_home(registry: Registry, realm: str) -> bool:
+def is_on_registry_host(registry: Registry, realm: str) -> bool:
     """Whether clients find the realm on the very host and port at which they find the registry."""
     url = parse_realm(realm)
     return (url.scheme, url.host, url.port) == ("https", registry.hostname, registry.port)
@@ -35,14 +35,14 @@ def _realm(registry: Registry, realm: str) -> str:
     if registry.is_hub:
         return HUB_REALM
     try:
-        if is_at_home(registry, realm) or not may_receive_password(registry.upstream, realm):
+        if is_on_registry_host(registry, realm) or not may_receive_password(registry.upstream, realm):
             return realm
     except BadUpstream:  # no URL at all: the client's business
         return realm
     return f"https://{registry.host}{TOKEN_PATH}"
 
 
-def told_error(error: str | None, presented: str | None, sent: str | None) -> str | None:
+def client_error(error: str | None, presented: str | None, sent: str | None) -> str | None:
     """The error of a challenge as far as it is true of what the client presented; None for a client without a token.
 
     `sent` went upstream: the client's own credentials, or in place of a token of ours another one of ours, which is

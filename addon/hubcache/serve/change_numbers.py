@@ -14,11 +14,11 @@ class ChangeNumbers:
         self._last = 0
         self._recent = _Recent(MAX_MOVES)
 
-    def number(self, *what: str) -> int:
+    def current(self, *what: str) -> int:
         """Changes when this thing is moved; compare it before and after."""
         return self._recent.get(what, self._recent.forgotten)
 
-    def moved(self, *what: str) -> None:
+    def advance(self, *what: str) -> None:
         """A thing was moved."""
         self._last += 1
         self._recent[what] = self._last

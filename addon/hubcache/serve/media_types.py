@@ -5,7 +5,7 @@ from cachetools import LRUCache
 from ..oci.digest import Digest
 from ..oci.media import media_type_of
 from ..store.store import Store
-from .best_effort import BestEffort
+from .best_effort import BestEffortWriter
 
 MAX_KNOWN = 10_000
 """Manifests whose bytes need not be read again for their type."""
@@ -14,9 +14,9 @@ MAX_KNOWN = 10_000
 class MediaTypes:
     """A digest has one type for all, since its bytes are the same for all: no registry can rename another's."""
 
-    def __init__(self, store: Store, memory: BestEffort) -> None:
+    def __init__(self, store: Store, writer: BestEffortWriter) -> None:
         self._store = store
-        self._memory = memory
+        self._writer = writer
         self._by_bytes: LRUCache[Digest, str] = LRUCache(MAX_KNOWN)
 
     def of(self, registry: str, digest: Digest, body: bytes) -> str | None:
@@ -27,7 +27,7 @@ class MediaTypes:
         """The media type, where the registry said this one now."""
         told = self._told(digest, body)
         if told is None:
-            await self._memory.media_type(registry, digest, said)
+            await self._writer.put_media_type(registry, digest, said)
         return told or said
 
     def _told(self, digest: Digest, body: bytes) -> str | None:

@@ -10,18 +10,18 @@ from ..transfer.sources import Source
 LOCAL_TOKEN = "hubcache-anonymous"
 """The token that anonymous clients get from the proxy itself. It gives no right to anything and is never sent on."""
 
-UNCHECKED_TOKEN = "hubcache-unchecked"
+UNVERIFIED_TOKEN = "hubcache-unchecked"
 """In place of a user's, while the token service cannot be reached: worth no more than `LOCAL_TOKEN`, but whoever
 presents it is told of the outage, not that it may not."""
 
-SMALL = 64 << 10
+MAX_SMALL_BODY = 64 << 10
 """Bytes of a body up to which it is kept in memory: stored configs, empty layers of build tools, token requests."""
 
 LAST_ATTEMPT = 2
 """The attempt that needs no file of the store."""
 
 
-class Door(Enum):
+class Listener(Enum):
     """How the client reached us: it believes to speak with the registry (`PROXY`), or it knows a `MIRROR`."""
 
     PROXY = "proxy"
@@ -50,18 +50,18 @@ class Request:
     method: str
     path: str
     registry: Registry
-    door: Door
+    listener: Listener
     headers: dict[str, str]
     query: str = ""
     client: str = ""
-    for_token: bool = False
+    to_token_service: bool = False
     """Whether it came to the token service's own host."""
     attempt: int = 0
     """How often it was asked before: a worker could not open the file that it was told. Only the first is counted."""
     body: bytes | None = field(default=None, repr=False)
 
     @property
-    def around_store(self) -> bool:
+    def bypass_store(self) -> bool:
         """Whether a blob is to come from the upstream itself, because what the store has cannot be sent."""
         return self.attempt >= LAST_ATTEMPT
 
@@ -69,14 +69,14 @@ class Request:
     def credentials(self) -> str | None:
         """The client's own `Authorization`, if it has one that means anything upstream."""
         value = self.headers.get("authorization")
-        if value is None or value.split()[-1:] in ([], [LOCAL_TOKEN], [UNCHECKED_TOKEN]):
+        if value is None or value.split()[-1:] in ([], [LOCAL_TOKEN], [UNVERIFIED_TOKEN]):
             return None
         return value
 
     @property
-    def is_unchecked(self) -> bool:
+    def has_unverified_token(self) -> bool:
         """Whether the client has credentials that no token service could be asked about."""
-        return self.headers.get("authorization", "").split()[-1:] == [UNCHECKED_TOKEN]
+        return self.headers.get("authorization", "").split()[-1:] == [UNVERIFIED_TOKEN]
 
 
 @dataclass(slots=True)
@@ -96,7 +96,7 @@ class Answer:
     kind: str = "other"
 
 
-class Moved(NamedTuple):
+class Change(NamedTuple):
     """What an accepted push or delete changes: a manifest by tag or digest, or a blob by digest."""
 
     repository: str
@@ -109,6 +109,6 @@ class Forward:
     """Let the request through to the upstream, with this `Authorization` (None: without one)."""
 
     authorization: str | None
-    moved: Moved | None = None
+    change: Change | None = None
     """What the request changes if it is accepted."""
     kind: str = "other"

@@ -28,28 +28,28 @@ class NegativeCache:
             MAX_BYTES, lambda _, value, __: value[0], clock, lambda value: _weight(value[1])
         )
 
-    def raise_known(self, host: str, repository: str, what: str) -> int:
+    def raise_remembered(self, host: str, repository: str, what: str) -> int:
         """Raise the remembered answer; where there is none, give what `remember` needs of the time of the question."""
         known = self._known.get(_key(host, repository, what))
         if known is not None:
             raise known[1].without_traceback()
-        return self.generation(host, repository)
+        return self.change_number(host, repository)
 
-    def generation(self, host: str, repository: str) -> int:
+    def change_number(self, host: str, repository: str) -> int:
         """Changes when something is pushed to the repository or deleted from it."""
-        return self._moves.number(host, repository)
+        return self._moves.current(host, repository)
 
     def remember(self, host: str, repository: str, what: str, error: RegistryError, seconds: float, since: int) -> None:
         """Answer the same to the same question for so long, unless something was pushed or deleted `since` it was put.
 
         As a copy: an error that was raised holds the frames it came through, with all that was in them.
         """
-        if since == self.generation(host, repository):
+        if since == self.change_number(host, repository):
             self._known[_key(host, repository, what)] = (self._clock() + seconds, error.without_traceback())
 
     def forget(self, host: str, repository: str) -> None:
         """Something was pushed to the repository, or deleted from it."""
-        self._moves.moved(host, repository)
+        self._moves.advance(host, repository)
         for key in [key for key in self._known if key[:2] == (host, repository)]:
             self._known.pop(key, None)
 

@@ -16,7 +16,7 @@ from ..store.store import Store
 from .cached_blobs import CachedBlobs
 from .cached_manifests import CachedManifests
 from .cached_referrers import CachedReferrers
-from .identity import Identity
+from .repository_view import RepositoryView
 
 type Turn = Callable[[], Awaitable[None]]
 """Waits until one request more for a manifest may be made."""
@@ -95,7 +95,7 @@ class Prefetch:
             and self._store.was_requested(child.digest)
         }
 
-    async def fetch(self, view: Identity, digest: Digest, platforms: Set[str], turn: Turn | None = None) -> None:
+    async def fetch(self, view: RepositoryView, digest: Digest, platforms: Set[str], turn: Turn | None = None) -> None:
         """Have a manifest with all its blobs in the store, of an index those of `platforms` with their attestations,
         and what an engine asks beside it; raises `HubcacheError`.
 
@@ -107,7 +107,7 @@ class Prefetch:
         except TimeoutError as error:
             raise Unavailable("an image took too long to fetch") from error
 
-    async def _fetch(self, view: Identity, root: Digest, platforms: Set[str], turn: Turn | None) -> None:
+    async def _fetch(self, view: RepositoryView, root: Digest, platforms: Set[str], turn: Turn | None) -> None:
         for attestation in await self._fetch_tree(view, root, platforms, turn):
             try:
                 for referrer in (await self._ask_referrers(view, attestation))[:_MAX_REFERRERS]:
@@ -115,7 +115,9 @@ class Prefetch:
             except HubcacheError as error:  # no pull needs it
                 logger.debug("hubcache: what refers to %s is not fetched: %s", attestation, error)
 
-    async def _fetch_tree(self, view: Identity, root: Digest, platforms: Set[str], turn: Turn | None) -> list[Digest]:
+    async def _fetch_tree(
+        self, view: RepositoryView, root: Digest, platforms: Set[str], turn: Turn | None
+    ) -> list[Digest]:
         """Fetch a manifest and all below it that is wanted; returns which of it are attestations."""
         walk, attestations = _Walk(root), list[Digest]()
         while (step := walk.next()) is not None:
@@ -129,7 +131,7 @@ class Prefetch:
                     raise TooManyRequests("the registry wants us to pause")
                 self._store.vouch(blob)
                 await self._blobs.fetch(view, blob)
-            for child in wanted(children, platforms):
+            for child in select_platforms(children, platforms):
                 self._store.vouch(child.digest)
                 walk.add(child.digest, depth + 1)
                 if child.attests is not None:
@@ -139,7 +141,7 @@ class Prefetch:
             raise BadUpstream("an image refers to too much", {"digest": str(root)})
         return attestations
 
-    async def _spend(self, view: Identity, digest: Digest, turn: Turn | None) -> None:
+    async def _spend(self, view: RepositoryView, digest: Digest, turn: Turn | None) -> None:
         """Before a manifest is asked for that is not stored."""
         if self._store.has(digest):
             return
@@ -148,14 +150,14 @@ class Prefetch:
         if turn is not None:
             await turn()
 
-    async def _ask_referrers(self, view: Identity, attestation: Digest) -> list[Digest]:
+    async def _ask_referrers(self, view: RepositoryView, attestation: Digest) -> list[Digest]:
         """Ask what an engine will ask about an attestation, so that the answer is known: what refers to it, by the API
         and where that fails by the tag (seen: Docker Engine 29)."""
         try:
-            body = (await self._referrers.listed(view, attestation, "")).body
+            body = (await self._referrers.by_subject(view, attestation, "")).body
         except ManifestUnknown:  # the usual answer
             tag = fallback_tag(attestation)
-            body = (await self._referrers.tagged(view, tag, FALLBACK_ACCEPT, head=False)).body or b"{}"
+            body = (await self._referrers.by_fallback_tag(view, tag, FALLBACK_ACCEPT, head=False)).body or b"{}"
         return [child.digest for child in parse_manifest(body)]
 
     async def is_complete(self, digest: Digest, platforms: Set[str]) -> bool:
@@ -182,7 +184,7 @@ class Prefetch:
             if children is None or not all(child.is_manifest or self._store.has(child.digest) for child in children):
                 return False
             walk.saw(children)
-            found = wanted(children, platforms)
+            found = select_platforms(children, platforms)
             if not found and any(child.is_manifest for child in children):
                 return False
             for child in found:
@@ -222,7 +224,7 @@ class _Walk:
         self._pending.append((digest, depth))
 
 
-def wanted(children: tuple[Descriptor, ...], platforms: Set[str]) -> list[Descriptor]:
+def select_platforms(children: tuple[Descriptor, ...], platforms: Set[str]) -> list[Descriptor]:
     """The manifests of an index for these platforms, and those with their attestations."""
     found = [child for child in children if child.is_manifest and matches(child.platform, platforms)]
     attested = {child.digest for child in found}

@@ -14,13 +14,13 @@ MAX_CLIENTS = 50_000
 """Pairs of client and content that are kept; beyond them the oldest are forgotten, and some pulls count twice."""
 
 
-class Pulls:
+class PullCounter:
     """Remembers who asked for what a moment ago, as hashes: clients write what they are (`User-Agent`)."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._begun: TTLCache[bytes, None] = TTLCache(MAX_CLIENTS, SAME_PULL_SECONDS, clock)
 
-    def begins(self, *who_and_what: Hashable) -> bool:
+    def is_new_pull(self, *who_and_what: Hashable) -> bool:
         """Whether this request is not part of a pull that was counted already. Of what a client says of itself, which
         may be long, a hash is kept."""
         key = blake2b(repr(who_and_what).encode(errors="surrogateescape"), digest_size=16).digest()

@@ -24,11 +24,11 @@ class RepeatedDownloads:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._sent: TTLCache[int, None] = TTLCache(_REMEMBERED, SECONDS, clock)
 
-    def sent(self, request: Request, digest: Digest) -> None:
+    def record_sent(self, request: Request, digest: Digest) -> None:
         """A whole blob from the store was sent, or as much of it as the client wanted."""
         self._sent[_key(request, digest)] = None
 
-    def concerns(self, request: Request, digest: Digest) -> bool:
+    def is_repeat(self, request: Request, digest: Digest) -> bool:
         """Whether this request for a whole blob gives reason to doubt what is stored."""
         return bool(request.client) and _key(request, digest) in self._sent
 

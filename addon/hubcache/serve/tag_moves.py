@@ -9,7 +9,7 @@ import itertools
 from ..decide.moves import Moves
 from ..decide.watched_tag import WatchedTag
 from ..store.store import Store
-from .best_effort import BestEffort
+from .best_effort import BestEffortWriter
 
 MAX_WAITING = 100_000
 """Tags that wait to be read or written; of more, nothing is remembered for now."""
@@ -23,9 +23,9 @@ _WRITES = 100
 class TagMoves:
     """Fills `Watched.moves` from the store, and writes it there."""
 
-    def __init__(self, store: Store, memory: BestEffort) -> None:
+    def __init__(self, store: Store, writer: BestEffortWriter) -> None:
         self._store = store
-        self._memory = memory
+        self._writer = writer
         self._unread: dict[WatchedTag, None] = {}
         self._unwritten: dict[WatchedTag, None] = {}
 
@@ -72,4 +72,4 @@ class TagMoves:
         some = list(itertools.islice(self._unwritten, _WRITES))
         for watched in some:
             del self._unwritten[watched]
-        await self._memory.moves({(tag.host, tag.repository, tag.tag): tag.moves for tag in some if tag.moves})
+        await self._writer.put_moves({(tag.host, tag.repository, tag.tag): tag.moves for tag in some if tag.moves})

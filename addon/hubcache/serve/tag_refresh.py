@@ -22,11 +22,11 @@ from ..oci.digest import Digest
 from ..oci.errors import HubcacheError
 from ..store.store import Store
 from ..transfer.upstream import Upstream
-from .best_effort import BestEffort
-from .cached_manifests import CachedManifests, Found
-from .identity import Identity
+from .best_effort import BestEffortWriter
+from .cached_manifests import CachedManifests, ManifestResult
 from .messages import Result
 from .prefetch import Prefetch
+from .repository_view import RepositoryView
 from .tag_moves import READS, TagMoves
 
 logger = logging.getLogger("hubcache")
@@ -79,9 +79,9 @@ class TagRefresh:
     def __init__(
         self,
         store: Store,
-        memory: BestEffort,
+        writer: BestEffortWriter,
         manifests: CachedManifests,
-        ahead: Prefetch,
+        prefetch: Prefetch,
         may_spend: Callable[[str], bool],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -89,14 +89,14 @@ class TagRefresh:
         self.upstreams: Mapping[str, Upstream] = {}
         self._store = store
         self._manifests = manifests
-        self._ahead = ahead
+        self._prefetch = prefetch
         self._may_spend = may_spend
         self._clock = clock
         self._schedule = Schedule()
         self._watched = _Table(MAX_TAGS, self._schedule)
         self._budgets: dict[str, Budget] = {}
         self._busy = Counter[str]()
-        self._moves = TagMoves(store, memory)
+        self._moves = TagMoves(store, writer)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticked_at = clock()
         self._next_slice: asyncio.TimerHandle | None = None
@@ -112,7 +112,7 @@ class TagRefresh:
 
     # -- clients ------------------------------------------------------------------------------------------------
 
-    def asked(self, view: Identity, tag: str, negotiation: str, found: Found) -> None:
+    def record_request(self, view: RepositoryView, tag: str, negotiation: str, found: ManifestResult) -> None:
         """A client asked for a tag that anybody may see, and was answered `found`."""
         lifetime = self._manifests.tag_lifetime
         if not self.enabled or len(negotiation) > MAX_NEGOTIATION:
@@ -196,7 +196,7 @@ class TagRefresh:
             if record is not None and self._is_still_due(watched, now) and self._budgets[host].spend(now):
                 watched.is_busy = True
                 self._busy[host] += 1
-                self._spawn(self._look(watched, Identity(upstream, watched.repository), record))
+                self._spawn(self._look(watched, RepositoryView(upstream, watched.repository), record))
             if reads >= READS / hosts:
                 return False
         return True
@@ -225,7 +225,7 @@ class TagRefresh:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _look(self, watched: WatchedTag, view: Identity, record: TagRecord) -> None:
+    async def _look(self, watched: WatchedTag, view: RepositoryView, record: TagRecord) -> None:
         looked_at = self._clock()
         watched.unused += 1
         try:
@@ -240,9 +240,9 @@ class TagRefresh:
         self._place(watched, self._clock(), not_before=looked_at + self._manifests.tag_lifetime / 2)
         self.tick()
 
-    async def _look_or_raise(self, watched: WatchedTag, view: Identity, before: TagRecord) -> None:
+    async def _look_or_raise(self, watched: WatchedTag, view: RepositoryView, before: TagRecord) -> None:
         asked_at = self._clock()
-        now_at = await self._manifests.check(view, watched.tag, watched.negotiation, before)
+        now_at = await self._manifests.check_tag(view, watched.tag, watched.negotiation, before)
         self._seen(watched, now_at, asked_at)
         self._moves.looked(watched)
         if now_at == before.digest:
@@ -262,7 +262,7 @@ class TagRefresh:
         """Wait until the budget permits one request more."""
         await asyncio.sleep(min(self._budgets[host].reserve(self._clock()), _LONGEST_FETCH_SECONDS))
 
-    async def _fetch_ahead(self, watched: WatchedTag, view: Identity, before: TagRecord, digest: Digest) -> None:
+    async def _fetch_ahead(self, watched: WatchedTag, view: RepositoryView, before: TagRecord, digest: Digest) -> None:
         """Fetch what will be asked for when the tag is at `digest`; keep the tag where it was meanwhile."""
         # If this fails, or takes too long, the tag stays until it goes stale, for an outage; next time it moves without
         # its layers.
@@ -270,18 +270,18 @@ class TagRefresh:
         fetching = asyncio.ensure_future(self._fetch_image(view, before.digest, digest))
         try:
             while not fetching.done():
-                await self._manifests.prolong(view, watched.tag, watched.negotiation, before)
+                await self._manifests.extend_freshness(view, watched.tag, watched.negotiation, before)
                 await asyncio.wait((fetching,), timeout=max(0.5, self._manifests.tag_lifetime / 2))
             fetching.result()
         finally:
             fetching.cancel()
 
-    async def _fetch_image(self, view: Identity, before: Digest, digest: Digest) -> None:
+    async def _fetch_image(self, view: RepositoryView, before: Digest, digest: Digest) -> None:
         """Only what people really pull: an image none of whose parts is here was only looked at."""
-        platforms = self._ahead.pulled_platforms(before)
-        parts = self._ahead.children(before) or ()
+        platforms = self._prefetch.pulled_platforms(before)
+        parts = self._prefetch.children(before) or ()
         if platforms or any(self._store.has(part.digest) for part in parts):
-            await self._ahead.fetch(view, digest, platforms, lambda: self._spend(view.host))
+            await self._prefetch.fetch(view, digest, platforms, lambda: self._spend(view.host))
 
     async def close(self) -> None:
         """End what runs."""

@@ -23,12 +23,12 @@ from ..transfer.sources import BytesSource
 from ..transfer.tokens import Tokens, parse_token
 from ..transfer.upstream import Upstream
 from ..transfer.upstream_client import UpstreamClient
-from .challenges import TOKEN_PATH, is_at_home
+from .challenges import TOKEN_PATH, is_on_registry_host
 from .errors import error_answer
-from .messages import LOCAL_TOKEN, UNCHECKED_TOKEN, Answer, Door, Request, Result
+from .messages import LOCAL_TOKEN, UNVERIFIED_TOKEN, Answer, Listener, Request, Result
 
 _LIFETIME = 300
-_UNCHECKED_LIFETIME = 60
+_UNVERIFIED_LIFETIME = 60
 """Seconds; no client takes less. After that a user is asked for a token of the real service again."""
 
 _PATIENCE_SECONDS = 5.0
@@ -56,7 +56,7 @@ class TokenService:
     def serves(self, request: Request) -> bool:
         """Whether a request to a registry's own host is one to its token service: to the realm of ours, or to one of
         the registry's there (ghcr.io, quay.io and others)."""
-        if request.door is not Door.PROXY or request.path.startswith("/v2/"):
+        if request.listener is not Listener.PROXY or request.path.startswith("/v2/"):
             return False
         if request.path == TOKEN_PATH:
             return True
@@ -64,7 +64,7 @@ class TokenService:
         try:
             return (
                 known is not None
-                and is_at_home(request.registry, known.realm)
+                and is_on_registry_host(request.registry, known.realm)
                 and parse_realm(known.realm).path == request.path
             )
         except BadUpstream:
@@ -101,7 +101,7 @@ class TokenService:
             if realm is not None:
                 self._tokens.record_failure(realm, reason)
             if only_pulls:
-                return self._local(UNCHECKED_TOKEN, _UNCHECKED_LIFETIME)
+                return self._local(UNVERIFIED_TOKEN, _UNVERIFIED_LIFETIME)
             if isinstance(error, Unavailable):
                 error.add_context("token service cannot be reached")
             elif isinstance(error, TimeoutError):
@@ -161,7 +161,7 @@ class TokenService:
 
 def _with_query(realm: URL, request: Request) -> URL:
     """The realm with the client's query; its own first, where the client was told another realm and cannot know it."""
-    own = realm.raw_query_string if request.for_token or request.path == TOKEN_PATH else ""
+    own = realm.raw_query_string if request.to_token_service or request.path == TOKEN_PATH else ""
     query = "&".join(filter(None, (own, request.query)))
     return URL(f"{realm.with_query(None)}?{query}", encoded=True) if query else realm
 

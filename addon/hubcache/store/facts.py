@@ -9,7 +9,7 @@ from ..decide.records import (
     Link,
     ReferrersRecord,
     TagRecord,
-    Verdict,
+    Visibility,
     decode_hosts,
     decode_referrers,
     decode_tags,
@@ -247,7 +247,7 @@ class Facts(IndexAccess):
             rows = (
                 (key.removeprefix("repository/"), value) for key, value, _, _ in index.rows(f"repository/{registry}/")
             )
-            public = {name for name, value in rows if _told(Verdict.decode, value, _CLOSED).public}
+            public = {name for name, value in rows if _told(Visibility.decode, value, _CLOSED).public}
             mine: set[str] = set()
             shared: set[str] = set()
             givers: dict[str, set[str]] = {}
@@ -279,15 +279,15 @@ class Facts(IndexAccess):
         index = self._opened()
         await self._write(lambda: index.set(f"type/{registry}@{digest}", media_type, FACT_LIFETIME))
 
-    def verdict(self, registry: str, repository: str) -> Verdict | None:
+    def visibility(self, registry: str, repository: str) -> Visibility | None:
         """Whether a repository was public when last seen."""
         value = self._read(f"repository/{registry}/{repository}")
-        return _told(Verdict.decode, value, None)
+        return _told(Visibility.decode, value, None)
 
-    async def put_verdict(self, registry: str, repository: str, verdict: Verdict) -> None:
+    async def put_visibility(self, registry: str, repository: str, visibility: Visibility) -> None:
         """Remember whether a repository is public."""
         index = self._opened()
-        await self._write(lambda: index.set(f"repository/{registry}/{repository}", verdict.encode(), FACT_LIFETIME))
+        await self._write(lambda: index.set(f"repository/{registry}/{repository}", visibility.encode(), FACT_LIFETIME))
 
     async def renew(self, held: Set[str]) -> None:
         """Let facts about content that is held live on: links are written once, and in an outage nothing is."""
@@ -332,7 +332,7 @@ class Facts(IndexAccess):
             await self._write(lambda: index.set(f"challenge/{registry}", challenge))
 
 
-_CLOSED, _NO_WORD = Verdict(False, 0.0), Link(None, confirmed=False)
+_CLOSED, _NO_WORD = Visibility(False, 0.0), Link(None, confirmed=False)
 """What is taken for known where a row does not tell: nobody may read it, and no registry said so."""
 
 

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from cachetools import TTLCache
 
 from ..serve.messages import Answer, Request, Result
-from ..serve.mirror import platform_of
+from ..serve.stored_only_mirror import platform_of
 from .epoch import Epoch
 
 SECONDS = 1.0
@@ -99,7 +99,7 @@ def _key(request: Request) -> _Key:
     headers = [request.headers.get(name) for name in _DECIDING]
     platform = platform_of(request.headers.get("user-agent", ""))
     registry = request.registry
-    what = (request.method, request.path, request.query, registry.host, registry.upstream, request.door.value)
+    what = (request.method, request.path, request.query, registry.host, registry.upstream, request.listener.value)
     return blake2b(
-        repr((what, request.for_token, headers, platform)).encode(errors="surrogateescape"), digest_size=16
+        repr((what, request.to_token_service, headers, platform)).encode(errors="surrogateescape"), digest_size=16
     ).digest()

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..oci.registry import Registry
-from ..serve.messages import Answer, Door, Forward, Moved, Request, Result
+from ..serve.messages import Answer, Change, Forward, Listener, Request, Result
 
 _LENGTHS = struct.Struct("!II")
 
@@ -30,7 +30,7 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[list[Any], bytes]:
 def pack_request(request: Request) -> tuple[dict[str, Any], bytes]:
     """For `unpack_request`."""
     head = {name: getattr(request, name) for name in Request.__slots__}
-    head |= {"registry": asdict(request.registry), "door": request.door.value, "body": request.body is not None}
+    head |= {"registry": asdict(request.registry), "listener": request.listener.value, "body": request.body is not None}
     return head, request.body or b""
 
 
@@ -40,7 +40,7 @@ def unpack_request(head: dict[str, Any], payload: bytes) -> Request:
         **head
         | {
             "registry": Registry(**head["registry"]),
-            "door": Door(head["door"]),
+            "listener": Listener(head["listener"]),
             "body": payload if head["body"] else None,
         }
     )
@@ -51,7 +51,7 @@ def pack_outcome(outcome: Answer | Forward | None) -> tuple[list[Any], bytes]:
     if outcome is None:
         return [None], b""
     if isinstance(outcome, Forward):
-        return ["forward", outcome.authorization, outcome.moved, outcome.kind], b""
+        return ["forward", outcome.authorization, outcome.change, outcome.kind], b""
     answer = [outcome.status, outcome.headers, outcome.result.value, outcome.length, outcome.size, outcome.kind]
     return ["answer", *answer], outcome.body
 
@@ -60,7 +60,7 @@ def unpack_outcome(head: list[Any], payload: bytes) -> Answer | Forward | None:
     """Inverse of `pack_outcome`."""
     match head:
         case ["forward", authorization, moved, kind]:
-            return Forward(authorization, None if moved is None else Moved(*moved), kind)
+            return Forward(authorization, None if moved is None else Change(*moved), kind)
         case ["answer", status, headers, result, length, size, kind]:
             return Answer(status, headers, Result(result), payload, None, length, size, kind)
     return None

@@ -18,7 +18,7 @@ from ..oci.digest import Digest
 from ..oci.errors import HubcacheError, StorageError, Unavailable
 from ..oci.registry import Registry
 from ..serve.errors import error_answer
-from ..serve.messages import LAST_ATTEMPT, Answer, Forward, Moved, Request
+from ..serve.messages import LAST_ATTEMPT, Answer, Change, Forward, Request
 from ..store.stored_blob import StoredBlob, open_regular
 from ..transfer.fill import Fill
 from ..transfer.pump import Pump
@@ -114,11 +114,11 @@ class OwnerClient:
                 return outcome
         raise AssertionError("what comes past the store has no file")
 
-    async def moved(self, registry: Registry, moved: Moved, subject: str | None = None) -> None:
+    async def content_changed(self, registry: Registry, moved: Change, subject: str | None = None) -> None:
         """As the engine's."""
         await self._ask(["moved", next(self._numbers), asdict(registry), moved, subject])
 
-    def tell_running(self, count: int) -> None:
+    def report_running(self, count: int) -> None:
         """So many downloads go on here, of a worker that is about to end."""
         if count != self._told_running:
             self._told_running = count

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ..oci.errors import HubcacheError, StorageError
 from ..oci.registry import Registry
-from ..serve.messages import SMALL, Answer, Door, Forward, Moved, Request
+from ..serve.messages import MAX_SMALL_BODY, Answer, Change, Forward, Listener, Request
 from ..transfer.fill import Fill
 from ..transfer.parallel_range import ParallelRange
 from ..transfer.sources import FileSource, FillSource, Source
@@ -28,13 +28,13 @@ class Decider(Protocol):
 
     async def answer(self, request: Request) -> Answer | Forward | None: ...
 
-    def repeated(self, request: Request, answer: Answer, count: int) -> None: ...
+    def count_repeats(self, request: Request, answer: Answer, count: int) -> None: ...
 
-    async def moved(self, registry: Registry, moved: Moved, subject: str | None = None) -> None: ...
+    async def content_changed(self, registry: Registry, moved: Change, subject: str | None = None) -> None: ...
 
-    def watch(self, changed: Callable[[], None]) -> None: ...
+    def on_change(self, changed: Callable[[], None]) -> None: ...
 
-    def sent(self, source: str, count: int) -> None: ...
+    def count_sent(self, source: str, count: int) -> None: ...
 
 
 class OwnerServer:
@@ -53,7 +53,7 @@ class OwnerServer:
         return sum(self._running.values())
 
     @property
-    def have_told(self) -> bool:
+    def have_reported(self) -> bool:
         """Whether all workers have begun to end, and told of their downloads."""
         return self._serving <= self._running.keys()
 
@@ -119,12 +119,12 @@ class _Conversation:
             case ["again", _, request, answer, count]:
                 given = unpack_outcome(answer, b"")
                 assert isinstance(given, Answer)
-                self._decider.repeated(unpack_request(request, payload), given, count)
+                self._decider.count_repeats(unpack_request(request, payload), given, count)
             case ["moved", number, registry, moved, subject]:
-                self._spawn(number, self._moved(number, Registry(**registry), Moved(*moved), subject))
+                self._spawn(number, self._moved(number, Registry(**registry), Change(*moved), subject))
             case ["sent", counts]:
                 for source, count in counts.items():
-                    self._decider.sent(source, count)
+                    self._decider.count_sent(source, count)
 
     def _spawn(self, number: int, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         def ended(task: asyncio.Task[None]) -> None:
@@ -149,7 +149,7 @@ class _Conversation:
             with contextlib.suppress(StorageError):  # then the worker finds out, and goes on without the file
                 outcome.body, outcome.source = await source.read(), None
                 await source.close()
-                self._decider.sent(source.origin, len(outcome.body))
+                self._decider.count_sent(source.origin, len(outcome.body))
                 source = None
         if source is not None:
             self._sources[number] = source
@@ -173,8 +173,8 @@ class _Conversation:
                 return ["fill", str(source.path), source.at, source.end, first, str(fill.digest)]
         return ["bytes", source.origin, source.finished]
 
-    async def _moved(self, number: int, registry: Registry, moved: Moved, subject: str | None) -> None:
-        await self._decider.moved(registry, moved, subject)
+    async def _moved(self, number: int, registry: Registry, moved: Change, subject: str | None) -> None:
+        await self._decider.content_changed(registry, moved, subject)
         self._say(["done", number])
 
     async def _tell_progress(self, number: int, fill: Fill) -> None:
@@ -220,4 +220,6 @@ class _Conversation:
 
 def _is_small(request: Request, source: FileSource) -> bool:
     """Whether a stored body goes with the answer: it is what everybody may see, and less than the way to its file."""
-    return (request.door is Door.MIRROR or request.credentials is None) and 0 < source.end - source.at <= SMALL
+    return (
+        request.listener is Listener.MIRROR or request.credentials is None
+    ) and 0 < source.end - source.at <= MAX_SMALL_BODY

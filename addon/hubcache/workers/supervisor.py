@@ -59,9 +59,9 @@ class Supervisor:
         return self._owner.running
 
     @property
-    def have_told(self) -> bool:
+    def have_reported(self) -> bool:
         """Whether that is known of all workers."""
-        return self._owner.have_told
+        return self._owner.have_reported
 
     def _workers_changed(self, count: int) -> None:
         self._changed(count)
@@ -70,7 +70,7 @@ class Supervisor:
 
     async def start(self) -> None:
         """Start all, and wait until they are at work; raises `ConfigError` when one does not come up."""
-        self._decider.watch(self._epoch.advance)
+        self._decider.on_change(self._epoch.advance)
         self._keepers = [asyncio.create_task(self._keep(number)) for number in range(1, self._count + 1)]
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -120,7 +120,7 @@ class Supervisor:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         await asyncio.gather(*self._conversations, return_exceptions=True)
-        self._decider.watch(lambda: None)
+        self._decider.on_change(lambda: None)
         self._epoch.close()
 
     def kill(self) -> None:

@@ -1,8 +1,8 @@
 """Freshness of tags: fresh strictly within the lifetime, and never because a clock went back."""
 
 import pytest
-from hubcache.decide.policy import VERDICT_LIFETIME, Freshness, freshness, is_public
-from hubcache.decide.records import TagRecord, Verdict
+from hubcache.decide.policy import VISIBILITY_LIFETIME, Freshness, freshness, is_public
+from hubcache.decide.records import TagRecord, Visibility
 from hubcache.oci.digest import Digest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,9 +42,9 @@ def test_a_longer_lifetime_never_makes_a_tag_stale(at: float, now: float, lifeti
     ("age", "usual", "outage"),
     [
         (0, True, True),
-        (VERDICT_LIFETIME - 1, True, True),
-        (VERDICT_LIFETIME, False, True),
-        (VERDICT_LIFETIME + 100, False, False),
+        (VISIBILITY_LIFETIME - 1, True, True),
+        (VISIBILITY_LIFETIME, False, True),
+        (VISIBILITY_LIFETIME + 100, False, False),
         (-1, False, True),
     ],
 )
@@ -52,7 +52,7 @@ def test_a_public_repository_stays_so_for_its_lifetime_and_longer_in_an_outage(
     age: float, usual: bool, outage: bool
 ) -> None:
     """The clock may be set back: in an outage nobody can be asked anew."""
-    verdict = Verdict(True, 1e9)
-    assert is_public(verdict, 1e9 + age) is usual
-    assert is_public(verdict, 1e9 + age, max_stale=100) is outage
-    assert not is_public(Verdict(False, 1e9), 1e9 + age, max_stale=100)
+    visibility = Visibility(True, 1e9)
+    assert is_public(visibility, 1e9 + age) is usual
+    assert is_public(visibility, 1e9 + age, max_stale=100) is outage
+    assert not is_public(Visibility(False, 1e9), 1e9 + age, max_stale=100)

@@ -5,7 +5,7 @@ import re
 import pytest
 from hubcache.mitm.interception import Interception, Place
 from hubcache.oci.registry import Registry
-from hubcache.serve.messages import Door
+from hubcache.serve.messages import Listener
 from mitmproxy.http import HTTPFlow
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.test import tflow
@@ -28,17 +28,17 @@ def request(mode: str, url: str, host_header: str | None = None) -> HTTPFlow:
 @pytest.mark.parametrize(
     ("url", "place"),
     [
-        ("https://registry-1.docker.io/v2/", Place(HUB, Door.PROXY)),
-        ("https://REGISTRY-1.docker.io/v2/", Place(HUB, Door.PROXY)),
-        ("https://auth.docker.io/token", Place(HUB, Door.PROXY, is_token_service=True)),
-        ("https://index.docker.io/v2/", Place(HUB, Door.PROXY)),
-        ("https://Index.docker.io/v2", Place(HUB, Door.PROXY)),
-        ("https://index.docker.io/v2/library/app/manifests/1?ns=x", Place(HUB, Door.PROXY)),
+        ("https://registry-1.docker.io/v2/", Place(HUB, Listener.PROXY)),
+        ("https://REGISTRY-1.docker.io/v2/", Place(HUB, Listener.PROXY)),
+        ("https://auth.docker.io/token", Place(HUB, Listener.PROXY, is_token_service=True)),
+        ("https://index.docker.io/v2/", Place(HUB, Listener.PROXY)),
+        ("https://Index.docker.io/v2", Place(HUB, Listener.PROXY)),
+        ("https://index.docker.io/v2/library/app/manifests/1?ns=x", Place(HUB, Listener.PROXY)),
         ("https://index.docker.io/v1/search?q=app", None),
         ("https://index.docker.io/v20/", None),
         ("https://index.docker.io:8443/v2/", None),
-        ("https://ghcr.io/v2/", Place(GHCR, Door.PROXY)),
-        ("https://images.example.net:5443/v2/", Place(PORTED, Door.PROXY)),
+        ("https://ghcr.io/v2/", Place(GHCR, Listener.PROXY)),
+        ("https://images.example.net:5443/v2/", Place(PORTED, Listener.PROXY)),
         ("https://images.example.net/v2/", None),
         ("https://registry-1.docker.io:8443/v2/", None),
         ("http://registry-1.docker.io/v2/", None),
@@ -54,22 +54,22 @@ def test_proxy_door_goes_by_the_address_connected_to(url: str, place: Place | No
 def test_proxy_door_does_not_believe_the_host_header() -> None:
     assert TABLE.place(request("regular", "https://example.com/v2/", "registry-1.docker.io")) is None
     flow = request("regular", "https://registry-1.docker.io/v2/", "ghcr.io")
-    assert TABLE.place(flow) == Place(HUB, Door.PROXY)
+    assert TABLE.place(flow) == Place(HUB, Listener.PROXY)
 
 
 @pytest.mark.parametrize(
     ("mode", "query", "place"),
     [
-        ("reverse:https://registry-1.docker.io", "", Place(HUB, Door.MIRROR)),
-        ("reverse:https://ghcr.io", "", Place(GHCR, Door.MIRROR)),
-        ("reverse:https://registry-1.docker.io", "?ns=ghcr.io", Place(GHCR, Door.MIRROR)),
-        ("reverse:https://ghcr.io", "?ns=docker.io", Place(HUB, Door.MIRROR)),
-        ("reverse:https://ghcr.io", "?a=b&ns=docker.io", Place(HUB, Door.MIRROR)),
-        ("reverse:https://ghcr.io", "?ns=images.example.net%3A5443", Place(PORTED, Door.MIRROR)),
+        ("reverse:https://registry-1.docker.io", "", Place(HUB, Listener.MIRROR)),
+        ("reverse:https://ghcr.io", "", Place(GHCR, Listener.MIRROR)),
+        ("reverse:https://registry-1.docker.io", "?ns=ghcr.io", Place(GHCR, Listener.MIRROR)),
+        ("reverse:https://ghcr.io", "?ns=docker.io", Place(HUB, Listener.MIRROR)),
+        ("reverse:https://ghcr.io", "?a=b&ns=docker.io", Place(HUB, Listener.MIRROR)),
+        ("reverse:https://ghcr.io", "?ns=images.example.net%3A5443", Place(PORTED, Listener.MIRROR)),
         ("reverse:https://ghcr.io", "?ns=quay.io", None),
-        ("reverse:https://ghcr.io", "?ns=", Place(GHCR, Door.MIRROR)),
+        ("reverse:https://ghcr.io", "?ns=", Place(GHCR, Listener.MIRROR)),
         ("reverse:https://quay.io", "", None),
-        ("reverse:https://quay.io", "?ns=ghcr.io", Place(GHCR, Door.MIRROR)),
+        ("reverse:https://quay.io", "?ns=ghcr.io", Place(GHCR, Listener.MIRROR)),
     ],
 )
 def test_mirror_door_goes_by_its_target_and_ns(mode: str, query: str, place: Place | None) -> None:
@@ -94,7 +94,7 @@ def test_namespace_header_means_what_ns_means_and_gives_way_to_it(
 ) -> None:
     flow = request("reverse:https://registry-1.docker.io", f"http://anything.example/v2/{query}")
     flow.request.headers["OCI-Namespace"] = header
-    assert TABLE.place(flow) == (None if registry is None else Place(registry, Door.MIRROR))
+    assert TABLE.place(flow) == (None if registry is None else Place(registry, Listener.MIRROR))
 
 
 def test_token_service_is_intercepted_only_with_the_hub() -> None:

@@ -1,4 +1,4 @@
-"""The CA: its files, whom OpenSSL lets it vouch for, and what is said of one that will not do."""
+"""The CA: its files, the hosts for which OpenSSL accepts its certificates, and the errors for an unusable one."""
 
 import ipaddress
 import multiprocessing
@@ -29,7 +29,7 @@ def own_ca(
     signs: bool = True,
     encryption: serialization.KeySerializationEncryption = PLAIN,
 ) -> bytes:
-    """Put a CA there as a user would; returns the file's bytes."""
+    """Write a CA of the user to the directory; return the bytes of its file."""
     key = ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Example Corp")])
     builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
@@ -60,8 +60,7 @@ def general_name(host: str) -> x509.GeneralName:
 
 
 def handshake(directory: Path, host: str) -> None:
-    """A TLS handshake between OpenSSL, which trusts the CA, and the leaf that mitmproxy makes; raises what the client
-    would see."""
+    """Do a TLS handshake with a leaf that mitmproxy signs; raise the error of an OpenSSL client that trusts the CA."""
     entry = CertStore.from_store(directory, "mitmproxy", 2048).get_cert(host, x509.GeneralNames([general_name(host)]))
     leaf = directory / "leaf.pem"
     key = entry.privatekey.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, PLAIN)
@@ -82,8 +81,8 @@ def handshake(directory: Path, host: str) -> None:
             open_ends.append(end)
 
 
-def refusal(directory: Path, hosts: Sequence[str], now: datetime = NOW) -> str:
-    """The one line that an unusable CA is answered with; the file must be as it was."""
+def error_of(directory: Path, hosts: Sequence[str], now: datetime = NOW) -> str:
+    """Return the one-line error for an unusable CA, whose file must stay unchanged."""
     before = (directory / KEY_FILE).read_bytes()
     with pytest.raises(ConfigError) as caught:
         ensure_ca(directory, hosts, now)
@@ -100,7 +99,7 @@ def loaded(directory: Path) -> x509.Certificate:
 
 
 class TestDomains:
-    """What a new CA is permitted."""
+    """Domains that a new CA is permitted to sign for."""
 
     @pytest.mark.parametrize(
         ("host", "domains"),
@@ -115,18 +114,18 @@ class TestDomains:
             ("2001:db8::1", ["2001:db8::1"]),
         ],
     )
-    def test_are_the_registrable_ones(self, host: str, domains: list[str]) -> None:
+    def test_domain_of_a_host_is_its_registrable_one(self, host: str, domains: list[str]) -> None:
         assert constrained_domains([host]) == domains
         assert constrained_domains(domains) == domains
 
-    def test_are_named_once(self) -> None:
+    def test_domain_of_several_hosts_is_named_once(self) -> None:
         assert constrained_domains([*HUB, "quay.io", "cdn.quay.io"]) == ["docker.com", "docker.io", "quay.io"]
 
 
 class TestNew:
-    """A CA made on first start."""
+    """A CA created at the first start."""
 
-    def test_is_an_authority_for_ten_years_on_a_p256_key(self, tmp_path: Path) -> None:
+    def test_certificate_is_valid_for_ten_years_and_has_a_p256_key(self, tmp_path: Path) -> None:
         authority = ensure_ca(tmp_path / "certs", HUB, NOW)
         certificate = loaded(tmp_path / "certs")
         assert (authority.certificate_file, authority.warning) == (tmp_path / "certs" / CERTIFICATE_FILE, None)
@@ -143,40 +142,40 @@ class TestNew:
         }
         assert certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
 
-    def test_keeps_its_key_to_its_owner(self, tmp_path: Path) -> None:
+    def test_key_is_readable_by_its_owner_only(self, tmp_path: Path) -> None:
         ensure_ca(tmp_path, HUB, NOW)
         assert (tmp_path / KEY_FILE).stat().st_mode & 0o777 == 0o600
         assert b"PRIVATE KEY" in (tmp_path / KEY_FILE).read_bytes()
         assert b"PRIVATE KEY" not in (tmp_path / CERTIFICATE_FILE).read_bytes()
         assert sorted(path.name for path in tmp_path.iterdir()) == [CERTIFICATE_FILE, KEY_FILE]
 
-    def test_is_the_one_that_mitmproxy_uses(self, tmp_path: Path) -> None:
+    def test_mitmproxy_uses_the_certificate(self, tmp_path: Path) -> None:
         ensure_ca(tmp_path, HUB, NOW)
         store = CertStore.from_store(tmp_path, "mitmproxy", 2048)
         assert store.default_ca.to_cryptography() == loaded(tmp_path)
 
-    def test_is_used_again_and_its_certificate_written_again_when_lost(self, tmp_path: Path) -> None:
+    def test_existing_key_is_used_and_a_lost_certificate_file_is_restored(self, tmp_path: Path) -> None:
         ensure_ca(tmp_path, HUB, NOW)
         first = loaded(tmp_path)
         (tmp_path / CERTIFICATE_FILE).unlink()
         ensure_ca(tmp_path, HUB, NOW + timedelta(days=1))
         assert loaded(tmp_path) == first
 
-    def test_is_one_when_processes_start_at_once(self, tmp_path: Path) -> None:
+    def test_processes_that_start_at_once_create_one(self, tmp_path: Path) -> None:
         with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
-            made = [pool.submit(ensure_ca, tmp_path, HUB, NOW) for _ in range(6)]
-            assert {future.result().certificate_file for future in made} == {tmp_path / CERTIFICATE_FILE}
+            results = [pool.submit(ensure_ca, tmp_path, HUB, NOW) for _ in range(6)]
+            assert {future.result().certificate_file for future in results} == {tmp_path / CERTIFICATE_FILE}
         assert x509.load_pem_x509_certificate((tmp_path / KEY_FILE).read_bytes()) == loaded(tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == [CERTIFICATE_FILE, KEY_FILE]
 
-    def test_that_cannot_be_written_is_one_line(self, tmp_path: Path) -> None:
+    def test_directory_that_cannot_be_written_is_an_error_of_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "certs").write_bytes(b"")
         with pytest.raises(ConfigError, match=r"^CA .*certs.mitmproxy-ca\.pem: [A-Z][a-z ]+$"):
             ensure_ca(tmp_path / "certs", HUB, NOW)
 
 
-class TestVouching:
-    """What OpenSSL makes of the leaves."""
+class TestSigning:
+    """Leaves that OpenSSL accepts and rejects."""
 
     @pytest.mark.parametrize(
         ("hosts", "host"),
@@ -190,7 +189,7 @@ class TestVouching:
             ([*HUB, "192.0.2.1"], "auth.docker.io"),
         ],
     )
-    def test_a_leaf_for_a_registry_is_accepted(self, tmp_path: Path, hosts: list[str], host: str) -> None:
+    def test_leaf_for_a_registry_is_accepted(self, tmp_path: Path, hosts: list[str], host: str) -> None:
         ensure_ca(tmp_path, hosts, NOW)
         handshake(tmp_path, host)
 
@@ -208,16 +207,16 @@ class TestVouching:
             (["2001:db8::1"], "example.com"),
         ],
     )
-    def test_a_leaf_for_anything_else_is_refused(self, tmp_path: Path, hosts: list[str], host: str) -> None:
+    def test_leaf_for_another_host_is_rejected(self, tmp_path: Path, hosts: list[str], host: str) -> None:
         ensure_ca(tmp_path, hosts, NOW)
         with pytest.raises(ssl.SSLCertVerificationError, match="subtree violation"):
             handshake(tmp_path, host)
 
 
 class TestExisting:
-    """A CA that is there already."""
+    """A CA that exists at start."""
 
-    def test_expiring_soon_is_said_in_time(self, tmp_path: Path) -> None:
+    def test_expiry_within_90_days_is_a_warning(self, tmp_path: Path) -> None:
         ensure_ca(tmp_path, HUB, NOW)
         assert ensure_ca(tmp_path, HUB, NOW + VALIDITY - timedelta(days=91)).warning is None
         warning = ensure_ca(tmp_path, HUB, NOW + VALIDITY - timedelta(days=89)).warning
@@ -225,16 +224,16 @@ class TestExisting:
         assert "expires in 89 days" in warning
         assert "every client must then trust the new" in warning
 
-    def test_expired_is_refused(self, tmp_path: Path) -> None:
+    def test_expired_ca_is_refused(self, tmp_path: Path) -> None:
         ensure_ca(tmp_path, HUB, NOW)
-        assert "expired on" in refusal(tmp_path, HUB, NOW + VALIDITY)
+        assert "expired on" in error_of(tmp_path, HUB, NOW + VALIDITY)
 
     @pytest.mark.parametrize("host", ["ghcr.io", "192.0.2.1", "2001:db8::1"])
-    def test_not_covering_a_new_registry_is_refused(self, tmp_path: Path, host: str) -> None:
+    def test_ca_that_cannot_sign_for_a_new_registry_is_refused(self, tmp_path: Path, host: str) -> None:
         ensure_ca(tmp_path, HUB, NOW)
-        assert f"may not vouch for {host}:" in refusal(tmp_path, [*HUB, host])
+        assert f"cannot sign for {host}:" in error_of(tmp_path, [*HUB, host])
 
-    def test_without_constraints_covers_everything(self, tmp_path: Path) -> None:
+    def test_ca_without_constraints_can_sign_for_all_hosts(self, tmp_path: Path) -> None:
         pem = own_ca(tmp_path)
         hosts = [*HUB, "ghcr.io", "192.0.2.1"]
         assert ensure_ca(tmp_path, hosts, NOW).warning is None
@@ -242,7 +241,9 @@ class TestExisting:
         handshake(tmp_path, "ghcr.io")
 
     @pytest.mark.parametrize("names", [HUB, [".docker.io"], ["docker.io"], ["IO"]])
-    def test_constrained_narrowly_will_do_when_the_hosts_are_covered(self, tmp_path: Path, names: list[str]) -> None:
+    def test_ca_with_narrow_constraints_is_accepted_when_they_permit_the_hosts(
+        self, tmp_path: Path, names: list[str]
+    ) -> None:
         own_ca(tmp_path, permitting(*names))
         assert ensure_ca(tmp_path, HUB, NOW).warning is None
         handshake(tmp_path, "registry-1.docker.io")
@@ -257,46 +258,46 @@ class TestExisting:
             x509.NameConstraints([x509.DNSName("docker.io")], [x509.DNSName("")]),
         ],
     )
-    def test_not_covering_a_host_is_refused_as_by_openssl(
+    def test_constraints_that_openssl_enforces_are_refused(
         self, tmp_path: Path, constraints: x509.NameConstraints
     ) -> None:
         own_ca(tmp_path, constraints)
-        assert "auth.docker.io:" in refusal(tmp_path, HUB)
+        assert "auth.docker.io:" in error_of(tmp_path, HUB)
         (tmp_path / CERTIFICATE_FILE).write_bytes((tmp_path / KEY_FILE).read_bytes())
         with pytest.raises(ssl.SSLCertVerificationError, match="subtree violation"):
             handshake(tmp_path, "auth.docker.io")
 
-    def test_with_constraints_on_other_kinds_of_names_covers_hosts(self, tmp_path: Path) -> None:
+    def test_constraints_on_other_types_of_names_permit_all_hosts(self, tmp_path: Path) -> None:
         own_ca(tmp_path, x509.NameConstraints([x509.RFC822Name("example.com")], None))
         ensure_ca(tmp_path, HUB, NOW)
         handshake(tmp_path, "auth.docker.io")
 
-    def test_not_an_authority_is_refused(self, tmp_path: Path) -> None:
+    def test_certificate_that_is_no_ca_is_refused(self, tmp_path: Path) -> None:
         own_ca(tmp_path, is_ca=False)
-        assert "is not the certificate of an authority" in refusal(tmp_path, HUB)
+        assert "is not a CA certificate that can sign certificates" in error_of(tmp_path, HUB)
 
-    def test_not_allowed_to_sign_is_refused(self, tmp_path: Path) -> None:
+    def test_ca_without_the_usage_to_sign_is_refused(self, tmp_path: Path) -> None:
         own_ca(tmp_path, signs=False)
-        assert "is not the certificate of an authority" in refusal(tmp_path, HUB)
+        assert "is not a CA certificate that can sign certificates" in error_of(tmp_path, HUB)
 
-    def test_with_another_key_is_refused(self, tmp_path: Path) -> None:
+    def test_certificate_with_another_key_is_refused(self, tmp_path: Path) -> None:
         key, certificate = own_ca(tmp_path), own_ca(tmp_path)
         begin = b"-----BEGIN CERTIFICATE"
         (tmp_path / KEY_FILE).write_bytes(key.partition(begin)[0] + b"".join(certificate.partition(begin)[1:]))
-        assert "the private key is not the certificate's" in refusal(tmp_path, HUB)
+        assert "private key and certificate do not match" in error_of(tmp_path, HUB)
 
     @pytest.mark.parametrize("cut", [0, 100, 400])
-    def test_damaged_is_refused(self, tmp_path: Path, cut: int) -> None:
+    def test_damaged_file_is_refused(self, tmp_path: Path, cut: int) -> None:
         pem = own_ca(tmp_path)
         (tmp_path / KEY_FILE).write_bytes(pem[:cut])
-        assert "is not a private key and a certificate in PEM" in refusal(tmp_path, HUB)
+        assert "does not contain a private key and a certificate in PEM" in error_of(tmp_path, HUB)
 
-    def test_with_a_pass_phrase_is_left_to_mitmproxy(self, tmp_path: Path) -> None:
+    def test_encrypted_key_is_left_to_mitmproxy(self, tmp_path: Path) -> None:
         own_ca(tmp_path, encryption=serialization.BestAvailableEncryption(b"secret"))
         assert ensure_ca(tmp_path, HUB, NOW).warning is None
 
-    def test_of_mitmproxys_own_making_is_used_with_a_warning(self, tmp_path: Path) -> None:
+    def test_ca_that_mitmproxy_created_is_used_with_a_warning(self, tmp_path: Path) -> None:
         CertStore.create_store(tmp_path, "mitmproxy", 2048)
         warning = ensure_ca(tmp_path, HUB, NOW).warning
         assert warning is not None
-        assert "was made by mitmproxy and may vouch for any site" in warning
+        assert "was created by mitmproxy and can sign for any site" in warning

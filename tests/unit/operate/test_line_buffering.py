@@ -1,4 +1,4 @@
-"""Lines reach a file at once and whole, whatever Python's buffering."""
+"""Lines reach a file immediately and undivided, regardless of Python's buffering."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_lines_of_several_processes_are_whole_and_there_at_once(tmp_path: Path, unbuffered: str) -> None:
+def test_lines_of_several_processes_are_written_immediately_and_undivided(tmp_path: Path, unbuffered: str) -> None:
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(ADDON)}
     with (tmp_path / "log").open("ab") as log:
         writers = [

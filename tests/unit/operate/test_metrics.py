@@ -1,4 +1,4 @@
-"""Metrics tell in Prometheus' text form what happened, each in series of its own."""
+"""Metrics count events and report states in the Prometheus text format."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_requests_are_counted_by_kind_result_and_door() -> None:
     assert value(metrics, "hubcache_requests_total", kind="blob", result="miss", door="proxy") is None
 
 
-def test_bytes_are_counted_by_where_they_come_from() -> None:
+def test_bytes_are_counted_by_source() -> None:
     metrics = Metrics()
     metrics.sent("store", 10)
     metrics.sent("store", 5)
@@ -43,7 +43,7 @@ def test_upstream_requests_are_counted_by_host_kind_and_status() -> None:
     assert value(metrics, name, host="hub", kind="manifest", status="error") == 1
 
 
-def test_rate_limit_is_the_last_seen_for_each_credential() -> None:
+def test_rate_limit_is_the_last_reported_for_each_credential() -> None:
     metrics = Metrics()
     assert metrics.remaining("hub", "anonymous") is None
     metrics.rate_limit_seen("hub", "anonymous", 100, 98)
@@ -55,7 +55,7 @@ def test_rate_limit_is_the_last_seen_for_each_credential() -> None:
     assert metrics.remaining("hub", "account") == 5
 
 
-def test_fills_are_told_in_flight_and_by_how_they_ended(caplog: pytest.LogCaptureFixture) -> None:
+def test_fills_are_counted_in_flight_and_by_result(caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics()
     metrics.fills_changed(3)
     metrics.fill_ended(DIGEST, None)
@@ -69,10 +69,10 @@ def test_fills_are_told_in_flight_and_by_how_they_ended(caplog: pytest.LogCaptur
     ]
     metrics.fill_ended(DIGEST, FillCancelled("nobody waits for the blob any more"))
     assert value(metrics, "hubcache_fills_total", result="abandoned") == 1
-    assert len(caplog.records) == 1, "it is nothing to worry about"
+    assert len(caplog.records) == 1, "an abandoned fill is not logged"
 
 
-async def test_store_is_told_as_it_is_when_asked(tmp_path: Path) -> None:
+async def test_store_is_reported_as_it_is_at_the_time_of_the_request(tmp_path: Path) -> None:
     async with opened_store(tmp_path, 64 << 20) as store:
         metrics = Metrics()
         metrics.watch(store, CircuitBreakers())
@@ -84,7 +84,7 @@ async def test_store_is_told_as_it_is_when_asked(tmp_path: Path) -> None:
         assert value(metrics, "hubcache_store_usable") == 1
 
 
-def test_store_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_store_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     store, metrics = Store(tmp_path / "file", 1 << 20), Metrics()
     with pytest.raises(StorageError):
@@ -93,7 +93,7 @@ def test_store_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     assert value(metrics, "hubcache_store_usable") == 0
 
 
-def test_circuit_of_each_host_is_told(tmp_path: Path) -> None:
+def test_circuit_breaker_of_each_host_is_reported(tmp_path: Path) -> None:
     metrics, breakers = Metrics(), CircuitBreakers()
     metrics.watch(Store(tmp_path, 1 << 20), breakers)
     breakers.circuits.update({"up": Circuit(), "down": Circuit(3, "status 503", 1.0)})
@@ -102,13 +102,13 @@ def test_circuit_of_each_host_is_told(tmp_path: Path) -> None:
 
 
 def series(metrics: Metrics) -> set[str]:
-    """The hosts that have any series."""
+    """Return the hosts that have any series."""
     families = text_string_to_metric_families(metrics.render().decode())
     return {sample.labels["host"] for family in families for sample in family.samples if "host" in sample.labels}
 
 
-def test_hosts_beyond_a_bound_share_one_label(tmp_path: Path) -> None:
-    """A registry that redirects to ever new hosts must not grow what is told of it."""
+def test_hosts_beyond_the_maximum_share_one_label(tmp_path: Path) -> None:
+    """A registry that redirects to always new hosts must not add series without limit."""
     metrics, breakers = Metrics(), CircuitBreakers()
     metrics.watch(Store(tmp_path, 1 << 20), breakers)
     for number in range(1000):
@@ -125,14 +125,14 @@ def test_hosts_beyond_a_bound_share_one_label(tmp_path: Path) -> None:
     assert value(metrics, "hubcache_upstream_up", host=host_labels.OTHER) == 0
 
 
-def test_status_that_nobody_knows_has_no_label_of_its_own() -> None:
+def test_undefined_status_codes_share_one_label() -> None:
     metrics = Metrics()
     for status in range(600, 999):
         metrics.upstream_answered("hub", "blob", str(status))
     assert value(metrics, "hubcache_upstream_requests_total", host="hub", kind="blob", status="other") == 399
 
 
-def test_host_that_was_not_asked_for_long_is_told_no_more() -> None:
+def test_host_without_requests_for_long_loses_its_series() -> None:
     now = 0.0
     metrics = Metrics()
     metrics._hosts = host_labels.Hosts(metrics._forget_host, lambda: now)
@@ -146,7 +146,7 @@ def test_host_that_was_not_asked_for_long_is_told_no_more() -> None:
     assert value(metrics, "hubcache_upstream_requests_total", host="hub", kind="blob", status="307") == 2
 
 
-def test_two_in_one_process_do_not_mix() -> None:
+def test_two_objects_in_one_process_count_separately() -> None:
     first, second = Metrics(), Metrics()
     first.answered("blob", "hit", "proxy")
     assert value(second, "hubcache_requests_total", kind="blob", result="hit", door="proxy") is None

@@ -1,4 +1,4 @@
-"""The status listener: health for load balancers and people, metrics for Prometheus."""
+"""The status listener serves health, metrics and evictions, to safe host names only."""
 
 import json
 import socket
@@ -10,6 +10,7 @@ import pytest
 from hubcache.oci.errors import ConfigError, StorageError
 from hubcache.operate.metrics import Metrics
 from hubcache.operate.status import Status
+from hubcache.operate.version import version
 from hubcache.store.store import Store
 from hubcache.transfer.breaker import Circuit, CircuitBreakers
 from support.parts import opened_store, put_blob
@@ -23,7 +24,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 async def fetch(status: Status, path: str, **headers: str) -> tuple[int, str, str]:
-    """Status, type and text of a page, from a listener that runs for just that."""
+    """Return status, type and text of a page; the listener runs during the request only."""
     port = free_port()
     await status.start("127.0.0.1", port)
     try:
@@ -36,11 +37,12 @@ async def fetch(status: Status, path: str, **headers: str) -> tuple[int, str, st
         await status.close()
 
 
-async def test_health_is_ok_and_shows_the_store(store: Store, tmp_path: Path) -> None:
+async def test_health_is_ok_and_shows_version_and_store(store: Store, tmp_path: Path) -> None:
     await put_blob(store, b"x" * 1000)
     code, kind, text = await fetch(Status(store, Metrics(), CircuitBreakers()), "/healthz")
     assert (code, kind) == (200, "application/json; charset=utf-8")
     assert json.loads(text) == {
+        "version": version(),
         "status": "ok",
         "upstreams_down": {},
         "store": {
@@ -55,7 +57,7 @@ async def test_health_is_ok_and_shows_the_store(store: Store, tmp_path: Path) ->
     }
 
 
-async def test_last_damage_is_shown_with_its_digest_and_its_paths(store: Store) -> None:
+async def test_health_shows_digest_and_paths_of_the_last_damage(store: Store) -> None:
     digest = await put_blob(store, b"x" * 1000)
     path = store.blob_path(digest)
     assert path is not None
@@ -70,8 +72,8 @@ async def test_last_damage_is_shown_with_its_digest_and_its_paths(store: Store) 
     assert last["kept"].startswith(str(store.directory / "quarantine"))
 
 
-async def test_store_that_fails_is_degraded_but_still_200(store: Store) -> None:
-    """Pulls work: a load balancer must not take the proxy out."""
+async def test_health_with_a_failed_store_is_degraded_with_status_200(store: Store) -> None:
+    """Pulls work without the store, so a load balancer must not remove the proxy."""
     store.failed(StorageError("disk is full"))
     code, _, text = await fetch(Status(store, Metrics(), CircuitBreakers()), "/healthz")
     assert code == 200
@@ -79,7 +81,7 @@ async def test_store_that_fails_is_degraded_but_still_200(store: Store) -> None:
     assert json.loads(text)["store"]["problem"] == "disk is full"
 
 
-async def test_upstream_that_is_down_is_degraded_and_named(store: Store) -> None:
+async def test_health_with_an_upstream_down_is_degraded_and_names_it(store: Store) -> None:
     breakers = CircuitBreakers()
     breakers.circuits.update({"up": Circuit(), "down": Circuit(3, "status 503", 1.0)})
     _, _, text = await fetch(Status(store, Metrics(), breakers), "/healthz")
@@ -87,7 +89,7 @@ async def test_upstream_that_is_down_is_degraded_and_named(store: Store) -> None
     assert json.loads(text)["upstreams_down"] == {"down": "status 503"}
 
 
-async def test_removals_are_explained(store: Store) -> None:
+async def test_evictions_have_size_and_reason(store: Store) -> None:
     digests = [await put_blob(store, bytes([number]) * 1000) for number in range(2)]
     for digest in digests:
         assert await store.rooms.purge(digest, store.remove)
@@ -100,7 +102,7 @@ async def test_removals_are_explained(store: Store) -> None:
         assert (removal["size"], removal["reason"]) == (4096, "purged")
 
 
-async def test_metrics_are_in_the_text_format(store: Store) -> None:
+async def test_metrics_are_in_the_text_exposition_format(store: Store) -> None:
     metrics = Metrics()
     metrics.watch(store, CircuitBreakers())
     code, kind, text = await fetch(Status(store, metrics, CircuitBreakers()), "/metrics")
@@ -108,12 +110,12 @@ async def test_metrics_are_in_the_text_format(store: Store) -> None:
     assert "\nhubcache_store_usable 1.0\n" in text
 
 
-async def test_other_paths_are_404(store: Store) -> None:
+async def test_unknown_path_is_404(store: Store) -> None:
     assert (await fetch(Status(store, Metrics(), CircuitBreakers()), "/"))[0] == 404
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "host.invalid", "192.0.2.1"])
-async def test_address_that_cannot_be_used_is_one_line(store: Store, host: str) -> None:
+async def test_address_that_cannot_be_used_is_an_error_of_one_line(store: Store, host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         status = Status(store, Metrics(), CircuitBreakers())
@@ -132,16 +134,15 @@ async def test_address_that_cannot_be_used_is_one_line(store: Store, host: str) 
         *(("localhost.evil.com", 421), ("evil.com.", 421), ("xlocal.com", 421), ("[::1", 421), ("a.b", 421)),
     ],
 )
-async def test_only_names_that_nobody_else_can_have_are_answered(store: Store, host: str, expected: int) -> None:
-    """Against DNS rebinding."""
+async def test_only_names_outside_public_dns_are_answered(store: Store, host: str, expected: int) -> None:
+    """A name that an attacker can register is refused, against DNS rebinding."""
     for path in ("/healthz", "/nothing"):
         code, _, text = await fetch(Status(store, Metrics(), CircuitBreakers()), path, Host=host)
         assert (code == 421) is (expected == 421)
         assert code != 421 or text.count("\n") == 1
 
 
-async def test_name_of_the_machine_is_answered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_host_name_of_the_machine_is_answered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "cache.example.com")
-    assert (await fetch(Status(store, Metrics(), CircuitBreakers()), "/healthz", Host="cache.example.com:9090"))[
-        0
-    ] == 200
+    status = Status(store, Metrics(), CircuitBreakers())
+    assert (await fetch(status, "/healthz", Host="cache.example.com:9090"))[0] == 200

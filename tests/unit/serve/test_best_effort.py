@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hubcache.decide.records import Link, ManifestRecord, TagRecord, Verdict
+from hubcache.decide.records import Link, ManifestRecord, TagRecord, Visibility
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
-from hubcache.serve.best_effort import BestEffort
+from hubcache.serve.best_effort import BestEffortWriter
 from hubcache.store.store import Store
 from support.parts import manifest_of, opened_store
 
@@ -20,45 +20,45 @@ RECORD = TagRecord(DIGEST, "application/json", len(BODY), 1000.0)
 async def test_facts_are_kept_in_the_store(tmp_path: Path) -> None:
     failures: list[StorageError] = []
     async with opened_store(tmp_path) as store:
-        memory = BestEffort(store, failures.append)
-        assert await memory.manifest(DIGEST, ManifestRecord("application/json", BODY))
-        await memory.tag(HOST, REPO, "latest", "*/*", RECORD, memory.generation(HOST, REPO, "latest"))
-        await memory.link(HOST, REPO, {DIGEST: 5})
-        await memory.verdict(HOST, REPO, Verdict(True, 1000.0))
-        await memory.challenge(HOST, "Bearer realm=x")
+        writer = BestEffortWriter(store, failures.append)
+        assert await writer.put_manifest(DIGEST, ManifestRecord("application/json", BODY))
+        await writer.put_tag(HOST, REPO, "latest", "*/*", RECORD, writer.change_number(HOST, REPO, "latest"))
+        await writer.put_links(HOST, REPO, {DIGEST: 5})
+        await writer.put_visibility(HOST, REPO, Visibility(True, 1000.0))
+        await writer.put_challenge(HOST, "Bearer realm=x")
         assert store.manifest(DIGEST) == ManifestRecord("application/json", BODY)
         assert store.tags(HOST, REPO, "latest") == {"*/*": RECORD}
-        link, verdict = store.link(HOST, REPO, DIGEST), store.verdict(HOST, REPO)
+        link, visibility = store.link(HOST, REPO, DIGEST), store.visibility(HOST, REPO)
         assert link is not None
         assert link.size == 5
-        assert verdict == Verdict(True, 1000.0)
+        assert visibility == Visibility(True, 1000.0)
         assert store.challenge(HOST) == "Bearer realm=x"
     assert failures == []
 
 
 async def test_tag_that_was_moved_meanwhile_is_not_remembered_as_it_was(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
-        memory = BestEffort(store, lambda _: None)
-        before = memory.generation(HOST, REPO, "latest")
-        await memory.forget_tag(HOST, REPO, "latest")
-        await memory.tag(HOST, REPO, "latest", "*/*", RECORD, before)
+        writer = BestEffortWriter(store, lambda _: None)
+        before = writer.change_number(HOST, REPO, "latest")
+        await writer.drop_tag(HOST, REPO, "latest")
+        await writer.put_tag(HOST, REPO, "latest", "*/*", RECORD, before)
         assert store.tags(HOST, REPO, "latest") == {}
-        await memory.tag(HOST, REPO, "latest", "*/*", RECORD, memory.generation(HOST, REPO, "latest"))
+        await writer.put_tag(HOST, REPO, "latest", "*/*", RECORD, writer.change_number(HOST, REPO, "latest"))
         assert store.tags(HOST, REPO, "latest") == {"*/*": RECORD}
 
 
 async def test_move_of_one_tag_does_not_concern_others(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
-        memory = BestEffort(store, lambda _: None)
+        writer = BestEffortWriter(store, lambda _: None)
         for host, repo, tag in ((HOST, REPO, "other"), (HOST, "library/other", "latest"), ("ghcr.io", REPO, "latest")):
-            before = memory.generation(host, repo, tag)
-            await memory.forget_tag(HOST, REPO, "latest")
-            assert memory.generation(host, repo, tag) == before
+            before = writer.change_number(host, repo, tag)
+            await writer.drop_tag(HOST, REPO, "latest")
+            assert writer.change_number(host, repo, tag) == before
 
 
 async def test_known_links_cost_no_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened_store(tmp_path) as store:
-        memory, written = BestEffort(store, lambda _: None), []
+        writer, written = BestEffortWriter(store, lambda _: None), []
         original = store._write
 
         async def write(action: Callable[[], object]) -> object:
@@ -67,31 +67,31 @@ async def test_known_links_cost_no_write(tmp_path: Path, monkeypatch: pytest.Mon
 
         monkeypatch.setattr(store, "_write", write)
         for confirmed in (False, False, True, True, False):
-            await memory.link(HOST, REPO, {DIGEST: None if confirmed else 5}, confirmed=confirmed)
+            await writer.put_links(HOST, REPO, {DIGEST: None if confirmed else 5}, confirmed=confirmed)
         assert len(written) == 2
         assert store.link(HOST, REPO, DIGEST) == Link(5, confirmed=True)
 
 
 async def test_store_that_takes_nothing_is_reported_and_nothing_raises(tmp_path: Path) -> None:
     failures: list[StorageError] = []
-    memory = BestEffort(Store(tmp_path, 1 << 20), failures.append)  # never opened
-    assert not await memory.manifest(DIGEST, ManifestRecord("application/json", BODY))
-    await memory.tag(HOST, REPO, "latest", "*/*", RECORD, 0)
-    await memory.forget_tag(HOST, REPO, "latest")
-    await memory.link(HOST, REPO, {DIGEST: None})
-    await memory.verdict(HOST, REPO, Verdict(False, 0.0))
-    await memory.challenge(HOST, "Bearer realm=x")
+    writer = BestEffortWriter(Store(tmp_path, 1 << 20), failures.append)  # never opened
+    assert not await writer.put_manifest(DIGEST, ManifestRecord("application/json", BODY))
+    await writer.put_tag(HOST, REPO, "latest", "*/*", RECORD, 0)
+    await writer.drop_tag(HOST, REPO, "latest")
+    await writer.put_links(HOST, REPO, {DIGEST: None})
+    await writer.put_visibility(HOST, REPO, Visibility(False, 0.0))
+    await writer.put_challenge(HOST, "Bearer realm=x")
     assert len(failures) == 6
 
 
 async def test_registry_that_gave_the_bytes_of_private_content_is_a_source_of_it(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
-        memory = BestEffort(store, lambda _: None)
-        assert await memory.gave("ghcr.io", REPO, DIGEST, 5)
+        writer = BestEffortWriter(store, lambda _: None)
+        assert await writer.record_source("ghcr.io", REPO, DIGEST, 5)
         assert store.private_hosts(DIGEST) is None, "anybody could read it"
-        assert await memory.gave(HOST, REPO, DIGEST, None, private=True)
+        assert await writer.record_source(HOST, REPO, DIGEST, None, private=True)
         assert store.private_hosts(DIGEST) == {HOST}
-        assert await memory.gave("ghcr.io", REPO, DIGEST, None)
+        assert await writer.record_source("ghcr.io", REPO, DIGEST, None)
         assert store.private_hosts(DIGEST) == {HOST, "ghcr.io"}
         link = store.link("ghcr.io", REPO, DIGEST)
         assert link is not None
@@ -99,5 +99,5 @@ async def test_registry_that_gave_the_bytes_of_private_content_is_a_source_of_it
 
 
 async def test_source_that_cannot_be_remembered_is_told(tmp_path: Path) -> None:
-    memory = BestEffort(Store(tmp_path, 1 << 20), lambda _: None)  # never opened
-    assert not await memory.gave(HOST, REPO, DIGEST, None, private=True)
+    writer = BestEffortWriter(Store(tmp_path, 1 << 20), lambda _: None)  # never opened
+    assert not await writer.record_source(HOST, REPO, DIGEST, None, private=True)

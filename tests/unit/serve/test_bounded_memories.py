@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from hubcache.decide.records import Verdict
+from hubcache.decide.records import Visibility
 from hubcache.oci.errors import ManifestUnknown, StorageError, Unauthorized
 from hubcache.serve import access as gate_module
-from hubcache.serve import change_numbers, negative_cache, verdicts
+from hubcache.serve import change_numbers, negative_cache, visibility
 from hubcache.serve.access import Access
-from hubcache.serve.best_effort import BestEffort
+from hubcache.serve.best_effort import BestEffortWriter
 from hubcache.serve.change_numbers import ChangeNumbers
 from hubcache.serve.negative_cache import NegativeCache
 from hubcache.store.store import Store
@@ -32,22 +32,22 @@ class Clock:
 
 def test_number_changes_with_a_move_of_the_same_thing_only() -> None:
     seen = ChangeNumbers()
-    before, other = seen.number(HOST, REPO), seen.number(HOST, "library/other")
-    seen.moved(HOST, REPO)
-    assert seen.number(HOST, REPO) != before
-    assert seen.number(HOST, "library/other") == other
+    before, other = seen.current(HOST, REPO), seen.current(HOST, "library/other")
+    seen.advance(HOST, REPO)
+    assert seen.current(HOST, REPO) != before
+    assert seen.current(HOST, "library/other") == other
 
 
 def test_move_that_is_forgotten_still_makes_what_was_asked_before_it_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(change_numbers, "MAX_MOVES", 10)
     seen = ChangeNumbers()
-    before = seen.number(HOST, REPO)
-    seen.moved(HOST, REPO)
-    after = seen.number(HOST, REPO)
+    before = seen.current(HOST, REPO)
+    seen.advance(HOST, REPO)
+    after = seen.current(HOST, REPO)
     for number in range(100):
-        seen.moved(HOST, f"r{number}")
+        seen.advance(HOST, f"r{number}")
         assert len(seen._recent) <= 10
-    assert seen.number(HOST, REPO) not in (before, after)
+    assert seen.current(HOST, REPO) not in (before, after)
 
 
 # -- what is missing ---------------------------------------------------------------------------------------------------
@@ -59,9 +59,9 @@ def test_answers_are_remembered_for_their_time_and_no_longer() -> None:
     known.remember(HOST, REPO, "latest", MISSING, 30.0, 0)
     clock.now += 29
     with pytest.raises(ManifestUnknown):
-        known.raise_known(HOST, REPO, "latest")
+        known.raise_remembered(HOST, REPO, "latest")
     clock.now += 2
-    known.raise_known(HOST, REPO, "latest")
+    known.raise_remembered(HOST, REPO, "latest")
 
 
 def test_remembered_errors_hold_no_frames_however_often_they_are_given() -> None:
@@ -72,7 +72,7 @@ def test_remembered_errors_hold_no_frames_however_often_they_are_given() -> None
         known.remember(HOST, REPO, "latest", error, 30.0, 0)
     for _ in range(3):
         with pytest.raises(ManifestUnknown) as caught:
-            known.raise_known(HOST, REPO, "latest")
+            known.raise_remembered(HOST, REPO, "latest")
         assert caught.value.body() == MISSING.body()
     (value,) = known._known.values()
     assert value[1].__traceback__ is None
@@ -89,19 +89,19 @@ def test_bytes_of_what_is_remembered_are_bounded_whatever_clients_and_upstreams_
     assert 0 < len(known._known) <= 1 << 7
     assert sum(len(part) for key in known._known for part in key) < 1 << 14
     with pytest.raises(Unauthorized):
-        known.raise_known(HOST, "r2999", "a/b," * 2000 + "2999")
+        known.raise_remembered(HOST, "r2999", "a/b," * 2000 + "2999")
 
 
 def test_push_forgets_what_was_missing_in_its_repository_only() -> None:
     known = NegativeCache(Clock())
-    since = known.raise_known(HOST, REPO, "latest")
+    since = known.raise_remembered(HOST, REPO, "latest")
     for repository in (REPO, "library/other"):
         known.remember(HOST, repository, "latest", MISSING, 30.0, 0)
     known.forget(HOST, REPO)
     known.remember(HOST, REPO, "latest", MISSING, 30.0, since)
-    known.raise_known(HOST, REPO, "latest")
+    known.raise_remembered(HOST, REPO, "latest")
     with pytest.raises(ManifestUnknown):
-        known.raise_known(HOST, "library/other", "latest")
+        known.raise_remembered(HOST, "library/other", "latest")
 
 
 # -- rights ------------------------------------------------------------------------------------------------------------
@@ -110,36 +110,36 @@ def test_push_forgets_what_was_missing_in_its_repository_only() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """All bounds are ten."""
-    monkeypatch.setattr(verdicts, "MAX_VERDICTS", 10)
+    monkeypatch.setattr(visibility, "MAX_REPOSITORIES", 10)
     monkeypatch.setattr(gate_module, "MAX_AUTHORIZED", 10)
 
 
 @pytest.mark.usefixtures("small")
 async def test_yes_to_a_token_is_forgotten_when_there_are_many(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
-        gate = Access(store, BestEffort(store, lambda _: None))
+        access = Access(store, BestEffortWriter(store, lambda _: None))
         for number in range(50):
-            await gate.accepted(HOST, REPO, f"Bearer {number}")
-            assert gate.is_open(HOST, REPO, f"Bearer {number}")
-            assert len(gate._authorized) <= 10
-        assert not gate.is_open(HOST, REPO, "Bearer 0")
+            await access.record_accepted(HOST, REPO, f"Bearer {number}")
+            assert access.can_read_repository(HOST, REPO, f"Bearer {number}")
+            assert len(access._authorized) <= 10
+        assert not access.can_read_repository(HOST, REPO, "Bearer 0")
 
 
 @pytest.mark.usefixtures("small")
 async def test_verdicts_in_memory_are_bounded_and_the_stores_go_on(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         clock = Clock()
-        gate = Access(store, BestEffort(store, lambda _: None), clock)
+        access = Access(store, BestEffortWriter(store, lambda _: None), clock)
         for number in range(50):
-            await gate.accepted(HOST, f"r{number}", None)
-        await gate.refused(HOST, "r0", None)
-        assert len(gate._verdicts._recent) <= 10
-        assert not gate.is_open(HOST, "r0", None)
-        assert gate.is_open(HOST, "r1", None)
+            await access.record_accepted(HOST, f"r{number}", None)
+        await access.record_refused(HOST, "r0", None)
+        assert len(access._visibility._recent) <= 10
+        assert not access.can_read_repository(HOST, "r0", None)
+        assert access.can_read_repository(HOST, "r1", None)
         for number in range(50, 100):
-            await gate.accepted(HOST, f"r{number}", None)
-        assert not gate.is_open(HOST, "r0", None)
-        assert gate.is_open(HOST, "r1", None)
+            await access.record_accepted(HOST, f"r{number}", None)
+        assert not access.can_read_repository(HOST, "r0", None)
+        assert access.can_read_repository(HOST, "r1", None)
 
 
 @pytest.mark.usefixtures("small")
@@ -149,41 +149,41 @@ async def test_refusal_that_the_store_does_not_take_opens_nothing_when_it_is_for
 ) -> None:
     async with opened_store(tmp_path) as store:
         clock = Clock()
-        gate = Access(store, BestEffort(store, lambda _: None), clock)
+        access = Access(store, BestEffortWriter(store, lambda _: None), clock)
         for number in range(30):
-            await gate.accepted(HOST, f"r{number}", None)
+            await access.record_accepted(HOST, f"r{number}", None)
 
-        async def full(registry: str, repository: str, verdict: Verdict) -> None:
+        async def full(registry: str, repository: str, visibility: Visibility) -> None:
             raise StorageError("no room")
 
-        monkeypatch.setattr(store, "put_verdict", full)
+        monkeypatch.setattr(store, "put_visibility", full)
         clock.now += 10
         for number in range(30):
             if how == "refused":
-                await gate.refused(HOST, f"r{number}", None)
+                await access.record_refused(HOST, f"r{number}", None)
             else:
-                await gate.doubted(HOST, f"r{number}", MISSING)
-            assert len(gate._verdicts._unwritten) <= 10
-        assert not [number for number in range(30) if gate.is_open(HOST, f"r{number}", None)]
+                await access.expire_visibility(HOST, f"r{number}", MISSING)
+            assert len(access._visibility._unwritten) <= 10
+        assert not [number for number in range(30) if access.can_read_repository(HOST, f"r{number}", None)]
         clock.now += 10
-        await gate.accepted(HOST, "r0", None)
-        assert gate.is_open(HOST, "r0", None)
+        await access.record_accepted(HOST, "r0", None)
+        assert access.can_read_repository(HOST, "r0", None)
 
 
 async def test_verdict_that_the_store_has_is_not_kept_as_unwritten(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
-        gate = Access(store, BestEffort(store, lambda _: None), Clock())
-        await gate.accepted(HOST, REPO, None)
-        await gate.refused(HOST, REPO, None)
-        assert not gate._verdicts._unwritten
-        assert store.verdict(HOST, REPO) == Verdict(False, 1000.0)
+        access = Access(store, BestEffortWriter(store, lambda _: None), Clock())
+        await access.record_accepted(HOST, REPO, None)
+        await access.record_refused(HOST, REPO, None)
+        assert not access._visibility._unwritten
+        assert store.visibility(HOST, REPO) == Visibility(False, 1000.0)
 
 
 async def test_names_that_never_were_public_leave_nothing_behind(tmp_path: Path) -> None:
     store = Store(tmp_path, 1 << 20)  # never opened
-    gate = Access(store, BestEffort(store, lambda _: None), Clock())
+    access = Access(store, BestEffortWriter(store, lambda _: None), Clock())
     for number in range(100):
-        await gate.refused(HOST, f"r{number}", None)
-        await gate.doubted(HOST, f"r{number}", MISSING)
-    assert not gate._verdicts._recent
-    assert not gate._verdicts._unwritten
+        await access.record_refused(HOST, f"r{number}", None)
+        await access.expire_visibility(HOST, f"r{number}", MISSING)
+    assert not access._visibility._recent
+    assert not access._visibility._unwritten

@@ -2,7 +2,7 @@
 
 import pytest
 from hubcache.serve import pull_counting
-from hubcache.serve.pull_counting import SAME_PULL_SECONDS, Pulls
+from hubcache.serve.pull_counting import SAME_PULL_SECONDS, PullCounter
 
 
 class Clock:
@@ -16,45 +16,45 @@ class Clock:
 
 def test_client_that_asks_again_at_once_makes_one_pull() -> None:
     clock = Clock()
-    seen = Pulls(clock)
-    assert seen.begins("10.0.0.1", "digest")
+    seen = PullCounter(clock)
+    assert seen.is_new_pull("10.0.0.1", "digest")
     clock.now += SAME_PULL_SECONDS - 1
-    assert not seen.begins("10.0.0.1", "digest")
+    assert not seen.is_new_pull("10.0.0.1", "digest")
 
 
 def test_address_that_never_stops_asking_makes_a_pull_again_and_again() -> None:
     """Of a fleet behind one address, there is always one that asks."""
     clock = Clock()
-    seen = Pulls(clock)
+    seen = PullCounter(clock)
     begun = 0
     for _ in range(100):
-        begun += seen.begins("10.0.0.1", "digest")
+        begun += seen.is_new_pull("10.0.0.1", "digest")
         clock.now += SAME_PULL_SECONDS / 10
     assert begun == 10
 
 
 def test_later_another_client_and_other_content_are_other_pulls() -> None:
     clock = Clock()
-    seen = Pulls(clock)
-    assert seen.begins("10.0.0.1", "digest")
-    assert seen.begins("10.0.0.2", "digest")
-    assert seen.begins("10.0.0.1", "other")
+    seen = PullCounter(clock)
+    assert seen.is_new_pull("10.0.0.1", "digest")
+    assert seen.is_new_pull("10.0.0.2", "digest")
+    assert seen.is_new_pull("10.0.0.1", "other")
     clock.now += SAME_PULL_SECONDS
-    assert seen.begins("10.0.0.1", "digest")
+    assert seen.is_new_pull("10.0.0.1", "digest")
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pull_counting, "MAX_CLIENTS", 10)
-    seen = Pulls(Clock())
+    seen = PullCounter(Clock())
     for number in range(1000):
-        assert seen.begins(number)
+        assert seen.is_new_pull(number)
         assert len(seen._begun) <= 10
 
 
 def test_what_clients_say_is_not_kept() -> None:
-    seen = Pulls(Clock())
+    seen = PullCounter(Clock())
     agents = ["x" * 14_000 + str(number) for number in range(100)]
-    assert all(seen.begins("image", ("10.0.0.1", agent)) for agent in agents)
-    assert not any(seen.begins("image", ("10.0.0.1", agent)) for agent in agents)
+    assert all(seen.is_new_pull("image", ("10.0.0.1", agent)) for agent in agents)
+    assert not any(seen.is_new_pull("image", ("10.0.0.1", agent)) for agent in agents)
     assert all(len(key) == 16 for key in seen._begun)
-    assert seen.begins("\udcff")  # bytes that are no UTF-8, as mitmproxy gives them
+    assert seen.is_new_pull("\udcff")  # bytes that are no UTF-8, as mitmproxy gives them

@@ -12,7 +12,7 @@ from hubcache.decide.retention import Reason
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import NotStored
 from hubcache.oci.image_name import ImageName
-from hubcache.serve.messages import Answer, Door, Result
+from hubcache.serve.messages import Answer, Listener, Result
 from hubcache.store.store import Store
 from support.engine import running
 from support.parts import MIB, bytes_on_disk, opened_store, put_blob
@@ -71,7 +71,9 @@ async def test_cap_holds_on_disk_while_sixteen_blobs_are_fetched_at_once(hub: Hu
         watching = asyncio.create_task(watch())
         try:
             for _ in range(2):
-                answers = await asyncio.gather(*(cache.get(Door.MIRROR, f"/v2/library/app/blobs/{d}") for d in blobs))
+                answers = await asyncio.gather(
+                    *(cache.get(Listener.MIRROR, f"/v2/library/app/blobs/{d}") for d in blobs)
+                )
                 for digest, (status, body) in zip(blobs, answers, strict=True):
                     assert status == 200
                     assert str(Digest.of(body)) == digest
@@ -87,9 +89,9 @@ async def test_store_that_is_full_of_pinned_content_passes_on(
     other = hub.image("library/app", "1", layers=[blob(n) for n in (7, 8)])
     async with running(hub, tmp_path / "store", size=CAP, pins=(ImageName.parse("base:1"),), admit_after=1) as cache:
         for image in (pinned, other, other, other):
-            await cache.get(Door.PROXY, f"/v2/{image.repo}/manifests/1")
+            await cache.get(Listener.PROXY, f"/v2/{image.repo}/manifests/1")
             for digest in (image.config, *image.layers):
-                status, body = await cache.get(Door.PROXY, f"/v2/{image.repo}/blobs/{digest}")
+                status, body = await cache.get(Listener.PROXY, f"/v2/{image.repo}/blobs/{digest}")
                 assert (status, str(Digest.of(body))) == (200, digest)
         await asyncio.gather(*cache.engine.fills._tasks)
         assert all(cache.engine.store.has(Digest.parse(d)) for d in (pinned.config, *pinned.layers))
@@ -112,7 +114,7 @@ async def test_lowered_cap_is_reached_step_by_step(tmp_path: Path) -> None:
 async def test_blob_larger_than_the_limit_is_passed_on(hub: Hub, tmp_path: Path) -> None:
     digest = hub.blob("library/app", blob(1))
     async with running(hub, tmp_path / "store", max_blob=1 * MIB) as cache:
-        answer, body = await cache.ask(Door.MIRROR, "GET", f"/v2/library/app/blobs/{digest}")
+        answer, body = await cache.ask(Listener.MIRROR, "GET", f"/v2/library/app/blobs/{digest}")
         assert isinstance(answer, Answer)
         assert (answer.status, answer.result, str(Digest.of(body))) == (200, Result.MISS, digest)
         assert not cache.engine.store.has(Digest.parse(digest))

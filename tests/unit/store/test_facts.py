@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.decide.moves import Moves
-from hubcache.decide.records import Link, TagRecord, Verdict
+from hubcache.decide.records import Link, TagRecord, Visibility
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
 from hubcache.oci.image_name import ImageName
@@ -74,7 +74,7 @@ async def test_facts_about_what_is_stored_outlive_their_lifetime(
         for name, digest in (("held", here), ("over", gone)):
             await store.put_links(HUB, name, {digest: 4})
             await store.put_tag(HUB, name, "1", "any", TagRecord(digest, "a/b", 4, NOW))
-            await store.put_verdict(HUB, name, Verdict(True, NOW))
+            await store.put_visibility(HUB, name, Visibility(True, NOW))
             await store.put_moves({(HUB, name, "1"): Moves(NOW), (HUB, name, "elsewhere"): Moves(NOW)})
         monkeypatch.setattr(facts, "FACT_LIFETIME", 100.0)
         await store.expire()
@@ -82,20 +82,20 @@ async def test_facts_about_what_is_stored_outlive_their_lifetime(
         await store.expire()
         assert store.link(HUB, "held", here) == Link(4)
         assert store.tags(HUB, "held", "1")
-        assert store.verdict(HUB, "held") == Verdict(True, NOW)
+        assert store.visibility(HUB, "held") == Visibility(True, NOW)
         assert store.moves(HUB, "held", "1") == Moves(NOW)
         assert store.moves(HUB, "held", "elsewhere") is None
         assert store.moves(HUB, "over", "1") is None
         assert store.link(HUB, "over", gone) is None
         assert not store.tags(HUB, "over", "1")
-        assert store.verdict(HUB, "over") is None
+        assert store.visibility(HUB, "over") is None
 
 
 async def test_what_turned_private_is_hidden_but_not_what_a_public_repository_has_too(tmp_path: Path) -> None:
     own, shared, named, other = (Digest.of(text) for text in (b"own", b"shared", b"named", b"other"))
     async with opened_store(tmp_path) as store:
-        await store.put_verdict(HUB, "library/app", Verdict(True, NOW))
-        await store.put_verdict(HUB, "bob/hidden", Verdict(False, NOW))
+        await store.put_visibility(HUB, "library/app", Visibility(True, NOW))
+        await store.put_visibility(HUB, "bob/hidden", Visibility(False, NOW))
         await store.put_links(HUB, "alice/app", {own: 1, shared: 1, named: 1, other: 1})
         await store.put_links(HUB, "library/app", {shared: 1})
         await store.put_links(HUB, "library/app", {named: 1}, confirmed=False)
@@ -125,8 +125,8 @@ async def test_what_turned_private_belongs_to_the_registries_that_gave_it(tmp_pa
     """One that only says that it has it gave nothing; where nobody is known, none has it."""
     given, said, elsewhere = (Digest.of(text) for text in (b"given", b"said", b"elsewhere"))
     async with opened_store(tmp_path) as store:
-        await store.put_verdict(HUB, "alice/app", Verdict(True, NOW))
-        await store.put_verdict("ghcr.io", "any/app", Verdict(True, NOW))
+        await store.put_visibility(HUB, "alice/app", Visibility(True, NOW))
+        await store.put_visibility("ghcr.io", "any/app", Visibility(True, NOW))
         await store.put_links(HUB, "alice/app", {given: 1, said: 1, elsewhere: 1})
         await store.put_links(HUB, "alice/app", {given: None}, given=True)
         await store.put_links("ghcr.io", "any/app", {given: 1, said: 1, elsewhere: 1})
@@ -233,7 +233,7 @@ async def test_damaged_row_tells_nothing_and_stops_nothing(tmp_path: Path, row: 
             store._opened().set(key, row, 1000.0)
         assert not any(tag for tag in store.tags(HUB, app, "1").values())
         assert store.private_hosts(digest) is not None, "what cannot be read may be private"
-        assert not (store.verdict(HUB, app) or Verdict(False, NOW)).public
+        assert not (store.visibility(HUB, app) or Visibility(False, NOW)).public
         await store.hide(HUB, app)
         await store.put_links(HUB, app, {digest: 5})
         await store.drop_tags_of(HUB, app, digest)

@@ -13,7 +13,7 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
 from hubcache.operate.metrics import Metrics
 from hubcache.operate.option_values import Scrub as Pace
-from hubcache.serve.messages import Door
+from hubcache.serve.messages import Listener
 from hubcache.store import content as content_module
 from hubcache.store import scrub as scrub_module
 from hubcache.store.file_check import PIECE, FileCheck
@@ -346,7 +346,7 @@ async def test_engine_verifies_what_is_stored_and_tells_in_the_metrics(hub: Hub,
     digest = hub.blob("library/app", data)
     path = f"/v2/library/app/blobs/{digest}"
     async with running(hub, tmp_path / "store") as cache:
-        assert await cache.get(Door.MIRROR, path) == (200, data)
+        assert await cache.get(Listener.MIRROR, path) == (200, data)
         await until(lambda: cache.engine.store.has(Digest.parse(digest)))
     flip(files(tmp_path / "store")[0])
     async with running(hub, tmp_path / "store", scrub=Pace(rate=FAST)) as cache:
@@ -354,7 +354,7 @@ async def test_engine_verifies_what_is_stored_and_tells_in_the_metrics(hub: Hub,
         await until(lambda: value(metrics, "hubcache_store_damaged"))
         assert value(metrics, "hubcache_quarantine_bytes") == PIECE
         await until(lambda: value(metrics, "hubcache_scrub_objects"))
-        assert await cache.get(Door.MIRROR, path) == (200, data)
+        assert await cache.get(Listener.MIRROR, path) == (200, data)
 
 
 async def test_metrics_tell_when_all_was_verified_and_how_far_it_is(tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 from hubcache.oci.registry import Registry
-from hubcache.serve.messages import LOCAL_TOKEN, Answer, Door, Forward, Request, Result
+from hubcache.serve.messages import LOCAL_TOKEN, Answer, Forward, Listener, Request, Result
 from hubcache.transfer.sources import BytesSource
 from hubcache.workers import answer_cache
 from hubcache.workers.answer_cache import SECONDS, AnswerCache
 from hubcache.workers.epoch import Epoch
 
 HUB = Registry.parse("registry-1.docker.io")
-REQUEST = Request("GET", "/v2/library/app/manifests/1", HUB, Door.PROXY, {"accept": "a"}, "", "10.0.0.1")
+REQUEST = Request("GET", "/v2/library/app/manifests/1", HUB, Listener.PROXY, {"accept": "a"}, "", "10.0.0.1")
 ANSWER = Answer(200, {"ETag": "x"}, Result.HIT, b"body", length=4, size=4, kind="manifest")
 
 
@@ -54,8 +54,8 @@ def test_what_is_answered_locally_is_repeated_too(bench: Bench, status: int) -> 
         lambda r: replace(r, path="/v2/library/app/manifests/2"),
         lambda r: replace(r, query="ns=docker.io"),
         lambda r: replace(r, registry=Registry.parse("ghcr.io")),
-        lambda r: replace(r, door=Door.MIRROR),
-        lambda r: replace(r, for_token=True),
+        lambda r: replace(r, listener=Listener.MIRROR),
+        lambda r: replace(r, to_token_service=True),
         lambda r: replace(r, headers={"accept": "b"}),
         lambda r: replace(r, headers={}),
         lambda r: replace(r, headers=r.headers | {"user-agent": "docker/28 os/linux arch/arm64"}),

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from hubcache.oci.registry import Registry
-from hubcache.serve.messages import Answer, Door, Forward, Moved, Request, Result
+from hubcache.serve.messages import Answer, Change, Forward, Listener, Request, Result
 from hubcache.workers.frames import frame, pack_outcome, pack_request, read_frame, unpack_outcome, unpack_request
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,11 +25,11 @@ async def passed_on(data: bytes) -> tuple[list[object], bytes]:
     method=st.sampled_from(["GET", "HEAD", "POST"]),
     path=st.text(max_size=30),
     registry=st.just(REGISTRY),
-    door=st.sampled_from(Door),
+    listener=st.sampled_from(Listener),
     headers=NAMES,
     query=st.text(max_size=10),
     client=st.text(max_size=10),
-    for_token=st.booleans(),
+    to_token_service=st.booleans(),
     body=st.none() | st.binary(max_size=100),
 ))  # fmt: skip
 def test_request_arrives_as_it_was(request: Request) -> None:
@@ -42,7 +42,7 @@ def test_request_arrives_as_it_was(request: Request) -> None:
 @given(st.none() | st.builds(
     Forward,
     authorization=st.none() | st.text(max_size=20),
-    moved=st.none() | st.builds(Moved, st.text(max_size=10), st.text(max_size=10), st.booleans()),
+    change=st.none() | st.builds(Change, st.text(max_size=10), st.text(max_size=10), st.booleans()),
     kind=st.text(max_size=5),
 ) | st.builds(
     Answer,

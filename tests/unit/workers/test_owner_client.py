@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hubcache.oci.digest import Digest
 from hubcache.serve import cached_blobs
-from hubcache.serve.messages import Door, Forward, Moved, Result
+from hubcache.serve.messages import Change, Forward, Listener, Result
 from support.engine import read, running
 from support.standin import Fault, Hub
 from support.users import basic, until
@@ -121,19 +121,19 @@ async def test_blob_that_the_store_does_not_take_is_passed_on(pair: Pair, hub: H
 
 async def test_token_request_is_answered_when_its_body_is_there(pair: Pair, hub: Hub) -> None:
     hub.user("alice", "secret")
-    plain = pair.cache.request(Door.PROXY, "POST", "/token", authorization=basic("alice", "secret"))
-    request = type(plain)(**{name: getattr(plain, name) for name in plain.__slots__} | {"for_token": True})
+    plain = pair.cache.request(Listener.PROXY, "POST", "/token", authorization=basic("alice", "secret"))
+    request = type(plain)(**{name: getattr(plain, name) for name in plain.__slots__} | {"to_token_service": True})
     assert await pair.remote.answer(request) is None
 
 
 async def test_push_is_forwarded_and_what_it_moved_is_asked_anew(pair: Pair, hub: Hub) -> None:
     hub.image(REPO, "1", [b"old"])
     await pair.get(f"/v2/{REPO}/manifests/1")
-    request = pair.cache.request(Door.PROXY, "PUT", f"/v2/{REPO}/manifests/1", authorization="Bearer own")
+    request = pair.cache.request(Listener.PROXY, "PUT", f"/v2/{REPO}/manifests/1", authorization="Bearer own")
     outcome = await pair.remote.answer(request)
-    assert outcome == Forward("Bearer own", Moved(REPO, "1"), "manifest")
+    assert outcome == Forward("Bearer own", Change(REPO, "1"), "manifest")
     new = hub.image(REPO, "1", [b"new"])
-    await pair.remote.moved(request.registry, Moved(REPO, "1"))
+    await pair.remote.content_changed(request.registry, Change(REPO, "1"))
     assert (await pair.get(f"/v2/{REPO}/manifests/1")).body == new.manifest
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hubcache.oci.errors import HubcacheError
-from hubcache.serve.messages import Answer, Door
+from hubcache.serve.messages import Answer, Listener
 from hubcache.workers.epoch import Epoch
 from hubcache.workers.owner_client import OwnerClient
 from hubcache.workers.owner_server import _Conversation
@@ -138,7 +138,7 @@ async def test_worker_notices_that_its_owner_is_gone(hub: Hub, tmp_path: Path) -
     epoch = Epoch.create()
     remote = await OwnerClient.connect(theirs, epoch, lost.set)
     async with running(hub, tmp_path / "store") as cache:
-        asking = asyncio.ensure_future(remote.answer(cache.request(Door.MIRROR, "GET", "/v2/")))
+        asking = asyncio.ensure_future(remote.answer(cache.request(Listener.MIRROR, "GET", "/v2/")))
         await until(lambda: remote._waiting)
         owner.close()
         async with asyncio.timeout(5):

@@ -19,11 +19,11 @@ from ..oci.digest import Digest
 from ..oci.errors import BlobUnknown, HubcacheError, ManifestUnknown, NotStored
 from ..store.store import Store
 from .access import Access
-from .cached_blobs import Blob, CachedBlobs
-from .cached_manifests import CachedManifests, Found
-from .identity import Identity
+from .cached_blobs import BlobResult, CachedBlobs
+from .cached_manifests import CachedManifests, ManifestResult
 from .prefetch import Prefetch
-from .pull_counting import Pulls
+from .pull_counting import PullCounter
+from .repository_view import RepositoryView
 
 logger = logging.getLogger("hubcache")
 
@@ -46,37 +46,37 @@ type _Image = tuple[str, str, str]
 """Registry host, repository and reference: whatever is accepted, and whatever for, it is a request for the image."""
 
 
-class Mirror:
+class StoredOnlyMirror:
     """`admit_after` in requests, `half_life` in seconds; `may_spend` as for `TagRefresh`."""
 
     def __init__(
         self,
         store: Store,
-        gate: Access,
+        access: Access,
         manifests: CachedManifests,
         blobs: CachedBlobs,
-        ahead: Prefetch,
+        prefetch: Prefetch,
         may_spend: Callable[[str], bool],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.admit_after = 2
         self.half_life = 7 * 86400.0
         self._store = store
-        self._gate = gate
+        self._access = access
         self._manifests = manifests
         self._blobs = blobs
-        self._ahead = ahead
+        self._prefetch = prefetch
         self._may_spend = may_spend
         self._clock = clock
         self._asked: LRUCache[_Image, tuple[DecayingCount, frozenset[str]]] = LRUCache(MAX_COUNTED)
         """How often, and for which platforms."""
-        self._pulls = Pulls()
+        self._pulls = PullCounter()
         self._fetching: dict[tuple[str, str, str, str], asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def manifest(
-        self, view: Identity, reference: str | Digest, negotiation: str, client: tuple[str, str], *, head: bool
-    ) -> Found:
+        self, view: RepositoryView, reference: str | Digest, negotiation: str, client: tuple[str, str], *, head: bool
+    ) -> ManifestResult:
         """A manifest of an image that is here whole; raises `ManifestUnknown` for any other.
 
         `client` is an address and a `User-Agent`.
@@ -88,23 +88,23 @@ class Mirror:
                 return await self._manifests.by_digest(view, reference, head=head)
         elif await self._is_current(view, reference, negotiation, wanted):
             return await self._manifests.by_tag(view, reference, negotiation, head=head)
-        if self._pulls.begins(image, client):
+        if self._pulls.is_new_pull(image, client):
             self._count(view, image, reference, negotiation, wanted)
         raise ManifestUnknown("this mirror does not have that image", {"repository": view.repository})
 
-    async def blob(self, view: Identity, digest: Digest, range_header: str | None, *, head: bool) -> Blob:
+    async def blob(self, view: RepositoryView, digest: Digest, range_header: str | None, *, head: bool) -> BlobResult:
         """A blob that is here; raises `BlobUnknown` for any other."""
         if not self._store.has(digest) or not self._permits(view, digest):
             raise BlobUnknown("this mirror does not have that blob", {"digest": str(digest)})
         return await (self._blobs.head(view, digest) if head else self._blobs.get(view, digest, range_header))
 
-    def _permits(self, view: Identity, digest: Digest) -> bool:
-        return self._gate.permits(view.host, view.repository, digest, None, outage=True)
+    def _permits(self, view: RepositoryView, digest: Digest) -> bool:
+        return self._access.permits(view.host, view.repository, digest, None, outage=True)
 
-    async def _may_offer(self, view: Identity, digest: Digest, platforms: set[str]) -> bool:
-        return self._permits(view, digest) and await self._ahead.is_complete(digest, platforms)
+    async def _may_offer(self, view: RepositoryView, digest: Digest, platforms: set[str]) -> bool:
+        return self._permits(view, digest) and await self._prefetch.is_complete(digest, platforms)
 
-    async def _is_current(self, view: Identity, tag: str, negotiation: str, wanted: str) -> bool:
+    async def _is_current(self, view: RepositoryView, tag: str, negotiation: str, wanted: str) -> bool:
         """Whether what the tag is now, is here whole. Something that moved is fetched first and offered then."""
         record = self._store.tags(view.host, view.repository, tag).get(negotiation)
         if record is None or not await self._may_offer(view, record.digest, {wanted}):
@@ -115,7 +115,9 @@ class Mirror:
         self._fetch(view, (view.host, view.repository, tag), tag, negotiation, frozenset({wanted}))
         return False
 
-    def _count(self, view: Identity, image: _Image, reference: str | Digest, negotiation: str, wanted: str) -> None:
+    def _count(
+        self, view: RepositoryView, image: _Image, reference: str | Digest, negotiation: str, wanted: str
+    ) -> None:
         now = self._clock()
         tally, platforms = self._asked.get(image, (DecayingCount(0.0, now), frozenset()))
         tally, platforms = tally.plus(now, self.half_life), platforms | {wanted}
@@ -124,7 +126,7 @@ class Mirror:
             self._fetch(view, image, reference, negotiation, platforms)
 
     def _fetch(
-        self, view: Identity, image: _Image, reference: str | Digest, negotiation: str, platforms: frozenset[str]
+        self, view: RepositoryView, image: _Image, reference: str | Digest, negotiation: str, platforms: frozenset[str]
     ) -> None:
         key = (*image, negotiation)
         if (
@@ -139,14 +141,14 @@ class Mirror:
         task.add_done_callback(lambda _: self._fetching.pop(key, None))
 
     async def _fetch_whole(
-        self, view: Identity, reference: str | Digest, negotiation: str, platforms: frozenset[str]
+        self, view: RepositoryView, reference: str | Digest, negotiation: str, platforms: frozenset[str]
     ) -> None:
         try:
             async with self._slots:
                 digest = reference
                 if not isinstance(digest, Digest):
                     digest = (await self._manifests.validate(view, str(reference), negotiation, head=False)).digest
-                await self._ahead.fetch(view, digest, platforms)
+                await self._prefetch.fetch(view, digest, platforms)
         except NotStored as error:
             logger.info("hubcache: %s:%s not mirrored: %s", view.repository, reference, error)
         except HubcacheError as error:

@@ -45,16 +45,16 @@ from ..transfer.tokens import pull_scope
 from ..transfer.upstream import Upstream
 from .access import Access
 from .answers import DIGEST, blob_answer, etag, listing_answer, manifest_answer
-from .cached_blobs import Blob, CachedBlobs
+from .cached_blobs import BlobResult, CachedBlobs
 from .cached_manifests import CachedManifests
 from .cached_referrers import CachedReferrers
-from .challenges import INSUFFICIENT, INVALID, for_client
+from .challenges import INSUFFICIENT, INVALID, client_challenge
 from .errors import API_VERSION, error_answer
-from .identity import Identity
-from .messages import Answer, Door, Forward, Moved, Request, Result
-from .mirror import Mirror
-from .pull_counting import Pulls
+from .messages import Answer, Change, Forward, Listener, Request, Result
+from .pull_counting import PullCounter
 from .repeated_downloads import RepeatedDownloads
+from .repository_view import RepositoryView
+from .stored_only_mirror import StoredOnlyMirror
 from .tag_refresh import TagRefresh
 
 logger = logging.getLogger("hubcache")
@@ -65,37 +65,37 @@ _KINDS: dict[type, str] = {Ping: "ping", ManifestTarget: "manifest", BlobTarget:
 type _Content = ManifestTarget | BlobTarget | ReferrersTarget
 
 
-class Service:
+class RegistryService:
     """All registries. `upstreams` is by registry host; `authorize` is the option of keeping private images,
     `offer_only` that of a mirror door which answers 404 for what is not here."""
 
     def __init__(
         self,
         store: Store,
-        gate: Access,
+        access: Access,
         manifests: CachedManifests,
         blobs: CachedBlobs,
-        sync: TagRefresh,
-        mirror: Mirror,
+        tag_refresh: TagRefresh,
+        stored_only_mirror: StoredOnlyMirror,
         referrers: CachedReferrers,
         upstreams: dict[str, Upstream],
         *,
         authorize: bool = False,
-        offer_only: bool = False,
+        stored_only: bool = False,
     ) -> None:
         self._store = store
-        self._gate = gate
+        self._access = access
         self._manifests = manifests
         self._blobs = blobs
-        self._sync = sync
-        self._mirror = mirror
+        self._tag_refresh = tag_refresh
+        self._mirror = stored_only_mirror
         self._referrers = referrers
-        self._pulls = Pulls()
-        self._suspicions = RepeatedDownloads()
+        self._pulls = PullCounter()
+        self._repeated_downloads = RepeatedDownloads()
         self._throttle = Throttle(_SAY_SECONDS, time.monotonic)
         self._upstreams = upstreams
         self.authorize = authorize
-        self.offer_only = offer_only
+        self.stored_only = stored_only
 
     async def answer(self, request: Request) -> Answer | Forward:
         """Answer a request to a registry, or say how to pass it on."""
@@ -139,7 +139,7 @@ class Service:
         return await self._route(request, target)
 
     async def _route(self, request: Request, target: Target) -> Answer | Forward:
-        if request.door is Door.MIRROR and not _is_meant_for_a_mirror(request.path, target):
+        if request.listener is Listener.MIRROR and not _is_meant_for_a_mirror(request.path, target):
             raise NameUnknown("a mirror has nothing but the registry API", {"path": request.path[:200]})
         if isinstance(target, OtherTarget) or request.method not in ("GET", "HEAD"):
             return await self._pass_on(request, target)
@@ -149,15 +149,17 @@ class Service:
 
     async def _read(self, request: Request, target: _Content) -> Answer | Forward:
         """Content, or what refers to it: as far as anybody may see it, else with the client's own credentials."""
-        own = request.credentials if request.door is Door.PROXY else None
+        own = request.credentials if request.listener is Listener.PROXY else None
         upstream = self._upstreams[request.registry.host]
         try:
             return await self._look_up(
-                request, Identity(upstream, target.repository, own=own, client=request.client), target
+                request,
+                RepositoryView(upstream, target.repository, client_authorization=own, client=request.client),
+                target,
             )
         except (Unauthorized, Denied, ManifestUnknown, BlobUnknown) as error:
             missing = isinstance(error, ManifestUnknown | BlobUnknown)
-            if missing and self._gate.is_open(request.registry.host, target.repository, None):
+            if missing and self._access.can_read_repository(request.registry.host, target.repository, None):
                 raise  # known to be public: what the public does not find there, nobody does
             if own is None:
                 raise self._refusal(request, target.repository, error) from error
@@ -175,22 +177,22 @@ class Service:
             return self._forward(upstream, own)
         try:
             return await self._look_up(
-                request, Identity(upstream, target.repository, reader=own, client=request.client), target
+                request, RepositoryView(upstream, target.repository, authorization=own, client=request.client), target
             )
         except (Unauthorized, Denied) as error:
             raise self._refusal(request, target.repository, error, sent=own) from error
 
     @staticmethod
-    def _forward(upstream: Upstream, authorization: str | None, moved: Moved | None = None) -> Forward:
+    def _forward(upstream: Upstream, authorization: str | None, moved: Change | None = None) -> Forward:
         """Pass a request on, unless nobody is there: mitmproxy would wait for minutes."""
         if not upstream.is_reachable:
             raise Unavailable("upstream is down, and the request needs it")
         return Forward(authorization, moved)
 
-    async def _look_up(self, request: Request, view: Identity, target: _Content) -> Answer:
+    async def _look_up(self, request: Request, view: RepositoryView, target: _Content) -> Answer:
         if isinstance(target, ReferrersTarget):
             return await self._listing(request, view, target)
-        if request.door is Door.MIRROR and self.offer_only:
+        if request.listener is Listener.MIRROR and self.stored_only:
             return await self._offer(request, view, target)
         if isinstance(target, BlobTarget):
             return await self._blob(request, view, target)
@@ -200,13 +202,15 @@ class Service:
         self, request: Request, repository: str, error: RegistryError, sent: str | None = None
     ) -> RegistryError:
         """How a client is told that there is nothing for it, with the credentials of its own that were `sent`."""
-        if request.is_unchecked and not self._gate.is_open(request.registry.host, repository, None):
+        if request.has_unverified_token and not self._access.can_read_repository(
+            request.registry.host, repository, None
+        ):
             trouble = self._upstreams[request.registry.host].token_service_failure
             if trouble is not None:
                 return Unavailable(f"token service cannot be reached: {trouble}", error.detail)
         if not isinstance(error, Unauthorized | Denied):
             return error
-        if request.door is Door.MIRROR:  # a mirror has no accounts: 404 sends every client on to its next host
+        if request.listener is Listener.MIRROR:  # a mirror has no accounts: 404 sends every client on to its next host
             return ManifestUnknown("not known to this mirror", error.detail)
         if isinstance(error, Denied):
             return error
@@ -214,14 +218,14 @@ class Service:
         if challenge is None:
             return Unauthorized(error.message, error.challenge, error.detail)
         presented = request.headers.get("authorization")
-        reason = challenge.error if sent is not None else INVALID if request.is_unchecked else INSUFFICIENT
+        reason = challenge.error if sent is not None else INVALID if request.has_unverified_token else INSUFFICIENT
         asked = replace(challenge, scope=pull_scope(repository))
-        told = for_client(request.registry, asked, reason if presented is not None else None)
+        told = client_challenge(request.registry, asked, reason if presented is not None else None)
         return Unauthorized(error.message, told.render(), error.detail)
 
     # -- manifests and blobs --------------------------------------------------------------------------------------
 
-    async def _manifest(self, request: Request, view: Identity, target: ManifestTarget) -> Answer:
+    async def _manifest(self, request: Request, view: RepositoryView, target: ManifestTarget) -> Answer:
         head = request.method == "HEAD"
         if isinstance(target.reference, Digest):
             found = await self._manifests.by_digest(view, target.reference, head=head)
@@ -230,29 +234,29 @@ class Service:
             if subject_of_tag(target.reference) is None:
                 found = await self._manifests.by_tag(view, target.reference, accept, head=head)
             else:
-                found = await self._referrers.tagged(view, target.reference, accept, head=head)
-            if view.reader is None:
-                self._sync.asked(view, target.reference, accept, found)
+                found = await self._referrers.by_fallback_tag(view, target.reference, accept, head=head)
+            if view.authorization is None:
+                self._tag_refresh.record_request(view, target.reference, accept, found)
         self._count(request, found.digest)
         return manifest_answer(request, found)
 
-    def repeated(self, request: Request, answer: Answer) -> None:
+    def count_repeats(self, request: Request, answer: Answer) -> None:
         """This answer of a moment ago was given again: to whoever asked, that is a pull like another."""
         if answer.kind in ("manifest", "blob") and DIGEST in answer.headers:
             self._count(request, Digest.parse(answer.headers[DIGEST]))
 
     def _count(self, request: Request, digest: Digest) -> None:
-        if self._pulls.begins(request.client, digest):
+        if self._pulls.is_new_pull(request.client, digest):
             self._store.count_request(digest)
 
-    async def _listing(self, request: Request, view: Identity, target: ReferrersTarget) -> Answer:
-        known_only = request.door is Door.MIRROR and self.offer_only
+    async def _listing(self, request: Request, view: RepositoryView, target: ReferrersTarget) -> Answer:
+        known_only = request.listener is Listener.MIRROR and self.stored_only
         query = referrers_query(request.query)
-        listed = await self._referrers.listed(view, target.digest, query, known_only=known_only)
+        listed = await self._referrers.by_subject(view, target.digest, query, known_only=known_only)
         self._count(request, listed.digest)
         return listing_answer(request, target, listed)
 
-    async def _blob(self, request: Request, view: Identity, target: BlobTarget) -> Answer:
+    async def _blob(self, request: Request, view: RepositoryView, target: BlobTarget) -> Answer:
         if request.method == "HEAD":
             blob = await self._blobs.head(view, target.digest)
         else:
@@ -261,23 +265,27 @@ class Service:
             wanted = request.headers.get("range") if usable else None
             self._count(request, target.digest)
             self._suspect(request, target.digest)
-            blob = await self._blobs.get(view, target.digest, wanted, around_store=request.around_store)
+            blob = await self._blobs.get(view, target.digest, wanted, bypass_store=request.bypass_store)
         return await self._blob_answer(request, target.digest, blob)
 
     def _suspect(self, request: Request, digest: Digest) -> None:
         """A whole blob that this client was just sent is verified before it is served again."""
-        if request.method == "GET" and "range" not in request.headers and self._suspicions.concerns(request, digest):
+        if (
+            request.method == "GET"
+            and "range" not in request.headers
+            and self._repeated_downloads.is_repeat(request, digest)
+        ):
             self._store.inspector.suspect(digest)
 
-    async def _blob_answer(self, request: Request, digest: Digest, blob: Blob) -> Answer:
+    async def _blob_answer(self, request: Request, digest: Digest, blob: BlobResult) -> Answer:
         answer = blob_answer(request, digest, blob)
         if blob.source is not None and answer.source is None:
             await blob.source.close()
         if answer.status == 200 and isinstance(blob.source, FileSource):
-            blob.source.on_close = lambda: self._suspicions.sent(request, digest)
+            blob.source.on_close = lambda: self._repeated_downloads.record_sent(request, digest)
         return answer
 
-    async def _offer(self, request: Request, view: Identity, target: ManifestTarget | BlobTarget) -> Answer:
+    async def _offer(self, request: Request, view: RepositoryView, target: ManifestTarget | BlobTarget) -> Answer:
         """As a mirror that has only what it has."""
         head = request.method == "HEAD"
         if isinstance(target, BlobTarget):
@@ -287,14 +295,14 @@ class Service:
             return await self._blob_answer(request, target.digest, blob)
         accept = normalize_accept(request.headers.get("accept"))
         if not isinstance(target.reference, Digest) and subject_of_tag(target.reference) is not None:
-            found = await self._referrers.tagged(view, target.reference, accept, head=head, known_only=True)
+            found = await self._referrers.by_fallback_tag(view, target.reference, accept, head=head, known_only=True)
             self._count(request, found.digest)
             return manifest_answer(request, found)
         client = (request.client, request.headers.get("user-agent", ""))
         found = await self._mirror.manifest(view, target.reference, accept, client, head=head)
         self._count(request, found.digest)
         if not isinstance(target.reference, Digest):
-            self._sync.asked(view, target.reference, accept, found)
+            self._tag_refresh.record_request(view, target.reference, accept, found)
         return manifest_answer(request, found)
 
     # -- ping and pass-through ------------------------------------------------------------------------------------
@@ -302,7 +310,7 @@ class Service:
     async def _ping(self, request: Request) -> Answer:
         """Answered here, so that it works in an outage. In the proxy door with the registry's challenge: dockerd's
         classic puller learns only from the ping that it may authenticate, and a logged-in client must."""
-        if request.door is Door.PROXY and request.headers.get("authorization") is None:
+        if request.listener is Listener.PROXY and request.headers.get("authorization") is None:
             challenge = await self._challenge(request.registry)
             header = challenge.render() if challenge else self._upstreams[request.registry.host].other_challenge
             if header is not None:
@@ -317,7 +325,7 @@ class Service:
             return Challenge(HUB_REALM, HUB_SERVICE, None)
         known = Challenge.parse(self._store.challenge(registry.host))
         known = known or await self._upstreams[registry.host].challenge()
-        return None if known is None else for_client(registry, known)
+        return None if known is None else client_challenge(registry, known)
 
     async def _pass_on(self, request: Request, target: Target) -> Forward:
         """Pushes and whatever is not cached. A read without credentials gets an anonymous token of ours: the client
@@ -330,12 +338,12 @@ class Service:
                 authorization = await upstream.anonymous_authorization(repository)
             except Unauthorized as error:  # the token service gives anonymous clients none
                 raise self._refusal(request, repository, error) from error
-        return self._forward(upstream, authorization, _moved_by(request, target))
+        return self._forward(upstream, authorization, _change_of(request, target))
 
-    async def moved(self, registry: Registry, moved: Moved, subject: str | None = None) -> None:
+    async def content_changed(self, registry: Registry, moved: Change, subject: str | None = None) -> None:
         """A push or a delete through this proxy was accepted; `subject` is what the registry says it refers to."""
         repository, reference, is_blob = moved
-        self._gate.forget_missing(registry.host, repository)
+        self._access.forget_errors(registry.host, repository)
         if is_blob:  # refers to nothing, and no tag is at it
             await self._blobs.forget(registry.host, repository, Digest.parse(reference))
             return
@@ -359,14 +367,14 @@ def _is_about_referrers(target: Target) -> bool:
     return isinstance(target, ReferrersTarget)
 
 
-def _moved_by(request: Request, target: Target) -> Moved | None:
+def _change_of(request: Request, target: Target) -> Change | None:
     """What a request changes when it is accepted: `Forward.moved`."""
     match target:
         case ManifestTarget(repository, reference):
-            return Moved(repository, str(reference))
+            return Change(repository, str(reference))
         case BlobTarget(repository, digest):
-            return Moved(repository, str(digest), is_blob=True)
+            return Change(repository, str(digest), is_blob=True)
         case OtherTarget(str(repository)) if request.method in ("POST", "PUT"):
             blob = uploaded_digest(request.query)
-            return None if blob is None else Moved(repository, str(blob), is_blob=True)
+            return None if blob is None else Change(repository, str(blob), is_blob=True)
     return None

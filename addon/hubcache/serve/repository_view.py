@@ -8,7 +8,7 @@ from ..transfer.upstream import Upstream
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class RepositoryView:
     """One repository seen by the public (`reader` None) or with a client's own `Authorization` (`reader`).
 
     `own` is what a client of the public view could fetch with, on its own account.
@@ -16,8 +16,8 @@ class Identity:
 
     upstream: Upstream
     repository: str
-    reader: str | None = None
-    own: str | None = None
+    authorization: str | None = None
+    client_authorization: str | None = None
     client: str = ""
     """The address of who asks; what is fetched is shared out fairly by it."""
 
@@ -29,27 +29,33 @@ class Identity:
     @property
     def key(self) -> tuple[str, str, str]:
         """Equal for views that see the same; holds no credentials."""
-        reader = "" if self.reader is None else hashlib.sha256(self.reader.encode(errors="surrogateescape")).hexdigest()
-        return self.host, self.repository, reader
+        authorization = (
+            ""
+            if self.authorization is None
+            else hashlib.sha256(self.authorization.encode(errors="surrogateescape")).hexdigest()
+        )
+        return self.host, self.repository, authorization
 
-    def question(self, *what: str) -> str:
+    def request_key(self, *what: str) -> str:
         """What was asked, for remembering that it is not there."""
         return " ".join((self.key[2], *what))
 
     @property
-    def proves_first(self) -> bool:
+    def needs_anonymous_check(self) -> bool:
         """Whether a GET would be made with other credentials than the view's, and so prove nothing about the view."""
-        return self.reader is None and (self.own is not None or self.upstream.account is not None)
+        return self.authorization is None and (
+            self.client_authorization is not None or self.upstream.account is not None
+        )
 
-    async def authorizations(self) -> list[str | None]:
+    async def download_authorizations(self) -> list[str | None]:
         """Credentials for a GET, in the order in which to try them.
 
         For what the public may see: the client's own (its pulls count on its account), the configured account's,
         none. The caller has made sure that the public may see it, by an anonymous request for the same just now.
         """
-        if self.reader is not None:
-            return [self.reader]
-        found: list[str | None] = [] if self.own is None else [self.own]
+        if self.authorization is not None:
+            return [self.authorization]
+        found: list[str | None] = [] if self.client_authorization is None else [self.client_authorization]
         try:
             account = await self.upstream.account_authorization(self.repository)
         except RegistryError:
