@@ -131,7 +131,7 @@ class AccessHooks:
     # -- connections that leave ---------------------------------------------------------------------------------------
 
     def aim(self, flow: http.HTTPFlow) -> None:
-        """A flow was pointed to where it is to go: a registry's upstream, or the pump."""
+        """A flow was pointed to where it is to go: a registry's upstream, or the body listener."""
         aims = self._aims.setdefault(flow.client_conn, {})
         aims[flow.id] = flow.request.host, flow.request.port
 

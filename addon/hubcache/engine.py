@@ -29,10 +29,12 @@ from .serve.tag_refresh import TICK_SECONDS, TagRefresh
 from .serve.token_service import TokenService
 from .store.scrub import Scrub
 from .store.store import Store
+from .transfer.active_bodies import ActiveBodies
+from .transfer.body_delivery import BodyDelivery, log_broken_body
+from .transfer.body_listener import BodyListener
 from .transfer.breaker import CircuitBreakers
 from .transfer.challenge import Challenge
 from .transfer.fills import Fills
-from .transfer.pump import Pump
 from .transfer.session import open_session
 from .transfer.tokens import Tokens
 from .transfer.upstream import Upstream
@@ -51,7 +53,9 @@ class Engine:
     def __init__(self, settings: Settings, tls: ssl.SSLContext) -> None:
         self.store = Store(settings.directory, settings.size)
         self.metrics = Metrics()
-        self.pump = Pump(self.metrics.sent, lambda error: logger.warning("hubcache: a body broke off: %s", error))
+        active = ActiveBodies()
+        self.body_delivery = BodyDelivery(active, self.metrics.sent, log_broken_body)
+        self.body_listener = BodyListener(active, self.metrics.sent, log_broken_body)
         self._settings = settings
         self._tls = tls
         self.breakers = CircuitBreakers()
@@ -103,7 +107,7 @@ class Engine:
             self._upstreams,
         )
         self.apply(self._settings)
-        await self.pump.start()
+        await self.body_listener.start()
         if self._status is not None and self._settings.status is not None:
             await self._status.start(*self._settings.status)
         self._housekeeping = asyncio.create_task(self._keep_house())
@@ -261,7 +265,8 @@ class Engine:
         await self._scrub.close()
         await self._tag_refresh.close()
         await self._mirror.close()
-        await self.pump.close()
+        await self.body_listener.close()
+        await self.body_delivery.close()
         await self.fills.close()
         await self.breakers.close()
         for task in self._background:

@@ -32,7 +32,7 @@ from .serve.errors import error_answer
 from .serve.messages import MAX_SMALL_BODY, Answer, Forward, Listener, Request, Result
 from .serve.small_bodies import read_small_body
 from .shutdown import Shutdown, ignore_hangup
-from .transfer.pump import Delivery
+from .transfer.body_listener import StreamedBody
 from .workers.owner_client import OwnerClient
 from .workers.supervisor import OWNER, Supervisor, inherited, worker_command
 
@@ -63,7 +63,7 @@ class Hubcache:
         self._supervisor: Supervisor | None = None
         self._stop = Shutdown()
         self._ready = asyncio.Event()
-        self._deliveries: dict[str, tuple[Answer, Delivery, http.Request]] = {}
+        self._deliveries: dict[str, tuple[Answer, StreamedBody, http.Request]] = {}
         self._forwards: dict[str, tuple[Place, Forward, str | None]] = {}
         """With what the client presented as `Authorization`."""
         self._token_requests: dict[str, Request] = {}
@@ -252,7 +252,7 @@ class Hubcache:
             self._token_requests[flow.id] = request  # answered in `request`, when its body is here
             return
         if isinstance(outcome, Answer) and (request.listener is Listener.MIRROR or request.credentials is None):
-            await read_small_body(outcome, self._engine.pump)  # anybody may see it, and it may stay in a flow
+            await read_small_body(outcome, self._engine.body_delivery)  # anybody may see it, and it may stay in a flow
         self._act(flow, place, outcome, request.headers.get("authorization"))
 
     async def request(self, flow: http.HTTPFlow) -> None:
@@ -294,10 +294,10 @@ class Hubcache:
             flow.response = flow_headers.response(answer)
             return
         assert self._engine is not None
-        path, delivery = self._engine.pump.admit(answer.source)
+        path, delivery = self._engine.body_listener.register(answer.source)
         self._deliveries[flow.id] = (answer, delivery, flow.request)
         flow.request = flow.request.copy()  # mitmproxy goes by the original's headers when it keeps the connection
-        flow.request.scheme, flow.request.host, flow.request.port = "http", "127.0.0.1", self._engine.pump.port
+        flow.request.scheme, flow.request.host, flow.request.port = "http", "127.0.0.1", self._engine.body_listener.port
         flow.request.path = path
         flow.request.headers.clear()
         self._connections.guard.aim(flow)
@@ -314,16 +314,16 @@ class Hubcache:
         self._forwards[flow.id] = (place, forward, presented)
 
     def responseheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
-        """A body from the pump gets its real headers and the flow its real address; what passes through is streamed.
-        A tag that was pushed is forgotten before the client hears that it was."""
+        """A body from the body listener gets its real headers and the flow its real address; what passes through is
+        streamed. A tag that was pushed is forgotten before the client hears that it was."""
         assert flow.response is not None
         delivered = self._deliveries.get(flow.id)
         if delivered is not None:
             answer, delivery, flow.request = delivered
-            # A new response: mitmproxy's client side goes on reading by the headers of the one that the pump sent.
+            # A new response: mitmproxy's client side goes on reading by the headers of the one that it sent.
             flow.response = flow_headers.response(answer)
             flow.response.content = None
-            flow.response.stream = delivery.take
+            flow.response.stream = delivery.stream
             return None
         flow.response.stream = True
         place, forward, presented = self._forwards.pop(flow.id, (None, None, None))
@@ -362,7 +362,7 @@ def _workers(settings: Settings) -> int:
 
 
 def _ports(settings: Settings) -> list[int]:
-    """Those that this program listens on, beside the pump's, which is at loopback."""
+    """Those that this program listens on, beside the body listener, which is at loopback."""
     listeners = [ProxyMode.parse(mode).listen_port(ctx.options.listen_port) for mode in ctx.options.mode]
     return [port for port in (*listeners, settings.status and settings.status[1]) if port]
 

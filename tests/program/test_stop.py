@@ -22,10 +22,10 @@ DATA = random_bytes(6_000_000)
 
 @contextmanager
 def started(name: str, **more: str) -> Iterator[Program]:
-    """The product as mitmdump, as mitmweb, as mitmdump with two workers, or with bodies going through the pump."""
+    """The product as mitmdump, as mitmweb, as mitmdump with two workers, or with bodies from the body listener."""
     options = {"hubcache_workers": "2" if name == "workers" else "1", "hubcache_stop_within": "30"} | more
     options["hubcache_tunnel"] = "localhost"  # what the tests tunnel to is on this machine
-    if name == "pump":
+    if name == "body listener":
         options["modify_headers"] = "/~s/X-Seen/1"
     with running_program(None, HUB_HOST, **options) as program:
         if name == "mitmweb":
@@ -89,7 +89,7 @@ def test_running_downloads_are_complete_and_nobody_new_is_accepted(kind: str) ->
         assert "0 downloads were cut" in program.log
 
 
-@pytest.mark.parametrize("kind", ["mitmdump", "workers", "mitmweb", "pump"])
+@pytest.mark.parametrize("kind", ["mitmdump", "workers", "mitmweb", "body listener"])
 def test_clients_that_take_stored_blobs_slowly_get_all_of_them(kind: str) -> None:
     data = random_bytes(24_000_000)
     with started(kind) as program:

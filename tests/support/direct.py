@@ -13,7 +13,8 @@ from hubcache.mitm.interception import Interception
 from hubcache.oci.errors import HubcacheError
 from hubcache.oci.registry import HUB_HOST, Registry
 from hubcache.serve.messages import Answer, Forward, Request, Result
-from hubcache.transfer.pump import Pump
+from hubcache.transfer.active_bodies import ActiveBodies
+from hubcache.transfer.body_delivery import BodyDelivery
 from hubcache.transfer.sources import BytesSource
 from mitmproxy.proxy.mode_specs import ProxyMode
 
@@ -71,7 +72,8 @@ class Visit:
 
     def __post_init__(self) -> None:
         unused: Any = SimpleNamespace(permitted=True)
-        decider: Any = SimpleNamespace(pump=Pump(lambda *_: None, self.failures.append), answer=self.answer)
+        delivery = BodyDelivery(ActiveBodies(), lambda *_: None, self.failures.append)
+        decider: Any = SimpleNamespace(body_delivery=delivery, answer=self.answer)
         table = Interception([Registry.parse(HUB_HOST)])
         server: Any = SimpleNamespace(
             mode=ProxyMode.parse(f"reverse:https://{HUB_HOST}@5000"), handle_stream=self._handle_stream

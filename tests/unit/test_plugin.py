@@ -52,7 +52,7 @@ class Harness:
         return flow
 
     async def body(self, flow: HTTPFlow) -> bytes:
-        """What the client would get: fetched from the pump as mitmproxy does it."""
+        """What the client would get: fetched from the body listener as mitmproxy does it."""
         reader, writer = await asyncio.open_connection(flow.request.host, flow.request.port)
         writer.write(f"GET {flow.request.path} HTTP/1.1\r\n\r\n".encode())
         await reader.readuntil(b"\r\n\r\n")
@@ -183,7 +183,7 @@ async def test_answer_from_memory_becomes_the_flows_response(harness: Harness, h
     assert flow.marked == ":heavy_check_mark:"
 
 
-async def test_body_comes_from_the_pump_and_the_flow_shows_the_registry(harness: Harness, hub: Hub) -> None:
+async def test_body_comes_from_the_body_listener_and_the_flow_shows_the_registry(harness: Harness, hub: Hub) -> None:
     data = random_bytes(1_500_000)
     digest = hub.blob(REPO, data)
     for _ in range(2):
@@ -220,7 +220,7 @@ async def stored(harness: Harness, hub: Hub, data: bytes) -> tuple[str, Digest, 
 
 @pytest.mark.parametrize("size", [1, 65_536])
 @pytest.mark.parametrize("door", ["proxy", "mirror"])
-async def test_small_stored_body_needs_no_pump(harness: Harness, hub: Hub, door: str, size: int) -> None:
+async def test_small_stored_body_needs_no_body_listener(harness: Harness, hub: Hub, door: str, size: int) -> None:
     data = random_bytes(size)
     path, digest, engine = await stored(harness, hub, data)
     before = engine.metrics.registry.get_sample_value("hubcache_sent_bytes_total", {"source": "store"}) or 0
@@ -252,7 +252,7 @@ async def test_small_body_that_cannot_be_read_is_not_given_as_whole(harness: Har
     assert blob is not None
     os.truncate(blob.path, 0)
     source = FileSource(blob, 0, blob.size)
-    assert await engine.pump.whole(source) is None
+    assert await engine.body_delivery.read_whole(source) is None
     await source.close()
 
 
@@ -270,7 +270,7 @@ async def test_client_that_leaves_gives_the_stored_file_back(harness: Harness, h
 
 
 async def test_client_that_leaves_while_its_body_is_read_causes_no_request(harness: Harness, hub: Hub) -> None:
-    """Not even a second fetch of the blob that the pump's reader misses."""
+    """Not even a second fetch of the blob that the body listener's reader misses."""
     data = random_bytes(100_000)
     digest = hub.blob(REPO, data)
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=0))

@@ -27,7 +27,7 @@ from ..mitm.tls import Handshakes
 from ..mitm.tunnel import ANSWER, Connects
 from ..serve.messages import Answer, Forward, Request
 from ..serve.small_bodies import read_small_body
-from ..transfer.pump import Pump
+from ..transfer.body_delivery import BodyDelivery
 from ..transfer.sources import Source
 from .request_head import RequestHead
 from .writer import DirectWriter
@@ -52,7 +52,7 @@ _BEGINS_HEAD = re.compile(rb"[\r\n!#$%&'*+.^_`|~0-9A-Za-z-]")
 class Decider(Protocol):
     """What answers: the engine, or a worker's end of it."""
 
-    pump: Pump
+    body_delivery: BodyDelivery
 
     async def answer(self, request: Request) -> Answer | Forward | None: ...
 
@@ -295,7 +295,7 @@ class DirectConnection(asyncio.Protocol):
             self._said.decision = outcome
             return not self._transport.is_closing() and self._hand_over()
         self._received = self._received[asked.length :]
-        await read_small_body(outcome, self._desk.decider.pump)
+        await read_small_body(outcome, self._desk.decider.body_delivery)
         response = flow_headers.response(outcome)
         if self._desk.present.are_leaving:
             response.headers["Connection"] = "close"
@@ -333,7 +333,7 @@ class DirectConnection(asyncio.Protocol):
 
     async def _send_body(self, head: bytes, source: Source) -> None:
         try:
-            await self._desk.decider.pump.send(head, source, self._sending)
+            await self._desk.decider.body_delivery.send(head, source, self._sending)
             await self._sending.end()
         except OSError:  # it left before it had the last chunk
             self._transport.abort()

@@ -20,8 +20,10 @@ from ..oci.registry import Registry
 from ..serve.errors import error_answer
 from ..serve.messages import LAST_ATTEMPT, Answer, Change, Forward, Request
 from ..store.stored_blob import StoredBlob, open_regular
+from ..transfer.active_bodies import ActiveBodies
+from ..transfer.body_delivery import BodyDelivery, log_broken_body
+from ..transfer.body_listener import BodyListener
 from ..transfer.fill import Fill
-from ..transfer.pump import Pump
 from ..transfer.sources import CHUNK, FileSource, FillSource, Source
 from .answer_cache import AnswerCache
 from .epoch import Epoch
@@ -38,7 +40,9 @@ class OwnerClient:
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, epoch: Epoch, lost: Callable[[], None]
     ) -> None:
-        self.pump = Pump(self._sent, lambda error: logger.warning("hubcache: a body broke off: %s", error))
+        active = ActiveBodies()
+        self.body_delivery = BodyDelivery(active, self._sent, log_broken_body)
+        self.body_listener = BodyListener(active, self._sent, log_broken_body)
         self._epoch = epoch
         self._repeats = AnswerCache(epoch)
         self._reader = reader
@@ -57,7 +61,7 @@ class OwnerClient:
     async def connect(cls, owner: socket.socket, epoch: Epoch, lost: Callable[[], None]) -> Self:
         """Begin to speak with the owner by a socket that is connected with it, which is owned from now on."""
         remote = cls(*await asyncio.open_connection(sock=owner), epoch, lost)
-        await remote.pump.start()
+        await remote.body_listener.start()
         remote._say(["at work"])
         remote._tasks = [asyncio.create_task(remote._listen()), asyncio.create_task(remote._tell_counts())]
         return remote
@@ -69,7 +73,8 @@ class OwnerClient:
         for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
             if isinstance(outcome, Exception):  # a defect of this program
                 logger.error("hubcache: a worker does not understand its owner", exc_info=outcome)
-        await self.pump.close()
+        await self.body_listener.close()
+        await self.body_delivery.close()
         self._tell()
         self._writer.close()
         with contextlib.suppress(ConnectionError):

@@ -100,7 +100,7 @@ def nothing_left_open() -> Iterator[None]:
 
 
 async def send(sending: DirectWriter, chunks: list[bytes]) -> None:
-    """As the pump and a reception do."""
+    """As body delivery and a direct connection do."""
     try:
         sending.write(HEAD)
         for chunk in chunks:
@@ -139,13 +139,13 @@ def taking(data: bytes) -> ReadInto:
 
 
 async def pour(sending: DirectWriter, data: bytes, most: int) -> list[int]:
-    """As the pump and a reception do; gives what was sent at each turn."""
+    """As body delivery and a direct connection do; gives what was sent at each turn."""
     take, turns = taking(data), []
     try:
         sending.write(HEAD)
         while sum(turns) < len(data):
             await sending.drain()
-            turns.append(sending.pour(take, most))
+            turns.append(sending.write_from(take, most))
         await sending.end()
     finally:
         sending.leave()
@@ -153,7 +153,7 @@ async def pour(sending: DirectWriter, data: bytes, most: int) -> list[int]:
 
 
 @pytest.mark.parametrize("version", [None, *VERSIONS])
-@pytest.mark.parametrize("most", [1000, 100_000, DirectWriter.chunk])
+@pytest.mark.parametrize("most", [1000, 100_000, DirectWriter.chunk_size])
 async def test_file_is_poured_to_many_clients_at_once_through_one_buffer(
     known: taddons.context, version: int | None, most: int
 ) -> None:
@@ -189,9 +189,9 @@ async def test_turn_ends_where_the_client_takes_no_more_or_after_a_while(
     async with client(known) as one:
         await begin(one)
         take = taking(data)
-        assert one.sending.pour(take, 1000) == 4000
+        assert one.sending.write_from(take, 1000) == 4000
         poured = 4000
-        while (turn := one.sending.pour(take, 1000)) == 4000:
+        while (turn := one.sending.write_from(take, 1000)) == 4000:
             poured += turn
         poured += turn
         assert turn % 1000 == 0
@@ -205,9 +205,9 @@ async def test_turn_ends_where_the_client_takes_no_more_or_after_a_while(
 
 async def test_nothing_is_poured_where_nothing_can_be_read(known: taddons.context) -> None:
     async with client(known) as one:
-        assert one.sending.pour(taking(b""), 1000) == 0
+        assert one.sending.write_from(taking(b""), 1000) == 0
         await begin(one)
-        assert one.sending.pour(taking(b""), 1000) == 0
+        assert one.sending.write_from(taking(b""), 1000) == 0
         await one.sending.drain()
         one.sending.leave()
 
@@ -215,7 +215,7 @@ async def test_nothing_is_poured_where_nothing_can_be_read(known: taddons.contex
 async def test_nothing_more_is_read_for_a_client_that_left() -> None:
     async with client(None) as one:
         one.socket.close()
-        assert one.sending.pour(taking(CHUNKS[-1]), 1000) <= 2000
+        assert one.sending.write_from(taking(CHUNKS[-1]), 1000) <= 2000
         with pytest.raises(OSError, match="left"):
             await one.sending.drain()
 

@@ -1,4 +1,4 @@
-"""A pump with sources and clients in the test's hand."""
+"""Sources of bodies that a test controls, and a running body listener with a client for it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from hubcache.oci.errors import HubcacheError
-from hubcache.transfer.pump import Delivery, Pump
+from hubcache.transfer.active_bodies import ActiveBodies
+from hubcache.transfer.body_listener import BodyListener, StreamedBody
 from hubcache.transfer.sources import CHUNK, Source
 
 
 class Pieces(Source):
-    """A source that gives these pieces; one that is an exception is raised, one that is an event waited for."""
+    """A source that returns these pieces in order. It raises a piece that is an exception and waits for one that is an
+    event."""
 
     origin = "store"
 
@@ -43,23 +45,34 @@ class Pieces(Source):
 
 
 @dataclass
-class Station:
-    """A running pump and what it reported."""
+class Reports:
+    """What a delivery or a listener reported: bytes sent, by source, and errors."""
 
     sent: list[tuple[str, int]] = field(default_factory=list)
     failed: list[HubcacheError] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.pump = Pump(lambda origin, count: self.sent.append((origin, count)), self.failed.append)
+    def on_sent(self, origin: str, count: int) -> None:
+        self.sent.append((origin, count))
 
-    async def ask(self, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.pump.port)
+
+@dataclass
+class ListenerHarness(Reports):
+    """A body listener, what it reported, and requests to it."""
+
+    def __post_init__(self) -> None:
+        self.listener = BodyListener(ActiveBodies(), self.on_sent, self.failed.append)
+
+    async def request(self, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.listener.port)
         writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         return reader, writer
 
-    async def receive(self, path: str, delivery: Delivery, pause: Callable[[], float] = float) -> tuple[bytes, bool]:
-        """Play mitmproxy: swap each byte of the body by `take`. Returns the body, and whether it ended properly."""
-        reader, writer = await self.ask(path)
+    async def receive(
+        self, path: str, streamed: StreamedBody, pause: Callable[[], float] = float
+    ) -> tuple[bytes, bool]:
+        """Fetch a body as mitmproxy does: replace each placeholder byte by calling `stream`. Return the body, and
+        whether it was complete."""
+        reader, writer = await self.request(path)
         body: list[bytes] = []
         try:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -71,30 +84,30 @@ class Station:
                     return b"".join(body), True
                 for byte in data:
                     await asyncio.sleep(pause())
-                    body.append(delivery.take(bytes([byte])))
+                    body.append(streamed.stream(bytes([byte])))
         except asyncio.IncompleteReadError:
             return b"".join(body), False
         finally:
             writer.close()
 
 
-async def settle(condition: Callable[[], bool]) -> None:
-    """Give the pump's tasks up to a second."""
+async def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait up to a second until the condition is true."""
     for _ in range(200):
         if condition():
             return
         await asyncio.sleep(0.005)
-    raise AssertionError("it did not happen within a second")
+    raise AssertionError("the condition was not true within a second")
 
 
-def station_fixture() -> Any:
-    """A fixture for a station whose pump runs."""
+def listener_fixture() -> Any:
+    """A fixture that starts and closes a listener."""
 
     @pytest.fixture
-    async def station() -> AsyncIterator[Station]:
-        running = Station()
-        await running.pump.start()
+    async def harness() -> AsyncIterator[ListenerHarness]:
+        running = ListenerHarness()
+        await running.listener.start()
         yield running
-        await running.pump.close()
+        await running.listener.close()
 
-    return station
+    return harness

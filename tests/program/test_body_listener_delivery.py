@@ -1,4 +1,4 @@
-"""Bodies that mitmproxy sends, because another addon or an option concerns them, come whole from the pump."""
+"""Bodies that mitmproxy sends, because another addon or an option concerns them, come whole from the body listener."""
 
 import socket
 import ssl
@@ -12,7 +12,7 @@ from support.standin import Hub, random_bytes
 
 LARGE = 5_000_000
 BY_PUMP = "server connect 127.0.0.1"
-"""What mitmproxy logs when it connects to the pump."""
+"""What mitmproxy logs when it connects to the body listener."""
 
 
 def bodies(client: RegistryClient, digest: str, times: int, **headers: str) -> list[bytes]:

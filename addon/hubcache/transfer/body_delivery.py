@@ -1,0 +1,109 @@
+"""Sends the bodies of answers to clients' connections, each at the pace of its client."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from ..oci.errors import HubcacheError
+from .active_bodies import ActiveBodies
+from .sources import ReadInto, Source
+
+logger = logging.getLogger("hubcache")
+
+
+class BodyWriter(Protocol):
+    """Writes to a client's connection. `write`, `write_from` and `drain` raise `OSError` when the client has
+    disconnected."""
+
+    chunk_size: int
+    """Bytes that are best sent at once."""
+
+    def write(self, data: bytes) -> None:
+        """Send what the socket accepts now, and keep the rest."""
+
+    def write_from(self, read_into: ReadInto, most: int) -> int:
+        """Read chunks of `most` bytes and send them while the socket accepts them, for a millisecond or two at most, so
+        that other clients are not delayed; keep the rest of the last chunk. Return the number of bytes read."""
+
+    async def drain(self) -> None:
+        """Wait until most of the kept data is sent."""
+
+    def close(self) -> None:
+        """Close the connection once the kept data is sent."""
+
+
+class BodyDelivery:
+    """Delivers bodies. `on_sent` receives a source's metric label and a number of bytes, `on_failure` the error that
+    cut a body short."""
+
+    def __init__(
+        self,
+        active: ActiveBodies,
+        on_sent: Callable[[str, int], None],
+        on_failure: Callable[[HubcacheError], None],
+    ) -> None:
+        self._active = active
+        self._on_sent = on_sent
+        self._on_failure = on_failure
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def read_whole(self, source: Source) -> bytes | None:
+        """Read a small stored body at once; None when it cannot be read, which leaves the source as it was.
+
+        For bodies that may stay in a recorded flow: it saves a connection, which costs more than such a body.
+        """
+        try:
+            body = await source.read()
+        except HubcacheError:
+            return None
+        await source.close()
+        self._on_sent(source.origin, len(body))
+        return body
+
+    async def send(self, head: bytes, source: Source, writer: BodyWriter) -> None:
+        """Send an answer: its head, then the body. When the body is cut short the connection is closed, so that the
+        client notices."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        complete = False
+        try:
+            with self._active.counted():
+                writer.write(head)
+                while not source.finished:
+                    await writer.drain()
+                    self._on_sent(source.origin, await self._send_chunk(source, writer))
+                    if not source.finished:  # after the last chunk the client may disconnect: wait for nothing more
+                        await asyncio.sleep(0)  # a client that accepts all data at once must not occupy the event loop
+            complete = True
+        except HubcacheError as error:
+            self._on_failure(error)
+        except OSError:
+            pass  # the client disconnected
+        finally:
+            self._tasks.discard(task)
+            if not complete:
+                writer.close()
+            await source.close()
+
+    async def _send_chunk(self, source: Source, writer: BodyWriter) -> int:
+        """Send the next bytes of a source; returns their number."""
+        read_into = await source.file_reader()
+        if read_into is not None:
+            return writer.write_from(read_into, self._active.chunk_size(writer.chunk_size))
+        chunk = await source.read(self._active.chunk_size(writer.chunk_size))
+        writer.write(chunk)
+        return len(chunk)
+
+    async def close(self) -> None:
+        """Cancel the deliveries that are running."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def log_broken_body(error: HubcacheError) -> None:
+    """Log why a body was cut short."""
+    logger.warning("hubcache: a body broke off: %s", error)

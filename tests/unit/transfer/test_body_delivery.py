@@ -1,0 +1,161 @@
+"""Body delivery: bodies are written at the client's pace, and other clients get their turn."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+from hubcache.oci.errors import BadUpstream, HubcacheError
+from hubcache.transfer.active_bodies import ActiveBodies
+from hubcache.transfer.body_delivery import BodyDelivery
+from hubcache.transfer.sources import CHUNK, ReadInto
+from support.bodies import Pieces, Reports, wait_for
+
+
+@dataclass
+class DeliveryHarness(Reports):
+    """A delivery and what it reported."""
+
+    def __post_init__(self) -> None:
+        self.active = ActiveBodies()
+        self.delivery = BodyDelivery(self.active, self.on_sent, self.failed.append)
+
+
+@pytest.fixture
+async def harness() -> AsyncIterator[DeliveryHarness]:
+    running = DeliveryHarness()
+    yield running
+    await running.delivery.close()
+
+
+@dataclass
+class Client:
+    """A writer whose client accepts everything until it has `disconnected`."""
+
+    chunk_size: int = CHUNK
+    disconnected: bool = False
+    closed: bool = False
+    events: list[bytes | str] = field(default_factory=list)
+
+    def write(self, data: bytes) -> None:
+        if self.disconnected:
+            raise ConnectionResetError
+        self.events.append(data)
+
+    def write_from(self, read_into: ReadInto, most: int) -> int:
+        buffer = bytearray(most)
+        count = read_into(memoryview(buffer))
+        self.write(bytes(buffer[:count]))
+        return count
+
+    async def drain(self) -> None:
+        self.events.append("drained")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_body_is_written_piece_by_piece_without_a_wait_after_the_last(harness: DeliveryHarness) -> None:
+    source, client = Pieces(b"one", b"two"), Client()
+    await harness.delivery.send(b"head", source, client)
+    assert client.events == [b"head", "drained", b"one", "drained", b"two"]
+    assert harness.sent == [("store", 3), ("store", 3)]
+    assert (source.closed, client.closed, harness.active.count) == (1, False, 0)
+
+
+class PiecesOnFile(Pieces):
+    """A source whose pieces are on a file, up to one that is `None`."""
+
+    async def file_reader(self) -> ReadInto | None:
+        return self._read_into if self._pieces[0] is not None else self._pieces.pop(0)
+
+    def _read_into(self, buffer: memoryview) -> int:
+        piece = self._pieces[0]
+        assert isinstance(piece, bytes)
+        count = min(len(buffer), len(piece))
+        buffer[:count], self._pieces[0] = piece[:count], piece[count:]
+        if not self._pieces[0]:
+            self._pieces.pop(0)
+        return count
+
+
+async def test_bytes_on_a_file_are_read_by_the_writer_and_the_rest_is_written(harness: DeliveryHarness) -> None:
+    source, client = PiecesOnFile(b"1234567", None, b"89"), Client(chunk_size=4)
+    await harness.delivery.send(b"head", source, client)
+    assert client.events == [b"head", "drained", b"1234", "drained", b"567", "drained", b"89"]
+    assert [count for _, count in harness.sent] == [4, 3, 2]
+    assert (source.reads, source.closed, client.closed) == (1, 1, False)
+
+
+@pytest.mark.parametrize("error", [BadUpstream("short"), ValueError("a defect")])
+async def test_body_that_is_cut_short_ends_the_connection(harness: DeliveryHarness, error: Exception) -> None:
+    source, client = Pieces(b"one", error), Client()
+    with contextlib.suppress(ValueError):
+        await harness.delivery.send(b"head", source, client)
+    assert client.closed
+    assert source.closed == 1
+    assert harness.failed == [error for _ in (1,) if isinstance(error, HubcacheError)]
+
+
+async def test_disconnect_of_the_client_is_no_failure(harness: DeliveryHarness) -> None:
+    source, client = Pieces(b"one", b"two"), Client(disconnected=True)
+    await harness.delivery.send(b"head", source, client)
+    assert (client.closed, source.closed, harness.failed, harness.sent) == (True, 1, [], [])
+
+
+async def test_close_cancels_running_deliveries(harness: DeliveryHarness) -> None:
+    source, client = Pieces(b"one", asyncio.Event(), b"two"), Client()
+    sending = asyncio.ensure_future(harness.delivery.send(b"head", source, client))
+    await wait_for(lambda: b"one" in client.events)
+    await harness.delivery.close()
+    assert sending.cancelled()
+    assert (client.closed, source.closed) == (True, 1)
+
+
+async def test_client_that_accepts_everything_at_once_does_not_block_others(harness: DeliveryHarness) -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    class Ready(Client):
+        async def drain(self) -> None:
+            pass
+
+    counting = asyncio.ensure_future(other())
+    await harness.delivery.send(b"head", Pieces(*[b"x"] * 40), Ready())
+    counting.cancel()
+    assert turns >= 38
+
+
+async def test_chunks_are_smaller_when_many_bodies_are_active(harness: DeliveryHarness) -> None:
+    asked: list[int] = []
+
+    class Measured(Pieces):
+        async def read(self, most: int = CHUNK) -> bytes:
+            asked.append(most)
+            return await super().read(most)
+
+    with contextlib.ExitStack() as others:
+        for count in (0, 50, 50, 900):
+            for _ in range(count):
+                others.enter_context(harness.active.counted())
+            await harness.delivery.send(b"", Measured(b"x"), Client(512 << 10))
+            await harness.delivery.send(b"", Measured(b"x"), Client(1000))
+    assert asked == [512 << 10, 1000, 512 << 10, 1000, 256 << 10, 1000, 64 << 10, 1000]
+
+
+async def test_small_body_is_read_at_once_and_counted(harness: DeliveryHarness) -> None:
+    source = Pieces(b"data")
+    assert await harness.delivery.read_whole(source) == b"data"
+    assert (source.closed, harness.sent) == (1, [("store", 4)])
+
+
+async def test_small_body_that_cannot_be_read_keeps_its_source_open(harness: DeliveryHarness) -> None:
+    source = Pieces(BadUpstream("no"))
+    assert await harness.delivery.read_whole(source) is None
+    assert (source.closed, harness.sent) == (0, [])
