@@ -1,1 +1,1 @@
-"""The benchmark: our cache beside its peers, on the same images and stand-in upstream, in alternating rounds."""
+"""The benchmark: hubcache beside other caches, with the same images and the same upstream registry."""

@@ -1,4 +1,4 @@
-"""The stand-in upstream's access log: what reached it, and when. Pure."""
+"""Parses the access log of the upstream registry. Pure."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -9,15 +9,15 @@ FORMAT = (
     '{"end":$msec,"seconds":$request_time,"uri":"$uri",'
     '"status":$status,"bytes":$body_bytes_sent,"server":"$server_name"}'
 )
-"""What nginx writes per request, for `log_format … escape=json`."""
+"""The line that nginx writes for each request, for the directive `log_format … escape=json`."""
 
 CDN = "cdn"
-"""Name of the server that has the blobs."""
+"""Name of the nginx server that serves blobs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One answered request; it began at `start`, in seconds since the epoch, to the millisecond."""
+    """One answered request. `start` is in seconds since the epoch, with a resolution of one millisecond."""
 
     start: float
     uri: str
@@ -27,7 +27,7 @@ class Entry:
 
     @classmethod
     def parse(cls, line: str) -> Self:
-        """Raises `ValueError` on a line that is not ours, `KeyError` when it lacks a field."""
+        """Parse one log line. Raises `ValueError` if it is not JSON, and `KeyError` if a field is missing."""
         fields = json.loads(line)
         start = float(fields["end"]) - float(fields["seconds"])
         return cls(start, fields["uri"], fields["status"], fields["bytes"], fields["server"])
@@ -35,25 +35,25 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """All requests of a span of time."""
+    """The requests of a period of time."""
 
     entries: Sequence[Entry]
 
     @classmethod
     def parse(cls, lines: Iterable[str]) -> Self:
-        """From log lines; empty ones are skipped."""
+        """Parse log lines, skipping empty ones."""
         return cls(tuple(Entry.parse(line) for line in lines if line.strip()))
 
     @property
     def requests(self) -> int:
-        """Requests of any kind: pings, tokens, manifests, redirects and blobs."""
+        """Number of requests of every kind: `/v2/`, token, manifest, redirect and blob."""
         return len(self.entries)
 
     @property
     def bytes(self) -> int:
-        """Body bytes sent."""
+        """Bytes of all response bodies."""
         return sum(entry.bytes for entry in self.entries)
 
     def fetches(self, path: str) -> Sequence[Entry]:
-        """Answers that carried bytes of one blob."""
+        """The responses of the CDN that carried bytes of the blob at `path`."""
         return [entry for entry in self.entries if entry.server == CDN and entry.uri == path and entry.bytes]

@@ -1,4 +1,4 @@
-"""A certificate authority for one run, and the one server certificate (ECDSA P-256) that all peers use."""
+"""Makes a certificate authority and one server certificate (ECDSA P-256) that the other caches and the upstream use."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _PEM = serialization.Encoding.PEM
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """PEM files; `directory` holds nothing but the authority's certificate, for `SSL_CERT_DIR`."""
+    """PEM files. `directory` contains only the certificate of the authority, for `SSL_CERT_DIR`."""
 
     directory: Path
     authority: Path
@@ -24,7 +24,7 @@ class Certificates:
 
 
 def make_certificates(directory: Path) -> Certificates:
-    """Make them in `directory`."""
+    """Create the authority and the server certificate in `directory`."""
     issuer_key = ec.generate_private_key(ec.SECP256R1())
     issuer = _name("benchmark authority")
     authority = (

@@ -1,8 +1,9 @@
-"""The load: curl for large bodies, hey for many small requests, skopeo for whole pulls.
+"""The clients: curl for large bodies, hey for many small requests, and skopeo for whole pulls.
 
-Why these, measured here on two cores (OpenSSL 3.0): a new TLS connection and a 4 KB request cost the client 1.1 ms CPU
-with C on OpenSSL, 1.3 to 1.9 with Python's ssl, 1.9 with curl, and 0.7 with hey, whose TLS is Go's, as dockerd's is.
-With hey nginx reaches well over 1,000 a second. Like dockerd, none of them resumes TLS sessions.
+The client shares the cores with the server, so its own cost matters. CPU time of the client for a new TLS connection
+and a 4 KB request, on two cores with OpenSSL 3.0: 0.7 ms with hey (which uses Go's TLS, as dockerd does), 1.1 ms with a
+C program on OpenSSL, 1.3 to 1.9 ms with Python's ssl, 1.9 ms with curl. Like dockerd, none of the clients resumes TLS
+sessions.
 """
 
 import csv
@@ -26,8 +27,8 @@ _WRITE = "%{http_code} %{size_download} %{time_pretransfer} %{time_starttransfer
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What one client got: all times in seconds since the epoch, those of the request and the first byte for the
-    first of its files."""
+    """What one client received, with times in seconds since the epoch. `requested` and `first_byte` are those of its
+    first file."""
 
     started: float
     requested: float
@@ -37,39 +38,39 @@ class Download:
 
     @property
     def seconds(self) -> float:
-        """From start to end."""
+        """Duration."""
         return self.ended - self.started
 
 
 def download(
     server: Server, clients: Sequence[Sequence[str]], parallel: int = 1, timeout: float = 60
 ) -> list[Download]:
-    """Let each client fetch its paths, `parallel` at a time, every one with a new connection as dockerd does.
+    """Run a client for each list of paths. Like dockerd, it requests `parallel` paths at a time, on new connections.
 
-    All curls are up and wait for their orders before the clock starts. Raises `BenchError` when a client fails or is
-    not done after `timeout` seconds.
+    The clients are started and wait for their configuration before time is measured. Raises `BenchError` if a client
+    fails or is not done after `timeout` seconds.
     """
     processes = [
         subprocess.Popen([*_CURL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in clients
     ]
     results: list[Download | str] = ["not done"] * len(clients)
-    orders = [_orders(server, paths, parallel) for paths in clients]
+    configurations = [_curl_configuration(server, paths, parallel) for paths in clients]
 
-    def follow(number: int) -> None:
+    def communicate(number: int) -> None:
         process = processes[number]
         try:
-            output, errors = process.communicate(orders[number], timeout=max(deadline - time.time(), 0))
+            output, errors = process.communicate(configurations[number], timeout=max(deadline - time.time(), 0))
         except subprocess.TimeoutExpired:
             results[number] = f"not done after {timeout:.0f} seconds"
         else:
-            results[number] = _result(started, time.time(), output, len(clients[number])) or _complaint(output, errors)
+            results[number] = _result(started, time.time(), output, len(clients[number])) or _failure(output, errors)
 
     try:
         time.sleep(0.1 + 0.02 * len(clients))
         started = time.time()
         deadline = started + timeout
-        threads = [threading.Thread(target=follow, args=(number,)) for number in range(len(clients))]
+        threads = [threading.Thread(target=communicate, args=(number,)) for number in range(len(clients))]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -84,7 +85,7 @@ def download(
     return [result for result in results if isinstance(result, Download)]
 
 
-def _orders(server: Server, paths: Sequence[str], parallel: int) -> str:
+def _curl_configuration(server: Server, paths: Sequence[str], parallel: int) -> str:
     lines = [f'cacert = "{server.trust}/ca.pem"', f'write-out = "{_WRITE}"', 'header = "Connection: close"']
     lines.append(f'header = "Accept: {MANIFEST_TYPE}, */*"')
     lines += [f'header = "{header}"' for header in server.headers]
@@ -105,42 +106,42 @@ def _result(started: float, ended: float, output: str, expected: int) -> Downloa
     )
 
 
-def _complaint(output: str, errors: str) -> str:
+def _failure(output: str, errors: str) -> str:
     wrong = [line.split()[0] for line in output.splitlines() if not line.startswith("200 ")]
-    return errors.strip() or f"answered {wrong[0]}" if wrong else "answered less than it was asked"
+    return errors.strip() or f"status {wrong[0]}" if wrong else "fewer responses than requests"
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """Many small requests: how many, in how many seconds, and each one's seconds from connecting to the first byte."""
+class LoadResult:
+    """Many small requests: the duration of all, and for each the time from connecting to the first byte, in seconds."""
 
     seconds: float
     first_bytes: list[float]
 
 
-def hammer(server: Server, path: str, clients: int, seconds: float, *, keep_alive: bool) -> Load:
-    """Ask for one path again and again; raises `BenchError` when any answer is not 200."""
+def request_repeatedly(server: Server, path: str, clients: int, seconds: float, *, keep_alive: bool) -> LoadResult:
+    """Request one path repeatedly; raises `BenchError` if a response is not 200."""
     command = ["hey", "-z", f"{seconds}s", "-c", str(clients), "-o", "csv", "-disable-redirects"]
     command += [] if keep_alive else ["-disable-keepalive"]
     command += ["-x", f"http://{server.proxy}"] if server.proxy else []
-    command += ["-host", server.origin.removeprefix("https://").partition(":")[0]]  # else the port is in the SNI
+    command += ["-host", server.origin.removeprefix("https://").partition(":")[0]]  # else the SNI contains the port
     for header in (f"Accept: {MANIFEST_TYPE}", *server.headers):
         command += ["-H", header]
     done = _run([*command, server.origin + path], {}, seconds + 30)
     rows = list(csv.DictReader(done.splitlines()))
     wrong = [row["status-code"] for row in rows if row["status-code"] != "200"]
     if wrong or not rows:
-        raise BenchError(f"{server.name}: {len(rows)} answers, {len(wrong)} not 200, the first {wrong[:1]}")
+        raise BenchError(f"{server.name}: {len(rows)} responses, {len(wrong)} of them not 200 (first: {wrong[:1]})")
     end = max(float(row["offset"]) + float(row["response-time"]) for row in rows)
     parts = ("DNS+dialup", "Request-write", "Response-delay")
-    return Load(end, [sum(float(row[part]) for part in parts) for row in rows])
+    return LoadResult(end, [sum(float(row[part]) for part in parts) for row in rows])
 
 
 def pull(server: Server, image: Content, timeout: float = 120) -> float:
-    """Pull an image with skopeo into memory, if there is enough of it; gives the seconds it took."""
+    """Pull an image with skopeo and return the duration in seconds. The image goes to memory if there is enough."""
     memory = Path("/dev/shm")
-    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 3 * image.size
-    with tempfile.TemporaryDirectory(prefix="bench-pull-", dir=memory if roomy else None) as directory:
+    enough = memory.is_dir() and shutil.disk_usage(memory).free > 3 * image.size
+    with tempfile.TemporaryDirectory(prefix="bench-pull-", dir=memory if enough else None) as directory:
         command = ["skopeo", "copy", "--quiet", "--insecure-policy"]
         command += [f"docker://{server.registry}/{image.name}:{image.tag}", f"dir:{directory}/image"]
         proxy = f"http://{server.proxy}" if server.proxy else ""

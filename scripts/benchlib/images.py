@@ -1,4 +1,4 @@
-"""Images of random bytes, laid out on disk so that a plain web server is their registry."""
+"""Makes images of random bytes, in files that nginx can serve as a registry."""
 
 import hashlib
 import json
@@ -15,7 +15,8 @@ _NOISE = os.urandom(_PIECE)
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """An image, or (with an empty tag) a lone blob: the URL paths that a pull asks for in order, `size` in bytes."""
+    """An image, or a single blob if `tag` is empty. `paths` are the URL paths that a pull requests, in order; `size` is
+    in bytes."""
 
     name: str
     tag: str
@@ -24,29 +25,31 @@ class Content:
 
 
 class Images:
-    """Makes content below `root`. Whose names begin with that of a line, its blobs are behind it."""
+    """Makes content below `root`. A repository name that starts with the name of a slow link has its blobs served over
+    that link (see `upstream.LINKS`)."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def blob(self, name: str, size: int, *, sparse: bool = False) -> Content:
-        """A new blob; `sparse` ones are zeros but for the first piece, and take no room on the disk."""
+        """Make a blob. If `sparse`, all bytes after the first MiB are zero and take no disk space."""
         sha256 = hashlib.sha256()
         partial = self._directory(name, "blobs") / "partial"
         with partial.open("wb") as file:
-            for at in range(0, size, _PIECE):
-                hole = sparse and at > 0
+            for offset in range(0, size, _PIECE):
+                hole = sparse and offset > 0
                 piece = bytes(_PIECE) if hole else os.urandom(16) + _NOISE[16:]
-                sha256.update(piece[: size - at])
+                sha256.update(piece[: size - offset])
                 if not hole:
-                    file.write(piece[: size - at])
+                    file.write(piece[: size - offset])
             file.truncate(size)
         digest = f"sha256:{sha256.hexdigest()}"
         partial.rename(partial.with_name(digest))
         return Content(name, "", (f"/v2/{name}/blobs/{digest}",), size)
 
     def image(self, name: str, layers: list[int]) -> Content:
-        """A new image with layers of these sizes. Its tag tells its digest, so that nginx can tell it too."""
+        """Make an image with layers of these sizes in bytes. Its tag contains its digest, from which nginx derives the
+        header `Docker-Content-Digest`."""
         blobs = [self.blob(name, size) for size in layers]
         digests = [_digest(blob.paths[0]) for blob in blobs]
         root = {"type": "layers", "diff_ids": digests}

@@ -1,4 +1,4 @@
-"""Running nginx from a directory of its own, without anything of the system's configuration."""
+"""Runs nginx in its own directory, independent of the system configuration."""
 
 import os
 import shutil
@@ -30,9 +30,9 @@ http {{
 
 @contextmanager
 def nginx(directory: Path, workers: int, http: str, *ports: int) -> Iterator[int]:
-    """Run nginx with `http` as the inside of its http block; gives the master's process id.
+    """Run nginx with `http` as the content of its http block, and yield the process id of the master.
 
-    Workers keep the rights of whoever runs the benchmark: the files below are for nobody else.
+    Workers run as the current user, because only this user can read the files of the benchmark.
     """
     directory.mkdir(parents=True)
     user = "user root;\n" if os.geteuid() == 0 else ""
@@ -43,9 +43,11 @@ def nginx(directory: Path, workers: int, http: str, *ports: int) -> Iterator[int
 
 
 def tls(certificates: Certificates, port: int) -> str:
-    """The directives of a TLS listener. Clients speak TLS 1.3, nginx as a client only 1.2.
+    """The directives of a TLS listener.
 
-    `reuseport` spreads connections over the workers evenly."""
+    TLS 1.2 is enabled for nginx as a client, which uses no later version; all other clients use TLS 1.3. `reuseport`
+    distributes connections evenly over the workers.
+    """
     return (
         f"listen 127.0.0.1:{port} ssl reuseport; ssl_protocols TLSv1.2 TLSv1.3; "
         f"ssl_certificate {certificates.certificate}; ssl_certificate_key {certificates.key};"

@@ -1,4 +1,4 @@
-"""Starting and surely ending the programs of a run, and what they cost: CPU and memory of whole process trees."""
+"""Starts and stops the programs of a run, and measures CPU time and memory of their process trees."""
 
 import itertools
 import os
@@ -21,7 +21,7 @@ _PSS = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
 
 
 class BenchError(Exception):
-    """Something that a measurement needs does not work; the text says what."""
+    """A measurement is not possible. The message is for the user."""
 
 
 @contextmanager
@@ -32,16 +32,17 @@ def running(
     environment: Mapping[str, str] | None = None,
     seconds: float = 20.0,
 ) -> Iterator[int]:
-    """Run a program until the block ends; gives its process id as soon as `ready()`.
+    """Run a program during the block, and yield its process id as soon as `ready()` returns true.
 
-    It gets a session of its own, so that Ctrl-C reaches only the benchmark, which then ends it and all its children;
-    where there is setpriv, the kernel ends it too when the benchmark itself is killed.
+    The program has its own session: Ctrl-C reaches only the benchmark, which then stops the program and all its
+    children. If setpriv is installed, the kernel also stops the program when the benchmark is killed. Raises
+    `BenchError` if the program is not ready after `seconds`.
     """
-    tied = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
+    prefix = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
     log = directory / "output.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*tied, *(str(part) for part in command)],
+            [*prefix, *(str(part) for part in command)],
             cwd=directory,
             env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
@@ -50,38 +51,38 @@ def running(
             start_new_session=True,
         )
     try:
-        _await(process, ready, log, seconds)
+        _wait_until_ready(process, ready, log, seconds)
         yield process.pid
     finally:
-        _end(process)
+        _stop(process)
 
 
-def _await(process: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path, seconds: float) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
-            said = log.read_text(errors="replace").strip()[-2000:]
-            raise BenchError(f"{log.parent.name} did not start: {said or 'it said nothing'}")
+            output = log.read_text(errors="replace").strip()[-2000:]
+            raise BenchError(f"{log.parent.name} did not start: {output or 'no output'}")
         time.sleep(0.05)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes]) -> None:
     for signal_number, seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal_number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
             break
-    with suppress(ProcessLookupError):  # children that outlived their parent
+    with suppress(ProcessLookupError):  # children that are still running
         os.killpg(process.pid, signal.SIGKILL)
 
 
 _ports = iter(random.sample(range(20_000, 32_000), 1_000))
-"""Below those of outgoing connections, which would take one before who is to listen does."""
+"""Below the range of outgoing connections, which could otherwise occupy a port before its server listens."""
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on at the moment, and that is given once."""
+    """A loopback port that is not in use. Each call returns another port."""
     for port in _ports:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -90,7 +91,7 @@ def free_port() -> int:
 
 
 def listening(*ports: int) -> Callable[[], bool]:
-    """Whether all these loopback ports accept connections."""
+    """A function that returns whether all these loopback ports accept connections."""
 
     def check() -> bool:
         for port in ports:
@@ -103,8 +104,8 @@ def listening(*ports: int) -> Callable[[], bool]:
     return check
 
 
-def tree(root: int) -> list[int]:
-    """A process and all that descend from it."""
+def process_tree(root: int) -> list[int]:
+    """The ids of a process and of all its descendants."""
     found = [root]
     for pid in found:
         with suppress(OSError):
@@ -114,7 +115,7 @@ def tree(root: int) -> list[int]:
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """User and system time that living processes have used so far."""
+    """User and system time of these processes so far; processes that ended are skipped."""
     ticks = 0
     for pid in pids:
         with suppress(OSError):
@@ -125,8 +126,8 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 
 @dataclass(slots=True)
 class Cost:
-    """What a server used while it was watched: `cpu` in seconds; `rss` is the largest process's peak and `pss` the
-    peak of all together, in bytes."""
+    """Resources that a process tree used: `cpu` in seconds; `rss` (highest resident size of one process) and `pss`
+    (highest proportional size of the whole tree) in bytes."""
 
     cpu: float = 0.0
     rss: int = 0
@@ -134,25 +135,25 @@ class Cost:
 
 
 @contextmanager
-def watched(root: int) -> Iterator[Cost]:
-    """Watch a process tree; the figures are complete when the block ends.
+def measured_cost(root: int) -> Iterator[Cost]:
+    """Measure a process tree during the block. The yielded values are complete when the block ends.
 
-    Resident memory is sampled ten times a second. The proportional one costs a walk through all pages, more in a large
-    process than in a small one (2 % of two cores, ten times a second): once a second.
+    The resident size is sampled ten times a second. The proportional size is sampled once a second, because the kernel
+    walks through all pages to compute it (at ten samples a second, 2 % of two cores).
     """
     cost = Cost()
     stop = threading.Event()
 
     def sample() -> None:
         for number in itertools.count():
-            pids = tree(root)
+            pids = process_tree(root)
             cost.rss = max(cost.rss, *map(_rss, pids))
             if number % 10 == 0:
                 cost.pss = max(cost.pss, sum(map(_pss, pids)))
             if stop.wait(0.1):
                 return
 
-    before = cpu_seconds(tree(root))
+    before = cpu_seconds(process_tree(root))
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
     try:
@@ -160,7 +161,7 @@ def watched(root: int) -> Iterator[Cost]:
     finally:
         stop.set()
         sampler.join()
-        cost.cpu = cpu_seconds(tree(root)) - before
+        cost.cpu = cpu_seconds(process_tree(root)) - before
 
 
 def _rss(pid: int) -> int:

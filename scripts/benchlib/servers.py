@@ -1,4 +1,4 @@
-"""What is measured: our cache and its peers, each with a TLS listener on loopback."""
+"""Starts the servers that are measured: hubcache and other caches, each with a TLS listener on loopback."""
 
 import os
 import subprocess
@@ -20,8 +20,12 @@ _REPOSITORY = Path(__file__).parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What starting a server needs. `python` runs ours with `options` as further mitmdump arguments; `tools` has
-    programs installed for this run; `workers` is for those that have such a setting; `other` is a checkout."""
+    """What is needed to start a server.
+
+    hubcache is run by the mitmproxy that is installed beside `python`, with `options` as further arguments. `other` is
+    the other checkout of hubcache. `tools` contains programs that were installed for the benchmark. `workers` is the
+    number of processes of servers that have such a setting.
+    """
 
     directory: Path
     upstream: Upstream
@@ -35,8 +39,11 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server: `origin` is where clients address requests to, through `proxy` (`HOST:PORT`) if there is one;
-    `trust` is a directory with the authority that they trust. `registry` is what stands before an image's name."""
+    """A running server.
+
+    Clients request `origin`, through `proxy` (`HOST:PORT`) if there is one, with `headers`, and trust the authority in
+    the directory `trust`. `registry` is the part of an image reference before the repository name.
+    """
 
     name: str
     pid: int
@@ -46,44 +53,59 @@ class Server:
     proxy: str | None = None
     headers: tuple[str, ...] = field(default=())
     started_in: float = 0.0
-    """Seconds until it listened."""
+    """Seconds from the start of the program until it listened."""
 
 
-def ours(setup: Setup) -> AbstractContextManager[Server]:
-    """The cache of this checkout, in one process."""
-    return _cache("ours", _REPOSITORY, setup)
+def hubcache(setup: Setup) -> AbstractContextManager[Server]:
+    """This checkout in mitmdump, with one process."""
+    return _hubcache("hubcache", _REPOSITORY, setup)
 
 
-def all_ours(setup: Setup) -> AbstractContextManager[Server]:
-    """The cache of this checkout, with as many workers as nginx has."""
-    return _cache("ours-workers", _REPOSITORY, setup, "--set", f"hubcache_workers={setup.workers}")
+def hubcache_mitmweb(setup: Setup) -> AbstractContextManager[Server]:
+    """This checkout in mitmweb, where every request passes through mitmproxy's flows."""
+    return _hubcache("hubcache-mitmweb", _REPOSITORY, setup, web=True)
 
 
-def full_ours(setup: Setup) -> AbstractContextManager[Server]:
-    """The cache of this checkout, with a store of `MANY_BLOBS` blobs."""
-    store = setup.directory / "ours-many" / "store"
+def hubcache_workers(setup: Setup) -> AbstractContextManager[Server]:
+    """This checkout in mitmdump, with as many worker processes as nginx has."""
+    return _hubcache("hubcache-workers", _REPOSITORY, setup, "--set", f"hubcache_workers={setup.workers}")
+
+
+def hubcache_many_blobs(setup: Setup) -> AbstractContextManager[Server]:
+    """This checkout in mitmdump, with a store of `MANY_BLOBS` blobs."""
+    store = setup.directory / "hubcache-many-blobs" / "store"
     store.mkdir(parents=True)
-    command = [setup.python, Path(__file__).with_name("filler.py"), store, str(MANY_BLOBS)]
+    command = [str(setup.python), str(Path(__file__).with_name("fill_store.py")), str(store), str(MANY_BLOBS)]
     environment = os.environ | {"PYTHONPATH": str(_REPOSITORY / "addon")}
-    made = subprocess.run(command, env=environment, capture_output=True, timeout=600, check=False)
-    if made.returncode != 0:
-        raise BenchError(f"the store could not be filled: {made.stderr.decode(errors='replace')[-300:]}")
-    return _cache("ours-many", _REPOSITORY, setup)
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=600, check=False)
+    if done.returncode != 0:
+        raise BenchError(f"the store could not be filled: {done.stderr.decode(errors='replace')[-300:]}")
+    return _hubcache("hubcache-many-blobs", _REPOSITORY, setup)
 
 
 def other(setup: Setup) -> AbstractContextManager[Server]:
-    """The cache of another checkout, for a before and an after in one run."""
+    """The other checkout in mitmdump, with one process."""
+    return _hubcache("other", _other_checkout(setup), setup)
+
+
+def other_mitmweb(setup: Setup) -> AbstractContextManager[Server]:
+    """The other checkout in mitmweb."""
+    return _hubcache("other-mitmweb", _other_checkout(setup), setup, web=True)
+
+
+def _other_checkout(setup: Setup) -> Path:
     if setup.other is None:
-        raise BenchError("--other is not given")
-    return _cache("other", setup.other, setup)
+        raise BenchError("this server needs --against")
+    return setup.other
 
 
 @contextmanager
-def _cache(name: str, checkout: Path, setup: Setup, *more: str) -> Iterator[Server]:
-    """Reached by CONNECT, as dockerd reaches it through HTTPS_PROXY; with the CA that users of the checkout have."""
+def _hubcache(name: str, checkout: Path, setup: Setup, *arguments: str, web: bool = False) -> Iterator[Server]:
+    """Run the addon of a checkout. Clients use the proxy door with CONNECT, as dockerd does with HTTPS_PROXY, and trust
+    the certificate authority in the directory `certs` of the checkout."""
     directory = setup.directory / name
     directory.mkdir(parents=True, exist_ok=True)
-    proxy, mirror, status = free_port(), free_port(), free_port()
+    proxy, mirror, status, web_port = free_port(), free_port(), free_port(), free_port()
     options = {
         "hubcache_dir": directory / "store",
         "hubcache_registries": f"{HUB}={setup.upstream.url}",
@@ -91,16 +113,23 @@ def _cache(name: str, checkout: Path, setup: Setup, *more: str) -> Iterator[Serv
         "hubcache_status": f"127.0.0.1:{status}",
         "ssl_verify_upstream_trusted_ca": setup.certificates.authority,
     }
-    command: list[object] = [setup.python.parent / "mitmdump", "-q", "-s", checkout / "addon" / "cache.py"]
+    ports = [proxy, mirror, status]
+    if web:
+        options |= {"web_open_browser": "false", "web_host": "127.0.0.1", "web_port": web_port}
+        ports.append(web_port)
+    program = setup.python.parent / ("mitmweb" if web else "mitmdump")
+    command: list[object] = [program, "-q", "-s", checkout / "addon" / "cache.py"]
     command += ["--mode", f"regular@127.0.0.1:{proxy}", "--mode", f"reverse:https://{HUB}@127.0.0.1:{mirror}"]
     for option, value in options.items():
         command += ["--set", f"{option}={value}"]
+    command += [*setup.options, *arguments]
+    own_modules_only = {"PYTHONPATH": ""}  # else a checkout could import the modules of another one
     began = time.monotonic()
-    with running([*command, *setup.options, *more], directory, listening(proxy, mirror, status), seconds=60) as pid:
+    with running(command, directory, listening(*ports), own_modules_only, seconds=60) as pid:
         seconds = time.monotonic() - began
         authority = checkout / "certs" / "mitmproxy-ca-cert.pem"
         if not authority.exists():
-            raise BenchError(f"{name} made no {authority}")
+            raise BenchError(f"{name} did not create {authority}")
         trust = directory / "trust"
         trust.mkdir()
         (trust / "ca.pem").write_bytes(authority.read_bytes())
@@ -109,21 +138,21 @@ def _cache(name: str, checkout: Path, setup: Setup, *more: str) -> Iterator[Serv
 
 @contextmanager
 def direct(setup: Setup) -> Iterator[Server]:
-    """No cache at all: clients ask the upstream themselves."""
-    place = setup.upstream.url.removeprefix("https://")
-    yield Server("direct", setup.upstream.pid, setup.upstream.url, place, setup.certificates.directory)
+    """No cache: clients request the upstream registry."""
+    address = setup.upstream.url.removeprefix("https://")
+    yield Server("direct", setup.upstream.pid, setup.upstream.url, address, setup.certificates.directory)
 
 
 @contextmanager
 def static_nginx(setup: Setup) -> Iterator[Server]:
-    """nginx with the files themselves: the least that any server can do."""
+    """nginx with the files of the upstream registry: no cache can do less work."""
     port = free_port()
     http = f"access_log off; server {{ {tls(setup.certificates, port)} root {setup.upstream.images.root}; }}"
     with nginx(setup.directory / "nginx", setup.workers, http, port) as pid:
-        yield _direct("nginx", pid, port, setup)
+        yield _without_proxy("nginx", pid, port, setup)
 
 
-_CACHING = """
+_PROXY_CACHE = """
     access_log off;
     proxy_cache_path {cache} levels=1:2 max_size=40g inactive=60d keys_zone=cache:10m use_temp_path=off;
     server {{
@@ -166,18 +195,19 @@ _CACHING = """
 
 @contextmanager
 def caching_nginx(setup: Setup) -> Iterator[Server]:
-    """nginx `proxy_cache` with the settings of rpardini/docker-registry-proxy: a cache lock, redirects followed inside.
+    """nginx `proxy_cache` with the settings of rpardini/docker-registry-proxy: one fetch at a time, redirects followed.
 
-    It is reached without CONNECT, which Debian's nginx cannot do; that spares it work that ours has. Blobs have the
-    same key before and after the redirect (there they differ, and every hit asks the registry for the redirect again).
+    Clients reach it without CONNECT, which Debian's nginx does not support, so it does less work than hubcache. Unlike
+    in that project, a blob has the same cache key before and after the redirect; with two keys, every hit would request
+    the redirect from the registry again.
     """
     port = free_port()
     directory = setup.directory / "nginx-cache"
-    http = _CACHING.format(
+    http = _PROXY_CACHE.format(
         cache=directory / "cache", listener=tls(setup.certificates, port), upstream=setup.upstream.url
     )
     with nginx(directory, setup.workers, http, port) as pid:
-        yield _direct("nginx-cache", pid, port, setup, "Authorization: Bearer bench")
+        yield _without_proxy("nginx-cache", pid, port, setup, "Authorization: Bearer bench")
 
 
 _DISTRIBUTION = """\
@@ -208,7 +238,7 @@ def distribution(setup: Setup) -> Iterator[Server]:
     trust = {"SSL_CERT_FILE": str(setup.certificates.authority)}
     command = ["docker-registry", "serve", config]
     with running(command, directory, listening(port), trust) as pid:
-        yield _direct("docker-registry", pid, port, setup)
+        yield _without_proxy("docker-registry", pid, port, setup)
 
 
 _DRAYAGE = """\
@@ -226,20 +256,22 @@ registry = "{upstream}"
 
 @contextmanager
 def drayage(setup: Setup) -> Iterator[Server]:
-    """drayage, which makes certificates for the name that a client asks for, as ours does.
+    """drayage, which issues a certificate for the name that a client requests, as hubcache does.
 
-    It trusts none but the built-in authorities, so its upstream is the same stand-in without TLS.
+    It trusts only its built-in authorities, so it reaches the upstream registry without TLS.
     """
     program = setup.tools / "bin" / "drayage"
     if not program.exists():
-        raise BenchError(f"{program} is not there; `pip install drayage` did not work")
+        raise BenchError(f"{program} does not exist: `pip install drayage` failed")
     plain, port = free_port(), free_port()
     directory = setup.directory / "drayage"
     directory.mkdir(parents=True)
     (directory / "store").mkdir(parents=True)
-    made = subprocess.run([program, "gen-ca", "--dir", directory / "ca"], capture_output=True, timeout=30, check=False)
-    if made.returncode != 0:
-        raise BenchError(f"drayage could not make its authority: {made.stderr.decode(errors='replace').strip()}")
+    done = subprocess.run([program, "gen-ca", "--dir", directory / "ca"], capture_output=True, timeout=30, check=False)
+    if done.returncode != 0:
+        raise BenchError(
+            f"drayage could not create its certificate authority: {done.stderr.decode(errors='replace').strip()}"
+        )
     config = directory / "config.toml"
     config.write_text(_DRAYAGE.format(plain=plain, port=port, directory=directory, upstream=setup.upstream.plain_url))
     with running([program, "serve", "--config", config], directory, listening(plain, port)) as pid:
@@ -249,22 +281,28 @@ def drayage(setup: Setup) -> Iterator[Server]:
         yield Server("drayage", pid, f"https://localhost:{port}", f"localhost:{port}", trust)
 
 
-def _direct(name: str, pid: int, port: int, setup: Setup, *headers: str) -> Server:
-    place = f"localhost:{port}"
-    return Server(name, pid, f"https://{place}", place, setup.certificates.directory, headers=headers)
+def _without_proxy(name: str, pid: int, port: int, setup: Setup, *headers: str) -> Server:
+    address = f"localhost:{port}"
+    return Server(name, pid, f"https://{address}", address, setup.certificates.directory, headers=headers)
 
 
-STARTS: dict[str, Callable[[Setup], AbstractContextManager[Server]]] = {
-    "ours": ours,
-    "ours-workers": all_ours,
-    "ours-many": full_ours,
+START: dict[str, Callable[[Setup], AbstractContextManager[Server]]] = {
+    "hubcache": hubcache,
+    "hubcache-mitmweb": hubcache_mitmweb,
+    "hubcache-workers": hubcache_workers,
+    "hubcache-many-blobs": hubcache_many_blobs,
     "other": other,
+    "other-mitmweb": other_mitmweb,
     "direct": direct,
     "nginx": static_nginx,
     "nginx-cache": caching_nginx,
     "docker-registry": distribution,
     "drayage": drayage,
 }
-"""Every server by name; `direct` is the upstream and `nginx` has the files, all others must fetch them."""
+"""The function that starts each server. `direct` is the upstream registry itself, `nginx` serves its files, and all
+others fetch from it."""
 
-CACHES = ("ours", "ours-workers", "nginx-cache", "docker-registry", "drayage")
+CACHES = ("hubcache", "hubcache-workers", "nginx-cache", "docker-registry", "drayage")
+
+COMPARED = {"hubcache": "other", "hubcache-mitmweb": "other-mitmweb"}
+"""Servers of this checkout, and the same of the other checkout."""

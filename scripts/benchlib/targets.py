@@ -1,73 +1,74 @@
-"""The figures that ours should reach, and whether it does. Pure."""
+"""The figures that hubcache should reach. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .stats import Summary
 
-OURS, WORKERS, MANY = "ours", "ours-workers", "ours-many"
+HUBCACHE, WORKERS, MANY_BLOBS = "hubcache", "hubcache-workers", "hubcache-many-blobs"
 Results = Mapping[str, Mapping[str, Summary]]
-"""Of one workload: server, figure → summary."""
+"""Results of one workload: server → figure → summary over all rounds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The median of `figure` of `ours` is to be between `least` and `most`; with `of`, as a multiple of that peer."""
+    """Bounds for the median of one figure of `server`; as a multiple of the figure of `reference`, if that is given."""
 
     workload: str
     figure: str
     least: float | None = None
     most: float | None = None
-    of: str | None = None
-    ours: str = OURS
+    reference: str | None = None
+    server: str = HUBCACHE
 
     def describe(self) -> str:
-        """As it stands in the table."""
+        """The target as one line of text."""
         bounds = [f"≥ {self.least:g}" for _ in (1,) if self.least is not None]
         bounds += [f"≤ {self.most:g}" for _ in (1,) if self.most is not None]
-        return f"{self.ours}: {self.figure} {' and '.join(bounds)}{f' x {self.of}' if self.of else ''}"
+        reference = f" x {self.reference}" if self.reference else ""
+        return f"{self.server}: {self.figure} {' and '.join(bounds)}{reference}"
 
     def value(self, results: Results) -> float | None:
-        """What is compared; None when it was not measured."""
-        ours = results.get(self.ours, {}).get(self.figure)
-        if ours is None or self.of is None:
-            return ours.median if ours else None
-        peer = results.get(self.of, {}).get(self.figure)
-        return ours.median / peer.median if peer and peer.median else None
+        """The value to compare with the bounds, or None if it was not measured."""
+        measured = results.get(self.server, {}).get(self.figure)
+        if measured is None or self.reference is None:
+            return measured.median if measured else None
+        reference = results.get(self.reference, {}).get(self.figure)
+        return measured.median / reference.median if reference and reference.median else None
 
     def reached(self, value: float) -> bool:
-        """Whether this is good enough."""
+        """Whether `value` is within the bounds."""
         return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
 
-WANTED = (
-    Target("warm-blob-1", "MB/s", least=0.85, of="nginx"),
-    Target("warm-blob-1", "MB/s", least=1.0, of="nginx"),
-    Target("warm-blob-8", "MB/s", least=0.75, of="nginx"),
-    Target("warm-blob-8", "MB/s", least=1.0, of="nginx", ours=WORKERS),
-    Target("warm-blob-8", "MB/s", least=3.0, of="drayage", ours=WORKERS),
-    Target("warm-blob-8", "MB/s", least=1.0, of="docker-registry", ours=WORKERS),
-    Target("blob-new", "requests/s", least=0.35, of="nginx", ours=WORKERS),
-    Target("blob-new", "p99 ms", most=40, ours=WORKERS),
-    Target("manifest-new", "requests/s", least=0.35, of="nginx", ours=WORKERS),
-    Target("manifest-new", "p99 ms", most=40, ours=WORKERS),
+TARGETS = (
+    Target("warm-blob-1", "MB/s", least=0.85, reference="nginx"),
+    Target("warm-blob-1", "MB/s", least=1.0, reference="nginx"),
+    Target("warm-blob-8", "MB/s", least=0.75, reference="nginx"),
+    Target("warm-blob-8", "MB/s", least=1.0, reference="nginx", server=WORKERS),
+    Target("warm-blob-8", "MB/s", least=3.0, reference="drayage", server=WORKERS),
+    Target("warm-blob-8", "MB/s", least=1.0, reference="docker-registry", server=WORKERS),
+    Target("blob-new", "requests/s", least=0.35, reference="nginx", server=WORKERS),
+    Target("blob-new", "p99 ms", most=40, server=WORKERS),
+    Target("manifest-new", "requests/s", least=0.35, reference="nginx", server=WORKERS),
+    Target("manifest-new", "p99 ms", most=40, server=WORKERS),
     Target("cold-blob", "fetches", least=1, most=1),
-    Target("cold-blob", "last/lone", most=1.2),
+    Target("cold-blob", "last/single", most=1.2),
     Target("cold-blob", "waited ms", most=100),
     Target("cold-image", "upstream x", most=1.005),
-    Target("cold-image", "last/lone", most=1.2),
+    Target("cold-image", "last/single", most=1.2),
     Target("mixed", "upstream x", most=1.005),
-    Target("cold-pull", "s", most=1.15, of="direct"),
-    Target("cold-pull-gigabit", "s", most=1.15, of="direct"),
-    Target("cold-pull-uplink", "s", most=1.15, of="direct"),
+    Target("cold-pull", "s", most=1.15, reference="direct"),
+    Target("cold-pull-gigabit", "s", most=1.15, reference="direct"),
+    Target("cold-pull-uplink", "s", most=1.15, reference="direct"),
     Target("warm-pull", "upstream requests", most=0),
-    Target("many-blobs", "p50 ms", most=1.2, of="ours", ours=MANY),
-    Target("many-blobs", "start s", most=3.0, ours=MANY),
+    Target("many-blobs", "p50 ms", most=1.2, reference=HUBCACHE, server=MANY_BLOBS),
+    Target("many-blobs", "start s", most=3.0, server=MANY_BLOBS),
 )
-"""Besides memory, which is limited in every workload."""
+"""All targets except that for memory, which applies to every workload."""
 
 
-def targets(workload: str) -> list[Target]:
-    """Those of one workload."""
-    memory = [Target(workload, "peak MB", most=200, ours=ours) for ours in (OURS, WORKERS)]
-    return [target for target in WANTED if target.workload == workload] + memory
+def targets_of(workload: str) -> list[Target]:
+    """The targets of one workload."""
+    memory = [Target(workload, "peak MB", most=200, server=server) for server in (HUBCACHE, WORKERS)]
+    return [target for target in TARGETS if target.workload == workload] + memory

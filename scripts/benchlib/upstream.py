@@ -1,7 +1,7 @@
-"""The stand-in for Docker Hub: nginx with static files, so that it is never what a cache waits for.
+"""The upstream registry, in place of Docker Hub: nginx with static files, so that it is faster than any cache.
 
-It demands a token (without looking at it), redirects blobs to a CDN on another host, and logs every request. Images
-whose names begin with one of `LINES` have their blobs behind a line of limited speed.
+It requires a token (any token), redirects blob requests to a CDN on another port, and logs every request. Blobs of
+repositories whose names start with a name in `LINKS` are served over a link of limited speed.
 """
 
 import re
@@ -21,8 +21,8 @@ from .nginx import nginx, tls
 from .processes import BenchError, free_port, listening, running
 
 UPLINK_RATE = 50_000_000
-LINES = {"uplink": UPLINK_RATE, "gigabit": 125_000_000}
-"""Bytes per second of the limited lines."""
+LINKS = {"uplink": UPLINK_RATE, "gigabit": 125_000_000}
+"""Speed of each limited link in bytes per second."""
 
 _QUIET_SECONDS = 60
 
@@ -32,13 +32,13 @@ _HTTP = """
     log_format requests escape=json '{format}';
     access_log {log} requests;
     root {root};
-    # A tag names its digest: nothing has to be reloaded for a new image.
+    # A tag contains its digest, so that a new image needs no new configuration.
     map $uri $content_digest {{
         ~/manifests/(?<digest>sha256:[0-9a-f]+)$ $digest;
         ~/manifests/t-(?<hex>[0-9a-f]+)$ sha256:$hex;
     }}
     map $scheme:$uri $cdn_port {{
-        {lines}
+        {links}
         ~^https: {cdn_tls};
         default {cdn_plain};
     }}
@@ -82,7 +82,8 @@ _HTTP = """
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """The running stand-in: `url` over TLS, `plain_url` without, for a peer that cannot be told our authority."""
+    """The running upstream registry. `plain_url` is without TLS, for caches that cannot be configured to trust the
+    authority of the benchmark."""
 
     images: Images
     url: str
@@ -90,33 +91,36 @@ class Upstream:
     log: Path
     pid: int
 
-    def mark(self) -> int:
-        """Now, as a place in the log."""
+    def log_size(self) -> int:
+        """Current size of the access log in bytes, to pass to `traffic_since`."""
         return self.log.stat().st_size
 
-    def since(self, mark: int) -> Traffic:
-        """What was asked of it since `mark`. Requests are logged when they end, so this waits for the last one: some
-        peers still fetch when their client has all."""
+    def traffic_since(self, log_size: int) -> Traffic:
+        """The requests since the access log had this size.
+
+        Waits until no request is in progress, because nginx logs a request at its end, and some caches still fetch
+        when their client is done. Raises `BenchError` if that takes more than a minute.
+        """
         deadline = time.monotonic() + _QUIET_SECONDS
         while self._busy():
             if time.monotonic() > deadline:
-                raise BenchError(f"upstream requests go on for more than {_QUIET_SECONDS} seconds")
+                raise BenchError(f"upstream requests continue for more than {_QUIET_SECONDS} seconds")
             time.sleep(0.1)
         with self.log.open("rb") as log:
-            log.seek(mark)
+            log.seek(log_size)
             return Traffic.parse(log.read().decode().splitlines())
 
     def _busy(self) -> bool:
         with urllib.request.urlopen(f"{self.plain_url}/status", timeout=5) as answer:
             writing = re.search(r"Writing: (\d+)", answer.read().decode())
-        return writing is None or int(writing[1]) > 1  # one is this request itself
+        return writing is None or int(writing[1]) > 1  # one of them is this request
 
 
 @contextmanager
 def upstream(directory: Path, certificates: Certificates) -> Iterator[Upstream]:
-    """Run the stand-in and its lines."""
+    """Run the upstream registry and its limited links."""
     ports = {name: free_port() for name in ("registry", "registry_plain", "cdn_tls", "cdn_plain")}
-    lines = {(line, kind): free_port() for line in LINES for kind in ("tls", "plain")}
+    link_ports = {(link, kind): free_port() for link in LINKS for kind in ("tls", "plain")}
     schemes = {"tls": "https", "plain": "http"}
     root = directory / "files"
     root.mkdir(parents=True)
@@ -128,7 +132,7 @@ def upstream(directory: Path, certificates: Certificates) -> Iterator[Upstream]:
         token=_TOKEN,
         manifest_type=MANIFEST_TYPE,
         cdn=accesslog.CDN,
-        lines="\n".join(f"~^{schemes[kind]}:/v2/{line}/ {port};" for (line, kind), port in lines.items()),
+        links="\n".join(f"~^{schemes[kind]}:/v2/{link}/ {port};" for (link, kind), port in link_ports.items()),
         registry_tls=tls(certificates, ports["registry"]),
         cdn_tls_listener=tls(certificates, ports["cdn_tls"]),
         **{name: port for name, port in ports.items() if name != "registry"},
@@ -136,11 +140,11 @@ def upstream(directory: Path, certificates: Certificates) -> Iterator[Upstream]:
     with ExitStack() as stack:
         registry_ports = (ports["registry"], ports["registry_plain"], ports["cdn_tls"], ports["cdn_plain"])
         pid = stack.enter_context(nginx(directory / "nginx", 2, http, *registry_ports))
-        for line, rate in LINES.items():
-            pairs = [f"{lines[line, kind]}:{ports['cdn_' + kind]}" for kind in schemes]
-            relay = [executable, Path(__file__).with_name("uplink.py"), str(rate), *pairs]
-            (directory / line).mkdir()
-            ready = listening(*(lines[line, kind] for kind in schemes))
-            stack.enter_context(running(relay, directory / line, ready))
+        for link, rate in LINKS.items():
+            pairs = [f"{link_ports[link, kind]}:{ports['cdn_' + kind]}" for kind in schemes]
+            relay = [executable, Path(__file__).with_name("slow_link.py"), str(rate), *pairs]
+            (directory / link).mkdir()
+            ready = listening(*(link_ports[link, kind] for kind in schemes))
+            stack.enter_context(running(relay, directory / link, ready))
         url = f"https://localhost:{ports['registry']}"
         yield Upstream(Images(root), url, f"http://localhost:{ports['registry_plain']}", log, pid)

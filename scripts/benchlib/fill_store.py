@@ -1,6 +1,6 @@
-"""Fills a store with many small blobs, as years of pulls would: `python filler.py STORE COUNT`, hubcache on the path.
+"""Fills a store with many small blobs: `python fill_store.py STORE COUNT`, with hubcache on the Python path.
 
-By the index alone and in one transaction; through the proxy it would take an hour.
+It writes to the index in one transaction. Pulling as many blobs through the proxy would take an hour.
 """
 
 import sys
@@ -14,7 +14,7 @@ from hubcache.store.usage import on_disk
 
 
 def main(directory: Path, count: int) -> None:
-    """Make the store in `directory`, or add to it."""
+    """Create the store in `directory`, or add to it."""
     index = Index(directory / "store")
     rows: dict[str, object] = {}
     for number in range(count):
