@@ -1,1 +1,1 @@
-"""The simulator: the retention policy beside its rivals, on the same traces."""
+"""The simulator: compares hubcache's retention policy with other cache policies on traces of requests."""

@@ -1,8 +1,8 @@
-"""Replays a trace of requests against the cache's retention policy and its rivals, and prints what each would have hit.
+"""Replays a trace of requests with hubcache's retention policy and with other policies, and prints their hit ratios.
 
-The project's policy is the module that the store runs, not a copy. Hits are of requests, of bytes, and of whole images
-(pulls that asked for configs or layers and got every one from the store), in percent, without the first fifth of the
-requests; cache sizes are in percent of all distinct bytes."""
+hubcache's policy is the module that its store uses. Hit ratios are in percent of requests, of bytes, and of whole
+images (pulls whose config and layers were all hits). They do not count the first fifth of the requests. Cache sizes are
+in percent of all distinct bytes."""
 
 import argparse
 import dataclasses
@@ -12,25 +12,24 @@ from pathlib import Path
 from time import process_time
 from typing import TYPE_CHECKING
 
-from .chart import Curve, chart
+from .candidates import Candidate, Settings, candidates, libcachesim
 from .cost import cost
-from .lineup import Entrant, Settings, libcachesim, lineup
 from .reader import FORMATS, read, write
-from .replay import Score, replay
+from .replay import Curve, Score, replay
 from .trace import Trace, TraceError
 
 if TYPE_CHECKING:
     from .generator import Parameters
 
-_BROKEN = 2
+_EXIT_FAILED = 2
 _SIZES = "2,5,10,20"
 PRESETS = ("small", "drift", "scan", "death", "large")
-"""Traces that can be made; the generator needs numpy, and the rest does not."""
+"""Names of the traces that can be generated. They are repeated here because the generator needs numpy."""
 SEED = 46
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the simulator; 2 when that cannot be done."""
+    """Run the simulator. Returns 2 if it could not run."""
     options = _parser().parse_args(arguments)
     try:
         if options.cost:
@@ -39,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(options)
     except TraceError as error:
         print(f"scripts/simulate: {error}", file=sys.stderr)
-        return _BROKEN
+        return _EXIT_FAILED
     except OSError as error:
         print(f"scripts/simulate: {error.filename}: {error.strerror}", file=sys.stderr)
-        return _BROKEN
+        return _EXIT_FAILED
     except KeyboardInterrupt:
         return 130
     return 0
@@ -56,19 +55,56 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    usual = Settings()
-    add("trace", nargs="?", default="small", help=f"a file, or one that is made: {', '.join(PRESETS)} (default: small)")
-    add("--seed", type=int, default=SEED, metavar="N", help=f"for a trace that is made (default: {SEED})")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of a trace that is made")
+    defaults = Settings()
+    add(
+        "trace",
+        nargs="?",
+        default="small",
+        help=f"a file, or a trace to generate: {', '.join(PRESETS)} (default: small)",
+    )
+    add("--seed", type=int, default=SEED, metavar="N", help=f"seed of a generated trace (default: {SEED})")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set a parameter of a generated trace; repeatable",
+    )
     add("--sizes", type=_shares, default=_shares(_SIZES), metavar="PERCENT,…", help=f"cache sizes (default: {_SIZES})")
-    add("--policies", metavar="NAME,…", help=f"only these of {', '.join(one.name for one in lineup(usual, None))}")
-    add("--own", action="store_true", help="rivals from this program, even where libcachesim is installed")
-    add("--admit-after", type=int, default=usual.admit_after, metavar="N", help="as hubcache_admit_after")
-    add("--half-life", type=_days, default=usual.half_life, metavar="DAYS", help="as hubcache_half_life (default: 7)")
-    add("--expire-after", type=_days, default=usual.expire_after, metavar="DAYS", help="(default: 30)")
-    add("--svg", type=Path, metavar="FILE", help="draw hit ratio over cache size")
-    add("--write", type=Path, metavar="FILE", help="write the trace as a file")
-    add("--cost", action="store_true", help="measure the CPU time of the policy, and the opening of a store, instead")
+    add(
+        "--policies",
+        metavar="NAME,…",
+        help=f"only these of {', '.join(one.name for one in candidates(defaults, None))}",
+    )
+    add("--no-libcachesim", action="store_true", help="use own implementations of the policies that libCacheSim has")
+    add(
+        "--admit-after",
+        type=int,
+        default=defaults.admit_after,
+        metavar="N",
+        help="like hubcache_admit_after (default: 2)",
+    )
+    add(
+        "--half-life",
+        type=_days,
+        default=defaults.half_life,
+        metavar="DAYS",
+        help="like hubcache_half_life (default: 7)",
+    )
+    add(
+        "--expire-after",
+        type=_days,
+        default=defaults.expire_after,
+        metavar="DAYS",
+        help="like hubcache_expire_after (default: 30)",
+    )
+    add("--svg", type=Path, metavar="FILE", help="write a chart of hit ratio over cache size")
+    add("--write", type=Path, metavar="FILE", help="write the trace to a file")
+    add(
+        "--cost",
+        action="store_true",
+        help="do not simulate; measure the CPU time of the policy and the time to open a store",
+    )
     return parser
 
 
@@ -93,95 +129,98 @@ def _days(text: str) -> float:
 
 
 def _run(options: argparse.Namespace) -> None:
-    entrants = _chosen(options)
+    chosen = _chosen(options)
     trace = _trace(options)
     print(trace.describe())
     if options.write:
         write(trace, options.write)
-    curves = _replay_all(trace, entrants, options.sizes)
+    curves = _replay_all(trace, chosen, options.sizes)
     print()
-    print(table(entrants, curves, options.sizes))
+    print(table(chosen, curves, options.sizes))
     if options.svg:
-        bounds = frozenset(one.name for one in entrants if one.bound)
+        from .chart import chart  # here, because matplotlib takes half a second to import
+
+        bounds = frozenset(one.name for one in chosen if one.bound)
         options.svg.write_text(chart(trace.name, curves, bounds), encoding="utf-8")
 
 
-def _chosen(options: argparse.Namespace) -> list[Entrant]:
+def _chosen(options: argparse.Namespace) -> list[Candidate]:
     settings = Settings(options.half_life, options.expire_after, options.admit_after)
-    entrants = lineup(settings, None if options.own else libcachesim())
+    known = candidates(settings, None if options.no_libcachesim else libcachesim())
     if options.policies is None:
-        return entrants
+        return known
     wanted = options.policies.split(",")
-    unknown = set(wanted) - {one.name for one in entrants}
+    unknown = set(wanted) - {one.name for one in known}
     if unknown:
-        known = ", ".join(one.name for one in entrants)
-        raise TraceError(f"no such policy: {', '.join(sorted(unknown))}; there are {known}")
-    return [one for one in entrants if one.name in wanted]
+        names = ", ".join(one.name for one in known)
+        raise TraceError(f"no such policy: {', '.join(sorted(unknown))}; the policies are {names}")
+    return [one for one in known if one.name in wanted]
 
 
 def _trace(options: argparse.Namespace) -> Trace:
     path = Path(options.trace)
     if options.trace not in PRESETS or path.is_file():
         if not path.exists():
-            raise TraceError(f"no file {path}, and no trace of that name; there are {', '.join(PRESETS)}")
+            raise TraceError(f"{path} is neither a file nor one of the traces {', '.join(PRESETS)}")
         if options.set:
-            raise TraceError("--set is for traces that are made, not for files")
+            raise TraceError("--set can only be used with a generated trace")
         return read(path)
     try:
         from . import generator
     except ModuleNotFoundError as error:
-        raise TraceError(f"to make a trace, {error.name} must be installed") from error
+        raise TraceError(f"cannot generate a trace: {error.name} is not installed") from error
     parameters = changed(generator.PRESETS[options.trace], options.set)
     name = " ".join([options.trace, str(options.seed), *options.set])
     return generator.generate(name, options.seed, parameters)
 
 
 def changed(parameters: "Parameters", assignments: Sequence[str]) -> "Parameters":
-    """The parameters with some `NAME=VALUE` changed; raises `TraceError`."""
+    """A copy of the parameters with each `NAME=VALUE` applied. Raises `TraceError`."""
     names = [field.name for field in dataclasses.fields(parameters)]
     for assignment in assignments:
         name, _, text = assignment.partition("=")
         if name not in names:
-            raise TraceError(f"no parameter {name!r}; there are {', '.join(names)}")
+            raise TraceError(f"no parameter {name!r}; the parameters are {', '.join(names)}")
         try:
             value = type(getattr(parameters, name))(text)
         except ValueError as error:
-            raise TraceError(f"not a value for {name}: {text!r}") from error
+            raise TraceError(f"invalid value for {name}: {text!r}") from error
         parameters = dataclasses.replace(parameters, **{name: value})
     return parameters
 
 
-def _replay_all(trace: Trace, entrants: list[Entrant], shares: list[float]) -> dict[str, Curve]:
+def _replay_all(trace: Trace, chosen: list[Candidate], shares: list[float]) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     footprint = trace.footprint()
-    for entrant in entrants:
+    for candidate in chosen:
         curve: list[tuple[float, Score]] = []
         start = process_time()
         for share in shares:
-            if curve and entrant.name == "infinite":
+            if curve and candidate.name == "infinite":
                 curve.append((share, curve[0][1]))
             else:
-                curve.append((share, replay(trace, entrant.make(trace, int(share * footprint)))))
-        curves[entrant.name] = curve
-        print(f"{entrant.name}: {process_time() - start:.1f} s", file=sys.stderr, flush=True)
+                curve.append((share, replay(trace, candidate.make(trace, int(share * footprint)))))
+        curves[candidate.name] = curve
+        print(f"{candidate.name}: {process_time() - start:.1f} s", file=sys.stderr, flush=True)
     return curves
 
 
-def table(entrants: list[Entrant], curves: dict[str, Curve], shares: list[float]) -> str:
-    """Rows of policies and columns of cache sizes."""
+def table(chosen: list[Candidate], curves: dict[str, Curve], shares: list[float]) -> str:
+    """A Markdown table with a row for each policy and a column for each cache size."""
     rows = [["policy", *(f"{100 * share:g} %" for share in shares), ""], ["---"] * (len(shares) + 2)]
-    for entrant in entrants:
-        scores = [score for _, score in curves[entrant.name]]
+    for candidate in chosen:
+        scores = [score for _, score in curves[candidate.name]]
         cells = [
             f"{100 * score.objects:.1f}/{100 * score.bytes:.1f}/{100 * score.images:.1f} ({100 * score.written:.0f})"
             for score in scores
         ]
-        rows.append([entrant.name, *cells, entrant.about])
+        rows.append([candidate.name, *cells, candidate.about])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
     note = (
-        "Hits of objects/bytes/whole images, and in brackets the bytes written to the disk, in percent of the traffic."
+        "Hit ratios of requests/bytes/whole images in percent; in brackets the bytes written to disk, in percent of "
+        "the bytes requested."
     )
     return "\n".join([*lines, "", note])

@@ -1,4 +1,4 @@
-"""What the policy costs in CPU time with a long history and a full store, and how long such a store takes to open."""
+"""Measures the CPU time of the retention policy with a long history, and the time to open a store that has one."""
 
 import asyncio
 import random
@@ -22,7 +22,7 @@ def _never(_: int) -> bool:
 
 
 def cost(history: int = HISTORY, residents: int = RESIDENTS, rounds: int = ROUNDS) -> str:
-    """A report; the numbers are of this machine, at this moment."""
+    """Measure and return a report."""
     chance = random.Random(1)
     retention: Retention[int] = Retention(history=history)
     for key in range(history):
@@ -41,41 +41,41 @@ def cost(history: int = HISTORY, residents: int = RESIDENTS, rounds: int = ROUND
         key = chance.randrange(residents)
         start = process_time()
         retention.requested(key, now)
-        timed("request for a resident", start)
+        timed("request for stored content", start)
         key = chance.randrange(residents, history)
         start = process_time()
         retention.requested(key, now)
-        timed("request for an absent one", start)
+        timed("request for other content", start)
         start = process_time()
-        room = retention.admit(key, SIZE, now, 0, _never)
-        timed("decision with its eviction walk", start)
-        if room.refusal is None:
+        decision = retention.admit(key, SIZE, now, 0, _never)
+        timed("admission with eviction", start)
+        if decision.refusal is None:
             retention.stored(key, SIZE, now)
     for _ in range(5):
         start = process_time()
         retention.make_room(100 * SIZE, now, _never)
-        timed("eviction walk of about 100 victims", start)
+        timed("eviction of about 100 blobs", start)
     start = process_time()
     retention.idle(now, _never)
-    timed("search for idle residents", start)
+    timed("search for idle content", start)
     start = process_time()
     retention.forget(now)
-    timed("cleaning the history", start)
+    timed("pruning the history", start)
     keys = sorted(retention.dirty())
     rows = {key: row for key in keys if (row := retention.row(key))}
     start = process_time()
     Retention[int]().restore(retention.clock(), rows)
-    timed("restore", start)
-    lines = [f"CPU time with {residents:,} residents and {history:,} rows of history, mean and worst of n:"]
+    timed("restoring the rows", start)
+    lines = [f"CPU time with {residents:,} stored blobs and {history:,} rows of history, mean and maximum of n:"]
     for name, values in seconds.items():
-        mean, worst = 1e6 * sum(values) / len(values), 1e6 * max(values)
-        lines.append(f"  {name:36}{mean:12,.1f} us {worst:12,.1f} us   n = {len(values):,}")
+        mean, maximum = 1e6 * sum(values) / len(values), 1e6 * max(values)
+        lines.append(f"  {name:36}{mean:12,.1f} us {maximum:12,.1f} us   n = {len(values):,}")
     lines.append(f"A store with this history opens in {asyncio.run(_opening(history)):.2f} s.")
     return "\n".join(lines)
 
 
 async def _opening(history: int) -> float:
-    """Seconds that it takes to open a store with so many digests of history."""
+    """Seconds to open a store whose history has this number of digests."""
     with TemporaryDirectory(prefix="hubcache-cost-") as folder:
         store = Store(Path(folder), 1 << 30)
         store.open()

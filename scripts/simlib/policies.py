@@ -1,6 +1,6 @@
-"""The policies that are measured: the project's own, from the module that the store uses, and its rivals in short.
+"""Cache policies: that of hubcache, from the module that the store uses, and short implementations of others.
 
-A policy is asked for one object after the other and tells whether it had it. None is told the future but Belady's.
+A policy gets one request after the other and returns whether it is a hit. Only Belady's policy knows future requests.
 """
 
 from collections import OrderedDict, deque
@@ -16,18 +16,18 @@ DAY = 86400.0
 
 
 class Policy(Protocol):
-    """A store that is simulated."""
+    """A simulated cache."""
 
     written: int
-    """Bytes that were stored."""
+    """Bytes that were stored so far."""
 
-    def request(self, at: int, now: float, key: int, size: int) -> bool:
-        """Whether request number `at` of the trace is a hit."""
+    def request(self, index: int, now: float, key: int, size: int) -> bool:
+        """Whether the request at `index` of the trace is a hit; `now` in seconds, `size` in bytes."""
         ...
 
 
-class Frequency:
-    """The project's: what the store does with `hubcache.decide.retention`, without a disk."""
+class Hubcache:
+    """Hubcache's policy: uses `hubcache.decide.retention` as the store does, without a disk."""
 
     def __init__(self, capacity: int, retention: Retention[int]) -> None:
         self.retention = retention
@@ -35,21 +35,21 @@ class Frequency:
         self._capacity = capacity
         self._cleaned: float | None = None
 
-    def request(self, at: int, now: float, key: int, size: int) -> bool:
+    def request(self, index: int, now: float, key: int, size: int) -> bool:
         retention = self.retention
         self._clean(now)
         retention.requested(key, now)
         if key in retention:
             return True
         if size <= self._capacity:
-            room = retention.admit(key, size, now, self._capacity - retention.bytes, _never)
-            if room.refusal is None:
+            decision = retention.admit(key, size, now, self._capacity - retention.bytes, _never)
+            if decision.refusal is None:
                 retention.stored(key, size, now)
                 self.written += size
         return False
 
     def _clean(self, now: float) -> None:
-        """Once a day, also on the days when nobody asked."""
+        """Expire content once for each day that passed since the last request."""
         self._cleaned = now if self._cleaned is None else self._cleaned
         while self._cleaned + DAY <= now:
             self._cleaned += DAY
@@ -63,13 +63,13 @@ def _never(_: int) -> bool:
 
 
 class Infinite:
-    """Stores everything for ever."""
+    """Stores everything, without a limit."""
 
     def __init__(self) -> None:
         self.written = 0
         self._stored: set[int] = set()
 
-    def request(self, at: int, now: float, key: int, size: int) -> bool:
+    def request(self, index: int, now: float, key: int, size: int) -> bool:
         if key in self._stored:
             return True
         self._stored.add(key)
@@ -78,7 +78,7 @@ class Infinite:
 
 
 class Lru:
-    """The one that was not asked for longest goes."""
+    """Evicts the least recently used object."""
 
     def __init__(self, capacity: int) -> None:
         self.written = 0
@@ -86,7 +86,7 @@ class Lru:
         self._capacity = capacity
         self._stored: OrderedDict[int, int] = OrderedDict()
 
-    def request(self, at: int, now: float, key: int, size: int) -> bool:
+    def request(self, index: int, now: float, key: int, size: int) -> bool:
         if key in self._stored:
             self._stored.move_to_end(key)
             return True
@@ -100,8 +100,10 @@ class Lru:
 
 
 class Ranked:
-    """The one with the lowest rank goes; a rank is made of the clock (the last victim's rank), the requests since it is
-    stored, and the size. Of equal ranks the one that was not asked for longest goes.
+    """Evicts the object with the lowest rank, and among equal ranks the least recently used.
+
+    `rank` computes a rank from the clock (the rank of the last evicted object), the number of requests since the object
+    was stored, and its size in bytes.
     """
 
     def __init__(self, capacity: int, rank: Callable[[float, int, int], float]) -> None:
@@ -110,29 +112,31 @@ class Ranked:
         self._clock = 0.0
         self._capacity = capacity
         self._free = capacity
-        self._stored: dict[int, tuple[int, int, int]] = {}  # requests, size, number of the last request
+        self._stored: dict[int, tuple[int, int, int]] = {}  # requests, size, index of the last request
         self._heap: list[tuple[float, int, int]] = []
 
-    def request(self, at: int, now: float, key: int, size: int) -> bool:
+    def request(self, index: int, now: float, key: int, size: int) -> bool:
         count = self._stored[key][0] if key in self._stored else 0
         if not count:
             if size > self._capacity:
                 return False
             while self._free < size:
-                rank, asked, victim = heappop(self._heap)
-                if victim in self._stored and self._stored[victim][2] == asked:
+                rank, last, victim = heappop(self._heap)
+                if victim in self._stored and self._stored[victim][2] == last:
                     self._clock = rank
                     self._free += self._stored.pop(victim)[1]
             self._free -= size
             self.written += size
-        self._stored[key] = (count + 1, size, at)
-        heappush(self._heap, (self._rank(self._clock, count + 1, size), at, key))
+        self._stored[key] = (count + 1, size, index)
+        heappush(self._heap, (self._rank(self._clock, count + 1, size), index, key))
         return count > 0
 
 
 class S3Fifo:
-    """Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023: a small queue (10 %), a main queue,
-    and a ghost of what left the small one; what is asked for twice more while in the small queue goes to the main one.
+    """S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023).
+
+    It has a small queue (10 % of the capacity), a main queue, and a ghost queue with the keys that were evicted from
+    the small queue. An object that is requested twice more while in the small queue moves to the main queue.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -146,7 +150,7 @@ class S3Fifo:
         self._ghost: OrderedDict[int, int] = OrderedDict()
         self._ghost_used = 0
 
-    def request(self, at: int, now: float, key: int, size: int) -> bool:
+    def request(self, index: int, now: float, key: int, size: int) -> bool:
         if key in self._stored:
             self._stored[key] = (min(3, self._stored[key][0] + 1), size)
             return True
@@ -191,8 +195,10 @@ class S3Fifo:
 
 
 class Belady:
-    """Knows the future: the one goes whose next request, times its size, is farthest; what will not be asked for again,
-    or would be the one to go, is not stored. Not the optimum, which is hard to find when sizes differ, but a high bar.
+    """Knows future requests: evicts the object with the highest product of size and distance to its next request.
+
+    An object is not stored if it will not be requested again, or if it would be evicted itself. With objects of
+    different sizes this is not the optimum, which is hard to compute.
     """
 
     def __init__(self, capacity: int, trace: Trace) -> None:
@@ -203,9 +209,9 @@ class Belady:
         self._end = len(trace)
         self._stored: dict[int, tuple[int, int]] = {}  # next request and size
 
-    def request(self, at: int, now: float, key: int, size: int) -> bool:
+    def request(self, index: int, now: float, key: int, size: int) -> bool:
         hit = key in self._stored
-        following = self._next[at]
+        following = self._next[index]
         if following == self._end or size > self._capacity:
             if hit:
                 self._free += self._stored.pop(key)[1]
@@ -214,15 +220,15 @@ class Belady:
             self._stored[key] = (following, size)
             return True
         if self._free < size:
-            self._make_room(at, (following - at) * size, size)
+            self._make_room(index, (following - index) * size, size)
         if self._free >= size:
             self._stored[key] = (following, size)
             self._free -= size
             self.written += size
         return False
 
-    def _make_room(self, at: int, cost: int, needed: int) -> None:
-        heap = [((at - following) * size, size, key) for key, (following, size) in self._stored.items()]
+    def _make_room(self, index: int, cost: int, needed: int) -> None:
+        heap = [((index - following) * size, size, key) for key, (following, size) in self._stored.items()]
         heapify(heap)
         freed, victims = self._free, []
         while freed < needed and heap and -heap[0][0] > cost:

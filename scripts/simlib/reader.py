@@ -1,4 +1,4 @@
-"""Reads and writes traces in files."""
+"""Reads and writes trace files."""
 
 import json
 import math
@@ -10,26 +10,26 @@ from typing import Any
 from .trace import Kind, Request, Trace, TraceError
 
 FORMATS = """\
-A trace is a text file of one request a line, in any order, with five fields between blanks; empty lines and those that
-start with # are skipped:
+A trace is a text file with one request per line, in any order. Each line has five fields, separated by blanks. Empty
+lines and lines that start with # are skipped.
 
     TIME KEY SIZE KIND PULL
 
-TIME in seconds (from when does not matter), KEY any name of the object, SIZE in bytes, KIND one of manifest, config,
-layer, and PULL any name that the requests of one pull share (- where that is not known).
+TIME is in seconds since any moment. KEY is the name of the object. SIZE is in bytes. KIND is manifest, config or layer.
+PULL is a name that all requests of one pull share, or - if it is not known.
 
-An access log has one JSON object a line, with these fields (others are ignored):
+An access log (hubcache_access_log) has one JSON object per line, with these fields; others are ignored:
 
-    ts          seconds since the epoch, or ISO 8601
+    ts          seconds since the epoch, or a time in ISO 8601
     kind        manifest, config, layer or blob
-    digest      of what was answered
-    size        of the whole content in bytes
-    repository  its name, with its registry where there are several
-    client      optional: who asked
-    result      optional: lines with error are left out
+    digest      digest of the content
+    size        size of the content in bytes
+    repository  name of the repository, with the registry if there are several
+    client      optional: address of the client
+    result      optional: lines with the value error are skipped
 
-Lines without digest or size (what was not found, or not known) are left out. A pull is what one client asks of one
-repository with less than 5 minutes between, until it asks for the same thing again.
+Lines without digest or size (content that was not found) are skipped. Requests of one client for one repository belong
+to the same pull until the client pauses for 5 minutes or requests the same content again.
 """
 
 _KINDS = {"manifest": Kind.MANIFEST, "config": Kind.CONFIG, "layer": Kind.LAYER, "blob": Kind.LAYER}
@@ -38,7 +38,7 @@ _LONGEST = 20 * 365 * 86400.0
 
 
 def read(path: Path) -> Trace:
-    """A trace or an access log; which, the first line tells. Raises `TraceError`."""
+    """Read a trace or an access log, which starts with `{`. Raises `TraceError`."""
     try:
         with path.open(encoding="utf-8") as file:
             lines = _numbered(file)
@@ -52,15 +52,15 @@ def read(path: Path) -> Trace:
     except UnicodeDecodeError as error:
         raise TraceError(f"{path}: not a text file: {error.reason}") from error
     if not requests:
-        raise TraceError(f"{path}: no line tells time, digest and size")
+        raise TraceError(f"{path}: no line has time, digest and size")
     times = [request.time for request in requests]
     if max(times) - min(times) > _LONGEST:
-        raise TraceError(f"{path}: its times are more than 20 years apart; they must be in seconds")
+        raise TraceError(f"{path}: the first and last time are more than 20 years apart; times must be in seconds")
     return Trace.of(path.name, requests)
 
 
 def write(trace: Trace, path: Path) -> None:
-    """As a trace that `read` reads; raises `OSError`."""
+    """Write a trace file that `read` can read. Raises `OSError`."""
     with path.open("w", encoding="utf-8") as file:
         file.write(f"# {trace.describe()}\n# time key size kind pull\n")
         for time, key, pull in zip(trace.times, trace.keys, trace.pulls, strict=True):
@@ -72,7 +72,7 @@ type _Lines = Iterator[tuple[int, str]]
 
 
 def _numbered(lines: Iterable[str]) -> _Lines:
-    """Lines that say something, with their numbers."""
+    """Lines that are not empty and not comments, with their numbers."""
     for number, line in enumerate(lines, 1):
         stripped = line.strip()
         if stripped and not stripped.startswith("#"):
@@ -99,7 +99,7 @@ def _text(path: Path, lines: _Lines) -> Iterator[Request]:
 
 def _checked(path: Path, number: int, request: Request) -> Request:
     if not math.isfinite(request.time) or request.size < 0:
-        raise TraceError(f"{path}:{number}: time {request.time} or size {request.size} makes no sense")
+        raise TraceError(f"{path}:{number}: time {request.time} or size {request.size} is out of range")
     return request
 
 
@@ -111,7 +111,7 @@ def _log(path: Path, lines: _Lines) -> Iterator[Request]:
             raise broken
         try:
             entry = json.loads(line)
-        except ValueError as error:  # as the last line, it was being written when the program was stopped
+        except ValueError as error:  # allowed in the last line, which may be incomplete
             broken = TraceError(f"{path}:{number}: not JSON: {error}")
             broken.__cause__ = error
             continue
@@ -126,7 +126,7 @@ def _log(path: Path, lines: _Lines) -> Iterator[Request]:
 
 
 def _entry(entry: dict[str, Any]) -> Request | None:
-    """The request, or None when it does not tell enough."""
+    """The request, or None if the entry has to be skipped."""
     digest, size = entry.get("digest"), entry.get("size")
     if not digest or size is None or entry.get("result") == "error":
         return None
@@ -136,13 +136,13 @@ def _entry(entry: dict[str, Any]) -> Request | None:
 
 
 def _with_pulls(entries: list[tuple[Request, tuple[str, str]]]) -> Iterator[Request]:
-    """The requests, by time, with the pulls that they seem to be part of."""
+    """The requests, ordered by time, each with the pull that it probably belongs to."""
     pulls: dict[tuple[str, str], tuple[str, float, set[str]]] = {}
     entries.sort(key=lambda entry: entry[0].time)
-    for number, (request, who) in enumerate(entries):
-        pull, last, asked = pulls.get(who, ("", -math.inf, set()))
-        if request.time - last >= _PAUSE or request.key in asked:
-            pull, asked = str(number), set()
-        asked.add(request.key)
-        pulls[who] = pull, request.time, asked
+    for number, (request, source) in enumerate(entries):
+        pull, last, requested = pulls.get(source, ("", -math.inf, set()))
+        if request.time - last >= _PAUSE or request.key in requested:
+            pull, requested = str(number), set()
+        requested.add(request.key)
+        pulls[source] = pull, request.time, requested
         yield request._replace(pull=pull)

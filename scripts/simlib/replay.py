@@ -1,19 +1,20 @@
-"""Replays a trace against a policy and counts its hits."""
+"""Replays a trace with a policy and counts the hits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .policies import Policy
 from .trace import Kind, Trace
 
 WARM_UP = 0.2
-"""Share of the requests, the first ones, that are not counted."""
+"""Share of the requests, from the start of the trace, that fill the cache and are not counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Shares of 0 to 1: of requests, of bytes and of whole images that were hits, and of bytes that were written.
+    """Shares from 0 to 1: hits of requests, of bytes and of whole images, and bytes written, of the bytes requested.
 
-    A whole image is a pull that asked for a config or layer and got every one that it asked for from the store.
+    A pull that requests a config or layers is a hit of a whole image if all of these are hits.
     """
 
     objects: float
@@ -22,18 +23,22 @@ class Score:
     written: float
 
 
+type Curve = Sequence[tuple[float, Score]]
+"""Cache sizes, as shares of all distinct bytes, each with the score of one policy."""
+
+
 def replay(trace: Trace, policy: Policy, warm_up: float = WARM_UP) -> Score:
-    """Ask `policy` for the whole trace."""
+    """The score of `policy` for a trace."""
     first = int(len(trace) * warm_up)
     sizes, kinds = trace.sizes, trace.kinds
     hits = hit_bytes = total_bytes = written = 0
     whole: dict[int, bool] = {}
-    for at, (now, key, pull) in enumerate(zip(trace.times, trace.keys, trace.pulls, strict=True)):
+    for index, (now, key, pull) in enumerate(zip(trace.times, trace.keys, trace.pulls, strict=True)):
         size = sizes[key]
-        hit = policy.request(at, now, key, size)
-        if at == first:
+        hit = policy.request(index, now, key, size)
+        if index == first:
             written = policy.written
-        if at < first:
+        if index < first:
             continue
         total_bytes += size
         if hit:

@@ -1,4 +1,4 @@
-"""A trace: who asked for what, in order. Pure."""
+"""A trace: requests for objects, ordered by time. Pure."""
 
 from array import array
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Kind(IntEnum):
-    """What was asked for."""
+    """Kind of an object."""
 
     MANIFEST = 0
     CONFIG = 1
@@ -16,7 +16,7 @@ class Kind(IntEnum):
 
 
 class Request(NamedTuple):
-    """One request: time in seconds, object, its size in bytes and kind, and the pull that it is part of, if known."""
+    """One request: time in seconds; key, size in bytes and kind of the object; and its pull, if known."""
 
     time: float
     key: str
@@ -26,12 +26,15 @@ class Request(NamedTuple):
 
 
 class TraceError(ValueError):
-    """A trace that cannot be read or made; the text is for the user."""
+    """A trace cannot be read or generated. The message is for the user."""
 
 
 @dataclass(slots=True)
 class Trace:
-    """Requests by time. `keys[i]` is a number below `len(sizes)`, `pulls[i]` one below `pull_count`, or -1."""
+    """Requests ordered by time, as columns.
+
+    `keys[i]` is an index into `sizes` and `kinds`. `pulls[i]` is a number below `pull_count`, or -1 if not known.
+    """
 
     name: str
     times: array[float] = field(default_factory=lambda: array("d"))
@@ -43,7 +46,7 @@ class Trace:
 
     @classmethod
     def of(cls, name: str, requests: Iterable[Request]) -> "Trace":
-        """From requests in any order. An object has the size and kind of its first request."""
+        """Create a trace from requests in any order. An object has the size and kind of its first request."""
         trace = cls(name)
         numbers: dict[str, int] = {}
         pulls: dict[str, int] = {}
@@ -63,21 +66,21 @@ class Trace:
         return len(self.keys)
 
     def footprint(self) -> int:
-        """Bytes of all distinct objects that are asked for: the size of a store that needs no eviction."""
+        """Bytes of all distinct objects that are requested: a cache of this size never evicts."""
         return sum(self.sizes[key] for key in set(self.keys))
 
     def next_uses(self) -> array[int]:
-        """For each request the number of the next one for the same object, or the length of the trace."""
-        seen: dict[int, int] = {}
+        """The index of the next request for the same object, for each request; the length of the trace if none."""
+        following: dict[int, int] = {}
         uses = array("q", bytes(8 * len(self)))
-        for at in range(len(self) - 1, -1, -1):
-            key = self.keys[at]
-            uses[at] = seen.get(key, len(self))
-            seen[key] = at
+        for index in range(len(self) - 1, -1, -1):
+            key = self.keys[index]
+            uses[index] = following.get(key, len(self))
+            following[key] = index
         return uses
 
     def describe(self) -> str:
-        """One line about it."""
+        """One line for the user."""
         days = (self.times[-1] - self.times[0]) / 86400 if len(self) else 0.0
         gigabytes = self.footprint() / 1e9
         traffic = sum(self.sizes[key] for key in self.keys) / 1e9
