@@ -45,7 +45,7 @@ def hits(policy: Policy, trace: Trace) -> str:
     return "".join("-+"[policy.request(index, now, key, trace.sizes[key])] for index, (now, key) in enumerate(requests))
 
 
-# -- required hit ratios ------------------------------------------------------------------------------------------------
+# -- required hit ratios -----------------------------------------------------------------------------------------------
 
 
 def test_hubcache_reaches_the_required_hit_ratios_on_small_with_a_tenth_of_the_bytes(small: Trace) -> None:
