@@ -16,7 +16,7 @@ from .access_hooks import AccessHooks
 from .clients.draining import ClientGroup, HandledClients
 from .clients.limits import ClientLimits
 from .direct import eligibility
-from .direct.connection import Decider, DirectDependencies
+from .direct.connection import DirectDependencies
 from .mitm import handover, http1_server, listeners
 from .mitm.interception import Interception
 from .mitm.mirror_tls import MirrorTls
@@ -24,6 +24,7 @@ from .mitm.other_addons import OtherAddons
 from .mitm.tls import Handshakes
 from .mitm.tunnel import Connects
 from .serve.messages import Forward
+from .serve.responder import Responder
 
 
 class ConnectionHooks:
@@ -41,7 +42,7 @@ class ConnectionHooks:
         self._handshakes: Handshakes | None = None
         self._front: eligibility.Front | None = None
         self._looked_at = -1
-        self._decider: Decider | None = None
+        self._decider: Responder | None = None
         self._decisions: WeakKeyDictionary[Client, Forward] = WeakKeyDictionary()
 
     def load(self, _: addonmanager.Loader) -> None:
@@ -58,7 +59,7 @@ class ConnectionHooks:
         self._interception = interception
         self.configure(set())
 
-    def receive(self, servers: Iterable[ServerInstance[Any]], decider: Decider) -> None:
+    def receive(self, servers: Iterable[ServerInstance[Any]], decider: Responder) -> None:
         """Begin with the clients of these doors before mitmproxy does, where that makes no difference to anybody."""
         self._decider = decider
         self.guard.clients.measure()  # there may be more descriptors by now

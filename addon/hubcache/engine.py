@@ -1,15 +1,16 @@
-"""Builds the parts that work behind the hooks, and keeps house while they do."""
+"""Builds the parts of the cache, applies option values to them, and answers requests."""
 
 import asyncio
-import contextlib
 import logging
 import resource
 import ssl
 import time
 from collections.abc import Callable
+from typing import Self
 
 from .decide.throttle import Throttle
-from .oci.errors import NotStored, StorageError, StoreTooNew
+from .housekeeping import Housekeeping
+from .oci.errors import ConfigError, NotStored, StorageError
 from .oci.registry import HUB_HOST, Registry
 from .operate.access_log import AccessLog
 from .operate.metrics import Metrics
@@ -24,8 +25,9 @@ from .serve.cached_referrers import CachedReferrers
 from .serve.messages import Answer, Change, Forward, Request, Result
 from .serve.prefetch import Prefetch
 from .serve.registry_service import RegistryService
+from .serve.small_bodies import read_small_body
 from .serve.stored_only_mirror import StoredOnlyMirror
-from .serve.tag_refresh import TICK_SECONDS, TagRefresh
+from .serve.tag_refresh import TagRefresh
 from .serve.token_service import TokenService
 from .store.scrub import Scrub
 from .store.store import Store
@@ -42,51 +44,40 @@ from .transfer.upstream_client import UpstreamClient
 
 logger = logging.getLogger("hubcache")
 
-_REOPEN_SECONDS = 30.0
-_EXPIRE_SECONDS = 3600.0
 _REPEAT_SECONDS = 600.0
+"""How long one log line about a storage error stands for all of its kind."""
 
 
 class Engine:
-    """Everything but mitmproxy. Lives in one event loop, from `start` to `close`."""
+    """The cache without mitmproxy: answers requests and keeps stored content up to date.
+
+    Lives in one event loop, from `start` to `close`.
+    """
 
     def __init__(self, settings: Settings, tls: ssl.SSLContext) -> None:
-        self.store = Store(settings.directory, settings.size)
+        """Build all parts and open the store; for `start`, which calls it in the event loop."""
+        self._settings = settings
+        self._throttle = Throttle(_REPEAT_SECONDS, time.monotonic)
+        self._access_log: AccessLog | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._upstreams: dict[str, Upstream] = {}
+        self.store = self._opened_store(settings)
         self.metrics = Metrics()
         active = ActiveBodies()
         self.body_delivery = BodyDelivery(active, self.metrics.sent, log_broken_body)
         self.body_listener = BodyListener(active, self.metrics.sent, log_broken_body)
-        self._settings = settings
-        self._tls = tls
         self.breakers = CircuitBreakers()
         self.metrics.watch(self.store, self.breakers)
         self._status = Status(self.store, self.metrics, self.breakers) if settings.status else None
-        self._housekeeping: asyncio.Task[None] | None = None
-        self._background: set[asyncio.Task[None]] = set()
-        self._access_log: AccessLog | None = None
-        self._scrub = Scrub(self.store, self.report_storage_error)
-        self._throttle = Throttle(_REPEAT_SECONDS, time.monotonic)
-        self._upstreams: dict[str, Upstream] = {}
-
-    async def start(self) -> None:
-        """Open store, session and listeners; raises `StoreTooNew` or `ConfigError`.
-
-        A store that cannot be used is no reason not to start: pulls go on uncached, and it is tried again.
-        """
-        _allow_descriptors()
-        try:
-            self.store.open()
-        except StorageError as error:
-            self.report_storage_error(error)
         user_agent = f"hubcache/{version()}"
-        self._http = open_session(self._tls, user_agent)
-        self._guarded = open_session(self._tls, user_agent, guarded=True)
+        self._http = open_session(tls, user_agent)
+        self._guarded = open_session(tls, user_agent, guarded=True)
         self._client = UpstreamClient(self._http, self.metrics, self.breakers, self._guarded)
         self._tokens = Tokens(self._client)
-        writer = BestEffortWriter(self.store, self.report_storage_error)
-        self._writer = writer
-        self._access = Access(self.store, writer)
+        self._scrub = Scrub(self.store, self.report_storage_error)
         self.fills = Fills(self.store, self.metrics, self._fill_failed)
+        self._writer = writer = BestEffortWriter(self.store, self.report_storage_error)
+        self._access = Access(self.store, writer)
         self._manifests = CachedManifests(self.store, writer, self._access)
         self._referrers = CachedReferrers(self.store, writer, self._access, self._manifests)
         self._blobs = CachedBlobs(self.store, writer, self._access, self.fills)
@@ -106,15 +97,41 @@ class Engine:
             self._referrers,
             self._upstreams,
         )
-        self.apply(self._settings)
-        await self.body_listener.start()
-        if self._status is not None and self._settings.status is not None:
-            await self._status.start(*self._settings.status)
-        self._housekeeping = asyncio.create_task(self._keep_house())
-        self._scrub.start()
+        self._housekeeping = Housekeeping(
+            self.store, self._tag_refresh, self._flush_access_log, self.report_storage_error
+        )
+        self.apply(settings)
+
+    def _opened_store(self, settings: Settings) -> Store:
+        """Return the store. One that cannot be opened stores nothing until housekeeping could open it: pulls go on."""
+        store = Store(settings.directory, settings.size)
+        try:
+            store.open()
+        except StorageError as error:
+            self.report_storage_error(error)
+        return store
+
+    @classmethod
+    async def start(cls, settings: Settings, tls: ssl.SSLContext) -> Self:
+        """Return an engine that answers requests; `tls` is for connections to registries.
+
+        Raises `StoreTooNew` for a store of a newer version, and `ConfigError` when the status address cannot be used.
+        """
+        _raise_descriptor_limit()
+        engine = cls(settings, tls)
+        await engine.body_listener.start()
+        try:
+            if engine._status is not None and settings.status is not None:
+                await engine._status.start(*settings.status)
+        except ConfigError:
+            await engine.close()
+            raise
+        engine._housekeeping.start()
+        engine._scrub.start()
+        return engine
 
     def apply(self, settings: Settings) -> None:
-        """Take over option values, at start and while running."""
+        """Apply option values, at start and while running."""
         self._settings = settings
         self.store.changed()
         rooms, retention = self.store.rooms, self.store.rooms.retention
@@ -144,19 +161,26 @@ class Engine:
         )
 
     def _apply_registries(self, settings: Settings) -> None:
-        """Add and replace upstreams. One that stays keeps what it knows: a pause that the registry asked for is none
-        of the option's business that happened to change. One that is configured no more stays, too, for the requests
-        under way; no new ones come for it."""
+        """Add and replace upstreams.
+
+        An upstream whose registry did not change keeps its state: a pause that the registry asked for does not end
+        because another option changed. One that is no longer configured stays for the requests in progress.
+        """
         for registry in settings.registries:
             account = settings.account if registry.is_hub else None
             known = self._upstreams.get(registry.host)
             if known is not None and known.registry == registry:
                 known.account = account
             else:
-                self._upstreams[registry.host] = Upstream(registry, self._client, self._tokens, self._learned, account)
+                self._upstreams[registry.host] = Upstream(
+                    registry, self._client, self._tokens, self._remember_challenge, account
+                )
 
     async def answer(self, request: Request) -> Answer | Forward | None:
-        """Answer a request, or say how to pass it on, and count it; None when its body is needed for that."""
+        """Return the answer to a request, or how to forward it, and count it; None when its body is needed first.
+
+        A small stored body that every client may read is in memory, see `small_bodies`.
+        """
         outcome: Answer | Forward
         if request.to_token_service or self.token_service.serves(request):
             if request.method == "POST" and request.body is None:
@@ -164,7 +188,9 @@ class Engine:
             outcome = await self.token_service.answer(request)
         else:
             outcome = await self.service.answer(request)
-            if request.attempt:  # the first was counted
+            if isinstance(outcome, Answer) and (count := await read_small_body(request, outcome)):
+                self.metrics.sent("store", count)
+            if request.attempt:  # the first attempt was counted
                 return outcome
             if self._access_log is not None:
                 self._access_log.add(time.time(), request, outcome)
@@ -173,27 +199,30 @@ class Engine:
         return outcome
 
     def count_repeats(self, request: Request, answer: Answer, count: int) -> None:
-        """A worker gave an answer of a moment ago so many times: count it as if it had been given here."""
+        """Count an answer that a worker process repeated `count` times, as if the engine had given it."""
         self.service.count_repeats(request, answer)
         self.metrics.answered(answer.kind, answer.result.value, request.listener.value, count)
         if self._access_log is not None:
             for _ in range(count):
                 self._access_log.add(time.time(), request, answer)
 
-    def on_change(self, changed: Callable[[], None]) -> None:
-        """Call this when an answer that was right may be so no more."""
-        self.store.changed = changed
-
     def count_sent(self, source: str, count: int) -> None:
-        """Body bytes went to a client, by whatever process."""
+        """Count body bytes that a worker process sent to clients; `source` is the `origin` of a `Source`."""
         self.metrics.sent(source, count)
 
-    async def content_changed(self, registry: Registry, moved: Change, subject: str | None = None) -> None:
-        """A push or a delete through the proxy was accepted; `subject` is the answer's `OCI-Subject`."""
-        await self.service.content_changed(registry, moved, subject)
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call this when cached answers may now be invalid."""
+        self.store.changed = callback
+
+    async def content_changed(self, registry: Registry, change: Change, subject: str | None = None) -> None:
+        """Invalidate what a push or a delete changed that the registry accepted; `subject` is its `OCI-Subject`."""
+        await self.service.content_changed(registry, change, subject)
 
     def _may_spend(self, host: str) -> bool:
-        """Whether the rate limit, as last seen, leaves more than the reserve for clients, and no 429 said to pause."""
+        """Whether background work may make a request to this registry that counts against its rate limit.
+
+        That is, whether more remains than the reserve for clients, and no 429 asked for a pause.
+        """
         upstream = self._upstreams.get(host)
         if upstream is None or upstream.is_rate_limited("manifest", ""):
             return False
@@ -202,10 +231,13 @@ class Engine:
         return remaining is None or remaining > self._settings.ratelimit_reserve
 
     def report_storage_error(self, error: StorageError) -> None:
-        """Say once in a while that content cannot be stored; that the policy does not want it is no news."""
+        """Log that content cannot be stored, each kind of error once in `_REPEAT_SECONDS`.
+
+        Content that the retention policy does not admit (`NotStored`) is not logged.
+        """
         if isinstance(error, NotStored):
             return
-        if self._throttle.permits(str(error).partition(":")[0]):  # after it comes a file's name, say
+        if self._throttle.permits(str(error).partition(":")[0]):  # the rest of the message may be a file's name
             logger.warning("hubcache: not storing, pulls go on uncached: %s", error)
 
     def _fill_failed(self, error: StorageError) -> None:
@@ -213,39 +245,18 @@ class Engine:
             self.store.failed(error)
         self.report_storage_error(error)
 
-    def _learned(self, registry: Registry, challenge: Challenge) -> None:
-        """Remember a challenge, in the background: whoever triggered it need not wait."""
+    def _remember_challenge(self, registry: Registry, challenge: Challenge) -> None:
+        """Write a challenge to the store in the background: the request that met it does not wait."""
         task = asyncio.create_task(self._writer.put_challenge(registry.host, challenge.render()))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _keep_house(self) -> None:
-        """Every few seconds: keep tags in step, write popularity behind, shrink to a lowered cap, try to open a store
-        that could not be opened, remove what is over its time."""
-        opened_at = expired_at = time.monotonic()
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            now = time.monotonic()
-            self._tag_refresh.tick()
-            if self._access_log is not None:
-                self._access_log.flush()
-            try:
-                if not self.store.is_open and now - opened_at >= _REOPEN_SECONDS:
-                    opened_at = now
-                    self.store.open()
-                    logger.info("hubcache: the store can be used again")
-                if self.store.is_open:
-                    await self.store.keep_house()
-                    if now - expired_at >= _EXPIRE_SECONDS:
-                        expired_at = now
-                        await self.store.expire()
-            except StorageError as error:
-                self.report_storage_error(error)
-            except StoreTooNew as error:
-                logger.warning("hubcache: %s", error)
+    def _flush_access_log(self) -> None:
+        if self._access_log is not None:
+            self._access_log.flush()
 
     async def stop_background_work(self) -> None:
-        """Give up what runs ahead of clients: the stop has begun."""
+        """End tag refresh and prefetches, when the shutdown has begun."""
         self._tag_refresh.enabled = False
         await self._tag_refresh.close()
         await self._mirror.close()
@@ -255,13 +266,9 @@ class Engine:
         self.fills.cancel_unread()
 
     async def close(self) -> None:
-        """Stop everything, fills included; staged content is given up."""
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._housekeeping
-        if self._access_log is not None:
-            self._access_log.flush()
+        """Stop everything, fills included; what is in staging is discarded."""
+        await self._housekeeping.close()
+        self._flush_access_log()
         await self._scrub.close()
         await self._tag_refresh.close()
         await self._mirror.close()
@@ -282,9 +289,11 @@ class Engine:
             self.report_storage_error(error)
 
 
-def _allow_descriptors() -> None:
-    """As many as the system permits, for this process and its workers: a transfer takes four, and the usual limit of
-    1024 is there for programs that use select()."""
+def _raise_descriptor_limit() -> None:
+    """Allow this process and its workers as many descriptors as the system permits.
+
+    A transfer takes four, and the usual limit of 1024 is there for programs that use select().
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -30,7 +30,6 @@ from .operate.line_buffering import print_whole_lines
 from .operate.options import Settings
 from .serve.errors import error_answer
 from .serve.messages import MAX_SMALL_BODY, Answer, Forward, Listener, Request, Result
-from .serve.small_bodies import read_small_body
 from .shutdown import Shutdown, ignore_hangup
 from .transfer.body_listener import StreamedBody
 from .workers.owner_client import OwnerClient
@@ -155,8 +154,7 @@ class Hubcache:
         gc.freeze()  # what lives as long as we do need not be walked by each collection
 
     async def _start(self, settings: Settings, servers: tuple[ServerInstance[Any], ...]) -> None:
-        engine = Engine(settings, _tls_context())
-        await engine.start()
+        engine = await Engine.start(settings, _tls_context())
         self._engine = engine
         self._say_where(settings, engine, servers)
         workers = _workers(settings)
@@ -251,8 +249,6 @@ class Hubcache:
         if outcome is None:
             self._token_requests[flow.id] = request  # answered in `request`, when its body is here
             return
-        if isinstance(outcome, Answer) and (request.listener is Listener.MIRROR or request.credentials is None):
-            await read_small_body(outcome, self._engine.body_delivery)  # anybody may see it, and it may stay in a flow
         self._act(flow, place, outcome, request.headers.get("authorization"))
 
     async def request(self, flow: http.HTTPFlow) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from hubcache import engine as engine_module
+from hubcache import housekeeping
 from hubcache.engine import Engine
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import ConfigError, StoreTooNew
@@ -26,8 +26,8 @@ REPO = "library/app"
 
 @pytest.fixture
 def quick_housekeeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "TICK_SECONDS", 0.02)
-    monkeypatch.setattr(engine_module, "_REOPEN_SECONDS", 0.05)
+    monkeypatch.setattr(housekeeping, "TICK_SECONDS", 0.02)
+    monkeypatch.setattr(housekeeping, "_REOPEN_SECONDS", 0.05)
 
 
 async def test_store_that_cannot_be_used_is_opened_once_it_can(
@@ -71,10 +71,8 @@ async def test_store_of_a_newer_version_is_refused(hub: Hub, tmp_path: Path) -> 
 async def test_status_address_that_is_taken_is_refused(hub: Hub, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         chosen = settings(hub, tmp_path / "store", status=("127.0.0.1", taken.getsockname()[1]))
-        engine = Engine(chosen, ssl.create_default_context())
         with pytest.raises(ConfigError, match="hubcache_status"):
-            await engine.start()
-        await engine.close()
+            await Engine.start(chosen, ssl.create_default_context())
 
 
 async def test_status_pages_are_served_while_it_runs(hub: Hub, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ WINGS = {
     "direct": {"oci", "decide", "transfer", "serve", "clients", "mitm"},
 }
 TOP = {
-    "engine": {"oci", "decide", "store", "transfer", "serve", "operate"},
+    "housekeeping": {"oci", "store", "serve"},
+    "engine": {"oci", "decide", "store", "transfer", "serve", "operate", "housekeeping"},
     "access_hooks": {*WINGS},
     "connection_hooks": {*WINGS, "access_hooks"},
     "shutdown": {"workers", "engine", "connection_hooks"},

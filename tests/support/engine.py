@@ -102,8 +102,7 @@ async def read(outcome: Answer | Forward) -> bytes:
 async def running(hub: Hub, directory: Path, **changes: Any) -> AsyncIterator[Cache]:
     """A cache with its store in `directory`."""
     chosen = settings(hub, directory, **changes)
-    engine = Engine(chosen, ssl.create_default_context())
-    await engine.start()
+    engine = await Engine.start(chosen, ssl.create_default_context())
     try:
         yield Cache(engine, chosen)
     finally:

@@ -22,7 +22,7 @@ OFTEN_ENOUGH = math.ceil(OFTEN) + 2
 async def in_step(hub: Hub, directory: Path) -> AsyncIterator[Cache]:
     """Running, and looking at tags when `tick` says so."""
     async with running(hub, directory, sync=True, tag_ttl=TTL) as started:
-        started.engine._housekeeping.cancel()
+        await started.engine._housekeeping.close()
         yield started
 
 

@@ -1,7 +1,6 @@
 """mitmproxy's hooks: options and defaults, what becomes of a flow, and that nothing is left behind of it."""
 
 import asyncio
-import os
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.registry import HUB_HOST
 from hubcache.plugin import Hubcache
 from hubcache.serve.messages import Answer, Result
-from hubcache.transfer.sources import FileSource
 from mitmproxy import exceptions
 from mitmproxy.addons.modifyheaders import ModifyHeaders
 from mitmproxy.addons.next_layer import NextLayer
@@ -244,16 +242,6 @@ async def test_body_that_is_big_or_asked_for_with_credentials_stays_in_no_flow(
     flow = await harness.request("GET", path, "proxy", **headers)
     assert (flow.comment, flow.response) == ("hubcache; hit", None)
     assert await harness.body(flow) == data
-
-
-async def test_small_body_that_cannot_be_read_is_not_given_as_whole(harness: Harness, hub: Hub) -> None:
-    _, digest, engine = await stored(harness, hub, random_bytes(4096))
-    blob = await engine.store.open_blob(digest)
-    assert blob is not None
-    os.truncate(blob.path, 0)
-    source = FileSource(blob, 0, blob.size)
-    assert await engine.body_delivery.read_whole(source) is None
-    await source.close()
 
 
 async def test_client_that_leaves_gives_the_stored_file_back(harness: Harness, hub: Hub) -> None:

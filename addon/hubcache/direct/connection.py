@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from mitmproxy.net.http import http1
 from mitmproxy.proxy.mode_servers import ServerInstance
@@ -25,9 +25,8 @@ from ..mitm.http1_server import MAX_HEAD
 from ..mitm.interception import Interception, Place
 from ..mitm.tls import Handshakes
 from ..mitm.tunnel import ANSWER, Connects
-from ..serve.messages import Answer, Forward, Request
-from ..serve.small_bodies import read_small_body
-from ..transfer.body_delivery import BodyDelivery
+from ..serve.messages import Answer
+from ..serve.responder import Responder
 from ..transfer.sources import Source
 from .request_head import RequestHead
 from .writer import DirectWriter
@@ -49,14 +48,6 @@ _MOST_TOLD = 500
 _BEGINS_HEAD = re.compile(rb"[\r\n!#$%&'*+.^_`|~0-9A-Za-z-]")
 
 
-class Decider(Protocol):
-    """What answers: the engine, or a worker's end of it."""
-
-    body_delivery: BodyDelivery
-
-    async def answer(self, request: Request) -> Answer | Forward | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class DirectDependencies:
     """What receptions work with. A client that asks for nothing more is left after `patience` seconds, as by mitmproxy;
@@ -65,7 +56,7 @@ class DirectDependencies:
     interception: Interception
     connects: Connects
     handshakes: Handshakes
-    decider: Decider
+    decider: Responder
     patience: float
     show: Callable[[str], None] | None
     clients: ClientLimits
@@ -295,7 +286,6 @@ class DirectConnection(asyncio.Protocol):
             self._said.decision = outcome
             return not self._transport.is_closing() and self._hand_over()
         self._received = self._received[asked.length :]
-        await read_small_body(outcome, self._desk.decider.body_delivery)
         response = flow_headers.response(outcome)
         if self._desk.present.are_leaving:
             response.headers["Connection"] = "close"

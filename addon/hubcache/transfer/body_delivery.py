@@ -48,19 +48,6 @@ class BodyDelivery:
         self._on_failure = on_failure
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def read_whole(self, source: Source) -> bytes | None:
-        """Read a small stored body at once; None when it cannot be read, which leaves the source as it was.
-
-        For bodies that may stay in a recorded flow: it saves a connection, which costs more than such a body.
-        """
-        try:
-            body = await source.read()
-        except HubcacheError:
-            return None
-        await source.close()
-        self._on_sent(source.origin, len(body))
-        return body
-
     async def send(self, head: bytes, source: Source, writer: BodyWriter) -> None:
         """Send an answer: its head, then the body. When the body is cut short the connection is closed, so that the
         client notices."""

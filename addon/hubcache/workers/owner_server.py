@@ -4,14 +4,14 @@ Bytes of stored and arriving blobs are not passed: the worker opens the file its
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any
 
 from ..oci.errors import HubcacheError, StorageError
 from ..oci.registry import Registry
-from ..serve.messages import MAX_SMALL_BODY, Answer, Change, Forward, Listener, Request
+from ..serve.messages import Answer, Change, Request
+from ..serve.responder import CountingResponder
 from ..transfer.fill import Fill
 from ..transfer.parallel_range import ParallelRange
 from ..transfer.sources import FileSource, FillSource, Source
@@ -23,25 +23,11 @@ _PACE_SECONDS = 0.04
 """A worker is told of a fill's progress no more often than this: each time costs a frame and a look by each reader."""
 
 
-class Decider(Protocol):
-    """What decides and counts: the engine."""
-
-    async def answer(self, request: Request) -> Answer | Forward | None: ...
-
-    def count_repeats(self, request: Request, answer: Answer, count: int) -> None: ...
-
-    async def content_changed(self, registry: Registry, moved: Change, subject: str | None = None) -> None: ...
-
-    def on_change(self, changed: Callable[[], None]) -> None: ...
-
-    def count_sent(self, source: str, count: int) -> None: ...
-
-
 class OwnerServer:
     """Serves workers' connections; `changed` is called when one comes or goes."""
 
-    def __init__(self, decider: Decider, changed: Callable[[int], None]) -> None:
-        self._decider = decider
+    def __init__(self, responder: CountingResponder, changed: Callable[[int], None]) -> None:
+        self._responder = responder
         self._changed = changed
         self._serving: set[asyncio.Task[None]] = set()
         self._running: dict[asyncio.Task[None], int] = {}
@@ -73,7 +59,7 @@ class OwnerServer:
         assert task is not None
         self._serving.add(task)
         self._changed(self.connected)
-        conversation = _Conversation(self._decider, writer)
+        conversation = _Conversation(self._responder, writer)
         try:
             while True:
                 head, payload = await read_frame(reader)
@@ -93,8 +79,8 @@ class OwnerServer:
 class _Conversation:
     """With one worker: what it asked, by the number that it gave."""
 
-    def __init__(self, decider: Decider, writer: asyncio.StreamWriter) -> None:
-        self._decider = decider
+    def __init__(self, responder: CountingResponder, writer: asyncio.StreamWriter) -> None:
+        self._responder = responder
         self._writer = writer
         self._sources: dict[int, Source] = {}
         self._told: dict[Fill, int] = {}
@@ -119,12 +105,12 @@ class _Conversation:
             case ["again", _, request, answer, count]:
                 given = unpack_outcome(answer, b"")
                 assert isinstance(given, Answer)
-                self._decider.count_repeats(unpack_request(request, payload), given, count)
+                self._responder.count_repeats(unpack_request(request, payload), given, count)
             case ["moved", number, registry, moved, subject]:
                 self._spawn(number, self._moved(number, Registry(**registry), Change(*moved), subject))
             case ["sent", counts]:
                 for source, count in counts.items():
-                    self._decider.count_sent(source, count)
+                    self._responder.count_sent(source, count)
 
     def _spawn(self, number: int, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         def ended(task: asyncio.Task[None]) -> None:
@@ -143,14 +129,8 @@ class _Conversation:
         self._writer.write(frame(head, payload))
 
     async def _answer(self, number: int, request: Request) -> None:
-        outcome = await self._decider.answer(request)
+        outcome = await self._responder.answer(request)
         source = outcome.source if isinstance(outcome, Answer) else None
-        if isinstance(outcome, Answer) and isinstance(source, FileSource) and _is_small(request, source):
-            with contextlib.suppress(StorageError):  # then the worker finds out, and goes on without the file
-                outcome.body, outcome.source = await source.read(), None
-                await source.close()
-                self._decider.count_sent(source.origin, len(outcome.body))
-                source = None
         if source is not None:
             self._sources[number] = source
         if isinstance(source, ParallelRange):
@@ -174,7 +154,7 @@ class _Conversation:
         return ["bytes", source.origin, source.finished]
 
     async def _moved(self, number: int, registry: Registry, moved: Change, subject: str | None) -> None:
-        await self._decider.content_changed(registry, moved, subject)
+        await self._responder.content_changed(registry, moved, subject)
         self._say(["done", number])
 
     async def _tell_progress(self, number: int, fill: Fill) -> None:
@@ -216,10 +196,3 @@ class _Conversation:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for source in self._sources.values():
             await source.close()
-
-
-def _is_small(request: Request, source: FileSource) -> bool:
-    """Whether a stored body goes with the answer: it is what everybody may see, and less than the way to its file."""
-    return (
-        request.listener is Listener.MIRROR or request.credentials is None
-    ) and 0 < source.end - source.at <= MAX_SMALL_BODY

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..oci.errors import ConfigError
+from ..serve.responder import CountingResponder
 from .epoch import Epoch
-from .owner_server import Decider, OwnerServer
+from .owner_server import OwnerServer
 
 logger = logging.getLogger("hubcache")
 
@@ -36,7 +37,7 @@ class Supervisor:
         count: int,
         doors: Iterable[socket.socket],
         environment: Mapping[str, str],
-        decider: Decider,
+        responder: CountingResponder,
         changed: Callable[[int], None],
     ) -> None:
         self._command = command
@@ -45,8 +46,8 @@ class Supervisor:
         self._environment = environment
         self._alive = asyncio.Event()
         self._changed = changed
-        self._owner = OwnerServer(decider, self._workers_changed)
-        self._decider = decider
+        self._owner = OwnerServer(responder, self._workers_changed)
+        self._responder = responder
         self._epoch = Epoch.create()
         self._keepers: list[asyncio.Task[None]] = []
         self._processes: set[asyncio.subprocess.Process] = set()
@@ -70,7 +71,7 @@ class Supervisor:
 
     async def start(self) -> None:
         """Start all, and wait until they are at work; raises `ConfigError` when one does not come up."""
-        self._decider.on_change(self._epoch.advance)
+        self._responder.on_change(self._epoch.advance)
         self._keepers = [asyncio.create_task(self._keep(number)) for number in range(1, self._count + 1)]
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -120,7 +121,7 @@ class Supervisor:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         await asyncio.gather(*self._conversations, return_exceptions=True)
-        self._decider.on_change(lambda: None)
+        self._responder.on_change(lambda: None)
         self._epoch.close()
 
     def kill(self) -> None:

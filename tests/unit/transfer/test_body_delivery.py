@@ -147,15 +147,3 @@ async def test_chunks_are_smaller_when_many_bodies_are_active(harness: DeliveryH
             await harness.delivery.send(b"", Measured(b"x"), Client(512 << 10))
             await harness.delivery.send(b"", Measured(b"x"), Client(1000))
     assert asked == [512 << 10, 1000, 512 << 10, 1000, 256 << 10, 1000, 64 << 10, 1000]
-
-
-async def test_small_body_is_read_at_once_and_counted(harness: DeliveryHarness) -> None:
-    source = Pieces(b"data")
-    assert await harness.delivery.read_whole(source) == b"data"
-    assert (source.closed, harness.sent) == (1, [("store", 4)])
-
-
-async def test_small_body_that_cannot_be_read_keeps_its_source_open(harness: DeliveryHarness) -> None:
-    source = Pieces(BadUpstream("no"))
-    assert await harness.delivery.read_whole(source) is None
-    assert (source.closed, harness.sent) == (0, [])

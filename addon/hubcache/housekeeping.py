@@ -1,0 +1,76 @@
+"""Runs the periodic work of the engine: tag refresh, delayed writes, expiry, and reopening of a store that failed."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from .oci.errors import StorageError, StoreTooNew
+from .serve.tag_refresh import TICK_SECONDS, TagRefresh
+from .store.store import Store
+
+logger = logging.getLogger("hubcache")
+
+_REOPEN_SECONDS = 30.0
+"""Seconds between two attempts to open a store that could not be opened."""
+
+_EXPIRE_SECONDS = 3600.0
+"""Seconds between two removals of expired content."""
+
+
+class Housekeeping:
+    """A task that runs every `TICK_SECONDS`, from `start` to `close`.
+
+    It starts tag validations that are due, calls `flush_access_log`, writes what the store has in memory only, shrinks
+    the store to a lowered capacity and removes expired content. A `StorageError` is passed to `report`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        tag_refresh: TagRefresh,
+        flush_access_log: Callable[[], None],
+        report: Callable[[StorageError], None],
+    ) -> None:
+        self._store = store
+        self._tag_refresh = tag_refresh
+        self._flush_access_log = flush_access_log
+        self._report = report
+        self._opened_at = self._expired_at = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin the periodic work."""
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop, and wait until the work in progress has ended."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._tag_refresh.tick()
+            self._flush_access_log()
+            try:
+                await self._maintain_store(time.monotonic())
+            except StorageError as error:
+                self._report(error)
+            except StoreTooNew as error:
+                logger.warning("hubcache: %s", error)
+
+    async def _maintain_store(self, now: float) -> None:
+        if not self._store.is_open and now - self._opened_at >= _REOPEN_SECONDS:
+            self._opened_at = now
+            self._store.open()
+            logger.info("hubcache: the store can be used again")
+        if self._store.is_open:
+            await self._store.keep_house()
+            if now - self._expired_at >= _EXPIRE_SECONDS:
+                self._expired_at = now
+                await self._store.expire()
