@@ -1,4 +1,4 @@
-"""Fixtures of the end-to-end tests: upstream once per run; cache and clients anew for each test."""
+"""Fixtures of the end-to-end tests: one upstream per run, and a new program and new clients for each test."""
 
 import shutil
 import tempfile
@@ -6,11 +6,11 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from support.lab.clients import Containerd, Docker, Podman, Skopeo
-from support.lab.doors import Door
-from support.lab.mounts import mount_memory, unmount
-from support.lab.origin import Origin, running_origin
-from support.lab.product import Cache
+from support.e2e.client_settings import ClientSettings
+from support.e2e.clients import Containerd, Docker, Podman, Skopeo
+from support.e2e.mounts import mount_memory, unmount
+from support.e2e.upstream import Upstream, running_upstream
+from support.program import LISTENERS, Program
 from support.standin import Hub
 
 
@@ -18,36 +18,36 @@ from support.standin import Hub
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add what the long-running programs said to the report of a failed test."""
+    """Add the logs of all daemons to the report of a failed test."""
     report = yield
-    room = getattr(item, "funcargs", {}).get("room")
-    if report.failed and room is not None:
-        for log in sorted(room.glob("*.log")):
+    workspace = getattr(item, "funcargs", {}).get("workspace")
+    if report.failed and workspace is not None:
+        for log in sorted(workspace.rglob("*.log")):
             report.sections.append((log.name, log.read_text(errors="replace")[-12_000:]))
     return report
 
 
 @pytest.fixture(scope="session")
-def origin() -> Iterator[Origin]:
-    """The Hub with real images from a real registry."""
-    with tempfile.TemporaryDirectory(prefix="hc-origin-") as room, running_origin(Path(room)) as running:
+def upstream() -> Iterator[Upstream]:
+    """The Hub with images of a real registry."""
+    with tempfile.TemporaryDirectory(prefix="hc-upstream-") as workspace, running_upstream(Path(workspace)) as running:
         yield running
 
 
 @pytest.fixture
-def hub(origin: Origin) -> Iterator[Hub]:
-    """The Hub in good health and with an empty log; the test fails when a client did what none may do."""
-    origin.hub.reset_log()
-    yield origin.hub
-    origin.hub.faults.clear()
-    origin.hub.start()
-    violations, origin.hub.violations = origin.hub.violations, []
+def hub(upstream: Upstream) -> Iterator[Hub]:
+    """The Hub without faults and with an empty log; the test fails if a client did what no client may do."""
+    upstream.hub.reset_log()
+    yield upstream.hub
+    upstream.hub.faults.clear()
+    upstream.hub.start()
+    violations, upstream.hub.violations = upstream.hub.violations, []
     assert violations == []
 
 
 @pytest.fixture
-def room() -> Iterator[Path]:
-    """A directory with a path short enough for unix sockets, removed afterwards with all that was mounted in it."""
+def workspace() -> Iterator[Path]:
+    """A directory with a path short enough for Unix sockets, removed afterwards with all mounts in it."""
     directory = Path(tempfile.mkdtemp(prefix="hc-"))
     mount_memory(directory)
     yield directory
@@ -56,33 +56,55 @@ def room() -> Iterator[Path]:
 
 
 @pytest.fixture
-def cache(room: Path, hub: Hub) -> Iterator[Cache]:
-    """A running cache with an empty store; see the report of a failed test for what it said."""
-    running = Cache(room, hub.url())
-    running.start()
-    yield running
-    running.stop()
+def programs(workspace: Path, hub: Hub) -> Iterator[Callable[..., Program]]:
+    """Starts a program with these options and an empty store, in a directory of this name in the workspace."""
+    started: list[Program] = []
 
+    def start(name: str, **options: str) -> Program:
+        # Tags stay fresh for longer than a test, so that a warm pull needs no request upstream.
+        defaults = {"hubcache_tag_ttl": "600", "hubcache_workers": "auto"}
+        program = Program(workspace / name, hub, defaults | options)
+        started.append(program)
+        program.start()
+        return program
 
-@pytest.fixture(params=["proxy", "mirror"])
-def door(request: pytest.FixtureRequest, cache: Cache, room: Path) -> Door:
-    """Each test that takes it runs once per door."""
-    return Door(request.param, cache, room)
+    yield start
+    for program in started:
+        program.stop()
+        program.assert_no_errors()
 
 
 @pytest.fixture
-def proxy_door(cache: Cache, room: Path) -> Door:
-    """The forward proxy, where a test is about nothing else."""
-    return Door("proxy", cache, room)
+def options() -> dict[str, str]:
+    """Options of the fixture `program`; a test module overrides this fixture."""
+    return {}
 
 
 @pytest.fixture
-def dockers(room: Path) -> Iterator[Callable[..., Docker]]:
-    """Starts a dockerd behind a door, or with arguments of its own."""
+def program(programs: Callable[..., Program], options: dict[str, str]) -> Program:
+    """A running program with an empty store."""
+    return programs("program", **options)
+
+
+@pytest.fixture(params=LISTENERS)
+def settings(request: pytest.FixtureRequest, program: Program, workspace: Path) -> ClientSettings:
+    """Settings of clients for each listener in turn."""
+    return ClientSettings(request.param, program, workspace)
+
+
+@pytest.fixture
+def proxy_settings(program: Program, workspace: Path) -> ClientSettings:
+    """Settings of clients that use the proxy, for tests that concern it alone."""
+    return ClientSettings("proxy", program, workspace)
+
+
+@pytest.fixture
+def dockers(workspace: Path) -> Iterator[Callable[..., Docker]]:
+    """Starts a dockerd with these settings, or with other mirror arguments."""
     started: list[Docker] = []
 
-    def start(door: Door, *arguments: str) -> Docker:
-        docker = Docker(room, door, arguments or None)
+    def start(settings: ClientSettings, *arguments: str) -> Docker:
+        docker = Docker(workspace, settings, arguments or None)
         started.append(docker)
         return docker
 
@@ -92,38 +114,38 @@ def dockers(room: Path) -> Iterator[Callable[..., Docker]]:
 
 
 @pytest.fixture
-def docker(dockers: Callable[[Door], Docker], door: Door) -> Docker:
-    """A dockerd, once behind each door."""
-    return dockers(door)
+def docker(dockers: Callable[..., Docker], settings: ClientSettings) -> Docker:
+    """A dockerd, once for each listener."""
+    return dockers(settings)
 
 
 @pytest.fixture
-def proxied_docker(dockers: Callable[[Door], Docker], proxy_door: Door) -> Docker:
+def proxy_docker(dockers: Callable[..., Docker], proxy_settings: ClientSettings) -> Docker:
     """A dockerd with HTTPS_PROXY."""
-    return dockers(proxy_door)
+    return dockers(proxy_settings)
 
 
 @pytest.fixture
-def containerd(room: Path, door: Door) -> Iterator[Containerd]:
-    """A containerd, once behind each door."""
-    running = Containerd(room, door)
+def containerd(workspace: Path, settings: ClientSettings) -> Iterator[Containerd]:
+    """A containerd, once for each listener."""
+    running = Containerd(workspace, settings)
     yield running
     running.stop()
 
 
 @pytest.fixture
-def podman(room: Path, door: Door) -> Podman:
-    """podman, once behind each door."""
-    return Podman(room, door)
+def podman(workspace: Path, settings: ClientSettings) -> Podman:
+    """A podman, once for each listener."""
+    return Podman(workspace, settings)
 
 
 @pytest.fixture
-def skopeo(room: Path, door: Door) -> Skopeo:
-    """skopeo, once behind each door."""
-    return Skopeo(room, door)
+def skopeo(workspace: Path, settings: ClientSettings) -> Skopeo:
+    """A skopeo, once for each listener."""
+    return Skopeo(workspace, settings)
 
 
 @pytest.fixture
-def proxied_skopeo(room: Path, proxy_door: Door) -> Skopeo:
-    """skopeo with HTTPS_PROXY."""
-    return Skopeo(room, proxy_door)
+def proxy_skopeo(workspace: Path, proxy_settings: ClientSettings) -> Skopeo:
+    """A skopeo with HTTPS_PROXY."""
+    return Skopeo(workspace, proxy_settings)

@@ -1,4 +1,4 @@
-"""What the CA may vouch for, as real clients see it: Go's TLS (skopeo) and OpenSSL's (curl)."""
+"""The name constraints of the CA, verified by real clients: Go's TLS (skopeo) and OpenSSL (curl)."""
 
 import contextlib
 import socketserver
@@ -15,26 +15,28 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hubcache.operate.ca import KEY_FILE, ensure_ca
-from support.processes import require, run
+from support.processes import run
+from support.program import HUB_HOST, TOKEN_HOST
+from support.required import require
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120, func_only=True)]
 
-PERMITTED, OTHERS = "registry-1.docker.io", ("registry.example.com", "docker.io.example.com", "ghcr.io")
+OTHER_HOSTS = ("registry.example.com", "docker.io.example.com", "ghcr.io")
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture
-def authority(tmp_path: Path) -> Path:
+def ca_directory(tmp_path: Path) -> Path:
     """A directory with the CA that the program makes for Docker Hub."""
-    ensure_ca(tmp_path, [PERMITTED, "auth.docker.io"], datetime.now(UTC))
+    ensure_ca(tmp_path, [HUB_HOST, TOKEN_HOST], datetime.now(UTC))
     (tmp_path / "trusted").mkdir()
     (tmp_path / "trusted/ca.pem").write_bytes((tmp_path / "mitmproxy-ca-cert.pem").read_bytes())
     return tmp_path
 
 
-def leaf(authority: Path, host: str) -> ssl.SSLContext:
-    """A server with a certificate for `host`, signed by the stolen key of the CA."""
-    pem = (authority / KEY_FILE).read_bytes()
+def server_context(ca_directory: Path, host: str) -> ssl.SSLContext:
+    """Return the context of a server with a certificate for `host`, signed with the stolen key of the CA."""
+    pem = (ca_directory / KEY_FILE).read_bytes()
     key, issuer = serialization.load_pem_private_key(pem, None), x509.load_pem_x509_certificate(pem)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     own, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
@@ -49,7 +51,7 @@ def leaf(authority: Path, host: str) -> ssl.SSLContext:
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         .sign(key, hashes.SHA256())
     )
-    chain = authority / f"{host}.pem"
+    chain = ca_directory / f"{host}.pem"
     form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     private = own.private_bytes(serialization.Encoding.PEM, *form)
     chain.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
@@ -60,7 +62,7 @@ def leaf(authority: Path, host: str) -> ssl.SSLContext:
 
 @contextmanager
 def proxy_with(context: ssl.SSLContext) -> Iterator[str]:
-    """A proxy that answers every CONNECT itself, with that certificate; gives its address."""
+    """Run a proxy that answers every CONNECT itself, with that certificate; yields its address."""
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
@@ -78,47 +80,45 @@ def proxy_with(context: ssl.SSLContext) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("host", OTHERS)
-def test_clients_of_go_refuse_what_the_ca_may_not_sign(authority: Path, host: str) -> None:
+def skopeo_messages(ca_directory: Path, proxy: str, host: str) -> str:
+    """Return the messages of skopeo when it fails to inspect an image of `host`."""
+    environment = {"HTTPS_PROXY": proxy, "SSL_CERT_DIR": str(ca_directory / "trusted"), "SSL_CERT_FILE": "/dev/null"}
+    return run("skopeo", "inspect", f"docker://{host}/library/app", env=environment, fails=True)
+
+
+def curl(ca_directory: Path, proxy: str, host: str, *, fails: bool) -> str:
+    """Return the status that curl gets from `host`, or with `fails` its messages."""
+    options = ["-sS", "-o", "/dev/null", "-w", "%{http_code}", "-x", proxy]
+    options += ["--cacert", str(ca_directory / "mitmproxy-ca-cert.pem")]
+    return run("curl", *options, f"https://{host}/v2/", fails=fails)
+
+
+@pytest.mark.parametrize("host", OTHER_HOSTS)
+def test_go_client_refuses_a_host_outside_the_constraints(ca_directory: Path, host: str) -> None:
     require("skopeo")
-    with proxy_with(leaf(authority, host)) as proxy:
-        said = skopeo(authority, proxy, host)
-    assert "not permitted by any constraint" in said
-    assert "404" not in said
+    with proxy_with(server_context(ca_directory, host)) as proxy:
+        messages = skopeo_messages(ca_directory, proxy, host)
+    assert "not permitted by any constraint" in messages
+    assert "404" not in messages
 
 
-def test_clients_of_go_trust_it_for_the_registry(authority: Path) -> None:
+def test_go_client_trusts_the_ca_for_the_registry(ca_directory: Path) -> None:
     require("skopeo")
-    with proxy_with(leaf(authority, PERMITTED)) as proxy:
-        said = skopeo(authority, proxy, PERMITTED)
-    assert "x509" not in said
-    assert "404" in said
+    with proxy_with(server_context(ca_directory, HUB_HOST)) as proxy:
+        messages = skopeo_messages(ca_directory, proxy, HUB_HOST)
+    assert "x509" not in messages
+    assert "404" in messages
 
 
-def skopeo(authority: Path, proxy: str, host: str) -> str:
-    """What skopeo says when it fails to see an image there."""
-    command = f"skopeo inspect docker://{host}/library/app 2>&1 || true"
-    environment = {"HTTPS_PROXY": proxy, "SSL_CERT_DIR": str(authority / "trusted"), "SSL_CERT_FILE": "/dev/null"}
-    return run("sh", "-c", command, env=environment)
-
-
-@pytest.mark.parametrize("host", OTHERS)
-def test_clients_of_openssl_refuse_what_the_ca_may_not_sign(authority: Path, host: str) -> None:
+@pytest.mark.parametrize("host", OTHER_HOSTS)
+def test_openssl_client_refuses_a_host_outside_the_constraints(ca_directory: Path, host: str) -> None:
     require("curl")
-    with proxy_with(leaf(authority, host)) as proxy:
-        said = curl(authority, proxy, host)
-    assert "permitted subtree violation" in said
+    with proxy_with(server_context(ca_directory, host)) as proxy:
+        messages = curl(ca_directory, proxy, host, fails=True)
+    assert "permitted subtree violation" in messages
 
 
-def test_clients_of_openssl_trust_it_for_the_registry(authority: Path) -> None:
+def test_openssl_client_trusts_the_ca_for_the_registry(ca_directory: Path) -> None:
     require("curl")
-    with proxy_with(leaf(authority, PERMITTED)) as proxy:
-        assert curl(authority, proxy, PERMITTED) == "404"
-
-
-def curl(authority: Path, proxy: str, host: str) -> str:
-    """The status that curl gets there, or why it gets none."""
-    trust = f"--cacert {authority}/mitmproxy-ca-cert.pem"
-    return run(
-        "sh", "-c", f"curl -sS -o /dev/null -w '%{{http_code}}' -x {proxy} {trust} https://{host}/v2/ 2>&1 || true"
-    )
+    with proxy_with(server_context(ca_directory, HUB_HOST)) as proxy:
+        assert curl(ca_directory, proxy, HUB_HOST, fails=False) == "404"

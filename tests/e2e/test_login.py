@@ -1,67 +1,60 @@
-"""A private image, pulled by real daemons: its user gets it, and a stranger does not, whatever he has already."""
+"""A private image, pulled by real daemons: its user gets it; other users do not, even if they have its layers."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.lab.clients import Docker
-from support.lab.doors import Door
-from support.lab.images import Published, layer
-from support.lab.origin import PASSWORD, USER, Origin
-from support.lab.product import Cache
-from support.processes import wait_for
+from support.e2e.client_settings import ClientSettings
+from support.e2e.clients import Docker
+from support.e2e.images import PublishedImage, layer
+from support.e2e.upstream import PASSWORD, USER, Upstream
+from support.program import LISTENERS, Program
 from support.standin import Hub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400, func_only=True)]
 
 REPO = f"{USER}/vault"
 NAME = f"{REPO}:1"
-
-
 SHARED = "shared:1"
-"""A public image with the private one's layer."""
+"""A public image with the layer of the private image."""
 
 
 @pytest.fixture(params=["bypass", "authorize"])
 def mode(request: pytest.FixtureRequest) -> str:
-    """Each way to treat private images."""
+    """Each value of `hubcache_private`."""
     return str(request.param)
 
 
 @pytest.fixture
-def cache(mode: str, room: Path, hub: Hub) -> Iterator[Cache]:
-    """A cache that treats private images so."""
-    running = Cache(room, hub.url(), hubcache_private=mode)
-    running.start()
-    yield running
-    running.stop()
+def options(mode: str) -> dict[str, str]:
+    return {"hubcache_private": mode}
 
 
 @pytest.fixture
-def vault(origin: Origin) -> Published:
-    """The private image."""
+def private_image(upstream: Upstream) -> PublishedImage:
+    """An image that `USER` alone may pull."""
     secret = layer({"etc/secret": b"of alice"})
-    origin.publisher.image(f"library/{SHARED.partition(':')[0]}", "1", [secret], config={"Env": ["PUBLIC=yes"]})
-    origin.hub.private(REPO, {USER})
-    return origin.publisher.image(REPO, "1", [secret], config={"Env": ["PUBLIC=no"]})
+    upstream.publisher.image(f"library/{SHARED.partition(':')[0]}", "1", [secret], config={"Env": ["PUBLIC=yes"]})
+    upstream.hub.private(REPO, {USER})
+    return upstream.publisher.image(REPO, "1", [secret], config={"Env": ["PUBLIC=no"]})
 
 
 @pytest.fixture
-def logged_in(proxied_docker: Docker) -> Docker:
+def logged_in(proxy_docker: Docker) -> Docker:
     """The user's dockerd, after `docker login` through the proxy."""
-    proxied_docker("login", "--username", USER, "--password-stdin", stdin=PASSWORD)
-    return proxied_docker
+    proxy_docker("login", "--username", USER, "--password-stdin", stdin=PASSWORD)
+    return proxy_docker
 
 
 @pytest.fixture
-def stranger(room: Path, cache: Cache) -> Iterator[Callable[[str], Docker]]:
-    """Starts somebody else's dockerd behind a door."""
+def other_docker(workspace: Path, program: Program) -> Iterator[Callable[[str], Docker]]:
+    """Starts the dockerd of another user, who is not logged in, at a listener."""
     started: list[Docker] = []
 
-    def start(door: str) -> Docker:
-        own = room / f"s{len(started)}"
-        own.mkdir()
-        started.append(Docker(own, Door(door, cache, own)))
+    def start(listener: str) -> Docker:
+        directory = workspace / f"o{len(started)}"
+        directory.mkdir()
+        started.append(Docker(directory, ClientSettings(listener, program, directory)))
         return started[-1]
 
     yield start
@@ -69,33 +62,30 @@ def stranger(room: Path, cache: Cache) -> Iterator[Callable[[str], Docker]]:
         docker.stop()
 
 
-def up(cache: Cache) -> bool:
-    """Whether all circuits are closed."""
-    states = [line for line in cache.metrics().splitlines() if line.startswith("hubcache_upstream_up{")]
-    return bool(states) and all(line.endswith(" 1.0") for line in states)
-
-
-def test_user_pulls_the_private_image_again_and_again(logged_in: Docker, hub: Hub, vault: Published, mode: str) -> None:
+def test_user_pulls_the_private_image_repeatedly(
+    logged_in: Docker, hub: Hub, private_image: PublishedImage, mode: str
+) -> None:
     logged_in("pull", NAME)
-    assert logged_in.pulled_digest(NAME) == vault.digest
+    assert logged_in.pulled_digest(NAME) == private_image.digest
     logged_in.forget(NAME)
     hub.reset_log()
     logged_in("pull", NAME)
-    assert logged_in.pulled_digest(NAME) == vault.digest
-    assert (hub.count(kind="cdn", method="GET") == 0) is (mode == "authorize"), "kept, or passed through"
+    assert logged_in.pulled_digest(NAME) == private_image.digest
+    is_stored = hub.count(kind="cdn", method="GET") == 0
+    assert is_stored is (mode == "authorize")
     assert hub.count(kind="manifest", user=USER, status=200) > 0
     logged_in("logout")
     logged_in.forget(NAME)
     logged_in("pull", NAME, fails=True)
 
 
-@pytest.mark.parametrize("door", ["proxy", "mirror"])
-def test_stranger_is_refused_also_when_he_has_the_layers(
-    logged_in: Docker, stranger: Callable[[str], Docker], vault: Published, door: str
+@pytest.mark.parametrize("listener", LISTENERS)
+def test_other_user_is_refused_even_with_the_layers(
+    logged_in: Docker, other_docker: Callable[[str], Docker], private_image: PublishedImage, listener: str
 ) -> None:
     logged_in("pull", NAME)
-    other = stranger(door)
-    by_digest = f"{REPO}@{vault.digest}"
+    other = other_docker(listener)
+    by_digest = f"{REPO}@{private_image.digest}"
     for name in (NAME, by_digest):
         other("pull", name, fails=True)
     other("pull", SHARED)
@@ -105,24 +95,24 @@ def test_stranger_is_refused_also_when_he_has_the_layers(
     logged_in("pull", NAME)
 
 
-def test_user_without_the_right_is_told_that_a_login_may_help(logged_in: Docker, hub: Hub) -> None:
-    """dockerd says so where the refusal of a client with a token keeps `error="insufficient_scope"`."""
+def test_refused_user_reads_that_a_login_may_help(logged_in: Docker, hub: Hub) -> None:
+    """dockerd reports it where the refusal of a client with a token has `error="insufficient_scope"`."""
     hub.private("carol/secret", {"carol": "carol's"})
-    said = logged_in.refusal("carol/secret:1")
-    assert "pull access denied" in said
-    assert "docker login" in said
+    message = logged_in("pull", "carol/secret:1", fails=True)
+    assert "pull access denied" in message
+    assert "docker login" in message
 
 
-def test_private_image_is_not_to_be_had_while_nobody_can_say_who_may(
-    logged_in: Docker, cache: Cache, hub: Hub, vault: Published
+def test_private_image_is_refused_during_an_outage_and_pulled_after_it(
+    logged_in: Docker, program: Program, hub: Hub, private_image: PublishedImage
 ) -> None:
-    """Unlike a public one; and it is there again after the outage."""
+    """Unlike a public image: without the registry, access cannot be verified."""
     logged_in("pull", NAME)
     logged_in.forget(NAME)
     hub.stop()
     hub.accounts.revoke()
     logged_in("pull", NAME, fails=True)
     hub.start()
-    wait_for(lambda: up(cache), 30, "the cache's probe")
+    program.wait_for_upstreams()
     logged_in("pull", NAME)
-    assert logged_in.pulled_digest(NAME) == vault.digest
+    assert logged_in.pulled_digest(NAME) == private_image.digest

@@ -1,4 +1,4 @@
-"""A store that cannot be used, is damaged, full, or was left by a killed process: pulls go on."""
+"""Pulls succeed with a store that cannot be used, is damaged or full, or whose process was killed."""
 
 import os
 import shutil
@@ -18,20 +18,21 @@ LAYER = 400_000
 
 
 def image(client: RegistryClient) -> Image:
+    """Put an image that no other test has."""
     return client.hub.image(client.repo, "latest", [random_bytes(LAYER, client.repo)])
 
 
-def pull(client: RegistryClient, what: Image) -> None:
-    """The whole image, which must be right."""
-    assert client.manifest("latest").body == what.manifest
-    answer = client.blob(what.layers[0])
+def pull(client: RegistryClient, expected: Image) -> None:
+    """Pull an image, and compare its content."""
+    assert client.manifest("latest").body == expected.manifest
+    answer = client.blob(expected.layers[0])
     assert (answer.complete, answer.body == random_bytes(LAYER, client.repo)) == (True, True)
-    part = client.blob(what.layers[0], {"Range": "bytes=100-199"})
+    part = client.blob(expected.layers[0], {"Range": "bytes=100-199"})
     assert (part.status, part.body) == (206, random_bytes(LAYER, client.repo)[100:200])
 
 
 def pull_uncached(program: Program, words: str) -> None:
-    """Pulls work through both doors, and the trouble is told once, in `/healthz` and in the metrics."""
+    """Pull through both listeners; the problem must be logged once, and be in `/healthz` and in the metrics."""
     for name in LISTENERS:
         for _ in range(2):
             client = program.client(name)
@@ -42,28 +43,35 @@ def pull_uncached(program: Program, words: str) -> None:
     assert program.log.count("not storing, pulls go on uncached") == 1
 
 
-def prepared(directory: Path, hub: Hub, **options: str) -> Iterator[Program]:
-    """A product that is not started yet."""
-    program = Program(directory, hub, options)
+@pytest.fixture
+def options() -> dict[str, str]:
+    """Options of the program; a parametrised test overrides them."""
+    return {}
+
+
+@pytest.fixture
+def program(tmp_path: Path, hub: Hub, options: dict[str, str]) -> Iterator[Program]:
+    """A program that is not started yet."""
+    program = Program(tmp_path, hub, options)
     yield program
     program.stop(signal.SIGKILL)
 
 
-@pytest.fixture
-def program(tmp_path: Path, hub: Hub) -> Iterator[Program]:
-    yield from prepared(tmp_path, hub)
-
-
 def complaints(program: Program) -> list[str]:
-    """The lines of the log that are about more than where things are."""
+    """Return the log without the lines of every start."""
     usual = ("Loading script", "listening at", "Error logged during startup")
     return [line for line in program.log.splitlines() if not any(words in line for words in usual)]
+
+
+def layer_files(program: Program) -> list[Path]:
+    """Return the files of all stored layers."""
+    return [path for path in (program.store / "store" / "blobs").glob("*/*") if path.stat().st_size == LAYER]
 
 
 # -- directories that cannot be used
 
 
-def test_file_in_place_of_the_directory_means_uncached(program: Program, hub: Hub) -> None:
+def test_pulls_are_uncached_when_the_store_directory_is_a_file(program: Program, hub: Hub) -> None:
     program.store.write_text("not a directory")
     program.start()
     pull_uncached(program, "store directory")
@@ -71,7 +79,7 @@ def test_file_in_place_of_the_directory_means_uncached(program: Program, hub: Hu
     program.assert_no_errors()
 
 
-def test_directory_of_a_running_process_is_left_alone(hub: Hub) -> None:
+def test_pulls_are_uncached_when_another_process_uses_the_store(hub: Hub) -> None:
     with (
         running_program(hub) as first,
         running_program(hub, hubcache_dir=str(first.store)) as second,
@@ -98,10 +106,10 @@ def test_store_of_a_newer_version_ends_the_start_with_one_line(program: Program)
 
 
 @pytest.mark.parametrize("garbage", [b"garbage" * 10_000, b"SQLite format 3\0" + b"\xff" * 50_000, b""])
-def test_garbage_in_place_of_the_index_means_an_empty_store(program: Program, hub: Hub, garbage: bytes) -> None:
+def test_store_is_empty_after_a_start_with_an_unreadable_index(program: Program, hub: Hub, garbage: bytes) -> None:
     orphan = program.store / "store" / "blobs" / "00" / "orphan"
     orphan.parent.mkdir(parents=True)
-    orphan.write_bytes(b"content that nothing names any more")
+    orphan.write_bytes(b"content that no index row names")
     (program.store / "store" / "cache.db").write_bytes(garbage)
     program.start()
     assert not orphan.exists()
@@ -116,7 +124,7 @@ def test_garbage_in_place_of_the_index_means_an_empty_store(program: Program, hu
     program.assert_no_errors()
 
 
-def test_files_of_another_size_are_fetched_again(program: Program, hub: Hub) -> None:
+def test_blob_files_of_another_size_are_downloaded_again(program: Program, hub: Hub) -> None:
     program.start()
     clients = [program.client(name) for name in ("proxy", "mirror", "mirror")]
     images = [image(client) for client in clients]
@@ -124,9 +132,7 @@ def test_files_of_another_size_are_fetched_again(program: Program, hub: Hub) -> 
         pull(client, stored)
         client.wait_until_stored()
     program.stop()
-    gone, short, long = (
-        path for path in (program.store / "store" / "blobs").glob("*/*") if path.stat().st_size == LAYER
-    )
+    gone, short, long = layer_files(program)
     gone.unlink()
     os.truncate(short, LAYER - 1)
     os.truncate(long, LAYER + 1)
@@ -140,8 +146,8 @@ def test_files_of_another_size_are_fetched_again(program: Program, hub: Hub) -> 
     program.assert_no_errors()
 
 
-def test_killed_process_leaves_nothing_that_hurts(program: Program, hub: Hub) -> None:
-    """Its half-filled file is swept, what it had stored is there, and the blob is fetched whole."""
+def test_pulls_succeed_after_a_killed_process(program: Program, hub: Hub) -> None:
+    """The unfinished file is removed, stored content is still there, and the blob is downloaded again."""
     program.start()
     done, half = program.client("mirror"), program.client("proxy")
     stored, wanted = image(done), image(half)
@@ -166,27 +172,15 @@ def test_killed_process_leaves_nothing_that_hurts(program: Program, hub: Hub) ->
     program.assert_no_errors()
 
 
-def the_file(program: Program) -> Path:
-    """The file of the only blob of a layer's size."""
-    [path] = [path for path in (program.store / "store" / "blobs").glob("*/*") if path.stat().st_size == LAYER]
-    return path
-
-
-@pytest.fixture
-def trusting(tmp_path: Path, hub: Hub) -> Iterator[Program]:
-    """A product that verifies nothing unasked."""
-    yield from prepared(tmp_path, hub, hubcache_scrub="0")
-
-
+@pytest.mark.parametrize("options", [{"hubcache_scrub": "0"}], ids=["without scrub"])
 @pytest.mark.parametrize("name", LISTENERS)
-def test_flipped_bit_costs_one_retry_also_after_a_restart(trusting: Program, hub: Hub, name: str) -> None:
-    program = trusting
+def test_flipped_bit_costs_one_retry_after_a_restart(program: Program, name: str) -> None:
     program.start()
     client = program.client(name)
     stored = image(client)
     pull(client, stored)
     client.wait_until_stored()
-    path = the_file(program)
+    (path,) = layer_files(program)
     state = path.stat()
     damaged = bytearray(path.read_bytes())
     damaged[LAYER // 2] ^= 1
@@ -204,13 +198,13 @@ def test_flipped_bit_costs_one_retry_also_after_a_restart(trusting: Program, hub
     program.assert_no_errors()
 
 
-def test_fifo_in_place_of_a_blob_holds_up_neither_pulls_nor_the_end(program: Program, hub: Hub) -> None:
+def test_fifo_in_place_of_a_blob_blocks_neither_pulls_nor_the_stop(program: Program) -> None:
     program.start()
     client = program.client("mirror")
     stored = image(client)
     pull(client, stored)
     client.wait_until_stored()
-    path = the_file(program)
+    (path,) = layer_files(program)
     path.unlink()
     os.mkfifo(path)
     pull(client, stored)
@@ -218,7 +212,7 @@ def test_fifo_in_place_of_a_blob_holds_up_neither_pulls_nor_the_end(program: Pro
     program.stop()
 
 
-def test_storing_goes_on_when_the_directory_was_deleted(program: Program, hub: Hub) -> None:
+def test_content_is_stored_again_after_the_directory_was_deleted(program: Program, hub: Hub) -> None:
     program.start()
     client = program.client("mirror")
     pull(client, image(client))
@@ -240,7 +234,7 @@ def test_storing_goes_on_when_the_directory_was_deleted(program: Program, hub: H
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MiB."""
+    """A mounted file system of 3 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
@@ -251,7 +245,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_full_disk_means_uncached_until_there_is_room(small_disk: Path, hub: Hub) -> None:
+def test_pulls_are_uncached_until_a_full_disk_has_free_space(small_disk: Path, hub: Hub) -> None:
     with running_program(hub, hubcache_dir=str(small_disk / "store")) as program:
         client = program.client("mirror")
         first = image(client)
@@ -270,16 +264,16 @@ def test_full_disk_means_uncached_until_there_is_room(small_disk: Path, hub: Hub
         assert hub.count() == 0
         ballast.unlink()
         other = program.client("proxy")
-        what = image(other)
-        pull(other, what)
+        later = image(other)
+        pull(other, later)
         other.wait_until_stored()
         hub.reset_log()
-        pull(other, what)
+        pull(other, later)
         assert hub.count(kind="cdn", method="GET") == 0
         assert program.health["status"] == "ok"
 
 
-def test_blob_larger_than_the_store_is_passed_on(hub: Hub) -> None:
+def test_blob_larger_than_the_capacity_is_passed_on(hub: Hub) -> None:
     with running_program(hub, hubcache_size="4m") as program:
         for name in LISTENERS:
             client = program.client(name)

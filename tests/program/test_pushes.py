@@ -1,25 +1,13 @@
-"""Pushes through the proxy: they reach the upstream with the client's own credentials, and move what is remembered."""
-
-from collections.abc import Iterator
+"""Pushes through the proxy reach the upstream with the client's own credentials, and update what is cached."""
 
 import pytest
 from support.http_client import Exchange, head, wait_until
 from support.program import HUB_HOST, LISTENERS, Program, RegistryClient, program_fixtures
-from support.pushes import credentials, manifest, push_blob, push_manifest
+from support.pushes import EMPTY, credentials, manifest, push_blob, push_client_fixture, push_manifest
 from support.standin import Fault, random_bytes
 
 program, client = program_fixtures(hubcache_tag_ttl="600", hubcache_negative_ttl="600")
-
-
-@pytest.fixture
-def push_client(program: Program) -> Iterator[RegistryClient]:
-    """The proxy door with a repository that alice may push to."""
-    program.reset()
-    program.hub.user("alice", "secret")
-    client = program.client("proxy")
-    client.repo = client.repo.replace("library/", "alice/")
-    yield client
-    program.assert_no_errors()
+push_client = push_client_fixture()
 
 
 def test_blob_upload_reaches_the_upstream(push_client: RegistryClient) -> None:
@@ -34,25 +22,21 @@ def test_blob_upload_reaches_the_upstream(push_client: RegistryClient) -> None:
 
 
 def test_upload_location_leads_back_through_the_proxy(push_client: RegistryClient) -> None:
-    """Also where the upstream names an absolute address of its own."""
+    """The upstream sends an absolute URL of its own."""
     location = f"{push_client.hub.url()}/v2/{push_client.repo}/blobs/uploads/1?_state=a%2Fb"
     push_client.hub.faults.add(Fault(kind="upload", status=202, headers={"Location": location}))
-    answer = push_client.request(
-        "POST", f"/v2/{push_client.repo}/blobs/uploads/", credentials(push_client) | {"Content-Length": "0"}
-    )
+    answer = push_client.request("POST", f"/v2/{push_client.repo}/blobs/uploads/", credentials(push_client) | EMPTY)
     assert answer.headers["location"] == f"/v2/{push_client.repo}/blobs/uploads/1?_state=a%2Fb"
 
 
-def test_location_elsewhere_stays_as_it_is(push_client: RegistryClient) -> None:
+def test_upload_location_at_another_host_is_unchanged(push_client: RegistryClient) -> None:
     location = "https://storage.example.com/upload?signature=a%2Fb"
     push_client.hub.faults.add(Fault(kind="upload", status=202, headers={"Location": location}))
-    answer = push_client.request(
-        "POST", f"/v2/{push_client.repo}/blobs/uploads/", credentials(push_client) | {"Content-Length": "0"}
-    )
+    answer = push_client.request("POST", f"/v2/{push_client.repo}/blobs/uploads/", credentials(push_client) | EMPTY)
     assert answer.headers["location"] == location
 
 
-def test_pushed_tag_is_what_a_pull_gets_next(push_client: RegistryClient, program: Program) -> None:
+def test_pushed_tag_is_served_to_the_next_pull(push_client: RegistryClient, program: Program) -> None:
     headers = credentials(push_client)
     bodies = [manifest(push_blob(push_client, layer, headers)) for layer in (b"first", b"other")]
     for body in bodies:
@@ -64,7 +48,7 @@ def test_pushed_tag_is_what_a_pull_gets_next(push_client: RegistryClient, progra
             assert reader.manifest("latest", repo=push_client.repo).headers["cache-status"].startswith("hubcache; hit")
 
 
-def test_pushed_tag_ends_the_memory_that_it_was_absent(push_client: RegistryClient, program: Program) -> None:
+def test_pushed_tag_is_served_after_a_404(push_client: RegistryClient, program: Program) -> None:
     headers = credentials(push_client)
     layer = push_blob(push_client, b"layer", headers)
     assert push_manifest(push_client, "other", manifest(layer), headers).status == 201
@@ -75,7 +59,7 @@ def test_pushed_tag_ends_the_memory_that_it_was_absent(push_client: RegistryClie
         assert program.client(name).manifest("latest", repo=push_client.repo).body == manifest(layer)
 
 
-def test_push_that_was_refused_moves_nothing(push_client: RegistryClient, program: Program) -> None:
+def test_refused_push_changes_no_cached_tag(push_client: RegistryClient, program: Program) -> None:
     body = manifest(push_blob(push_client, b"layer", credentials(push_client)))
     push_manifest(push_client, "latest", body, credentials(push_client))
     reader = program.client("mirror")
@@ -87,30 +71,27 @@ def test_push_that_was_refused_moves_nothing(push_client: RegistryClient, progra
 
 
 @pytest.mark.parametrize("by", ["tag", "digest"])
-def test_deleted_tag_is_gone_at_once(push_client: RegistryClient, program: Program, by: str) -> None:
+def test_deleted_manifest_is_404_at_once(push_client: RegistryClient, program: Program, by: str) -> None:
     headers = credentials(push_client)
     body = manifest(push_blob(push_client, b"layer", headers))
     digest = push_manifest(push_client, "latest", body, headers).headers["docker-content-digest"]
     reader = program.client("proxy")
     assert reader.manifest("latest", repo=push_client.repo).body == body
-    path = f"/v2/{push_client.repo}/manifests/{'latest' if by == 'tag' else digest}"
-    assert push_client.request("DELETE", path, headers).status == 202
-    if by == "tag":
-        assert reader.manifest("latest", repo=push_client.repo).status == 404
-    else:
-        assert reader.manifest(digest, repo=push_client.repo).status == 404
+    deleted = "latest" if by == "tag" else digest
+    assert push_client.request("DELETE", f"/v2/{push_client.repo}/manifests/{deleted}", headers).status == 202
+    assert reader.manifest(deleted, repo=push_client.repo).status == 404
 
 
 def test_mount_from_another_repository_passes_through(push_client: RegistryClient) -> None:
     digest = push_client.hub.blob("library/source", b"mounted layer")
     path = f"/v2/{push_client.repo}/blobs/uploads/?mount={digest}&from=library/source"
-    assert push_client.request("POST", path, credentials(push_client) | {"Content-Length": "0"}).status == 201
+    assert push_client.request("POST", path, credentials(push_client) | EMPTY).status == 201
     assert digest in push_client.hub.memory.repository(push_client.repo).blobs
 
 
 def test_push_without_credentials_is_refused_by_the_upstream(client: RegistryClient) -> None:
-    """And gets no token of ours: that one is for reading."""
-    answer = client.request("POST", f"/v2/{client.repo}/blobs/uploads/", {"Content-Length": "0"})
+    """The cache adds none of its own tokens: they permit pulls alone."""
+    answer = client.request("POST", f"/v2/{client.repo}/blobs/uploads/", EMPTY)
     assert answer.status == 401
     (record,) = client.hub.requests(kind="upload")
     assert record.authorization is None
@@ -125,9 +106,9 @@ def test_push_with_the_local_token_is_refused_by_the_upstream(push_client: Regis
 
 
 def test_large_upload_is_streamed(push_client: RegistryClient) -> None:
-    """The upstream has its beginning while its end is not sent yet."""
+    """The upstream receives the first half before the second is sent."""
     headers = credentials(push_client)
-    begun = push_client.request("POST", f"/v2/{push_client.repo}/blobs/uploads/", headers | {"Content-Length": "0"})
+    begun = push_client.request("POST", f"/v2/{push_client.repo}/blobs/uploads/", headers | EMPTY)
     half = random_bytes(1_000_000)
     fields = {"Host": HUB_HOST, "Connection": "close", "Content-Length": str(2 * len(half)), **headers}
     with push_client.connect() as connection:

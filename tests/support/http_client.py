@@ -1,4 +1,4 @@
-"""HTTP as a client has it in hand: raw requests, answers read as the test likes, and waiting."""
+"""A raw HTTP/1.1 client: request heads without checks, answers read as slowly as a test needs, and waiting."""
 
 import http.client
 import json
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 TIMEOUT = 30.0
-"""Seconds after which a test gives up."""
+"""Seconds after which a test fails that waits for the program."""
 
 
-def wait_until(condition: Callable[[], object], seconds: float = TIMEOUT) -> None:
-    """Wait for something that happens in another process; fails the test when it does not."""
+def wait_until(condition: Callable[[], object], seconds: float = TIMEOUT, what: str = "the condition") -> None:
+    """Wait until `condition` is true in another process or thread; fails the test after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
         time.sleep(0.01)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back; header names are lower case. `complete` is False when the connection ended before the body."""
+    """A received answer; header names are lower case. `complete` is False if the connection ended within the body."""
 
     status: int
     headers: dict[str, str]
@@ -32,7 +32,7 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The one error of the body; fails when it is not in the form of the distribution spec."""
+        """The only error in the body; fails when the body does not have the form of the distribution spec."""
         assert self.headers["content-type"] == "application/json"
         (error,) = json.loads(self.body)["errors"]
         assert set(error) == {"code", "message", "detail"}
@@ -41,12 +41,12 @@ class Answer:
 
     @property
     def failure(self) -> tuple[int, str]:
-        """Status and OCI code."""
+        """Status, and error code of the distribution spec."""
         return self.status, str(self.error["code"])
 
 
 class Exchange:
-    """A request that was sent and whose answer is read as the test likes."""
+    """A request that was sent, and its answer, of which the head has been read."""
 
     def __init__(self, connection: socket.socket, method: str) -> None:
         self._connection = connection
@@ -60,11 +60,11 @@ class Exchange:
         self.headers = {name.lower(): value for name, value in self._response.getheaders()}
 
     def read(self, count: int) -> bytes:
-        """So many bytes of the body, waiting for them; fewer only at its end."""
+        """Wait for `count` bytes of the body and return them; fewer only at its end."""
         return self._response.read(count)
 
     def finish(self) -> Answer:
-        """The rest of the answer."""
+        """Read the rest of the body; the returned answer has that rest alone."""
         complete = True
         try:
             body = self._response.read()
@@ -75,12 +75,21 @@ class Exchange:
         return Answer(self.status, self.headers, body, complete)
 
     def close(self) -> None:
-        """Leave, whatever is still to come."""
+        """Disconnect, also in the middle of the answer."""
         self._response.close()
         self._connection.close()
 
 
 def head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
-    """A request head as it is given, checked by nobody."""
+    """Return a request head with exactly these values, valid or not."""
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def request(port: int, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
+    """Send a request without TLS to a port of this machine, and read its whole answer."""
+    fields = {"Host": "localhost", "Connection": "close", **headers}
+    fields |= {"Content-Length": str(len(body))} if body else {}
+    with socket.create_connection(("localhost", port), TIMEOUT) as connection:
+        connection.sendall(head(method, path, fields) + body)
+        return Exchange(connection, method).finish()

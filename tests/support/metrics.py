@@ -5,7 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
-    """The value of one sample as a Prometheus server reads it; None when there is none."""
+    """Return the value of the sample with exactly these labels, or None if there is no such sample."""
     for family in text_string_to_metric_families(metrics.render().decode()):
         for sample in family.samples:
             if sample.name == name and sample.labels == labels:

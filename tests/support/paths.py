@@ -1,4 +1,4 @@
-"""Where things are in the repository."""
+"""Directories of the repository."""
 
 from pathlib import Path
 

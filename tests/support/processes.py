@@ -1,8 +1,7 @@
-"""Programs that the tests start: looked for, run with a time limit, and never left behind."""
+"""Programs that tests start: one-off commands with a time limit, and daemons that are always stopped."""
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,37 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from support.required import missing
+
+def plain_environment() -> dict[str, str]:
+    """Return the environment without the proxy and certificate settings of the machine."""
+    unwanted = {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_dir", "ssl_cert_file"}
+    return {name: value for name, value in os.environ.items() if name.lower() not in unwanted}
 
 
-def require(*programs: str) -> None:
-    """Skip the test, or fail it in CI, unless all *programs* are installed."""
-    if absent := [program for program in programs if shutil.which(program) is None]:
-        missing(f"not installed: {', '.join(absent)}")
-
-
-def require_root() -> None:
-    """Skip the test, or fail it in CI, unless it runs as root."""
-    if os.geteuid() != 0:
-        missing("needs root")
-
-
-def accepts(address: int | Path) -> bool:
-    """Whether something listens on a port of 127.0.0.1 or on a unix socket."""
+def accepts_connections(address: int | Path) -> bool:
+    """Whether something listens on a port of 127.0.0.1 or on a Unix socket."""
     family = socket.AF_INET if isinstance(address, int) else socket.AF_UNIX
     with socket.socket(family) as probe:
         probe.settimeout(1)
         target = ("127.0.0.1", address) if isinstance(address, int) else str(address)
         return probe.connect_ex(target) == 0
-
-
-def wait_for(done: Callable[[], object], seconds: float, what: str) -> None:
-    """Return as soon as *done* is true; TimeoutError after so many *seconds*."""
-    limit = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > limit:
-            raise TimeoutError(f"{what}: not within {seconds} s")
-        time.sleep(0.05)
 
 
 def run(
@@ -52,7 +34,10 @@ def run(
     fails: bool = False,
     stdin: str = "",
 ) -> str:
-    """Standard output of a program that must succeed, or with *fails* must not; its messages are in the failure."""
+    """Return the standard output of a command that must succeed, or with `fails` the messages of one that must fail.
+
+    The test fails, with all output, when the command ends otherwise.
+    """
     arguments = [str(part) for part in command]
     environment = plain_environment() | dict(env or {})
     done = subprocess.run(
@@ -62,13 +47,7 @@ def run(
         pytest.fail(
             f"{' '.join(arguments)}\nexit status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         )
-    return done.stdout
-
-
-def plain_environment() -> dict[str, str]:
-    """The environment without any proxy or certificate settings of the machine."""
-    unwanted = {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_dir", "ssl_cert_file"}
-    return {name: value for name, value in os.environ.items() if name.lower() not in unwanted}
+    return done.stderr if fails else done.stdout
 
 
 class Daemon:
@@ -80,8 +59,8 @@ class Daemon:
         self.env = plain_environment() | dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, ready: Callable[[], object], seconds: float = 30) -> None:
-        """Start it and wait until it is ready; an early exit fails with the end of its output."""
+    def start(self, ready: Callable[[], object], seconds: float = 60) -> None:
+        """Start the program and wait until it is ready; an early exit fails the test with the end of its output."""
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 self.command,
@@ -98,20 +77,11 @@ class Daemon:
                 pytest.fail(f"{self.command[0]} did not start:\n{self.output()[-6000:]}")
             time.sleep(0.05)
 
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
     def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def stop(self, seconds: float = 20) -> None:
-        """Ask it to end, and kill what is left of its group."""
+        """Send SIGTERM, and kill what remains of the process group after `seconds`."""
         if self._process is not None:
             if self._process.poll() is None:
                 self._process.terminate()
@@ -120,7 +90,7 @@ class Daemon:
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to the whole group."""
+        """Send SIGKILL to the whole process group."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

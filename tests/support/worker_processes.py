@@ -1,12 +1,16 @@
 """The worker processes of a running program."""
 
+import contextlib
+import resource
+import signal
 from pathlib import Path
 
+from support.http_client import wait_until
 from support.program import Program
 
 
 def workers_of(pid: int) -> set[int]:
-    """Child processes that are workers."""
+    """Return the process ids of the workers among the children of a process."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -20,4 +24,33 @@ def workers_of(pid: int) -> set[int]:
 
 
 def at_work(program: Program) -> bool:
+    """Whether two workers run and have connected to their owner."""
     return program.metric("hubcache_workers") == 2 and len(workers_of(program.pid)) == 2
+
+
+def crash(program: Program) -> None:
+    """End the program with SIGKILL, and wait until its workers have ended and its ports are free."""
+    workers = workers_of(program.pid)
+    program.stop(signal.SIGKILL)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), what="the end of the workers")
+
+
+def processes_of(program: Program) -> set[int]:
+    """Return the process ids of the program and of its workers."""
+    return {program.pid, *workers_of(program.pid)}
+
+
+def resident_bytes(program: Program) -> int:
+    """Return the resident memory of the program and its workers."""
+    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in processes_of(program)]
+    return sum(pages) * resource.getpagesize()
+
+
+def open_sockets(program: Program) -> int:
+    """Return how many sockets the program and its workers have open."""
+    count = 0
+    for pid in processes_of(program):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed in the meantime
+                count += str(descriptor.readlink()).startswith("socket:")
+    return count

@@ -1,4 +1,4 @@
-"""Real images: layers, configs, manifests and indexes, pushed to a registry by its HTTP interface."""
+"""Builds real layers, images and image indexes, and pushes them to a registry."""
 
 import gzip
 import http.client
@@ -26,25 +26,25 @@ class Layer:
         return sha256(self.data)
 
 
-def layer_of(compressed: bytes) -> Layer:
-    """The layer of a gzip-compressed tar."""
+def compressed_layer(compressed: bytes) -> Layer:
+    """Return the layer of a gzip-compressed tar."""
     return Layer(compressed, sha256(gzip.decompress(compressed)))
 
 
 def layer(files: Mapping[str, bytes]) -> Layer:
-    """A layer with these files; a name that ends in ``*`` is executable, ``.wh.`` marks a removal as usual."""
+    """Return a layer with these files. A name that ends in `*` is executable; the prefix `.wh.` removes a file."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, data in files.items():
             member = tarfile.TarInfo(name.removesuffix("*"))
             member.size, member.mode = len(data), 0o755 if name.endswith("*") else 0o644
             archive.addfile(member, io.BytesIO(data))
-    return layer_of(gzip.compress(buffer.getvalue(), 6, mtime=0))
+    return compressed_layer(gzip.compress(buffer.getvalue(), 6, mtime=0))
 
 
 @dataclass(frozen=True)
-class Published:
-    """An image or index as it lies in the registry."""
+class PublishedImage:
+    """An image or an image index in the registry."""
 
     repo: str
     tag: str
@@ -59,7 +59,7 @@ class Published:
 
     @property
     def name(self) -> str:
-        """As given to docker: ``debian:base`` or ``alice/app:1``."""
+        """The name for the docker command: `debian:base` or `alice/app:1`."""
         return f"{self.repo.removeprefix('library/')}:{self.tag}"
 
     @property
@@ -68,7 +68,7 @@ class Published:
 
 
 class Publisher:
-    """Pushes to the registry at *address* (``http://127.0.0.1:5001``), which asks for no credentials."""
+    """Pushes to the registry at `address` (`http://127.0.0.1:5001`), which needs no credentials."""
 
     def __init__(self, address: str) -> None:
         self._host = urlsplit(address).netloc
@@ -88,10 +88,10 @@ class Publisher:
         return answer
 
     def blob(self, repo: str, data: bytes) -> dict[str, Any]:
-        """Push a blob; its descriptor without a media type."""
+        """Push a blob; returns its descriptor without a media type."""
         binary = "application/octet-stream"
-        place = self._request("POST", f"/v2/{repo}/blobs/uploads/", b"", binary, 202).headers["Location"]
-        parts = urlsplit(place)
+        location = self._request("POST", f"/v2/{repo}/blobs/uploads/", b"", binary, 202).headers["Location"]
+        parts = urlsplit(location)
         self._request("PUT", f"{parts.path}?{parts.query}&digest={sha256(data)}", data, binary, 201)
         return {"size": len(data), "digest": sha256(data)}
 
@@ -109,8 +109,8 @@ class Publisher:
         arch: str = "amd64",
         docker: bool = False,
         config: Mapping[str, Any],
-    ) -> Published:
-        """Push an image, OCI or Docker schema 2; *config* holds Cmd, Env and such."""
+    ) -> PublishedImage:
+        """Push an image, OCI or Docker schema 2; `config` has its Cmd, Env and so on."""
         document = {
             "architecture": arch,
             "os": "linux",
@@ -127,10 +127,10 @@ class Publisher:
         manifest = {"schemaVersion": 2, "mediaType": manifest_type, "config": configured, "layers": described}
         body = self._manifest(repo, tag, manifest)
         digests = tuple(layer.digest for layer in layers)
-        return Published(repo, tag, body, manifest_type, str(configured["digest"]), digests)
+        return PublishedImage(repo, tag, body, manifest_type, str(configured["digest"]), digests)
 
-    def index(self, repo: str, tag: str, images: Mapping[str, Published]) -> Published:
-        """Push an OCI index of images that lie in *repo*, by architecture."""
+    def index(self, repo: str, tag: str, images: Mapping[str, PublishedImage]) -> PublishedImage:
+        """Push an OCI image index of images in `repo`, by architecture."""
         entries = [
             {
                 "mediaType": image.media_type,
@@ -141,4 +141,4 @@ class Publisher:
             for arch, image in images.items()
         ]
         body = self._manifest(repo, tag, {"schemaVersion": 2, "mediaType": media.OCI_INDEX, "manifests": entries})
-        return Published(repo, tag, body, media.OCI_INDEX)
+        return PublishedImage(repo, tag, body, media.OCI_INDEX)

@@ -1,4 +1,4 @@
-"""Mounts below a test's directory."""
+"""Mounts below a test's workspace."""
 
 import subprocess
 from pathlib import Path
@@ -12,13 +12,13 @@ def _mount(*arguments: str | Path) -> bool:
 
 
 def mount_memory(directory: Path) -> None:
-    """Keep *directory* in memory where that can be had: engines flush each layer to disk, most of a pull's time."""
+    """Keep `directory` in memory where that is permitted: flushing layers to disk takes most of a pull's time."""
     _mount("-t", "tmpfs", "-o", "size=4g,mode=0700", "tmpfs", directory)
 
 
-def overlay_works(room: Path) -> bool:
-    """Whether overlay mounts work in *room*; the engines' other ways copy whole file systems and take much longer."""
-    lower, upper, work, merged = (room / "overlay-probe" / part for part in ("lower", "upper", "work", "merged"))
+def overlay_works(workspace: Path) -> bool:
+    """Whether overlay mounts work in `workspace`. Other storage drivers copy whole file systems and are much slower."""
+    lower, upper, work, merged = (workspace / "overlay-probe" / part for part in ("lower", "upper", "work", "merged"))
     for part in (lower, upper, work, merged):
         part.mkdir(parents=True, exist_ok=True)
     if not _mount("-t", "overlay", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={work}", merged):
@@ -27,10 +27,9 @@ def overlay_works(room: Path) -> bool:
     return True
 
 
-def unmount(room: Path) -> None:
-    """Undo every mount at or below *room*, so that it can be removed."""
+def unmount(workspace: Path) -> None:
+    """Undo every mount at or below `workspace`, so that it can be removed."""
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    for mount in sorted(
-        (mount for mount in mounts if mount == str(room) or mount.startswith(f"{room}/")), reverse=True
-    ):
+    below = [mount for mount in mounts if mount == str(workspace) or mount.startswith(f"{workspace}/")]
+    for mount in sorted(below, reverse=True):
         run("umount", "--lazy", mount)

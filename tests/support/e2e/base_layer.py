@@ -1,4 +1,4 @@
-"""The root file system that real images are built on: the machine's own distribution, made by debootstrap once."""
+"""The base layer of real images: the root file system of this machine's distribution, made once by debootstrap."""
 
 import os
 import platform
@@ -11,17 +11,18 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from support.processes import require, require_root, run
+from support.processes import run
+from support.required import require, require_root
 
 VERSION = 1
-"""Part of the cached file's name; raise it when what goes into the file changes."""
-LEFT_OUT = re.compile(
+"""Part of the cached file's name. Raise it when the content of the file changes."""
+EXCLUDED = re.compile(
     r"\./(dev/.+|proc/.+|sys/.+|usr/share/(doc|locale|man|i18n|info)/.+|var/cache/apt/.+|var/lib/apt/lists/.+|var/log/.+)"
 )
 
 
 def cache_directory() -> Path:
-    """Where files are kept between runs: $HUBCACHE_TEST_CACHE, or a place below the user's cache directory."""
+    """Return the directory of files kept between runs: $HUBCACHE_TEST_CACHE, or one in the user's cache directory."""
     chosen = os.environ.get("HUBCACHE_TEST_CACHE")
     directory = Path(chosen) if chosen else platformdirs.user_cache_path("hubcache-tests")
     directory.mkdir(parents=True, exist_ok=True)
@@ -29,12 +30,13 @@ def cache_directory() -> Path:
 
 
 def _apt_proxy() -> dict[str, str]:
+    """Return the environment variable for the proxy that apt is configured with, if any."""
     found = re.search(r"='(.*)'", run("apt-config", "shell", "PROXY", "Acquire::http::Proxy"))
     return {"http_proxy": found[1]} if found and found[1] else {}
 
 
 def _sources() -> tuple[str, str]:
-    """Suite and mirror that apt is configured with for the running release."""
+    """Return the suite and the mirror that apt is configured with for the running release."""
     release = Path("/etc/os-release").read_text()
     found = re.search(r"^VERSION_CODENAME=(\S+)", release, re.MULTILINE)
     suite = shlex.split(found[1])[0] if found else ""
@@ -46,7 +48,7 @@ def _sources() -> tuple[str, str]:
 
 
 def base_layer() -> bytes:
-    """A gzip-compressed layer: a minimal Debian (or Ubuntu) for this machine. Takes about a minute when not cached."""
+    """Return a minimal Debian (or Ubuntu) as a gzip-compressed layer. It takes about a minute unless it is cached."""
     suite, mirror = _sources()
     cached = cache_directory() / f"base-{suite}-{platform.machine()}-v{VERSION}.tar.gz"
     if cached.exists():
@@ -58,6 +60,6 @@ def base_layer() -> bytes:
         environment = _apt_proxy() | ({"http_proxy": os.environ["http_proxy"]} if "http_proxy" in os.environ else {})
         run("debootstrap", "--variant=minbase", suite, root, mirror, env=environment, timeout=900)
         with tarfile.open(made, "w:gz", format=tarfile.PAX_FORMAT, compresslevel=6) as archive:
-            archive.add(root, ".", filter=lambda member: None if LEFT_OUT.fullmatch(member.name) else member)
+            archive.add(root, ".", filter=lambda member: None if EXCLUDED.fullmatch(member.name) else member)
         made.rename(cached)
     return cached.read_bytes()

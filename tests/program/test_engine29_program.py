@@ -1,4 +1,4 @@
-"""The requests of a Docker Engine 29 at the real program's doors: mitmdump, with workers too, and mitmweb."""
+"""The requests of a Docker Engine 29 at both listeners of mitmdump, of mitmdump with workers, and of mitmweb."""
 
 import sys
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from support.standin import Hub, Image
 @pytest.fixture(scope="module", params=["mitmdump", "workers", "mitmweb"])
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     name = "mitmweb" if request.param == "mitmweb" else "mitmdump"
-    options: dict[str, str | list[str]] = {"hubcache_tag_ttl": "600"}
+    options = {"hubcache_tag_ttl": "600"}
     if request.param == "workers":
         options["hubcache_workers"] = "2"
     with Hub() as hub:
@@ -39,15 +39,19 @@ def client(request: pytest.FixtureRequest, program: Program) -> Iterator[Registr
 
 
 def replay(client: RegistryClient, index: Image, action: str) -> None:
-    for one in engine29.asked(action, index):
-        answer = client.request(one.method, one.at_registry if client.is_proxy else one.path, one.headers)
-        assert (answer.status, answer.complete) == (one.expected, True), one
+    """Send the recorded requests of an action; each must have the status with which the engine goes on."""
+    requests = list(engine29.asked(action, index))
+    assert requests
+    for recorded in requests:
+        path = recorded.at_registry if client.is_proxy else recorded.path
+        answer = client.request(recorded.method, path, recorded.headers)
+        assert (answer.status, answer.complete) == (recorded.expected, True), recorded
         if answer.status == 404:
             assert answer.failure == (404, "MANIFEST_UNKNOWN")
     client.wait_until_stored()
 
 
-def test_warm_pull_asks_nobody_and_an_outage_is_none(client: RegistryClient) -> None:
+def test_warm_pull_sends_no_request_upstream_and_succeeds_in_an_outage(client: RegistryClient) -> None:
     index = attested(client.hub, client.repo)
     replay(client, index, "pull")
     client.hub.reset_log()
@@ -60,7 +64,7 @@ def test_warm_pull_asks_nobody_and_an_outage_is_none(client: RegistryClient) -> 
 
 
 @pytest.mark.parametrize("name", LISTENERS)
-def test_pull_without_contact_to_any_upstream(name: str) -> None:
+def test_offline_program_serves_stored_images_without_any_request_upstream(name: str) -> None:
     with running_program(hubcache_tag_ttl="0") as program:
         client = program.client(name)
         index = attested(program.hub, client.repo)

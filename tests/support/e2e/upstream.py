@@ -1,4 +1,4 @@
-"""The upstream side: Debian's docker-registry with real images, behind the stand-in Hub."""
+"""The upstream of the end-to-end tests: Debian's docker-registry with real images, behind the stand-in Hub."""
 
 import json
 from collections.abc import Iterator
@@ -7,51 +7,52 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.ports import free_port
-from support.processes import Daemon, accepts, require
+from support.processes import Daemon, accepts_connections
+from support.required import require
 from support.standin import Hub, random_bytes
 
-from .base import base_layer
-from .images import Published, Publisher, layer, layer_of
+from .base_layer import base_layer
+from .images import PublishedImage, Publisher, compressed_layer, layer
 
 USER, PASSWORD = "alice", "correct horse"
 
 
 @dataclass(frozen=True)
-class Origin:
-    """A running Hub with content."""
+class Upstream:
+    """A running Hub and its images."""
 
     hub: Hub
     publisher: Publisher
-    debian: Published
+    debian: PublishedImage
     """A Debian base, Docker schema 2, one layer."""
-    webapp: Published
-    """An OCI image of four layers on that base; run, it prints :attr:`greeting`."""
-    multi: Published
-    """An OCI index of amd64 and arm64."""
+    webapp: PublishedImage
+    """An OCI image of four layers on that base. A container of it prints `greeting`."""
+    multi: PublishedImage
+    """An OCI image index of amd64 and arm64."""
     greeting: str
 
 
-def start_registry(room: Path) -> tuple[Daemon, int]:
-    """A docker-registry where everybody may do everything, and its port."""
+def start_registry(workspace: Path) -> tuple[Daemon, int]:
+    """Start a docker-registry without access control; returns it and its port."""
     require("docker-registry")
     port = free_port()
     settings = {
         "version": "0.1",
         "log": {"level": "warn"},
-        "storage": {"filesystem": {"rootdirectory": str(room / "registry")}, "delete": {"enabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(workspace / "registry")}, "delete": {"enabled": True}},
         "http": {"addr": f"127.0.0.1:{port}", "relativeurls": True},
     }
-    (room / "registry.yml").write_text(json.dumps(settings))  # JSON is YAML
-    daemon = Daemon(["docker-registry", "serve", room / "registry.yml"], room / "registry.log")
-    daemon.start(lambda: accepts(port))
+    (workspace / "registry.yml").write_text(json.dumps(settings))  # JSON is YAML
+    daemon = Daemon(["docker-registry", "serve", workspace / "registry.yml"], workspace / "registry.log")
+    daemon.start(lambda: accepts_connections(port))
     return daemon, port
 
 
 @contextmanager
-def running_origin(room: Path) -> Iterator[Origin]:
+def running_upstream(workspace: Path) -> Iterator[Upstream]:
     """Start the registry and the Hub, and publish the images."""
-    base = layer_of(base_layer())
-    daemon, port = start_registry(room)
+    base = compressed_layer(base_layer())
+    daemon, port = start_registry(workspace)
     try:
         address = f"http://127.0.0.1:{port}"
         publisher, greeting = Publisher(address), "hello from three layers"
@@ -68,7 +69,7 @@ def running_origin(room: Path) -> Iterator[Origin]:
         }
         with Hub(backend_url=address) as hub:
             hub.user(USER, PASSWORD)
-            yield Origin(
+            yield Upstream(
                 hub,
                 publisher,
                 publisher.image("library/debian", "base", [base], docker=True, config={"Cmd": ["/bin/sh"]}),

@@ -1,12 +1,11 @@
-"""What clients are told before they pull, and what is not for the cache: pings, tokens, challenges, tunnels."""
+"""What the two listeners answer before a pull (pings, tokens, challenges), and what they pass on uncached."""
 
-import base64
 import http.server
 import json
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,12 @@ from support.standin.tls import make
 
 program, client = program_fixtures(hubcache_tag_ttl="600", hubcache_tunnel=["*", "localhost", "127.0.0.1"])
 
-ALICE = "Basic " + base64.b64encode(b"alice:secret").decode()
 REALM = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io"'
 
 
 @pytest.fixture
 def proxy_client(program: Program) -> Iterator[RegistryClient]:
-    """For what only the proxy door has."""
+    """A client of the proxy, for tests that concern it alone."""
     program.reset()
     yield program.client("proxy")
     program.assert_no_errors()
@@ -53,10 +51,10 @@ def test_ping_is_answered_without_the_upstream(client: RegistryClient, path: str
     assert client.hub.count() == 0
 
 
-def test_ping_by_head_has_the_length_of_a_body_and_none(client: RegistryClient) -> None:
-    asked, whole = client.request("HEAD", "/v2/"), client.request("GET", "/v2/")
-    assert (asked.status, asked.body) == (whole.status, b"")
-    assert asked.headers["content-length"] == whole.headers["content-length"]
+def test_head_ping_has_the_content_length_of_the_get(client: RegistryClient) -> None:
+    head_answer, get_answer = client.request("HEAD", "/v2/"), client.request("GET", "/v2/")
+    assert (head_answer.status, head_answer.body) == (get_answer.status, b"")
+    assert head_answer.headers["content-length"] == get_answer.headers["content-length"] == str(len(get_answer.body))
 
 
 def test_ping_with_a_token_succeeds(client: RegistryClient) -> None:
@@ -64,7 +62,7 @@ def test_ping_with_a_token_succeeds(client: RegistryClient) -> None:
     assert client.hub.count() == 0
 
 
-def test_anonymous_token_is_made_here_and_never_sent_upstream(proxy_client: RegistryClient) -> None:
+def test_anonymous_token_is_local_and_never_sent_upstream(proxy_client: RegistryClient) -> None:
     hub, repo = proxy_client.hub, proxy_client.repo
     image = hub.image(repo, "latest")
     token = proxy_client.token(f"repository:{repo}:pull")
@@ -87,9 +85,12 @@ def test_anonymous_token_has_all_fields_that_clients_read(proxy_client: Registry
     assert answer.headers["cache-control"] == "no-store"
 
 
-def test_warm_anonymous_pull_asks_nobody(client: RegistryClient) -> None:
+def test_warm_anonymous_pull_sends_no_request_upstream(client: RegistryClient) -> None:
     image = client.hub.image(client.repo, "latest")
-    pulls = [lambda: client.manifest("latest").body, lambda: client.blob(image.layers[0]).body]
+    pulls: list[Callable[[], bytes]] = [
+        lambda: client.manifest("latest").body,
+        lambda: client.blob(image.layers[0]).body,
+    ]
     cold = [pull() for pull in pulls]
     client.wait_until_stored()
     client.hub.reset_log()
@@ -97,12 +98,12 @@ def test_warm_anonymous_pull_asks_nobody(client: RegistryClient) -> None:
     assert client.hub.count() == 0
 
 
-# -- what is not ours
+# -- other hosts
 
 
 @pytest.fixture
-def stranger(tmp_path: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
-    """A TLS server that says "hello"; its port, and trust in its certificate."""
+def other_server(tmp_path: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
+    """The port of a TLS server that answers "hello", and a context that trusts its certificate."""
     ca_file, context = make(tmp_path, ["localhost"])
 
     class Hello(http.server.BaseHTTPRequestHandler):
@@ -124,10 +125,10 @@ def stranger(tmp_path: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
         thread.join()
 
 
-def test_other_connects_are_raw_tunnels_with_the_servers_own_certificate(
-    proxy_client: RegistryClient, stranger: tuple[int, ssl.SSLContext]
+def test_connect_to_another_host_is_a_raw_tunnel_with_its_own_certificate(
+    proxy_client: RegistryClient, other_server: tuple[int, ssl.SSLContext]
 ) -> None:
-    port, trust = stranger
+    port, trust = other_server
     with (
         proxy_client.program.tunnel("localhost", port) as tunnel,
         trust.wrap_socket(tunnel, server_hostname="localhost") as connection,
@@ -139,7 +140,7 @@ def test_other_connects_are_raw_tunnels_with_the_servers_own_certificate(
     assert answer.endswith(b"hello")
 
 
-def test_other_connects_need_not_speak_tls_at_all(proxy_client: RegistryClient) -> None:
+def test_connect_to_another_host_needs_no_tls(proxy_client: RegistryClient) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         tunnel = proxy_client.program.tunnel("localhost", server.getsockname()[1])
         tunnel.sendall(b"anything \0\xff")
@@ -151,7 +152,7 @@ def test_other_connects_need_not_speak_tls_at_all(proxy_client: RegistryClient) 
 
 
 def test_plain_http_through_the_proxy_is_streamed(proxy_client: RegistryClient) -> None:
-    """The first half arrives while the second does not exist yet."""
+    """The first half arrives before the server has sent the second."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         client = socket.create_connection(("127.0.0.1", proxy_client.program.proxy), TIMEOUT)
@@ -169,7 +170,7 @@ def test_plain_http_through_the_proxy_is_streamed(proxy_client: RegistryClient) 
 def test_registry_in_plain_http_through_the_proxy_is_not_served_from_the_store(
     proxy_client: RegistryClient, hub: Hub
 ) -> None:
-    """Whoever asks for http://registry-1.docker.io gets what is there, and no answer that could be ours."""
+    """The answer to http://registry-1.docker.io is that of the server, and never a cached one."""
     host = f"localhost:{hub.ports['registry']}"
     client = socket.create_connection(("127.0.0.1", proxy_client.program.proxy), TIMEOUT)
     with client:
@@ -189,7 +190,7 @@ def test_clients_are_offered_http_1_only(proxy_client: RegistryClient) -> None:
         assert connection.selected_alpn_protocol() == "http/1.1"
 
 
-def test_mirror_opens_no_socket_for_http_3(program: Program) -> None:
+def test_mirror_opens_no_udp_socket_for_http_3(program: Program) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", program.mirror))
 
@@ -199,7 +200,7 @@ def test_connect_is_accepted_while_the_upstream_is_down(proxy_client: RegistryCl
     assert proxy_client.request("GET", "/v2/").status == 401
 
 
-def test_connection_is_kept_for_further_requests(client: RegistryClient) -> None:
+def test_connection_is_kept_for_more_requests(client: RegistryClient) -> None:
     image = client.hub.image(client.repo, "latest", [random_bytes(300_000)])
     with client.connect() as connection:
         for _ in range(2):
@@ -213,17 +214,17 @@ def test_connection_is_kept_for_further_requests(client: RegistryClient) -> None
                 assert (answer.status, answer.body) == (200, body) if body else answer.status == 404
 
 
-# -- namespaces
-
-
 @pytest.mark.parametrize("what", ["manifest", "blob"])
-def test_connection_is_closed_where_the_client_asks_for_it(client: RegistryClient, what: str) -> None:
-    """Else a client that reads to the end waits for ever."""
+def test_connection_is_closed_when_the_client_requests_it(client: RegistryClient, what: str) -> None:
+    """Otherwise a client that reads to the end of the connection never returns."""
     image = client.hub.image(client.repo, "latest", [b"layer"])
     path = f"manifests/{image.digest}" if what == "manifest" else f"blobs/{image.layers[0]}"
     fields = {"Host": HUB_HOST, "Connection": "close"}
     for _ in range(2):
         assert client.send_raw(head("GET", f"/v2/{client.repo}/{path}", fields)).status == 200
+
+
+# -- namespaces
 
 
 @pytest.mark.parametrize("namespace", ["docker.io", "index.docker.io", "registry-1.docker.io", "Docker.IO"])
@@ -236,8 +237,8 @@ def test_mirror_serves_the_namespace_of_the_hub(program: Program, namespace: str
     assert answer.headers["oci-namespace"] == "docker.io"
 
 
-def test_hub_is_stored_once_whatever_it_is_called(proxy_client: RegistryClient) -> None:
-    """crane, ko, kaniko and cosign call it index.docker.io; its name in the CONNECT, in TLS and in `Host`."""
+def test_all_host_names_of_the_hub_share_the_store(proxy_client: RegistryClient) -> None:
+    """crane, ko, kaniko and cosign use index.docker.io, in the CONNECT, in TLS and in `Host`."""
     image = proxy_client.hub.image(proxy_client.repo, "latest", [random_bytes(50_000, proxy_client.repo)])
     paths = [f"manifests/{image.tag}", f"manifests/{image.digest}", f"blobs/{image.config}", f"blobs/{image.layers[0]}"]
     for host in (HUB_HOST, "index.docker.io", "INDEX.docker.io"):
@@ -254,7 +255,7 @@ def test_hub_is_stored_once_whatever_it_is_called(proxy_client: RegistryClient) 
 @pytest.mark.parametrize(
     "path", ["/", "/v1/search?q=a", "/token?scope=x", "/metrics", "/v20/", "/v2/x", "/v2/library/app"]
 )
-def test_mirror_has_nothing_but_the_registry_api(program: Program, method: str, path: str) -> None:
+def test_mirror_serves_the_registry_api_alone(program: Program, method: str, path: str) -> None:
     program.reset()
     answer = program.client("mirror").request(method, path)
     assert answer.status == 404
@@ -263,8 +264,8 @@ def test_mirror_has_nothing_but_the_registry_api(program: Program, method: str, 
     assert program.hub.count() == 0
 
 
-def test_mirror_serves_the_namespace_of_a_header(program: Program) -> None:
-    """stargz sends it (distribution spec, "Registry Proxying")."""
+def test_mirror_serves_the_namespace_in_a_header(program: Program) -> None:
+    """stargz sends `OCI-Namespace` (distribution spec, "Registry Proxying")."""
     program.reset()
     mirror = program.client("mirror")
     image = program.hub.image(mirror.repo, "latest")
@@ -276,7 +277,7 @@ def test_mirror_serves_the_namespace_of_a_header(program: Program) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
-def test_mirror_does_not_know_other_namespaces(program: Program, method: str) -> None:
+def test_mirror_answers_404_for_other_namespaces(program: Program, method: str) -> None:
     program.reset()
     mirror = program.client("mirror")
     program.hub.image(mirror.repo, "latest")
@@ -288,8 +289,8 @@ def test_mirror_does_not_know_other_namespaces(program: Program, method: str) ->
 
 
 @pytest.mark.parametrize("name", LISTENERS)
-def test_requests_are_counted_by_kind_result_and_door(name: str) -> None:
-    """In a process of its own: a worker tells the numbers of the test before a second late."""
+def test_requests_are_counted_by_kind_result_and_listener(name: str) -> None:
+    """The process is this test's own, because workers report their numbers up to a second late."""
     with running_program() as program:
         client = program.client(name)
         image = program.hub.image(client.repo, "latest", [b"layer"])
@@ -298,10 +299,10 @@ def test_requests_are_counted_by_kind_result_and_door(name: str) -> None:
             client.blob(image.layers[0])
             client.wait_until_stored()
         client.request("HEAD", "/v2/")
-        wanted = [("manifest", "miss"), ("manifest", "hit"), ("blob", "miss"), ("blob", "hit"), ("ping", "local")]
+        expected = [("manifest", "miss"), ("manifest", "hit"), ("blob", "miss"), ("blob", "hit"), ("ping", "local")]
 
         def counted(kind: str, result: str) -> float:
             return program.metric("hubcache_requests_total", kind=kind, result=result, door=name)
 
-        wait_until(lambda: [counted(*one) for one in wanted] == [1, 1, 1, 1, 1])
+        wait_until(lambda: [counted(*one) for one in expected] == [1, 1, 1, 1, 1])
         assert program.metric("hubcache_requests_total") == 5
