@@ -1,11 +1,11 @@
-"""Fixtures of all tests."""
+"""Fixtures that all kinds of tests share."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import mitm  # noqa: F401 - first, since it imports what warns
+from support import mitm  # noqa: F401 - first, because it ignores the warnings of what it imports
 from support.engine import Cache, running
 from support.standin import Hub, Image, random_bytes
 from support.users import SECRET, bearer, pull
@@ -16,7 +16,7 @@ settings.load_profile("suite")
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    """An empty Docker Hub on loopback; the test fails when a client did what none may do."""
+    """An empty Docker Hub on loopback; the test fails if a client did what no client may do."""
     with Hub() as running:
         yield running
         assert running.violations == []
@@ -24,7 +24,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def secret(hub: Hub) -> Image:
-    """A private image of alice; bob exists and may not see it."""
+    """A private image that alice may pull and bob may not."""
     hub.user("bob", "bob's")
     image = hub.image(SECRET, "1", [random_bytes(100_000, "secret")])
     hub.private(SECRET, {"alice": "alice's"})
@@ -32,16 +32,16 @@ def secret(hub: Hub) -> Image:
 
 
 @pytest.fixture
-async def keeper(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    """`hubcache_private=authorize`."""
-    async with running(hub, tmp_path / "keeper", authorize=True) as started:
+async def authorizing_cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
+    """A cache with `hubcache_private=authorize`."""
+    async with running(hub, tmp_path / "authorizing", authorize=True) as started:
         yield started
 
 
 @pytest.fixture
-async def keeping(keeper: Cache, hub: Hub, secret: Image) -> Cache:
-    """`hubcache_private=authorize`, with the private image in the store."""
-    assert set(await pull(keeper, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
-    assert len(keeper.engine.store.ledger.sizes) == 3
+async def cache_with_secret(authorizing_cache: Cache, hub: Hub, secret: Image) -> Cache:
+    """A cache with `hubcache_private=authorize` that has stored the private image for alice."""
+    assert set(await pull(authorizing_cache, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
+    assert len(authorizing_cache.engine.store.ledger.sizes) == 3
     hub.reset_log()
-    return keeper
+    return authorizing_cache

@@ -34,14 +34,14 @@ def set_trap(hub: Hub, blob: str) -> None:
 
 @EACH_LISTENER
 async def test_private_digest_asked_for_through_a_public_repository_is_asked_upstream(
-    keeping: Cache, hub: Hub, secret: Image, listener: Listener
+    cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
     public = hub.image("library/app", "1")
-    assert set(await pull(keeping, public)) == {200}
+    assert set(await pull(cache_with_secret, public)) == {200}
     hub.reset_log()
     for kind, digest in (("manifest", secret.digest), ("blob", secret.layers[0]), ("blob", secret.config)):
         for method in ("HEAD", "GET"):
-            answer, body = await keeping.ask(listener, method, f"/v2/library/app/{kind}s/{digest}")
+            answer, body = await cache_with_secret.ask(listener, method, f"/v2/library/app/{kind}s/{digest}")
             assert isinstance(answer, Answer)
             assert answer.status == 404
             assert method == "HEAD" or b"_UNKNOWN" in body
@@ -50,15 +50,15 @@ async def test_private_digest_asked_for_through_a_public_repository_is_asked_ups
 
 @EACH_LISTENER
 async def test_manifest_that_only_names_a_private_digest_opens_nothing(
-    keeping: Cache, hub: Hub, secret: Image, listener: Listener
+    cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
     """A registry takes manifests whose layers it does not have (foreign layers, OCI 1.1 sparse ones): anybody may
     push one that names what he wants to read."""
     blob = secret.layers[0]
     set_trap(hub, blob)
-    assert (await keeping.get(listener, "/v2/mallory/trap/manifests/1"))[0] == 200
+    assert (await cache_with_secret.get(listener, "/v2/mallory/trap/manifests/1"))[0] == 200
     for method in ("HEAD", "GET"):
-        answer, given = await keeping.ask(listener, method, f"/v2/mallory/trap/blobs/{blob}")
+        answer, given = await cache_with_secret.ask(listener, method, f"/v2/mallory/trap/blobs/{blob}")
         assert isinstance(answer, Answer)
         assert answer.status == 404, "served from the store without the upstream's word"
         assert random_bytes(100_000, "secret") != given
@@ -66,26 +66,26 @@ async def test_manifest_that_only_names_a_private_digest_opens_nothing(
 
 @EACH_LISTENER
 async def test_index_that_only_names_a_private_manifest_opens_nothing(
-    keeping: Cache, hub: Hub, secret: Image, listener: Listener
+    cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
     hub.index("mallory/trap", "1", {"linux/amd64": secret})
-    assert (await keeping.get(listener, "/v2/mallory/trap/manifests/1"))[0] == 200
-    status, body = await keeping.get(listener, f"/v2/mallory/trap/manifests/{secret.digest}")
+    assert (await cache_with_secret.get(listener, "/v2/mallory/trap/manifests/1"))[0] == 200
+    status, body = await cache_with_secret.get(listener, f"/v2/mallory/trap/manifests/{secret.digest}")
     assert (status, secret.manifest in body) == (404, False)
 
 
 @EACH_LISTENER
 async def test_blob_that_a_private_and_a_public_repository_share_stays_served_for_the_public_one(
-    keeping: Cache, hub: Hub, secret: Image, listener: Listener
+    cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
     public = hub.image("library/app", "1", [random_bytes(100_000, "secret")])
     assert public.layers == secret.layers
     for _ in range(2):
-        assert set(await pull(keeping, public, listener)) == {200}
-        await assert_refused(keeping, secret, listener)
+        assert set(await pull(cache_with_secret, public, listener)) == {200}
+        await assert_refused(cache_with_secret, secret, listener)
     assert hub.count(kind="cdn", method="GET", path=f"*{secret.layers[0]}*") == 0, "it was here already"
     hub.stop()
-    assert (await keeping.get(listener, f"/v2/library/app/blobs/{public.layers[0]}"))[0] == 200
+    assert (await cache_with_secret.get(listener, f"/v2/library/app/blobs/{public.layers[0]}"))[0] == 200
 
 
 @EACH_LISTENER

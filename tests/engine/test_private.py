@@ -82,96 +82,108 @@ async def test_dead_upstream_does_not_make_clients_of_private_images_wait(
 
 
 async def test_kept_private_image_costs_its_user_no_pull_and_no_transfer(
-    keeping: Cache, hub: Hub, secret: Image
+    cache_with_secret: Cache, hub: Hub, secret: Image
 ) -> None:
-    assert set(await pull(keeping, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
+    assert set(await pull(cache_with_secret, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
     assert hub.count(method="GET", kind="manifest", user="alice") == 0
     assert hub.count(kind="cdn", method="GET") == 0
     assert hub.count(method="HEAD", user="alice") == 1, "one yes, for this token and repository"
 
 
-async def test_kept_private_image_is_served_byte_for_byte(keeping: Cache, hub: Hub, secret: Image) -> None:
+async def test_kept_private_image_is_served_byte_for_byte(cache_with_secret: Cache, hub: Hub, secret: Image) -> None:
     own = bearer(hub, "alice", SECRET)
-    answer, body = await keeping.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/manifests/1", authorization=own)
+    answer, body = await cache_with_secret.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/manifests/1", authorization=own)
     assert body == secret.manifest
-    status, body = await keeping.get(Listener.PROXY, f"/v2/{SECRET}/blobs/{secret.layers[0]}", authorization=own)
+    status, body = await cache_with_secret.get(
+        Listener.PROXY, f"/v2/{SECRET}/blobs/{secret.layers[0]}", authorization=own
+    )
     assert (status, body) == (200, random_bytes(100_000, "secret"))
     assert isinstance(answer, Answer)
     assert answer.result is Result.REVALIDATED
 
 
 @EACH_LISTENER
-async def test_stranger_gets_nothing_of_a_kept_private_image(keeping: Cache, secret: Image, listener: Listener) -> None:
-    await assert_refused(keeping, secret, listener)
+async def test_stranger_gets_nothing_of_a_kept_private_image(
+    cache_with_secret: Cache, secret: Image, listener: Listener
+) -> None:
+    await assert_refused(cache_with_secret, secret, listener)
 
 
-async def test_another_user_gets_nothing_of_a_kept_private_image(keeping: Cache, hub: Hub, secret: Image) -> None:
-    await assert_refused(keeping, secret, Listener.PROXY, authorization=bearer(hub, "bob", SECRET))
+async def test_another_user_gets_nothing_of_a_kept_private_image(
+    cache_with_secret: Cache, hub: Hub, secret: Image
+) -> None:
+    await assert_refused(cache_with_secret, secret, Listener.PROXY, authorization=bearer(hub, "bob", SECRET))
 
 
-async def test_made_up_token_gets_nothing_of_a_kept_private_image(keeping: Cache, secret: Image) -> None:
-    await assert_refused(keeping, secret, Listener.PROXY, authorization="Bearer hub-alice-0123")
+async def test_made_up_token_gets_nothing_of_a_kept_private_image(cache_with_secret: Cache, secret: Image) -> None:
+    await assert_refused(cache_with_secret, secret, Listener.PROXY, authorization="Bearer hub-alice-0123")
 
 
 async def test_refusal_of_a_kept_private_image_names_the_realm_that_clients_know(
-    keeping: Cache, hub: Hub, secret: Image
+    cache_with_secret: Cache, hub: Hub, secret: Image
 ) -> None:
     """Also where the client came with credentials of its own: it is told to get others."""
     for headers in ({}, {"authorization": bearer(hub, "bob", SECRET)}):
-        answer, _ = await keeping.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/manifests/1", **headers)
+        answer, _ = await cache_with_secret.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/manifests/1", **headers)
         assert isinstance(answer, Answer)
         assert answer.headers["WWW-Authenticate"].startswith('Bearer realm="https://auth.docker.io/token"')
 
 
 async def test_mirror_never_serves_a_kept_private_image_even_to_its_user(
-    keeping: Cache, hub: Hub, secret: Image
+    cache_with_secret: Cache, hub: Hub, secret: Image
 ) -> None:
-    await assert_refused(keeping, secret, Listener.MIRROR, authorization=bearer(hub, "alice", SECRET))
+    await assert_refused(cache_with_secret, secret, Listener.MIRROR, authorization=bearer(hub, "alice", SECRET))
 
 
-async def test_yes_for_one_token_is_not_a_yes_for_another(keeping: Cache, hub: Hub, secret: Image) -> None:
+async def test_yes_for_one_token_is_not_a_yes_for_another(cache_with_secret: Cache, hub: Hub, secret: Image) -> None:
     path = f"/v2/{SECRET}/blobs/{secret.layers[0]}"
     first, second = bearer(hub, "alice", SECRET), bearer(hub, "alice", SECRET)
     for own, asked in ((first, 1), (first, 1), (second, 2), (first, 2), (second, 2)):
-        assert (await keeping.get(Listener.PROXY, path, authorization=own))[0] == 200
+        assert (await cache_with_secret.get(Listener.PROXY, path, authorization=own))[0] == 200
         assert hub.count(method="HEAD", user="alice", kind="blob") == asked
 
 
-async def test_yes_for_one_repository_is_not_a_yes_for_another(keeping: Cache, hub: Hub, secret: Image) -> None:
+async def test_yes_for_one_repository_is_not_a_yes_for_another(
+    cache_with_secret: Cache, hub: Hub, secret: Image
+) -> None:
     """The layer is the same; the token is good for one of them."""
     hub.image("alice/other", "1", [random_bytes(100_000, "secret")])
     hub.private("alice/other", {"alice"})
     own = bearer(hub, "alice", SECRET)
-    assert (await keeping.get(Listener.PROXY, f"/v2/{SECRET}/blobs/{secret.layers[0]}", authorization=own))[0] == 200
-    status, _ = await keeping.get(Listener.PROXY, f"/v2/alice/other/blobs/{secret.layers[0]}", authorization=own)
+    assert (await cache_with_secret.get(Listener.PROXY, f"/v2/{SECRET}/blobs/{secret.layers[0]}", authorization=own))[
+        0
+    ] == 200
+    status, _ = await cache_with_secret.get(
+        Listener.PROXY, f"/v2/alice/other/blobs/{secret.layers[0]}", authorization=own
+    )
     assert status == 401
 
 
 async def test_revoked_token_is_refused_as_soon_as_its_yes_is_over(
-    keeping: Cache, hub: Hub, secret: Image, monkeypatch: pytest.MonkeyPatch
+    cache_with_secret: Cache, hub: Hub, secret: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch, keeping)
+    clock = Clock(monkeypatch, cache_with_secret)
     own = bearer(hub, "alice", SECRET)
-    assert set(await pull(keeping, secret, authorization=own)) == {200}
+    assert set(await pull(cache_with_secret, secret, authorization=own)) == {200}
     hub.accounts.revoke()
     clock.ahead = access.AUTHORIZED_SECONDS + 1
-    await assert_refused(keeping, secret, Listener.PROXY, authorization=own)
-    assert set(await pull(keeping, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
+    await assert_refused(cache_with_secret, secret, Listener.PROXY, authorization=own)
+    assert set(await pull(cache_with_secret, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
 
 
 async def test_user_who_lost_the_right_is_refused_as_soon_as_the_yes_is_over(
-    keeping: Cache, hub: Hub, secret: Image, monkeypatch: pytest.MonkeyPatch
+    cache_with_secret: Cache, hub: Hub, secret: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch, keeping)
-    assert set(await pull(keeping, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
+    clock = Clock(monkeypatch, cache_with_secret)
+    assert set(await pull(cache_with_secret, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
     hub.accounts.private[SECRET] = set()
     clock.ahead = access.AUTHORIZED_SECONDS + 1
-    await assert_refused(keeping, secret, Listener.PROXY, authorization=bearer(hub, "alice", SECRET))
+    await assert_refused(cache_with_secret, secret, Listener.PROXY, authorization=bearer(hub, "alice", SECRET))
 
 
 @pytest.mark.parametrize("fault", ["stopped", "blackholed", "500", "429", "html"])
 async def test_without_an_answer_from_upstream_there_is_no_private_image(
-    keeping: Cache, hub: Hub, secret: Image, fault: str
+    cache_with_secret: Cache, hub: Hub, secret: Image, fault: str
 ) -> None:
     own = bearer(hub, "alice", SECRET)
     match fault:
@@ -184,19 +196,21 @@ async def test_without_an_answer_from_upstream_there_is_no_private_image(
         case status:
             hub.faults.add(Fault(kind="[mb]*", status=int(status), body="no"))
     for reference in ("manifests/1", f"manifests/{secret.digest}"):
-        outcome, body = await keeping.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/{reference}", authorization=own)
+        outcome, body = await cache_with_secret.ask(
+            Listener.PROXY, "GET", f"/v2/{SECRET}/{reference}", authorization=own
+        )
         assert secret.manifest not in body
         assert isinstance(outcome, Forward) or outcome.status in (429, 502, 503)
 
 
 async def test_private_image_that_was_kept_is_not_given_after_switching_to_bypass(
-    keeping: Cache, hub: Hub, secret: Image
+    cache_with_secret: Cache, hub: Hub, secret: Image
 ) -> None:
-    keeping.apply(authorize=False)
+    cache_with_secret.apply(authorize=False)
     for listener in Listener:
-        await assert_refused(keeping, secret, listener)
+        await assert_refused(cache_with_secret, secret, listener)
     own = bearer(hub, "alice", SECRET)
-    outcome, _ = await keeping.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/manifests/1", authorization=own)
+    outcome, _ = await cache_with_secret.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/manifests/1", authorization=own)
     assert isinstance(outcome, Forward)
 
 
@@ -214,15 +228,15 @@ async def test_private_image_stays_private_after_a_restart(hub: Hub, secret: Ima
 
 
 async def test_strangers_request_does_not_spoil_the_users_pull_of_the_same_blob(
-    keeper: Cache, hub: Hub, secret: Image
+    authorizing_cache: Cache, hub: Hub, secret: Image
 ) -> None:
     """Both ask for what is not stored: the stranger's refusal is the stranger's."""
     path = f"/v2/{SECRET}/blobs/{secret.layers[0]}"
     slow = hub.faults.add(Fault(kind="blob", method="GET", delay=0.4, times=1))
-    stranger = asyncio.create_task(keeper.get(Listener.PROXY, path))
+    stranger = asyncio.create_task(authorizing_cache.get(Listener.PROXY, path))
     await until(lambda: slow.hits)
     own = bearer(hub, "alice", SECRET)
-    assert (await keeper.get(Listener.PROXY, path, authorization=own))[0] == 200
+    assert (await authorizing_cache.get(Listener.PROXY, path, authorization=own))[0] == 200
     assert (await stranger)[0] == 401
 
 
@@ -300,30 +314,30 @@ async def test_account_reads_public_images(with_account: Cache, hub: Hub, listen
 
 @EACH_LISTENER
 async def test_page_of_html_proves_nothing_about_a_private_repository(
-    keeping: Cache, hub: Hub, secret: Image, listener: Listener
+    cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
     """A portal or a page of maintenance answers 200 to everything, and to strangers too."""
-    assert set(await pull(keeping, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
+    assert set(await pull(cache_with_secret, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
     hub.faults.add(Fault(kind="[mb]*", status=200, body="<html>maintenance</html>"))
     unknown = f"sha256:{'0' * 64}"
     others = (f"blobs/{unknown}", f"manifests/{unknown}", "manifests/other")
     for method, path in [*requests_of(secret), *(("GET", f"/v2/{SECRET}/{what}") for what in others)]:
-        answer, _ = await keeping.ask(listener, method, path)
+        answer, _ = await cache_with_secret.ask(listener, method, path)
         assert isinstance(answer, Answer)
         assert answer.status in (401, 404, 502), (method, path)
     hub.faults.clear()
-    keeping.engine._access._missing._known.clear()
-    await assert_refused(keeping, secret, listener)
+    cache_with_secret.engine._access._missing._known.clear()
+    await assert_refused(cache_with_secret, secret, listener)
 
 
 async def test_stranger_who_asks_while_a_private_blob_begins_to_be_fetched_is_refused(
-    keeping: Cache, hub: Hub, secret: Image, monkeypatch: pytest.MonkeyPatch
+    cache_with_secret: Cache, hub: Hub, secret: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both find no fill; the one whose fill begins first proves nothing about the other."""
     blob = f"/v2/{SECRET}/blobs/{hub.blob(SECRET, random_bytes(200_000, 'new'))}"
-    assert (await keeping.get(Listener.PROXY, blob))[0] == 401
-    await settled(keeping)  # or the stranger might find the public's fill, and be refused before
-    memory, both = keeping.engine._writer, asyncio.Event()
+    assert (await cache_with_secret.get(Listener.PROXY, blob))[0] == 401
+    await settled(cache_with_secret)  # or the stranger might find the public's fill, and be refused before
+    memory, both = cache_with_secret.engine._writer, asyncio.Event()
     waiting: list[Digest] = []
     private = memory.mark_private
 
@@ -339,8 +353,8 @@ async def test_stranger_who_asks_while_a_private_blob_begins_to_be_fetched_is_re
     monkeypatch.setattr(memory, "mark_private", slowly)
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000))
     tokens = (bearer(hub, "alice", SECRET), "Bearer stolen-and-over")
-    requests = [keeping.request(Listener.PROXY, "GET", blob, authorization=token) for token in tokens]
-    answers = await asyncio.gather(*(keeping.engine.service.answer(request) for request in requests))
+    requests = [cache_with_secret.request(Listener.PROXY, "GET", blob, authorization=token) for token in tokens]
+    answers = await asyncio.gather(*(cache_with_secret.engine.service.answer(request) for request in requests))
     hub.faults.remove(fault)
     statuses = []
     for answer in answers:
@@ -372,12 +386,12 @@ def test_what_is_no_json_web_token_tells_nothing(reader: str) -> None:
 
 
 async def test_yes_to_a_token_does_not_outlive_the_token(
-    keeping: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    cache_with_secret: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch, keeping)
+    clock = Clock(monkeypatch, cache_with_secret)
     claims = base64.urlsafe_b64encode(f'{{"exp": {clock.time() + 20}}}'.encode()).decode().rstrip("=")
     token = f"Bearer e30.{claims}.sig"
-    await keeping.engine._access.record_accepted("registry-1.docker.io", SECRET, token)
+    await cache_with_secret.engine._access.record_accepted("registry-1.docker.io", SECRET, token)
     for ahead, is_open in ((10, True), (21, False)):
         clock.ahead = ahead
-        assert keeping.engine._access.can_read_repository("registry-1.docker.io", SECRET, token) is is_open
+        assert cache_with_secret.engine._access.can_read_repository("registry-1.docker.io", SECRET, token) is is_open

@@ -295,33 +295,33 @@ async def test_404_that_was_on_its_way_during_a_push_is_not_remembered(
 # -- rights ------------------------------------------------------------------------------------------------------------
 
 
-async def test_private_listing_is_for_those_who_may_read_it(keeping: Cache, hub: Hub, secret: Image) -> None:
+async def test_private_listing_is_for_those_who_may_read_it(cache_with_secret: Cache, hub: Hub, secret: Image) -> None:
     hub.referrers = True
     hub.image(SECRET, None, [b"sbom"], subject=secret, artifact_type=SBOM)
     alice = bearer(hub, "alice", SECRET)
-    assert (await keeping.get(Listener.PROXY, f"/v2/{SECRET}/manifests/1", authorization=alice))[0] == 200
-    assert types(await ask(keeping, secret, authorization=alice)) == [SBOM]
-    kept = await ask(keeping, secret, authorization=alice)
+    assert (await cache_with_secret.get(Listener.PROXY, f"/v2/{SECRET}/manifests/1", authorization=alice))[0] == 200
+    assert types(await ask(cache_with_secret, secret, authorization=alice)) == [SBOM]
+    kept = await ask(cache_with_secret, secret, authorization=alice)
     assert kept.result is Result.HIT
-    hosts = keeping.engine.store.private_hosts(Digest.of(kept.body))
+    hosts = cache_with_secret.engine.store.private_hosts(Digest.of(kept.body))
     assert hosts == {"registry-1.docker.io"}, "for as long as what else is private"
-    assert (await ask(keeping, secret)).status == 401
-    assert (await ask(keeping, secret, Listener.MIRROR)).status == 404
-    assert (await ask(keeping, secret, authorization=bearer(hub, "bob", SECRET))).status in (401, 403, 404)
+    assert (await ask(cache_with_secret, secret)).status == 401
+    assert (await ask(cache_with_secret, secret, Listener.MIRROR)).status == 404
+    assert (await ask(cache_with_secret, secret, authorization=bearer(hub, "bob", SECRET))).status in (401, 403, 404)
     hub.stop()
     for headers in ({}, {"authorization": bearer(hub, "bob", SECRET)}):
-        assert (await ask(keeping, secret, **headers)).status in (401, 404)
+        assert (await ask(cache_with_secret, secret, **headers)).status in (401, 404)
 
 
 async def test_client_that_may_not_look_does_not_hide_the_listing_from_others(
-    keeping: Cache, hub: Hub, secret: Image
+    cache_with_secret: Cache, hub: Hub, secret: Image
 ) -> None:
     hub.referrers = True
     hub.image(SECRET, None, [b"sbom"], subject=secret, artifact_type=SBOM)
     hidden = hub.faults.add(Fault(kind="referrers", status=404))
-    assert (await ask(keeping, secret, authorization=bearer(hub, "bob", SECRET))).status == 404
+    assert (await ask(cache_with_secret, secret, authorization=bearer(hub, "bob", SECRET))).status == 404
     hub.faults.remove(hidden)
-    assert types(await ask(keeping, secret, authorization=bearer(hub, "alice", SECRET))) == [SBOM]
+    assert types(await ask(cache_with_secret, secret, authorization=bearer(hub, "alice", SECRET))) == [SBOM]
 
 
 async def test_private_listing_passes_through_where_private_images_do(cache: Cache, hub: Hub, secret: Image) -> None:

@@ -129,14 +129,16 @@ async def test_account_is_not_used_where_only_a_get_can_prove_the_public(hub: Hu
         assert hub.count(kind="blob", user="robot") == 0
 
 
-async def test_user_of_a_kept_private_image_reads_it_and_nobody_else(keeping: Cache, hub: Hub, secret: Image) -> None:
+async def test_user_of_a_kept_private_image_reads_it_and_nobody_else(
+    cache_with_secret: Cache, hub: Hub, secret: Image
+) -> None:
     refuse_heads(hub)
     path = f"/v2/{SECRET}/blobs/{secret.layers[0]}"
     own = bearer(hub, "alice", SECRET)
-    answer, body = await keeping.ask(Listener.PROXY, "GET", path, authorization=own)
+    answer, body = await cache_with_secret.ask(Listener.PROXY, "GET", path, authorization=own)
     assert isinstance(answer, Answer)
     assert (answer.status, answer.result) == (200, Result.HIT)
     assert body == random_bytes(100_000, "secret")
     for headers in ({}, {"authorization": bearer(hub, "bob", SECRET)}):
-        assert (await keeping.get(Listener.PROXY, path, **headers))[0] == 401
-    assert keeping.engine.store.has(Digest.parse(secret.layers[0]))
+        assert (await cache_with_secret.get(Listener.PROXY, path, **headers))[0] == 401
+    assert cache_with_secret.engine.store.has(Digest.parse(secret.layers[0]))

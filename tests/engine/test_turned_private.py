@@ -138,14 +138,14 @@ async def test_verdict_outlives_a_restart_but_not_its_lifetime(
 
 @EACH_LISTENER
 async def test_repository_that_turned_public_is_served_to_all_when_the_refusal_is_forgotten(
-    keeping: Cache, hub: Hub, secret: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
+    cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not only when the token that it was refused with is over: that has no right to what is public since."""
-    clock = Clock(monkeypatch, keeping)
-    await assert_refused(keeping, secret, listener)
+    clock = Clock(monkeypatch, cache_with_secret)
+    await assert_refused(cache_with_secret, secret, listener)
     hub.public(SECRET)
-    clock.ahead = keeping.settings.negative_ttl + 1
-    assert set(await pull(keeping, secret, listener)) == {200}
+    clock.ahead = cache_with_secret.settings.negative_ttl + 1
+    assert set(await pull(cache_with_secret, secret, listener)) == {200}
 
 
 async def test_user_of_a_repository_that_turned_private_goes_on_reading_it(cache: Cache, hub: Hub, app: Image) -> None:
