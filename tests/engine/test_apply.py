@@ -1,4 +1,4 @@
-"""Options that change while it runs: what did not change keeps what it knows."""
+"""A change of options while the engine runs takes effect at once and keeps unrelated state."""
 
 import time
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ async def cache(hub: Hub, image: Image, tmp_path: Path) -> AsyncIterator[Cache]:
         yield started
 
 
-async def test_pause_that_the_registry_asked_for_outlives_a_change_of_options(cache: Cache, hub: Hub) -> None:
+async def test_pause_of_a_registry_continues_after_a_change_of_options(cache: Cache, hub: Hub) -> None:
     hub.faults.add(Fault(kind="manifest", status=429, headers={"Retry-After": "60"}))
     assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 429
     hub.reset_log()
@@ -37,7 +37,7 @@ async def test_pause_that_the_registry_asked_for_outlives_a_change_of_options(ca
     assert hub.count() == 0
 
 
-async def test_challenge_and_tokens_outlive_it_too(cache: Cache, hub: Hub, image: Image) -> None:
+async def test_challenge_and_tokens_are_kept_after_a_change_of_options(cache: Cache, hub: Hub, image: Image) -> None:
     await pull(cache, image)
     hub.reset_log()
     cache.apply(tag_ttl=0.0)
@@ -45,8 +45,8 @@ async def test_challenge_and_tokens_outlive_it_too(cache: Cache, hub: Hub, image
     assert [record.kind for record in hub.log] == ["manifest"]
 
 
-async def test_a_pull_goes_on_as_one_over_a_change(cache: Cache, image: Image) -> None:
-    """Popularity counts pulls, not the requests that a client makes of one."""
+async def test_pull_during_a_change_of_options_counts_once(cache: Cache, image: Image) -> None:
+    """Retention counts pulls, and the requests that belong to one pull count once."""
     retention, counted = cache.engine.store.rooms.retention, []
     for ttl in (600.0, 500.0, 400.0):
         cache.apply(tag_ttl=ttl)
@@ -55,7 +55,7 @@ async def test_a_pull_goes_on_as_one_over_a_change(cache: Cache, image: Image) -
     assert counted == pytest.approx([counted[0]] * 3, abs=0.01)
 
 
-async def test_account_that_changed_is_used_at_once_and_the_old_ones_token_no_more(
+async def test_changed_account_is_used_at_once_and_tokens_of_the_old_one_are_dropped(
     cache: Cache, hub: Hub, image: Image
 ) -> None:
     users = []
@@ -73,7 +73,7 @@ async def test_account_that_changed_is_used_at_once_and_the_old_ones_token_no_mo
     assert users == [{"alice"}, {"bob"}, {""}]
 
 
-async def test_registries_come_change_and_go(cache: Cache, hub: Hub) -> None:
+async def test_registries_are_added_changed_and_removed(cache: Cache, hub: Hub) -> None:
     first = cache.engine.service
     with Hub() as other:
         other.image("library/other", "1")
@@ -85,7 +85,7 @@ async def test_registries_come_change_and_go(cache: Cache, hub: Hub) -> None:
     assert cache.engine.service is first
 
 
-async def test_option_for_private_images_counts_at_once(cache: Cache, hub: Hub) -> None:
+async def test_option_for_private_images_takes_effect_at_once(cache: Cache, hub: Hub) -> None:
     hub.image("alice/secret", "1", [b"a secret"])
     hub.private("alice/secret", {"alice": "alice's"})
     path, own = "/v2/alice/secret/manifests/1", bearer(hub, "alice", "alice/secret")
@@ -96,7 +96,7 @@ async def test_option_for_private_images_counts_at_once(cache: Cache, hub: Hub) 
     assert isinstance((await cache.ask(Listener.PROXY, "GET", path, authorization=own))[0], Forward)
 
 
-async def test_option_of_what_a_mirror_offers_counts_at_once(cache: Cache) -> None:
+async def test_option_for_mirror_misses_takes_effect_at_once(cache: Cache) -> None:
     cache.apply(offer_only=True)
     assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1"))[0] == 404
     cache.apply(offer_only=False)

@@ -1,4 +1,4 @@
-"""No credential stays in logs, metrics, the store, error bodies or saved flows; yet each gets where it is needed."""
+"""Credentials reach the upstream, but not logs, metrics, the store, error bodies or saved flows."""
 
 import json
 import socket
@@ -23,23 +23,24 @@ PULL = f"scope=repository:{SECRET}:pull"
 
 
 @dataclass
-class Aftermath:
-    """What is left when the program has ended: everything written anywhere, by place; and what upstream saw."""
+class Traces:
+    """Everything that the program wrote, by output, and the requests that the upstream received."""
 
     hub: Hub
-    seen: list[Record]
+    received: list[Record]
     image: Image
     written: dict[str, bytes] = field(default_factory=dict)
     errors: list[bytes] = field(default_factory=list)
 
-    def assert_nowhere(self, *secrets: str) -> None:
-        """No place has any of these, in any of the forms in which they travel."""
-        for place, content in self.written.items():
+    def assert_absent(self, *secrets: str) -> None:
+        """Assert that no output contains any of these."""
+        for output, content in self.written.items():
             for secret in secrets:
-                assert secret.encode() not in content, f"{secret} is in {place}"
+                assert secret.encode() not in content, f"{secret} is in {output}"
 
-    def places_with(self, text: str) -> set[str]:
-        return {place for place, content in self.written.items() if text.encode() in content}
+    def outputs_with(self, text: str) -> set[str]:
+        """Return the outputs that contain the text."""
+        return {output for output, content in self.written.items() if text.encode() in content}
 
 
 def token_of(answer: Answer) -> dict[str, str]:
@@ -48,7 +49,7 @@ def token_of(answer: Answer) -> dict[str, str]:
 
 
 def logged_in_pull(client: RegistryClient, image: Image) -> None:
-    """`docker login`, then a pull of a public and of a private image."""
+    """Log in as docker does, then pull a public and a private image."""
     login = "/token?account=alice&client_id=docker&offline_token=true&service=registry.docker.io"
     own = {"Authorization": basic("alice", PASSWORD)}
     assert client.request("GET", "/v2/", token_of(client.request("GET", login, own, host=TOKEN_HOST))).status == 200
@@ -63,7 +64,7 @@ def logged_in_pull(client: RegistryClient, image: Image) -> None:
 
 
 def oauth(client: RegistryClient) -> dict[str, str]:
-    """A token by POST, as podman and newer docker get it."""
+    """Get a token by POST, as podman and newer docker do."""
     body = f"grant_type=password&username=alice&password={PASSWORD}&service=registry.docker.io&{PULL},push".encode()
     token = token_of(client.request("POST", "/token", FORM, host=TOKEN_HOST, body=body))
     assert client.manifest("1", token, repo=SECRET).status == 200
@@ -71,11 +72,11 @@ def oauth(client: RegistryClient) -> dict[str, str]:
 
 
 def push(client: RegistryClient, token: dict[str, str]) -> None:
-    """A blob and a manifest, with a token that may push."""
+    """Push a blob and a manifest, with a token that permits it."""
     data = b"pushed"
-    begun = client.request("POST", f"/v2/{SECRET}/blobs/uploads/", token)
-    assert begun.status == 202
-    path = f"{begun.headers['location']}?digest={sha256(data)}"
+    upload = client.request("POST", f"/v2/{SECRET}/blobs/uploads/", token)
+    assert upload.status == 202
+    path = f"{upload.headers['location']}?digest={sha256(data)}"
     assert client.request("PUT", path, token, body=data).status == 201
     layer = {"mediaType": "application/octet-stream", "digest": sha256(data), "size": len(data)}
     body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [layer]}).encode()
@@ -84,7 +85,7 @@ def push(client: RegistryClient, token: dict[str, str]) -> None:
 
 
 def refusals(client: RegistryClient, mirror: RegistryClient) -> Iterator[Answer]:
-    """What is answered with an error, each time to a client that came with credentials."""
+    """Yield error answers, each to a request with credentials."""
     wrong = {"Authorization": basic("alice", WRONG)}
     yield client.request("GET", f"/token?service=registry.docker.io&{PULL}", wrong, host=TOKEN_HOST)
     form = f"grant_type=password&username=alice&password={WRONG}&{PULL}".encode()
@@ -100,15 +101,15 @@ def refusals(client: RegistryClient, mirror: RegistryClient) -> Iterator[Answer]
 
 
 def plain_http(client: RegistryClient) -> None:
-    """A registry without TLS, reached through the proxy: not ours, but recorded like everything."""
+    """Send a plain HTTP request through the proxy to a host that is not cached; mitmproxy records it as well."""
     with socket.create_connection(("127.0.0.1", client.program.proxy), TIMEOUT) as connection:
         fields = {"Host": "x", "Authorization": basic("alice", PLAIN), "Connection": "close"}
         connection.sendall(head("GET", f"{client.hub.url('token')}/token", fields))
         assert Exchange(connection, "GET").finish().status == 401
 
 
-def act(program: Program) -> Aftermath:
-    """Everything that credentials are for."""
+def act(program: Program) -> Traces:
+    """Send requests of every type that carry credentials."""
     client, mirror = program.client("proxy"), program.client("mirror")
     image = program.hub.image(SECRET, "1", [random_bytes(1000)])
     program.hub.image("library/app", "1", [random_bytes(1000)])
@@ -120,14 +121,14 @@ def act(program: Program) -> Aftermath:
     assert mirror.manifest("1?ns=ghcr.io", {"Authorization": f"Bearer {ELSEWHERE}"}).status == 404
     assert client.manifest("1", {"Cookie": COOKIE}, repo="library/app").status == 200
     plain_http(client)
-    found = Aftermath(program.hub, list(program.hub.log), image)
-    found.errors = [answer.body for answer in refusals(client, mirror)]
-    return found
+    traces = Traces(program.hub, list(program.hub.log), image)
+    traces.errors = [answer.body for answer in refusals(client, mirror)]
+    return traces
 
 
 @pytest.fixture(scope="module", params=["bypass", "authorize"])
-def aftermath(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
-    """All is logged that can be, and all flows are saved twice."""
+def traces(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traces]:
+    """The program logs as much as it can, and saves all flows in two formats."""
     saved = tmp_path_factory.mktemp("saved")
     (saved / "password").write_text(ROBOT + "\n")
     options = {
@@ -142,68 +143,68 @@ def aftermath(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     }
     with Hub() as hub, running_program(hub, **options) as program:
         hub.user("robot", ROBOT)
-        found = act(program)
+        result = act(program)
         pages = {page: program.status_page(page) for page in ("/metrics", "/healthz")}
         program.stop()
         store = {str(path): path.read_bytes() for path in program.store.rglob("*") if path.is_file()}
-        found.written = {
+        result.written = {
             "the log": program.log_file.read_bytes(),
             "saved flows": (saved / "flows").read_bytes(),
             "the HAR file": (saved / "flows.har").read_bytes(),
-            "error bodies": b"\n".join(found.errors),
+            "error bodies": b"\n".join(result.errors),
             **pages,
             **store,
         }
-        yield found
+        yield result
 
 
 RECORDED = {"saved flows", "the HAR file"}
 
 
-def test_everything_was_recorded_that_could_betray_something(aftermath: Aftermath) -> None:
-    """Else the tests below would find nothing because there is nothing."""
+def test_requests_with_credentials_were_recorded(traces: Traces) -> None:
+    """Otherwise the tests below would pass because nothing was recorded."""
     for path in (f"/v2/{SECRET}/manifests/1", f"/v2/{SECRET}/manifests/pushed", "ns=ghcr.io"):
-        assert aftermath.places_with(path) >= RECORDED
-    assert aftermath.places_with("[hidden by hubcache]") >= RECORDED
-    assert len([error for error in aftermath.errors if b'"errors"' in error]) >= 6
-    assert "the log" in aftermath.places_with(TOKEN_HOST)
-    assert any(place.endswith("cache.db") for place in aftermath.written)
+        assert traces.outputs_with(path) >= RECORDED
+    assert traces.outputs_with("[hidden by hubcache]") >= RECORDED
+    assert len([error for error in traces.errors if b'"errors"' in error]) >= 6
+    assert "the log" in traces.outputs_with(TOKEN_HOST)
+    assert any(output.endswith("cache.db") for output in traces.written)
 
 
-def test_no_password_stays_anywhere(aftermath: Aftermath) -> None:
-    aftermath.assert_nowhere(PASSWORD, WRONG, ROBOT)
+def test_no_password_is_written(traces: Traces) -> None:
+    traces.assert_absent(PASSWORD, WRONG, ROBOT)
 
 
-def test_no_basic_credentials_stay_anywhere(aftermath: Aftermath) -> None:
+def test_no_basic_credentials_are_written(traces: Traces) -> None:
     pairs = (("alice", PASSWORD), ("alice", WRONG), ("robot", ROBOT))
-    aftermath.assert_nowhere(*(basic(*pair).removeprefix("Basic ") for pair in pairs))
+    traces.assert_absent(*(basic(*pair).removeprefix("Basic ") for pair in pairs))
 
 
 @pytest.mark.parametrize("user", ["alice", "robot", ""], ids=["alice", "robot", "anonymous"])
-def test_no_token_stays_anywhere(aftermath: Aftermath, user: str) -> None:
-    tokens = [token.value for token in aftermath.hub.accounts.tokens.values() if token.user == user]
+def test_no_token_is_written(traces: Traces, user: str) -> None:
+    tokens = [token.value for token in traces.hub.accounts.tokens.values() if token.user == user]
     assert tokens
-    aftermath.assert_nowhere(*tokens)
+    traces.assert_absent(*tokens)
 
 
-def test_no_credentials_stay_of_a_request_to_a_mirror_for_an_unknown_namespace(aftermath: Aftermath) -> None:
-    aftermath.assert_nowhere(ELSEWHERE)
+def test_no_credentials_of_a_mirror_request_for_an_unknown_namespace_are_written(traces: Traces) -> None:
+    traces.assert_absent(ELSEWHERE)
 
 
-def test_no_cookie_stays_anywhere(aftermath: Aftermath) -> None:
-    aftermath.assert_nowhere(COOKIE)
+def test_no_cookie_is_written(traces: Traces) -> None:
+    traces.assert_absent(COOKIE)
 
 
-def test_no_credentials_stay_of_a_plain_http_request_that_only_passes_through(aftermath: Aftermath) -> None:
-    aftermath.assert_nowhere(basic("alice", PLAIN).removeprefix("Basic "))
+def test_no_credentials_of_a_forwarded_plain_http_request_are_written(traces: Traces) -> None:
+    traces.assert_absent(basic("alice", PLAIN).removeprefix("Basic "))
 
 
-def test_no_signed_address_of_a_private_blob_stays_anywhere(aftermath: Aftermath) -> None:
-    """Whoever has it can read the blob for as long as the signature is good."""
-    aftermath.assert_nowhere("X-Signature=")
+def test_no_signed_url_of_a_private_blob_is_written(traces: Traces) -> None:
+    """Such a URL grants access to the blob until the signature expires."""
+    traces.assert_absent("X-Signature=")
 
 
-def alices(kind: str, method: str) -> Callable[[Record], bool]:
+def is_from_alice(kind: str, method: str) -> Callable[[Record], bool]:
     return lambda record: record.matches(kind=kind, method=method, user="alice")
 
 
@@ -212,24 +213,24 @@ def alices(kind: str, method: str) -> Callable[[Record], bool]:
     [("token", "GET"), ("token", "POST"), ("manifest", "HEAD"), ("upload", "POST"), ("upload", "PUT"),
      ("manifest", "PUT")],
 )  # fmt: skip
-def test_credentials_did_reach_the_upstream(aftermath: Aftermath, kind: str, method: str) -> None:
-    reached = list(filter(alices(kind, method), aftermath.seen))
-    assert reached
-    assert all(record.status < 300 for record in reached)
+def test_credentials_reach_the_upstream(traces: Traces, kind: str, method: str) -> None:
+    received = list(filter(is_from_alice(kind, method), traces.received))
+    assert received
+    assert all(record.status < 300 for record in received)
 
 
-def test_account_did_reach_the_upstream(aftermath: Aftermath) -> None:
-    assert [record.repo for record in aftermath.seen if record.matches(kind="manifest", user="robot", status=200)]
+def test_account_reaches_the_upstream(traces: Traces) -> None:
+    assert [record.repo for record in traces.received if record.matches(kind="manifest", user="robot", status=200)]
 
 
-def test_password_reached_the_token_service_only(aftermath: Aftermath) -> None:
-    with_basic = {r.kind for r in aftermath.seen if (r.authorization or "").startswith("Basic ")}
+def test_password_reaches_the_token_service_only(traces: Traces) -> None:
+    with_basic = {r.kind for r in traces.received if (r.authorization or "").startswith("Basic ")}
     assert with_basic == {"token"}
-    assert aftermath.hub.violations == []
+    assert traces.hub.violations == []
 
 
-def test_password_file_that_is_gone_is_told_at_start_by_the_options_name(tmp_path: Path) -> None:
-    options = {"hubcache_username": "robot", "hubcache_password_file": str(tmp_path / "gone")}
+def test_missing_password_file_is_an_error_that_names_the_option(tmp_path: Path) -> None:
+    options = {"hubcache_username": "robot", "hubcache_password_file": str(tmp_path / "missing")}
     with Hub() as hub:
         program = Program(tmp_path, hub, options)
         program.launch()

@@ -1,4 +1,4 @@
-"""Logged-in clients and private images in front of the real program: tokens, pass-through, and what strangers get."""
+"""Logged-in clients get tokens and private images through the real program; other clients do not."""
 
 import base64
 import json
@@ -17,20 +17,20 @@ REALM = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io
 
 @pytest.fixture
 def proxy_client(program: Program) -> Iterator[RegistryClient]:
-    """For what only the proxy door has."""
+    """The proxy listener, for behaviour that the mirror listener does not have."""
     program.reset()
     yield program.client("proxy")
     program.assert_no_errors()
 
 
 def login(client: RegistryClient) -> dict[str, str]:
-    """A user with a private image, and the header that docker sends after `docker login`."""
+    """Create a user with a private image; return the header that docker sends after `docker login`."""
     client.hub.image(client.repo, "latest", [b"secret layer"])
     client.hub.private(client.repo, {"alice": "secret"})
     return {"Authorization": f"Bearer {client.token(f'repository:{client.repo}:pull', ALICE)}"}
 
 
-def test_logged_in_client_gets_the_real_services_token_and_its_private_image(proxy_client: RegistryClient) -> None:
+def test_logged_in_client_gets_a_token_of_the_real_service_and_its_private_image(proxy_client: RegistryClient) -> None:
     hub = proxy_client.hub
     headers = login(proxy_client)
     assert [record.user for record in hub.requests(kind="token")] == ["alice"]
@@ -44,7 +44,7 @@ def test_logged_in_client_gets_the_real_services_token_and_its_private_image(pro
         assert answer.read() == b"secret layer"
 
 
-def test_private_image_is_stored_for_nobody(proxy_client: RegistryClient, program: Program) -> None:
+def test_private_image_is_not_stored(proxy_client: RegistryClient, program: Program) -> None:
     headers = login(proxy_client)
     stored = program.health["store"]["objects"]
     digest = proxy_client.manifest("latest", headers).headers["docker-content-digest"]
@@ -52,16 +52,16 @@ def test_private_image_is_stored_for_nobody(proxy_client: RegistryClient, progra
     assert proxy_client.blob(layer, headers).status == 307
     assert program.health["store"]["objects"] == stored
     for name in LISTENERS:
-        stranger = program.client(name)
+        other_client = program.client(name)
         for answer in (
-            stranger.manifest("latest", repo=proxy_client.repo),
-            stranger.manifest(digest, repo=proxy_client.repo),
-            stranger.blob(layer, repo=proxy_client.repo),
+            other_client.manifest("latest", repo=proxy_client.repo),
+            other_client.manifest(digest, repo=proxy_client.repo),
+            other_client.blob(layer, repo=proxy_client.repo),
         ):
-            assert answer.status == (401 if stranger.is_proxy else 404)
+            assert answer.status == (401 if other_client.is_proxy else 404)
 
 
-def test_password_that_is_wrong_is_refused_by_the_real_service(proxy_client: RegistryClient) -> None:
+def test_wrong_password_is_refused_by_the_real_service(proxy_client: RegistryClient) -> None:
     wrong = "Basic " + base64.b64encode(b"alice:guess").decode()
     answer = proxy_client.request("GET", "/token?service=registry.docker.io", {"Authorization": wrong}, host=TOKEN_HOST)
     assert answer.status == 401
@@ -91,7 +91,7 @@ def test_token_request_that_is_too_large_is_refused(proxy_client: RegistryClient
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_what_the_public_may_not_see_is_a_challenge_in_the_proxy_and_absent_in_the_mirror(
+def test_private_content_is_a_challenge_at_the_proxy_and_not_found_at_the_mirror(
     client: RegistryClient, method: str
 ) -> None:
     image = client.hub.image(client.repo, "latest")
@@ -111,13 +111,13 @@ def test_what_the_public_may_not_see_is_a_challenge_in_the_proxy_and_absent_in_t
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_client_that_presented_a_token_is_told_what_is_wrong_with_it(proxy_client: RegistryClient, method: str) -> None:
-    """dockerd says "pull access denied … may require 'docker login'" only by this (RFC 6750 section 3)."""
+def test_challenge_names_the_error_of_the_presented_token(proxy_client: RegistryClient, method: str) -> None:
+    """dockerd needs it to print "pull access denied … may require 'docker login'" (RFC 6750 section 3)."""
     hub = proxy_client.hub
     image = hub.image(proxy_client.repo, "latest")
     hub.private(proxy_client.repo, {"bob": "secret"})
     hub.user("alice", "secret")
-    denied = f'{REALM},scope="repository:{proxy_client.repo}:pull"'
+    challenge = f'{REALM},scope="repository:{proxy_client.repo}:pull"'
     scope = f"repository:{proxy_client.repo}:pull"
     tokens = {
         "insufficient_scope": [proxy_client.token(scope), proxy_client.token(scope, ALICE)],
@@ -133,13 +133,13 @@ def test_client_that_presented_a_token_is_told_what_is_wrong_with_it(proxy_clien
                 proxy_client.request(method, f"/v2/{proxy_client.repo}/tags/list", headers),
             ):
                 assert answer.status == 401
-                assert answer.headers["www-authenticate"] == f'{denied},error="{error}"', value
+                assert answer.headers["www-authenticate"] == f'{challenge},error="{error}"', value
     answer = proxy_client.request(method, f"/v2/{proxy_client.repo}/tags/list")
-    assert (answer.status, answer.headers["www-authenticate"]) == (401, denied)
+    assert (answer.status, answer.headers["www-authenticate"]) == (401, challenge)
 
 
 def test_challenge_does_not_name_the_real_address_of_a_mapped_upstream(proxy_client: RegistryClient) -> None:
-    """Also not where the request only passes through."""
+    """This includes challenges to forwarded requests."""
     hub = proxy_client.hub
     for answer in (
         proxy_client.request("POST", f"/v2/{proxy_client.repo}/blobs/uploads/"),

@@ -1,4 +1,4 @@
-"""Several registries in one process: each has its own upstream, names, tokens and content."""
+"""Registries in one process have separate upstreams, names, tokens and content."""
 
 import base64
 import json
@@ -10,8 +10,8 @@ from support.program import ACCEPT, HUB_HOST, LISTENERS, Program, RegistryClient
 from support.standin import Hub, random_bytes
 
 OTHER = "registry.example.org"
-PORTED = "images.example.net:5443"
-CLOSED = r"(?i)eof|reset|closed"
+WITH_PORT = "images.example.net:5443"
+CONNECTION_CLOSED = r"(?i)eof|reset|closed"
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,9 @@ def hubs() -> Iterator[tuple[Hub, Hub, Hub]]:
 @pytest.fixture(scope="module")
 def program(hubs: tuple[Hub, Hub, Hub]) -> Iterator[Program]:
     hub, other, ported = hubs
-    registries = [f"{HUB_HOST}={hub.url()}", f"{OTHER}={other.url()}", f"{PORTED}={ported.url()}/"]
-    with running_program(hub, hubcache_registries=registries) as running_rig:
-        yield running_rig
+    registries = [f"{HUB_HOST}={hub.url()}", f"{OTHER}={other.url()}", f"{WITH_PORT}={ported.url()}/"]
+    with running_program(hub, hubcache_registries=registries) as program:
+        yield program
 
 
 @pytest.fixture(params=LISTENERS)
@@ -36,7 +36,7 @@ def client(request: pytest.FixtureRequest, program: Program) -> Iterator[Registr
 
 
 def get(client: RegistryClient, registry: str, path: str, **headers: str) -> Answer:
-    """Ask one registry: by its host in the proxy door, by `?ns=` in the mirror."""
+    """Send a request for one registry: to its host at the proxy listener, with `?ns=` at the mirror listener."""
     if not client.is_proxy:
         return client.request("GET", f"{path}?ns={registry}", headers)
     host, _, port = registry.partition(":")
@@ -46,7 +46,7 @@ def get(client: RegistryClient, registry: str, path: str, **headers: str) -> Ans
 def test_each_registry_has_its_own_content_under_the_same_name(
     client: RegistryClient, hubs: tuple[Hub, Hub, Hub]
 ) -> None:
-    names = (HUB_HOST, OTHER, PORTED)
+    names = (HUB_HOST, OTHER, WITH_PORT)
     images = [
         hub.image(client.repo, "latest", [random_bytes(50_000, f"{name}{client.repo}")])
         for hub, name in zip(hubs, names, strict=True)
@@ -59,7 +59,9 @@ def test_each_registry_has_its_own_content_under_the_same_name(
             assert layer.body == random_bytes(50_000, f"{name}{client.repo}")
 
 
-def test_content_of_one_registry_is_not_given_as_anothers(client: RegistryClient, hubs: tuple[Hub, Hub, Hub]) -> None:
+def test_content_of_one_registry_is_not_served_as_that_of_another(
+    client: RegistryClient, hubs: tuple[Hub, Hub, Hub]
+) -> None:
     image = hubs[0].image(client.repo, "latest", [random_bytes(1000, client.repo)])
     hubs[1].image(client.repo, "other")
     assert get(client, HUB_HOST, f"/v2/{client.repo}/manifests/latest").status == 200
@@ -69,7 +71,7 @@ def test_content_of_one_registry_is_not_given_as_anothers(client: RegistryClient
     assert get(client, OTHER, f"/v2/{client.repo}/blobs/{image.layers[0]}").status == 404
 
 
-def test_ping_of_a_registry_tells_its_own_challenge_with_a_realm_that_is_intercepted(
+def test_ping_of_a_registry_has_its_own_challenge_with_an_intercepted_realm(
     client: RegistryClient, hubs: tuple[Hub, Hub, Hub]
 ) -> None:
     if client.is_proxy:
@@ -81,8 +83,8 @@ def test_ping_of_a_registry_tells_its_own_challenge_with_a_realm_that_is_interce
         assert get(client, OTHER, "/v2/").status == 200
 
 
-def test_tokens_of_another_registry_are_had_on_its_own_host(program: Program, hubs: tuple[Hub, Hub, Hub]) -> None:
-    """Anonymous ones with every token service dead, a user's from the real one; and what was denied is had with it."""
+def test_tokens_of_another_registry_are_served_on_its_own_host(program: Program, hubs: tuple[Hub, Hub, Hub]) -> None:
+    """Anonymous tokens need no token service; a user's token comes from the real one and grants access."""
     client, hub = program.client("proxy"), hubs[1]
     hub.image(client.repo, "latest")
     hub.private(client.repo, {"alice": "secret"})
@@ -107,18 +109,18 @@ def test_tokens_of_another_registry_are_had_on_its_own_host(program: Program, hu
 
 
 def test_ping_of_a_registry_without_accounts_is_200(client: RegistryClient) -> None:
-    assert get(client, PORTED, "/v2/").status == 200
+    assert get(client, WITH_PORT, "/v2/").status == 200
 
 
-def test_mirror_answers_tell_the_namespace(program: Program, hubs: tuple[Hub, Hub, Hub]) -> None:
+def test_mirror_answers_name_the_namespace(program: Program, hubs: tuple[Hub, Hub, Hub]) -> None:
     mirror = program.client("mirror")
-    for hub, name, namespace in zip(hubs, (HUB_HOST, OTHER, PORTED), ("docker.io", OTHER, PORTED), strict=True):
+    for hub, name, namespace in zip(hubs, (HUB_HOST, OTHER, WITH_PORT), ("docker.io", OTHER, WITH_PORT), strict=True):
         hub.image(mirror.repo, "latest")
         answer = get(mirror, name, f"/v2/{mirror.repo}/manifests/latest")
         assert answer.headers["oci-namespace"] == namespace
 
 
-def test_mirror_of_another_registry_serves_that_one(hubs: tuple[Hub, Hub, Hub]) -> None:
+def test_mirror_of_another_registry_serves_that_registry(hubs: tuple[Hub, Hub, Hub]) -> None:
     hub, other, _ = hubs
     registries = [f"{HUB_HOST}={hub.url()}", f"{OTHER}={other.url()}"]
     with running_program(hub, mirror_of=OTHER, hubcache_registries=registries) as second:
@@ -129,11 +131,11 @@ def test_mirror_of_another_registry_serves_that_one(hubs: tuple[Hub, Hub, Hub]) 
 
 @pytest.mark.parametrize("host", ["registry.example.com", "docker.io", "auth.example.org"])
 def test_hosts_that_are_not_configured_are_not_intercepted(program: Program, host: str) -> None:
-    """Nobody is there: the tunnel ends without a certificate of ours."""
-    with program.tunnel(host, 443) as tunnel, pytest.raises(OSError, match=CLOSED):
+    """These hosts do not exist, so the tunnel ends before the client gets a certificate."""
+    with program.tunnel(host, 443) as tunnel, pytest.raises(OSError, match=CONNECTION_CLOSED):
         program.ssl_context().wrap_socket(tunnel, server_hostname=host)
 
 
 def test_other_port_of_a_configured_host_is_not_intercepted(program: Program) -> None:
-    with program.tunnel(OTHER, 8443) as tunnel, pytest.raises(OSError, match=CLOSED):
+    with program.tunnel(OTHER, 8443) as tunnel, pytest.raises(OSError, match=CONNECTION_CLOSED):
         program.ssl_context().wrap_socket(tunnel, server_hostname=OTHER)

@@ -1,4 +1,4 @@
-"""The program ends in order: downloads go on to their end within a bound, and nobody new comes."""
+"""After SIGTERM running downloads continue for a limited time, and new connections are refused."""
 
 import os
 import signal
@@ -22,9 +22,9 @@ DATA = random_bytes(6_000_000)
 
 @contextmanager
 def started(name: str, **more: str) -> Iterator[Program]:
-    """The product as mitmdump, as mitmweb, as mitmdump with two workers, or with bodies from the body listener."""
+    """Run the product as mitmdump, as mitmweb, as mitmdump with two workers, or with bodies from the body listener."""
     options = {"hubcache_workers": "2" if name == "workers" else "1", "hubcache_stop_within": "30"} | more
-    options["hubcache_tunnel"] = "localhost"  # what the tests tunnel to is on this machine
+    options["hubcache_tunnel"] = "localhost"  # the tests tunnel to this machine
     if name == "body listener":
         options["modify_headers"] = "/~s/X-Seen/1"
     with running_program(None, HUB_HOST, **options) as program:
@@ -44,8 +44,8 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def stopping(program: Program) -> None:
-    """Send the signal, and wait until it is heard."""
+def send_sigterm(program: Program) -> None:
+    """Send SIGTERM, and wait until the stop has begun."""
     os.kill(program.pid, signal.SIGTERM)
     program.wait_for_log("downloads are running, for at most")
 
@@ -55,28 +55,28 @@ def exit_code(program: Program) -> int:
     return int(process.wait(30))
 
 
-def begun(program: Program, digest: str, count: int) -> list[Exchange]:
-    """Downloads at both doors whose ends the Hub holds back."""
+def start_downloads(program: Program, digest: str, count: int) -> list[Exchange]:
+    """Start downloads at both listeners; the Hub delays the end of each."""
     clients = [program.client(("proxy", "mirror")[number % 2]) for number in range(count)]
     exchanges = [client.send("GET", f"/v2/{REPO}/blobs/{digest}") for client in clients]
     assert [exchange.read(1000) for exchange in exchanges] == [DATA[:1000]] * count
     return exchanges
 
 
-def kept(client: RegistryClient, program: Program) -> socket.socket:
-    """A connection that is kept after an answer."""
+def idle_connection(client: RegistryClient, program: Program) -> socket.socket:
+    """Return a connection that stays open after an answer."""
     connection = client.connect()
     connection.sendall(head("GET", "/v2/", {"Host": HUB_HOST}))
     Exchange(connection, "GET").finish()
     return connection
 
 
-def test_running_downloads_are_complete_and_nobody_new_is_accepted(kind: str) -> None:
+def test_running_downloads_complete_and_new_connections_are_refused(kind: str) -> None:
     with started(kind) as program:
         digest = program.hub.blob(REPO, DATA)
         fault = program.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=2_000_000))
-        exchanges = begun(program, digest, 20)
-        stopping(program)
+        exchanges = start_downloads(program, digest, 20)
+        send_sigterm(program)
         assert "20 downloads are running, for at most 30 seconds" in program.log
         for port in (program.proxy, program.mirror):
             with pytest.raises(ConnectionRefusedError):
@@ -90,7 +90,7 @@ def test_running_downloads_are_complete_and_nobody_new_is_accepted(kind: str) ->
 
 
 @pytest.mark.parametrize("kind", ["mitmdump", "workers", "mitmweb", "body listener"])
-def test_clients_that_take_stored_blobs_slowly_get_all_of_them(kind: str) -> None:
+def test_slow_clients_get_stored_blobs_completely(kind: str) -> None:
     data = random_bytes(24_000_000)
     with started(kind) as program:
         digest = program.hub.blob(REPO, data)
@@ -98,7 +98,7 @@ def test_clients_that_take_stored_blobs_slowly_get_all_of_them(kind: str) -> Non
         program.client("mirror").wait_until_stored()
         exchanges = [program.client(name).send("GET", f"/v2/{REPO}/blobs/{digest}") for name in LISTENERS]
         assert [exchange.read(1000) for exchange in exchanges] == [data[:1000]] * 2
-        stopping(program)
+        send_sigterm(program)
         assert "2 downloads are running" in program.log
         for exchange in exchanges:
             assert exchange.finish().body == data[1000:]
@@ -106,10 +106,10 @@ def test_clients_that_take_stored_blobs_slowly_get_all_of_them(kind: str) -> Non
         assert exit_code(program) == 0
 
 
-def test_kept_connections_are_closed_at_once(kind: str) -> None:
+def test_idle_connections_are_closed_at_once(kind: str) -> None:
     with started(kind) as program:
-        connections = [kept(program.client(name), program) for name in LISTENERS]
-        stopping(program)
+        connections = [idle_connection(program.client(name), program) for name in LISTENERS]
+        send_sigterm(program)
         assert "0 downloads are running" in program.log
         for connection in connections:
             with connection:
@@ -125,7 +125,7 @@ def test_connection_is_closed_after_the_answer_in_progress(kind: str) -> None:
         for connection in connections:
             connection.sendall(head("GET", f"/v2/{REPO}/blobs/{digest}", {"Host": HUB_HOST}))
         exchanges = [Exchange(connection, "GET") for connection in connections]
-        stopping(program)
+        send_sigterm(program)
         program.hub.faults.remove(fault)
         for exchange, connection in zip(exchanges, connections, strict=True):
             assert exchange.finish().body == DATA
@@ -134,7 +134,7 @@ def test_connection_is_closed_after_the_answer_in_progress(kind: str) -> None:
         assert exit_code(program) == 0
 
 
-def test_request_that_waits_for_its_answer_gets_one(kind: str) -> None:
+def test_request_in_progress_is_answered(kind: str) -> None:
     with started(kind) as program:
         image = program.hub.image(REPO, "1", [b"layer"])
         fault = program.hub.faults.add(Fault(kind="manifest", delay=1.0))
@@ -146,7 +146,7 @@ def test_request_that_waits_for_its_answer_gets_one(kind: str) -> None:
         for each in asking:
             each.start()
         wait_until(lambda: fault.hits)
-        stopping(program)
+        send_sigterm(program)
         for each in asking:
             each.join()
         assert {(answer.status, answer.body) for answer in answers} == {(200, image.manifest)}
@@ -163,13 +163,13 @@ def test_request_that_waits_for_its_answer_gets_one(kind: str) -> None:
         ("mitmweb", signal.SIGINT),
     ],
 )
-def test_second_signal_ends_at_once(kind: str, again: signal.Signals) -> None:
+def test_second_signal_ends_downloads_at_once(kind: str, again: signal.Signals) -> None:
     with started(kind) as program:
         digest = program.hub.blob(REPO, DATA)
         fault = program.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=2_000_000))
-        exchanges = begun(program, digest, 4)
+        exchanges = start_downloads(program, digest, 4)
         workers = workers_of(program.pid)
-        stopping(program)
+        send_sigterm(program)
         os.kill(program.pid, again)
         assert exit_code(program) == 0
         assert "4 downloads were cut" in program.log
@@ -180,11 +180,11 @@ def test_second_signal_ends_at_once(kind: str, again: signal.Signals) -> None:
         program.hub.faults.remove(fault)
 
 
-def test_time_is_bounded_and_what_is_cut_is_told(kind: str) -> None:
+def test_downloads_are_cut_after_the_time_limit_and_counted_in_the_log(kind: str) -> None:
     with started(kind, hubcache_stop_within="1") as program:
         digest = program.hub.blob(REPO, DATA)
         fault = program.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=2_000_000))
-        exchanges = begun(program, digest, 4)
+        exchanges = start_downloads(program, digest, 4)
         program.stop()
         assert "4 downloads are running, for at most 1 seconds" in program.log
         assert "4 downloads were cut" in program.log
@@ -195,29 +195,29 @@ def test_time_is_bounded_and_what_is_cut_is_told(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mitmdump", "workers"])
-def test_fill_that_nobody_reads_does_not_delay_the_end(kind: str) -> None:
+def test_fill_without_a_client_does_not_delay_the_end(kind: str) -> None:
     with started(kind) as program:
         digest = program.hub.blob(REPO, DATA)
         fault = program.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=2_000_000))
-        for exchange in begun(program, digest, 2):
+        for exchange in start_downloads(program, digest, 2):
             exchange.close()
         program.stop()
         assert "downloads were cut" in program.log
         program.hub.faults.remove(fault)
 
 
-def test_push_in_progress_is_complete(kind: str) -> None:
+def test_push_in_progress_completes(kind: str) -> None:
     data = random_bytes(1_000_000)
     with started(kind) as program:
         program.hub.user("alice", "secret")
         client = program.client("proxy")
         client.repo = "alice/app"
         headers = credentials(client)
-        begun = client.request("POST", f"/v2/{client.repo}/blobs/uploads/", headers | {"Content-Length": "0"})
+        upload = client.request("POST", f"/v2/{client.repo}/blobs/uploads/", headers | {"Content-Length": "0"})
         fields = {"Host": HUB_HOST, "Content-Length": str(len(data))} | headers
         with client.connect() as connection:
-            connection.sendall(head("PATCH", begun.headers["location"], fields) + data[:500_000])
-            stopping(program)
+            connection.sendall(head("PATCH", upload.headers["location"], fields) + data[:500_000])
+            send_sigterm(program)
             assert "1 downloads are running" in program.log
             connection.sendall(data[500_000:])
             answer = Exchange(connection, "PATCH").finish()
@@ -227,11 +227,11 @@ def test_push_in_progress_is_complete(kind: str) -> None:
 
 
 def test_stop_under_load_leaves_nothing_open(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients that stall, fetch, wait, have a tunnel, have only come: all are cut, and nothing is said of it."""
+    """Clients that stall, download, wait, use a tunnel or are idle are all cut, without an error in the log."""
     monkeypatch.setenv("PYTHONWARNINGS", "default::ResourceWarning")
-    stored, coming = random_bytes(12_000_000), DATA
+    stored, unfinished = random_bytes(12_000_000), DATA
     with started(kind, hubcache_stop_within="1") as program, socket.create_server(("127.0.0.1", 0)) as server:
-        digests = [program.hub.blob(REPO, data) for data in (stored, coming)]
+        digests = [program.hub.blob(REPO, data) for data in (stored, unfinished)]
         assert program.client("mirror").blob(digests[0], repo=REPO).body == stored
         program.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=2_000_000))
         waiting = program.hub.faults.add(Fault(kind="manifest", delay=3.0))
@@ -246,32 +246,32 @@ def test_stop_under_load_leaves_nothing_open(kind: str, monkeypatch: pytest.Monk
             stack.enter_context(server.accept()[0])
             stack.enter_context(socket.create_connection(("127.0.0.1", program.proxy)))
             wait_until(lambda: waiting.hits == 2)
-            stopping(program)
+            send_sigterm(program)
             assert exit_code(program) == 0
         program.hub.faults.clear()
         assert "ResourceWarning" not in program.log
         assert "a request failed" not in program.log
 
 
-def test_tunnel_in_use_goes_on_and_one_that_is_idle_ends(kind: str) -> None:
+def test_tunnel_in_use_continues_until_it_is_idle(kind: str) -> None:
     with started(kind) as program, socket.create_server(("127.0.0.1", 0)) as server:
         tunnel = program.tunnel("localhost", server.getsockname()[1])
         tunnel.sendall(b"a")
-        far, _ = server.accept()
-        with tunnel, far:
-            assert far.recv(1) == b"a"
-            stopping(program)
+        server_side, _ = server.accept()
+        with tunnel, server_side:
+            assert server_side.recv(1) == b"a"
+            send_sigterm(program)
             assert "1 downloads are running" in program.log
-            far.sendall(b"b" * 100_000)
-            got = b""
-            while len(got) < 100_000:
-                got += tunnel.recv(100_000)
+            server_side.sendall(b"b" * 100_000)
+            received = b""
+            while len(received) < 100_000:
+                received += tunnel.recv(100_000)
             assert tunnel.recv(1) == b""
         assert exit_code(program) == 0
 
 
 @pytest.mark.parametrize("kind", ["mitmdump", "workers"])
-def test_hangup_is_ignored_and_said(kind: str) -> None:
+def test_sighup_is_ignored_and_logged(kind: str) -> None:
     with started(kind) as program:
         image = program.hub.image(REPO, "1", [b"layer"])
         workers = workers_of(program.pid)
@@ -282,12 +282,12 @@ def test_hangup_is_ignored_and_said(kind: str) -> None:
         assert workers_of(program.pid) == workers
 
 
-def test_workers_to_whom_the_system_sends_the_signal_too_serve_to_the_end() -> None:
-    """As systemd does: to all processes of the service."""
+def test_workers_that_receive_the_signal_too_complete_their_downloads() -> None:
+    """systemd sends the signal to all processes of a service."""
     with started("workers") as program:
         digest = program.hub.blob(REPO, DATA)
         fault = program.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=2_000_000))
-        exchanges = begun(program, digest, 4)
+        exchanges = start_downloads(program, digest, 4)
         for pid in (program.pid, *workers_of(program.pid)):
             os.kill(pid, signal.SIGTERM)
         program.wait_for_log("4 downloads are running, for at most")
@@ -298,7 +298,7 @@ def test_workers_to_whom_the_system_sends_the_signal_too_serve_to_the_end() -> N
         assert exit_code(program) == 0
 
 
-def test_killed_owner_leaves_nothing_in_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_owner_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with started("workers") as program:
         workers = workers_of(program.pid)
@@ -307,22 +307,22 @@ def test_killed_owner_leaves_nothing_in_the_temporary_folder(tmp_path: Path, mon
         assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("hubcache-test-")] == []
 
 
-def test_crowd_that_comes_while_the_program_stands_still_is_served(kind: str) -> None:
-    """The kernel keeps them all, where mitmproxy would have it keep a hundred."""
+def test_clients_that_connect_while_the_program_is_stopped_are_served(kind: str) -> None:
+    """The listen backlog holds them all; mitmproxy's default backlog would hold a hundred."""
     with started(kind) as program:
-        everybody = (program.pid, *workers_of(program.pid))
-        for pid in everybody:
+        processes = (program.pid, *workers_of(program.pid))
+        for pid in processes:
             os.kill(pid, signal.SIGSTOP)
-        crowd = [socket.socket() for _ in range(500)]
+        clients = [socket.socket() for _ in range(500)]
         try:
-            for client in crowd:
+            for client in clients:
                 client.settimeout(30)
                 client.connect(("127.0.0.1", program.mirror))
                 client.sendall(head("GET", "/v2/", {"Host": HUB_HOST, "Connection": "close"}))
         finally:
-            for pid in everybody:
+            for pid in processes:
                 os.kill(pid, signal.SIGCONT)
-        for client in crowd:
+        for client in clients:
             exchange = Exchange(client, "GET")
             assert exchange.finish().status == 200
             exchange.close()

@@ -1,4 +1,4 @@
-"""Several processes on the same doors behave as one, and as one that never dies."""
+"""Several worker processes behave as one, and one that dies is replaced."""
 
 import asyncio
 import contextlib
@@ -29,13 +29,13 @@ REPO = "library/app"
 
 
 def ticks(pid: int) -> int:
-    """Processor time of a process, in the kernel's ticks."""
+    """Return the user CPU time of a process in clock ticks."""
     return int(Path(f"/proc/{pid}/stat").read_text().split()[13])
 
 
 @contextlib.contextmanager
 def index_locked(store: Path) -> Iterator[None]:
-    """Nobody else writes a row meanwhile."""
+    """Lock the index against writes of other connections."""
     with contextlib.closing(sqlite3.connect(store / "store/cache.db", autocommit=True)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -49,7 +49,7 @@ def program() -> Iterator[Program]:
         yield running
 
 
-def test_both_serve_one_store_and_the_numbers_are_one(program: Program) -> None:
+def test_workers_share_one_store_and_one_set_of_metrics(program: Program) -> None:
     data = random_bytes(2_000_000)
     digest = program.hub.blob(REPO, data)
     barrier = threading.Barrier(16)
@@ -65,16 +65,16 @@ def test_both_serve_one_store_and_the_numbers_are_one(program: Program) -> None:
     wait_until(lambda: program.metric("hubcache_sent_bytes_total") == 16 * len(data))
     before = {pid: ticks(pid) for pid in workers_of(program.pid)}
 
-    def both_did_something() -> bool:
+    def both_used_cpu_time() -> bool:
         with ThreadPoolExecutor(8) as pool:
             assert set(pool.map(lambda _: program.client("proxy").blob(digest, repo=REPO).body, range(40))) == {data}
         return all(ticks(pid) > before[pid] for pid in before)
 
-    wait_until(both_did_something)
+    wait_until(both_used_cpu_time)
     assert program.hub.count(kind="cdn", method="GET") == 1
 
 
-def test_client_that_comes_while_a_blob_is_being_committed_costs_no_fetch(program: Program) -> None:
+def test_request_during_the_commit_of_a_blob_causes_no_download(program: Program) -> None:
     data = random_bytes(2_000_000)
     digest = program.hub.blob(REPO, data)
     fault = program.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1_000_000))
@@ -92,7 +92,7 @@ def test_client_that_comes_while_a_blob_is_being_committed_costs_no_fetch(progra
     assert program.hub.count(kind="cdn", method="GET") == 1
 
 
-def test_worker_that_dies_is_started_again_and_nobody_is_refused_meanwhile(program: Program) -> None:
+def test_worker_that_dies_is_replaced_and_clients_are_served_meanwhile(program: Program) -> None:
     image = program.hub.image(REPO, "1", [b"layer"])
     client = program.client("mirror")
     assert client.manifest("1", repo=REPO).body == image.manifest
@@ -105,8 +105,8 @@ def test_worker_that_dies_is_started_again_and_nobody_is_refused_meanwhile(progr
     assert len(re.findall(r"worker \d ended \(-9\) and is started again", program.log)) == 1
 
 
-def test_workers_answer_at_both_doors_without_mitmproxy() -> None:
-    """But for the first client of each at the proxy door, for which mitmproxy makes the certificate."""
+def test_workers_serve_direct_connections_at_both_listeners() -> None:
+    """Except for the first client of each worker at the proxy listener, for which mitmproxy creates the certificate."""
     with running_program(hubcache_workers="2", termlog_verbosity="info") as program:
         wait_until(lambda: at_work(program))
         data = random_bytes(2_000_000)
@@ -121,9 +121,7 @@ def test_workers_answer_at_both_doors_without_mitmproxy() -> None:
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_their_owner_and_the_doors_are_free_again(
-    program: Program, with_signal: signal.Signals
-) -> None:
+def test_workers_end_with_their_owner_and_release_the_ports(program: Program, with_signal: signal.Signals) -> None:
     image = program.hub.image(REPO, "1", [b"layer"])
     assert program.client("proxy").manifest("1", repo=REPO).body == image.manifest
     workers = workers_of(program.pid)
@@ -135,7 +133,7 @@ def test_workers_end_with_their_owner_and_the_doors_are_free_again(
     assert program.hub.count(kind="manifest", method="GET") == 0
 
 
-def test_flows_that_are_saved_need_one_process_and_that_is_said(tmp_path: Path, hub: Hub) -> None:
+def test_saving_flows_uses_one_process_and_is_logged(tmp_path: Path, hub: Hub) -> None:
     options = {"hubcache_workers": "2", "save_stream_file": str(tmp_path / "flows")}
     program = Program(tmp_path, hub, options)
     try:
@@ -148,19 +146,21 @@ def test_flows_that_are_saved_need_one_process_and_that_is_said(tmp_path: Path, 
         program.stop()
 
 
-def test_number_that_is_none_ends_the_start_with_one_line(tmp_path: Path, hub: Hub) -> None:
+def test_invalid_number_of_workers_ends_the_start(tmp_path: Path, hub: Hub) -> None:
     program = Program(tmp_path, hub, {"hubcache_workers": "many"})
     program.launch()
     assert program.wait_for_exit() == 1
     assert "hubcache_workers: 'many' is not auto or a number from 1 to 64" in program.log
 
 
-async def test_listener_outlives_a_client_that_left_and_a_want_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_listener_continues_after_an_aborted_connection_and_without_descriptors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(listeners, "_PAUSE_SECONDS", 0.01)
-    greeted = asyncio.Event()
+    accepted = asyncio.Event()
 
-    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        greeted.set()
+    async def handle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.set()
         writer.close()
 
     listening = socket.create_server(("127.0.0.1", 0))
@@ -174,20 +174,20 @@ async def test_listener_outlives_a_client_that_left_and_a_want_of_descriptors(mo
         return await accept(listening)
 
     monkeypatch.setattr(loop, "sock_accept", failing)
-    listener = listeners._Listener(SimpleNamespace(handle_stream=greet), listening.detach())
+    listener = listeners._Listener(SimpleNamespace(handle_stream=handle), listening.detach())
     try:
         _, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
         async with asyncio.timeout(5):
-            await greeted.wait()
+            await accepted.wait()
         writer.close()
     finally:
         listener.close()
     assert not failures
 
 
-async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_start_of_a_worker_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "_PAUSE_SECONDS", 0.01)
-    decider = SimpleNamespace(watch=lambda _: None)
+    decider = SimpleNamespace(on_change=lambda _: None)
     started, ended = asyncio.Event(), asyncio.Event()
     attempts = 0
 
@@ -210,17 +210,17 @@ async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.
     await workers.close()
 
 
-def test_cap_holds_with_workers(tmp_path: Path) -> None:
-    """Each takes pulls, one decides what is kept."""
+def test_capacity_is_not_exceeded_with_workers(tmp_path: Path) -> None:
+    """All processes serve pulls, and the owner admits content to the store."""
     with running_program(hubcache_workers="2", hubcache_size="32M", hubcache_admit_after="1") as program:
         wait_until(lambda: at_work(program))
         blobs = {program.hub.blob(REPO, data): data for data in (random_bytes(4_000_000, f"{n}") for n in range(16))}
-        most, done = 0, threading.Event()
+        peak, done = 0, threading.Event()
 
         def watch() -> None:
-            nonlocal most
+            nonlocal peak
             while not done.is_set():
-                most = max(most, bytes_on_disk(program.store))
+                peak = max(peak, bytes_on_disk(program.store))
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -230,5 +230,5 @@ def test_cap_holds_with_workers(tmp_path: Path) -> None:
                 assert list(bodies) == list(blobs.values())
         done.set()
         watcher.join()
-        assert 8 << 20 < most <= 32 << 20
+        assert 8 << 20 < peak <= 32 << 20
         program.assert_no_errors()

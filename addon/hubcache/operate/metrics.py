@@ -26,7 +26,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "hubcache_requests",
-            "Requests from clients by kind (manifest, blob, referrers, ping, token, other), result and door.",
+            "Requests from clients by kind (manifest, blob, referrers, ping, token, other), result and door (proxy or mirror).",
             ["kind", "result", "door"],
             registry=self.registry,
         )
@@ -97,9 +97,9 @@ class Metrics:
         for name, help, value in gauges:
             Gauge(name, help, registry=self.registry).set_function(value)
 
-    def answered(self, kind: str, result: str, door: str, count: int = 1) -> None:
+    def answered(self, kind: str, result: str, listener: str, count: int = 1) -> None:
         """Count client requests that were answered or forwarded."""
-        self._requests.labels(kind, result, door).inc(count)
+        self._requests.labels(kind, result, listener).inc(count)
 
     def sent(self, source: str, count: int) -> None:
         """Count body bytes that were sent to a client."""

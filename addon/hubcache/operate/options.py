@@ -184,7 +184,7 @@ class Settings:
         "hubcache_mirror_miss",
         "fetch",
         values.is_choice("notfound", "fetch"),
-        "Answer of the mirror door for an image that is not stored completely: 'fetch' gets it from the registry, "
+        "Answer at the mirror port for an image that is not stored completely: 'fetch' gets it from the registry, "
         "'notfound' answers 404 and fetches it in the background after hubcache_admit_after requests.",
     )
     access_log: Path | None = option(

@@ -16,10 +16,10 @@ from support.parts import opened_store, put_blob
 DIGEST = Digest.of(b"x")
 
 
-def test_requests_are_counted_by_kind_result_and_door() -> None:
+def test_requests_are_counted_by_kind_result_and_listener() -> None:
     metrics = Metrics()
-    for kind, result, door in (("blob", "hit", "proxy"), ("blob", "hit", "proxy"), ("blob", "hit", "mirror")):
-        metrics.answered(kind, result, door)
+    for kind, result, listener in (("blob", "hit", "proxy"), ("blob", "hit", "proxy"), ("blob", "hit", "mirror")):
+        metrics.answered(kind, result, listener)
     assert value(metrics, "hubcache_requests_total", kind="blob", result="hit", door="proxy") == 2
     assert value(metrics, "hubcache_requests_total", kind="blob", result="hit", door="mirror") == 1
     assert value(metrics, "hubcache_requests_total", kind="blob", result="miss", door="proxy") is None
