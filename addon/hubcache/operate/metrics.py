@@ -26,7 +26,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "hubcache_requests",
-            "Requests from clients by kind (manifest, blob, referrers, ping, token, other), result and door (proxy or mirror).",
+            "Requests from clients by kind (manifest, blob, referrers, ping, token, other), result, and door (proxy or "
+            "mirror).",
             ["kind", "result", "door"],
             registry=self.registry,
         )
