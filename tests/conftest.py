@@ -42,6 +42,6 @@ async def authorizing_cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 async def cache_with_secret(authorizing_cache: Cache, hub: Hub, secret: Image) -> Cache:
     """A cache with `hubcache_private=authorize` that has stored the private image for alice."""
     assert set(await pull(authorizing_cache, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
-    assert len(authorizing_cache.engine.store.ledger.sizes) == 3
+    assert len(authorizing_cache.engine.store.usage.sizes) == 3
     hub.reset_log()
     return authorizing_cache

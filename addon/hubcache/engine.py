@@ -133,12 +133,16 @@ class Engine:
     def apply(self, settings: Settings) -> None:
         """Apply option values, at start and while running."""
         self._settings = settings
-        self.store.changed()
-        rooms, retention = self.store.rooms, self.store.rooms.retention
-        rooms.capacity, rooms.max_blob, rooms.min_free = settings.size, settings.max_blob, settings.min_free
-        retention.admit_after, retention.half_life = settings.admit_after, settings.half_life
-        retention.expire_after = settings.expire_after
-        self.store.pins = settings.pins
+        self.store.index.on_change()
+        self.store.apply(
+            max_bytes=settings.size,
+            max_blob=settings.max_blob,
+            min_free=settings.min_free,
+            admit_after=settings.admit_after,
+            half_life=settings.half_life,
+            expire_after=settings.expire_after,
+            pins=settings.pins,
+        )
         self._scrub.period = settings.scrub.period if settings.scrub else None
         self._scrub.rate = settings.scrub.rate if settings.scrub else None
         self._client.offline = settings.offline
@@ -212,7 +216,7 @@ class Engine:
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Call this when cached answers may now be invalid."""
-        self.store.changed = callback
+        self.store.index.on_change = callback
 
     async def content_changed(self, registry: Registry, change: Change, subject: str | None = None) -> None:
         """Invalidate what a push or a delete changed that the registry accepted; `subject` is its `OCI-Subject`."""
@@ -242,7 +246,7 @@ class Engine:
 
     def _fill_failed(self, error: StorageError) -> None:
         if not isinstance(error, NotStored):
-            self.store.failed(error)
+            self.store.index.staging_failed(error)
         self.report_storage_error(error)
 
     def _remember_challenge(self, registry: Registry, challenge: Challenge) -> None:

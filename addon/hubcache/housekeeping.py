@@ -70,7 +70,7 @@ class Housekeeping:
             self._store.open()
             logger.info("hubcache: the store can be used again")
         if self._store.is_open:
-            await self._store.keep_house()
+            await self._store.maintain()
             if now - self._expired_at >= _EXPIRE_SECONDS:
                 self._expired_at = now
                 await self._store.expire()

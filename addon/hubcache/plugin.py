@@ -182,7 +182,7 @@ class Hubcache:
             logger.info("hubcache: %s at %s", kind, where)
         store = engine.store
         logger.info("hubcache: CA certificate %s", Path(ctx.options.confdir).expanduser() / "mitmproxy-ca-cert.pem")
-        used, capacity = human.pretty_size(store.ledger.used), human.pretty_size(store.rooms.capacity)
+        used, capacity = human.pretty_size(store.usage.used), human.pretty_size(store.capacity.max_bytes)
         logger.info("hubcache: store %s, %s of %s used", store.directory, used, capacity)
         if settings.status is not None:
             logger.info("hubcache: status at http://%s", human.format_address(settings.status))

@@ -6,11 +6,11 @@ It writes to the index in one transaction. Pulling as many blobs through the pro
 import sys
 from pathlib import Path
 
-from hubcache.decide.records import encode_row
+from hubcache.decide.retention_rows import encode_row
 from hubcache.oci.digest import Digest
 from hubcache.store.disk import StagedFile
 from hubcache.store.index import Index
-from hubcache.store.usage import on_disk
+from hubcache.store.usage import size_on_disk
 
 
 def main(directory: Path, count: int) -> None:
@@ -23,7 +23,7 @@ def main(directory: Path, count: int) -> None:
         path = directory / f"staged-{number}"
         path.write_bytes(body)
         rows[f"blob/{digest}"] = StagedFile(path, digest, len(body))
-        rows[f"retention/{digest}"] = encode_row((on_disk(len(body)), 1.0, 0.0, 1.0, True))
+        rows[f"retention/{digest}"] = encode_row((size_on_disk(len(body)), 1.0, 0.0, 1.0, True))
     index.set_many(rows)
     index.close()
 

@@ -24,12 +24,12 @@ def _never(_: int) -> bool:
 def cost(history: int = HISTORY, residents: int = RESIDENTS, rounds: int = ROUNDS) -> str:
     """Measure and return a report."""
     chance = random.Random(1)
-    retention: Retention[int] = Retention(history=history)
+    retention: Retention[int] = Retention(max_absent=history)
     for key in range(history):
-        retention.requested(key, _NOW)
+        retention.record_request(key, _NOW)
     for key in range(residents):
-        retention.stored(key, chance.randrange(1, 2 * SIZE), _NOW)
-        retention.requested(key, _NOW)
+        retention.record_stored(key, chance.randrange(1, 2 * SIZE), _NOW)
+        retention.record_request(key, _NOW)
     seconds: dict[str, list[float]] = {}
 
     def timed(name: str, start: float) -> None:
@@ -40,28 +40,28 @@ def cost(history: int = HISTORY, residents: int = RESIDENTS, rounds: int = ROUND
         now += 1
         key = chance.randrange(residents)
         start = process_time()
-        retention.requested(key, now)
+        retention.record_request(key, now)
         timed("request for stored content", start)
         key = chance.randrange(residents, history)
         start = process_time()
-        retention.requested(key, now)
+        retention.record_request(key, now)
         timed("request for other content", start)
         start = process_time()
         decision = retention.admit(key, SIZE, now, 0, _never)
         timed("admission with eviction", start)
         if decision.refusal is None:
-            retention.stored(key, SIZE, now)
+            retention.record_stored(key, SIZE, now)
     for _ in range(5):
         start = process_time()
-        retention.make_room(100 * SIZE, now, _never)
+        retention.evict(100 * SIZE, now, _never)
         timed("eviction of about 100 blobs", start)
     start = process_time()
-    retention.idle(now, _never)
+    retention.evict_idle(now, _never)
     timed("search for idle content", start)
     start = process_time()
-    retention.forget(now)
+    retention.forget_absent(now)
     timed("pruning the history", start)
-    keys = sorted(retention.dirty())
+    keys = sorted(retention.take_changed())
     rows = {key: row for key in keys if (row := retention.row(key))}
     start = process_time()
     Retention[int]().restore(retention.clock(), rows)
@@ -80,12 +80,12 @@ async def _opening(history: int) -> float:
         store = Store(Path(folder), 1 << 30)
         store.open()
         for number in range(history):
-            store.count_request(Digest.of(b"%d" % number))
+            store.popularity.count_request(Digest.of(b"%d" % number))
         await store.close()
         store = Store(Path(folder), 1 << 30)
         start = perf_counter()
         store.open()
         seconds = perf_counter() - start
-        assert store.rooms.retention.rows == history
+        assert store.capacity.retention.absent == history
         await store.close()
         return seconds

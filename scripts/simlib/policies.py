@@ -38,13 +38,13 @@ class Hubcache:
     def request(self, index: int, now: float, key: int, size: int) -> bool:
         retention = self.retention
         self._clean(now)
-        retention.requested(key, now)
+        retention.record_request(key, now)
         if key in retention:
             return True
         if size <= self._capacity:
             decision = retention.admit(key, size, now, self._capacity - retention.bytes, _never)
             if decision.refusal is None:
-                retention.stored(key, size, now)
+                retention.record_stored(key, size, now)
                 self.written += size
         return False
 
@@ -53,9 +53,9 @@ class Hubcache:
         self._cleaned = now if self._cleaned is None else self._cleaned
         while self._cleaned + DAY <= now:
             self._cleaned += DAY
-            while self.retention.idle(self._cleaned, _never):
+            while self.retention.evict_idle(self._cleaned, _never):
                 pass
-            self.retention.forget(self._cleaned)
+            self.retention.forget_absent(self._cleaned)
 
 
 def _never(_: int) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from hubcache.decide.records import ManifestRecord
 from hubcache.oci.digest import Digest
 from hubcache.store.store import Store
-from hubcache.store.usage import BLOCK, on_disk
+from hubcache.store.usage import BLOCK, size_on_disk
 
 
 @dataclass
@@ -56,21 +56,21 @@ def inspect(
 async def _inspect(directory: Path, capacity: int, expected: Set[str], damaged: Set[str]) -> tuple[Findings, set[str]]:
     found = Findings()
     store = Store(directory, capacity)
-    store.rooms.min_free = 0
+    store.capacity.min_free = 0
     store.open()
     try:
         for text in damaged:
             blob = await store.open_blob(Digest.parse(text))
             if blob is not None:
                 blob.close()
-        sizes = dict(store.ledger.sizes)
+        sizes = dict(store.usage.sizes)
         named = _verify_rows(store, found)
         files = {path for path in (directory / "store" / "blobs").rglob("*") if path.is_file()}
         found.orphans += [str(path) for path in sorted(files - named)]
         found.orphans += [str(path) for path in sorted((directory / "staging").iterdir())]
-        ledger = store.ledger
-        account = ledger.stored, ledger.quarantined, ledger.reserved, ledger.used
-        stored, quarantined = sum(map(on_disk, sizes.values())), _quarantined_bytes(directory)
+        usage = store.usage
+        account = usage.stored, usage.quarantined, usage.reserved, usage.used
+        stored, quarantined = sum(map(size_on_disk, sizes.values())), _quarantined_bytes(directory)
         expected_account = stored, quarantined, 0, stored + quarantined
         if account != expected_account:
             found.account.append(f"stored, quarantined, reserved, used: {account}; expected {expected_account}")
@@ -86,7 +86,7 @@ async def _inspect(directory: Path, capacity: int, expected: Set[str], damaged: 
 def _verify_rows(store: Store, found: Findings) -> set[Path]:
     """Verify the content of all rows; returns the files that they name."""
     named = set()
-    index = store._index
+    index = store.index.current
     assert index is not None
     for key, value, size, filename in index.rows(""):
         kind, _, name = key.partition("/")
@@ -101,7 +101,7 @@ def _verify_rows(store: Store, found: Findings) -> set[Path]:
 
 def _quarantined_bytes(directory: Path) -> int:
     """Bytes on disk of the quarantine."""
-    return sum(on_disk(path.stat().st_size) for path in (directory / "quarantine").glob("*"))
+    return sum(size_on_disk(path.stat().st_size) for path in (directory / "quarantine").glob("*"))
 
 
 def _verify_file(path: Path, digest: Digest, size: int, found: Findings) -> None:

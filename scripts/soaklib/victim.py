@@ -75,7 +75,7 @@ def _count_steps(last: int) -> list[int]:
 async def _store_blob(store: Store, data: bytes) -> Digest:
     digest = Digest.of(data)
     for _ in range(3):
-        store.count_request(digest)
+        store.popularity.count_request(digest)
     staged = await store.stage(digest, len(data))
     try:
         for at in range(0, len(data), 256 << 10):
@@ -103,13 +103,13 @@ async def _damage(store: Store, digest: Digest) -> None:
 async def _find_damage(store: Store, digest: Digest, number: int) -> None:
     """Find the damage: by opening the blob while it is under suspicion, or by the scrub."""
     if number == _DAMAGED[0]:
-        store.inspector.doubt(digest)
+        store.inspector.require_check(digest)
         assert await store.open_blob(digest) is None
     else:
         scrub = Scrub(store, _fail)
         scrub.rate = _RATE
         while store.has(digest):
-            await scrub.look()
+            await scrub.step()
         await scrub.close()
     assert not store.has(digest)
 
@@ -120,7 +120,7 @@ def _fail(error: StorageError) -> None:
 
 async def _run(directory: Path, seed: int) -> None:
     store = _ReportingStore(directory, CAPACITY)
-    store.rooms.min_free = 0
+    store.capacity.min_free = 0
     store.open()
     try:
         for number in range(_BLOBS):
@@ -135,7 +135,7 @@ async def _run(directory: Path, seed: int) -> None:
                 _report("committed", Digest.of(body))
             except NotStored:
                 continue  # the policy prefers what is stored
-            await store.keep_house()
+            await store.maintain()
             if number % 3 == 0:
                 await store.remove(Digest.of(body))
     finally:

@@ -47,7 +47,7 @@ async def test_challenge_and_tokens_are_kept_after_a_change_of_options(cache: Ca
 
 async def test_pull_during_a_change_of_options_counts_once(cache: Cache, image: Image) -> None:
     """Retention counts pulls, and the requests that belong to one pull count once."""
-    retention, counted = cache.engine.store.rooms.retention, []
+    retention, counted = cache.engine.store.capacity.retention, []
     for ttl in (600.0, 500.0, 400.0):
         cache.apply(tag_ttl=ttl)
         assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{image.digest}"))[0] == 200

@@ -152,16 +152,16 @@ async def test_what_refers_to_a_pinned_image_is_pinned_with_it(tmp_path: Path) -
         await store.put_manifest(listing, ManifestRecord(OCI_INDEX, body))
         store.pins = (ImageName.parse("base:1"),)
         place = (HUB_HOST, "library/base")
-        await store.put_tag(*place, "1", "*/*", TagRecord(image, "", 1, 0.0))
-        await store.keep_house()
-        assert store.ledger.pinned == {image, *layers}
-        await store.put_referrers(*place, image, "question", ReferrersRecord(listing, 0.0))
-        await store.put_referrers(*place, other, "question", ReferrersRecord(other, 0.0))
-        await store.put_referrers(*place, image, "another", ReferrersRecord(None, 0.0))
-        await store.put_tag(*place, f"{image.replace(':', '-')}.sig", "*/*", TagRecord(tagged, "", 1, 0.0))
-        await store.keep_house()
+        await store.tags.put(*place, "1", "*/*", TagRecord(image, "", 1, 0.0))
+        await store.maintain()
+        assert store.usage.pinned == {image, *layers}
+        await store.tags.put_referrers(*place, image, "question", ReferrersRecord(listing, 0.0))
+        await store.tags.put_referrers(*place, other, "question", ReferrersRecord(other, 0.0))
+        await store.tags.put_referrers(*place, image, "another", ReferrersRecord(None, 0.0))
+        await store.tags.put(*place, f"{image.replace(':', '-')}.sig", "*/*", TagRecord(tagged, "", 1, 0.0))
+        await store.maintain()
         known = {listing, listed, *listed_layers, tagged, *tagged_layers}
-        assert store.ledger.pinned == {image, *layers, *known}
-        await store.drop_referrers(*place, image)
-        await store.keep_house()
-        assert store.ledger.pinned == {image, *layers, tagged, *tagged_layers}
+        assert store.usage.pinned == {image, *layers, *known}
+        await store.tags.drop_referrers(*place, image)
+        await store.maintain()
+        assert store.usage.pinned == {image, *layers, tagged, *tagged_layers}

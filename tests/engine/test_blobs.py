@@ -226,7 +226,7 @@ async def test_416_gives_the_stored_file_back(cache: Cache, hub: Hub) -> None:
     for _ in range(3):
         assert (await begin(cache, digest, range="bytes=500000-")).status == 416
         assert (await begin(cache, digest, if_none_match=f'"{digest}"')).status == 304
-    assert not cache.engine.store.ledger.in_use
+    assert not cache.engine.store.usage.in_use
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from hubcache.serve.messages import Answer, Listener
 from hubcache.store.capacity import ALLOWANCE
 from hubcache.store.store import Store
 from hubcache.store.stored_blob import StoredBlob
-from hubcache.store.usage import BLOCK, on_disk
+from hubcache.store.usage import BLOCK, size_on_disk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.engine import read, running
@@ -34,7 +34,7 @@ async def filled(store: Store, count: int, size: int) -> list[Digest]:
     for number in range(count):
         digests.append(await put_blob(store, random_bytes(size, number)))
         for _ in range(number):
-            store.count_request(digests[-1])
+            store.popularity.count_request(digests[-1])
     return digests
 
 
@@ -42,7 +42,7 @@ def wanted(store: Store, name: str) -> Digest:
     """A digest that is asked for more than anything that is stored."""
     digest = Digest.of(name.encode())
     for _ in range(50):
-        store.count_request(digest)
+        store.popularity.count_request(digest)
     return digest
 
 
@@ -76,7 +76,7 @@ async def test_another_goes_in_place_of_a_victim_that_began_to_be_read(tmp_path:
         after_first_removal(store, begin_to_read)
         staged = await store.stage(wanted(store, "new"), 1_400_000)
         assert [store.has(digest) for digest in digests] == [False, True, False, True, True]
-        assert store.ledger.used <= store.rooms.limit(store._opened().bytes)
+        assert store.usage.used <= store.capacity.limit(store.index.opened().bytes)
         opened[0].close()
         store.finish(staged)
 
@@ -92,8 +92,8 @@ async def test_newcomer_is_refused_when_all_that_is_left_began_to_be_read(tmp_pa
         after_first_removal(store, begin_to_read)
         with pytest.raises(StorageError, match="in use"):
             await store.stage(wanted(store, "new"), 1_400_000)
-        assert store.ledger.reserved == 0
-        assert set(store.rooms.retention.residents) == set(digests[1:])
+        assert store.usage.reserved == 0
+        assert set(store.capacity.retention.stored) == set(digests[1:])
         for blob in opened:
             assert blob is not None
             blob.close()
@@ -104,16 +104,16 @@ async def test_newcomer_is_refused_when_what_is_left_is_asked_for_more(tmp_path:
         digests = await filled(store, 5, 700_000)
         for digest in digests[2:]:
             for _ in range(200):
-                store.count_request(digest)
+                store.popularity.count_request(digest)
         opened: list[StoredBlob | None] = []
 
         async def begin_to_read() -> None:
             opened.append(await store.open_blob(digests[1]))
 
         after_first_removal(store, begin_to_read)
-        with pytest.raises(NotStored, match="asked for more"):
+        with pytest.raises(NotStored, match="requested more"):
             await store.stage(wanted(store, "new"), 1_400_000)
-        assert store.ledger.reserved == 0
+        assert store.usage.reserved == 0
         for blob in opened:
             assert blob is not None
             blob.close()
@@ -131,11 +131,11 @@ async def test_victims_behind_one_that_could_not_be_removed_can_go_later(
     async with opened_store(tmp_path, CAP) as store:
         digests = await filled(store, 5, 700_000)
         with monkeypatch.context() as patch:
-            patch.setattr(store._opened(), "delete", fail)
+            patch.setattr(store.index.opened(), "delete", fail)
             with pytest.raises(StorageError, match="disk is full"):
                 await store.stage(wanted(store, "new"), 2_000_000)
-        assert set(store.rooms.retention.residents) == set(digests)
-        assert store.ledger.reserved == 0
+        assert set(store.capacity.retention.stored) == set(digests)
+        assert store.usage.reserved == 0
         store.finish(await store.stage(wanted(store, "new"), 2_000_000))
 
 
@@ -149,10 +149,10 @@ async def test_who_gives_up_while_room_is_made_leaves_the_account_as_the_disk_is
 
         after_first_removal(store, give_up)
         await asyncio.gather(staging, return_exceptions=True)
-        await store.flush()
+        await store.popularity.flush()
         files = files_below(tmp_path / "store/blobs")
-        assert store.ledger.used == sum(on_disk(path.stat().st_size) for path in files)
-        assert set(store.rooms.retention.residents) == store.ledger.sizes.keys()
+        assert store.usage.used == sum(size_on_disk(path.stat().st_size) for path in files)
+        assert set(store.capacity.retention.stored) == store.usage.sizes.keys()
 
 
 # -- what is removed and still open
@@ -166,9 +166,9 @@ async def test_removed_blob_counts_until_its_last_reader_has_closed_it(tmp_path:
         assert second is not None
         await store.remove(digest)
         for blob in (first, second):
-            assert store.ledger.used == on_disk(700_000)
+            assert store.usage.used == size_on_disk(700_000)
             blob.close()
-        assert store.ledger.used == 0
+        assert store.usage.used == 0
 
 
 async def test_blob_that_clients_still_read_as_it_came_is_not_evicted(hub: Hub, tmp_path: Path) -> None:
@@ -189,12 +189,12 @@ async def test_blob_that_clients_still_read_as_it_came_is_not_evicted(hub: Hub, 
 async def test_given_up_content_counts_until_its_last_reader_has_closed_it(hub: Hub, tmp_path: Path) -> None:
     async with opened_store(tmp_path, CAP) as store:
         staged = await store.stage(Digest.of(b"layer"), 1 * MIB)
-        store.ledger.hold(staged.digest)
+        store.usage.begin_reading(staged.digest)
         staged.write(random_bytes(1 * MIB))
         store.finish(staged)
-        assert store.ledger.used == 1 * MIB
-        store.ledger.release(staged.digest)
-        assert store.ledger.used == 0
+        assert store.usage.used == 1 * MIB
+        store.usage.end_reading(staged.digest)
+        assert store.usage.used == 0
 
 
 # -- the index
@@ -206,7 +206,7 @@ async def test_cap_holds_when_the_largest_manifests_are_stored(tmp_path: Path) -
             body = manifest_of(note=f"{number}" * (4 * MIB - 100))
             digest = Digest.of(body)
             for _ in range(number + 3):
-                store.count_request(digest)
+                store.popularity.count_request(digest)
             with suppress(StorageError):
                 await store.put_manifest(digest, ManifestRecord(OCI_MANIFEST, body))
             assert bytes_on_disk(tmp_path) <= 32 * MIB
@@ -215,8 +215,8 @@ async def test_cap_holds_when_the_largest_manifests_are_stored(tmp_path: Path) -
 async def test_popularity_of_much_content_does_not_swell_the_log_beyond_the_allowance(tmp_path: Path) -> None:
     async with opened_store(tmp_path, 64 * MIB) as store:
         for number in range(20_000):
-            store.count_request(Digest.of(str(number).encode()))
-        await store.flush()
+            store.popularity.count_request(Digest.of(str(number).encode()))
+        await store.popularity.flush()
         assert (tmp_path / "store/cache.db-wal").stat().st_size <= ALLOWANCE
 
 
@@ -249,7 +249,7 @@ class Crowd:
         store.remove = slow  # type: ignore[method-assign]
 
     def check(self) -> None:
-        content = bytes_on_disk(self.directory) - self.store._opened().bytes
+        content = bytes_on_disk(self.directory) - self.store.index.opened().bytes
         assert content <= CAP - ALLOWANCE + BLOCK * len(files_below(self.directory)), "what the index may need is used"
         assert bytes_on_disk(self.directory) <= CAP
 
@@ -263,7 +263,7 @@ class Crowd:
     async def put(self, number: int, pauses: int, *, sized: bool = True, commit: bool = True) -> None:
         store, data = self.store, LAYERS[number]
         for _ in range(5 * (pauses + 2)):
-            store.count_request(Digest.of(data))
+            store.popularity.count_request(Digest.of(data))
         staged = await store.stage(Digest.of(data), len(data) if sized else 0)
         try:
             for start in range(0, len(data), 500_000):
@@ -303,9 +303,9 @@ class Crowd:
         await self.store.put_manifest(Digest.of(body), ManifestRecord(OCI_MANIFEST, body))
 
     async def shrink(self, number: int, pauses: int) -> None:
-        self.store.rooms.capacity = CAP - number * 100_000
-        await self.store.keep_house()
-        self.store.rooms.capacity = CAP
+        self.store.capacity.max_bytes = CAP - number * 100_000
+        await self.store.maintain()
+        self.store.capacity.max_bytes = CAP
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -319,11 +319,11 @@ def test_cap_and_account_hold_in_any_interleaving(crowd: list[list[tuple[str, in
             async with asyncio.TaskGroup() as tasks:
                 for operations in crowd:
                     tasks.create_task(users.work(operations))
-            assert store.ledger.reserved == 0
-            assert store.ledger.used == store.ledger.stored
-            assert set(store.rooms.retention.residents) == store.ledger.sizes.keys()
-            assert store.rooms.retention.bytes == store.ledger.stored
-            blobs = [size for digest, size in store.ledger.sizes.items() if digest not in store.ledger.children]
+            assert store.usage.reserved == 0
+            assert store.usage.used == store.usage.stored
+            assert set(store.capacity.retention.stored) == store.usage.sizes.keys()
+            assert store.capacity.retention.bytes == store.usage.stored
+            blobs = [size for digest, size in store.usage.sizes.items() if digest not in store.usage.children]
             assert sorted(blobs) == sorted(path.stat().st_size for path in files_below(directory / "store/blobs"))
 
     directory = Path(tempfile.mkdtemp(prefix="cap-"))

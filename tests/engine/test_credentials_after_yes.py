@@ -274,12 +274,12 @@ async def test_404_for_a_reader_does_not_drop_the_publics_tag(
         assert set(await pull(cache, image)) == {200}
         hidden_from(hub, own, monkeypatch)
         view = RepositoryView(cache.engine.service._upstreams[HOST], REPO, authorization=own)
-        (negotiation,) = cache.engine.store.tags(HOST, REPO, "1")
+        (negotiation,) = cache.engine.store.tags.get(HOST, REPO, "1")
         with pytest.raises(HubcacheError):
             await cache.engine._manifests.validate(view, "1", negotiation, head=False)
         with pytest.raises(HubcacheError):
             await cache.engine._blobs._asking.ask(view, Digest.parse(image.layers[0]))
-        assert cache.engine.store.tags(HOST, REPO, "1")
+        assert cache.engine.store.tags.get(HOST, REPO, "1")
         hub.stop()
         assert set(await pull(cache, image)) == {200}
 

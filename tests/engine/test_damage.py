@@ -23,9 +23,9 @@ from support.standin import Hub, random_bytes
 async def test_doubted_blob_is_verified_once_and_served(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, LAYER)
-        store.inspector.doubt(digest)
+        store.inspector.require_check(digest)
         assert await opens(store, digest)
-        assert store.inspector.doubted == ()
+        assert store.inspector.required == ()
 
 
 async def test_doubted_blob_that_is_damaged_is_put_aside_and_told(
@@ -36,31 +36,31 @@ async def test_doubted_blob_that_is_damaged_is_put_aside_and_told(
         path = blob_file(tmp_path)
         flip(path, len(LAYER) - 1)
         bad = path.read_bytes()
-        store.inspector.doubt(digest)
+        store.inspector.require_check(digest)
         assert not await opens(store, digest)
         assert not store.has(digest)
         assert quarantined(tmp_path) == [bad]
-        assert store.ledger.used == store.ledger.quarantined > len(LAYER)
-        assert store.damages == 1
-        assert store.last_damage is not None
-        assert (store.last_damage.digest, store.last_damage.path) == (digest, path)
+        assert store.usage.used == store.usage.quarantined > len(LAYER)
+        assert store.damage.count == 1
+        assert store.damage.last is not None
+        assert (store.damage.last.digest, store.damage.last.path) == (digest, path)
         [line] = [record.getMessage() for record in caplog.records]
         assert str(digest) in line
         assert str(path) in line
         await put_blob(store, LAYER)
         assert await opens(store, digest)
     async with opened_store(tmp_path) as store:
-        assert store.ledger.quarantined > len(LAYER)
+        assert store.usage.quarantined > len(LAYER)
 
 
 async def test_what_is_put_aside_counts_all_the_time(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, LAYER)
         flip(blob_file(tmp_path))
-        store.inspector.doubt(digest)
+        store.inspector.require_check(digest)
         seen: list[int] = []
-        store.changed = lambda: seen.append(store.ledger.used)
-        before = store.ledger.used
+        store.index.on_change = lambda: seen.append(store.usage.used)
+        before = store.usage.used
         assert not await opens(store, digest)
         assert set(seen) == {before}
 
@@ -68,14 +68,14 @@ async def test_what_is_put_aside_counts_all_the_time(tmp_path: Path) -> None:
 async def test_file_that_a_smaller_cap_leaves_no_room_for_is_not_said_to_be_kept(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, LAYER)
-        store.rooms.capacity = 5 * len(LAYER)
+        store.capacity.max_bytes = 5 * len(LAYER)
         flip(blob_file(tmp_path))
-        store.inspector.doubt(digest)
+        store.inspector.require_check(digest)
         assert not await opens(store, digest)
-        assert store.last_damage is not None
-        assert store.last_damage.kept is None
+        assert store.damage.last is not None
+        assert store.damage.last.kept is None
         assert quarantined(tmp_path) == []
-        assert store.ledger.used == store.ledger.quarantined == 0
+        assert store.usage.used == store.usage.quarantined == 0
 
 
 async def test_many_who_wait_for_one_verification_cost_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ async def test_many_who_wait_for_one_verification_cost_one(tmp_path: Path, monke
         read_pieces: list[int] = []
         pread = os.pread
         monkeypatch.setattr(os, "pread", lambda *which: read_pieces.append(which[2]) or pread(*which))
-        store.inspector.doubt(digest)
+        store.inspector.require_check(digest)
         assert all(await asyncio.gather(*(_can_open(store, digest) for _ in range(10))))
         assert sorted(read_pieces) == [PIECE * number for number in range(4)]
 
@@ -119,12 +119,12 @@ async def test_blob_that_was_found_good_is_not_verified_on_suspicion_for_an_hour
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, LAYER)
         store.inspector.suspect(digest)
-        assert store.inspector.doubted == (digest,)
+        assert store.inspector.required == (digest,)
         assert await opens(store, digest)
         store.inspector.suspect(digest)
-        assert store.inspector.doubted == ()
-        store.inspector.doubt(digest)
-        assert store.inspector.doubted == (digest,)
+        assert store.inspector.required == ()
+        store.inspector.require_check(digest)
+        assert store.inspector.required == (digest,)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "socket", "link", "directory"])
@@ -138,7 +138,7 @@ async def test_what_is_no_regular_file_is_put_aside_without_waiting_for_it(tmp_p
         async with asyncio.timeout(10):
             assert not await opens(store, digest)
         assert path not in files_below(tmp_path / "store")
-        assert store.damages == 1
+        assert store.damage.count == 1
         await put_blob(store, LAYER)
         assert await opens(store, digest)
 
@@ -170,7 +170,7 @@ async def test_blob_that_is_evicted_while_it_is_opened_is_no_damage(
                 await opens(store, digest)
             await asyncio.sleep(0)
         assert not any([await opens(store, digest) for digest in digests])
-        assert store.damages == 0
+        assert store.damage.count == 0
         assert caplog.records == []
 
 
@@ -179,17 +179,17 @@ async def test_damage_that_could_not_be_put_aside_is_still_doubted(tmp_path: Pat
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, LAYER)
         flip(blob_file(tmp_path))
-        store.inspector.doubt(digest)
-        victim = store.rooms.retention.purge(digest, 0.0)
+        store.inspector.require_check(digest)
+        victim = store.capacity.retention.purge(digest, 0.0)
         assert victim is not None
         scrub = Scrub(store, pytest.fail)
-        await scrub.look()
-        store.rooms._take_back(victim)
+        await scrub.step()
+        store.capacity.keep(victim.key)
         assert not await opens(store, digest)
-        assert store.damages == 1
-        store.inspector.doubt(digest)
-        await scrub.look()
-        assert store.inspector.doubted == ()
+        assert store.damage.count == 1
+        store.inspector.require_check(digest)
+        await scrub.step()
+        assert store.inspector.required == ()
 
 
 async def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
@@ -207,9 +207,9 @@ async def test_manifest_that_is_damaged_is_not_given_and_put_aside(tmp_path: Pat
         image, _ = await put_image(store, b"layer")
         spoil_manifest(tmp_path)
         assert store.manifest(image) is None
-        await store.keep_house()
+        await store.maintain()
         assert not store.has(image)
-        assert store.damages == 1
+        assert store.damage.count == 1
         [kept] = quarantined(tmp_path)
         assert b'"Layers"' in kept
 
@@ -221,7 +221,7 @@ async def test_damaged_manifest_is_fetched_anew_at_the_first_request(hub: Hub, t
         assert await cache.get(Listener.MIRROR, path) == (200, image.manifest)
         spoil_manifest(tmp_path / "store")
         assert await cache.get(Listener.MIRROR, path) == (200, image.manifest)
-        await cache.engine.store.keep_house()
+        await cache.engine.store.maintain()
         hub.reset_log()
         assert await cache.get(Listener.MIRROR, path) == (200, image.manifest)
         assert hub.count() == 0

@@ -93,10 +93,10 @@ async def test_what_was_asked_for_survives_a_restart(hub: Hub, tmp_path: Path) -
     async with running(hub, tmp_path / "store") as cache:
         for _ in range(3):
             await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1")
-        before = cache.engine.store.rooms.retention.requests(Digest.parse(image.digest), time.time())
+        before = cache.engine.store.capacity.retention.requests(Digest.parse(image.digest), time.time())
     assert before >= 1
     async with running(hub, tmp_path / "store") as cache:
-        after = cache.engine.store.rooms.retention.requests(Digest.parse(image.digest), time.time())
+        after = cache.engine.store.capacity.retention.requests(Digest.parse(image.digest), time.time())
     assert after == pytest.approx(before, abs=0.01)
 
 
@@ -105,9 +105,9 @@ async def test_options_that_change_count_at_once(hub: Hub, tmp_path: Path) -> No
     async with running(hub, tmp_path / "store") as cache:
         assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
         cache.apply(size=1 << 22, offline=True, half_life=100.0, expire_after=200.0, admit_after=3)
-        rooms = cache.engine.store.rooms
-        assert (rooms.capacity, rooms.retention.half_life) == (1 << 22, 100.0)
-        assert (rooms.retention.expire_after, rooms.retention.admit_after) == (200.0, 3)
+        capacity = cache.engine.store.capacity
+        assert (capacity.max_bytes, capacity.retention.half_life) == (1 << 22, 100.0)
+        assert (capacity.retention.expire_after, capacity.retention.admit_after) == (200.0, 3)
         hub.reset_log()
         assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
         assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/none"))[0] == 503
@@ -120,17 +120,17 @@ async def test_warm_pull_waits_for_no_write(hub: Hub, tmp_path: Path, monkeypatc
         image = hub.image(REPO, "1", [random_bytes(100_000)])
         assert set(await pull(cache, image)) == {200}
         written: list[object] = []
-        write = cache.engine.store._write
+        write = cache.engine.store.index.write
 
         async def noted(action: Callable[[], object]) -> object:
             written.append(action)
             return await write(action)
 
-        monkeypatch.setattr(cache.engine.store, "_write", noted)
+        monkeypatch.setattr(cache.engine.store.index, "write", noted)
         for listener in Listener:
             assert set(await pull(cache, image, listener)) == {200}
         assert not written
-        assert cache.engine.store.rooms.retention.dirty()
+        assert cache.engine.store.capacity.retention.take_changed()
 
 
 @pytest.mark.parametrize("listener", list(Listener), ids=lambda listener: listener.value)
@@ -145,7 +145,7 @@ async def test_pull_of_an_index_is_one_of_it_and_one_of_its_platforms_manifest(
             answer, _ = await cache.ask(listener, method, f"/v2/{REPO}/manifests/{reference}")
             assert isinstance(answer, Answer)
             assert answer.status == 200
-        retention = cache.engine.store.rooms.retention
+        retention = cache.engine.store.capacity.retention
         for digest in (index.digest, amd64.digest):
             assert retention.requests(Digest.parse(digest), time.time()) == pytest.approx(1, abs=0.01)
 

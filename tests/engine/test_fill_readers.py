@@ -136,7 +136,7 @@ async def test_blob_that_is_nearly_done_or_often_asked_for_goes_on(
     hub.faults.remove(nearly)
     assert all(await blobs.stored(*range(6)))
     for number in range(10, 18):
-        cache.engine.store.vouch(Digest.of(often.data(number)))
+        cache.engine.store.popularity.ensure_admitted(Digest.of(often.data(number)))
     await often.leave(*range(10, 18))
     often.end()
     assert all(await often.stored(*range(10, 18)))
@@ -146,7 +146,7 @@ async def test_even_wanted_blobs_are_bounded(blobs: Blobs, monkeypatch: pytest.M
     monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 0.05)
     numbers = range(unread_fills.MAX_WANTED + 5)
     for number in numbers:
-        blobs.cache.engine.store.vouch(Digest.of(blobs.data(number)))
+        blobs.cache.engine.store.popularity.ensure_admitted(Digest.of(blobs.data(number)))
     await blobs.leave(*numbers)
     blobs.end()
     assert sum(await blobs.stored(*numbers)) == unread_fills.MAX_WANTED

@@ -251,7 +251,7 @@ async def test_store_of_before_knows_no_source_and_each_registry_gives_the_bytes
     cache: Cache, hub: Hub, other: Hub, secret: Image
 ) -> None:
     """Its rows say that content is private, and not from where."""
-    index = cache.engine.store._opened()
+    index = cache.engine.store.index.opened()
     for digest in (secret.digest, secret.config, *secret.layers):
         index.set(f"private/{digest}", "")
     claim(other, secret)
@@ -281,7 +281,7 @@ async def test_public_content_is_shared_until_it_turns_private_and_its_source_ke
         turn_private(hub, "alice/app")
         refusal = hub.faults.add(Fault(kind="[mb]*", status=status, body={"errors": []}))
         cache.engine._access._visibility._recent.clear()
-        await cache.engine.store.put_visibility(HUB_HOST, "alice/app", Visibility(True, 0.0))
+        await cache.engine.store.registries.put_visibility(HUB_HOST, "alice/app", Visibility(True, 0.0))
         if status == 404:
             for path in parts.values():
                 await cache.get(Listener.PROXY, f"/v2/alice/app/{path}")

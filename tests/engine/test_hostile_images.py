@@ -136,13 +136,13 @@ def test_closure_visits_each_digest_once_and_is_bounded() -> None:
             Counted.looks += 1
             return super().get(key, default)  # type: ignore[arg-type]
 
-    ledger, levels = Usage(), [Digest.of(str(level).encode()) for level in range(9)]
-    ledger.children = Counted({above: (below,) * 9 for above, below in itertools.pairwise(levels)})
-    assert ledger.closure([levels[0]]) == set(levels)
+    usage, levels = Usage(), [Digest.of(str(level).encode()) for level in range(9)]
+    usage.children = Counted({above: (below,) * 9 for above, below in itertools.pairwise(levels)})
+    assert usage.closure([levels[0]]) == set(levels)
     assert Counted.looks == len(levels)
     many = tuple(Digest.of(str(number).encode()) for number in range(MAX_CLOSURE + 100))
-    ledger.children = {levels[0]: many}
-    assert len(ledger.closure([levels[0]])) == MAX_CLOSURE
+    usage.children = {levels[0]: many}
+    assert len(usage.closure([levels[0]])) == MAX_CLOSURE
 
 
 # -- manifests of thousands of layers --------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_manifest_of_very_many_values_is_refused_without_being_parsed(
 async def test_manifest_with_too_many_layers_is_no_answer_of_a_registry(cache: Cache, hub: Hub) -> None:
     hub.manifest(REPO, "1", manifest_of(*layers(MAX_DESCRIPTORS + 1)), OCI_MANIFEST)
     assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 502
-    assert not cache.engine.store.ledger.sizes
+    assert not cache.engine.store.usage.sizes
 
 
 async def test_links_of_a_large_manifest_are_not_read_on_the_loop(
@@ -187,29 +187,29 @@ async def test_links_of_a_large_manifest_are_not_read_on_the_loop(
 ) -> None:
     hub.manifest(REPO, "1", manifest_of(*layers(MAX_DESCRIPTORS)), OCI_MANIFEST)
     store = cache.engine.store
-    reads, read = list[str](), store._read
+    reads, read = list[str](), store.index.read
 
     def counted(key: str) -> object:
         reads.append(key)
         return read(key)
 
-    monkeypatch.setattr(store, "_read", counted)
+    monkeypatch.setattr(store.index, "read", counted)
     assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
     assert len([key for key in reads if key.startswith("link/")]) < 10
     for digest, size in (layers(MAX_DESCRIPTORS)[0], layers(MAX_DESCRIPTORS)[-1]):
-        assert store.link("registry-1.docker.io", REPO, digest) == Link(size, confirmed=False)
+        assert store.links.get("registry-1.docker.io", REPO, digest) == Link(size, confirmed=False)
 
 
 async def test_many_links_written_at_once_leave_what_is_better_known(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         place, told = ("registry-1.docker.io", REPO), dict(layers(100))
         (first, _), (second, _), *_ = told.items()
-        await store.put_links(*place, {first: 77})
-        await store.put_links(*place, {second: 78}, confirmed=False)
-        await store.put_links(*place, told, confirmed=False)
-        assert store.link(*place, first) == Link(77, confirmed=True)
-        assert store.link(*place, second) == Link(78, confirmed=False)
-        await store.put_links(*place, dict.fromkeys(told))
-        assert store.link(*place, first) == Link(77, confirmed=True)
-        assert store.link(*place, second) == Link(78, confirmed=True)
-        assert store.link(*place, layers(100)[-1][0]) == Link(99, confirmed=True)
+        await store.links.put(*place, {first: 77})
+        await store.links.put(*place, {second: 78}, confirmed=False)
+        await store.links.put(*place, told, confirmed=False)
+        assert store.links.get(*place, first) == Link(77, confirmed=True)
+        assert store.links.get(*place, second) == Link(78, confirmed=False)
+        await store.links.put(*place, dict.fromkeys(told))
+        assert store.links.get(*place, first) == Link(77, confirmed=True)
+        assert store.links.get(*place, second) == Link(78, confirmed=True)
+        assert store.links.get(*place, layers(100)[-1][0]) == Link(99, confirmed=True)

@@ -232,7 +232,7 @@ async def test_what_is_fetched_ahead_stays_within_the_cap(cache: Cache, hub: Hub
     highest = 0
     cache.engine._tag_refresh.tick()
     while cache.engine._tag_refresh._tasks:
-        highest = max(highest, cache.engine.store.ledger.used)
+        highest = max(highest, cache.engine.store.usage.used)
         await asyncio.sleep(0.002)
     assert 0 < highest <= 3 << 20
     clock.ahead = TTL * 3

@@ -53,8 +53,8 @@ async def test_private_image_passes_through_with_the_clients_own_credentials_and
         outcome, _ = await cache.ask(Listener.PROXY, method, path, authorization=own)
         assert isinstance(outcome, Forward)
         assert outcome.authorization == own
-    assert cache.engine.store.ledger.sizes == {}
-    assert cache.engine.store.ledger.reserved == 0
+    assert cache.engine.store.usage.sizes == {}
+    assert cache.engine.store.usage.reserved == 0
 
 
 @EACH_LISTENER
@@ -259,7 +259,7 @@ async def test_account_that_may_read_a_private_image_reads_it_for_nobody(
 ) -> None:
     with_account.apply(authorize=authorize)
     await assert_refused(with_account, secret, listener)
-    assert with_account.engine.store.ledger.sizes == {}
+    assert with_account.engine.store.usage.sizes == {}
     assert hub.count(user="robot", status=200, kind="[mb]*") == 0
 
 

@@ -289,7 +289,7 @@ async def test_no_password_goes_to_a_realm_in_another_domain(cache: Cache, hub: 
 async def test_no_password_goes_over_http_where_the_registry_is_https(hub: Hub, tmp_path: Path, method: str) -> None:
     registry = Registry.parse(f"{HOST}=https://localhost:{hub.ports['registry']}")
     async with running(hub, tmp_path / "store", registries=(registry,)) as cache:
-        await cache.engine.store.put_challenge(HOST, Challenge(hub.realm, hub.service, None).render())
+        await cache.engine.store.registries.put_challenge(HOST, Challenge(hub.realm, hub.service, None).render())
         answer, body = await login(cache, method)
     assert answer.status == 502
     assert "not protected" in json.loads(body)["errors"][0]["message"]

@@ -271,9 +271,9 @@ async def test_clients_questions_about_what_is_not_there_leave_no_trace(cache: C
         await cache.get(Listener.PROXY, f"/v2/{REPO}/referrers/{image.digest}?artifactType={number}")
         await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{image.digest.replace(':', '-')}.{number}")
     store = cache.engine.store
-    rows = list(store._opened().rows("referrers/"))
+    rows = list(store.index.opened().rows("referrers/"))
     assert [key.partition("@")[2] for key, _, _, _ in rows] == [image.digest]
-    assert len(store.referrers("registry-1.docker.io", REPO, Digest.parse(image.digest))) == 32
+    assert len(store.tags.referrers("registry-1.docker.io", REPO, Digest.parse(image.digest))) == 32
 
 
 @pytest.mark.parametrize("what", ["listing", "tag"])
@@ -303,7 +303,7 @@ async def test_private_listing_is_for_those_who_may_read_it(cache_with_secret: C
     assert types(await ask(cache_with_secret, secret, authorization=alice)) == [SBOM]
     kept = await ask(cache_with_secret, secret, authorization=alice)
     assert kept.result is Result.HIT
-    hosts = cache_with_secret.engine.store.private_hosts(Digest.of(kept.body))
+    hosts = cache_with_secret.engine.store.private.sources(Digest.of(kept.body))
     assert hosts == {"registry-1.docker.io"}, "for as long as what else is private"
     assert (await ask(cache_with_secret, secret)).status == 401
     assert (await ask(cache_with_secret, secret, Listener.MIRROR)).status == 404
@@ -360,7 +360,7 @@ async def test_listing_proves_nothing_about_who_may_read_the_repository(cache: C
     """There are registries that list nothing (200) for whatever they are asked."""
     hub.faults.add(Fault(kind="referrers", status=200, body='{"manifests": []}', content_type=OCI_INDEX))
     assert (await ask(cache, secret)).status == 200
-    assert cache.engine.store.visibility("registry-1.docker.io", SECRET) is None
+    assert cache.engine.store.registries.visibility("registry-1.docker.io", SECRET) is None
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -34,7 +34,7 @@ async def test_blob_that_the_disk_cannot_read_breaks_off_and_is_fetched_at_the_r
         with pytest.raises(StorageError):
             await cache.get(Listener.MIRROR, f"/v2/{REPO}/blobs/{digest}")
         assert await cache.get(Listener.MIRROR, f"/v2/{REPO}/blobs/{digest}") == (200, LAYER)
-        assert cache.engine.store.damages == 1
+        assert cache.engine.store.damage.count == 1
         assert not path.exists()
 
 
@@ -44,7 +44,7 @@ async def test_client_that_asks_again_for_what_it_received_whole_gets_it_right(h
         flip(blob_file(tmp_path / "store"))
         assert await pull(cache, digest) != LAYER
         assert await pull(cache, digest) == LAYER
-        assert cache.engine.store.damages == 1
+        assert cache.engine.store.damage.count == 1
 
 
 async def test_client_of_a_mirror_that_offers_what_it_has_is_told_that_a_damaged_blob_must_be_fetched_again(
@@ -105,7 +105,7 @@ async def test_small_blob_that_is_damaged_is_given_to_nobody(hub: Hub, tmp_path:
         flip(blob_file(tmp_path / "store"))
         for _ in range(2):
             assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == small
-        assert cache.engine.store.damages == 1
+        assert cache.engine.store.damage.count == 1
 
 
 async def test_client_of_a_worker_that_asks_again_gets_it_right(hub: Hub, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ async def test_client_of_a_worker_that_asks_again_gets_it_right(hub: Hub, tmp_pa
             assert answer is not None
             bodies.append(await read(answer))
         assert [body == LAYER for body in bodies] == [False, True]
-        assert cache.engine.store.damages == 1
+        assert cache.engine.store.damage.count == 1
 
 
 async def test_blob_that_a_worker_cannot_read_breaks_off_and_is_fetched_at_the_retry(
@@ -138,4 +138,4 @@ async def test_blob_that_a_worker_cannot_read_breaks_off_and_is_fetched_at_the_r
         with pytest.raises(StorageError):
             await read(await pair.get(f"/v2/{REPO}/blobs/{digest}"))
         assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == LAYER
-        assert cache.engine.store.damages == 1
+        assert cache.engine.store.damage.count == 1

@@ -110,9 +110,9 @@ async def test_no_popular_tag_is_ever_stale_however_the_ticks_fall(cache: Cache,
         clock.ahead += TICK_SECONDS * 0.99
         now = clock.time()
         for watched in cache.engine._tag_refresh._watched.values():
-            watched.asked(now, TTL)
+            watched.count_request(now, TTL)
         for image in images:
-            for record in cache.engine.store.tags("registry-1.docker.io", image.repo, image.tag or "").values():
+            for record in cache.engine.store.tags.get("registry-1.docker.io", image.repo, image.tag or "").values():
                 if now - record.validated_at >= TTL:
                     stale.add(image.tag)
         await tick(cache)

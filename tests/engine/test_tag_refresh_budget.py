@@ -140,7 +140,7 @@ async def test_429_to_a_head_pauses_all_looks_at_that_registry(
     assert hub.count() == 1
     for image in images:
         watched = next(found for found in cache.engine._tag_refresh._watched.values() if found.tag == image.tag)
-        watched.asked(clock.time(), TTL)
+        watched.count_request(clock.time(), TTL)
     clock.ahead = TTL + 91
     await tick(cache)
     assert hub.count() >= len(images), "and then they go on"
@@ -165,7 +165,7 @@ async def test_registry_that_refuses_a_look_is_believed(cache: Cache, hub: Hub, 
     clock.ahead = TTL - 1
     await tick(cache)
     assert (await cache.get(Listener.PROXY, "/v2/alice/app/manifests/1"))[0] == 401
-    assert cache.engine.store.tags(HOST, "alice/app", "1") == {}
+    assert cache.engine.store.tags.get(HOST, "alice/app", "1") == {}
 
 
 async def test_tag_is_looked_at_once_at_a_time(cache: Cache, hub: Hub, clock: Clock) -> None:
@@ -200,7 +200,7 @@ async def test_hour_at_which_a_tag_moves_outlives_a_restart(
             await ask_tag(cache, image)
             await tick(cache)
         await tick(cache)
-        stored = cache.engine.store.moves(HOST, "library/app", "1")
+        stored = cache.engine.store.tags.changes(HOST, "library/app", "1")
         assert stored is not None
         assert len(stored.times) == 4
     async with in_step(hub, tmp_path / "store") as cache:
@@ -212,7 +212,7 @@ async def test_hour_at_which_a_tag_moves_outlives_a_restart(
         hub.reset_log()
         later.ahead = 4 * DAY - 1800
         (watched,) = cache.engine._tag_refresh._watched.values()
-        watched.seen(None, later.time())  # somebody looked, and so it is not simply time again
+        watched.record_validation(None, later.time())  # somebody looked, and so it is not simply time again
         for minute in range(20, 60):
             later.ahead = 4 * DAY + (minute - 40) * 60
             await tick(cache)

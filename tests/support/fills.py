@@ -62,7 +62,7 @@ class Room:
     def left_nothing(self) -> bool:
         return (
             not self.store.has(DIGEST)
-            and self.store.ledger.used == 0
+            and self.store.usage.used == 0
             and files_below(self.directory / "staging") + files_below(self.directory / "store/blobs") == []
             and self.fills.get(DIGEST) is None
         )
@@ -77,7 +77,7 @@ def room_fixture() -> Any:
         monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 1.0)
         hub.image(REPO, "stable", [LAYER])
         async with opened_store(tmp_path) as store, line_to(hub) as line:
-            fills = Fills(store, line.seen, store.failed)
+            fills = Fills(store, line.seen, store.index.staging_failed)
             yield Room(store, fills, line, tmp_path)
             await fills.close()
 

@@ -1,6 +1,8 @@
 """What the tests of the retention policy share: stores that are full of something, and time that passes."""
 
-from hubcache.decide.retention import Retention, Room, Row
+from hubcache.decide.eviction import Decision
+from hubcache.decide.retention import Retention
+from hubcache.decide.retention_rows import Row
 from hypothesis import strategies as st
 
 NOW = 1.7e9
@@ -19,26 +21,26 @@ def full(*sizes: int, requests: int = 1) -> Retention[int]:
     retention = Retention[int]()
     for key, size in enumerate(sizes):
         for _ in range(requests):
-            retention.requested(key, NOW)
-        retention.stored(key, size, NOW)
+            retention.record_request(key, NOW)
+        retention.record_stored(key, size, NOW)
     return retention
 
 
 def asked(retention: Retention[int], key: int, times: int, now: float = NOW) -> int:
     for _ in range(times):
-        retention.requested(key, now)
+        retention.record_request(key, now)
     return key
 
 
-def keys(room: Room[int]) -> list[int]:
-    return [victim.key for victim in room.victims]
+def keys(decision: Decision[int]) -> list[int]:
+    return [victim.key for victim in decision.victims]
 
 
 def days_pass(retention: Retention[int], days: int, now: float = NOW) -> float:
     """The store looks at the time every few hours."""
     for _ in range(4 * days):
         now += DAY / 4
-        retention.forget(now)
+        retention.forget_absent(now)
     return now
 
 

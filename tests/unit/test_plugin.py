@@ -212,7 +212,7 @@ async def stored(harness: Harness, hub: Hub, data: bytes) -> tuple[str, Digest, 
     flow = await harness.request("GET", f"/v2/{REPO}/blobs/{digest}")
     if flow.response is None:
         await harness.body(flow)
-    await until(lambda: engine.store.has(digest) and not engine.store.ledger.in_use[digest])
+    await until(lambda: engine.store.has(digest) and not engine.store.usage.in_use[digest])
     return f"/v2/{REPO}/blobs/{digest}", digest, engine
 
 
@@ -230,7 +230,7 @@ async def test_small_stored_body_needs_no_body_listener(harness: Harness, hub: H
     assert (part.response.status_code, part.response.content) == (206, data[:1])
     after = engine.metrics.registry.get_sample_value("hubcache_sent_bytes_total", {"source": "store"})
     assert after == before + size + 1
-    assert not engine.store.ledger.in_use[digest]
+    assert not engine.store.usage.in_use[digest]
 
 
 @pytest.mark.parametrize(("size", "headers"), [(65_537, {}), (100, {"Authorization": "Bearer own"})])
@@ -249,11 +249,11 @@ async def test_client_that_leaves_gives_the_stored_file_back(harness: Harness, h
     await harness.body(await harness.request("GET", f"/v2/{REPO}/blobs/{digest}"))
     assert harness.addon._engine is not None
     store = harness.addon._engine.store
-    await until(lambda: store.has(Digest.parse(digest)) and not store.ledger.in_use)
+    await until(lambda: store.has(Digest.parse(digest)) and not store.usage.in_use)
     flow = await harness.request("GET", f"/v2/{REPO}/blobs/{digest}")
-    assert store.ledger.in_use
+    assert store.usage.in_use
     await harness.addon.error(flow)
-    assert not store.ledger.in_use
+    assert not store.usage.in_use
     assert harness.addon._deliveries == {}
 
 

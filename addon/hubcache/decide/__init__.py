@@ -1,1 +1,1 @@
-"""Decisions as pure functions of records and the time: what is fresh, and what is given up for space."""
+"""Decisions as pure functions of records and the time: freshness, retention, and when tags are validated."""

@@ -1,15 +1,15 @@
-"""How many requests may be made to a registry on average: a token bucket. Pure; `now` is an argument, in seconds."""
+"""A token bucket that limits the average rate of requests to a registry. Pure; `now` is an argument, in seconds."""
 
 import math
 
 BURST_SECONDS = 10.0
-"""So many seconds of the rate may be spent at once after a pause."""
+"""The burst: after a pause, the requests of this many seconds may be made at once."""
 
 
 class Budget:
-    """At most `rate` requests per second on average, and in any `w` seconds no more than `burst + rate * w`.
+    """At most `rate` requests per second on average, and within any `w` seconds no more than `burst + rate * w`.
 
-    One request at least can be saved up for, however low the rate; a rate of 0 permits none.
+    At least one request can be saved up, however low the rate; a rate of 0 permits none.
     """
 
     def __init__(self, rate: float, now: float) -> None:
@@ -23,13 +23,13 @@ class Budget:
         return max(1.0, self._rate * BURST_SECONDS) if self._rate > 0 else 0.0
 
     def change(self, rate: float, now: float) -> None:
-        """Another rate from now on; what was saved stays, as far as the new burst allows."""
+        """Use another rate from now on; what was saved is kept, up to the new burst."""
         self._save(now)
         self._rate = rate
         self._saved = min(self._saved, self.burst)
 
     def spend(self, now: float) -> bool:
-        """Whether one request may be made now; it counts as made then."""
+        """Whether one request may be made now; if so, it is counted."""
         self._save(now)
         if self._saved < 1.0:
             return False
@@ -37,20 +37,20 @@ class Budget:
         return True
 
     def reserve(self, now: float) -> float:
-        """Count one request as made, which is to be made in so many seconds; infinite for a rate of 0."""
+        """Count one request, and return the seconds after which it may be made; infinite for a rate of 0."""
         seconds = self.wait(now)
         if seconds < math.inf:
             self._saved -= 1.0
         return seconds
 
     def wait(self, now: float) -> float:
-        """Seconds until one request may be made; infinite for a rate of 0."""
+        """Return the seconds after which one request may be made; infinite for a rate of 0."""
         self._save(now)
         if self._saved >= 1.0:
             return 0.0
         return (1.0 - self._saved) / self._rate if self._rate > 0 else math.inf
 
     def _save(self, now: float) -> None:
-        """A clock that was set back earns nothing, and loses nothing either."""
+        """Save up to `now`. A clock that was set back adds nothing, and takes nothing away."""
         self._saved = min(self.burst, self._saved + max(0.0, now - self._at) * self._rate)
         self._at = now

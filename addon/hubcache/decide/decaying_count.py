@@ -1,4 +1,4 @@
-"""A count of requests that forgets: each counts half after `half_life` seconds. Pure; `now` is an argument."""
+"""A count of requests that decays: each counts half after `half_life` seconds. Pure; `now` is an argument."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -12,9 +12,9 @@ class DecayingCount:
     last: float
 
     def at(self, now: float, half_life: float) -> float:
-        """The count at `now`; a clock that went back makes nothing more popular."""
+        """Return the count at `now`; a clock that was set back does not increase it."""
         return float(self.count * 2.0 ** (-max(0.0, now - self.last) / half_life))
 
     def plus(self, now: float, half_life: float) -> Self:
-        """With one request more."""
+        """Return the count with one more request, made at `now`."""
         return type(self)(self.at(now, half_life) + 1.0, now)

@@ -9,7 +9,7 @@ VISIBILITY_LIFETIME = 3600.0
 
 
 class Freshness(Enum):
-    """What may be done with a remembered tag without asking the upstream."""
+    """Whether a stored tag may be served without a request to the upstream."""
 
     ABSENT = "absent"
     FRESH = "fresh"
@@ -17,9 +17,9 @@ class Freshness(Enum):
 
 
 def freshness(record: TagRecord | ReferrersRecord | None, now: float, lifetime: float) -> Freshness:
-    """Whether a tag may be served unasked; `lifetime` in seconds, 0 = never.
+    """Return the freshness of a record; `lifetime` in seconds, 0 = never fresh.
 
-    A record from the future (the clock was set back) is stale: asking once more is cheap, a tag that stays fresh
+    A record from the future (the clock was set back) is stale: one more validation is cheap, a tag that stays fresh
     until the clock catches up is not.
     """
     if record is None:
@@ -28,9 +28,10 @@ def freshness(record: TagRecord | ReferrersRecord | None, now: float, lifetime: 
 
 
 def is_public(visibility: Visibility | None, now: float, max_stale: float = 0.0) -> bool:
-    """Whether anybody may be served from a repository unasked; `max_stale` seconds longer when nobody can be asked.
+    """Whether a repository may be served to every client without a request to the upstream.
 
-    Then also by a verdict from the future: the clock was set back, and stored images must outlive that.
+    A verdict holds for `VERDICT_LIFETIME`, and `max_stale` seconds longer while the upstream does not answer. In that
+    case a verdict from the future holds, too: the clock was set back, and stored images must stay available.
     """
     if visibility is None or not visibility.public:
         return False
@@ -39,5 +40,5 @@ def is_public(visibility: Visibility | None, now: float, max_stale: float = 0.0)
 
 
 def may_serve_stale(record: TagRecord | ReferrersRecord, now: float, lifetime: float, max_stale: float) -> bool:
-    """Whether a stale tag may be served because the upstream does not answer (RFC 5861 section 4, stale-if-error)."""
+    """Whether a stale record may be served while the upstream does not answer (stale-if-error, RFC 5861 section 4)."""
     return max_stale > 0 and now - record.validated_at < lifetime + max_stale

@@ -1,8 +1,9 @@
-"""Which tag is looked at next: a queue by due time, and for each registry one of what is due, by worth. Pure; seconds.
+"""The order in which tags are validated: a queue by due time, and for each registry a queue of due tags by benefit.
+Pure; times in seconds.
 
-Where more is due than the budget allows, a tag that is worth twice as much goes before those that became due up to
-`PATIENCE` seconds earlier. As time goes by, one that waits comes before any that becomes due later: none starves.
-All operations take logarithmic time; an entry that is over is left where it is until its turn comes.
+Where more tags are due than the budget allows, a tag with twice the benefit goes before those that became due up to
+`PATIENCE` seconds earlier. A tag that waits long enough therefore goes before all that become due later: none starves.
+All operations take logarithmic time; an entry that was replaced stays in its queue until it reaches the front.
 """
 
 import heapq
@@ -12,64 +13,63 @@ import math
 from .watched_tag import WatchedTag
 
 PATIENCE = 60.0
-_LEAST_WORTH = 2.0**-10
+_LEAST_BENEFIT = 2.0**-10
 
 type _Heap = list[tuple[float, int]]
-"""Times (or ranks) and numbers: entries without references, which the garbage collector need not look at."""
+"""Times (or ranks) and entry numbers, without references that the garbage collector would have to traverse."""
 
 
 class Schedule:
-    """Entries of watched tags; a tag has one place at most, that which it got last."""
+    """Entries of watched tags. A tag has one valid entry at most, its last one."""
 
     def __init__(self) -> None:
-        self._due: _Heap = []
-        self._ready: dict[str, _Heap] = {}
-        self._placed: dict[int, WatchedTag] = {}
+        self._waiting: _Heap = []
+        self._due: dict[str, _Heap] = {}
+        self._entries: dict[int, WatchedTag] = {}
         self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
-        """Entries, those included that are over."""
-        return len(self._due) + sum(map(len, self._ready.values()))
+        """Return the number of entries, replaced ones included."""
+        return len(self._waiting) + sum(map(len, self._due.values()))
 
-    def ready(self, host: str) -> int:
-        """Entries of a registry that are due."""
-        return len(self._ready.get(host, ()))
+    def due(self, host: str) -> int:
+        """Return the number of due entries of a registry, replaced ones included."""
+        return len(self._due.get(host, ()))
 
     def has(self, watched: WatchedTag) -> bool:
-        """Whether a tag has a place."""
-        return watched.place in self._placed
+        """Whether a tag is scheduled."""
+        return watched.entry in self._entries
 
     def clear(self) -> None:
-        """Nothing has a place any more."""
-        self._placed.clear()
+        """Remove all tags."""
+        self._entries.clear()
+        self._waiting.clear()
         self._due.clear()
-        self._ready.clear()
 
     def put(self, watched: WatchedTag, due: float) -> None:
-        """Let a tag be due at this time, and no other."""
+        """Schedule a tag for this time, instead of the time it was scheduled for."""
         self.drop(watched)
-        watched.place = next(self._numbers)
-        self._placed[watched.place] = watched
-        heapq.heappush(self._due, (due, watched.place))
+        watched.entry = next(self._numbers)
+        self._entries[watched.entry] = watched
+        heapq.heappush(self._waiting, (due, watched.entry))
 
     def drop(self, watched: WatchedTag) -> None:
-        """Let a tag never be due."""
-        self._placed.pop(watched.place, None)
+        """Remove a tag."""
+        self._entries.pop(watched.entry, None)
 
-    def ripen(self, now: float, lifetime: float, limit: int) -> bool:
-        """Sort what became due by worth, `limit` entries at most; whether there are more of them."""
+    def collect_due(self, now: float, lifetime: float, limit: int) -> bool:
+        """Rank the tags that became due by benefit, `limit` entries at most; return whether there are more."""
         for _ in range(limit):
-            if not self._due or self._due[0][0] > now:
+            if not self._waiting or self._waiting[0][0] > now:
                 return False
-            due, place = heapq.heappop(self._due)
-            watched = self._placed.get(place)
+            due, entry = heapq.heappop(self._waiting)
+            watched = self._entries.get(entry)
             if watched is not None:
-                rank = due - PATIENCE * math.log2(max(watched.worth(now, lifetime), _LEAST_WORTH))
-                heapq.heappush(self._ready.setdefault(watched.host, []), (rank, place))
-        return bool(self._due) and self._due[0][0] <= now
+                rank = due - PATIENCE * math.log2(max(watched.benefit(now, lifetime), _LEAST_BENEFIT))
+                heapq.heappush(self._due.setdefault(watched.host, []), (rank, entry))
+        return bool(self._waiting) and self._waiting[0][0] <= now
 
-    def take(self, host: str) -> WatchedTag | None:
-        """The tag of this registry that is to be looked at first, which has no place any more; None where the entry
-        that came first is over."""
-        _, place = heapq.heappop(self._ready[host])
-        return self._placed.pop(place, None)
+    def pop(self, host: str) -> WatchedTag | None:
+        """Remove and return the first due tag of a registry; None when the first entry was replaced."""
+        _, entry = heapq.heappop(self._due[host])
+        return self._entries.pop(entry, None)

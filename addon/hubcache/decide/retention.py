@@ -1,104 +1,61 @@
-"""What is worth its room on the disk: what is asked for often, by its size, with age. Pure; `now` is an argument.
+"""The retention policy: keeps what is requested often for its size, with decay. Pure; `now` is an argument.
 
 The policy is GreedyDual-Size-Frequency (Cherkasova, "Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency
 Caching Policy", HP Labs HPL-98-69R1, 1998) with changes that measured better on traces of registries: the count decays,
-it is kept for content that is not stored too, and it is divided by the square root of the size, the middle between
-most hits (the size, as GDSF has it) and most bytes (1). `scripts/simulate` measures it beside others, with this module.
+it is kept for content that is not stored, too, and it is divided by the square root of the size, the middle between
+most hits (the size, as in GDSF) and most bytes (1). `scripts/simulate` measures it beside others, with this module.
 
 * Every request halves the older ones by their age and adds one: `requests = requests * 2^(-age / half_life) + 1`.
-* A resident's rank is written when it is asked for: `rank = clock + requests / sqrt(size in KiB)`, unless that is
-  less than it has: to be asked for never does harm. (Measured: makes no difference to the hits.)
-* Room is made from the lowest rank upwards, and only as long as the ranks are below the newcomer's. The clock goes
-  up to the highest rank that lost, be it a victim's or the newcomer's: so what is not asked for falls behind, at the
-  speed at which the store turns over, without a look at it.
-* When the store is full a newcomer must have been asked for `admit_after` times, so that a scan displaces nothing.
+* The rank of stored content is updated when it is requested: `rank = clock + requests / sqrt(size in KiB)`, unless that
+  is lower than its present rank: a request never does harm. (Measured: makes no difference to the hits.)
+* Content is evicted from the lowest rank upwards, and only while the ranks are below that of the new content. The clock
+  rises to the highest rank that lost, be it of evicted content or of refused new content. So what is not requested
+  falls behind, at the speed at which the store turns over, without any work for it.
+* When the store is full, new content must have been requested `admit_after` times, so that a scan displaces nothing.
 
-**Time** here is the policy's own, in seconds, and only goes forward: each call adds what has passed since the last one,
-but nothing when the clock went back, and at most `LONGEST_STEP` when it leapt. So no leap of the clock throws out
-more than one idle day would, and time during which nobody could ask (the machine was off) does not count as idle.
-Whoever uses this calls something at least every few hours.
+**Time** is the policy's own, in seconds, and only goes forward: each call adds what has passed since the last one, but
+nothing when the clock was set back, and at most `MAX_STEP` when it jumped ahead. So no jump of the clock evicts more
+than one idle day would, and time in which no client could make a request (the machine was off) does not count as idle.
+The caller has to call something at least every few hours.
 
-What `make_room`, `admit`, `idle` and `purge` return is no longer a resident here: the caller removes it from the disk,
-or takes it back with `stored`.
+What `admit`, `evict`, `evict_idle` and `purge` return is no longer stored for this module: the caller removes it from
+the disk, or reverts that with `record_stored`.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, KeysView, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from itertools import chain
-from math import inf, isfinite, sqrt
+from math import inf, sqrt
 
-from .ranking import Place, Ranking
+from .eviction import Decision, Eviction, Reason, Refusal
+from .ranking import Entry, Ranking
+from .retention_rows import Clock, Row, absent_row, usable_clock, usable_rows
 
-LONGEST_STEP = 86400.0
+MAX_STEP = 86400.0
 """Seconds that pass at most between two calls, whatever the clock says."""
 
-ROWS = 200_000
-"""Rows of history kept of content that is not stored."""
+MAX_ABSENT = 200_000
+"""Digests of content that is not stored whose requests are remembered."""
 
-type Row = tuple[int, float, float, float, bool]
-"""What is known of one key, to be persisted: size, requests, last request (own time), rank, whether it is resident."""
-
-type Clock = tuple[float, float, float | None]
-"""What is known besides, to be persisted with the rows: clock of the ranks, own time, and `now` of the last call."""
+_NEVER_REQUESTED = absent_row(0, 0.0, 0.0)
 
 
-class Reason(StrEnum):
-    """Why something was removed."""
+class _Stored[K]:
+    """The state of one stored key, and its entry in the ranking."""
 
-    SPACE = "space"
-    IDLE = "idle"
-    PURGED = "purged"
+    __slots__ = ("entry", "last", "requests", "size")
 
-
-class Refusal(StrEnum):
-    """Why there is no room for something."""
-
-    RARE = "not asked for often enough"
-    UNWANTED = "all that would have to go is asked for more"
-    IN_USE = "all that is left is in use or pinned"
-
-
-@dataclass(frozen=True, slots=True)
-class Eviction[K]:
-    """One removal and its explanation. `score` is how far the rank was above the clock (below 0: passed by it),
-    `requests` the decayed count, `idle` the seconds since the last request.
-    """
-
-    key: K
-    size: int
-    reason: Reason
-    score: float
-    requests: float
-    idle: float
-
-
-@dataclass(frozen=True, slots=True)
-class Room[K]:
-    """Whether there is room; what has to go for it, the least wanted first."""
-
-    victims: tuple[Eviction[K], ...] = ()
-    refusal: Refusal | None = None
-
-
-class _Resident[K]:
-    """What is known of one key that is stored, and its place in the ranking."""
-
-    __slots__ = ("last", "place", "requests", "size")
-
-    def __init__(self, size: int, requests: float, last: float, place: Place[K] | None = None) -> None:
+    def __init__(self, size: int, requests: float, last: float, entry: Entry[K] | None = None) -> None:
         self.size = size
         self.requests = requests
         self.last = last
-        self.place = place
+        self.entry = entry
 
 
 class Retention[K]:
     """The state of the policy. The parameters may be changed at any time and hold from then on.
 
-    `half_life` in seconds, after which a request counts half; `expire_after` in seconds without a request, after which
-    a resident is `idle` and an absent one forgotten; `admit_after` in requests; `history` in rows.
+    `half_life` is in seconds, after which a request counts half; `expire_after` in seconds without a request, after
+    which stored content is idle and absent content is forgotten; `admit_after` in requests; `max_absent` in digests.
     """
 
     def __init__(
@@ -106,265 +63,253 @@ class Retention[K]:
         half_life: float = 7 * 86400.0,
         expire_after: float = 30 * 86400.0,
         admit_after: int = 2,
-        history: int = ROWS,
+        max_absent: int = MAX_ABSENT,
     ) -> None:
         self.half_life = half_life
         self.expire_after = expire_after
         self.admit_after = admit_after
-        self.history = history
+        self.max_absent = max_absent
         self.bytes = 0
+        """Sum of the sizes of stored content."""
         self._clock = 0.0
         self._time = 0.0
         self._now: float | None = None
-        self._residents: dict[K, _Resident[K]] = {}
-        self._absent: OrderedDict[K, Row] = OrderedDict()  # the longest not asked for first, as far as is known
+        self._stored: dict[K, _Stored[K]] = {}
+        self._absent: OrderedDict[K, Row] = OrderedDict()  # in the order of the last request, as far as it is known
         self._ranking: Ranking[K] = Ranking()
-        self._dirty: set[K] = set()
+        self._changed: set[K] = set()
 
-    # -- what happened ------------------------------------------------------------------------------------------------
+    # -- events -------------------------------------------------------------------------------------------------------
 
-    def requested(self, key: K, now: float) -> None:
-        """Somebody asked for it, whether it is stored or not."""
+    def record_request(self, key: K, now: float) -> None:
+        """Count a request, whether the content is stored or not."""
         time = self._advance(now)
-        self._dirty.add(key)
-        known = self._residents.get(key)
+        self._changed.add(key)
+        known = self._stored.get(key)
         if known is not None:
             known.requests = self._decayed(known.requests, known.last, time) + 1.0
             known.last = time
             self._rank(key, known, time)
             return
-        size, requests, last, _, _ = self._absent.get(key, _NEVER)
+        size, requests, last, _, _ = self._absent.get(key, _NEVER_REQUESTED)
         expired = time - last >= self.expire_after
-        self._absent[key] = _absent(size, (0.0 if expired else self._decayed(requests, last, time)) + 1.0, time)
+        self._absent[key] = absent_row(size, (0.0 if expired else self._decayed(requests, last, time)) + 1.0, time)
         self._absent.move_to_end(key)
-        self._bound_history()
+        self._bound_absent()
 
-    def stored(self, key: K, size: int, now: float) -> None:
-        """It is stored, `size` bytes long. What was never asked for counts as asked for once: somebody did."""
+    def record_stored(self, key: K, size: int, now: float) -> None:
+        """Record that content of `size` bytes is stored. Without a known request it counts as requested once."""
         time = self._advance(now)
-        known = self._residents.get(key)
+        known = self._stored.get(key)
         if known is None:
-            _, requests, last, _, _ = self._absent.pop(key, _absent(size, 1.0, time))
-            known = self._residents[key] = _Resident(size, requests, last)
+            _, requests, last, _, _ = self._absent.pop(key, absent_row(size, 1.0, time))
+            known = self._stored[key] = _Stored(size, requests, last)
         else:
             self.bytes -= known.size
         known.size = size
         self.bytes += size
         self._rank(key, known, time)
-        self._dirty.add(key)
+        self._changed.add(key)
 
-    def removed(self, key: K) -> None:
-        """It is no longer stored; its history stays."""
-        known = self._residents.pop(key, None)
+    def record_removed(self, key: K) -> None:
+        """Record that content is no longer stored; its requests are remembered."""
+        known = self._stored.pop(key, None)
         if known is None:
             return
-        assert known.place is not None
-        self._ranking.discard(known.place)
+        assert known.entry is not None
+        self._ranking.discard(known.entry)
         self.bytes -= known.size
-        self._absent[key] = _absent(known.size, known.requests, known.last)
-        self._dirty.add(key)
-        self._bound_history()
+        self._absent[key] = absent_row(known.size, known.requests, known.last)
+        self._changed.add(key)
+        self._bound_absent()
 
-    # -- what to do ---------------------------------------------------------------------------------------------------
+    # -- decisions ----------------------------------------------------------------------------------------------------
 
-    def asked_enough(self, key: K, now: float) -> bool:
-        """Whether it was asked for `admit_after` times: one time less never passes, and that many do as long as the
-        older requests have not lost one whole request to decay.
+    def is_admitted(self, key: K, now: float) -> bool:
+        """Whether it was requested `admit_after` times: one request less never suffices, and that many do as long as
+        the older ones have not lost one whole request to decay.
         """
         return self.admit_after <= 0 or self.requests(key, now) > self.admit_after - 1
 
-    def admit(self, key: K, size: int, now: float, free: int, keep: Callable[[K], bool]) -> Room[K]:
-        """Whether to store `size` bytes of it, of which `free` need no eviction, and what has to go.
+    def admit(self, key: K, size: int, now: float, free: int, is_protected: Callable[[K], bool]) -> Decision[K]:
+        """Decide whether to store `size` bytes, of which `free` need no eviction, and what to evict for the others.
 
-        To be called after `requested`. Whatever fits is welcome; else it must be asked for often enough, and more than
-        what would have to go. What `keep` is true for is passed over: it is being sent or filled, or it is pinned.
+        To be called after `record_request`. Content that fits is always admitted; otherwise it must be requested often
+        enough, and more than what would be evicted. Content for which `is_protected` is true is never evicted.
         """
         if size <= free:
-            return Room()
+            return Decision()
         if key in self._absent:
             _, requests, last, _, _ = self._absent[key]
-            self._absent[key] = _absent(size, requests, last)
-        if not self.asked_enough(key, now):
-            return Room(refusal=Refusal.RARE)
+            self._absent[key] = absent_row(size, requests, last)
+        if not self.is_admitted(key, now):
+            return Decision(refusal=Refusal.RARE)
         rank = self._clock + self.requests(key, now) / _weight(size)
-        return self._walk(size - free, self._advance(now), keep, rank)
+        return self._choose(size - free, self._advance(now), is_protected, rank)
 
-    def make_room(self, needed: int, now: float, keep: Callable[[K], bool]) -> Room[K]:
-        """Free `needed` bytes whoever is asked for how much: the cap was lowered, or others fill the disk.
+    def evict(self, needed: int, now: float, is_protected: Callable[[K], bool]) -> Decision[K]:
+        """Free `needed` bytes, however often the content is requested: the cap was lowered, or others fill the disk.
 
-        With a refusal there is less to free than needed; the victims are then all that there is.
+        With a refusal there is less to free than needed; the victims are then everything that may be evicted.
         """
-        return self._walk(needed, self._advance(now), keep, inf)
+        return self._choose(needed, self._advance(now), is_protected, inf)
 
-    def idle(self, now: float, keep: Callable[[K], bool], most: int = 1000) -> list[Eviction[K]]:
-        """Residents that nobody asked for in `expire_after`, at most so many at once. Looks at every resident."""
+    def evict_idle(self, now: float, is_protected: Callable[[K], bool], limit: int = 1000) -> list[Eviction[K]]:
+        """Evict content that was not requested for `expire_after` seconds, at most `limit` digests at once. This reads
+        the state of all stored content."""
         time = self._advance(now)
         since = time - self.expire_after
-        keys = [key for key, known in self._residents.items() if known.last <= since and not keep(key)]
-        return [self._evict(key, Reason.IDLE, time) for key in keys[:most]]
+        keys = [key for key, known in self._stored.items() if known.last <= since and not is_protected(key)]
+        return [self._remove(key, Reason.IDLE, time) for key in keys[:limit]]
 
     def purge(self, key: K, now: float) -> Eviction[K] | None:
-        """Remove it because somebody wants it gone; None when it is not resident."""
-        return self._evict(key, Reason.PURGED, self._advance(now)) if key in self._residents else None
+        """Evict one key for a reason that the policy does not know; None when it is not stored."""
+        return self._remove(key, Reason.PURGED, self._advance(now)) if key in self._stored else None
 
-    def forget(self, now: float) -> None:
-        """Forget absent content that nobody asked for in `expire_after`, and rows beyond `history`. Looks at all."""
+    def forget_absent(self, now: float) -> None:
+        """Forget absent content that was not requested for `expire_after` seconds, and what exceeds `max_absent`. This
+        reads the state of all absent content."""
         since = self._advance(now) - self.expire_after
-        gone = [key for key, (_, _, last, _, _) in self._absent.items() if last <= since]
-        for key in gone:
+        expired = [key for key, (_, _, last, _, _) in self._absent.items() if last <= since]
+        for key in expired:
             del self._absent[key]
-        self._dirty.update(gone)
-        self._bound_history()
+        self._changed.update(expired)
+        self._bound_absent()
 
-    # -- what is known ------------------------------------------------------------------------------------------------
+    # -- queries ------------------------------------------------------------------------------------------------------
 
     def __contains__(self, key: K) -> bool:
-        """Whether it is resident."""
-        return key in self._residents
+        """Whether it is stored."""
+        return key in self._stored
 
     def __len__(self) -> int:
-        """How many are resident."""
-        return len(self._residents)
+        """Return how many keys are stored."""
+        return len(self._stored)
 
     @property
-    def residents(self) -> KeysView[K]:
-        """All that is resident."""
-        return self._residents.keys()
+    def stored(self) -> KeysView[K]:
+        """The keys of stored content."""
+        return self._stored.keys()
 
     @property
-    def rows(self) -> int:
-        """How many absent ones are remembered."""
+    def absent(self) -> int:
+        """How many digests of absent content are remembered."""
         return len(self._absent)
 
     def requests(self, key: K, now: float) -> float:
-        """How often it was asked for, decayed until `now`; 0 when nothing is known of it."""
-        known = self._residents.get(key)
+        """Return the decayed count of requests at `now`; 0 when none is known."""
+        known = self._stored.get(key)
         if known is not None:
             return self._decayed(known.requests, known.last, self._at(now))
-        _, requests, last, _, _ = self._absent.get(key, _NEVER)
+        _, requests, last, _, _ = self._absent.get(key, _NEVER_REQUESTED)
         return self._decayed(requests, last, self._at(now))
 
     def score(self, key: K, now: float) -> float:
-        """How far its rank is above the clock; for what is absent, how far it would be if it were stored now."""
-        known = self._residents.get(key)
+        """Return how far the rank is above the clock; for absent content, how far it would be if it were stored now."""
+        known = self._stored.get(key)
         if known is not None:
-            assert known.place is not None
-            return known.place[0] - self._clock
-        return self.requests(key, now) / _weight(self._absent.get(key, _NEVER)[0])
+            assert known.entry is not None
+            return known.entry[0] - self._clock
+        return self.requests(key, now) / _weight(self._absent.get(key, _NEVER_REQUESTED)[0])
+
+    # -- internals ----------------------------------------------------------------------------------------------------
 
     def _at(self, now: float) -> float:
-        """Own time at `now`."""
-        return self._time if self._now is None else self._time + min(max(0.0, now - self._now), LONGEST_STEP)
+        """Return the policy's time at `now`."""
+        return self._time if self._now is None else self._time + min(max(0.0, now - self._now), MAX_STEP)
 
     def _advance(self, now: float) -> float:
         self._time = self._at(now)
         self._now = now
         return self._time
 
-    def _bound_history(self) -> None:
-        while len(self._absent) > self.history:
-            self._dirty.add(self._absent.popitem(last=False)[0])
+    def _bound_absent(self) -> None:
+        while len(self._absent) > self.max_absent:
+            self._changed.add(self._absent.popitem(last=False)[0])
 
     def _decayed(self, requests: float, last: float, time: float) -> float:
         return float(requests * 2.0 ** ((last - time) / self.half_life))
 
-    def _rank(self, key: K, known: _Resident[K], time: float) -> None:
+    def _rank(self, key: K, known: _Stored[K], time: float) -> None:
         rank = self._clock + self._decayed(known.requests, known.last, time) / _weight(known.size)
-        if known.place is not None:
-            rank = max(rank, known.place[0])
-            self._ranking.discard(known.place)
-        known.place = self._ranking.add(key, rank)
+        if known.entry is not None:
+            rank = max(rank, known.entry[0])
+            self._ranking.discard(known.entry)
+        known.entry = self._ranking.add(key, rank)
 
-    def _evict(self, key: K, reason: Reason, time: float) -> Eviction[K]:
-        known = self._residents[key]
-        assert known.place is not None
-        score = known.place[0] - self._clock
-        self.removed(key)
+    def _remove(self, key: K, reason: Reason, time: float) -> Eviction[K]:
+        known = self._stored[key]
+        assert known.entry is not None
+        score = known.entry[0] - self._clock
+        self.record_removed(key)
         requests = self._decayed(known.requests, known.last, time)
         return Eviction(key, known.size, reason, score, requests, time - known.last)
 
-    def _walk(self, needed: int, time: float, keep: Callable[[K], bool], newcomer: float) -> Room[K]:
-        """Choose victims below the newcomer's rank; a newcomer that gets less than it needs gets nothing."""
+    def _choose(self, needed: int, time: float, is_protected: Callable[[K], bool], new_rank: float) -> Decision[K]:
+        """Evict `needed` bytes with ranks below `new_rank`, that of the new content. When there are not enough, nothing
+        is evicted for new content."""
         chosen, last = list[K](), self._clock
         for rank, _, key in self._ranking:
             if needed <= 0:
                 break
-            if rank >= newcomer:
-                self._clock = max(self._clock, newcomer)
-                return Room(refusal=Refusal.UNWANTED)
-            if not keep(key):
-                needed -= self._residents[key].size
+            if rank >= new_rank:
+                self._clock = max(self._clock, new_rank)
+                return Decision(refusal=Refusal.UNWANTED)
+            if not is_protected(key):
+                needed -= self._stored[key].size
                 chosen.append(key)
                 last = max(last, rank)
         refusal = Refusal.IN_USE if needed > 0 else None
-        if refusal and newcomer < inf:
-            return Room(refusal=refusal)
-        victims = tuple(self._evict(key, Reason.SPACE, time) for key in chosen)
+        if refusal and new_rank < inf:
+            return Decision(refusal=refusal)
+        victims = tuple(self._remove(key, Reason.SPACE, time) for key in chosen)
         self._clock = last
-        return Room(victims, refusal)
+        return Decision(victims, refusal)
 
     # -- persistence --------------------------------------------------------------------------------------------------
 
-    def dirty(self) -> set[K]:
-        """Keys whose row changed since the last call. To be given back to `failed` when they could not be written."""
-        dirty, self._dirty = self._dirty, set()
-        return dirty
+    def take_changed(self) -> set[K]:
+        """Return the keys whose row changed since the last call. If they cannot be written, call `mark_changed`."""
+        changed, self._changed = self._changed, set()
+        return changed
 
-    def failed(self, keys: Iterable[K]) -> None:
-        """These are still to be written."""
-        self._dirty.update(keys)
+    def mark_changed(self, keys: Iterable[K]) -> None:
+        """Return these keys from the next `take_changed`, too."""
+        self._changed.update(keys)
 
     def clock(self) -> Clock:
-        """To be persisted together with the rows."""
+        """Return the clocks, to be persisted together with the rows."""
         return self._clock, self._time, self._now
 
     def row(self, key: K) -> Row | None:
-        """To be persisted; None when nothing is known (any more): then the row is to be deleted."""
-        known = self._residents.get(key)
+        """Return the row to be persisted; None when the key is not known, and its row is to be deleted."""
+        known = self._stored.get(key)
         if known is not None:
-            assert known.place is not None
-            return known.size, known.requests, known.last, known.place[0], True
+            assert known.entry is not None
+            return known.size, known.requests, known.last, known.entry[0], True
         return self._absent.get(key)
 
     def restore(self, clock: Clock | None, rows: Mapping[K, Row]) -> None:
-        """Start from what was persisted, instead of what is known now. Then the caller tells where the disk differs,
-        with `stored` and `removed`. Rows that make no sense are left out; a missing clock is taken from the lowest
-        rank, where it is when a full store has just evicted.
+        """Replace the state by what was persisted. The caller then records where the disk differs from it, with
+        `record_stored` and `record_removed`. Rows with impossible values are ignored, and such a clock is replaced.
         """
-        residents: dict[K, Row] = {}
-        absent: dict[K, Row] = {}
-        for key, row in rows.items():
-            size, requests, last, rank, resident = row
-            if size >= 0 and requests >= 0 and isfinite(requests + last + rank):
-                (residents if resident else absent)[key] = row
-        if clock is None or not all(isfinite(part) for part in clock if part is not None):
-            latest = max((last for _, _, last, _, _ in chain(absent.values(), residents.values())), default=0.0)
-            clock = min((rank for _, _, _, rank, _ in residents.values()), default=0.0), latest, None
-        self._clock, self._time, self._now = clock
-        self._dirty = set()
-        places = self._ranking.fill((key, rank) for key, (_, _, _, rank, _) in residents.items())
-        self._residents = {
-            place[2]: _Resident(size, requests, min(last, self._time), place)
-            for place, (size, requests, last, _, _) in zip(places, residents.values(), strict=True)
+        stored, absent = usable_rows(rows)
+        self._clock, self._time, self._now = usable_clock(clock, stored.values(), absent.values())
+        self._changed = set()
+        entries = self._ranking.fill((key, rank) for key, (_, _, _, rank, _) in stored.items())
+        self._stored = {
+            entry[2]: _Stored(size, requests, min(last, self._time), entry)
+            for entry, (size, requests, last, _, _) in zip(entries, stored.values(), strict=True)
         }
-        self.bytes = sum(known.size for known in self._residents.values())
+        self.bytes = sum(known.size for known in self._stored.values())
         self._absent = OrderedDict(sorted(absent.items(), key=lambda item: item[1][2]))
         for key, (size, requests, last, _, _) in reversed(self._absent.items()):
             if last <= self._time:
                 break
-            self._absent[key] = _absent(size, requests, self._time)
-        self._bound_history()
-
-
-def _absent(size: int, requests: float, last: float) -> Row:
-    """The row of something that is not stored; it has no rank."""
-    return size, requests, last, 0.0, False
-
-
-_NEVER = _absent(0, 0.0, 0.0)
-"""What is known of something that was never asked for."""
+            self._absent[key] = absent_row(size, requests, self._time)
+        self._bound_absent()
 
 
 def _weight(size: int) -> float:
-    """Square root of the size in KiB, rounded up."""
+    """Return the square root of the size in KiB, rounded up."""
     return sqrt(max(1, (size + 1023) >> 10))

@@ -1,22 +1,22 @@
-"""Which of many equal log lines are worth telling: one of a kind in so many seconds. Pure; the clock is an argument."""
+"""Limits repeated log lines: one of a kind within a number of seconds. Pure; the clock is an argument."""
 
 from collections.abc import Callable, Hashable
 
 from cachetools import TTLCache
 
 MAX_KINDS = 1000
-"""Kinds that are remembered; what clients say must not fill the memory."""
+"""Kinds that are remembered; kinds may contain text from clients, which must not fill the memory."""
 
 
 class Throttle:
-    """`seconds` is how long one line of a kind stands for all of that kind."""
+    """Permits one line of each kind within `seconds`."""
 
     def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
-        self._told: TTLCache[Hashable, None] = TTLCache(MAX_KINDS, seconds, clock)
+        self._logged: TTLCache[Hashable, None] = TTLCache(MAX_KINDS, seconds, clock)
 
     def permits(self, kind: Hashable) -> bool:
-        """Whether to tell a line of this kind now; a line that is permitted counts as told."""
-        if kind in self._told:
+        """Whether to log a line of this kind now; a line that is permitted counts as logged."""
+        if kind in self._logged:
             return False
-        self._told[kind] = None
+        self._logged[kind] = None
         return True

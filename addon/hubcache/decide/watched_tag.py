@@ -1,108 +1,112 @@
-"""Whether a tag is worth a look at its registry before a client asks, when, and how much. Pure; seconds.
+"""Decides whether and when a tag is validated before a client asks, and the benefit of that. Pure; times in seconds.
 
-A look is worth something in two cases. *Somebody asks within the lifetime that it begins*: that client need not wait
-for the registry. The expectation comes from requests that count half after some lifetimes; each look that nobody made
-use of halves it, too, so that a tag which nobody asks for any more costs a look or two. *The tag moved*: its content
-can be fetched before anybody wants it. That takes a tag that was seen to move, and that people asked for within a day.
+A validation ahead of clients has a benefit in two cases. *A client asks within the lifetime that it begins*: the client
+need not wait for the registry. How many will ask is estimated from earlier requests, each of which counts half after
+some lifetimes; each validation that no client used halves the estimate, too, so that a tag that is no longer requested
+costs one or two validations. *The tag changed*: its content can be prefetched. That takes a tag that was seen to
+change, and that was requested within a day.
 """
 
-import math
 import zlib
 from dataclasses import dataclass
 
 from ..oci.digest import Digest
-from .moves import Moves
+from .decaying_count import DecayingCount
+from .tag_changes import TagChanges
 
 OFTEN = 3.0
-"""Requests (decayed) from which on a tag is looked at ahead: it is then asked for in two of five lifetimes."""
+"""Requests (decayed) from which on a tag is validated ahead: it is then requested in two of five lifetimes."""
 
 CONSTANTLY = 16.0
-"""Requests from which on it is asked for in nine of ten lifetimes. A look ahead replaces a client's own then, and so
-costs the registry nothing, however long the tag did not move."""
+"""Requests (decayed) from which on a tag is requested in nine of ten lifetimes. A validation ahead then replaces one on
+behalf of a client, and so costs the registry nothing, however long the tag did not change."""
 
 _HALF_LIFE = 5.0
-"""In lifetimes: after so many, a request counts half."""
+"""Half-life of a request, in lifetimes of a tag."""
 
 _DAILY_HALF_LIFE = 86400.0
-_FETCH_IS_WORTH = 10.0
-"""A pull that finds the layers here, in requests that need not wait for a validation."""
+_PREFETCH_BENEFIT = 10.0
+"""Benefit of a pull that finds its layers in the store, in requests that need not wait for a validation."""
 
 
 @dataclass(slots=True, eq=False)
 class WatchedTag:
-    """One tag as one kind of client asks for it."""
+    """One tag as requested with one content negotiation."""
 
     host: str
     repository: str
     tag: str
     negotiation: str
     since: float
-    """When it was first asked for."""
-    asked_at: float
+    """When it was first requested."""
+    requested_at: float
     requests: float = 0.0
-    """As of `asked_at`."""
-    daily: float = 0.0
-    """The same, with a longer memory."""
-    unused: int = 0
-    """Looks since somebody asked."""
+    """Decayed count as of `requested_at`."""
+    daily_requests: float = 0.0
+    """The same with a half-life of a day."""
+    unused_validations: int = 0
+    """Validations since the last request."""
     digest: Digest | None = None
     validated_at: float = 0.0
-    moves: Moves | None = None
-    """None as long as nothing is known, which is so of most."""
-    tried: Digest | None = None
-    """What was fetched ahead last, or could not be: that is tried once."""
-    is_busy: bool = False
-    """Whether somebody is looking at it."""
-    is_forgotten: bool = False
-    is_read: bool = False
-    """Whether `moves` has what is stored of earlier runs."""
-    place: int = 0
+    changes: TagChanges | None = None
+    """None until there is something to remember, which is so for most tags."""
+    prefetch_tried: Digest | None = None
+    """The digest whose prefetch was tried last; each digest is tried once."""
+    is_validating: bool = False
+    """Whether a validation is running."""
+    is_dropped: bool = False
+    """Whether the tag is no longer watched."""
+    is_loaded: bool = False
+    """Whether `changes` includes what earlier processes stored."""
+    entry: int = 0
     """The number of its last entry in the schedule."""
-    ranked: float = 0.0
-    """`requests` as they were when it got its place."""
+    scheduled_requests: float = 0.0
+    """`requests` when it was last scheduled."""
 
-    def asked(self, now: float, lifetime: float) -> None:
-        """A client asked for it."""
-        self.daily = _decayed(self.daily, now - self.asked_at, _DAILY_HALF_LIFE) + 1.0
-        self.requests = _decayed(self.requests, now - self.asked_at, _HALF_LIFE * lifetime) + 1.0
-        self.asked_at = now
-        self.unused = 0
+    def count_request(self, now: float, lifetime: float) -> None:
+        """Count a request by a client; `lifetime` is that of a tag."""
+        self.daily_requests = self._daily_requests_at(now) + 1.0
+        self.requests = self._requests_at(now, lifetime) + 1.0
+        self.requested_at = now
+        self.unused_validations = 0
 
-    def expected(self, now: float, lifetime: float) -> float:
-        """The measure of how many requests are to be expected: those of the last lifetimes, unless nobody comes."""
-        return _decayed(self.requests, now - self.asked_at, _HALF_LIFE * lifetime) / (1 << min(self.unused, 30))
+    def expected_requests(self, now: float, lifetime: float) -> float:
+        """Return a measure of the requests to expect: those of the last lifetimes, halved by each unused validation."""
+        return self._requests_at(now, lifetime) / (1 << min(self.unused_validations, 30))
 
-    def seen(self, digest: Digest | None, at: float) -> None:
-        """The registry told what the tag is."""
+    def record_validation(self, digest: Digest | None, at: float) -> None:
+        """Record which digest the registry returned for the tag; None when it returned none."""
         if digest is not None and self.digest not in (None, digest):
-            self.moves = (self.moves or Moves(self.since)).moved(self.validated_at, at)
+            self.changes = (self.changes or TagChanges(self.since)).with_change(self.validated_at, at)
         self.digest = digest if digest is not None else self.digest
         self.validated_at = at
 
-    def next_look(self, now: float, lifetime: float, lead: float) -> float | None:
-        """When a look is worth while, `lead` seconds or more before the lifetime's end; None when none is."""
+    def next_validation(self, now: float, lifetime: float, lead: float) -> float | None:
+        """Return when to validate the tag, at least `lead` seconds before its lifetime ends; None when not at all."""
         times = []
-        expected = self.expected(now, lifetime)
+        expected = self.expected_requests(now, lifetime)
         if expected >= OFTEN:
             wait = lifetime - lead * (1.0 + self._spread())
             if expected < CONSTANTLY:
-                wait = max(wait, (self.moves or Moves(self.since)).wait(now))
+                wait = max(wait, (self.changes or TagChanges(self.since)).wait(now))
             times.append(self.validated_at + wait)
-        if self.moves and self.moves.times and _decayed(self.daily, now - self.asked_at, _DAILY_HALF_LIFE) >= OFTEN:
-            times.append(self.moves.next_look(self.validated_at, now, lifetime - lead * (1.0 + self._spread())))
+        if self.changes and self.changes.times and self._daily_requests_at(now) >= OFTEN:
+            min_interval = lifetime - lead * (1.0 + self._spread())
+            times.append(self.changes.next_validation(self.validated_at, now, min_interval))
         return min(times, default=None)
 
-    def worth(self, now: float, lifetime: float) -> float:
-        """How much a look is worth now, in requests that need not wait."""
-        daily = _decayed(self.daily, now - self.asked_at, _DAILY_HALF_LIFE)
-        chance = self.moves.chance(self.validated_at, now) if self.moves else 0.0
-        return self.expected(now, lifetime) + _FETCH_IS_WORTH * chance * daily
+    def benefit(self, now: float, lifetime: float) -> float:
+        """Return the benefit of a validation now, in requests that need not wait."""
+        probability = self.changes.change_probability(self.validated_at, now) if self.changes else 0.0
+        return self.expected_requests(now, lifetime) + _PREFETCH_BENEFIT * probability * self._daily_requests_at(now)
+
+    def _requests_at(self, now: float, lifetime: float) -> float:
+        return DecayingCount(self.requests, self.requested_at).at(now, _HALF_LIFE * lifetime)
+
+    def _daily_requests_at(self, now: float) -> float:
+        return DecayingCount(self.daily_requests, self.requested_at).at(now, _DAILY_HALF_LIFE)
 
     def _spread(self) -> float:
-        """Always the same for a tag, another for each: what is asked for together is not looked at together."""
+        """Return a constant between 0 and 1 that differs by tag: tags that are requested together are then not
+        validated together."""
         return zlib.crc32(f"{self.host}\n{self.repository}\n{self.tag}\n{self.negotiation}".encode()) / 2**32
-
-
-def _decayed(count: float, seconds: float, half_life: float) -> float:
-    """A clock that went back makes nothing more popular."""
-    return count * math.exp2(-max(0.0, seconds) / half_life)

@@ -75,23 +75,27 @@ class Metrics:
         """Report the state of the store and of the circuit breakers, as it is at the time of `render`."""
         self._breakers = breakers
         gauges: list[tuple[str, str, Callable[[], float]]] = [
-            ("hubcache_store_bytes", "Bytes on disk and reserved for fills.", lambda: store.ledger.used),
-            ("hubcache_store_capacity_bytes", "Capacity of the store in bytes.", lambda: store.rooms.capacity),
-            ("hubcache_store_objects", "Stored blobs and manifests.", lambda: len(store.ledger.sizes)),
-            ("hubcache_store_evictions", "Objects evicted since start.", lambda: store.rooms.removed),
-            ("hubcache_store_damaged", "Objects found damaged since start.", lambda: store.damages),
-            ("hubcache_quarantine_bytes", "Bytes of damaged content in quarantine.", lambda: store.ledger.quarantined),
-            ("hubcache_scrub_bytes", "Bytes verified by scrubbing since start.", lambda: store.scrubbed.bytes),
-            ("hubcache_scrub_objects", "Objects verified by scrubbing since start.", lambda: store.scrubbed.objects),
+            ("hubcache_store_bytes", "Bytes on disk and reserved for fills.", lambda: store.usage.used),
+            ("hubcache_store_capacity_bytes", "Capacity of the store in bytes.", lambda: store.capacity.max_bytes),
+            ("hubcache_store_objects", "Stored blobs and manifests.", lambda: len(store.usage.sizes)),
+            ("hubcache_store_evictions", "Objects evicted since start.", lambda: store.capacity.removed),
+            ("hubcache_store_damaged", "Objects found damaged since start.", lambda: store.damage.count),
+            ("hubcache_quarantine_bytes", "Bytes of damaged content in quarantine.", lambda: store.usage.quarantined),
+            ("hubcache_scrub_bytes", "Bytes verified by scrubbing since start.", lambda: store.scrub_status.bytes),
+            (
+                "hubcache_scrub_objects",
+                "Objects verified by scrubbing since start.",
+                lambda: store.scrub_status.objects,
+            ),
             (
                 "hubcache_scrub_progress",
                 "Verified part of the stored content in the current scrub, 0 to 1.",
-                lambda: store.scrubbed.progress,
+                lambda: store.scrub_status.progress,
             ),
             (
                 "hubcache_scrub_finished_timestamp_seconds",
                 "Time at which the last complete scrub finished; 0 = never.",
-                lambda: store.scrubbed.finished_at or 0.0,
+                lambda: store.scrub_status.finished_at or 0.0,
             ),
             ("hubcache_store_usable", "1 while content can be stored, else 0.", lambda: store.problem is None),
         ]

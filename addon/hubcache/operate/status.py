@@ -61,30 +61,30 @@ class Status:
             "store": {
                 "directory": str(self._store.directory),
                 "problem": problem,
-                "bytes": self._store.ledger.used,
-                "capacity": self._store.rooms.capacity,
-                "objects": len(self._store.ledger.sizes),
+                "bytes": self._store.usage.used,
+                "capacity": self._store.capacity.max_bytes,
+                "objects": len(self._store.usage.sizes),
                 "damage": self._damage(),
-                "scrub": asdict(self._store.scrubbed),
+                "scrub": asdict(self._store.scrub_status),
             },
         }
         return web.Response(text=json.dumps(report, indent=2) + "\n", content_type="application/json")
 
     def _damage(self) -> dict[str, Any]:
         """Return the number of objects found damaged since start, and the details of the last one."""
-        last = self._store.last_damage
+        last = self._store.damage.last
         details = None
         if last is not None:
             details = {"at": last.at, "digest": last.digest, "why": last.why}
             details |= {"path": last.path and str(last.path), "kept": last.kept and str(last.kept)}
-        return {"count": self._store.damages, "quarantined_bytes": self._store.ledger.quarantined, "last": details}
+        return {"count": self._store.damage.count, "quarantined_bytes": self._store.usage.quarantined, "last": details}
 
     async def _evictions(self, _: web.Request) -> web.Response:
         """Return the last removals with time and reason, the newest first."""
         lines = [
             {"at": removal.at, "digest": str(removal.eviction.key)}
             | {name: getattr(removal.eviction, name) for name in ("size", "reason", "score", "requests", "idle")}
-            for removal in reversed(self._store.rooms.history)
+            for removal in reversed(self._store.capacity.history)
         ]
         return web.json_response(lines)
 

@@ -70,15 +70,15 @@ class Access:
         What was fetched with credentials belongs to the registries that gave the bytes: one that only says that it has
         a digest may lie, or err. What anybody could read is shared between all.
         """
-        hosts = self._store.private_hosts(digest)
+        hosts = self._store.private.sources(digest)
         return hosts is None or host in hosts
 
     def can_read(
         self, host: str, repository: str, digest: Digest, authorization: str | None, *, outage: bool = False
     ) -> bool:
         """As `permits`, for content that the caller knows to come from this registry."""
-        link = self._store.link(host, repository, digest)
-        if link is None or (not link.confirmed and self._store.is_private(digest)):
+        link = self._store.links.get(host, repository, digest)
+        if link is None or (not link.confirmed and self._store.private.has(digest)):
             return False  # anybody can push a manifest that names the digest of somebody's private layer
         return self.can_read_repository(host, repository, authorization, outage=outage)
 

@@ -70,7 +70,7 @@ class BlobAccess:
             await self.record_refused(view, digest, error, since)
             raise
         await self.record_accepted(view, digest)
-        link = self._store.link(view.host, view.repository, digest)
+        link = self._store.links.get(view.host, view.repository, digest)
         return told if told is not None or link is None else link.size
 
     async def _look(self, view: RepositoryView, digest: Digest) -> int | None:

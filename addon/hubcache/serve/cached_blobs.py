@@ -183,7 +183,7 @@ class CachedBlobs:
 
     async def _start(self, view: RepositoryView, digest: Digest, asker: str) -> Fill | None:
         """Begin a fill with the view's credentials, for that address; None when there is one by now, of whoever."""
-        link, had = self._store.link(view.host, view.repository, digest), self._store.has(digest)
+        link, had = self._store.links.get(view.host, view.repository, digest), self._store.has(digest)
         if view.authorization is not None and not await self._writer.mark_private(digest):
             raise StorageError("cannot remember that the blob is private")
         if self._fills.get(digest) is not None or (self._store.has(digest) and not had):
@@ -219,9 +219,9 @@ class CachedBlobs:
             fd = os.dup(staged.fd)
         except OSError as error:
             raise StorageError(f"cannot open a blob on its way: {error.strerror or error}") from error
-        ledger = self._store.ledger
-        ledger.hold(fill.digest)  # its file, once that is in the store, is on disk as long as it is open
-        following = FillSource(fill, staged.path, fd, start, end, again, lambda: ledger.release(fill.digest))
+        usage = self._store.usage
+        usage.begin_reading(fill.digest)  # its file, once that is in the store, is on disk as long as it is open
+        following = FillSource(fill, staged.path, fd, start, end, again, lambda: usage.end_reading(fill.digest))
         ahead = start - fill.readable
         if ahead <= 0:
             return following
@@ -231,7 +231,7 @@ class CachedBlobs:
     async def _stream(self, view: RepositoryView, digest: Digest, range_header: str | None) -> BlobResult:
         """Pass a blob on without the store, which cannot take it, or has it from another registry."""
         since = self._access.raise_remembered_error(view.host, view.repository, view.request_key(str(digest)))
-        link = self._store.link(view.host, view.repository, digest)
+        link = self._store.links.get(view.host, view.repository, digest)
         size = link.size if link and link.size is not None else await self._asking.ask(view, digest)
         if size is None:
             raise Unavailable("nothing can be stored, and the upstream does not tell the blob's size")

@@ -109,7 +109,7 @@ class CachedManifests:
 
     async def by_tag(self, view: RepositoryView, tag: str, negotiation: str, *, head: bool) -> ManifestResult:
         """A manifest by tag, as the upstream would answer this `Accept` negotiation."""
-        record = self._store.tags(view.host, view.repository, tag).get(negotiation)
+        record = self._store.tags.get(view.host, view.repository, tag).get(negotiation)
         now = self._clock()
         if freshness(record, now, self.tag_lifetime) is Freshness.FRESH:
             assert record is not None
@@ -219,7 +219,7 @@ class CachedManifests:
         since = self._access.raise_remembered_error(view.host, view.repository, view.request_key(tag, negotiation))
         asked_at = self._clock()
         change_number = self._writer.change_number(view.host, view.repository, tag)
-        known = self._store.tags(view.host, view.repository, tag).get(negotiation)
+        known = self._store.tags.get(view.host, view.repository, tag).get(negotiation)
         try:
             found = None
             if head or known is not None or view.needs_anonymous_check:

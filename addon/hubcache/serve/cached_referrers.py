@@ -106,7 +106,7 @@ class CachedReferrers:
         record = self._record(view, subject, tag, negotiation)
         if record is not None and self._is_fresh(view, record):
             raise _unknown(subject)
-        if known_only and record is None and not self._store.tags(view.host, view.repository, tag):
+        if known_only and record is None and not self._store.tags.get(view.host, view.repository, tag):
             raise _unknown(subject)
         since, asked_at = self._access.change_number(view.host, view.repository), self._clock()
         try:
@@ -128,7 +128,7 @@ class CachedReferrers:
     # -- what is known ----------------------------------------------------------------------------------------------
 
     def _record(self, view: RepositoryView, subject: Digest, *question: str) -> ReferrersRecord | None:
-        return self._store.referrers(view.host, view.repository, subject).get(_question(view, *question))
+        return self._store.tags.referrers(view.host, view.repository, subject).get(_question(view, *question))
 
     def _is_fresh(self, view: RepositoryView, record: ReferrersRecord) -> bool:
         fresh = freshness(record, self._clock(), self._manifests.tag_lifetime) is Freshness.FRESH
@@ -206,7 +206,7 @@ class CachedReferrers:
             return
         if record.digest is None and view.authorization is not None:
             return
-        if self._store.link(view.host, view.repository, subject) is not None:
+        if self._store.links.get(view.host, view.repository, subject) is not None:
             await self._writer.put_referrers(view.host, view.repository, subject, _question(view, *question), record)
 
 

@@ -21,7 +21,7 @@ class MediaTypes:
 
     def of(self, registry: str, digest: Digest, body: bytes) -> str | None:
         """The media type for clients of this registry; None where neither the bytes nor the registry told it."""
-        return self._told(digest, body) or self._store.media_type(registry, digest)
+        return self._told(digest, body) or self._store.registries.media_type(registry, digest)
 
     async def learn(self, registry: str, digest: Digest, body: bytes, said: str) -> str:
         """The media type, where the registry said this one now."""

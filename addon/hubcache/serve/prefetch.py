@@ -92,7 +92,7 @@ class Prefetch:
             if child.is_manifest
             and child.platform is not None
             and child.attests is None
-            and self._store.was_requested(child.digest)
+            and self._store.popularity.was_requested(child.digest)
         }
 
     async def fetch(self, view: RepositoryView, digest: Digest, platforms: Set[str], turn: Turn | None = None) -> None:
@@ -129,10 +129,10 @@ class Prefetch:
             for blob in dict.fromkeys(child.digest for child in children if not child.is_manifest):
                 if view.upstream.is_rate_limited("manifest", ""):
                     raise TooManyRequests("the registry wants us to pause")
-                self._store.vouch(blob)
+                self._store.popularity.ensure_admitted(blob)
                 await self._blobs.fetch(view, blob)
             for child in select_platforms(children, platforms):
-                self._store.vouch(child.digest)
+                self._store.popularity.ensure_admitted(child.digest)
                 walk.add(child.digest, depth + 1)
                 if child.attests is not None:
                     attestations.append(child.digest)
@@ -165,7 +165,7 @@ class Prefetch:
 
         The answer is remembered until the store holds something else.
         """
-        version, key = self._store.ledger.version, (digest, frozenset(platforms))
+        version, key = self._store.usage.version, (digest, frozenset(platforms))
         if self._complete_at != version:
             self._complete.clear()
             self._complete_at = version

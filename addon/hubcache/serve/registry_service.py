@@ -247,7 +247,7 @@ class RegistryService:
 
     def _count(self, request: Request, digest: Digest) -> None:
         if self._pulls.is_new_pull(request.client, digest):
-            self._store.count_request(digest)
+            self._store.popularity.count_request(digest)
 
     async def _listing(self, request: Request, view: RepositoryView, target: ReferrersTarget) -> Answer:
         known_only = request.listener is Listener.MIRROR and self.stored_only
@@ -323,7 +323,7 @@ class RegistryService:
         """The challenge to tell clients: known for the Hub, else learned from the upstream and remembered."""
         if registry.is_hub:
             return Challenge(HUB_REALM, HUB_SERVICE, None)
-        known = Challenge.parse(self._store.challenge(registry.host))
+        known = Challenge.parse(self._store.registries.challenge(registry.host))
         known = known or await self._upstreams[registry.host].challenge()
         return None if known is None else client_challenge(registry, known)
 

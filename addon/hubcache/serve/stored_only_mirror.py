@@ -106,7 +106,7 @@ class StoredOnlyMirror:
 
     async def _is_current(self, view: RepositoryView, tag: str, negotiation: str, wanted: str) -> bool:
         """Whether what the tag is now, is here whole. Something that moved is fetched first and offered then."""
-        record = self._store.tags(view.host, view.repository, tag).get(negotiation)
+        record = self._store.tags.get(view.host, view.repository, tag).get(negotiation)
         if record is None or not await self._may_offer(view, record.digest, {wanted}):
             return False
         found = await self._manifests.by_tag(view, tag, negotiation, head=True)

@@ -6,7 +6,7 @@ few seconds are lost, and are learned again.
 
 import itertools
 
-from ..decide.moves import Moves
+from ..decide.tag_changes import TagChanges
 from ..decide.watched_tag import WatchedTag
 from ..store.store import Store
 from .best_effort import BestEffortWriter
@@ -31,17 +31,17 @@ class TagMoves:
 
     def want(self, watched: WatchedTag) -> None:
         """Read the row of this tag before long."""
-        if not watched.is_read and len(self._unread) < MAX_WAITING:
+        if not watched.is_loaded and len(self._unread) < MAX_WAITING:
             self._unread[watched] = None
 
     def read(self, watched: WatchedTag) -> None:
         """Read the row of this tag now, unless that was done."""
-        if watched.is_read:
+        if watched.is_loaded:
             return
-        watched.is_read = True
-        stored = self._store.moves(watched.host, watched.repository, watched.tag)
+        watched.is_loaded = True
+        stored = self._store.tags.changes(watched.host, watched.repository, watched.tag)
         if stored is not None:
-            watched.moves = stored.joined(watched.moves)
+            watched.changes = stored.merged(watched.changes)
 
     def read_some(self) -> list[WatchedTag]:
         """Read some of the rows that are wanted; returns their tags."""
@@ -53,13 +53,13 @@ class TagMoves:
 
     def changed(self, watched: WatchedTag) -> None:
         """The tag moved, or it is known from now on how long it has not. What was not read yet is not overwritten."""
-        if watched.is_read and len(self._unwritten) < MAX_WAITING:
+        if watched.is_loaded and len(self._unwritten) < MAX_WAITING:
             self._unwritten[watched] = None
 
     def looked(self, watched: WatchedTag) -> None:
         """Remember from now on for how long the tag has not moved."""
-        if watched.moves is None:
-            watched.moves = Moves(watched.since)
+        if watched.changes is None:
+            watched.changes = TagChanges(watched.since)
             self.changed(watched)
 
     @property
@@ -72,4 +72,4 @@ class TagMoves:
         some = list(itertools.islice(self._unwritten, _WRITES))
         for watched in some:
             del self._unwritten[watched]
-        await self._writer.put_moves({(tag.host, tag.repository, tag.tag): tag.moves for tag in some if tag.moves})
+        await self._writer.put_moves({(tag.host, tag.repository, tag.tag): tag.changes for tag in some if tag.changes})

@@ -67,7 +67,7 @@ class _Table(LRUCache[_Key, WatchedTag]):
 
     def popitem(self) -> tuple[_Key, WatchedTag]:
         key, watched = super().popitem()
-        watched.is_forgotten = True
+        watched.is_dropped = True
         self._schedule.drop(watched)
         return key, watched
 
@@ -123,18 +123,18 @@ class TagRefresh:
         if watched is None:
             # Of what is fresh it is not known for how long: the mean, until it is read
             watched = self._watched[key] = WatchedTag(*key, now, now, validated_at=now - lifetime / 2)
-        watched.asked(now, lifetime)
+        watched.count_request(now, lifetime)
         if found.result in (Result.REVALIDATED, Result.MISS):
             self._seen(watched, found.digest, now)
-        if watched.daily >= OFTEN:
+        if watched.daily_requests >= OFTEN:
             self._moves.want(watched)
-        if watched.requests >= 2 * watched.ranked or not self._schedule.has(watched):
+        if watched.requests >= 2 * watched.scheduled_requests or not self._schedule.has(watched):
             self._place(watched, now)
 
     def _seen(self, watched: WatchedTag, digest: Digest | None, at: float) -> None:
-        before = watched.moves
-        watched.seen(digest, at)
-        if watched.moves is not before:
+        before = watched.changes
+        watched.record_validation(digest, at)
+        if watched.changes is not before:
             self._moves.changed(watched)
 
     # -- what is due --------------------------------------------------------------------------------------------
@@ -142,15 +142,15 @@ class TagRefresh:
     def _due(self, watched: WatchedTag, now: float) -> float | None:
         lifetime = self._manifests.tag_lifetime
         lead = min(max(lifetime * _EARLY, 2 * TICK_SECONDS), lifetime / 3)
-        return watched.next_look(now, lifetime, lead)
+        return watched.next_validation(now, lifetime, lead)
 
     def _place(self, watched: WatchedTag, now: float, not_before: float = 0.0) -> None:
         """Let a tag be due when it should be, or not at all."""
-        due = None if watched.is_busy or watched.is_forgotten else self._due(watched, now)
+        due = None if watched.is_validating or watched.is_dropped else self._due(watched, now)
         if due is None:
             self._schedule.drop(watched)
         elif len(self._schedule) < 4 * MAX_TAGS:  # entries that are over stay for a while
-            watched.ranked = max(watched.requests, OFTEN)
+            watched.scheduled_requests = max(watched.requests, OFTEN)
             self._schedule.put(watched, max(due, not_before))
 
     def tick(self) -> None:
@@ -162,11 +162,11 @@ class TagRefresh:
         if now < before - _SET_BACK_SECONDS:
             self._schedule.clear()  # or nothing would be due until the clock is where it was
         for watched in self._moves.read_some():
-            if watched.moves is not None:
+            if watched.changes is not None:
                 self._place(watched, now)
         if self._moves.has_news:
             self._spawn(self._moves.write_some())
-        more = self._schedule.ripen(now, self._manifests.tag_lifetime, _SLICE)
+        more = self._schedule.collect_due(now, self._manifests.tag_lifetime, _SLICE)
         for host in self.upstreams:
             more = self._look_at_some(host, len(self.upstreams)) or more
         if more and self._next_slice is None:
@@ -186,15 +186,15 @@ class TagRefresh:
             return False
         reads = 0
         for _ in range(-(-_SLICE // hosts)):
-            if self._busy[host] >= _AT_ONCE or self._budgets[host].wait(now) > 0 or not self._schedule.ready(host):
+            if self._busy[host] >= _AT_ONCE or self._budgets[host].wait(now) > 0 or not self._schedule.due(host):
                 return False
-            watched = self._schedule.take(host)
+            watched = self._schedule.pop(host)
             if watched is None or not self._is_still_due(watched, now):
                 continue
             reads += 1
             record = self._read(watched)
             if record is not None and self._is_still_due(watched, now) and self._budgets[host].spend(now):
-                watched.is_busy = True
+                watched.is_validating = True
                 self._busy[host] += 1
                 self._spawn(self._look(watched, RepositoryView(upstream, watched.repository), record))
             if reads >= READS / hosts:
@@ -203,7 +203,7 @@ class TagRefresh:
 
     def _is_still_due(self, watched: WatchedTag, now: float) -> bool:
         """By what is known of it now; if it is not, it gets its place."""
-        due = None if watched.is_forgotten else self._due(watched, now)
+        due = None if watched.is_dropped else self._due(watched, now)
         if due is None or due <= now:
             return due is not None
         self._place(watched, now)
@@ -212,7 +212,7 @@ class TagRefresh:
     def _read(self, watched: WatchedTag) -> TagRecord | None:
         """What the store knows of a tag: clients validate it, too."""
         self._moves.read(watched)
-        record = self._store.tags(watched.host, watched.repository, watched.tag).get(watched.negotiation)
+        record = self._store.tags.get(watched.host, watched.repository, watched.tag).get(watched.negotiation)
         if record is not None:  # where it says that the tag was, while what it moved to is fetched, is no news
             watched.digest = watched.digest or record.digest
             watched.validated_at = record.validated_at
@@ -227,14 +227,14 @@ class TagRefresh:
 
     async def _look(self, watched: WatchedTag, view: RepositoryView, record: TagRecord) -> None:
         looked_at = self._clock()
-        watched.unused += 1
+        watched.unused_validations += 1
         try:
             async with asyncio.timeout(_LONGEST_FETCH_SECONDS):
                 await self._look_or_raise(watched, view, record)
         except (HubcacheError, TimeoutError) as error:
             logger.info("hubcache: %s:%s not kept in step: %s", watched.repository, watched.tag, error)
         finally:
-            watched.is_busy = False
+            watched.is_validating = False
             self._busy[watched.host] -= 1
         # One that fails, or that is not there any more, would else be tried without a pause.
         self._place(watched, self._clock(), not_before=looked_at + self._manifests.tag_lifetime / 2)
@@ -247,7 +247,7 @@ class TagRefresh:
         self._moves.looked(watched)
         if now_at == before.digest:
             return
-        if now_at is not None and watched.tried != now_at and self._may_spend(view.host):
+        if now_at is not None and watched.prefetch_tried != now_at and self._may_spend(view.host):
             logger.info("hubcache: %s:%s moved to %s, fetching it ahead", view.repository, watched.tag, now_at)
             await self._fetch_ahead(watched, view, before, now_at)
         here = now_at is not None and self._store.has(now_at)
@@ -266,7 +266,7 @@ class TagRefresh:
         """Fetch what will be asked for when the tag is at `digest`; keep the tag where it was meanwhile."""
         # If this fails, or takes too long, the tag stays until it goes stale, for an outage; next time it moves without
         # its layers.
-        watched.tried = digest
+        watched.prefetch_tried = digest
         fetching = asyncio.ensure_future(self._fetch_image(view, before.digest, digest))
         try:
             while not fetching.done():

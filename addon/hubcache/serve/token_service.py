@@ -74,7 +74,7 @@ class TokenService:
         """The registry's challenge as it was last heard; after a restart in an outage, before that."""
         upstream = self._upstreams.get(registry.host)
         heard = upstream.last_challenge if upstream is not None else None
-        return heard or Challenge.parse(self._store.challenge(registry.host))
+        return heard or Challenge.parse(self._store.registries.challenge(registry.host))
 
     async def answer(self, request: Request) -> Answer:
         """A token, or the real service's refusal; an error of our own when neither can be had."""

@@ -29,7 +29,7 @@ class VisibilityCache:
         recent = self._unwritten.get(key) or self._recent.get(key)
         if recent is not None:
             return recent
-        stored = self._store.visibility(host, repository)
+        stored = self._store.registries.visibility(host, repository)
         if stored is not None and stored.public and stored.checked_at <= self._unwritten.forgotten_until:
             return None
         return stored
@@ -44,7 +44,7 @@ class VisibilityCache:
             self._unwritten.now = now
             self._unwritten[key] = visibility
         self._recent[key] = visibility
-        self._store.changed()
+        self._store.index.on_change()
 
     def written(self, host: str, repository: str, visibility: Visibility) -> None:
         """The store has this verdict."""

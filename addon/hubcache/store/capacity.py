@@ -1,6 +1,7 @@
-"""How many bytes the store may use, and what goes when that is less than it does.
+"""Keeps the store within its capacity: reserves space for new content and evicts content for it.
 
-The policy decides (`decide.retention`), this carries it out: one removal after the other, each explained.
+The retention policy (`decide.retention`) chooses what to evict; this removes it, one digest after the other, and logs
+the reason for each.
 """
 
 import asyncio
@@ -12,146 +13,151 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..decide.retention import Eviction, Reason, Refusal, Retention
+from ..decide.eviction import Eviction, Reason, Refusal
+from ..decide.retention import Retention
 from ..oci.digest import Digest
 from ..oci.errors import NotStored, StorageError
-from .usage import Usage, on_disk
+from .usage import Usage, size_on_disk
 
 logger = logging.getLogger("hubcache")
 
 ALLOWANCE = 2 << 20
-"""Bytes kept below the cap for folders and for the index to grow between two looks at its size."""
+"""Bytes kept below the cap for folders, and for the index to grow between two checks of its size."""
 
 _STEP = 256 << 20
-"""Bytes freed at once when the cap was lowered, so that pulls go on in between."""
+"""Bytes freed at once when the cap was lowered, so that pulls continue in between."""
+
+type Remove = Callable[[Digest], Awaitable[None]]
+"""Removes content from the disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """A line of the history: what was removed when, and the policy's explanation."""
+    """An entry of the history: when content was removed (seconds since the epoch), and the policy's explanation."""
 
     at: float
     eviction: Eviction[Digest]
 
 
 class Capacity:
-    """`capacity`, `max_blob` (0 = no limit) and `min_free` are in bytes and may be changed at any time.
+    """`max_bytes`, `max_blob` (0 = no limit) and `min_free` are in bytes and may be changed at any time.
 
     `min_free` is None for the smaller of 1 GB and a twentieth of the file system.
     """
 
-    def __init__(self, directory: Path, capacity: int, ledger: Usage, clock: Callable[[], float] = time.time) -> None:
-        self.capacity = capacity
+    def __init__(self, directory: Path, max_bytes: int, usage: Usage, clock: Callable[[], float] = time.time) -> None:
+        self.max_bytes = max_bytes
         self.max_blob = 0
         self.min_free: int | None = 0
         self.retention: Retention[Digest] = Retention()
         self.history: deque[Removal] = deque(maxlen=1000)
+        """The last removals, the newest last."""
         self.removed = 0
+        """How many digests were removed since the start."""
         self._turn = asyncio.Lock()
         self._directory = directory
-        self._ledger = ledger
+        self._usage = usage
         self._clock = clock
 
     def limit(self, index_bytes: int) -> int:
-        """Bytes that content may use now: below the cap, and below what leaves `min_free` on the file system."""
-        limit = self.capacity - index_bytes - ALLOWANCE
+        """Return the bytes that content may use now: below the cap, and leaving `min_free` on the file system."""
+        limit = self.max_bytes - index_bytes - ALLOWANCE
         if self.min_free != 0:
             try:
                 state = os.statvfs(self._directory)
             except OSError as error:
-                raise StorageError(f"cannot see how much of the disk is free: {error}") from error
-            # What is reserved but not yet written is still counted as free by the file system: this errs on the side
-            # of too much room by what is in flight, and `hubcache_min_free` is soft in that it looks again each time.
+                raise StorageError(f"cannot read how much of the disk is free: {error}") from error
+            # The file system counts what is reserved but not yet written as free. The limit is too high by these
+            # bytes: `hubcache_min_free` is a soft limit, checked again each time.
             floor = min(1 << 30, state.f_blocks * state.f_frsize // 20) if self.min_free is None else self.min_free
-            limit = min(limit, self._ledger.present + state.f_bavail * state.f_frsize - floor)
+            limit = min(limit, self._usage.on_disk + state.f_bavail * state.f_frsize - floor)
         return limit
 
-    async def reserve(
-        self, digest: Digest, size: int, index_bytes: Callable[[], int], remove: Callable[[Digest], Awaitable[None]]
-    ) -> None:
-        """Take room for `size` bytes of `digest`, evicting for it; raises `NotStored` when the policy refuses.
+    async def reserve(self, digest: Digest, size: int, index_bytes: Callable[[], int], remove: Remove) -> None:
+        """Reserve `size` bytes for `digest`, evicting content for it; raises `NotStored` when the policy refuses, and
+        `StorageError` when there is no space.
 
-        One after the other: what is being removed for one is neither free for another yet, nor there to be removed.
+        One reservation at a time: space that is being freed for one is not yet free for another, and content that is
+        being removed cannot be evicted again.
         """
         async with self._turn:
             await self._reserve(digest, size, index_bytes, remove)
 
-    async def _reserve(
-        self, digest: Digest, size: int, index_bytes: Callable[[], int], remove: Callable[[Digest], Awaitable[None]]
-    ) -> None:
-        """What was chosen to go may stay (somebody begins to read it while others are removed) and the limit may
-        fall meanwhile: so the room is looked at again until nothing more has to go, and only then taken."""
+    async def _reserve(self, digest: Digest, size: int, index_bytes: Callable[[], int], remove: Remove) -> None:
+        """Evict until nothing more has to be evicted, and only then reserve: while content is removed, a client may
+        begin to read other chosen content, and the limit may fall."""
         if self.max_blob and size > self.max_blob:
             raise NotStored(f"{size} bytes are more than hubcache_max_blob allows")
-        while room := self._choose(digest, size, index_bytes()):
-            await self._carry_out(room, remove)
-        self._ledger.reserved += on_disk(size)
+        while victims := self._choose(digest, size, index_bytes()):
+            await self._evict(victims, remove)
+        self._usage.reserved += size_on_disk(size)
 
     def _choose(self, digest: Digest, size: int, index_bytes: int) -> tuple[Eviction[Digest], ...]:
-        """What has to go now, so that `size` bytes fit; raises as `reserve` does."""
-        needed, limit = on_disk(size), self.limit(index_bytes)
-        if needed > self.capacity - index_bytes - ALLOWANCE:
+        """Return what has to be evicted for `size` bytes; raises as `reserve` does."""
+        needed, limit = size_on_disk(size), self.limit(index_bytes)
+        if needed > self.max_bytes - index_bytes - ALLOWANCE:
             raise NotStored(f"{size} bytes are more than hubcache_size allows")
-        if needed + self._ledger.reserved > limit:
-            raise StorageError("no room: what is being fetched takes it, or others fill the disk")
-        room = self.retention.admit(digest, needed, self._clock(), limit - self._ledger.used, self._ledger.keeps)
-        if room.refusal in (Refusal.IN_USE, Refusal.UNWANTED) and needed + self._ledger.kept > limit:
+        if needed + self._usage.reserved > limit:
+            raise StorageError("no space: running fills have reserved it, or other programs fill the disk")
+        free = limit - self._usage.used
+        decision = self.retention.admit(digest, needed, self._clock(), free, self._usage.is_protected)
+        if decision.refusal in (Refusal.IN_USE, Refusal.UNWANTED) and needed + self._usage.protected > limit:
             raise StorageError("the store is full of content that is pinned or in use")
-        if room.refusal is not None:
-            raise NotStored(f"not stored: {room.refusal}")
-        return room.victims
+        if decision.refusal is not None:
+            raise NotStored(f"not stored: {decision.refusal}")
+        return decision.victims
 
-    async def shrink(self, index_bytes: Callable[[], int], remove: Callable[[Digest], Awaitable[None]]) -> bool:
-        """One step towards the limit, when it was lowered or others fill the disk; whether more steps are needed."""
+    async def shrink(self, index_bytes: Callable[[], int], remove: Remove) -> bool:
+        """Make one step towards a limit that is lower than what is used; return whether more steps are needed."""
         async with self._turn:
-            over = self._ledger.used - self.limit(index_bytes())
-            if over <= 0:
+            excess = self._usage.used - self.limit(index_bytes())
+            if excess <= 0:
                 return False
-            room = self.retention.make_room(min(over, _STEP), self._clock(), self._ledger.keeps)
-            await self._carry_out(room.victims, remove)
-            return bool(room.victims) and self._ledger.used > self.limit(index_bytes())
+            decision = self.retention.evict(min(excess, _STEP), self._clock(), self._usage.is_protected)
+            await self._evict(decision.victims, remove)
+            return bool(decision.victims) and self._usage.used > self.limit(index_bytes())
 
-    async def expire(self, remove: Callable[[Digest], Awaitable[None]]) -> None:
-        """Remove what nobody asked for any more, and forget the history that is too old."""
+    async def expire(self, remove: Remove) -> None:
+        """Remove content that was not requested for `expire_after` seconds, and request counts that are too old."""
         now = self._clock()
-        await self._carry_out(self.retention.idle(now, self._ledger.keeps), remove)
-        self.retention.forget(now)
+        await self._evict(self.retention.evict_idle(now, self._usage.is_protected), remove)
+        self.retention.forget_absent(now)
 
-    async def purge(self, digest: Digest, remove: Callable[[Digest], Awaitable[None]]) -> bool:
-        """Remove content that must not stay (its file is damaged); whether the policy knew it."""
+    async def purge(self, digest: Digest, remove: Remove) -> bool:
+        """Remove content that must not stay (its file is damaged); return whether the policy knew it as stored."""
         eviction = self.retention.purge(digest, self._clock())
         if eviction is not None:
-            await self._carry_out([eviction], remove)
+            await self._evict([eviction], remove)
         return eviction is not None
 
-    async def _carry_out(
-        self, victims: Sequence[Eviction[Digest]], remove: Callable[[Digest], Awaitable[None]]
-    ) -> None:
-        """Remove these. One that somebody began to read while those before it were removed stays, and so do all that
-        come after one whose removal fails: the policy has given them up, and takes them back."""
+    def keep(self, digest: Digest) -> None:
+        """Record in the policy that content stays which it counts as removed, unless it was removed meanwhile."""
+        size = self._usage.sizes.get(digest)
+        if size is not None:
+            self.retention.record_stored(digest, size_on_disk(size), self._clock())
+
+    async def _evict(self, victims: Sequence[Eviction[Digest]], remove: Remove) -> None:
+        """Remove these. The policy counts them as removed already; it is corrected for each that stays: one that a
+        client began to read while those before it were removed, and all that come after a removal that failed."""
         pending = deque(victims)
         try:
             while pending:
                 eviction = pending[0]
-                if self._ledger.keeps(eviction.key) and eviction.reason is not Reason.PURGED:
-                    self._take_back(eviction)
-                elif eviction.key in self._ledger.sizes:
-                    self._tell(eviction)
+                if self._usage.is_protected(eviction.key) and eviction.reason is not Reason.PURGED:
+                    self.keep(eviction.key)
+                elif eviction.key in self._usage.sizes:
+                    self._record(eviction)
                     await remove(eviction.key)
                 pending.popleft()
         finally:
             for eviction in pending:
-                self._take_back(eviction)
+                self.keep(eviction.key)
 
-    def _take_back(self, eviction: Eviction[Digest]) -> None:
-        if eviction.key in self._ledger.sizes:
-            self.retention.stored(eviction.key, eviction.size, self._clock())
-
-    def _tell(self, eviction: Eviction[Digest]) -> None:
+    def _record(self, eviction: Eviction[Digest]) -> None:
         self.removed += 1
         self.history.append(Removal(self._clock(), eviction))
         logger.info(
-            "hubcache: removed %s (%d bytes): %s, score %.3g, asked for %.2f times, idle %.0f s",
+            "hubcache: removed %s (%d bytes): %s, score %.3g, requested %.2f times, idle %.0f s",
             eviction.key,
             eviction.size,
             eviction.reason,

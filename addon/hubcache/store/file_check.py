@@ -1,4 +1,4 @@
-"""Reading a stored file to see whether it holds what its digest says."""
+"""Verifies that a stored file matches its digest, and the status of the scrub that does so for all files."""
 
 import hashlib
 import os
@@ -10,13 +10,14 @@ from ..oci.errors import ContentDamaged
 from .stored_blob import DAMAGE, open_regular
 
 PIECE = 1 << 20
-"""Bytes read at once."""
+"""Bytes read in one step."""
 
 
 @dataclass(slots=True)
-class Scrubbed:
-    """What was verified unasked since the start, when all of it was for the last time (seconds since the epoch), and
-    which part of it is done by now."""
+class ScrubStatus:
+    """What the scrub has verified since the start. `finished_at` is when it last finished a round (seconds since the
+    epoch), `progress` the part of the current round that is done, 0 to 1.
+    """
 
     objects: int = 0
     bytes: int = 0
@@ -25,15 +26,15 @@ class Scrubbed:
 
 
 class FileCheck:
-    """Verifies one file piece by piece, in whatever thread. Between two pieces the file is not open, so that the disk
-    has the room of one that is evicted meanwhile.
+    """Verifies one file in steps of one piece, in any thread. The file is not open between two steps, so that the disk
+    space of a file that is evicted meanwhile is freed.
 
-    `from_disk` drops the file's pages from the page cache before they are read, for what is to be verified is the disk,
-    and again after, so that reading everything does not displace what is read often.
+    `from_disk` drops the file's pages from the page cache before they are read, because the disk is to be verified, and
+    again afterwards, so that reading every file does not displace pages that are read often.
     """
 
     def __init__(self, path: Path, digest: Digest, size: int, *, from_disk: bool = False) -> None:
-        self.at = 0
+        self.offset = 0
         self._path = path
         self._digest = digest
         self._size = size
@@ -41,10 +42,10 @@ class FileCheck:
         self._hash = hashlib.new(digest.algorithm)
 
     def step(self) -> bool:
-        """Read the next piece; returns whether there is more.
+        """Read the next piece; return whether there are more.
 
-        Raises `ContentDamaged` when the file does not hold the content or the disk cannot read it, and other errors
-        (`FileNotFoundError`, no descriptors) as `OSError`.
+        Raises `ContentDamaged` when the file does not match or the disk cannot read it, and `OSError` for other errors
+        (the file is missing, no descriptors).
         """
         try:
             data = self._read()
@@ -52,9 +53,9 @@ class FileCheck:
             if error.errno not in DAMAGE:
                 raise
             raise ContentDamaged(f"cannot be read: {error.strerror or error}") from error
-        self.at += len(data)
+        self.offset += len(data)
         self._hash.update(data)
-        if data and self.at < self._size:
+        if data and self.offset < self._size:
             return True
         if self._hash.hexdigest() != self._digest.hex:
             raise ContentDamaged("does not match its digest")
@@ -67,10 +68,10 @@ class FileCheck:
             if size != self._size:
                 raise ContentDamaged(f"has {size} bytes instead of {self._size}")
             if self._from_disk:
-                os.posix_fadvise(fd, self.at, PIECE, os.POSIX_FADV_DONTNEED)
-            data = os.pread(fd, PIECE, self.at)
+                os.posix_fadvise(fd, self.offset, PIECE, os.POSIX_FADV_DONTNEED)
+            data = os.pread(fd, PIECE, self.offset)
             if self._from_disk:
-                os.posix_fadvise(fd, self.at, PIECE, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(fd, self.offset, PIECE, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
         return data

@@ -1,6 +1,6 @@
-"""The rows of the store: a diskcache `Cache` opened the one way that is right here, its errors translated.
+"""The index of the store: rows in a diskcache `Cache` with this project's settings, its errors translated.
 
-Retention is this project's own: diskcache's policies reject newcomers or never age, so they are off.
+Retention is this project's own: diskcache's policies reject new content or never age, so they are off.
 """
 
 import json
@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import closing
-from itertools import chain
+from itertools import batched, chain
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,21 @@ _DATABASE = "cache.db"
 _BUSY_SECONDS = 5.0
 _UNBOUNDED = 1 << 62
 
-BATCH = 128
-"""Rows written in one transaction where there may be any number: the log grows by a page or two for each, and what it
-has grown to counts towards the cap."""
+_BATCH = 128
+"""Rows written in one transaction where there may be any number: SQLite's log grows by a page or two for each row, and
+its size counts towards the cap."""
 
 
 class Index:
-    """Typed access to the rows; every method raises `StorageError` when the database cannot do its part."""
+    """Typed access to the rows; every method raises `StorageError` when the database fails."""
 
     def __init__(self, directory: Path) -> None:
-        """Open or create; a database that SQLite finds damaged is put aside, and a new one begun."""
+        """Open or create the database; one that SQLite reports as damaged is renamed, and a new one created."""
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory.chmod(0o700)
-        self.put_aside = None if self._is_sound() else self._set_aside()
+        self.damaged_database = None if self._is_sound() else self._rename_damaged()
+        """The path of the damaged database that was renamed on opening, if there was one."""
         try:
             self._cache = diskcache.Cache(
                 str(directory),
@@ -47,7 +48,7 @@ class Index:
                 size_limit=_UNBOUNDED,
                 statistics=0,
                 sqlite_journal_size_limit=16 << 20,
-                sqlite_wal_autocheckpoint=256,  # pages: the log counts towards the cap, see `room.ALLOWANCE`
+                sqlite_wal_autocheckpoint=256,  # pages: the log counts towards the cap, see `capacity.ALLOWANCE`
             )
             self._file = self._identity()
         except (sqlite3.Error, diskcache.Timeout) as error:
@@ -62,16 +63,16 @@ class Index:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the database is still the file that was opened: SQLite goes on writing to one that was deleted."""
+        """Whether the database is still the file that was opened: SQLite keeps writing to a file that was deleted."""
         return self._identity() == self._file
 
     @property
     def has_blobs(self) -> bool:
-        """Whether there is a folder of blobs; an empty one is removed with the last of them."""
+        """Whether the folder of blobs exists; it is removed with the last blob."""
         return (self._directory / BLOBS).is_dir()
 
     def _is_sound(self) -> bool:
-        """Whether the database is one, as far as SQLite's quick check sees (it reads all of it: 100 MB in 0.2 s)."""
+        """Whether the database is undamaged by SQLite's quick check (which reads all of it: 100 MB in 0.2 s)."""
         if not (self._directory / _DATABASE).exists():
             return True
         try:
@@ -82,8 +83,8 @@ class Index:
         except sqlite3.DatabaseError:
             return False
 
-    def _set_aside(self) -> Path:
-        """Rename the database (not the files: the sweep takes those that no row names). Only the last one is kept."""
+    def _rename_damaged(self) -> Path:
+        """Rename the database (not the blobs: `sweep` removes those without a row). Only the last one is kept."""
         for earlier in self._directory.glob(f"{_DATABASE}.damaged-*"):
             earlier.unlink()
         target = self._directory / f"{_DATABASE}.damaged-{int(time.time())}"
@@ -93,11 +94,11 @@ class Index:
         return target
 
     def get(self, key: str) -> Any:
-        """The value (text, bytes or a `Path`) or None."""
+        """Return the value (text, bytes or the `Path` of a file), or None."""
         return self._translate(lambda: self._cache.get(key))
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        """The values of text that these keys have, by one query."""
+        """Return the text values of these keys, with a single query."""
         return dict(
             self._query(
                 "SELECT key, value FROM Cache WHERE key IN (SELECT value FROM json_each(?))"
@@ -107,16 +108,16 @@ class Index:
         )
 
     def set(self, key: str, value: object, lifetime: float | None = None) -> None:
-        """Write one row; it is forgotten after `lifetime` seconds."""
+        """Write one row; it expires after `lifetime` seconds."""
         try:
             self._translate(lambda: self._cache.set(key, value, expire=lifetime))
         except StorageError:
             if isinstance(value, StagedFile):
-                self.sweep()  # the file was there before its row failed, and must not stay behind unaccounted
+                self.sweep()  # the file was linked before the write of its row failed, and must not stay uncounted
             raise
 
     def update(self, key: str, change: Callable[[Any], object], lifetime: float | None = None) -> None:
-        """Replace one row by what `change` makes of it (of None, if there is none), in one transaction."""
+        """Replace one row by `change(value)`, in one transaction; the value is None when there is no row."""
 
         def write() -> None:
             with self._cache.transact():
@@ -124,24 +125,33 @@ class Index:
 
         self._translate(write)
 
-    def set_many(self, rows: dict[str, object], lifetime: float | None = None, gone: Iterable[str] = ()) -> None:
-        """Write rows, and delete those that are `gone`, in one transaction."""
+    def set_many(self, rows: dict[str, object], lifetime: float | None = None, deleted: Iterable[str] = ()) -> None:
+        """Write rows, and delete the rows with the keys `deleted`, in one transaction."""
 
         def write() -> None:
             with self._cache.transact():
                 for key, value in rows.items():
                     self._cache.set(key, value, expire=lifetime)
-                for key in gone:
+                for key in deleted:
                     self._cache.delete(key)
 
         self._translate(write)
 
-    def ending(self, within: float) -> list[tuple[str, Any]]:
-        """(key, value) of the rows whose lifetime ends within so many seconds."""
+    def write_batches(
+        self, rows: dict[str, object], lifetime: float | None = None, deleted: Iterable[str] = ()
+    ) -> None:
+        """Write and delete any number of rows, in transactions of limited size."""
+        for written in batched(rows.items(), _BATCH):
+            self.set_many(dict(written), lifetime)
+        for keys in batched(deleted, _BATCH):
+            self.set_many({}, deleted=keys)
+
+    def expiring(self, within: float) -> list[tuple[str, Any]]:
+        """Return (key, value) of the rows that expire within this many seconds."""
         return list(self._query("SELECT key, value FROM Cache WHERE expire_time < ?", time.time() + within))
 
-    def prolong(self, keys: Iterable[str], lifetime: float) -> None:
-        """Let rows whose lifetime is not over live for so many seconds from now, in one transaction."""
+    def extend_lifetime(self, keys: Iterable[str], lifetime: float) -> None:
+        """Let rows that have not expired expire `lifetime` seconds from now, in one transaction."""
 
         def write() -> None:
             with self._cache.transact():
@@ -151,25 +161,26 @@ class Index:
         self._translate(write)
 
     def delete(self, *keys: str) -> None:
-        """Remove rows and their files, if there, each in a transaction of its own: within another, diskcache removes
-        the file before that is committed, and a process that dies in between leaves a row without its file."""
+        """Delete rows and their files, if any, each in a transaction of its own: within a larger transaction, diskcache
+        removes the file before the commit, and a process that dies in between leaves a row without its file."""
         for key in keys:
             self._translate(lambda key=key: self._cache.delete(key))  # type: ignore[misc]
 
-    def settle(self) -> None:
-        """Make sure that a power cut does not undo what was written; it may else undo the last of it."""
+    def checkpoint(self) -> None:
+        """Write the log to the database, so that committed rows survive a power loss: it may undo the last of them
+        otherwise."""
         list(self._query("PRAGMA wal_checkpoint"))
 
     def forget_expired(self) -> None:
-        """Remove the rows whose lifetime is over."""
+        """Delete the rows that have expired."""
         self._translate(self._cache.expire)
 
     def rows(self, prefix: str) -> Iterator[tuple[str, Any, int, str | None]]:
-        """All (key, value, size of file, file name) whose key starts with `prefix`.
+        """Return (key, value, size of file, file name) of all rows whose key starts with `prefix`.
 
-        One SELECT of our own: diskcache's iteration is two queries for each row, which makes a start with 100,000
-        blobs take ten seconds. The column names are those of diskcache's documented table. Without a prefix the
-        table is read in its own order, which takes half the time that the order of keys does.
+        This is a single SELECT: diskcache's iteration makes two queries for each row, which takes ten seconds at a
+        start with 100,000 blobs. The column names are those of diskcache's documented table. Without a prefix the
+        table is read in its own order, which takes half as long as reading it in the order of keys.
         """
         return self._query(
             f"SELECT key, value, size, filename FROM Cache {'' if prefix else 'NOT INDEXED'}"
@@ -178,7 +189,7 @@ class Index:
         )
 
     def _query(self, query: str, *parameters: object) -> Iterator[Any]:
-        """Rows of a query of our own, beside the one writer's connection."""
+        """Return the rows of a query, made with a connection of its own beside the writer's."""
         try:
             with closing(sqlite3.connect(self._directory / _DATABASE, timeout=_BUSY_SECONDS)) as connection:
                 yield from connection.execute(query, parameters)
@@ -186,34 +197,32 @@ class Index:
             raise StorageError(f"cannot read the store's index: {error}") from error
 
     def sweep(self) -> int:
-        """Remove files that no row names (a process died between link and row); returns how many."""
+        """Remove files without a row (a process died between link and row); return how many."""
         known = {name for (name,) in self._query("SELECT filename FROM Cache WHERE filename IS NOT NULL")}
         removed = 0
         for names in self._files():
-            strays = names - known
-            self._unlink(strays)
-            removed += len(strays)
+            orphans = names - known
+            self._unlink(orphans)
+            removed += len(orphans)
         return removed
 
     def reconcile(self) -> list[tuple[str, str]]:
-        """Remove files that no row names, and rows whose file is gone (a power cut took its name, somebody deleted
-        it); returns (key, file name) of the rest."""
+        """Remove files without a row, and rows whose file is missing (it was deleted, or lost in a power cut); return
+        (key, file name) of the other rows."""
         rows = list(self._query("SELECT key, filename FROM Cache WHERE filename IS NOT NULL"))
         files = set(chain.from_iterable(self._files()))
-        lost = [key for key, name in rows if name not in files]
+        lost = {key for key, name in rows if name not in files}
         files.difference_update(name for _, name in rows)
         self._unlink(files)
-        for start in range(0, len(lost), BATCH):
-            self.set_many({}, gone=lost[start : start + BATCH])
-        gone = frozenset(lost)
-        return [row for row in rows if row[0] not in gone]
+        self.write_batches({}, deleted=lost)
+        return [row for row in rows if row[0] not in lost]
 
     def _unlink(self, names: Iterable[str]) -> None:
         for name in names:
             (self._directory / name).unlink(missing_ok=True)
 
     def _files(self) -> Iterator[Set[str]]:
-        """The files of all folders, named as in the rows."""
+        """Return the files of each folder, named as in the rows."""
         for folder in (self._directory / BLOBS).glob("*"):
             with os.scandir(folder) as entries:  # a `Path` for each of 100,000 files would take three seconds
                 names = {f"{BLOBS}/{folder.name}/{entry.name}" for entry in entries}
@@ -221,7 +230,7 @@ class Index:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the database's own files on disk, of one that was put aside too."""
+        """Bytes on disk of the database's own files, a damaged one that was renamed included."""
         total = 0
         for path in self._directory.glob(f"{_DATABASE}*"):
             try:
@@ -231,7 +240,7 @@ class Index:
         return total
 
     def close(self) -> None:
-        """Close this thread's connection."""
+        """Close the connection of the calling thread."""
         self._cache.close()
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The open index, the one thread that writes to it, and what is wrong with them."""
+"""Access to the open index: reads on the event loop, writes in one thread, and the current problems of the store."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,57 +9,74 @@ from .index import Index
 
 
 class IndexAccess:
-    """Reads are quick and synchronous and never raise; what writes is awaited and raises `StorageError`."""
+    """The index while the store is open. Reads are quick, synchronous and never raise; writes are awaited and raise
+    `StorageError`.
+    """
 
     def __init__(self) -> None:
-        self.changed: Callable[[], None] = lambda: None
-        """Called when an answer that was right may be so no more."""
-        self._problems: dict[str, str] = {}
-        self._index: Index | None = None
-        self._damaged = False
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when cached answers may now be invalid."""
+        self.current: Index | None = None
+        """The open index; None while the store is closed."""
+        self.is_damaged = False
+        """Whether SQLite reported damage since the index was opened."""
+        self.problems: dict[str, str] = {}
+        """Why content cannot be stored at present, by the part that failed: "directory", "index" or "files"."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
 
     @property
-    def is_open(self) -> bool:
-        """Whether the directory is open."""
-        return self._index is not None
-
-    @property
     def problem(self) -> str | None:
-        """Why content cannot be stored at present, or None. It ends when the thing that failed works again."""
-        return next(iter(self._problems.values()), None)
+        """Why content cannot be stored at present, or None. A problem ends when the part that failed works again."""
+        return next(iter(self.problems.values()), None)
 
-    def failed(self, error: StorageError) -> None:
-        """Content could not be staged; holds until some content is committed."""
-        self._problems["files"] = str(error)
+    def staging_failed(self, error: StorageError) -> None:
+        """Record that content could not be staged; this problem lasts until some content is committed."""
+        self.problems["files"] = str(error)
 
-    async def _write[T](self, action: Callable[[], T]) -> T:
-        """Run in the writer thread; the outcome decides whether the index counts as working."""
+    def opened(self) -> Index:
+        """Return the open index; raises `StorageError` when the store is closed."""
+        if self.current is None:
+            raise StorageError(self.problem or "store is closed")
+        return self.current
+
+    def read(self, key: str) -> object:
+        """Return the value of one row; None when there is no such row or the index cannot be read."""
+        if self.current is None:
+            return None
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._writer, action)
+            return self.current.get(key)
         except StorageError as error:
-            self._note(error)
+            self.note_failure(error)
+            return None
+
+    async def write[T](self, action: Callable[[], T]) -> T:
+        """Run `action` in the writer thread; its outcome decides whether the index counts as working."""
+        try:
+            result = await self.run(action)
+        except StorageError as error:
+            self.note_failure(error)
             raise
         finally:
-            self.changed()
-        self._problems.pop("index", None)
+            self.on_change()
+        self.problems.pop("index", None)
         return result
 
-    def _read(self, key: str) -> object:
-        """One row, or None; a store that cannot be read knows nothing."""
-        if self._index is None:
-            return None
-        try:
-            return self._index.get(key)
-        except StorageError as error:
-            self._note(error)
-            return None
+    async def run[T](self, action: Callable[[], T]) -> T:
+        """Run `action` in the writer thread, without consequences for `problem`."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, action)
 
-    def _note(self, error: StorageError) -> None:
-        self._problems["index"] = str(error)
-        self._damaged = self._damaged or isinstance(error, StoreDamaged)
+    def note_failure(self, error: StorageError) -> None:
+        """Record that the index failed; this problem lasts until a write succeeds."""
+        self.problems["index"] = str(error)
+        self.is_damaged = self.is_damaged or isinstance(error, StoreDamaged)
 
-    def _opened(self) -> Index:
-        if self._index is None:
-            raise StorageError(self.problem or "store is closed")
-        return self._index
+    async def close(self) -> None:
+        """Close the connections of both threads; the index may be opened again."""
+        index, self.current = self.current, None
+        if index is not None:
+            await self.run(index.close)
+            index.close()
+
+    def shut_down(self) -> None:
+        """End the writer thread."""
+        self._writer.shutdown()

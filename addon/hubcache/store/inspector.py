@@ -1,8 +1,8 @@
-"""Which stored files are verified before they are served, and verifying them.
+"""Decides which stored files are verified before they are served, and verifies them.
 
-Verifying costs most of a second per gigabyte, so a large file counts as good while its size and its time of change are
-what they were, unless there is a reason to doubt: those do not change when a disk gives back other bytes than it was
-given. A small one is verified each time.
+Verifying takes most of a second per gigabyte. A large file therefore counts as good while its size and its time of
+change are those it was stored with, unless a check is required: they do not change when a disk returns other bytes than
+were written. A small file is verified each time.
 """
 
 import asyncio
@@ -17,89 +17,90 @@ from cachetools import LRUCache, TTLCache
 
 from ..oci.digest import Digest
 from ..oci.errors import ContentDamaged, StorageError
-from .disk import is_untouched
+from .disk import is_unchanged
 from .file_check import FileCheck
 
 SUSPECT_SECONDS = 3600.0
-"""A blob that was found good is not verified again on suspicion alone for so long: of many machines behind one address
-that pull the same, each but the first looks like one that asks again."""
+"""For this long, a blob that was found good is not verified again because it is suspect: of many machines behind one
+address that pull the same blob, each but the first looks like a client that repeats its download."""
 
 SMALL = 64 << 10
 """Bytes up to which a file is verified each time, in some 50 microseconds at most: workers repeat answers of this size
-for a second, to clients that found the digest wrong, too."""
+for a second, also to clients that found that the digest does not match."""
 
-_REMEMBERED = 50_000
+_MAX_REMEMBERED = 50_000
+"""Files, and digests, whose verification is remembered."""
 
 
 class Inspector:
-    """Verifies in threads of its own, one digest once at a time, whoever waits for it."""
+    """Verifies files in threads of its own; callers that wait for the same file share one verification."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._doubted: set[Digest] = set()
-        self._found_good: TTLCache[Digest, None] = TTLCache(_REMEMBERED, SUSPECT_SECONDS, clock)
-        self._touched: LRUCache[tuple[Path, int], None] = LRUCache(_REMEMBERED)
+        self._required: set[Digest] = set()
+        self._found_good: TTLCache[Digest, None] = TTLCache(_MAX_REMEMBERED, SUSPECT_SECONDS, clock)
+        self._verified: LRUCache[tuple[Path, int], None] = LRUCache(_MAX_REMEMBERED)
         self._running: dict[Path, asyncio.Task[None]] = {}
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="store-verify")
-        self._ended = threading.Event()
+        self._is_closing = threading.Event()
 
-    def doubt(self, digest: Digest) -> None:
-        """This content is to be verified before it is served again."""
-        self._doubted.add(digest)
+    def require_check(self, digest: Digest) -> None:
+        """Require that this content is verified before it is served again."""
+        self._required.add(digest)
 
     def suspect(self, digest: Digest) -> None:
-        """The same, unless it was found good within the last hour."""
+        """Require the same unless the content was found good within the last hour."""
         if digest not in self._found_good:
-            self._doubted.add(digest)
+            self._required.add(digest)
 
     @property
-    def doubted(self) -> tuple[Digest, ...]:
-        """What is to be verified."""
-        return tuple(self._doubted)
+    def required(self) -> tuple[Digest, ...]:
+        """The content for which a check is required."""
+        return tuple(self._required)
 
-    def trust(self, digest: Digest) -> None:
-        """This content was verified, or is not there any more."""
-        self._doubted.discard(digest)
+    def clear(self, digest: Digest) -> None:
+        """Require no check any more: the content was verified, or removed."""
+        self._required.discard(digest)
 
     async def check(self, fd: int, path: Path, digest: Digest, size: int) -> None:
-        """See whether an open file may be served; raises `ContentDamaged`, or `OSError`."""
+        """Check whether an open file may be served; raises `ContentDamaged` or `OSError`."""
         state = os.fstat(fd)
         if state.st_size != size:
             raise ContentDamaged(f"has {state.st_size} bytes instead of {size}")
         if size <= SMALL:
             if not digest.matches(os.pread(fd, size, 0)):
                 raise ContentDamaged("does not match its digest")
-            self.trust(digest)
+            self.clear(digest)
             return
-        touched = not is_untouched(path, state.st_mtime_ns) and (path, state.st_mtime_ns) not in self._touched
-        if touched or digest in self._doubted:
+        has_changed = not is_unchanged(path, state.st_mtime_ns) and (path, state.st_mtime_ns) not in self._verified
+        if has_changed or digest in self._required:
             await self.verify(path, digest, size)
-            self._touched[path, state.st_mtime_ns] = None
+            self._verified[path, state.st_mtime_ns] = None
 
     async def verify(self, path: Path, digest: Digest, size: int) -> None:
-        """Read a file to its end; raises as `check` does. Goes on when those who wait for it leave."""
+        """Read a file to its end; raises as `check` does. Continues when the callers that wait for it are cancelled."""
         task = self._running.get(path)
         if task is None:
             task = self._running[path] = asyncio.create_task(self._verify(path, digest, size))
-            task.add_done_callback(lambda done: self._settle(path, done))
+            task.add_done_callback(lambda done: self._forget(path, done))
         await asyncio.shield(task)
 
     async def _verify(self, path: Path, digest: Digest, size: int) -> None:
         await asyncio.get_running_loop().run_in_executor(self._threads, self._read, FileCheck(path, digest, size))
         self._found_good[digest] = None
-        self.trust(digest)
+        self.clear(digest)
 
-    def _read(self, proof: FileCheck) -> None:
-        while proof.step():
-            if self._ended.is_set():
+    def _read(self, check: FileCheck) -> None:
+        while check.step():
+            if self._is_closing.is_set():
                 raise StorageError("the store is being closed")
 
-    def _settle(self, path: Path, task: asyncio.Task[None]) -> None:
+    def _forget(self, path: Path, task: asyncio.Task[None]) -> None:
         del self._running[path]
         if not task.cancelled():
-            task.exception()  # mark as retrieved: all who waited may have left
+            task.exception()  # mark it as retrieved: all callers may have been cancelled
 
     async def close(self) -> None:
-        """Give up what is being verified."""
-        self._ended.set()
+        """Stop verifying; callers that wait get `StorageError`."""
+        self._is_closing.set()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
         self._threads.shutdown()

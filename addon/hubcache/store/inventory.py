@@ -1,37 +1,33 @@
-"""What the store holds, read from its rows when it is opened."""
+"""Reads what is stored from the rows of the index when the store is opened."""
 
 import contextlib
 import gc
-from collections.abc import Container, Iterable, Iterator
-from itertools import batched
+from collections.abc import Iterable, Iterator
 
-from ..decide.records import ManifestRecord, decode_clock, decode_row
-from ..decide.retention import Retention, Row
+from ..decide.records import ManifestRecord
+from ..decide.retention import Retention
+from ..decide.retention_rows import Row, decode_clock, decode_row
 from ..oci.digest import Digest
 from ..oci.errors import RegistryError
 from ..oci.manifest import parse_manifest
 from .disk import changed_at
-from .facts import FACT_LIFETIME
-from .index import BATCH, Index
-from .usage import Usage, on_disk
-
-CLOCK = "retention/clock"
-"""Row of the policy's clock, beside those of what it knows."""
-
-_SOON_SECONDS = 86400.0
+from .index import Index
+from .popularity import CLOCK
+from .usage import Usage, size_on_disk
 
 _LAST_NANOSECONDS = 300 * 10**9
-"""What may not have been on disk when the power failed: far more than a disk takes to write its cache."""
+"""Time before the last write in which content may not have reached the disk when the power failed: far more than a disk
+takes to write its cache."""
 
 
 def children_of(record: ManifestRecord) -> tuple[Digest, ...]:
-    """What a manifest refers to."""
+    """Return the digests that a manifest refers to."""
     return tuple(descriptor.digest for descriptor in parse_manifest(record.body))
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the garbage collector, which would walk a growing heap again and again."""
+def _without_gc() -> Iterator[None]:
+    """Disable the garbage collector, which would traverse a growing heap again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -42,29 +38,23 @@ def _uncollected() -> Iterator[None]:
 
 
 def stored_last(rows: Iterable[tuple[str, str]]) -> list[Digest]:
-    """Blobs that were stored within a few minutes before the last one was, of (key, file name)."""
+    """Return the blobs that were stored in the minutes before the last one, from rows of (key, file name)."""
     stored = [(changed_at(name), key) for key, name in rows]
     newest = max((at for at, _ in stored), default=0)
     return [Digest(key.removeprefix("blob/")) for at, key in stored if at >= newest - _LAST_NANOSECONDS]
 
 
-def renew_private(index: Index, held: Container[str]) -> None:
-    """Let what is stored stay private, however long this program did not run, or never long enough for `Facts.renew`.
-    Done before anything is served."""
-    ending = (row for row in index.ending(_SOON_SECONDS) if row[0].startswith("private/"))
-    rows = {key: value for key, value in ending if key.removeprefix("private/") in held}
-    for some in batched(rows.items(), BATCH):
-        index.set_many(dict(some), FACT_LIFETIME)
+@_without_gc()
+def take_inventory(index: Index, usage: Usage, retention: Retention[Digest], now: float) -> None:
+    """Read what is stored from the rows of content, and how often it was requested from the rows of the policy.
 
-
-@_uncollected()
-def take_inventory(index: Index, ledger: Usage, retention: Retention[Digest], now: float) -> None:
-    """What is stored, from the content's rows; how often it is asked for, from the policy's. A row of the policy that
-    is missing (a crash lost a few seconds of them, or the store is of an older program) is made anew, at `now`."""
+    A missing row of the policy (a crash lost those of a few seconds, or an older program wrote the store) is replaced
+    by one that begins at `now`. Rows that cannot be read are deleted.
+    """
     sizes: dict[Digest, int] = {}
     children: dict[Digest, tuple[Digest, ...]] = {}
     known: dict[Digest, Row] = {}
-    clock, senseless = None, []
+    clock, unreadable = None, []
     for key, value, size, filename in index.rows(""):
         kind, _, name = key.partition("/")
         try:
@@ -79,12 +69,12 @@ def take_inventory(index: Index, ledger: Usage, retention: Retention[Digest], no
                 record, digest = ManifestRecord.decode(value), Digest.parse(name)
                 sizes[digest], children[digest] = len(record.body), children_of(record)
         except (RegistryError, ValueError, TypeError, AttributeError):
-            senseless.append(key)  # not written by this program, or damaged: nothing is to be had from it
-    for key in senseless:
+            unreadable.append(key)  # damaged, or not written by this program
+    for key in unreadable:
         index.delete(key)
-    ledger.restore(sizes, children)
+    usage.restore(sizes, children)
     retention.restore(clock, known)
-    for digest in retention.residents - sizes.keys():
-        retention.removed(digest)
-    for digest in sizes.keys() - retention.residents:
-        retention.stored(digest, on_disk(sizes[digest]), now)
+    for digest in retention.stored - sizes.keys():
+        retention.record_removed(digest)
+    for digest in sizes.keys() - retention.stored:
+        retention.record_stored(digest, size_on_disk(sizes[digest]), now)

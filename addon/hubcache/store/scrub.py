@@ -1,9 +1,9 @@
-"""The slow verification of all stored content, which finds what a disk gives back wrong before clients do.
+"""The scrub: slow verification of all stored content, which finds damage on the disk before clients do.
 
-In the order of digests, which has nothing to do with who asks for what, and again from the start when it is through. It
-must not be felt: one object at a time, in pieces, with pauses between them, in a thread of its own; nothing is open or
-held while it pauses. (An I/O priority would need a system call that Python does not have, and many schedulers ignore
-it; a disk that is read for a tenth of the time has room for others without.)
+It goes through the digests in order, which is unrelated to what clients request, and then begins again. Clients must
+not notice it: it verifies one object at a time, in pieces, with pauses between them, in a thread of its own, and
+nothing is open or protected while it pauses. (An I/O priority would need a system call that Python does not offer, and
+many schedulers ignore it; a disk that is read for a tenth of the time can serve others without one.)
 """
 
 import asyncio
@@ -20,30 +20,34 @@ from ..oci.errors import ContentDamaged, StorageError
 from .file_check import FileCheck
 from .store import Store
 
-_LOOK_SECONDS = 5.0
-"""How soon a doubted blob, a new pace or new content is seen."""
+_ROW = "scrub"
+"""Row of the position, for the next start."""
 
-_WITHIN_A_FILE = 8 << 20
-"""Bytes per second at which a file is read at least, for one must be read to its end before the process is."""
+_POLL_SECONDS = 5.0
+"""Time after which a required check, a new pace or new content is noticed."""
 
-_URGENT = 32 << 20
-"""Bytes per second after an unclean stop, until all was verified once."""
+_MIN_FILE_SPEED = 8 << 20
+"""Bytes per second at which a file is read at least: it must be read to its end while the process runs."""
 
-_OBJECT = 128 << 10
+_URGENT_SPEED = 32 << 20
+"""Bytes per second after an unclean stop, until everything was verified once."""
+
+_MIN_OBJECT_BYTES = 128 << 10
 """Bytes that an object counts as at least: finding and opening it takes as long as reading these."""
 
-_AT_ONCE = 1000
-"""Objects that are put in order at once."""
+_QUEUE_LENGTH = 1000
+"""Objects that are sorted at once."""
 
 _SAVE_SECONDS = 60.0
 
 _REST_SECONDS = 3600.0
-"""Between two rounds at a given rate: it would else read a small store again and again."""
+"""Time between two rounds at a given rate: a small store would otherwise be read again and again."""
 
 
 class Scrub:
-    """`period` is the time in which all is verified (seconds), `rate` how much at most (bytes per second); with neither
-    only what is doubted is verified. Both may be changed at any time. `failed` is told of what the store cannot do.
+    """Verifies the content of a store. `period` is the time in which everything is verified (seconds), `rate` the speed
+    (bytes per second); with neither, only content for which a check is required is verified. Both may be changed at any
+    time. `failed` is called with errors of the store.
     """
 
     def __init__(
@@ -56,10 +60,11 @@ class Scrub:
         self._clock = clock
         self._position = ""
         self._queue: list[Digest] = []
-        """What comes next, the first last."""
-        self._left = 0
-        """How many there are until the end of the round."""
+        """The next objects, the first last."""
+        self._remaining = 0
+        """Objects until the end of the round."""
         self._credit = 0.0
+        """Bytes that may be read, or (negative) that were read ahead of time, as of `_counted_at`."""
         self._rests_until = 0.0
         self._counted_at = clock()
         self._saved_at = clock()
@@ -67,11 +72,11 @@ class Scrub:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Go on where the last process ended."""
+        """Continue where the last process ended."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Stop at once: after the piece that is being read."""
+        """Stop after the piece that is being read."""
         if self._task is None:
             return
         self._task.cancel()
@@ -92,54 +97,54 @@ class Scrub:
                     if not loaded:
                         self._load()
                         loaded = True
-                    await self.look()
+                    await self.step()
             except StorageError as error:
                 self._failed(error)
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(_POLL_SECONDS)
             await asyncio.sleep(self._wait())
 
-    async def look(self) -> None:
-        """Verify what is doubted, and the next object if it is due."""
-        for digest in self._store.inspector.doubted:
+    async def step(self) -> None:
+        """Verify content for which a check is required, and the next object if it is due."""
+        for digest in self._store.inspector.required:
             try:
                 blob = await self._store.open_blob(digest)  # which verifies it
-            except StorageError as error:  # others can be verified all the same
+            except StorageError as error:  # others can be verified nevertheless
                 self._failed(error)
                 continue
             if blob is not None:
                 blob.close()
-            if self._store.blob_size(digest) is None:  # else it is still doubted, unless it was found good
-                self._store.inspector.trust(digest)
+            if self._store.blob_size(digest) is None:  # otherwise the check is still required, unless it succeeded
+                self._store.inspector.clear(digest)
         if self._is_due():
             await self._next()
 
     def _is_due(self) -> bool:
         rested = self.rate is None or self._clock() >= self._rests_until
-        return rested and self._speed() > 0 and self._earned() >= 0
+        return rested and self._speed() > 0 and self._update_credit() >= 0
 
     async def _next(self) -> None:
         if not self._queue:
-            content, position = list(self._store.ledger.sizes), self._position
+            content, position = list(self._store.usage.sizes), self._position
             loop = asyncio.get_running_loop()
-            self._queue, self._left = await loop.run_in_executor(self._thread, _ahead, content, position)
+            self._queue, self._remaining = await loop.run_in_executor(self._thread, _following, content, position)
         if not self._queue:
             await self._end_round()
             return
         digest = self._queue.pop()
-        self._left -= 1
+        self._remaining -= 1
         await self._verify(digest)
         self._position = str(digest)
-        done = self._store.scrubbed
-        done.progress = max(0.0, 1.0 - self._left / max(1, len(self._store.ledger.sizes)))
+        status = self._store.scrub_status
+        status.progress = max(0.0, 1.0 - self._remaining / max(1, len(self._store.usage.sizes)))
         if self._clock() - self._saved_at >= _SAVE_SECONDS:
             await self._save()
 
     async def _end_round(self) -> None:
-        done = self._store.scrubbed
-        if not self._store.ledger.sizes:
-            self._credit = -_LOOK_SECONDS * self._speed()
+        status = self._store.scrub_status
+        if not self._store.usage.sizes:
+            self._credit = -_POLL_SECONDS * self._speed()
             return
-        self._position, done.finished_at, done.progress = "", time.time(), 0.0
+        self._position, status.finished_at, status.progress = "", time.time(), 0.0
         self._store.unclean = False
         self._rests_until = self._clock() + _REST_SECONDS
         await self._save()
@@ -147,94 +152,95 @@ class Scrub:
     # -- one object ---------------------------------------------------------------------------------------------
 
     async def _verify(self, digest: Digest) -> None:
-        size, path = self._store.ledger.sizes.get(digest), self._store.blob_path(digest)
+        size, path = self._store.usage.sizes.get(digest), self._store.blob_path(digest)
         if size is None:
             return
-        self._credit -= max(size, _OBJECT)
+        self._credit -= max(size, _MIN_OBJECT_BYTES)
         if path is not None:
             await self._verify_file(digest, path, size)
         elif self._store.manifest(digest) is not None:  # which verifies it
-            self._store.scrubbed.bytes += size
-        self._store.scrubbed.objects += 1
+            self._store.scrub_status.bytes += size
+        self._store.scrub_status.objects += 1
 
     async def _verify_file(self, digest: Digest, path: Path, size: int) -> None:
-        proof, more, loop = FileCheck(path, digest, size, from_disk=True), True, asyncio.get_running_loop()
-        while more and digest in self._store.ledger.sizes:
-            before = proof.at
+        check, more, loop = FileCheck(path, digest, size, from_disk=True), True, asyncio.get_running_loop()
+        while more and digest in self._store.usage.sizes:
+            before = check.offset
             try:
-                more = await loop.run_in_executor(self._thread, proof.step)
+                more = await loop.run_in_executor(self._thread, check.step)
             except FileNotFoundError:
-                if self._store.blob_path(digest) == path:  # else it was evicted, and perhaps fetched again
-                    await self._store.condemn(digest, path, "is gone")
+                if self._store.blob_path(digest) == path:  # otherwise it was evicted, and perhaps fetched again
+                    await self._store.damage.quarantine(digest, path, "is gone")
                 return
             except ContentDamaged as error:
-                await self._store.condemn(digest, path, str(error))
+                await self._store.damage.quarantine(digest, path, str(error))
                 return
             except OSError as error:
                 raise StorageError(f"cannot verify a stored blob: {error.strerror or error}") from error
-            read = proof.at - before
-            self._store.scrubbed.bytes += read
+            read = check.offset - before
+            self._store.scrub_status.bytes += read
             if more:
-                await asyncio.sleep(read / (self._speed_within() or _WITHIN_A_FILE))
+                await asyncio.sleep(read / (self._file_speed() or _MIN_FILE_SPEED))
 
     # -- pace ---------------------------------------------------------------------------------------------------
 
     def _speed(self) -> float:
-        """Bytes per second on average; 0 when nothing is verified unasked."""
+        """Return the average bytes per second; 0 when only required checks are made."""
         if self.rate is not None:
             return self.rate
         if self.period is None:
             return 0.0
-        ledger = self._store.ledger
-        speed = (ledger.stored + len(ledger.sizes) * _OBJECT) / self.period
-        return max(speed, _URGENT) if self._store.unclean else speed
+        usage = self._store.usage
+        speed = (usage.stored + len(usage.sizes) * _MIN_OBJECT_BYTES) / self.period
+        return max(speed, _URGENT_SPEED) if self._store.unclean else speed
 
-    def _speed_within(self) -> float:
-        """Bytes per second within one file."""
-        return self._speed() if self.rate is not None else max(self._speed(), _WITHIN_A_FILE)
+    def _file_speed(self) -> float:
+        """Return the bytes per second within one file."""
+        return self._speed() if self.rate is not None else max(self._speed(), _MIN_FILE_SPEED)
 
-    def _earned(self) -> float:
-        """Bytes that may be read now, or (negative) that were read ahead of time."""
+    def _update_credit(self) -> float:
+        """Return the bytes that may be read now, or (negative) that were read ahead of time."""
         now = self._clock()
         self._credit = min(0.0, self._credit + (now - self._counted_at) * self._speed())
         self._counted_at = now
         return self._credit
 
     def _wait(self) -> float:
-        """Seconds until there is something to do, or to look for."""
+        """Return the seconds until the next step."""
         if self._is_due() and self._store.is_open:
             return 0.0
-        debt, speed = -self._earned(), self._speed()
-        return min(_LOOK_SECONDS, debt / speed) if debt > 0 and speed > 0 else _LOOK_SECONDS
+        debt, speed = -self._update_credit(), self._speed()
+        return min(_POLL_SECONDS, debt / speed) if debt > 0 and speed > 0 else _POLL_SECONDS
 
     # -- across restarts ----------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        """An unclean stop begins a new round, unless this one began with one."""
+        """Load the position. An unclean stop begins a new round, unless the current one began after one."""
         store = self._store
-        position, store.scrubbed.finished_at, was_unclean = _decode(store.scrub_state())
+        position, store.scrub_status.finished_at, was_unclean = _decode(store.index.read(_ROW))
         self._position = position if was_unclean or not store.unclean else ""
         store.unclean = store.unclean or was_unclean
 
     async def _save(self) -> None:
         self._saved_at = self._clock()
-        state = [self._position, self._store.scrubbed.finished_at, self._store.unclean]
-        await self._store.put_scrub_state(json.dumps(state))
+        state = [self._position, self._store.scrub_status.finished_at, self._store.unclean]
+        index = self._store.index.opened()
+        await self._store.index.write(lambda: index.set(_ROW, json.dumps(state)))
 
 
-def _decode(text: str | None) -> tuple[str, float | None, bool]:
-    """Position, end of the last round and whether this one began with an unclean stop, as they were saved."""
+def _decode(row: object) -> tuple[str, float | None, bool]:
+    """Return position, end of the last round, and whether the current one began after an unclean stop."""
     try:
-        position, finished_at, unclean = json.loads(text or "")
+        position, finished_at, unclean = json.loads(row if isinstance(row, str) else "")
         return str(position), None if finished_at is None else float(finished_at), unclean is True
     except (ValueError, TypeError):
         return "", None, False
 
 
-def _ahead(content: list[Digest], position: str) -> tuple[list[Digest], int]:
-    """Some that come after the position, the next one last, and how many come after it in all.
+def _following(content: list[Digest], position: str) -> tuple[list[Digest], int]:
+    """Return the first digests after the position, the next one last, and the number of all digests after it.
 
-    Sorting all of 100,000 would hold the interpreter, and so the event loop, for a tenth of a second.
+    Sorting all of 100,000 would block the interpreter, and so the event loop, for a tenth of a second.
     """
     after = [digest for digest in content if digest > position]
-    return nsmallest(_AT_ONCE, after)[::-1], len(after)
+    return nsmallest(_QUEUE_LENGTH, after)[::-1], len(after)

@@ -1,4 +1,4 @@
-"""Content on its way into the store: a file that grows in the staging folder until it is verified."""
+"""Content that is being stored: a file that grows in the staging folder until it is verified."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ from .disk import StagedFile
 class Staged:
     """One growing file. The fill writes; any number of readers use `fd` at offsets below `written`.
 
-    `reserved` is how many bytes of the store's capacity it holds. Raises `StorageError` when the disk does not take it.
+    `reserved` is how many bytes of the store's capacity are reserved for it. Raises `StorageError` when the disk fails.
     """
 
     def __init__(self, path: Path, digest: Digest, reserved: int) -> None:
@@ -42,7 +42,7 @@ class Staged:
             raise StorageError(f"cannot write staged content: {error}") from error
 
     def sync(self) -> StagedFile:
-        """Make the bytes durable; without it a power cut could leave a row whose file is empty."""
+        """Write the bytes to the disk; a power cut could otherwise leave a row whose file is empty."""
         try:
             os.fdatasync(self.fd)
         except OSError as error:
@@ -51,15 +51,15 @@ class Staged:
 
     @property
     def closed(self) -> bool:
-        """Whether staging has ended; new readers must go to the store then."""
+        """Whether staging has ended; new readers must then open the stored blob."""
         return self.fd < 0
 
     def close(self) -> None:
-        """Remove the file, or its staged name if it is in the store. Readers that opened it keep their bytes."""
+        """Remove the file, or only its staged name if it was committed. Readers that have it open can still read it."""
         with self._open:
             os.close(self.fd)
             self.fd = -1
         try:
             self.path.unlink(missing_ok=True)
-        except OSError as error:  # what stays behind is removed at the next start
+        except OSError as error:  # the file is removed at the next start
             raise StorageError(f"cannot remove a staged file: {error}") from error

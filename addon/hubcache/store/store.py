@@ -1,323 +1,341 @@
-"""The store: content by digest within a size cap, and what is known of repositories and tags.
+"""The store: content by digest within a size cap, and facts about repositories and tags.
 
-Reads are quick and synchronous; everything that writes goes to one writer thread and is awaited. When the directory
-cannot be used, reads find nothing, writes raise `StorageError`, and `problem` says why.
+Reads are quick and synchronous; writes run in one writer thread and are awaited. While the directory cannot be used,
+reads find nothing, writes raise `StorageError`, and `problem` is the reason.
 """
 
 import asyncio
-import contextlib
-import fcntl
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..decide.records import ManifestRecord, encode_clock, encode_row
+from ..decide.records import ManifestRecord
 from ..oci.digest import Digest
-from ..oci.errors import StorageError, StoreTooNew
+from ..oci.errors import ContentDamaged, StorageError
 from ..oci.image_name import ImageName
-from .content import Content
-from .index import BATCH, Index
-from .inventory import CLOCK, children_of, renew_private, stored_last, take_inventory
+from .blob_opening import open_verified
+from .capacity import Capacity
+from .damage import DamagedContent
+from .directory import StoreDirectory
+from .fact_rows import renew_facts, renew_private
+from .file_check import ScrubStatus
+from .index import Index
+from .index_access import IndexAccess
+from .inspector import Inspector
+from .inventory import children_of, stored_last, take_inventory
+from .links import Links
+from .popularity import Popularity
+from .private_content import PrivateContent
+from .registry_facts import RegistryFacts
 from .staging import Staged
-from .usage import on_disk
+from .stored_blob import StoredBlob
+from .tag_facts import TagFacts
+from .usage import Usage, size_on_disk
 
 logger = logging.getLogger("hubcache")
 
-FORMAT = 1
-"""Version of the rows and files; a store with a higher one is left alone."""
-
 _CLOSED = "closed"
-"""Row of a store that was closed in order, and so needs no look at every file when it is opened."""
-
-_SCRUB = "scrub"
-"""Row of how far the verification of all content is."""
+"""Row of a store that was closed in order, so that the next start need not list every file."""
 
 _EXTENSION = 8 << 20
 """Bytes by which a reservation grows while the size is not known."""
 
 
-class Store(Content):
-    """One directory. `rooms` has the limits, which may be changed at any time, and the retention policy."""
+class Store:
+    """Content in one directory, with its limits (`capacity`), request counts (`popularity`) and facts: `tags`, `links`
+    between repositories and digests, `private` content, and `registries`.
+    """
 
-    def __init__(self, directory: Path, capacity: int, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(directory, capacity, clock)
+    def __init__(self, directory: Path, max_bytes: int, clock: Callable[[], float] = time.time) -> None:
+        self.directory = directory
+        self.index = IndexAccess()
+        self.tags = TagFacts(self.index)
+        self.links = Links(self.index)
+        self.private = PrivateContent(self.index)
+        self.registries = RegistryFacts(self.index)
+        self.usage = Usage()
+        self.capacity = Capacity(directory, max_bytes, self.usage, clock)
+        self.popularity = Popularity(self.index, self.capacity.retention, clock)
+        self.inspector = Inspector()
+        self.damage = DamagedContent(directory, self.index, self.usage, self.capacity, self._removed, clock)
+        self.scrub_status = ScrubStatus()
         self.pins: tuple[ImageName, ...] = ()
         self.unclean = False
-        """Whether the store was not closed in order: all of it is to be verified soon."""
-        self._lock_fd: int | None = None
-        self._swept = False
-        self._opening = asyncio.Lock()
+        """Whether the store was not closed in order: all content is to be verified soon."""
+        self._clock = clock
+        self._folder = StoreDirectory(directory)
+        self._was_opened = False
+        self._reopening = asyncio.Lock()
 
-    # -- life ---------------------------------------------------------------------------------------------------
+    @property
+    def is_open(self) -> bool:
+        """Whether the directory is open."""
+        return self.index.current is not None
+
+    @property
+    def problem(self) -> str | None:
+        """Why content cannot be stored at present, or None."""
+        return self.index.problem
+
+    def apply(
+        self,
+        *,
+        max_bytes: int,
+        max_blob: int,
+        min_free: int | None,
+        admit_after: int,
+        half_life: float,
+        expire_after: float,
+        pins: tuple[ImageName, ...],
+    ) -> None:
+        """Change the options: limits in bytes (see `Capacity`), the policy's parameters (see `Retention`), and the
+        images that are never evicted."""
+        capacity, retention = self.capacity, self.capacity.retention
+        capacity.max_bytes, capacity.max_blob, capacity.min_free = max_bytes, max_blob, min_free
+        retention.admit_after, retention.half_life = admit_after, half_life
+        retention.expire_after = expire_after
+        self.pins = pins
+
+    # -- opening and closing ------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Open or create the directory, sweep what a killed process left, read the ledger.
+        """Open or create the directory, remove what a killed process left, and read what is stored.
 
         Raises `StoreTooNew`, or `StorageError` when the directory cannot be used or another process has it.
         """
         index = None
         try:
-            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock()
-            self._staging.mkdir(exist_ok=True, mode=0o700)
-            index = Index(self.directory / "store")
-            self._check_format(index)
-            is_first = not self._swept
-            if is_first:  # else what is there is of running fills
-                for leftover in self._staging.iterdir():
-                    leftover.unlink()
-                self._swept = True
+            index = self._folder.open()
+            is_first = not self._was_opened
+            if is_first:  # later, the files there belong to running fills
+                self._folder.remove_leftovers()
+                self._was_opened = True
             if index.get(_CLOSED) is None:
-                self._recover(index, doubt=is_first)
-            take_inventory(index, self.ledger, self.rooms.retention, self._clock())
-            renew_private(index, self.ledger.sizes)
-            self.ledger.quarantined = self._trimmed()
+                self._recover(index, verify=is_first)
+            take_inventory(index, self.usage, self.capacity.retention, self._clock())
+            renew_private(index, self.usage.sizes)
+            self.usage.quarantined = self.damage.trim()
             index.delete(_CLOSED)
-            index.settle()
-            self._index, index = index, None
-            self._not_private.clear()
+            index.checkpoint()
+            self.index.current, index = index, None
+            self.private.clear_cache()
         except OSError as error:
             problem = f"store directory {self.directory} cannot be used: {error.strerror or error}"
-            self._problems["directory"] = problem
+            self.index.problems["directory"] = problem
             raise StorageError(problem) from error
         except StorageError as error:
-            self._problems["directory"] = str(error)
+            self.index.problems["directory"] = str(error)
             raise
         finally:
             if index is not None:
                 index.close()
-        self._damaged = False
-        self._problems.clear()
+        self.index.is_damaged = False
+        self.index.problems.clear()
 
-    def _recover(self, index: Index, *, doubt: bool) -> None:
-        """After an unclean stop: files and rows that do not belong together go, and content is doubted.
+    def _recover(self, index: Index, *, verify: bool) -> None:
+        """After an unclean stop, remove files without a row and rows without a file, and mark content for verification.
 
-        A killed process damages nothing, for a row is written when its file is on disk. A power cut can, on a disk that
-        had not written what it said it had: that is of the last moments, so what was stored last is verified before
-        it is first served, and the rest by and by (`Scrub`). To verify all of it first would cost a second per GB when
-        a whole fleet comes back.
+        A killed process damages nothing: a row is written when its file is on disk. A power cut can, on a disk that had
+        not written what it had acknowledged. That concerns the last moments: what was stored last is verified before it
+        is first served, and the rest by the scrub. To verify everything first would take a second per GB at a moment
+        when all clients return.
         """
         for digest in stored_last(index.reconcile()):
-            if doubt:
+            if verify:
                 self.unclean = True
-                self.inspector.doubt(digest)
-
-    def _lock(self) -> None:
-        if self._lock_fd is not None and not self._is_locked():
-            os.close(self._lock_fd)
-            self._lock_fd = None
-        if self._lock_fd is None:
-            fd = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                os.close(fd)
-                raise StorageError(f"store directory {self.directory} is in use by another process") from error
-            self._lock_fd = fd
-
-    def _is_locked(self) -> bool:
-        """Whether the file that is locked is still there: another process would not see one that was deleted."""
-        path = self.directory / "lock"
-        return self._lock_fd is not None and path.exists() and os.path.samestat(path.stat(), os.fstat(self._lock_fd))
-
-    def _check_format(self, index: Index) -> None:
-        found = index.get("format")
-        if found is None:
-            index.set("format", str(FORMAT))
-        elif not str(found).isdigit() or int(found) > FORMAT:
-            raise StoreTooNew(
-                f"store {self.directory} has format {found}, this program reads up to {FORMAT}: "
-                "use the newer program, or another hubcache_dir"
-            )
-
-    @property
-    def _staging(self) -> Path:
-        return self.directory / "staging"
+                self.inspector.require_check(digest)
 
     async def close(self) -> None:
-        """Write what is pending and let another process have the directory."""
+        """Write what is pending and let another process use the directory."""
         await self.inspector.close()
         try:
-            index = self._index
+            index = self.index.current
             if index is not None:
-                await self.flush()
+                await self.popularity.flush()
                 if not self.problem:
-                    await self._write(lambda: index.set(_CLOSED, ""))
+                    await self.index.write(lambda: index.set(_CLOSED, ""))
         finally:
-            await self._close_index()
-            self._writer.shutdown()
-            if self._lock_fd is not None:
-                os.close(self._lock_fd)
-                self._lock_fd = None
+            await self.index.close()
+            self.index.shut_down()
+            self._folder.unlock()
 
-    async def _close_index(self) -> None:
-        """Close the connections of both threads."""
-        index, self._index = self._index, None
-        if index is not None:
-            await asyncio.get_running_loop().run_in_executor(self._writer, index.close)
-            index.close()
+    async def _reopen_if_gone(self) -> None:
+        """Open the directory again when its index is damaged, or when the directory or a part of it was deleted."""
+        async with self._reopening:
+            if not self.is_open:
+                return  # the engine tries again to open a store that could not be opened
+            if not self.index.is_damaged and self._is_in_place():
+                self._folder.restore_staging()
+                return
+            logger.warning("hubcache: the store in %s is gone or damaged, and is opened again", self.directory)
+            await self.index.close()
+            self.open()
 
-    # -- content ------------------------------------------------------------------------------------------------
+    def _is_in_place(self) -> bool:
+        index = self.index.opened()
+        has_blobs = index.has_blobs or len(self.usage.sizes) <= len(self.usage.children)
+        return has_blobs and index.is_in_place and self._folder.is_locked
+
+    # -- reading content ----------------------------------------------------------------------------------------
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the content is stored, as a blob or a manifest."""
+        return digest in self.usage.sizes
+
+    def is_manifest(self, digest: Digest) -> bool:
+        """Whether the content is stored as a manifest."""
+        return digest in self.usage.children
+
+    def blob_size(self, digest: Digest) -> int | None:
+        """Return the size of a stored blob; None when it is not stored (or is a manifest)."""
+        return None if digest in self.usage.children else self.usage.sizes.get(digest)
+
+    def blob_path(self, digest: Digest) -> Path | None:
+        """Return the file of a stored blob."""
+        path = self.index.read(f"blob/{digest}")
+        return path if isinstance(path, Path) else None
+
+    async def open_blob(self, digest: Digest) -> StoredBlob | None:
+        """Open a stored blob; None when it is not stored. A blob whose file is missing or damaged is removed."""
+        size = self.blob_size(digest)
+        if size is None:
+            return None
+        path = self.index.read(f"blob/{digest}")
+        if path is None and self.problem:  # it may be stored, and the index may be readable again in a moment
+            raise StorageError(self.problem)
+        if not isinstance(path, Path):  # it is just being evicted, or its row was lost
+            await self.capacity.purge(digest, self.remove)
+            return None
+        try:
+            return await open_verified(path, digest, size, self.usage, self.inspector)
+        except ContentDamaged as error:
+            why = str(error)
+        if self.index.read(f"blob/{digest}") != path:  # it was evicted, or fetched again, while this opened it
+            return await self.open_blob(digest)
+        await self.damage.quarantine(digest, path, why)
+        return None
+
+    def manifest(self, digest: Digest) -> ManifestRecord | None:
+        """Return a stored manifest. It is verified each time: for 2 KB that takes 4 microseconds, and reading it 8."""
+        if digest not in self.usage.children:
+            return None
+        value = self.index.read(f"manifest/{digest}")
+        if not isinstance(value, bytes):
+            return None
+        record = ManifestRecord.decode(value)
+        if not digest.matches(record.body):
+            self.damage.add_manifest(digest)
+            return None
+        return record
+
+    # -- storing content ----------------------------------------------------------------------------------------
 
     async def put_manifest(self, digest: Digest, record: ManifestRecord) -> None:
         """Store a verified manifest."""
-        index, size, children = self._opened(), len(record.body), children_of(record)
-        await self._reserve(digest, size, logged=on_disk(size))
+        index, size, children = self.index.opened(), len(record.body), children_of(record)
+        await self._reserve(digest, size, log_bytes=size_on_disk(size))
         try:
-            await self._write(lambda: index.set(f"manifest/{digest}", record.encode()))
+            await self.index.write(lambda: index.set(f"manifest/{digest}", record.encode()))
             self._added(digest, size, children)
         finally:
-            self.ledger.reserved -= on_disk(size)
+            self.usage.reserved -= size_on_disk(size)
 
     async def stage(self, digest: Digest, size: int) -> Staged:
-        """Begin to store `size` bytes: makes room first, so that the cap holds while the file grows.
+        """Begin to store `size` bytes. They are reserved first, so that the cap holds while the file grows.
 
-        Raises `NotStored` when the policy does not want it.
+        Raises `NotStored` when the policy refuses the content.
         """
         await self._reopen_if_gone()
         await self._reserve(digest, size)
         try:
-            return Staged(self._staging / f"{digest.hex}.{secrets.token_hex(4)}", digest, on_disk(size))
+            path = self._folder.staging / f"{digest.hex}.{secrets.token_hex(4)}"
+            return Staged(path, digest, size_on_disk(size))
         except StorageError:
-            self.ledger.reserved -= on_disk(size)
+            self.usage.reserved -= size_on_disk(size)
             raise
 
     async def extend(self, staged: Staged, total: int) -> None:
-        """Reserve in steps for content whose size the upstream did not tell."""
+        """Reserve up to `total` bytes, in steps, for content whose size the upstream did not declare."""
         while staged.reserved < total:
             await self._reserve(staged.digest, _EXTENSION)
             staged.reserved += _EXTENSION
 
     async def commit(self, staged: Staged) -> None:
         """Take verified staged content into the store."""
-        file = await asyncio.to_thread(staged.sync)  # seconds on a slow disk, for which no row should wait
-        index = self._opened()
-        await self._write(lambda: index.set(f"blob/{staged.digest}", file))
+        file = await asyncio.to_thread(staged.sync)  # takes seconds on a slow disk, and no row should wait for that
+        index = self.index.opened()
+        await self.index.write(lambda: index.set(f"blob/{staged.digest}", file))
         staged.committed = True
-        self.inspector.trust(staged.digest)
+        self.inspector.clear(staged.digest)
         self._added(staged.digest, staged.written, None)
-        self._problems.pop("files", None)
-
-    def _added(self, digest: Digest, size: int, children: tuple[Digest, ...] | None) -> None:
-        self.ledger.add(digest, size, children)
-        self.rooms.retention.stored(digest, on_disk(size), self._clock())
+        self.index.problems.pop("files", None)
 
     def finish(self, staged: Staged) -> None:
-        """End staging, committed or not: returns the reservation and removes an uncommitted file."""
-        self.ledger.reserved -= staged.reserved
+        """End staging, committed or not: release the reservation and remove an uncommitted file."""
+        self.usage.reserved -= staged.reserved
         if not staged.committed:
-            self.ledger.linger(staged.digest, on_disk(staged.written))
+            self.usage.add_removed(staged.digest, size_on_disk(staged.written))
         staged.close()
 
-    async def _reserve(self, digest: Digest, size: int, *, logged: int = 0) -> None:
-        """Make room for `size` bytes of content, of which the index will write `logged` to its log besides."""
+    async def _reserve(self, digest: Digest, size: int, *, log_bytes: int = 0) -> None:
+        """Reserve `size` bytes for content; the index will write `log_bytes` of it to its log as well."""
         if self.pins:
-            self._pin()
-        index = self._opened()
-        await self.rooms.reserve(digest, size, lambda: index.bytes + logged, self.remove)
+            self._find_pinned()
+        index = self.index.opened()
+        await self.capacity.reserve(digest, size, lambda: index.bytes + log_bytes, self.remove)
 
-    def _pin(self) -> None:
-        """Find what is pinned: whatever the pinned tags are now, with all they refer to and all that refers to it."""
+    def _added(self, digest: Digest, size: int, children: tuple[Digest, ...] | None) -> None:
+        self.usage.add(digest, size, children)
+        self.capacity.retention.record_stored(digest, size_on_disk(size), self._clock())
+
+    # -- removing content ---------------------------------------------------------------------------------------
+
+    async def remove(self, digest: Digest) -> None:
+        """Remove a blob or manifest; it counts as stored until its file is gone. This continues when the caller is
+        cancelled: the file would otherwise be gone and counted for ever."""
+        await asyncio.shield(asyncio.ensure_future(self._remove(digest)))
+
+    async def _remove(self, digest: Digest) -> None:
+        index = self.index.opened()
+        await self.index.write(lambda: index.delete(f"blob/{digest}", f"manifest/{digest}"))
+        self._removed(digest)
+
+    def _removed(self, digest: Digest) -> None:
+        self.usage.remove(digest)
+        self.capacity.retention.record_removed(digest)
+        self.inspector.clear(digest)
+        self.index.on_change()
+
+    # -- maintenance --------------------------------------------------------------------------------------------
+
+    async def maintain(self) -> None:
+        """Shrink to the limit where that was lowered, write request counts, and quarantine damaged manifests."""
+        await self._reopen_if_gone()
+        self._find_pinned()
+        index, more = self.index.opened(), True
+        while more:
+            more = await self.capacity.shrink(lambda: index.bytes, self.remove)
+        await self.popularity.flush()
+        await self.damage.quarantine_manifests()
+        await self.damage.recount()
+
+    async def expire(self) -> None:
+        """Remove idle content, and expired facts that are not about stored content."""
+        await self.capacity.expire(self.remove)
+        index, stored = self.index.opened(), self.usage.sizes.keys()
+        await self.index.write(lambda: renew_facts(index, stored))
+        await self.index.write(index.forget_expired)
+
+    def _find_pinned(self) -> None:
+        """Protect the content of the pinned images: what their tags point to now, and all that it refers to or that
+        refers to it."""
         pinned: set[Digest] = set()
         for pin in self.pins:
             if isinstance(pin.reference, Digest):
                 roots = {pin.reference}
             else:
-                roots = {record.digest for record in self.tags(pin.host, pin.repository, pin.reference).values()}
-            pinned |= self.ledger.closure(roots, self.referrers_of(pin.host, pin.repository))
-        self.ledger.pinned = frozenset(pinned)
-
-    async def keep_house(self) -> None:
-        """Shrink step by step to the limit where that was lowered, and write behind what changed of the policy."""
-        await self._reopen_if_gone()
-        self._pin()
-        index, more = self._opened(), True
-        while more:
-            more = await self.rooms.shrink(lambda: index.bytes, self.remove)
-        await self.flush()
-        await self.put_bad_manifests_aside()
-        if self.ledger.quarantined:
-            self.ledger.quarantined = await self._aside()
-
-    async def _reopen_if_gone(self) -> None:
-        """Open the directory again when its index is damaged, or when somebody deleted it or a part of it."""
-        async with self._opening:
-            if self._index is None or (not self._damaged and self._is_in_place()):
-                with contextlib.suppress(OSError):  # then nothing can be staged, which says why
-                    self._staging.mkdir(exist_ok=True, mode=0o700)
-                return  # one that could not be opened is tried again elsewhere
-            logger.warning("hubcache: the store in %s is gone or damaged, and is opened again", self.directory)
-            await self._close_index()
-            self.open()
-
-    def _is_in_place(self) -> bool:
-        index = self._opened()
-        has_blobs = index.has_blobs or len(self.ledger.sizes) <= len(self.ledger.children)
-        return has_blobs and index.is_in_place and self._is_locked()
-
-    async def expire(self) -> None:
-        """Remove idle content, and facts whose lifetime is over and that are about nothing that is here."""
-        await self.rooms.expire(self.remove)
-        await self.renew(self.ledger.sizes.keys())  # a digest is a `str`
-        await self._write(self._opened().forget_expired)
-
-    def scrub_state(self) -> str | None:
-        """What `put_scrub_state` was told last."""
-        value = self._read(_SCRUB)
-        return value if isinstance(value, str) else None
-
-    async def put_scrub_state(self, state: str) -> None:
-        """Remember how far the verification of all content is."""
-        index = self._opened()
-        await self._write(lambda: index.set(_SCRUB, state))
-
-    # -- popularity ---------------------------------------------------------------------------------------------
-
-    def count_request(self, digest: Digest) -> None:
-        """Somebody asked for this content; written behind by `flush`, so that a hit costs no write."""
-        self.rooms.retention.requested(digest, self._clock())
-
-    def vouch(self, digest: Digest) -> None:
-        """Count requests for content until a full store would admit it."""
-        retention, now = self.rooms.retention, self._clock()
-        while not retention.asked_enough(digest, now):
-            retention.requested(digest, now)
-
-    def is_wanted(self, digest: Digest) -> bool:
-        """Whether this content was asked for as often as a full store admits it for."""
-        return self.rooms.retention.asked_enough(digest, self._clock())
-
-    def was_requested(self, digest: Digest) -> bool:
-        """Whether anybody asked for this content, as far as that is remembered."""
-        return self.rooms.retention.requests(digest, self._clock()) > 0
-
-    async def flush(self) -> None:
-        """Write what changed of the policy since the last flush; a crash loses no more than that."""
-        index, retention = self._opened(), self.rooms.retention
-        dirty = retention.dirty()
-        if not dirty:
-            return
-        rows: dict[str, object] = {CLOCK: encode_clock(retention.clock())}
-        gone = []
-        for digest in dirty:
-            row = retention.row(digest)
-            if row is None:
-                gone.append(f"retention/{digest}")
-            else:
-                rows[f"retention/{digest}"] = encode_row(row)
-
-        def write() -> None:
-            keys = list(rows)
-            for start in range(0, len(keys), BATCH):
-                index.set_many({key: rows[key] for key in keys[start : start + BATCH]})
-            for start in range(0, len(gone), BATCH):
-                index.set_many({}, gone=gone[start : start + BATCH])
-
-        try:
-            await self._write(write)
-        except StorageError:
-            retention.failed(dirty)
-            raise
+                roots = {record.digest for record in self.tags.get(pin.host, pin.repository, pin.reference).values()}
+            pinned |= self.usage.closure(roots, self.tags.referrers_by_subject(pin.host, pin.repository))
+        self.usage.pinned = frozenset(pinned)

@@ -1,6 +1,6 @@
 """What the store holds, in memory: sizes, what manifests refer to, what is in use or pinned, and what is reserved.
 
-Rebuilt from the rows at start. It answers without SQLite, so a hit costs no query for its size.
+It is rebuilt from the rows at start, and answers without SQLite, so that a hit needs no query for its size.
 """
 
 from collections import Counter, deque
@@ -9,96 +9,98 @@ from collections.abc import Iterable, Mapping, Set
 from ..oci.digest import Digest
 
 BLOCK = 4096
-"""Bytes of a file system block: the cap is on bytes on disk, and a file takes whole blocks there."""
-
+"""Bytes of a file system block: the cap limits bytes on disk, where a file takes whole blocks."""
 
 MAX_CLOSURE = 20_000
-"""Digests that one image is followed to: an index of 20 platforms with 100 layers each has some 2,000."""
+"""Digests that are followed for one image: an index of 20 platforms with 100 layers each has some 2,000."""
 
 
 class Usage:
-    """Byte account in whole blocks: `used` is what is on disk plus what is reserved for content that is being staged.
+    """Bytes used, in whole blocks: `used` is what is on disk plus what is reserved for content that is being staged.
 
-    On disk is more than what is stored: removed content that somebody still has open, and damaged content that was
-    put aside.
+    On disk is more than what is stored: quarantined content, and removed content that a reader still has open.
     """
 
     def __init__(self) -> None:
         self.sizes: dict[Digest, int] = {}
         self.children: dict[Digest, tuple[Digest, ...]] = {}
+        """The digests that each stored manifest refers to; a key of this is a manifest, any other content a blob."""
         self.in_use: Counter[Digest] = Counter()
+        """How many readers content has."""
         self.pinned: frozenset[Digest] = frozenset()
         self.stored = 0
         self.reserved = 0
         self.quarantined = 0
-        self._lingering: Counter[Digest] = Counter()
+        self._removed_in_use: Counter[Digest] = Counter()
+        """Bytes of removed files that may still be open, by digest."""
         self.version = 0
-        """Changes with what is stored, so that what was found out about it can be remembered until then."""
+        """Changes with what is stored, so that results derived from it can be cached until then."""
 
     @property
-    def present(self) -> int:
-        """Bytes on disk: stored, put aside, and removed but still open."""
-        return self.stored + self.quarantined + self._lingering.total()
+    def on_disk(self) -> int:
+        """Bytes on disk: stored, quarantined, and removed but still open."""
+        return self.stored + self.quarantined + self._removed_in_use.total()
 
     @property
     def used(self) -> int:
         """Bytes on disk and reserved."""
-        return self.present + self.reserved
+        return self.on_disk + self.reserved
 
     def add(self, digest: Digest, size: int, children: tuple[Digest, ...] | None = None) -> None:
-        """Content is stored now; `children` is not None for a manifest."""
+        """Count content that was stored; `children` is not None for a manifest."""
         self.version += 1
-        self.stored += on_disk(size) - on_disk(self.sizes.get(digest, 0))
+        self.stored += size_on_disk(size) - size_on_disk(self.sizes.get(digest, 0))
         self.sizes[digest] = size
         if children is not None:
             self.children[digest] = children
 
     def remove(self, digest: Digest) -> None:
-        """Content is gone; its bytes count until nobody has its file open any more."""
+        """Count content as removed; its bytes count until no reader has its file open."""
         self.version += 1
-        size = on_disk(self.sizes.pop(digest, 0))
+        size = size_on_disk(self.sizes.pop(digest, 0))
         self.stored -= size
         self.children.pop(digest, None)
-        self.linger(digest, size)
+        self.add_removed(digest, size)
 
-    def linger(self, digest: Digest, size: int) -> None:
-        """A file of `size` bytes has lost its name; if content of this digest is being read, it may be that file."""
+    def add_removed(self, digest: Digest, size: int) -> None:
+        """Count a removed file of `size` bytes while content of its digest is being read: a reader may have this file
+        open."""
         if digest in self.in_use:
-            self._lingering[digest] += size
+            self._removed_in_use[digest] += size
 
     def restore(self, sizes: dict[Digest, int], children: dict[Digest, tuple[Digest, ...]]) -> None:
-        """This is stored now and nothing else; what is reserved stays so."""
+        """Replace what is stored; what is reserved does not change."""
         self.version += 1
         self.sizes, self.children = sizes, children
-        self.stored = sum(map(on_disk, sizes.values()))
+        self.stored = sum(map(size_on_disk, sizes.values()))
 
-    def hold(self, digest: Digest) -> None:
-        """Content is being read: it must not be evicted until `release`."""
+    def begin_reading(self, digest: Digest) -> None:
+        """Protect content from eviction until `end_reading` is called as often as this."""
         self.in_use[digest] += 1
 
-    def release(self, digest: Digest) -> None:
-        """Undo one `hold`."""
+    def end_reading(self, digest: Digest) -> None:
+        """Undo one `begin_reading`."""
         self.in_use[digest] -= 1
         if self.in_use[digest] <= 0:
             del self.in_use[digest]
-            del self._lingering[digest]
+            del self._removed_in_use[digest]
 
-    def keeps(self, digest: Digest) -> bool:
-        """Whether content must not be evicted."""
+    def is_protected(self, digest: Digest) -> bool:
+        """Whether content must not be evicted: it is being read or pinned."""
         return digest in self.in_use or digest in self.pinned
 
     @property
-    def kept(self) -> int:
-        """Bytes that no eviction frees: stored and not to be evicted, reserved, put aside, removed but still open."""
-        kept = self.pinned | self.in_use.keys()
-        stored = sum(on_disk(self.sizes[digest]) for digest in kept if digest in self.sizes)
+    def protected(self) -> int:
+        """Bytes that no eviction frees: stored and not to be evicted, reserved, quarantined, removed but still open."""
+        digests = self.pinned | self.in_use.keys()
+        stored = sum(size_on_disk(self.sizes[digest]) for digest in digests if digest in self.sizes)
         return self.used - self.stored + stored
 
     def closure(
         self, roots: Iterable[Digest], referrers: Mapping[Digest, Set[Digest]] | None = None
     ) -> frozenset[Digest]:
-        """These manifests and all that stored ones among them refer to, however deep, nearest first; and what is known
-        to refer to any of them (signatures, attestations), by `referrers`. Each is visited once, `MAX_CLOSURE` at most.
+        """Return these manifests, everything that stored ones among them refer to at any depth, and what refers to any
+        of these (signatures, attestations) by `referrers`. The nearest `MAX_CLOSURE` at most, each visited once.
         """
         found: set[Digest] = set()
         pending = deque(roots)
@@ -111,6 +113,6 @@ class Usage:
         return frozenset(found)
 
 
-def on_disk(size: int) -> int:
-    """Bytes that a file of this size takes on disk."""
+def size_on_disk(size: int) -> int:
+    """Return the bytes that a file of this size takes on disk."""
     return -(-size // BLOCK) * BLOCK

@@ -85,7 +85,7 @@ class Fills:
         self._jobs: dict[Fill, _Job] = {}
         self._tasks: dict[_Task, Fill] = {}
         self._slots = FillSlots()
-        self._unread = UnreadFills(store.is_wanted, self._give_up)
+        self._unread = UnreadFills(store.popularity.is_admitted, self._give_up)
         self._hashing = ThreadPoolExecutor(2, thread_name_prefix="fill")
 
     def get(self, digest: Digest, asker: str | None = None) -> Fill | None:

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hubcache.decide.ranking import Place, Ranking
+from hubcache.decide.ranking import Entry, Ranking
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,7 +49,7 @@ def test_what_is_not_there_cannot_be_discarded() -> None:
 
 def test_a_long_ranking_under_change_stays_in_order() -> None:
     chance, ranking = random.Random(1), Ranking[int]()
-    places: dict[int, Place[int]] = {key: ranking.add(key, chance.random()) for key in range(5000)}
+    places: dict[int, Entry[int]] = {key: ranking.add(key, chance.random()) for key in range(5000)}
     for _ in range(20000):
         key = chance.randrange(6000)
         if key in places:

@@ -8,11 +8,9 @@ from hubcache.decide.records import (
     TagRecord,
     decode_hosts,
     decode_referrers,
-    decode_row,
     decode_tags,
     encode_hosts,
     encode_referrers,
-    encode_row,
     encode_tags,
 )
 from hubcache.oci.digest import Digest
@@ -71,21 +69,6 @@ def test_registries_that_gave_private_content_round_trip(hosts: frozenset[str]) 
 
 def test_private_content_of_an_early_store_is_of_no_registry() -> None:
     assert decode_hosts("") == frozenset()
-
-
-@given(FINITE, FINITE)
-def test_row_of_the_policy_round_trips_to_the_last_bit(count: float, last: float) -> None:
-    assert decode_row(encode_row((7, count, last, 1.5, True))) == (7, count, last, 1.5, True)
-
-
-def test_row_of_an_early_store_is_read() -> None:
-    assert decode_row("[7, 1.5, 2.0, 3.0, true]") == (7, 1.5, 2.0, 3.0, True)
-
-
-@given(st.binary().filter(lambda data: len(data) != len(encode_row((0, 0.0, 0.0, 0.0, False)))))
-def test_bytes_that_are_no_row_of_the_policy_are_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="bytes"):
-        decode_row(data)
 
 
 def test_a_tag_record_with_a_malformed_digest_is_not_believed() -> None:

@@ -16,9 +16,9 @@ def tag(name: object, requests: float = 1.0, host: str = HOST) -> WatchedTag:
 
 def drained(schedule: Schedule, now: float, host: str = HOST) -> list[str]:
     """Tags in the order in which they would be looked at now."""
-    while schedule.ripen(now, LIFETIME, 10):
+    while schedule.collect_due(now, LIFETIME, 10):
         pass
-    found = [schedule.take(host) for _ in range(schedule.ready(host))]
+    found = [schedule.pop(host) for _ in range(schedule.due(host))]
     return [watched.tag for watched in found if watched is not None]
 
 
@@ -60,7 +60,7 @@ def test_tag_has_the_place_that_it_got_last() -> None:
 def test_tag_that_gets_a_place_while_it_is_due_is_looked_at_once() -> None:
     schedule, one = Schedule(), tag(1)
     schedule.put(one, 0.0)
-    schedule.ripen(0.0, LIFETIME, 10)
+    schedule.collect_due(0.0, LIFETIME, 10)
     schedule.put(one, 5.0)
     assert drained(schedule, 0.0) == []
     assert drained(schedule, 5.0) == ["1"]
@@ -89,7 +89,7 @@ def test_much_that_is_due_is_sorted_bit_by_bit() -> None:
     schedule = Schedule()
     for name in range(25):
         schedule.put(tag(name), 0.0)
-    assert [schedule.ripen(0.0, LIFETIME, 10) for _ in range(3)] == [True, True, False]
+    assert [schedule.collect_due(0.0, LIFETIME, 10) for _ in range(3)] == [True, True, False]
 
 
 @given(
@@ -109,14 +109,14 @@ def test_everything_due_is_looked_at_in_the_end_however_much_more_popular_the_re
     longest = PATIENCE * 30 + (crowd + len(requests)) / rate + 60
     while now < longest:
         now += 1.0
-        while schedule.ripen(now, LIFETIME, 100):
+        while schedule.collect_due(now, LIFETIME, 100):
             pass
-        while schedule.ready(HOST) and budget.spend(now):
-            watched = schedule.take(HOST)
+        while schedule.due(HOST) and budget.spend(now):
+            watched = schedule.pop(HOST)
             assert watched is not None
             seen.add(watched.tag)
             if watched.tag.startswith("popular"):
-                watched.requests, watched.asked_at = 1e5, now
+                watched.requests, watched.requested_at = 1e5, now
                 schedule.put(watched, now + 1.0)
     assert seen >= {str(name) for name in range(len(requests))}
 
@@ -126,9 +126,9 @@ def test_popular_of_today_waits_for_what_has_waited_long() -> None:
     schedule.put(tag("patient", 4.0), 0.0)
     schedule.put(tag("twice as popular, later", 8.0), PATIENCE * 1.5)
     schedule.put(tag("a hundred times as popular, later", 800.0), PATIENCE * 1.5)
-    schedule.ripen(0.0, LIFETIME, 10)
-    for watched in list(schedule._placed.values()):
-        watched.asked_at = PATIENCE * 1.5
+    schedule.collect_due(0.0, LIFETIME, 10)
+    for watched in list(schedule._entries.values()):
+        watched.requested_at = PATIENCE * 1.5
     assert drained(schedule, PATIENCE * 1.5) == [
         "a hundred times as popular, later",
         "patient",

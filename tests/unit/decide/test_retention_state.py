@@ -3,7 +3,9 @@
 import math
 
 import pytest
-from hubcache.decide.retention import LONGEST_STEP, Retention, Room, Row
+from hubcache.decide.eviction import Decision
+from hubcache.decide.retention import MAX_STEP, Retention
+from hubcache.decide.retention_rows import Row
 from hypothesis import given
 from hypothesis import strategies as st
 from support.retention import DAY, KEYS, KIB, NOW, SIZES, asked, days_pass, full, keys, never, rows
@@ -13,30 +15,30 @@ from support.retention import DAY, KEYS, KIB, NOW, SIZES, asked, days_pass, full
 
 @given(st.lists(st.tuples(KEYS, st.booleans()), max_size=60), st.integers(0, 5))
 def test_the_history_never_has_more_rows_than_it_may(events: list[tuple[int, bool]], rows: int) -> None:
-    retention = Retention[int](history=rows)
+    retention = Retention[int](max_absent=rows)
     for key, stored in events:
-        retention.requested(key, NOW)
+        retention.record_request(key, NOW)
         if stored:
-            retention.stored(key, 1, NOW)
+            retention.record_stored(key, 1, NOW)
         else:
-            retention.removed(key)
-        assert retention.rows <= rows
+            retention.record_removed(key)
+        assert retention.absent <= rows
 
 
 def test_a_full_history_forgets_what_was_not_asked_for_longest() -> None:
-    retention = Retention[int](history=2)
+    retention = Retention[int](max_absent=2)
     for key in (1, 2, 1, 3):
-        retention.requested(key, NOW)
+        retention.record_request(key, NOW)
     assert [key for key in range(5) if retention.row(key)] == [1, 3]
 
 
 def test_history_that_became_too_long_is_cut_when_it_is_cleaned() -> None:
     retention = Retention[int]()
     for key in range(10):
-        retention.requested(key, NOW)
-    retention.history = 3
-    retention.forget(NOW)
-    assert retention.rows == 3
+        retention.record_request(key, NOW)
+    retention.max_absent = 3
+    retention.forget_absent(NOW)
+    assert retention.absent == 3
 
 
 def test_after_a_month_the_history_of_what_is_absent_is_forgotten() -> None:
@@ -57,7 +59,7 @@ def test_a_clock_that_goes_back_makes_nothing_more_wanted_and_nothing_younger(ba
     asked(retention, 0, 5)
     before, score = retention.requests(0, NOW), retention.score(0, NOW)
     assert retention.requests(0, NOW - back) == before
-    retention.forget(NOW - back)
+    retention.forget_absent(NOW - back)
     assert (retention.requests(0, NOW - back), retention.score(0, NOW - back)) == (before, score)
     assert retention.requests(0, NOW - back + DAY) == pytest.approx(before * 2 ** (-DAY / retention.half_life))
 
@@ -67,12 +69,12 @@ def test_a_leap_forward_counts_as_a_day(leap: float) -> None:
     retention = full(KIB, KIB, requests=4)
     asked(retention, 2, 4)
     later = NOW + leap
-    assert retention.idle(later, never) == []
-    retention.forget(later)
+    assert retention.evict_idle(later, never) == []
+    retention.forget_absent(later)
     for key in range(3):
-        assert retention.requests(key, later) == pytest.approx(4 * 2 ** (-LONGEST_STEP / retention.half_life))
-    retention.forget(NOW)
-    assert retention.requests(0, NOW + DAY) == pytest.approx(4 * 2 ** (-2 * LONGEST_STEP / retention.half_life))
+        assert retention.requests(key, later) == pytest.approx(4 * 2 ** (-MAX_STEP / retention.half_life))
+    retention.forget_absent(NOW)
+    assert retention.requests(0, NOW + DAY) == pytest.approx(4 * 2 ** (-2 * MAX_STEP / retention.half_life))
 
 
 def test_a_year_switched_off_throws_out_nothing() -> None:
@@ -81,8 +83,8 @@ def test_a_year_switched_off_throws_out_nothing() -> None:
     retention = Retention[int]()
     retention.restore(old.clock(), rows(old))
     later = NOW + 365 * DAY
-    assert retention.idle(later, never) == []
-    retention.forget(later)
+    assert retention.evict_idle(later, never) == []
+    retention.forget_absent(later)
     assert retention.requests(1, later) == retention.requests(0, later) > 3
 
 
@@ -101,30 +103,30 @@ EVENTS = st.tuples(
 def test_the_account_is_right_and_what_is_written_behind_is_all_that_is_known(
     events: list[tuple[str, int, int, float]],
 ) -> None:
-    retention, now = Retention[int](history=5), NOW
+    retention, now = Retention[int](max_absent=5), NOW
     disk: dict[int, int] = {}
     database: dict[int, Row] = {}
     clock = retention.clock()[0]
     for event, key, size, gap in events:
         now += gap
-        room = Room[int]()
+        room = Decision[int]()
         if event == "ask":
-            retention.requested(key, now)
+            retention.record_request(key, now)
         elif event == "store":
-            retention.stored(key, size, now)
+            retention.record_stored(key, size, now)
             disk[key] = size
         elif event == "remove":
-            retention.removed(key)
+            retention.record_removed(key)
             disk.pop(key, None)
         elif event == "room":
-            room = retention.make_room(size, now, lambda other: other % 3 == 0)
+            room = retention.evict(size, now, lambda other: other % 3 == 0)
         elif event == "admit":
             room = retention.admit(key + 100, size, now, 0, never)
         elif event == "clean":
-            room = Room(tuple(retention.idle(now, never)))
-            retention.forget(now)
+            room = Decision(tuple(retention.evict_idle(now, never)))
+            retention.forget_absent(now)
         else:
-            for changed in retention.dirty():
+            for changed in retention.take_changed():
                 row = retention.row(changed)
                 if row is None:
                     database.pop(changed, None)
@@ -136,7 +138,7 @@ def test_the_account_is_right_and_what_is_written_behind_is_all_that_is_known(
         assert retention.bytes == sum(disk.values())
         assert {other for other in range(10) if other in retention} == set(disk)
         assert len(retention) == len(disk)
-        assert retention.rows <= 5
+        assert retention.absent <= 5
         assert retention.clock()[0] >= clock
         clock = retention.clock()[0]
 
@@ -148,32 +150,32 @@ def test_a_restored_state_decides_like_the_one_that_was_persisted(
     old, now = Retention[int](), NOW
     for event, key, size, gap in events:
         now += gap
-        old.requested(key, now)
+        old.record_request(key, now)
         if event == "store":
-            old.stored(key, size, now)
+            old.record_stored(key, size, now)
         if event == "room":
-            old.make_room(size, now, never)
+            old.evict(size, now, never)
     new = Retention[int]()
     new.restore(old.clock(), rows(old))
     assert (new.clock(), rows(new), new.bytes) == (old.clock(), rows(old), old.bytes)
-    assert new.dirty() == set()
+    assert new.take_changed() == set()
     for key in after:
         now += 3600
         for retention in (old, new):
-            retention.requested(key, now)
+            retention.record_request(key, now)
         assert new.row(key) == old.row(key)
-    first, second = (retention.make_room(10**9, now, never).victims for retention in (old, new))
+    first, second = (retention.evict(10**9, now, never).victims for retention in (old, new))
     assert [victim.score for victim in first] == [victim.score for victim in second]
     assert set(first) == set(second)
 
 
 def test_rows_that_could_not_be_written_are_told_again() -> None:
     retention = full(KIB, KIB)
-    told = retention.dirty()
-    assert (told, retention.dirty()) == ({0, 1}, set())
-    retention.failed(told)
-    retention.requested(2, NOW)
-    assert retention.dirty() == {0, 1, 2}
+    told = retention.take_changed()
+    assert (told, retention.take_changed()) == ({0, 1}, set())
+    retention.mark_changed(told)
+    retention.record_request(2, NOW)
+    assert retention.take_changed() == {0, 1, 2}
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
@@ -205,9 +207,9 @@ def test_a_store_without_history_counts_what_it_has_as_asked_for_once() -> None:
     retention = Retention[int]()
     retention.restore(None, {})
     for key in range(3):
-        retention.stored(key, KIB << key, NOW)
+        retention.record_stored(key, KIB << key, NOW)
     assert [retention.requests(key, NOW) for key in range(3)] == [1.0, 1.0, 1.0]
-    assert keys(retention.make_room(1, NOW, never)) == [2]
+    assert keys(retention.evict(1, NOW, never)) == [2]
 
 
 def test_what_is_stored_long_after_it_was_asked_for_is_no_more_wanted_than_it_is_now() -> None:
@@ -215,5 +217,5 @@ def test_what_is_stored_long_after_it_was_asked_for_is_no_more_wanted_than_it_is
     asked(retention, 1, 4)
     now = days_pass(retention, 7)
     asked(retention, 0, 1, now)
-    retention.stored(1, KIB, now)
+    retention.record_stored(1, KIB, now)
     assert retention.score(1, now) == pytest.approx(2.0)

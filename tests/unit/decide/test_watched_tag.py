@@ -1,7 +1,7 @@
 """Which tags are worth a look before a client asks, when, and how much."""
 
 import pytest
-from hubcache.decide.moves import Moves
+from hubcache.decide.tag_changes import TagChanges
 from hubcache.decide.watched_tag import CONSTANTLY, OFTEN, WatchedTag
 from hubcache.oci.digest import Digest
 
@@ -15,13 +15,13 @@ def watched(requests: int, *, since: float = NOW, now: float = NOW, tag: str = "
     """Asked for so many times just now, and validated by that."""
     found = WatchedTag("registry-1.docker.io", "library/app", tag, "any", since, since)
     for _ in range(requests):
-        found.asked(now, LIFETIME)
-    found.seen(ONE, now)
+        found.count_request(now, LIFETIME)
+    found.record_validation(ONE, now)
     return found
 
 
 def due(tag: WatchedTag, now: float = NOW) -> float | None:
-    return tag.next_look(now, LIFETIME, LEAD)
+    return tag.next_validation(now, LIFETIME, LEAD)
 
 
 def test_tag_that_is_asked_for_often_is_looked_at_before_its_lifetime_ends() -> None:
@@ -44,17 +44,17 @@ def test_tag_that_nobody_asks_for_any_more_costs_a_look_or_some(requests: int) -
     tag, now, looks = watched(requests), NOW, 0
     while (at := due(tag, now)) is not None:
         now, looks = max(at, now), looks + 1
-        tag.unused += 1
-        tag.seen(ONE, now)
+        tag.unused_validations += 1
+        tag.record_validation(ONE, now)
     assert looks <= max(1, requests.bit_length() - 2)
     assert now - NOW <= looks * LIFETIME
 
 
 def test_look_that_somebody_made_use_of_is_no_loss() -> None:
     tag = watched(6)
-    tag.unused = 3
-    tag.asked(NOW + 10, LIFETIME)
-    assert tag.expected(NOW + 10, LIFETIME) > 6
+    tag.unused_validations = 3
+    tag.count_request(NOW + 10, LIFETIME)
+    assert tag.expected_requests(NOW + 10, LIFETIME) > 6
 
 
 def test_tag_that_did_not_move_for_weeks_is_looked_at_seldom() -> None:
@@ -75,45 +75,45 @@ def test_tag_that_clients_would_validate_themselves_each_time_is_validated_for_t
 
 def test_tag_that_moves_nightly_is_looked_at_at_night_although_nobody_asks_then() -> None:
     tag = watched(5, since=NOW - 7 * DAY, now=NOW + 17 * HOUR)
-    tag.moves = Moves(NOW - 7 * DAY, tuple(NOW + 3 * HOUR - day * DAY for day in range(6, -1, -1)))
+    tag.changes = TagChanges(NOW - 7 * DAY, tuple(NOW + 3 * HOUR - day * DAY for day in range(6, -1, -1)))
     night = NOW + DAY + 3 * HOUR
     found, now = [], NOW + 18 * HOUR
     while (at := due(tag, now)) is not None and at < night + HOUR:
         now = max(now, at)
         found.append(now)
-        tag.seen(ONE, now)
+        tag.record_validation(ONE, now)
     assert len([time for time in found if abs(time - night) <= 600]) >= 6
     assert len(found) <= 24
 
 
 def test_tag_that_moves_nightly_and_that_nobody_pulls_is_left_alone() -> None:
     tag = watched(1, since=NOW - 7 * DAY)
-    tag.moves = Moves(NOW - 7 * DAY, tuple(NOW - day * DAY for day in range(6, -1, -1)))
+    tag.changes = TagChanges(NOW - 7 * DAY, tuple(NOW - day * DAY for day in range(6, -1, -1)))
     assert due(tag) is None
 
 
 def test_move_is_noticed_once() -> None:
     tag = watched(5)
-    tag.seen(ONE, NOW + 50)
-    assert tag.moves is None
-    tag.seen(TWO, NOW + 100)
-    tag.seen(TWO, NOW + 150)
-    assert tag.moves is not None
-    assert tag.moves.times == (NOW + 75,)
+    tag.record_validation(ONE, NOW + 50)
+    assert tag.changes is None
+    tag.record_validation(TWO, NOW + 100)
+    tag.record_validation(TWO, NOW + 150)
+    assert tag.changes is not None
+    assert tag.changes.times == (NOW + 75,)
 
 
 def test_registry_that_tells_no_digest_shows_no_move() -> None:
     tag = watched(5)
-    tag.seen(None, NOW + 50)
-    tag.seen(ONE, NOW + 100)
-    assert tag.moves is None
+    tag.record_validation(None, NOW + 50)
+    tag.record_validation(ONE, NOW + 100)
+    assert tag.changes is None
 
 
 def test_popular_is_worth_more_and_so_is_restless() -> None:
     now = NOW + 50
     quiet, popular, restless = watched(5), watched(50), watched(5)
-    restless.moves = Moves(NOW - HOUR, (NOW - 600, NOW - 300, NOW))
-    worths = [tag.worth(now, LIFETIME) for tag in (quiet, popular, restless)]
+    restless.changes = TagChanges(NOW - HOUR, (NOW - 600, NOW - 300, NOW))
+    worths = [tag.benefit(now, LIFETIME) for tag in (quiet, popular, restless)]
     assert worths[0] < worths[1]
     assert worths[0] < worths[2]
     assert worths[0] >= OFTEN
@@ -121,5 +121,5 @@ def test_popular_is_worth_more_and_so_is_restless() -> None:
 
 def test_clock_that_was_set_back_makes_nothing_more_popular() -> None:
     tag = watched(5)
-    tag.asked(NOW - DAY, LIFETIME)
-    assert tag.expected(NOW - DAY, LIFETIME) == 6.0
+    tag.count_request(NOW - DAY, LIFETIME)
+    assert tag.expected_requests(NOW - DAY, LIFETIME) == 6.0

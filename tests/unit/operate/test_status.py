@@ -61,7 +61,7 @@ async def test_health_shows_digest_and_paths_of_the_last_damage(store: Store) ->
     digest = await put_blob(store, b"x" * 1000)
     path = store.blob_path(digest)
     assert path is not None
-    await store.condemn(digest, path, "does not match its digest")
+    await store.damage.quarantine(digest, path, "does not match its digest")
     _, _, text = await fetch(Status(store, Metrics(), CircuitBreakers()), "/healthz")
     report = json.loads(text)
     assert report["status"] == "ok"
@@ -74,7 +74,7 @@ async def test_health_shows_digest_and_paths_of_the_last_damage(store: Store) ->
 
 async def test_health_with_a_failed_store_is_degraded_with_status_200(store: Store) -> None:
     """Pulls work without the store, so a load balancer must not remove the proxy."""
-    store.failed(StorageError("disk is full"))
+    store.index.staging_failed(StorageError("disk is full"))
     code, _, text = await fetch(Status(store, Metrics(), CircuitBreakers()), "/healthz")
     assert code == 200
     assert json.loads(text)["status"] == "degraded"
@@ -92,7 +92,7 @@ async def test_health_with_an_upstream_down_is_degraded_and_names_it(store: Stor
 async def test_evictions_have_size_and_reason(store: Store) -> None:
     digests = [await put_blob(store, bytes([number]) * 1000) for number in range(2)]
     for digest in digests:
-        assert await store.rooms.purge(digest, store.remove)
+        assert await store.capacity.purge(digest, store.remove)
     code, kind, text = await fetch(Status(store, Metrics(), CircuitBreakers()), "/evictions")
     assert (code, kind) == (200, "application/json; charset=utf-8")
     removals = json.loads(text)

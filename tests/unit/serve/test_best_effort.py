@@ -27,12 +27,12 @@ async def test_facts_are_kept_in_the_store(tmp_path: Path) -> None:
         await writer.put_visibility(HOST, REPO, Visibility(True, 1000.0))
         await writer.put_challenge(HOST, "Bearer realm=x")
         assert store.manifest(DIGEST) == ManifestRecord("application/json", BODY)
-        assert store.tags(HOST, REPO, "latest") == {"*/*": RECORD}
-        link, visibility = store.link(HOST, REPO, DIGEST), store.visibility(HOST, REPO)
+        assert store.tags.get(HOST, REPO, "latest") == {"*/*": RECORD}
+        link, visibility = store.links.get(HOST, REPO, DIGEST), store.registries.visibility(HOST, REPO)
         assert link is not None
         assert link.size == 5
         assert visibility == Visibility(True, 1000.0)
-        assert store.challenge(HOST) == "Bearer realm=x"
+        assert store.registries.challenge(HOST) == "Bearer realm=x"
     assert failures == []
 
 
@@ -42,9 +42,9 @@ async def test_tag_that_was_moved_meanwhile_is_not_remembered_as_it_was(tmp_path
         before = writer.change_number(HOST, REPO, "latest")
         await writer.drop_tag(HOST, REPO, "latest")
         await writer.put_tag(HOST, REPO, "latest", "*/*", RECORD, before)
-        assert store.tags(HOST, REPO, "latest") == {}
+        assert store.tags.get(HOST, REPO, "latest") == {}
         await writer.put_tag(HOST, REPO, "latest", "*/*", RECORD, writer.change_number(HOST, REPO, "latest"))
-        assert store.tags(HOST, REPO, "latest") == {"*/*": RECORD}
+        assert store.tags.get(HOST, REPO, "latest") == {"*/*": RECORD}
 
 
 async def test_move_of_one_tag_does_not_concern_others(tmp_path: Path) -> None:
@@ -59,17 +59,17 @@ async def test_move_of_one_tag_does_not_concern_others(tmp_path: Path) -> None:
 async def test_known_links_cost_no_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened_store(tmp_path) as store:
         writer, written = BestEffortWriter(store, lambda _: None), []
-        original = store._write
+        original = store.index.write
 
         async def write(action: Callable[[], object]) -> object:
             written.append(action)
             return await original(action)
 
-        monkeypatch.setattr(store, "_write", write)
+        monkeypatch.setattr(store.index, "write", write)
         for confirmed in (False, False, True, True, False):
             await writer.put_links(HOST, REPO, {DIGEST: None if confirmed else 5}, confirmed=confirmed)
         assert len(written) == 2
-        assert store.link(HOST, REPO, DIGEST) == Link(5, confirmed=True)
+        assert store.links.get(HOST, REPO, DIGEST) == Link(5, confirmed=True)
 
 
 async def test_store_that_takes_nothing_is_reported_and_nothing_raises(tmp_path: Path) -> None:
@@ -88,12 +88,12 @@ async def test_registry_that_gave_the_bytes_of_private_content_is_a_source_of_it
     async with opened_store(tmp_path) as store:
         writer = BestEffortWriter(store, lambda _: None)
         assert await writer.record_source("ghcr.io", REPO, DIGEST, 5)
-        assert store.private_hosts(DIGEST) is None, "anybody could read it"
+        assert store.private.sources(DIGEST) is None, "anybody could read it"
         assert await writer.record_source(HOST, REPO, DIGEST, None, private=True)
-        assert store.private_hosts(DIGEST) == {HOST}
+        assert store.private.sources(DIGEST) == {HOST}
         assert await writer.record_source("ghcr.io", REPO, DIGEST, None)
-        assert store.private_hosts(DIGEST) == {HOST, "ghcr.io"}
-        link = store.link("ghcr.io", REPO, DIGEST)
+        assert store.private.sources(DIGEST) == {HOST, "ghcr.io"}
+        link = store.links.get("ghcr.io", REPO, DIGEST)
         assert link is not None
         assert (link.size, link.given) == (5, True)
 

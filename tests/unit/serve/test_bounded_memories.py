@@ -156,7 +156,7 @@ async def test_refusal_that_the_store_does_not_take_opens_nothing_when_it_is_for
         async def full(registry: str, repository: str, visibility: Visibility) -> None:
             raise StorageError("no room")
 
-        monkeypatch.setattr(store, "put_visibility", full)
+        monkeypatch.setattr(store.registries, "put_visibility", full)
         clock.now += 10
         for number in range(30):
             if how == "refused":
@@ -176,7 +176,7 @@ async def test_verdict_that_the_store_has_is_not_kept_as_unwritten(tmp_path: Pat
         await access.record_accepted(HOST, REPO, None)
         await access.record_refused(HOST, REPO, None)
         assert not access._visibility._unwritten
-        assert store.visibility(HOST, REPO) == Visibility(False, 1000.0)
+        assert store.registries.visibility(HOST, REPO) == Visibility(False, 1000.0)
 
 
 async def test_names_that_never_were_public_leave_nothing_behind(tmp_path: Path) -> None:

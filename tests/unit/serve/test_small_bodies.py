@@ -33,7 +33,7 @@ async def test_small_body_is_read_and_its_file_is_closed(tmp_path: Path, size: i
         answer = await stored_answer(store, data)
         assert await read_small_body(request(), answer) == size
         assert (answer.body, answer.source, answer.length) == (data, None, size)
-        assert not store.ledger.in_use
+        assert not store.usage.in_use
 
 
 async def test_small_part_of_a_large_blob_is_read(tmp_path: Path) -> None:

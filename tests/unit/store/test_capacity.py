@@ -8,7 +8,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from hubcache.decide.retention import Reason
+from hubcache.decide.eviction import Reason
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import NotStored
 from hubcache.oci.image_name import ImageName
@@ -29,10 +29,10 @@ async def test_what_is_asked_for_often_stays_and_one_offs_do_not_displace_it(tmp
     async with opened_store(tmp_path, CAP) as store:
         popular = [await put_blob(store, blob(n)) for n in range(4)]
         for digest in popular * 3:
-            store.count_request(digest)
+            store.popularity.count_request(digest)
         for n in range(10, 40):
             digest = Digest.of(blob(n))
-            store.count_request(digest)
+            store.popularity.count_request(digest)
             try:
                 await put_blob(store, blob(n))
             except NotStored:
@@ -43,16 +43,16 @@ async def test_what_is_asked_for_often_stays_and_one_offs_do_not_displace_it(tmp
 async def test_full_store_admits_what_is_asked_for_again(tmp_path: Path) -> None:
     async with opened_store(tmp_path, CAP) as store:
         for n in range(5):
-            store.count_request(Digest.of(blob(n)))
+            store.popularity.count_request(Digest.of(blob(n)))
             await put_blob(store, blob(n))
         newcomer = Digest.of(blob(9))
-        store.count_request(newcomer)
+        store.popularity.count_request(newcomer)
         with pytest.raises(NotStored):
             await put_blob(store, blob(9))
-        store.count_request(newcomer)
+        store.popularity.count_request(newcomer)
         await put_blob(store, blob(9))
         assert store.has(newcomer)
-        removal = store.rooms.history[-1]
+        removal = store.capacity.history[-1]
         assert removal.eviction.reason is Reason.SPACE
         assert not store.has(removal.eviction.key)
 
@@ -104,9 +104,9 @@ async def test_lowered_cap_is_reached_step_by_step(tmp_path: Path) -> None:
     async with opened_store(tmp_path, 64 * MIB) as store:
         digests = [await put_blob(store, blob(n)) for n in range(10)]
         for _ in range(3):
-            store.count_request(digests[0])
-        store.rooms.capacity = 16 * MIB
-        await store.keep_house()
+            store.popularity.count_request(digests[0])
+        store.capacity.max_bytes = 16 * MIB
+        await store.maintain()
         assert bytes_on_disk(tmp_path) <= 16 * MIB
         assert store.has(digests[0])
 
@@ -126,9 +126,9 @@ async def test_store_shrinks_when_others_fill_the_disk(tmp_path: Path, monkeypat
             await put_blob(store, blob(n))
         free = namedtuple("free", "f_bavail f_frsize")
         monkeypatch.setattr(os, "statvfs", lambda _: free(1, 4096))
-        store.rooms.min_free = 8 * MIB
-        await store.keep_house()
-        assert len(store.ledger.sizes) <= 3
+        store.capacity.min_free = 8 * MIB
+        await store.maintain()
+        assert len(store.usage.sizes) <= 3
 
 
 @pytest.mark.parametrize(
@@ -139,10 +139,10 @@ async def test_a_gigabyte_or_a_twentieth_of_the_disk_is_left_to_others(
 ) -> None:
     state = namedtuple("state", "f_bavail f_frsize f_blocks")
     async with opened_store(tmp_path, 1 << 40) as store:
-        rooms = store.rooms
+        capacity = store.capacity
         monkeypatch.setattr(os, "statvfs", lambda _: state(left + 1000, 1, size))
-        rooms.min_free = None
-        assert rooms.limit(0) == store.ledger.stored + 1000
+        capacity.min_free = None
+        assert capacity.limit(0) == store.usage.stored + 1000
 
 
 async def test_idle_content_is_removed_and_explained(tmp_path: Path) -> None:
@@ -152,10 +152,10 @@ async def test_idle_content_is_removed_and_explained(tmp_path: Path) -> None:
     old, used = await put_blob(store, blob(1)), await put_blob(store, blob(2))
     for _ in range(31):  # the policy takes no leap of the clock for more than a day
         now += 86400
-        store.count_request(used)
+        store.popularity.count_request(used)
     await store.expire()
     assert (store.has(old), store.has(used)) == (False, True)
-    assert store.rooms.history[-1].eviction.reason is Reason.IDLE
+    assert store.capacity.history[-1].eviction.reason is Reason.IDLE
     await store.close()
 
 
@@ -163,22 +163,22 @@ async def test_counts_survive_a_restart(tmp_path: Path) -> None:
     async with opened_store(tmp_path, CAP) as store:
         digest = await put_blob(store, blob(1))
         for _ in range(5):
-            store.count_request(digest)
-        await store.keep_house()
-        before = store.rooms.retention.requests(digest, store._clock())
+            store.popularity.count_request(digest)
+        await store.maintain()
+        before = store.capacity.retention.requests(digest, store._clock())
     async with opened_store(tmp_path, CAP) as store:
-        assert store.rooms.retention.requests(digest, store._clock()) == pytest.approx(before, rel=1e-3)
+        assert store.capacity.retention.requests(digest, store._clock()) == pytest.approx(before, rel=1e-3)
 
 
 async def test_store_without_rows_of_the_policy_is_taken_over(tmp_path: Path) -> None:
     async with opened_store(tmp_path, CAP) as store:
         digest = await put_blob(store, blob(1))
-        await store.flush()
-        for key, *_ in list(store._opened().rows("retention/")):
-            store._opened().delete(key)
+        await store.popularity.flush()
+        for key, *_ in list(store.index.opened().rows("retention/")):
+            store.index.opened().delete(key)
     async with opened_store(tmp_path, CAP) as store:
-        assert digest in store.rooms.retention
-        assert store.rooms.retention.bytes == store.ledger.stored
+        assert digest in store.capacity.retention
+        assert store.capacity.retention.bytes == store.usage.stored
 
 
 async def test_content_larger_than_the_cap_is_refused_at_once(tmp_path: Path) -> None:
@@ -194,10 +194,10 @@ async def test_counts_survive_a_crash_as_far_as_they_were_written_behind(tmp_pat
     async with opened_store(tmp_path / "store") as store:
         digest = await put_blob(store, blob(1))
         for _ in range(3):
-            store.count_request(digest)
-        counted = store.rooms.retention.requests(digest, time.time())
+            store.popularity.count_request(digest)
+        counted = store.capacity.retention.requests(digest, time.time())
         assert counted >= 3
-        await store.keep_house()
+        await store.maintain()
         shutil.copytree(tmp_path / "store", tmp_path / "after")
     async with opened_store(tmp_path / "after") as store:
-        assert store.rooms.retention.requests(digest, time.time()) == pytest.approx(counted, abs=0.01)
+        assert store.capacity.retention.requests(digest, time.time()) == pytest.approx(counted, abs=0.01)

@@ -102,8 +102,8 @@ def test_a_damaged_database_is_put_aside_and_a_new_one_begun(tmp_path: Path, dam
     first.close()
     (tmp_path / "cache.db").write_bytes(damage)
     second = Index(tmp_path)
-    assert second.put_aside is not None
-    assert second.put_aside.read_bytes() == damage
+    assert second.damaged_database is not None
+    assert second.damaged_database.read_bytes() == damage
     assert second.get("a") is None
     second.set("a", "y")
     assert second.get("a") == "y"
@@ -112,7 +112,7 @@ def test_a_damaged_database_is_put_aside_and_a_new_one_begun(tmp_path: Path, dam
 
 
 def test_nothing_is_put_aside_when_all_is_well(index: Index) -> None:
-    assert index.put_aside is None
+    assert index.damaged_database is None
 
 
 def test_a_file_in_the_place_of_the_directory_is_an_os_error(tmp_path: Path) -> None:

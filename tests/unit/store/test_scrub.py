@@ -14,7 +14,7 @@ from hubcache.oci.errors import StorageError
 from hubcache.operate.metrics import Metrics
 from hubcache.operate.option_values import Scrub as Pace
 from hubcache.serve.messages import Listener
-from hubcache.store import content as content_module
+from hubcache.store import blob_opening
 from hubcache.store import scrub as scrub_module
 from hubcache.store.file_check import PIECE, FileCheck
 from hubcache.store.scrub import Scrub
@@ -60,10 +60,10 @@ async def test_all_blobs_and_manifests_are_verified_in_one_round(tmp_path: Path)
         record = store.manifest(image)
         assert record is not None
         async with scrubbing(store):
-            await until(lambda: store.scrubbed.finished_at)
-        assert store.scrubbed.objects >= 4
-        assert store.scrubbed.bytes >= sum(map(len, layers)) + len(record.body)
-        assert store.damages == 0
+            await until(lambda: store.scrub_status.finished_at)
+        assert store.scrub_status.objects >= 4
+        assert store.scrub_status.bytes >= sum(map(len, layers)) + len(record.body)
+        assert store.damage.count == 0
 
 
 async def test_damaged_blob_is_found_although_nobody_asks_for_it(tmp_path: Path) -> None:
@@ -72,10 +72,10 @@ async def test_damaged_blob_is_found_although_nobody_asks_for_it(tmp_path: Path)
         [bad] = [path for path in files(tmp_path) if digests[1].hex in path.name]
         flip(bad, 2 * PIECE - 1)
         async with scrubbing(store):
-            await until(lambda: store.scrubbed.finished_at)
+            await until(lambda: store.scrub_status.finished_at)
         assert [store.has(digest) for digest in digests] == [True, False, True]
-        assert store.last_damage is not None
-        assert (store.last_damage.digest, store.last_damage.path) == (digests[1], bad)
+        assert store.damage.last is not None
+        assert (store.damage.last.digest, store.damage.last.path) == (digests[1], bad)
 
 
 async def test_blob_whose_file_is_gone_is_found(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ async def test_blob_whose_file_is_gone_is_found(tmp_path: Path) -> None:
         [path] = [path for path in files(tmp_path) if gone.hex in path.name]
         path.unlink()
         async with scrubbing(store):
-            await until(lambda: store.scrubbed.finished_at)
+            await until(lambda: store.scrub_status.finished_at)
         assert [store.has(digest) for digest in (gone, there)] == [False, True]
 
 
@@ -93,10 +93,10 @@ async def test_damaged_manifest_is_found(tmp_path: Path) -> None:
         image, _ = await put_image(store, b"layer")
         spoil_manifest(tmp_path)
         async with scrubbing(store):
-            await until(lambda: store.scrubbed.finished_at)
-        await store.keep_house()
+            await until(lambda: store.scrub_status.finished_at)
+        await store.maintain()
         assert not store.has(image)
-        assert store.damages == 1
+        assert store.damage.count == 1
 
 
 async def test_round_goes_on_after_a_restart_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ async def test_round_goes_on_after_a_restart_where_it_was(tmp_path: Path, monkey
         for _ in range(3):
             await scrub._next()
         await scrub._save()
-        assert store.scrubbed.progress == 0.5
+        assert store.scrub_status.progress == 0.5
     async with opened_store(tmp_path) as store, scrubbing(store):
         await until(lambda: len(seen) >= 6)
     assert seen[:6] == digests
@@ -131,7 +131,7 @@ async def test_blob_that_was_fetched_again_meanwhile_is_not_told_as_removed(tmp_
         await put_blob(store, data)
         await Scrub(store, pytest.fail)._verify_file(digest, before, len(data))
         assert store.has(digest)
-        assert (list(store.rooms.history), store.rooms.removed, store.damages) == ([], 0, 0)
+        assert (list(store.capacity.history), store.capacity.removed, store.damage.count) == ([], 0, 0)
 
 
 async def test_blob_that_cannot_be_opened_does_not_keep_others_from_being_verified(
@@ -145,23 +145,23 @@ async def test_blob_that_cannot_be_opened_does_not_keep_others_from_being_verifi
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return open_regular(path)
 
-        monkeypatch.setattr(content_module, "open_regular", opened)
-        store.inspector.doubt(closed)
+        monkeypatch.setattr(blob_opening, "open_regular", opened)
+        store.inspector.require_check(closed)
         failures = Failures()
         scrub = Scrub(store, failures.append)
         scrub.rate = FAST
-        await scrub.look()
-        await scrub.look()
-        assert store.scrubbed.objects == 2
+        await scrub.step()
+        await scrub.step()
+        assert store.scrub_status.objects == 2
         assert len(failures) == 2
-        assert store.inspector.doubted == (closed,)
+        assert store.inspector.required == (closed,)
         assert store.has(other)
 
 
 async def test_content_beyond_what_is_put_in_order_at_once_is_verified_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scrub_module, "_AT_ONCE", 2)
+    monkeypatch.setattr(scrub_module, "_QUEUE_LENGTH", 2)
     async with opened_store(tmp_path) as store:
         for number in range(5):
             await put_blob(store, random_bytes(100, number))
@@ -169,33 +169,33 @@ async def test_content_beyond_what_is_put_in_order_at_once_is_verified_too(
         scrub.rate = FAST
         for verified in range(1, 6):
             await scrub._next()
-            assert (store.scrubbed.objects, store.scrubbed.progress) == (verified, pytest.approx(verified / 5))
-        assert store.scrubbed.finished_at is None
+            assert (store.scrub_status.objects, store.scrub_status.progress) == (verified, pytest.approx(verified / 5))
+        assert store.scrub_status.finished_at is None
         await scrub._next()
-        assert store.scrubbed.finished_at is not None
-        assert (store.scrubbed.objects, store.damages) == (5, 0)
+        assert store.scrub_status.finished_at is not None
+        assert (store.scrub_status.objects, store.damage.count) == (5, 0)
 
 
 async def test_when_all_was_verified_is_known_after_a_restart(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         await put_blob(store, b"layer")
         async with scrubbing(store):
-            await until(lambda: store.scrubbed.finished_at)
-        finished_at = store.scrubbed.finished_at
+            await until(lambda: store.scrub_status.finished_at)
+        finished_at = store.scrub_status.finished_at
     async with opened_store(tmp_path) as store, scrubbing(store, rate=None):
-        await until(lambda: store.scrubbed.finished_at)
+        await until(lambda: store.scrub_status.finished_at)
         assert finished_at is not None
-        assert store.scrubbed.finished_at is not None
-        assert store.scrubbed.finished_at >= finished_at
+        assert store.scrub_status.finished_at is not None
+        assert store.scrub_status.finished_at >= finished_at
 
 
 @pytest.mark.parametrize("state", ["", "{", "[1]", "[1, 2, 3, 4]", '["x", "y", 1]', "null"])
 async def test_state_that_makes_no_sense_begins_a_round(tmp_path: Path, state: str) -> None:
     async with opened_store(tmp_path) as store:
         await put_blob(store, b"layer")
-        await store.put_scrub_state(state)
+        store.index.opened().set("scrub", state)
         async with scrubbing(store):
-            await until(lambda: store.scrubbed.objects)
+            await until(lambda: store.scrub_status.objects)
 
 
 async def test_nothing_is_verified_unasked_when_there_is_no_pace_but_what_is_doubted_is(tmp_path: Path) -> None:
@@ -203,11 +203,11 @@ async def test_nothing_is_verified_unasked_when_there_is_no_pace_but_what_is_dou
         doubted, other = [await put_blob(store, random_bytes(10, number)) for number in range(2)]
         for path in files(tmp_path):
             flip(path)
-        store.inspector.doubt(doubted)
+        store.inspector.require_check(doubted)
         async with scrubbing(store, rate=None):
-            await until(lambda: store.damages)
+            await until(lambda: store.damage.count)
         assert [store.has(digest) for digest in (doubted, other)] == [False, True]
-        assert store.scrubbed.objects == 0
+        assert store.scrub_status.objects == 0
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ async def test_pace_is_what_was_asked_for_and_faster_after_an_unclean_stop(
             await put_blob(store, random_bytes(4 * MIB, number))
         scrub = Scrub(store, pytest.fail)
         scrub.rate, scrub.period, store.unclean = rate, period, unclean
-        assert (scrub._speed(), scrub._speed_within()) == (speed, within)
+        assert (scrub._speed(), scrub._file_speed()) == (speed, within)
 
 
 async def test_what_was_read_is_waited_for_at_the_pace(tmp_path: Path) -> None:
@@ -239,15 +239,15 @@ async def test_what_was_read_is_waited_for_at_the_pace(tmp_path: Path) -> None:
             await put_blob(store, random_bytes(PIECE, number))
         scrub = Scrub(store, pytest.fail, lambda: now)
         scrub.rate = PIECE // 2
-        await scrub.look()
-        assert store.scrubbed.objects == 1
+        await scrub.step()
+        assert store.scrub_status.objects == 1
         assert scrub._wait() == 2.0
         now += 1.5
-        await scrub.look()
-        assert store.scrubbed.objects == 1
+        await scrub.step()
+        assert store.scrub_status.objects == 1
         now += 0.5
-        await scrub.look()
-        assert store.scrubbed.objects == 2
+        await scrub.step()
+        assert store.scrub_status.objects == 2
 
 
 async def test_evicted_blob_is_not_read_on_and_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,11 +266,11 @@ async def test_evicted_blob_is_not_read_on_and_takes_no_room(tmp_path: Path, mon
             assert await asyncio.to_thread(stepped.wait, 30)
             await store.remove(digest)
             assert not [path for path in open_files() if digest.hex in path]
-            assert store.ledger.used == 0
+            assert store.usage.used == 0
             go_on.set()
-            await until(lambda: store.scrubbed.objects)
-        assert store.scrubbed.bytes == PIECE
-        assert store.damages == 0
+            await until(lambda: store.scrub_status.objects)
+        assert store.scrub_status.bytes == PIECE
+        assert store.damage.count == 0
 
 
 def open_files() -> list[str]:
@@ -285,8 +285,8 @@ async def test_it_stops_after_the_piece_that_is_being_read(tmp_path: Path, monke
     async with opened_store(tmp_path) as store:
         await put_blob(store, random_bytes(20 * PIECE))
         async with scrubbing(store, rate=1):
-            await until(lambda: store.scrubbed.bytes)
-        assert store.scrubbed.bytes == PIECE
+            await until(lambda: store.scrub_status.bytes)
+        assert store.scrub_status.bytes == PIECE
 
 
 async def test_disk_is_read_and_not_the_page_cache_and_others_pages_stay(
@@ -305,7 +305,7 @@ async def test_disk_is_read_and_not_the_page_cache_and_others_pages_stay(
 async def test_unclean_stop_begins_a_round_that_is_urgent_until_all_was_verified(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digests = sorted([await put_blob(store, random_bytes(100, number)) for number in range(4)])
-        await store.put_scrub_state(f'["{digests[2]}", 12.0, false]')
+        store.index.opened().set("scrub", f'["{digests[2]}", 12.0, false]')
     killed(tmp_path)
     async with opened_store(tmp_path) as store:
         scrub = Scrub(store, pytest.fail)
@@ -332,13 +332,13 @@ async def test_rounds_at_a_rate_do_not_follow_each_other_at_once(tmp_path: Path)
         scrub = Scrub(store, pytest.fail, lambda: now)
         scrub.rate = FAST
         for _ in range(5):
-            await scrub.look()
+            await scrub.step()
             now += 1.0
-        assert (store.scrubbed.objects, store.scrubbed.finished_at is None) == (1, False)
+        assert (store.scrub_status.objects, store.scrub_status.finished_at is None) == (1, False)
         assert scrub._wait() > 1.0
         now += 3600.0
-        await scrub.look()
-        assert store.scrubbed.objects == 2
+        await scrub.step()
+        assert store.scrub_status.objects == 2
 
 
 async def test_engine_verifies_what_is_stored_and_tells_in_the_metrics(hub: Hub, tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ async def test_metrics_tell_when_all_was_verified_and_how_far_it_is(tmp_path: Pa
         metrics = Metrics()
         metrics.watch(store, CircuitBreakers())
         assert value(metrics, "hubcache_scrub_finished_timestamp_seconds") == 0
-        store.scrubbed.finished_at, store.scrubbed.progress, store.scrubbed.bytes = 12.0, 0.25, 100
+        store.scrub_status.finished_at, store.scrub_status.progress, store.scrub_status.bytes = 12.0, 0.25, 100
         assert value(metrics, "hubcache_scrub_bytes") == 100
         assert value(metrics, "hubcache_scrub_finished_timestamp_seconds") == 12
         assert value(metrics, "hubcache_scrub_progress") == 0.25

@@ -15,7 +15,7 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.errors import NotStored, StorageError
 from hubcache.oci.media import OCI_MANIFEST
 from hubcache.store.capacity import ALLOWANCE
-from hubcache.store.usage import on_disk
+from hubcache.store.usage import size_on_disk
 from support.parts import MIB, bytes_on_disk, files_below, manifest_of, opened_store, put_blob, put_image
 from support.standin import random_bytes
 
@@ -50,7 +50,7 @@ async def test_what_was_committed_is_there_after_a_restart(tmp_path: Path) -> No
     async with opened_store(tmp_path) as store:
         image, [layer] = await put_image(store, b"layer")
         record = store.manifest(image)
-        used = store.ledger.used
+        used = store.usage.used
     async with opened_store(tmp_path) as store:
         assert store.has(layer)
         assert store.manifest(image) == record
@@ -58,8 +58,8 @@ async def test_what_was_committed_is_there_after_a_restart(tmp_path: Path) -> No
         assert blob is not None
         assert os.pread(blob.fd, 100, 0) == b"layer"
         blob.close()
-        assert store.ledger.used == used
-        assert store.ledger.children == {image: (layer,)}
+        assert store.usage.used == used
+        assert store.usage.children == {image: (layer,)}
 
 
 async def test_staged_file_can_be_opened_by_its_name_until_its_fill_has_ended(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ async def test_disk_that_takes_long_to_sync_content_holds_up_no_row(
         putting = asyncio.create_task(put_blob(store, b"layer"))
         try:
             assert await asyncio.to_thread(begun.wait, 30)
-            await asyncio.wait_for(store.put_challenge(HUB, "Bearer realm=x"), 10)
+            await asyncio.wait_for(store.registries.put_challenge(HUB, "Bearer realm=x"), 10)
             assert not putting.done()
         finally:
             synced.set()
@@ -97,7 +97,7 @@ async def test_what_was_only_staged_is_not_there(tmp_path: Path) -> None:
         assert not store.has(digest)
         assert await store.open_blob(digest) is None
         store.finish(staged)
-        assert store.ledger.used == 0
+        assert store.usage.used == 0
         assert files_below(tmp_path / "staging") == []
 
 
@@ -137,7 +137,7 @@ async def test_a_blob_whose_file_is_not_as_it_was_is_dropped(tmp_path: Path, dam
                 path.mkdir()
         assert await store.open_blob(digest) is None
         assert not store.has(digest)
-        assert store.ledger.stored == 0
+        assert store.usage.stored == 0
         await put_blob(store, b"layer" * 100)
         blob = await store.open_blob(digest)
         assert blob is not None
@@ -212,7 +212,7 @@ async def test_content_stored_as_manifest_and_as_blob_is_accounted_and_removed_a
         await store.put_manifest(digest, ManifestRecord(OCI_MANIFEST, body))
         assert store.manifest(digest) is not None
         await store.remove(digest)
-        assert store.ledger.used == 0
+        assert store.usage.used == 0
         assert blob_files(tmp_path) == []
 
 
@@ -225,7 +225,7 @@ async def test_content_larger_than_the_store_is_refused_and_nothing_evicted_for_
         with pytest.raises(NotStored, match="hubcache_size"):
             await store.stage(Digest.of(b"big"), ROOM)
         assert store.has(digest)
-        assert store.ledger.reserved == 0
+        assert store.usage.reserved == 0
 
 
 async def test_room_is_made_by_giving_up_what_is_asked_for_least(tmp_path: Path) -> None:
@@ -233,14 +233,14 @@ async def test_room_is_made_by_giving_up_what_is_asked_for_least(tmp_path: Path)
         _, [dull] = await put_image(store, random_bytes(700_000, "dull"))
         _, [loved] = await put_image(store, random_bytes(700_000, "loved"))
         for digest in (dull, loved, loved):
-            store.count_request(digest)
+            store.popularity.count_request(digest)
         new = random_bytes(700_000, "new")
         for _ in range(3):
-            store.count_request(Digest.of(new))
+            store.popularity.count_request(Digest.of(new))
         await put_blob(store, new)
         assert [store.has(digest) for digest in (dull, loved, Digest.of(new))] == [False, True, True]
-        assert [removal.eviction.key for removal in store.rooms.history] == [dull]
-        assert store.rooms.removed == 1
+        assert [removal.eviction.key for removal in store.capacity.history] == [dull]
+        assert store.capacity.removed == 1
 
 
 async def test_a_layer_that_a_loved_image_shares_stays(tmp_path: Path) -> None:
@@ -249,10 +249,10 @@ async def test_a_layer_that_a_loved_image_shares_stays(tmp_path: Path) -> None:
         _, [base, own] = await put_image(store, shared, random_bytes(500_000, "dull"), note="dull")
         await put_image(store, shared, note="loved")
         for digest in (base, own, *[base] * 20):  # whoever pulls either image asks for the base
-            store.count_request(digest)
+            store.popularity.count_request(digest)
         new = random_bytes(1_200_000, "new")
         for _ in range(10):
-            store.count_request(Digest.of(new))
+            store.popularity.count_request(Digest.of(new))
         await put_blob(store, new)
         assert [store.has(digest) for digest in (own, base)] == [False, True]
 
@@ -263,18 +263,18 @@ async def test_what_was_not_asked_for_often_enough_takes_no_others_place(tmp_pat
         with pytest.raises(NotStored, match="often enough"):
             await store.stage(Digest.of(b"new"), 1_200_000)
         assert store.has(digest)
-        assert store.ledger.reserved == 0
+        assert store.usage.reserved == 0
 
 
 async def test_a_blob_that_is_being_read_is_not_evicted(tmp_path: Path) -> None:
     async with opened_store(tmp_path, ROOM) as store:
         digest = await put_blob(store, random_bytes(1_200_000))
-        store.vouch(Digest.of(b"new"))
+        store.popularity.ensure_admitted(Digest.of(b"new"))
         blob = await store.open_blob(digest)
         assert blob is not None
         with pytest.raises(StorageError, match="in use"):
             await store.stage(Digest.of(b"new"), 1_200_000)
-        assert store.ledger.used == on_disk(1_200_000)
+        assert store.usage.used == size_on_disk(1_200_000)
         blob.close()
         store.finish(await store.stage(Digest.of(b"new"), 1_200_000))
         assert not store.has(digest)
@@ -293,24 +293,24 @@ async def test_content_of_unknown_size_reserves_as_it_grows_and_gives_back_what_
     async with opened_store(tmp_path, 32 * MIB) as store:
         staged = await store.stage(Digest.of(b"layer"), 0)
         await store.extend(staged, 1)
-        assert store.ledger.used == staged.reserved >= 1
+        assert store.usage.used == staged.reserved >= 1
         await store.extend(staged, 10 * MIB)
-        assert store.ledger.used == staged.reserved >= 10 * MIB
+        assert store.usage.used == staged.reserved >= 10 * MIB
         with pytest.raises(StorageError):
             await store.extend(staged, 40 * MIB)
         staged.write(b"layer")
         await store.commit(staged)
         store.finish(staged)
-        assert store.ledger.used == on_disk(5)
+        assert store.usage.used == size_on_disk(5)
 
 
 async def test_a_smaller_capacity_holds_from_the_next_write_on(tmp_path: Path) -> None:
     async with opened_store(tmp_path, 16 * MIB) as store:
         for number in range(8):
             await put_blob(store, random_bytes(500_000, number))
-        store.rooms.capacity = ROOM
+        store.capacity.max_bytes = ROOM
         new = random_bytes(500_000, "new")
-        store.vouch(Digest.of(new))
+        store.popularity.ensure_admitted(Digest.of(new))
         await put_blob(store, new)
         assert bytes_on_disk(tmp_path) <= ROOM
 
@@ -328,10 +328,10 @@ async def test_room_that_is_not_yet_free_on_disk_is_not_given_to_another(tmp_pat
     """The writer thread may be busy with a long sync; an evicted file is on disk until it gets there."""
     async with opened_store(tmp_path, ROOM) as store:
         await put_blob(store, random_bytes(1_900_000, "old"))
-        store.vouch(Digest.of(b"evicting"))
-        store.vouch(Digest.of(b"other"))
+        store.popularity.ensure_admitted(Digest.of(b"evicting"))
+        store.popularity.ensure_admitted(Digest.of(b"other"))
         busy = threading.Event()
-        slow = asyncio.ensure_future(store._write(lambda: busy.wait(5)))
+        slow = asyncio.ensure_future(store.index.write(lambda: busy.wait(5)))
         evicting = asyncio.ensure_future(store.stage(Digest.of(b"evicting"), 1_000_000))
         await asyncio.sleep(0.02)
         other = asyncio.ensure_future(store.stage(Digest.of(b"other"), 900_000))
@@ -359,8 +359,8 @@ async def test_sixteen_at_once_never_exceed_the_cap(tmp_path: Path) -> None:
             return True
 
         assert any(await asyncio.gather(*(fill(number) for number in range(16))))
-        assert store.ledger.reserved == 0
-        assert store.ledger.used == sum(on_disk(path.stat().st_size) for path in blob_files(tmp_path))
+        assert store.usage.reserved == 0
+        assert store.usage.used == sum(size_on_disk(path.stat().st_size) for path in blob_files(tmp_path))
 
 
 async def test_blob_that_cannot_be_opened_for_want_of_descriptors_stays(

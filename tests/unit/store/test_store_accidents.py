@@ -24,7 +24,7 @@ async def test_blobs_that_were_stored_last_before_an_unclean_stop_are_verified_b
     async with opened_store(tmp_path) as store:
         assert store.unclean
         assert store.has(old)
-        assert store.inspector.doubted == (new,)
+        assert store.inspector.required == (new,)
 
 
 async def test_store_that_was_closed_in_order_is_trusted(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ async def test_store_that_was_closed_in_order_is_trusted(tmp_path: Path) -> None
         await put_blob(store, LAYER)
     async with opened_store(tmp_path) as store:
         assert not store.unclean
-        assert store.inspector.doubted == ()
+        assert store.inspector.required == ()
 
 
 async def test_row_whose_file_was_lost_in_an_unclean_stop_is_forgotten(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ async def test_row_whose_file_was_lost_in_an_unclean_stop_is_forgotten(tmp_path:
     killed(tmp_path)
     async with opened_store(tmp_path) as store:
         assert not store.has(digest)
-        assert store.ledger.used == 0
+        assert store.usage.used == 0
 
 
 # -- directories that are deleted
@@ -55,12 +55,12 @@ async def test_storing_goes_on_when_a_directory_is_deleted(tmp_path: Path, gone:
         digest = await put_blob(store, LAYER)
         remove: Callable[[Path], None] = Path.unlink if gone == "lock" else shutil.rmtree  # type: ignore[assignment]
         remove(directory / gone)
-        await store.keep_house()
+        await store.maintain()
         assert store.is_open
         other = await put_blob(store, b"other")
         assert await opens(store, other)
         files = files_below(directory / "store/blobs")
-        assert store.ledger.used == sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
+        assert store.usage.used == sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
         assert store.has(digest) is (gone in ("staging", "lock"))
     async with opened_store(directory) as store:
         assert await opens(store, other)
@@ -80,7 +80,7 @@ async def test_content_can_be_staged_at_once_when_the_directory_was_deleted(tmp_
 async def test_another_process_is_kept_out_when_the_lock_was_deleted(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         (tmp_path / "lock").unlink()
-        await store.keep_house()
+        await store.maintain()
         other = Store(tmp_path, 64 * MIB)
         with pytest.raises(StorageError, match="in use by another process"):
             other.open()

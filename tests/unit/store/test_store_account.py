@@ -18,7 +18,7 @@ from hubcache.store.capacity import ALLOWANCE
 from hubcache.store.staging import Staged
 from hubcache.store.store import Store
 from hubcache.store.stored_blob import StoredBlob
-from hubcache.store.usage import on_disk
+from hubcache.store.usage import size_on_disk
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
@@ -110,7 +110,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(digest=digests)
     def ask(self, digest: Digest) -> None:
         self.now += 1.0
-        self.store.count_request(digest)
+        self.store.popularity.count_request(digest)
 
     @rule(target=opened, number=NUMBERS)
     def open_blob(self, number: int) -> int | None:
@@ -137,9 +137,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.stop()
-        sizes = dict(self.store.ledger.sizes)
+        sizes = dict(self.store.usage.sizes)
         self.begin()
-        assert self.store.ledger.sizes == sizes
+        assert self.store.usage.sizes == sizes
 
     def stop(self) -> None:
         for staged in self.growing:
@@ -167,13 +167,13 @@ class StoreMachine(RuleBasedStateMachine):
         for digest, (size, name) in rows.items():
             assert files[name].stat().st_size == size
             assert digest.matches(files[name].read_bytes())
-        assert self.store.ledger.sizes == {digest: size for digest, (size, _) in rows.items()} | manifests
-        assert self.store.ledger.stored == sum(map(on_disk, self.store.ledger.sizes.values()))
-        assert {digest for digest in self.store.ledger.sizes if digest in self.store.rooms.retention} == set(
-            self.store.ledger.sizes
+        assert self.store.usage.sizes == {digest: size for digest, (size, _) in rows.items()} | manifests
+        assert self.store.usage.stored == sum(map(size_on_disk, self.store.usage.sizes.values()))
+        assert {digest for digest in self.store.usage.sizes if digest in self.store.capacity.retention} == set(
+            self.store.usage.sizes
         ), "content that the policy does not know would never go"
-        assert self.store.rooms.retention.bytes == self.store.ledger.stored
-        assert self.store.ledger.reserved == sum(staged.reserved for staged in self.growing)
+        assert self.store.capacity.retention.bytes == self.store.usage.stored
+        assert self.store.usage.reserved == sum(staged.reserved for staged in self.growing)
 
     @invariant()
     def the_cap_holds(self) -> None:

@@ -11,13 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
-from hubcache.decide.records import TagRecord, encode_row
+from hubcache.decide.records import TagRecord
+from hubcache.decide.retention_rows import encode_row
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError, StoreDamaged, StoreTooNew
 from hubcache.store.capacity import ALLOWANCE
+from hubcache.store.directory import FORMAT
 from hubcache.store.index import Index
-from hubcache.store.store import FORMAT, Store
-from hubcache.store.usage import on_disk
+from hubcache.store.store import Store
+from hubcache.store.usage import size_on_disk
 from support.parts import MIB, files_below, opened_store, put_blob, put_image
 
 NOW = time.time()
@@ -60,7 +62,7 @@ async def test_a_commit_that_the_index_refuses_leaves_neither_content_nor_file(t
             await put_blob(store, b"layer")
         assert store.problem is not None
         assert not store.has(Digest.of(b"layer"))
-        assert store.ledger.used == 0
+        assert store.usage.used == 0
         assert blob_files(tmp_path) == []
 
 
@@ -70,7 +72,7 @@ async def test_content_that_could_not_be_removed_still_counts(tmp_path: Path) ->
         refuse(tmp_path, "DELETE")
         with pytest.raises(StorageError):
             await store.remove(digest)
-        assert store.ledger.used == sum(on_disk(path.stat().st_size) for path in blob_files(tmp_path))
+        assert store.usage.used == sum(size_on_disk(path.stat().st_size) for path in blob_files(tmp_path))
 
 
 async def test_a_problem_ends_when_writing_works_again(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ async def test_a_problem_ends_when_writing_works_again(tmp_path: Path) -> None:
         refuse(tmp_path, "INSERT")
         with pytest.raises(StorageError):
             await put_blob(store, b"layer")
-        store.failed(StorageError("no space"))
+        store.index.staging_failed(StorageError("no space"))
         change(tmp_path, "DROP TRIGGER no")
         await put_blob(store, b"layer")
         assert store.problem is None
@@ -87,13 +89,13 @@ async def test_a_problem_ends_when_writing_works_again(tmp_path: Path) -> None:
 async def test_popularity_that_could_not_be_written_is_written_later(tmp_path: Path) -> None:
     digest = Digest.of(b"image")
     async with opened_store(tmp_path) as store:
-        store.count_request(digest)
+        store.popularity.count_request(digest)
         refuse(tmp_path, "INSERT")
         with pytest.raises(StorageError):
-            await store.flush()
+            await store.popularity.flush()
         change(tmp_path, "DROP TRIGGER no")
     async with opened_store(tmp_path) as store:
-        assert store.was_requested(digest)
+        assert store.popularity.was_requested(digest)
 
 
 async def test_a_full_disk_while_staging_returns_the_reservation(
@@ -107,18 +109,18 @@ async def test_a_full_disk_while_staging_returns_the_reservation(
         monkeypatch.setattr(os, "pwrite", refuse_write)
         with pytest.raises(StorageError):
             await put_blob(store, b"layer")
-        assert store.ledger.used == 0
+        assert store.usage.used == 0
         assert files_below(tmp_path / "staging") == []
 
 
 async def test_another_pickle_row_hides_only_itself(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
-        await store.put_challenge(HUB, "Bearer realm=x")
-        await store.put_tag(HUB, "library/debian", "stable", "*/*", TagRecord(Digest.of(b"m"), "a/b", 1, NOW))
+        await store.registries.put_challenge(HUB, "Bearer realm=x")
+        await store.tags.put(HUB, "library/debian", "stable", "*/*", TagRecord(Digest.of(b"m"), "a/b", 1, NOW))
     change(tmp_path, "UPDATE Cache SET mode = 4, value = x'80' WHERE key LIKE 'tag/%'")
     async with opened_store(tmp_path) as store:
-        assert store.tags(HUB, "library/debian", "stable") == {}
-        assert store.challenge(HUB) == "Bearer realm=x"
+        assert store.tags.get(HUB, "library/debian", "stable") == {}
+        assert store.registries.challenge(HUB) == "Bearer realm=x"
 
 
 # -- start -----------------------------------------------------------------------------------------------------------
@@ -171,8 +173,8 @@ async def test_content_that_is_arriving_stays_when_a_damaged_index_is_opened_aga
         digest = Digest.of(b"layer")
         staged = await store.stage(digest, 5)
         staged.write(b"layer")
-        store._note(StoreDamaged("damaged"))
-        await store.keep_house()
+        store.index.note_failure(StoreDamaged("damaged"))
+        await store.maintain()
         await store.commit(staged)
         store.finish(staged)
         blob = await store.open_blob(digest)
@@ -220,7 +222,7 @@ async def test_a_damaged_database_costs_the_content_but_not_the_start(tmp_path: 
 @pytest.mark.parametrize("pages", [range(8, 190), range(20, 26)])
 async def test_damage_deep_in_the_database_costs_content_but_not_the_start(tmp_path: Path, pages: range) -> None:
     async with opened_store(tmp_path) as store:
-        await store.put_links(HUB, "library/debian", {Digest.of(str(n).encode()): n for n in range(3000)})
+        await store.links.put(HUB, "library/debian", {Digest.of(str(n).encode()): n for n in range(3000)})
         await put_image(store, b"layer")
     with (tmp_path / "store/cache.db").open("r+b") as file:
         file.seek(pages.start * 4096)
@@ -246,7 +248,7 @@ async def test_damage_deep_in_the_database_costs_content_but_not_the_start(tmp_p
 async def test_a_row_that_makes_no_sense_does_not_prevent_the_start(tmp_path: Path, key: str, value: object) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer")
-        await store.put_challenge(HUB, "x")
+        await store.registries.put_challenge(HUB, "x")
     change(tmp_path, "DELETE FROM Cache WHERE key = ?", key)
     change(tmp_path, "UPDATE Cache SET key = ?, value = ? WHERE key LIKE 'challenge/%'", key, value)
     async with opened_store(tmp_path) as store:
@@ -265,13 +267,13 @@ async def test_what_is_stored_is_private_after_any_time_that_the_program_did_not
     async with opened_store(tmp_path) as store:
         kept = await put_blob(store, b"private")
         for digest in (kept, Digest.of(b"gone")):
-            await store.put_private(digest, HUB)
+            await store.private.add(digest, HUB)
     change(tmp_path, "UPDATE Cache SET expire_time = 1.0 WHERE key LIKE 'private/%'")
     async with opened_store(tmp_path) as store:
-        assert store.private_hosts(kept) == {HUB}
-        assert not store.is_private(Digest.of(b"gone"))
+        assert store.private.sources(kept) == {HUB}
+        assert not store.private.has(Digest.of(b"gone"))
         await store.expire()
-        assert store.private_hosts(kept) == {HUB}
+        assert store.private.sources(kept) == {HUB}
 
 
 @pytest.mark.parametrize("place", ["", "store", "staging", "lock"])
@@ -290,9 +292,9 @@ async def test_a_directory_that_cannot_be_used_is_a_storage_error_and_pulls_can_
     assert store.problem is not None
     digest = Digest.of(b"layer")
     assert await store.open_blob(digest) is None
-    assert store.tags(HUB, "a", "b") == {}
-    assert store.link(HUB, "a", digest) is None
-    for write in (store.stage(digest, 5), store.put_links(HUB, "a", {digest: 5}), store.flush()):
+    assert store.tags.get(HUB, "a", "b") == {}
+    assert store.links.get(HUB, "a", digest) is None
+    for write in (store.stage(digest, 5), store.links.put(HUB, "a", {digest: 5}), store.popularity.flush()):
         with pytest.raises(StorageError):
             await write
     obstacle.rmdir() if place == "lock" else obstacle.unlink()
@@ -317,7 +319,7 @@ async def test_a_second_process_is_refused_until_the_first_has_closed(tmp_path: 
 async def test_a_store_that_cannot_write_its_last_words_still_lets_go(tmp_path: Path) -> None:
     store = Store(tmp_path, 64 * MIB)
     store.open()
-    store.count_request(Digest.of(b"image"))
+    store.popularity.count_request(Digest.of(b"image"))
     refuse(tmp_path, "INSERT")
     with pytest.raises(StorageError):
         await store.close()
@@ -349,6 +351,6 @@ async def test_a_closed_store_finds_nothing_and_refuses_writes(tmp_path: Path) -
     store = Store(tmp_path, 64 * MIB)
     store.open()
     await store.close()
-    assert store.challenge(HUB) is None
+    assert store.registries.challenge(HUB) is None
     with pytest.raises(StorageError):
         await store.stage(Digest.of(b"layer"), 5)

@@ -6,7 +6,7 @@ import os
 import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import BadUpstream
-from hubcache.store.usage import on_disk
+from hubcache.store.usage import size_on_disk
 from hubcache.transfer.fill import Fill
 from support.fills import DIGEST, LAYER, REPO, Room, room_fixture
 from support.parts import MIB
@@ -26,7 +26,7 @@ async def test_many_readers_cost_one_fetch_and_all_get_every_byte(hub: Hub, room
     assert blob is not None
     assert os.pread(blob.fd, MIB, 0) == LAYER
     blob.close()
-    assert room.store.ledger.used == on_disk(len(LAYER))
+    assert room.store.usage.used == size_on_disk(len(LAYER))
     assert (room.line.seen.in_flight, room.line.seen.ended) == ([1, 0], [None])
 
 
@@ -82,7 +82,7 @@ async def test_a_blob_of_hidden_length_is_stored_when_it_is_complete(hub: Hub, r
     fill = room.start()
     assert await room.read(fill) == LAYER
     await fill.wait_stored()
-    assert room.store.ledger.used == on_disk(len(LAYER))
+    assert room.store.usage.used == size_on_disk(len(LAYER))
 
 
 async def test_a_manifests_size_makes_a_blob_of_hidden_length_readable_early(hub: Hub, room: Room) -> None:

@@ -185,7 +185,7 @@ async def test_a_blob_that_the_index_refuses_still_reaches_its_readers(
 async def test_a_blob_that_does_not_fit_is_a_storage_error_and_costs_no_more_than_was_reserved(
     hub: Hub, room: Room, sized: bool
 ) -> None:
-    room.store.rooms.capacity = ALLOWANCE + 500_000
+    room.store.capacity.max_bytes = ALLOWANCE + 500_000
     if not sized:
         hub.faults.add(Fault(kind="cdn", chunked=True))
     assert isinstance(await room.failure(room.start()), StorageError)

@@ -28,7 +28,7 @@ async def test_whole_image_cold_and_warm_and_what_it_held_is_released(pair: Pair
         part = await pair.get(f"/v2/{REPO}/blobs/{image.layers[0]}", range="bytes=-5")
         assert (part.status, await read(part)) == (206, DATA[-5:])
         await pair.settled()
-    await until(lambda: not store.ledger.in_use)
+    await until(lambda: not store.usage.in_use)
     assert hub.count(kind="cdn", method="GET") == 1
     assert (await pair.get(f"/v2/{REPO}/blobs/{image.layers[0]}", "HEAD")).length == len(DATA)
     assert (await pair.get(f"/v2/{REPO}/manifests/none")).status == 404

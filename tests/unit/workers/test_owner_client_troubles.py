@@ -53,7 +53,7 @@ async def test_answer_that_comes_as_its_asker_gives_up_is_released(pair: Pair, h
         with pytest.raises(asyncio.CancelledError):
             await asking
     await pair.settled()
-    await until(lambda: not pair.cache.engine.store.ledger.in_use)
+    await until(lambda: not pair.cache.engine.store.usage.in_use)
     assert pair.remote._opening == {}
 
 
@@ -171,10 +171,10 @@ async def test_worker_that_dies_releases_what_it_held(hub: Hub, tmp_path: Path) 
             answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
             assert answer.source is not None
             await answer.source.read()
-            assert cache.engine.store.ledger.in_use
+            assert cache.engine.store.usage.in_use
             assert pair.workers == [1]
         assert pair.workers == [1, 0]
-        assert not cache.engine.store.ledger.in_use
+        assert not cache.engine.store.usage.in_use
         await answer.source.close()
 
 
@@ -191,7 +191,7 @@ async def test_blob_that_the_worker_cannot_open_is_an_error_and_is_released(
     with monkeypatch.context() as patch:
         patch.setattr("hubcache.workers.owner_client.open_regular", fails)
         assert (await pair.get(f"/v2/{REPO}/blobs/{digest}")).status == 503
-    await until(lambda: not pair.cache.engine.store.ledger.in_use)
+    await until(lambda: not pair.cache.engine.store.usage.in_use)
     assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
 
 
