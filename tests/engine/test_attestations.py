@@ -14,8 +14,8 @@ from hubcache.serve.messages import Answer, Listener
 from support import engine29
 from support.engine import Cache, read, running
 from support.engine29 import ACTIONS, REPO, attested
-from support.parts import opened_store, put_image
 from support.standin import Hub, Image
+from support.stores import opened_store, put_image
 from support.tag_refresh import TTL, in_step, popular, tick
 from support.users import EACH_LISTENER, Clock, pull, settled, until
 

@@ -21,8 +21,8 @@ from hubcache.store.usage import BLOCK, size_on_disk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.engine import read, running
-from support.parts import MIB, bytes_on_disk, files_below, manifest_of, opened_store, put_blob
 from support.standin import Hub, random_bytes
+from support.stores import MIB, bytes_on_disk, files_below, manifest_of, opened_store, put_blob
 
 CAP = ALLOWANCE + 4 * MIB
 """Leaves somewhat less than 4 MiB for content; the rest is kept free for the index."""

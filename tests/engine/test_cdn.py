@@ -10,8 +10,8 @@ from hubcache.serve.messages import Answer, Listener
 from hubcache.transfer import fills as fills_module
 from hubcache.transfer import upstream as upstream_module
 from support.engine import Cache, running
-from support.parts import line_to
 from support.standin import Fault, Hub, Image
+from support.upstreams import line_to
 from support.users import EACH_LISTENER, pull, requests_of, settled, short_times
 
 REPO = "library/app"

@@ -14,8 +14,8 @@ from hubcache.store.store import Store
 from hubcache.store.stored_blob import open_regular
 from support.damage import LAYER, REPO, blob_file, flip, opens, quarantined, spoil_manifest
 from support.engine import running
-from support.parts import files_below, opened_store, put_blob, put_image
 from support.standin import Hub, random_bytes
+from support.stores import files_below, opened_store, put_blob, put_image
 
 # -- blobs
 

@@ -19,8 +19,8 @@ from hubcache.serve.repository_view import RepositoryView
 from hubcache.store.store import Store
 from hubcache.store.usage import MAX_CLOSURE, Usage
 from support.engine import Cache, running
-from support.parts import manifest_of, opened_store
 from support.standin import Hub
+from support.stores import manifest_of, opened_store
 
 REPO, PLATFORM = "library/app", "linux/amd64/"
 AMD64 = {"os": "linux", "architecture": "amd64"}

@@ -19,9 +19,9 @@ import pytest
 from hubcache.mitm import listeners
 from hubcache.workers import supervisor
 from support.http_client import wait_until
-from support.parts import bytes_on_disk
 from support.program import LISTENERS, Program, running_program
 from support.standin import Fault, Hub, random_bytes
+from support.stores import bytes_on_disk
 from support.tls_client import Witness
 from support.worker_processes import at_work, workers_of
 

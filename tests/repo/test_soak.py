@@ -26,9 +26,9 @@ from soaklib.process import Sample, memory_of, sample
 from soaklib.pulls import Pull, Results
 from soaklib.report import row_of_fuzz, rows_of_kills, rows_of_run
 from support.http_client import wait_until
-from support.parts import opened_store, put_blob
 from support.paths import REPOSITORY
 from support.ports import free_port
+from support.stores import opened_store, put_blob
 
 DATA = bytes(range(256)) * 400
 CAPACITY = 64 << 20

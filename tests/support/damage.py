@@ -13,8 +13,8 @@ from hubcache.store.file_check import PIECE
 from hubcache.store.store import Store
 
 from support.engine import Cache, running
-from support.parts import files_below
 from support.standin import Hub, random_bytes
+from support.stores import files_below
 
 LAYER = random_bytes(3 * PIECE + 7)
 REPO = "library/app"

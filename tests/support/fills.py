@@ -16,8 +16,9 @@ from hubcache.transfer.fill import Fill
 from hubcache.transfer.fills import Fills
 from hubcache.transfer.sources import FillSource, UpstreamSource
 
-from support.parts import Line, files_below, line_to, opened_store
 from support.standin import Hub, random_bytes
+from support.stores import files_below, opened_store
+from support.upstreams import Line, line_to
 
 REPO = "library/debian"
 LAYER = random_bytes(700_000, "layer")

@@ -10,8 +10,8 @@ from hubcache.oci.json_reader import MAX_JSON, read_json
 from hubcache.serve.access import remaining_life
 from hypothesis import given
 from hypothesis import strategies as st
-from support.parts import line_to
 from support.standin import Fault, Hub
+from support.upstreams import line_to
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hubcache.store.store import Store
 from hubcache.transfer.breaker import Circuit, CircuitBreakers
 from prometheus_client.parser import text_string_to_metric_families
 from support.metrics import value
-from support.parts import opened_store, put_blob
+from support.stores import opened_store, put_blob
 
 DIGEST = Digest.of(b"x")
 

@@ -13,8 +13,8 @@ from hubcache.operate.status import Status
 from hubcache.operate.version import version
 from hubcache.store.store import Store
 from hubcache.transfer.breaker import Circuit, CircuitBreakers
-from support.parts import opened_store, put_blob
 from support.ports import free_port
+from support.stores import opened_store, put_blob
 
 
 @pytest.fixture

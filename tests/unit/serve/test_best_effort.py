@@ -9,7 +9,7 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
 from hubcache.serve.best_effort import BestEffortWriter
 from hubcache.store.store import Store
-from support.parts import manifest_of, opened_store
+from support.stores import manifest_of, opened_store
 
 HOST, REPO = "registry-1.docker.io", "library/app"
 BODY = manifest_of()

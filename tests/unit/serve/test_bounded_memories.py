@@ -12,7 +12,7 @@ from hubcache.serve.best_effort import BestEffortWriter
 from hubcache.serve.change_numbers import ChangeNumbers
 from hubcache.serve.negative_cache import NegativeCache
 from hubcache.store.store import Store
-from support.parts import opened_store
+from support.stores import opened_store
 
 HOST, REPO = "registry-1.docker.io", "library/app"
 MISSING = ManifestUnknown("manifest unknown", {"upstream_code": None})

@@ -10,8 +10,8 @@ from hubcache.serve.messages import LOCAL_TOKEN, MAX_SMALL_BODY, Answer, Listene
 from hubcache.serve.small_bodies import read_small_body
 from hubcache.store.store import Store
 from hubcache.transfer.sources import BytesSource, FileSource
-from support.parts import opened_store, put_blob
 from support.standin import random_bytes
+from support.stores import opened_store, put_blob
 
 
 def request(listener: Listener = Listener.MIRROR, **headers: str) -> Request:

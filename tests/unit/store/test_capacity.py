@@ -15,8 +15,8 @@ from hubcache.oci.image_name import ImageName
 from hubcache.serve.messages import Answer, Listener, Result
 from hubcache.store.store import Store
 from support.engine import running
-from support.parts import MIB, bytes_on_disk, opened_store, put_blob
 from support.standin import Hub, random_bytes
+from support.stores import MIB, bytes_on_disk, opened_store, put_blob
 
 CAP = 24 * MIB
 

@@ -11,7 +11,7 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
 from hubcache.oci.image_name import ImageName
 from hubcache.store import fact_rows
-from support.parts import opened_store, put_blob
+from support.stores import opened_store, put_blob
 
 NOW = time.time()
 HUB = "registry-1.docker.io"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hubcache.oci.digest import Digest
 from hubcache.store.quarantine import MAX_FILES, Quarantine
-from support.parts import files_below
+from support.stores import files_below
 
 
 def test_quarantine_keeps_the_last_files_up_to_a_number_and_a_size(tmp_path: Path) -> None:

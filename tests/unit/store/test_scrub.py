@@ -24,8 +24,8 @@ from hubcache.transfer.breaker import CircuitBreakers
 from support.damage import flip, killed, spoil_manifest
 from support.engine import running
 from support.metrics import value
-from support.parts import MIB, files_below, opened_store, put_blob, put_image
 from support.standin import Hub, random_bytes
+from support.stores import MIB, files_below, opened_store, put_blob, put_image
 from support.users import until
 
 FAST = 1 << 40

@@ -16,8 +16,8 @@ from hubcache.oci.errors import NotStored, StorageError
 from hubcache.oci.media import OCI_MANIFEST
 from hubcache.store.capacity import ALLOWANCE
 from hubcache.store.usage import size_on_disk
-from support.parts import MIB, bytes_on_disk, files_below, manifest_of, opened_store, put_blob, put_image
 from support.standin import random_bytes
+from support.stores import MIB, bytes_on_disk, files_below, manifest_of, opened_store, put_blob, put_image
 
 HUB = "registry-1.docker.io"
 ROOM = ALLOWANCE + 2 * MIB

@@ -8,7 +8,7 @@ import pytest
 from hubcache.oci.errors import StorageError
 from hubcache.store.store import Store
 from support.damage import LAYER, blob_file, date_back, killed, opens
-from support.parts import MIB, files_below, opened_store, put_blob
+from support.stores import MIB, files_below, opened_store, put_blob
 
 # -- unclean stops
 

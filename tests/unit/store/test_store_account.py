@@ -22,8 +22,8 @@ from hubcache.store.usage import size_on_disk
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-from support.parts import MIB, bytes_on_disk, files_below, manifest_of
 from support.standin import random_bytes
+from support.stores import MIB, bytes_on_disk, files_below, manifest_of
 
 CAPACITY = ALLOWANCE + 2 * MIB
 LAYERS = [random_bytes(size, size) for size in (0, 1, 90_000, 400_000, 700_000, 1_100_000, 2_500_000)]

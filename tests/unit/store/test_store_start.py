@@ -20,7 +20,7 @@ from hubcache.store.directory import FORMAT
 from hubcache.store.index import Index
 from hubcache.store.store import Store
 from hubcache.store.usage import size_on_disk
-from support.parts import MIB, files_below, opened_store, put_blob, put_image
+from support.stores import MIB, files_below, opened_store, put_blob, put_image
 
 NOW = time.time()
 HUB = "registry-1.docker.io"

@@ -15,8 +15,8 @@ from hubcache.transfer import connector as connector_module
 from hubcache.transfer.breaker import CircuitBreakers
 from hubcache.transfer.session import open_session
 from hubcache.transfer.upstream_client import UpstreamClient
-from support.parts import Line, Recorder, line_to
 from support.standin import Fault, Hub
+from support.upstreams import Line, Recorder, line_to
 from support.users import until
 from yarl import URL
 

@@ -9,8 +9,8 @@ from hubcache.oci.errors import BadUpstream
 from hubcache.store.usage import size_on_disk
 from hubcache.transfer.fill import Fill
 from support.fills import DIGEST, LAYER, REPO, Room, room_fixture
-from support.parts import MIB
 from support.standin import Fault, Hub
+from support.stores import MIB
 
 room = room_fixture()
 

@@ -20,8 +20,8 @@ from hubcache.transfer.tokens import Tokens, parse_token, pull_scope
 from hubcache.transfer.upstream_client import UpstreamClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.parts import Line, Recorder, line_to
 from support.standin import Fault, Hub
+from support.upstreams import Line, Recorder, line_to
 from yarl import URL
 
 SCOPE = pull_scope("library/debian")

@@ -23,8 +23,8 @@ from hubcache.oci.manifest import MAX_MANIFEST
 from hubcache.oci.media import COMMON_TYPES, OCI_MANIFEST
 from hubcache.transfer import session as http_module
 from hubcache.transfer import upstream as upstream_module
-from support.parts import Line, line_to
 from support.standin import Fault, Hub, random_bytes
+from support.upstreams import Line, line_to
 
 REPO = "library/debian"
 ACCEPT = ", ".join(COMMON_TYPES)

@@ -15,8 +15,8 @@ from hubcache.transfer import session as http_module
 from hubcache.transfer import tokens as tokens_module
 from hubcache.transfer import upstream as upstream_module
 from hubcache.transfer.realms import may_receive_password
-from support.parts import Line, line_to, tokens_sent
 from support.standin import Fault, Hub, random_bytes
+from support.upstreams import Line, line_to, tokens_sent
 
 REPO = "library/debian"
 ACCEPT = ", ".join(COMMON_TYPES)

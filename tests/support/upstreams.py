@@ -1,21 +1,15 @@
-"""What the tests of the lower wings share: a store, content for it, and an upstream that is the stand-in Hub."""
+"""Upstreams that are connected to the stand-in Hub."""
 
-import json
-import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import aiohttp
-from hubcache.decide.records import ManifestRecord
 from hubcache.oci.account import Account
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import HubcacheError
-from hubcache.oci.media import OCI_MANIFEST
 from hubcache.oci.registry import Registry
-from hubcache.store.store import Store
 from hubcache.transfer.breaker import CircuitBreakers
 from hubcache.transfer.challenge import Challenge
 from hubcache.transfer.session import open_session
@@ -25,12 +19,10 @@ from hubcache.transfer.upstream_client import UpstreamClient
 
 from support.standin import Hub
 
-MIB = 1 << 20
-
 
 @dataclass
 class Recorder:
-    """An `Observer` that remembers."""
+    """An `Observer` that records what it is called with."""
 
     answers: list[tuple[str, str]] = field(default_factory=list)
     received: int = 0
@@ -54,65 +46,9 @@ class Recorder:
         self.ended.append(error)
 
 
-@asynccontextmanager
-async def opened_store(directory: Path, capacity: int = 64 * MIB) -> AsyncIterator[Store]:
-    """A store that is open, and closed at the end."""
-    store = Store(directory, capacity)
-    try:
-        store.open()
-        yield store
-    finally:
-        await store.close()
-
-
-async def put_blob(store: Store, data: bytes) -> Digest:
-    """Stage, write and commit `data`."""
-    digest = Digest.of(data)
-    staged = await store.stage(digest, len(data))
-    try:
-        staged.write(data)
-        await store.commit(staged)
-    finally:
-        store.finish(staged)
-    return digest
-
-
-async def put_image(store: Store, *layers: bytes, note: str = "") -> tuple[Digest, list[Digest]]:
-    """Store an image; returns its digest and those of its layers."""
-    digests = [await put_blob(store, layer) for layer in layers]
-    record = ManifestRecord(OCI_MANIFEST, manifest_of(*zip(digests, map(len, layers), strict=True), note=note))
-    digest = Digest.of(record.body)
-    await store.put_manifest(digest, record)
-    return digest, digests
-
-
-def manifest_of(*layers: tuple[Digest, int], note: str = "") -> bytes:
-    """An image manifest without a config."""
-    document = {"layers": [{"digest": str(digest), "size": size} for digest, size in layers], "note": note}
-    return json.dumps(document).encode()
-
-
-def files_below(directory: Path) -> list[Path]:
-    """All files, in no order."""
-    return [Path(folder, name) for folder, _, names in os.walk(directory) for name in names]
-
-
-def bytes_on_disk(directory: Path) -> int:
-    """What the cap is about: content as long as it is, the index as it is on disk (its log has holes)."""
-    sizes: dict[int, int] = {}
-    """By the file, which has two names for a moment."""
-    for path in files_below(directory):
-        try:
-            state = path.stat()
-        except FileNotFoundError:  # just removed by the writer thread
-            continue
-        sizes[state.st_ino] = state.st_blocks * 512 if path.name.startswith("cache.db") else state.st_size
-    return sum(sizes.values())
-
-
 @dataclass
 class Line:
-    """An upstream together with what it is made of."""
+    """An upstream and the objects that it uses; `learned` are the challenges that it reported."""
 
     upstream: Upstream
     tokens: Tokens
@@ -124,7 +60,7 @@ class Line:
 
 @asynccontextmanager
 async def line_to(hub: Hub, address: str | None = None, account: Account | None = None) -> AsyncIterator[Line]:
-    """The cache's own client, pointed at the stand-in Hub (or at `address`)."""
+    """Connect an upstream to the stand-in Hub (or to `address`)."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if hub.ca_file is not None:
         tls.load_verify_locations(hub.ca_file)
@@ -143,5 +79,5 @@ async def line_to(hub: Hub, address: str | None = None, account: Account | None 
 
 
 def tokens_sent(hub: Hub, **wanted: str) -> list[str | None]:
-    """The `Authorization` headers of the requests that match."""
+    """Return the `Authorization` headers of the requests that match."""
     return [record.authorization for record in hub.requests(**wanted)]
