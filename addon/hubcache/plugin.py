@@ -77,7 +77,7 @@ class Hubcache:
         options.declare(loader)
         try:
             options.check_names(ctx.options.deferred)
-            options.numbers_as_text(ctx.options.deferred)
+            options.convert_config_file(ctx.options.deferred)
             ctx.options.process_deferred()
         except (ConfigError, exceptions.OptionsError) as error:
             # An exception would be lost: mitmproxy loads scripts in a task of their own.

@@ -71,15 +71,23 @@ def test_bad_option_ends_the_start_with_one_line(
         assert "Traceback" not in program.log
 
 
-def test_unknown_name_in_the_config_file_ends_the_start_with_one_line(
-    programs: list[Program], tmp_path: Path, hub: Hub
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hubcache_sise: 5G\n", "hubcache_sise is not an option; did you mean hubcache_size?"),
+        ("hubcache_half_life: 1.5\n", "hubcache_half_life: 1.5 is not of type str"),
+    ],
+    ids=["name", "type"],
+)
+def test_bad_config_file_ends_the_start_with_one_line(
+    programs: list[Program], tmp_path: Path, hub: Hub, text: str, message: str
 ) -> None:
     programs.append(program := Program(tmp_path, hub, {}))
-    (program.confdir / "config.yaml").write_text("hubcache_sise: 5G\n")
+    (program.confdir / "config.yaml").write_text(text)
     program.launch()
     assert program.wait_for_exit() == 1
     (line,) = unusual_lines(program)
-    assert "hubcache: hubcache_sise is not an option; did you mean hubcache_size?" in line
+    assert f"hubcache: {message}" in line
 
 
 def test_config_file_may_have_numbers_and_text(programs: list[Program], tmp_path: Path, hub: Hub) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mitmproxy import addonmanager
+from mitmproxy.utils import typecheck
 
 from ..oci.account import Account
 from ..oci.errors import ConfigError
@@ -17,7 +18,8 @@ from . import option_values as values
 from .option import declared_options, option
 from .option_values import Network, Scrub
 
-_PREFIX = "hubcache_"
+_PREFIX = "hubcache"
+_YAML_TYPES = (bool, int, float, str, list, dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,15 +256,26 @@ def check_names(given: Iterable[str]) -> None:
     complaints = []
     for name in given:
         lowered = name.lower().replace("-", "_")
-        if lowered.startswith(_PREFIX.rstrip("_")) and name not in known:
+        if lowered.startswith(_PREFIX) and name not in known:
             close = get_close_matches(lowered, known, 1)
             complaints.append(f"{name} is not an option" + (f"; did you mean {close[0]}?" if close else ""))
     if complaints:
         raise ConfigError(", and ".join(complaints))
 
 
-def numbers_as_text(given: dict[str, Any]) -> None:
-    """Turn numbers from a `config.yaml` into text where the option is a text such as `30` or `30d`."""
+def convert_config_file(given: dict[str, Any]) -> None:
+    """Convert values of a `config.yaml` that mitmproxy has deferred; raises `ConfigError` for one of a wrong type.
+
+    A number such as `30` becomes text when the option also accepts text such as `30d`. Values of the command line are in
+    a type of their own, and mitmproxy converts them.
+    """
     for each in OPTIONS:
-        if each.type is str and type(given.get(each.name)) is int:
-            given[each.name] = str(given[each.name])
+        value = given.get(each.name)
+        if each.type is str and type(value) is int:
+            given[each.name] = str(value)
+        elif isinstance(value, _YAML_TYPES):
+            try:
+                typecheck.check_option_type(each.name, value, each.type)
+            except TypeError as error:
+                expected = typecheck.typespec_to_str(each.type)
+                raise ConfigError(f"{each.name}: {value!r} is not of type {expected}") from error

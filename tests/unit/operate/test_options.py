@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hubcache.decide.retention import Retention
 from hubcache.oci.errors import ConfigError
 from hubcache.oci.image_name import ImageName
 from hubcache.oci.registry import Registry
@@ -14,6 +15,7 @@ from hubcache.operate import options
 from hubcache.operate.options import OPTIONS, Settings
 from mitmproxy import exceptions
 from mitmproxy.addonmanager import Loader
+from simlib.candidates import Settings as SimulationSettings
 from support.mitm import taddons
 
 
@@ -244,7 +246,34 @@ def test_unknown_name_is_refused_while_the_program_runs(context: taddons.context
         context.options.update(hubcache_sise="5G")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("hubcache_size", 1.5, "str"),
+        ("hubcache_size", True, "str"),
+        ("hubcache_admit_after", "3", "int"),
+        ("hubcache_offline", "yes", "bool"),
+        ("hubcache_pins", "debian:12", "sequence of str"),
+        ("hubcache_pins", [12], "sequence of str"),
+    ],
+)
+def test_value_of_a_wrong_type_in_a_config_file_is_refused(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        options.convert_config_file({name: value})
+    assert str(refused.value) == f"{name}: {value!r} is not of type {expected}"
+
+
+def test_policy_and_simulation_have_the_defaults_of_the_options() -> None:
+    settings = Settings()
+    for other in (Retention[str](), SimulationSettings()):
+        assert (other.half_life, other.expire_after, other.admit_after) == (
+            settings.half_life,
+            settings.expire_after,
+            settings.admit_after,
+        )
+
+
 def test_numbers_of_a_config_file_are_accepted_for_text_options() -> None:
     given = {"hubcache_tag_ttl": 600, "hubcache_admit_after": 3, "hubcache_sync": True, "other": 1}
-    options.numbers_as_text(given)
+    options.convert_config_file(given)
     assert given == {"hubcache_tag_ttl": "600", "hubcache_admit_after": 3, "hubcache_sync": True, "other": 1}
