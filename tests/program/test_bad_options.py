@@ -75,7 +75,10 @@ def test_bad_option_ends_the_start_with_one_line(
     ("text", "message"),
     [
         ("hubcache_sise: 5G\n", "hubcache_sise is not an option; did you mean hubcache_size?"),
-        ("hubcache_half_life: 1.5\n", "hubcache_half_life: 1.5 is not of type str"),
+        (
+            "hubcache_half_life: 1.5\nhubcache_pins: debian\n",
+            "hubcache_half_life: 1.5 is not of type str, and hubcache_pins: 'debian' is not of type sequence of str",
+        ),
     ],
     ids=["name", "type"],
 )

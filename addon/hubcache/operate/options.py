@@ -19,7 +19,7 @@ from .option import declared_options, option
 from .option_values import Network, Scrub
 
 _PREFIX = "hubcache"
-_YAML_TYPES = (bool, int, float, str, list, dict)
+_YAML_TYPES = (bool, int, float, str, list, dict, type(None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,18 +264,24 @@ def check_names(given: Iterable[str]) -> None:
 
 
 def convert_config_file(given: dict[str, Any]) -> None:
-    """Convert values of a `config.yaml` that mitmproxy has deferred; raises `ConfigError` for one of a wrong type.
+    """Convert values of a `config.yaml` that mitmproxy has deferred; raises `ConfigError` for those of a wrong type.
 
-    A number such as `30` becomes text when the option also accepts text such as `30d`. Values of the command line are in
-    a type of their own, and mitmproxy converts them.
+    A number such as `30` becomes text when the option also accepts text such as `30d`. A value of a wrong type is
+    removed, because mitmproxy would read it again and raise a `TypeError`. Command line values are in a type of their
+    own, which mitmproxy converts.
     """
+    complaints = []
     for each in OPTIONS:
-        value = given.get(each.name)
+        if each.name not in given:
+            continue
+        value = given[each.name]
         if each.type is str and type(value) is int:
             given[each.name] = str(value)
         elif isinstance(value, _YAML_TYPES):
             try:
                 typecheck.check_option_type(each.name, value, each.type)
-            except TypeError as error:
-                expected = typecheck.typespec_to_str(each.type)
-                raise ConfigError(f"{each.name}: {value!r} is not of type {expected}") from error
+            except TypeError:
+                del given[each.name]
+                complaints.append(f"{each.name}: {value!r} is not of type {typecheck.typespec_to_str(each.type)}")
+    if complaints:
+        raise ConfigError(", and ".join(complaints))

@@ -251,6 +251,7 @@ def test_unknown_name_is_refused_while_the_program_runs(context: taddons.context
     [
         ("hubcache_size", 1.5, "str"),
         ("hubcache_size", True, "str"),
+        ("hubcache_size", None, "str"),
         ("hubcache_admit_after", "3", "int"),
         ("hubcache_offline", "yes", "bool"),
         ("hubcache_pins", "debian:12", "sequence of str"),
