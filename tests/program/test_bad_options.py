@@ -20,7 +20,7 @@ def unusual_lines(program: Program) -> list[str]:
 
 @pytest.fixture
 def programs(tmp_path: Path, hub: Hub) -> Iterator[list[Program]]:
-    """Products that run side by side, because each start takes a second or two."""
+    """Programs that run side by side, because each start takes a second or two."""
     started: list[Program] = []
     yield started
     for program in started:

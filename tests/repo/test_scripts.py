@@ -350,7 +350,7 @@ class TestTest:
             ["format", "ok"],
             ["types", "ok"],
             ["fast", "tests", "ok", "2", "0", "1"],
-            ["two", "workers", "ok", "2", "0", "1"],
+            ["with", "two", "workers", "ok", "2", "0", "1"],
             ["end-to-end", "tests", "ok", "2", "0", "1"],
         ]
         assert "failed:" not in lines
@@ -362,7 +362,7 @@ class TestTest:
             "failed:",
             "  types: exit status 2, see above",
             *("  fast tests", "    tests/a.py::test_bad: AssertionError: 1"),
-            *("  two workers", "    tests/a.py::test_bad: AssertionError: 1"),
+            *("  with two workers", "    tests/a.py::test_bad: AssertionError: 1"),
             *("  end-to-end tests", "    tests/a.py::test_bad: AssertionError: 1"),
         ]
 
