@@ -286,14 +286,14 @@ async def test_circuits_are_bounded_and_those_unused_are_forgotten(monkeypatch: 
     breakers = breaker.CircuitBreakers(lambda: now)
     for number in range(breaker.MAX_HOSTS * 2):
         breakers.record_failure(f"host{number}", "time-out", never, at_once=True)
-    await until(lambda: len(breakers._probes) <= breaker.MAX_HOSTS)
+    await until(lambda: len(breakers._tasks) <= breaker.MAX_HOSTS)
     assert len(breakers.circuits) == breaker.MAX_HOSTS
     last = f"host{breaker.MAX_HOSTS * 2 - 1}"
     now = breaker.UNUSED_SECONDS - 1
     assert breakers.open_reason(last) == "time-out"
     now += 2
     assert list(breakers.circuits) == [last], "somebody asked for it"
-    await until(lambda: len(breakers._probes) == 1)
+    await until(lambda: len(breakers._tasks) == 1)
     await breakers.close()
 
 
@@ -306,7 +306,7 @@ async def test_circuit_that_opens_again_has_one_probe(monkeypatch: pytest.Monkey
         await breakers.circuits["host"].probed.wait()
         breakers.record_success("host")
     breakers.record_failure("host", "time-out", never, at_once=True)
-    await until(lambda: len(breakers._probes) == 1)
+    await until(lambda: len(breakers._tasks) == 1)
     assert breakers.open_reason("host") == "time-out"
     await breakers.close()
 

@@ -180,19 +180,19 @@ async def test_progress_tells_size_bytes_and_readers(blobs: Blobs) -> None:
 
 
 async def test_flood_of_one_client_does_not_stop_the_pull_of_another(blobs: Blobs) -> None:
-    flood = [asyncio.create_task(blobs.ask(number)) for number in range(fill_slots.MOST + 10)]
+    flood = [asyncio.create_task(blobs.ask(number)) for number in range(fill_slots.MAX_FILLS + 10)]
     await until(lambda: len(blobs.cache.engine.fills.progress()) == len(flood), 60)
     layers = [asyncio.create_task(blobs.ask(number, client="10.0.0.2")) for number in (1000, 1001, 1002)]
     for answer in await asyncio.wait_for(asyncio.gather(*layers), 60):
         assert answer.source is not None
         await answer.source.close()
-    assert sum(task.done() for task in flood) < fill_slots.MOST
+    assert sum(task.done() for task in flood) < fill_slots.MAX_FILLS
     blobs.end()
     assert all([await read(await task) == blobs.data(number) for number, task in enumerate(flood)])
 
 
 async def test_client_that_leaves_while_its_blob_waits_for_a_slot_has_nothing_fetched(blobs: Blobs, hub: Hub) -> None:
-    flood = [asyncio.create_task(blobs.ask(number)) for number in range(fill_slots.MOST)]
+    flood = [asyncio.create_task(blobs.ask(number)) for number in range(fill_slots.MAX_FILLS)]
     await until(lambda: sum(task.done() for task in flood) == 48, 60)
     asked = hub.count(kind="cdn", method="GET")
     for task in flood:
@@ -208,9 +208,9 @@ async def test_client_that_leaves_while_its_blob_waits_for_a_slot_has_nothing_fe
 
 async def test_fill_that_is_given_up_before_it_began_takes_no_slot(cache: Cache) -> None:
     fills = cache.engine.fills
-    for number in range(fill_slots.MOST * 2):
+    for number in range(fill_slots.MAX_FILLS * 2):
         fill = fills.start(Digest.of(str(number).encode()), None, lambda _: cast(Any, None))
-        fills._give_up(fill)
+        fills._cancel_fill(fill)
     await settled(cache)
     assert fills.progress() == []
     assert not fills._slots._held
@@ -254,13 +254,15 @@ async def test_fill_that_has_just_been_given_up_is_granted_no_slot(cache: Cache)
         yield
 
     fills = cache.engine.fills
-    flood = [fills.start(Digest.of(str(number).encode()), None, hang, "10.0.0.1") for number in range(fill_slots.MOST)]
+    flood = [
+        fills.start(Digest.of(str(number).encode()), None, hang, "10.0.0.1") for number in range(fill_slots.MAX_FILLS)
+    ]
     await asyncio.sleep(0)
     granted = [fill for fill in flood if not fills._jobs[fill].ticket.is_waiting]
     waiting = [fill for fill in flood if fill not in granted]
     ticket = fills._jobs[granted[0]].ticket
-    fills._give_up(waiting[0])
-    fills._slots.give_back(ticket)
+    fills._cancel_fill(waiting[0])
+    fills._slots.release(ticket)
     await until(lambda: waiting[0] not in fills._tasks.values())
     assert not fills._jobs[waiting[1]].ticket.is_waiting
     assert fills._slots._held.total() == len(granted)

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
+from hubcache.transfer.blob_body import BlobBody
 from hubcache.transfer.sources import CHUNK, Source
-from hubcache.transfer.upstream import BlobBody
 
 DATA = bytes(range(256)) * 8192  # 2 MiB
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hubcache.serve import access
 from hubcache.serve.messages import Answer, Listener
-from hubcache.transfer import session, tokens, upstream, upstream_client
+from hubcache.transfer import session, upstream_client
 
 from support.engine import Cache
 from support.standin import Hub, Image
@@ -38,9 +38,10 @@ class Clock(SimpleNamespace):
     def __init__(self, patch: pytest.MonkeyPatch, cache: Cache) -> None:
         super().__init__()
         self.ahead = 0.0
-        for module in (access, tokens, upstream):
-            patch.setattr(module, "time", self)
+        patch.setattr(access, "time", self)
         engine: Any = cache.engine
+        for part in (engine._tokens, *engine._upstreams.values()):
+            patch.setattr(part, "_clock", self.monotonic)
         for part in (engine._access, engine._manifests, engine._referrers, engine._tag_refresh):
             patch.setattr(part, "_clock", self.time)
 

@@ -19,9 +19,9 @@ from ..oci.errors import (
     Unavailable,
 )
 from ..store.store import Store
+from ..transfer.blob_body import BlobBody
 from ..transfer.coalesce import Coalescer
 from ..transfer.sources import OpenRange
-from ..transfer.upstream import BlobBody
 from .access import Access
 from .best_effort import BestEffortWriter
 from .cached_manifests import PATIENCE_SECONDS
@@ -88,7 +88,7 @@ class BlobAccess:
     @staticmethod
     async def _look_by_get(view: RepositoryView, digest: Digest) -> int | None:
         """By the head of a GET: the connection is closed before its body."""
-        async with view.upstream.open_blob(view.repository, digest, reader=view.authorization) as body:
+        async with view.upstream.open_blob(view.repository, digest, authorization=view.authorization) as body:
             return body.size
 
     async def record_accepted(self, view: RepositoryView, digest: Digest) -> None:

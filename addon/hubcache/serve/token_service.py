@@ -10,7 +10,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from urllib.parse import parse_qs
 
-import aiohttp
 from yarl import URL
 
 from ..oci.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable
@@ -18,7 +17,8 @@ from ..oci.registry import HUB_REALM, Registry
 from ..store.store import Store
 from ..transfer.challenge import Challenge
 from ..transfer.realms import may_receive_password, parse_realm
-from ..transfer.session import read_text, retry_after
+from ..transfer.response_body import read_text_body
+from ..transfer.retry_after import retry_after
 from ..transfer.sources import BytesSource
 from ..transfer.tokens import Tokens, parse_token
 from ..transfer.upstream import Upstream
@@ -131,16 +131,13 @@ class TokenService:
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         if request.credentials is not None:
             headers["Authorization"] = request.credentials
-        home = URL(upstream)
-        async with self._client.send("token", request.method, url, headers, request.body or None, home) as response:
+        form, origin = request.body or None, URL(upstream)
+        async with self._client.send("token", request.method, url, headers, form, named_by=origin) as response:
             if response.status == 429:
                 raise TooManyRequests("token service limits requests", retry_after(response))
             if response.status >= 500 or response.content_type == "text/html":
                 raise Unavailable(f"it answered {response.status}")
-            try:
-                body = await read_text(response, _MAX_BODY)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                raise Unavailable(f"it broke off: {type(error).__name__}") from error
+            body = await read_text_body(response, _MAX_BODY, "its answer")
             if response.status == 200:
                 parse_token(body)  # raises when there is none in it: a maintenance page, say
             kept = {"Content-Type": response.headers.get("Content-Type", "application/json")}

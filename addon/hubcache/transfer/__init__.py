@@ -1,1 +1,1 @@
-"""Bytes on the move: from the upstream into the store, and from either to clients."""
+"""Transfers content: from registries into the store, and from either to clients."""

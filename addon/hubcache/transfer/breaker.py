@@ -1,9 +1,9 @@
-"""A circuit breaker per upstream host: after a few failures in a row nobody waits for that host any more.
+"""A circuit breaker per upstream host: after a few failures in a row no request waits for that host.
 
-No connection is a fact about the host. A 5xx or a missing answer is one about the object that was asked for, until
-several objects fail with no answer in between, or the host does not answer a probe either: one broken blob must not
-keep others from being fetched. While the circuit is open a probe in the background asks the host now and then, and
-closes it when it answers.
+A failure to connect is a failure of the host. A 5xx status or a missing response is a failure of the requested object,
+until several objects fail without a successful response in between, or the host does not answer a probe either: one
+broken blob must not prevent other blobs from being fetched. While a circuit is open, a background task probes the host
+from time to time, and closes the circuit when it answers.
 """
 
 import asyncio
@@ -21,65 +21,66 @@ from ..oci.errors import UpstreamNotContacted
 logger = logging.getLogger("hubcache")
 
 THRESHOLD = 3
-"""Failures in a row to connect, or objects that failed in a row, that open the circuit; one time-out is enough."""
+"""Failed connections in a row, or objects that failed in a row, that open the circuit. A single time-out opens it."""
 
 MAX_HOSTS = 256
-"""Circuits that are kept, those asked for last: a registry names the hosts that its redirects lead to."""
+"""Circuits that are remembered, by last use: a registry's redirects can name any number of hosts."""
 
 UNUSED_SECONDS = 3600.0
-"""A circuit is forgotten, and its probe ends, when nobody asked for its host for so long."""
+"""A circuit is forgotten, and its probes end, when no request concerned its host for this long."""
 
 WAIT_SECONDS = 2.5
-"""How long after a circuit opened the outcome of its first probe is waited for at most."""
+"""Longest wait for the first probe, counted from when the circuit opened."""
 
 _FIRST_PROBE_SECONDS = 1.0
 _LAST_PROBE_SECONDS = 30.0
 
 type Probe = Callable[[], Awaitable[bool]]
-"""Asks the host for something cheap; True when it answers like a working server. Never raises."""
+"""Sends the host a cheap request; returns whether it answers like a working server. Never raises."""
 
 
 @dataclass(slots=True)
 class Circuit:
-    """State of one host since it last answered: `failures` in a row, `reason` of the last one, `opened_at` on the
-    monotonic clock in seconds."""
+    """State of one host since its last successful response: `failures` in a row, `reason` of the last one, `opened_at`
+    in seconds of the monotonic clock."""
 
     failures: int = 0
     reason: str = ""
     opened_at: float | None = None
-    refusals: int = 0
+    host_failures: int = 0
     """Failures of the host itself."""
-    broken: set[str] = field(default_factory=set)
-    """Objects that failed, `THRESHOLD` of them at most."""
-    is_checked: bool = False
-    """Whether the host is being asked at present if it is down, or only an object broken."""
+    failed_objects: set[str] = field(default_factory=set)
+    """Objects that failed, at most `THRESHOLD` of them."""
+    is_checking: bool = False
+    """Whether a probe is running to tell a host that is down from a broken object."""
     probed: asyncio.Event = field(default_factory=asyncio.Event)
-    """The first probe since the circuit opened has ended."""
+    """Set when the first probe since the circuit opened has ended."""
 
     @property
     def is_open(self) -> bool:
-        """Whether requests should not even be tried."""
+        """Whether requests fail without being sent."""
         return self.opened_at is not None
 
     def close(self) -> None:
-        """The host answered."""
-        self.failures, self.refusals, self.opened_at = 0, 0, None
-        self.broken.clear()
+        """Reset the state after a successful response."""
+        self.failures, self.host_failures, self.opened_at = 0, 0, None
+        self.failed_objects.clear()
         self.probed.set()
 
 
 class CircuitOpen(UpstreamNotContacted):
-    """The host was not asked because its circuit is open."""
+    """The request was not sent because the host's circuit is open."""
 
     def __init__(self, host: str, circuit: Circuit) -> None:
         super().__init__(f"{host} is down: {circuit.reason}")
         self._circuit = circuit
 
     async def wait_for_probe(self) -> bool:
-        """Wait for the outcome of the first probe, until `WAIT_SECONDS` after the circuit opened; tells whether the
-        host may be asked again. Returns at once where a probe has failed already.
+        """Wait for the outcome of the first probe, until `WAIT_SECONDS` after the circuit opened; return whether the
+        host may be contacted again. Returns at once when a probe has failed already.
 
-        For who has nothing stored to give instead: a circuit that opened by mistake is closed by its first probe.
+        For requests that cannot be answered from the store: a circuit that opened by mistake is closed by its first
+        probe.
         """
         if self._circuit.opened_at is not None:
             left = self._circuit.opened_at + WAIT_SECONDS - time.monotonic()
@@ -94,62 +95,62 @@ class CircuitBreakers:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.circuits: TTLCache[str, Circuit] = TTLCache(MAX_HOSTS, UNUSED_SECONDS, clock)
-        self._probes: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def open_reason(self, host: str) -> str | None:
-        """Why the host is not asked at present; None when it may be."""
-        circuit = self._known(host)
+        """Return why the host's circuit is open; None when it is closed."""
+        circuit = self._find(host)
         return circuit.reason if circuit is not None and circuit.is_open else None
 
     def raise_if_open(self, host: str) -> None:
-        """Raise `CircuitOpen` when the host is not to be asked at present."""
-        circuit = self._known(host)
+        """Raise `CircuitOpen` when the host's circuit is open."""
+        circuit = self._find(host)
         if circuit is not None and circuit.is_open:
             raise CircuitOpen(host, circuit)
 
     def record_success(self, host: str) -> None:
-        """The host answered."""
-        self._close(host, self._used(host))
+        """Record that the host answered."""
+        self._close(host, self._find_or_add(host))
 
     def record_failure(
         self, host: str, reason: str, probe: Probe, *, of: str | None = None, at_once: bool = False
     ) -> None:
-        """The host did not answer, or with 5xx; `probe` is how to find out when it works again.
+        """Record a missing response, or one with a 5xx status; `probe` finds out when the host works again.
 
-        `of` names the object that failed; None where the failure is the host's own. `at_once` opens the circuit at
-        the first failure: a time-out already cost somebody the wait.
+        `of` is the object that failed, None for a failure of the host. With `at_once` the first failure opens the
+        circuit: a time-out has already delayed a client.
         """
-        circuit = self._used(host)
+        circuit = self._find_or_add(host)
         circuit.failures += 1
         circuit.reason = reason
         if of is None:
-            circuit.refusals += 1
-        elif len(circuit.broken) < THRESHOLD:
-            circuit.broken.add(of)
+            circuit.host_failures += 1
+        elif len(circuit.failed_objects) < THRESHOLD:
+            circuit.failed_objects.add(of)
         if circuit.is_open:
             return
-        if at_once or circuit.refusals + len(circuit.broken) >= THRESHOLD:
-            # After a time-out the probe goes out at once: it may well have been the object's fault.
+        if at_once or circuit.host_failures + len(circuit.failed_objects) >= THRESHOLD:
+            # Probe at once after a time-out: the object may have caused it.
             self._open(host, circuit, probe, 0.0 if at_once else _FIRST_PROBE_SECONDS)
-        elif circuit.failures % THRESHOLD == 0 and not circuit.is_checked:
-            self._spawn(self._find_out(host, circuit, probe))
+        elif circuit.failures % THRESHOLD == 0 and not circuit.is_checking:
+            self._start_task(self._check(host, circuit, probe))
 
-    def _known(self, host: str) -> Circuit | None:
-        """The circuit of a host that somebody asks for, which keeps it."""
+    def _find(self, host: str) -> Circuit | None:
+        """Return the circuit of a host, and count this as a use of it."""
         circuit = self.circuits.get(host)
         if circuit is not None:
             self.circuits[host] = circuit
         return circuit
 
-    def _used(self, host: str) -> Circuit:
+    def _find_or_add(self, host: str) -> Circuit:
         circuit = self.circuits[host] = self.circuits.get(host) or Circuit()
         return circuit
 
-    def _open(self, host: str, circuit: Circuit, probe: Probe, first: float) -> None:
+    def _open(self, host: str, circuit: Circuit, probe: Probe, delay: float) -> None:
         circuit.opened_at = time.monotonic()
         circuit.probed = asyncio.Event()
-        logger.warning("hubcache: %s: %s; not asking it until it answers a probe", host, circuit.reason)
-        self._spawn(self._probe(host, circuit, probe, first))
+        logger.warning("hubcache: %s: %s; circuit open, no requests until it answers a probe", host, circuit.reason)
+        self._start_task(self._probe(host, circuit, probe, delay))
 
     @staticmethod
     def _close(host: str, circuit: Circuit) -> None:
@@ -157,25 +158,25 @@ class CircuitBreakers:
             logger.info("hubcache: %s answers again", host)
         circuit.close()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-        self._probes.add(task)
-        task.add_done_callback(self._probes.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _find_out(self, host: str, circuit: Circuit, probe: Probe) -> None:
-        """One object failed again and again: is the host down, or only that object broken?"""
-        circuit.is_checked = True
+    async def _check(self, host: str, circuit: Circuit, probe: Probe) -> None:
+        """Probe a host of which one object failed repeatedly; open its circuit if it does not answer."""
+        circuit.is_checking = True
         answers = await probe()
-        circuit.is_checked = False
+        circuit.is_checking = False
         if answers:
             self._close(host, circuit)
         elif not circuit.is_open and circuit.failures:
             self._open(host, circuit, probe, _FIRST_PROBE_SECONDS)
 
-    async def _probe(self, host: str, circuit: Circuit, probe: Probe, first: float) -> None:
-        """Until the circuit is closed or forgotten; when it opens again, that has a probe of its own."""
+    async def _probe(self, host: str, circuit: Circuit, probe: Probe, delay: float) -> None:
+        """Probe until the circuit is closed or forgotten; a circuit that opens again has another task."""
         probed = circuit.probed
-        await asyncio.sleep(first)
+        await asyncio.sleep(delay)
         delay = _FIRST_PROBE_SECONDS
         while circuit.is_open and circuit.probed is probed and self.circuits.get(host) is circuit:
             if await probe() and circuit.probed is probed:
@@ -186,7 +187,7 @@ class CircuitBreakers:
         probed.set()
 
     async def close(self) -> None:
-        """End all probes."""
-        for task in self._probes:
+        """Cancel all probes."""
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._probes, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)

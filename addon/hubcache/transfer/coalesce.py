@@ -1,4 +1,4 @@
-"""One piece of work for all who ask for the same thing at the same time."""
+"""Shares one run of a piece of work among concurrent requests for the same key."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
@@ -6,13 +6,13 @@ from typing import Any
 
 
 class Coalescer[Key: Hashable, Value]:
-    """Runs the work once per key; it goes on when those who wait leave."""
+    """Runs the work once per key. It continues when those who wait for it are cancelled."""
 
     def __init__(self) -> None:
         self._running: dict[Key, asyncio.Task[Value]] = {}
 
     async def run(self, key: Key, work: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
-        """The result of the running work for `key`, or of this one."""
+        """Return the result of the work that runs for `key`, or start this work and return its result."""
         return await asyncio.shield(self.start(key, work))
 
     def is_running(self, key: Key) -> bool:
@@ -20,14 +20,14 @@ class Coalescer[Key: Hashable, Value]:
         return key in self._running
 
     def start(self, key: Key, work: Callable[[], Coroutine[Any, Any, Value]]) -> asyncio.Task[Value]:
-        """The running work for `key`, or this one, for somebody who does not wait for it."""
+        """Return the work that runs for `key`, or start this work, without waiting for it."""
         task = self._running.get(key)
         if task is None:
             task = self._running[key] = asyncio.create_task(work())
-            task.add_done_callback(lambda done: self._settle(key, done))
+            task.add_done_callback(lambda done: self._end(key, done))
         return task
 
-    def _settle(self, key: Key, task: asyncio.Task[Value]) -> None:
+    def _end(self, key: Key, task: asyncio.Task[Value]) -> None:
         del self._running[key]
         if not task.cancelled():
-            task.exception()  # mark as retrieved: all who waited may have left
+            task.exception()  # marks it as retrieved: all who waited may have been cancelled

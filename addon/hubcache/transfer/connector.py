@@ -1,4 +1,4 @@
-"""Connections to upstreams: where they may lead, which were used before, and what is overlooked on them."""
+"""Connections to upstreams: refuses local addresses, reports reused connections, ignores bytes after a response."""
 
 import asyncio
 import errno
@@ -12,20 +12,23 @@ from aiohttp.client_proto import ResponseHandler
 from ..oci.address import is_local_address
 
 REFUSED_ADDRESS = "an address of this machine or its link"
-"""What is said of an address that a guarded connector does not connect to."""
+"""Text of the error for an address that a guarded connector does not connect to."""
 
 
 def open_connector(tls: ssl.SSLContext, *, guarded: bool) -> aiohttp.TCPConnector:
-    """A connector without a limit of connections; see `open_session`."""
-    factory = _outer_socket if guarded else None
+    """Return a connector without a limit of connections; see `open_session`."""
+    factory = _guarded_socket if guarded else None
     connector = aiohttp.TCPConnector(ssl=tls, limit=0, enable_cleanup_closed=False, socket_factory=factory)
     handler: type[ResponseHandler] = _Handler
     connector._factory = functools.partial(handler, loop=asyncio.get_running_loop())
     return connector
 
 
-def _outer_socket(info: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
-    """A socket for one resolved address: after resolution, so that neither a name nor another spelling gets around."""
+def _guarded_socket(info: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
+    """Return a socket for a resolved address; raises `OSError` for a local one.
+
+    The check comes after name resolution, so that no host name and no spelling of an address circumvents it.
+    """
     family, kind, protocol, _, address = info
     if is_local_address(str(address[0])):
         raise OSError(errno.EACCES, REFUSED_ADDRESS)
@@ -33,11 +36,11 @@ def _outer_socket(info: tuple[int, int, int, str, tuple[object, ...]]) -> socket
 
 
 class _Handler(ResponseHandler):
-    """Gives the parser the head of an answer by itself.
+    """Passes a response's head to the parser separately from what follows.
 
-    Bytes after the end of an answer (a `Content-Length` that is too small, a body to a HEAD) are an error to aiohttp,
-    and where they come in one read with the head, the answer is lost with them. curl and Go's client overlook them and
-    close the connection. So does this: what was parsed before the error stays.
+    aiohttp treats bytes after the end of a response (a `Content-Length` that is too small, a body in response to a
+    HEAD) as an error, and loses the response if they arrive in one read with its head. curl and Go's client ignore such
+    bytes and close the connection. This class does the same: what was parsed before the error is kept.
     """
 
     def data_received(self, data: bytes) -> None:
@@ -49,19 +52,19 @@ class _Handler(ResponseHandler):
 
 
 class Attempt:
-    """Given as `trace_request_ctx`, tells whether a request went out on a connection that had served another."""
+    """Passed as `trace_request_ctx`; records whether a request was sent on a connection that had served another one."""
 
     reused = False
 
 
 def reuse_trace() -> aiohttp.TraceConfig:
-    """Sets `Attempt.reused`."""
+    """Return the trace that sets `Attempt.reused`."""
 
     async def reused(_: object, context: object, __: object) -> None:
-        _note(context, reused=True)
+        _record(context, reused=True)
 
     async def created(_: object, context: object, __: object) -> None:
-        _note(context, reused=False)
+        _record(context, reused=False)
 
     trace = aiohttp.TraceConfig()
     trace.on_connection_reuseconn.append(reused)
@@ -69,7 +72,7 @@ def reuse_trace() -> aiohttp.TraceConfig:
     return trace
 
 
-def _note(context: object, *, reused: bool) -> None:
+def _record(context: object, *, reused: bool) -> None:
     attempt = getattr(context, "trace_request_ctx", None)
     if isinstance(attempt, Attempt):
         attempt.reused = reused

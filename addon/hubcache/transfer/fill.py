@@ -1,7 +1,7 @@
-"""One blob on its way in, as its readers see it.
+"""One fill, as its readers see it.
 
-They see its bytes as soon as they are on the staged file, except the last one: that is held back until the digest is
-verified, so that no client ever receives a wrong body as a complete one.
+Readers get the bytes of a blob as soon as they are in the staged file, except the last byte: it is held back until the
+digest is verified, so that no client receives a wrong body as a complete one.
 """
 
 import asyncio
@@ -15,17 +15,18 @@ from ..oci.errors import HubcacheError
 from ..store.staging import Staged
 
 MAX_PARALLEL_RANGES = 4
-"""Ranges fetched beside one fill at the same time. Keeps a client that asks for many chunks from becoming many upstream
-requests."""
+"""Ranges that are fetched in parallel to one fill. The bound keeps a client that requests many chunks from causing as
+many requests upstream."""
 
-_CHUNK_BYTES = 32 << 20
-"""Ranges up to this length may be the chunks of a client that fetches a whole blob in parallel, as containerd does."""
+_MAX_CHUNK = 32 << 20
+"""Ranges up to this many bytes may be the chunks of a client that fetches a whole blob in parallel, as containerd
+does."""
 
-_MANY = 100
-"""Readers of one fill that are not looked at one by one."""
+_MANY_READERS = 100
+"""From this number on the readers of a fill are not examined one by one."""
 
 
-class Follower(Protocol):
+class FileReader(Protocol):
     """Reads bytes `at` to before `end` of a fill's file."""
 
     at: int
@@ -33,32 +34,35 @@ class Follower(Protocol):
 
 
 class Fill:
-    """One blob on its way in. `size` is known once `opened` returns; `error` is set when the fill failed."""
+    """A download of one blob. `size` is known after `wait_opened`; `error` is set when the fill has failed."""
 
-    def __init__(self, digest: Digest, origin: str = "", read: Callable[["Fill"], None] = lambda _: None) -> None:
-        """`read` is told when the first reader comes and when the last one leaves."""
+    def __init__(
+        self, digest: Digest, origin: str = "", readers_changed: Callable[["Fill"], None] = lambda _: None
+    ) -> None:
+        """`readers_changed` is called when the first reader starts and when the last one ends."""
         self.digest = digest
         self.origin = origin
-        """Registry that it comes from: which has no say in who may read what another gives."""
+        """Host of the registry that it is downloaded from: what other registries permit does not apply to it."""
         self.size: int | None = None
         self.error: HubcacheError | None = None
         self.staged: Staged | None = None
         self.verified = False
         self.stored = False
-        self.places = asyncio.Semaphore(MAX_PARALLEL_RANGES)
-        """For ranges that are fetched beside it."""
-        self.followers: set[Follower] = set()
-        """Who reads its file."""
+        self.range_slots = asyncio.Semaphore(MAX_PARALLEL_RANGES)
+        """Slots for ranges that are fetched in parallel to it."""
+        self.file_readers: set[FileReader] = set()
         self.readers = 0
-        """Who reads its file, or waits for it to be opened or to end."""
-        self._read = read
-        self._goes_on = asyncio.Event()
-        self._goes_on.set()
+        """Number of tasks that read its file, or wait for it to be opened or stored."""
+        self.unread_since = 0.0
+        """When the last reader ended (monotonic clock). A task that waited for it to open reads it a moment later."""
+        self._readers_changed = readers_changed
+        self._running = asyncio.Event()
+        """Set unless the fill is paused."""
+        self._running.set()
         self._written = 0
         self._changed = asyncio.Event()
-        self.left_at = 0.0
-        """When the last reader left (monotonic clock); who waited for it to open reads it a moment later."""
-        self._readers: set[tuple[int, asyncio.Future[None]]] = set()
+        self._waiting: set[tuple[int, asyncio.Future[None]]] = set()
+        """Number of bytes that must be readable, and the future to wake."""
 
     @property
     def written(self) -> int:
@@ -73,7 +77,7 @@ class Fill:
         return min(self._written, max(0, self.size - 1))
 
     async def wait_opened(self) -> int:
-        """Wait until the upstream promised a size; returns it, or raises what prevented it."""
+        """Wait until the blob's size is known, and return it; raises the fill's error."""
         with self.reading():
             while self.size is None:
                 self.raise_error()
@@ -82,38 +86,38 @@ class Fill:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Count as a reader meanwhile."""
+        """Count one more reader while the context is open."""
         self.readers += 1
         if self.readers == 1:
-            self._read(self)
+            self._readers_changed(self)
         try:
             yield
         finally:
             self.readers -= 1
             if self.readers == 0:
-                self.left_at = time.monotonic()
-                self._read(self)
+                self.unread_since = time.monotonic()
+                self._readers_changed(self)
 
     def pause(self) -> None:
-        """Have it stand still, with what has arrived."""
-        self._goes_on.clear()
+        """Stop downloading, and keep what has arrived."""
+        self._running.clear()
 
     def resume(self) -> None:
-        """Have it go on."""
-        self._goes_on.set()
+        """Continue downloading."""
+        self._running.set()
 
-    async def may_go_on(self) -> None:
-        """Wait while it is to stand still; raises its error where it was given up."""
-        if not self._goes_on.is_set():
-            await self._goes_on.wait()
+    async def wait_while_paused(self) -> None:
+        """Wait until the fill is not paused; raises its error when it was cancelled."""
+        if not self._running.is_set():
+            await self._running.wait()
         self.raise_error()
 
-    def is_asked_for_until(self, at: int) -> bool:
-        """Whether all from what is readable up to byte `at` is asked for in chunks: then they share the fill."""
-        if len(self.followers) > _MANY:
+    def is_requested_until(self, at: int) -> bool:
+        """Whether clients' chunks cover everything from the readable bytes to byte `at`: such chunks share the fill."""
+        if len(self.file_readers) > _MANY_READERS:
             return True
         edge = self.readable
-        chunks = [(one.at, one.end) for one in self.followers if one.end - one.at <= _CHUNK_BYTES]
+        chunks = [(reader.at, reader.end) for reader in self.file_readers if reader.end - reader.at <= _MAX_CHUNK]
         for start, end in sorted(chunks):
             if start > edge:
                 break
@@ -121,23 +125,22 @@ class Fill:
         return edge >= at
 
     async def wait_readable(self, count: int, patience: float | None = None) -> None:
-        """Wait until `count` bytes are readable, but not longer than `patience` (seconds); raises the fill's error
-        when they never will be."""
+        """Wait until `count` bytes are readable, at most `patience` seconds; raises the fill's error."""
         deadline = None if patience is None else asyncio.get_running_loop().time() + patience
         while self.readable < count and (deadline is None or asyncio.get_running_loop().time() < deadline):
             self.raise_error()
-            await self._until(count, deadline)
+            await self._wait(count, deadline)
 
-    async def _until(self, count: int, deadline: float | None) -> None:
+    async def _wait(self, count: int, deadline: float | None) -> None:
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[None] = loop.create_future()
-        reader = (count, woken)
-        self._readers.add(reader)
+        entry = (count, woken)
+        self._waiting.add(entry)
         timer = None if deadline is None else loop.call_at(deadline, _wake, woken)
         try:
             await woken
         finally:
-            self._readers.discard(reader)
+            self._waiting.discard(entry)
             if timer is not None:
                 timer.cancel()
 
@@ -149,22 +152,23 @@ class Fill:
                 await self._changed.wait()
 
     def raise_error(self) -> None:
-        """Raise what ended the fill, if it failed."""
+        """Raise the error that ended the fill, if it failed."""
         if self.error is not None:
             raise self.error.without_traceback()
 
     def advance(self, written: int) -> None:
-        """More bytes are on the file; wakes only those who wait for them, for there may be many readers."""
+        """Set the number of bytes in the file, and wake the readers that wait for them and no others: there may be
+        many."""
         self._written = written
-        for count, woken in self._readers:
+        for count, woken in self._waiting:
             if count <= self.readable:
                 _wake(woken)
 
     def notify(self) -> None:
-        """Wake all who wait; each looks for itself."""
+        """Wake all tasks that wait, after another attribute has changed."""
         self._changed.set()
         self._changed = asyncio.Event()
-        for _, woken in self._readers:
+        for _, woken in self._waiting:
             _wake(woken)
 
 

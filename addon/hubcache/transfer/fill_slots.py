@@ -1,27 +1,27 @@
-"""Who may fetch: a bounded number at a time, and in turn by who asks, so that nobody's flood starves another."""
+"""Bounds the number of concurrent fills, and shares it fairly: one client's many requests do not starve another."""
 
 import asyncio
 from collections import Counter, OrderedDict
 
-MOST = 64
-"""Slots: fills that are fetched at the same time. Each costs a connection, a file and some read-ahead."""
+MAX_FILLS = 64
+"""Fills that run at the same time. Each costs a connection, a file and some read-ahead."""
 
-_SPARE = 16
-"""The last slots, which are only for who has few."""
+_RESERVED = 16
+"""Slots that are given only to requesters that hold few."""
 
 _FEW = 4
-"""As many as a client pulls at the same time: docker three layers."""
+"""As many slots as a client usually needs at the same time: docker pulls three layers in parallel."""
 
 PREFETCH = "prefetch"
-"""The asker of what no client waits for: it gets the slots that no client wants, except the spare ones."""
+"""Requester of fills that no client waits for. It gets slots that no client wants, except the reserved ones."""
 
 
 class Ticket:
-    """A turn, and later a slot."""
+    """A position in the queue, and later a slot."""
 
     def __init__(self) -> None:
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.askers: set[str] = set()
+        self.requesters: set[str] = set()
         """In whose queues it is; it takes the first turn that comes."""
         self.holder: str | None = None
 
@@ -32,34 +32,34 @@ class Ticket:
 
 
 class FillSlots:
-    """The slots, and the queue of each asker (a client's address)."""
+    """The slots, and a queue for each requester (a client's address, or `PREFETCH`)."""
 
-    def __init__(self, most: int = MOST) -> None:
+    def __init__(self, most: int = MAX_FILLS) -> None:
         self._most = most
         self._held: Counter[str] = Counter()
         self._queues: OrderedDict[str, dict[Ticket, None]] = OrderedDict()
-        """Whose turn is next comes first."""
+        """The requester whose turn is next comes first."""
 
     @property
-    def are_short(self) -> bool:
-        """Whether a client waits for one."""
-        return any(asker != PREFETCH for asker in self._queues)
+    def has_waiting_client(self) -> bool:
+        """Whether a client waits for a slot."""
+        return any(requester != PREFETCH for requester in self._queues)
 
-    def ask(self, asker: str) -> Ticket:
-        """A ticket that has a slot already where one is free."""
+    def request(self, requester: str) -> Ticket:
+        """Return a ticket; it has a slot already when one is free."""
         ticket = Ticket()
-        self.join(ticket, asker)
+        self.join(ticket, requester)
         return ticket
 
-    def join(self, ticket: Ticket, asker: str) -> None:
-        """Somebody else wants the same: a waiting ticket takes that one's turns, too."""
-        if ticket.is_waiting and asker not in ticket.askers:
-            ticket.askers.add(asker)
-            self._queues.setdefault(asker, {})[ticket] = None
-            self._serve()
+    def join(self, ticket: Ticket, requester: str) -> None:
+        """Add another requester to a waiting ticket, which then takes that requester's turns, too."""
+        if ticket.is_waiting and requester not in ticket.requesters:
+            ticket.requesters.add(requester)
+            self._queues.setdefault(requester, {})[ticket] = None
+            self._grant()
 
-    def give_back(self, ticket: Ticket) -> None:
-        """The slot is not needed any more, or the turn given up: who waits for it is cancelled."""
+    def release(self, ticket: Ticket) -> None:
+        """Take back a slot, or a ticket that still waits; what waits for it is cancelled."""
         self._leave_queues(ticket)
         ticket.granted.cancel()
         if ticket.holder is not None:
@@ -67,31 +67,31 @@ class FillSlots:
             if not self._held[ticket.holder]:
                 del self._held[ticket.holder]
             ticket.holder = None
-        self._serve()
+        self._grant()
 
-    def _serve(self) -> None:
-        while (asker := self._next()) is not None:
-            ticket = next(iter(self._queues[asker]))
-            self._queues.move_to_end(asker)
+    def _grant(self) -> None:
+        while (requester := self._next()) is not None:
+            ticket = next(iter(self._queues[requester]))
+            self._queues.move_to_end(requester)
             self._leave_queues(ticket)
-            self._held[asker] += 1
-            ticket.holder = asker
+            self._held[requester] += 1
+            ticket.holder = requester
             ticket.granted.set_result(None)
 
     def _next(self) -> str | None:
-        """Who gets the next slot; None when there is none for any who ask."""
+        """Return the requester that gets the next slot; None when no slot is free for those that wait."""
         free = self._most - self._held.total()
         if free <= 0:
             return None
-        for asker in self._queues:
-            if asker != PREFETCH and (free > _SPARE or self._held[asker] < _FEW):
-                return asker
-        return PREFETCH if PREFETCH in self._queues and free > _SPARE else None
+        for requester in self._queues:
+            if requester != PREFETCH and (free > _RESERVED or self._held[requester] < _FEW):
+                return requester
+        return PREFETCH if PREFETCH in self._queues and free > _RESERVED else None
 
     def _leave_queues(self, ticket: Ticket) -> None:
-        for asker in ticket.askers:
-            queue = self._queues[asker]
+        for requester in ticket.requesters:
+            queue = self._queues[requester]
             del queue[ticket]
             if not queue:
-                del self._queues[asker]
-        ticket.askers.clear()
+                del self._queues[requester]
+        ticket.requesters.clear()

@@ -1,4 +1,4 @@
-"""Which registries are at an address of this machine or its link themselves, and so may name others there."""
+"""Remembers which registries have a local address themselves, and so may name other local addresses."""
 
 import asyncio
 import socket
@@ -8,23 +8,23 @@ from yarl import URL
 
 from ..oci.address import is_local_address
 
-_MAX_HOMES = 1000
+_MAX_REGISTRIES = 1000
 
 
 class LocalRegistries:
-    """Registries' own hosts, resolved once: a name that changes must not open what it did not at first."""
+    """Resolves each registry's host once: a DNS answer that changes later must not permit local addresses."""
 
     def __init__(self) -> None:
-        self._local: LRUCache[str, bool] = LRUCache(_MAX_HOMES)
+        self._known: LRUCache[str, bool] = LRUCache(_MAX_REGISTRIES)
 
-    async def is_local(self, home: URL) -> bool:
-        """Whether a registry is there; not where its name cannot be resolved."""
-        host = home.host or ""
-        known = self._local.get(host)
+    async def is_local(self, registry: URL) -> bool:
+        """Whether a registry has a local address; False where its name cannot be resolved."""
+        host = registry.host or ""
+        known = self._known.get(host)
         if known is None:
             try:
-                found = await asyncio.get_running_loop().getaddrinfo(host, home.port, type=socket.SOCK_STREAM)
+                found = await asyncio.get_running_loop().getaddrinfo(host, registry.port, type=socket.SOCK_STREAM)
             except (OSError, UnicodeError):
                 return False
-            known = self._local[host] = any(is_local_address(str(address[0])) for *_, address in found)
+            known = self._known[host] = any(is_local_address(str(address[0])) for *_, address in found)
         return known

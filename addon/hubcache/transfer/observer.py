@@ -1,4 +1,4 @@
-"""What the transfer side reports while it works. Metrics implement it; arrows point down, so they are not imported."""
+"""The interface through which this package reports events. Metrics implement it, so they are not imported here."""
 
 from typing import Protocol
 
@@ -7,16 +7,16 @@ from ..oci.errors import HubcacheError
 
 
 class Observer(Protocol):
-    """Receives facts; must not raise and must not block."""
+    """Receives events; must not raise and must not block."""
 
     def upstream_answered(self, host: str, kind: str, status: str) -> None:
-        """One request to an upstream ended: HTTP status, or `error` when there was none."""
+        """A request to an upstream ended: with this HTTP status, or `error` without a response."""
 
     def upstream_bytes(self, host: str, count: int) -> None:
-        """Body bytes arrived from an upstream."""
+        """Bytes of a body arrived from an upstream."""
 
     def rate_limit_seen(self, host: str, credential: str, limit: int | None, remaining: int) -> None:
-        """A `ratelimit-remaining` header was seen on an answer to this kind of credential."""
+        """A response to a request with this kind of credential had a `ratelimit-remaining` header."""
 
     def fills_changed(self, in_flight: int) -> None:
         """A fill began or ended."""

@@ -1,4 +1,4 @@
-"""A range of a blob that its fill has not reached yet: from the fill, or fetched on its own beside it."""
+"""A range of a blob that its fill has not reached yet: read from the fill, or fetched in parallel to it."""
 
 import asyncio
 
@@ -7,33 +7,36 @@ from .sources import CHUNK, FillSource, ReadInto, Source, UpstreamSource
 
 
 class ParallelRange(Source):
-    """Whichever comes first: the fill, or the answer for one of the few ranges that are fetched beside it.
+    """A source that uses what is ready first: the fill, or a separate request for the range.
 
-    Places are given in the order in which they were asked for; who leaves gives up its turn, or its place. A range
-    that the upstream refuses to give on its own comes from the fill.
+    Few ranges are fetched in parallel to one fill; the others wait for a slot in the order of their requests. A range
+    that is closed gives up its slot, or its place in the queue. A range that the upstream refuses is read from the
+    fill.
     """
 
-    def __init__(self, following: FillSource, alone: UpstreamSource, patience: float) -> None:
-        """`following` and `alone` give the same range, and are owned by this; for `patience` seconds, and as long again
-        where other ranges fill the gap, only the fill is waited for."""
+    def __init__(self, following: FillSource, separate: UpstreamSource, patience: float) -> None:
+        """`following` and `separate` read the same range, and are owned by this source.
+
+        For `patience` seconds only the fill is waited for, and as long again while other ranges cover the gap.
+        """
         self.origin = following.origin
         self._following = following
-        self._alone = alone
+        self._separate = separate
         self._patience = patience
         self._chosen: Source | None = None
-        self._has_place = False
+        self._has_slot = False
 
     async def choose_source(self) -> Source:
-        """Wait until it is known where the bytes come from; the source remains this one's to close."""
+        """Wait until it is known where the bytes come from, and return that source, which this one closes."""
         if self._chosen is None:
-            self._chosen = self._alone if await self._opens_first() else self._following
+            self._chosen = self._separate if await self._separate_opens_first() else self._following
             self.origin = self._chosen.origin
         return self._chosen
 
-    async def _opens_first(self) -> bool:
-        """Whether the range was opened on its own before the fill came to it, or failed."""
+    async def _separate_opens_first(self) -> bool:
+        """Whether the separate request was answered before the fill reached the range, or failed."""
         reached = asyncio.ensure_future(self._following.fill.wait_readable(self._following.at + 1))
-        opened = asyncio.ensure_future(self._open_alone())
+        opened = asyncio.ensure_future(self._open_separate())
         is_first = False
         try:
             await asyncio.wait((reached, opened), return_when=asyncio.FIRST_COMPLETED)
@@ -43,29 +46,29 @@ class ParallelRange(Source):
             opened.cancel()
             await asyncio.gather(reached, opened, return_exceptions=True)
             if not is_first:
-                await self._alone.close()
-                self._give_back()
+                await self._separate.close()
+                self._release_slot()
         return is_first
 
-    async def _open_alone(self) -> bool:
-        """Wait for a place, and ask the upstream; False where it refuses."""
+    async def _open_separate(self) -> bool:
+        """Wait for a slot and request the range; returns False where the upstream refuses."""
         fill, at = self._following.fill, self._following.at
         while self._patience:
             await asyncio.sleep(self._patience)
-            if not fill.is_asked_for_until(at):
+            if not fill.is_requested_until(at):
                 break
-        await fill.places.acquire()
-        self._has_place = True
+        await fill.range_slots.acquire()
+        self._has_slot = True
         try:
-            await self._alone.open()
+            await self._separate.open()
         except RegistryError:
             return False
         return True
 
-    def _give_back(self) -> None:
-        if self._has_place:
-            self._has_place = False
-            self._following.fill.places.release()
+    def _release_slot(self) -> None:
+        if self._has_slot:
+            self._has_slot = False
+            self._following.fill.range_slots.release()
 
     async def read(self, most: int = CHUNK) -> bytes:
         source = await self.choose_source()
@@ -81,7 +84,7 @@ class ParallelRange(Source):
 
     async def close(self) -> None:
         try:
-            await self._alone.close()
+            await self._separate.close()
         finally:
-            self._give_back()
+            self._release_slot()
             await self._following.close()

@@ -1,4 +1,4 @@
-"""Where a registry's token service is, and who may be sent a password there."""
+"""Parses token realms, and decides which of them may receive a password."""
 
 import ipaddress
 
@@ -10,7 +10,7 @@ from .session import parse_url
 
 
 def parse_realm(realm: str) -> URL:
-    """A realm as a URL; raises `BadUpstream` when it is none."""
+    """Return a realm as a URL; raises `BadUpstream` when it is not an http URL."""
     try:
         url = parse_url(realm)
     except ValueError as error:
@@ -21,10 +21,10 @@ def parse_realm(realm: str) -> URL:
 
 
 def may_receive_password(upstream: str, realm: str) -> bool:
-    """Whether a realm is of one registrable domain (or one address) with the upstream, and not weaker protected.
+    """Whether a realm has the upstream's registrable domain (or its IP address), and is not less protected.
 
-    A registry that names another must not have passwords sent there: RFC 6750 leaves this to the client. Raises
-    `BadUpstream` for a realm that is no URL.
+    A registry that names a realm elsewhere must not have passwords sent there: RFC 6750 leaves this to the client.
+    Raises `BadUpstream` for a realm that is not a URL.
     """
     ours, theirs = URL(upstream), parse_realm(realm)
     if ours.scheme == "https" and theirs.scheme != "https":

@@ -5,21 +5,22 @@ from dataclasses import dataclass
 import aiohttp
 from yarl import URL
 
-from ..oci.errors import BadUpstream, RegistryError, Unavailable
+from ..oci.errors import BadUpstream, RegistryError
 from ..oci.manifest import MAX_MANIFEST
 from ..oci.reference import ReferrersTarget, parse_target, referrers_query
-from .session import read_text
+from .response_body import read_text_body
 
 _MAX_FILTERS = 255
 """Characters of `OCI-Filters-Applied` that are kept; the spec has one filter, `artifactType`."""
 
 _MAX_QUERY = 4096
-"""Characters of the query of a next page; what registries put there to find their place again has some hundreds."""
+"""Characters of the query of a next page; the cursors of registries have some hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReferrersPage:
-    """The image index as it came, the header `OCI-Filters-Applied`, and the query of the next page ("" on the last)."""
+    """The image index as received, the header `OCI-Filters-Applied`, and the query of the next page ("" on the last
+    page)."""
 
     body: bytes
     filters_applied: str
@@ -27,21 +28,17 @@ class ReferrersPage:
 
 
 async def read_referrers_page(response: aiohttp.ClientResponse, asked: ReferrersTarget) -> ReferrersPage:
-    """Read a page; raises `Unavailable` when it breaks off, `BadUpstream` when it cannot be one."""
-    try:
-        body = await read_text(response, MAX_MANIFEST)
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise Unavailable(f"transfer of referrers broke off: {type(error).__name__}") from error
-    return ReferrersPage(
-        body, response.headers.get("OCI-Filters-Applied", "")[:_MAX_FILTERS], _following(response, asked)
-    )
+    """Read a page; raises `Unavailable` when the transfer breaks off, `BadUpstream` when it is not a valid page."""
+    body = await read_text_body(response, MAX_MANIFEST, "referrers")
+    filters = response.headers.get("OCI-Filters-Applied", "")[:_MAX_FILTERS]
+    return ReferrersPage(body, filters, _next_query(response, asked))
 
 
-def _following(response: aiohttp.ClientResponse, asked: ReferrersTarget) -> str:
-    """The query of the next page (RFC 8288, `rel="next"`).
+def _next_query(response: aiohttp.ClientResponse, asked: ReferrersTarget) -> str:
+    """Return the query of the next page (RFC 8288, `rel="next"`).
 
-    Only the query is taken: a registry may call itself by another name than the one it is reached by. A link to
-    anything but the same listing is refused, since without its further pages a listing would look whole.
+    Only the query of the link is used, since a registry may have another name for itself than the cache has for it. A
+    link to anything but the same list is refused, since without its further pages a list would look complete.
     """
     try:
         if "next" not in response.links:
@@ -50,6 +47,6 @@ def _following(response: aiohttp.ClientResponse, asked: ReferrersTarget) -> str:
         query = referrers_query(url.raw_query_string) if isinstance(url, URL) else ""
         if isinstance(url, URL) and parse_target(url.raw_path) == asked and len(query) <= _MAX_QUERY:
             return query
-    except (ValueError, IndexError, RegistryError):  # yarl's words for malformed URLs, and a path of no API
+    except (ValueError, IndexError, RegistryError):  # raised by yarl for malformed URLs, and for a path outside the API
         pass
     raise BadUpstream("upstream's next page of referrers is somewhere else", {"repository": asked.repository})

@@ -1,4 +1,4 @@
-"""Where the bytes of an answer come from: a stored file, the growing file of a fill, or the upstream itself."""
+"""Sources of an answer's bytes: a stored file, the growing file of a fill, or the upstream itself."""
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -9,50 +9,52 @@ from typing import Protocol
 from ..oci.digest import Verifier
 from ..oci.errors import BadUpstream, StorageError
 from ..store.stored_blob import StoredBlob
+from .blob_body import BlobBody
 from .fill import Fill
-from .upstream import BlobBody
 
 CHUNK = 512 << 10
-"""Bytes read at once where nothing says how many. What mitmproxy is handed goes through the processor's caches three
-times; measured with one client over TLS, MB/s: 64 KiB 445, 256 KiB 840, 512 KiB 985, 1 MiB 560."""
+"""Bytes that are read at once by default. A chunk that is passed to mitmproxy goes through the processor's caches three
+times; measured with one client over TLS, in MB/s: 64 KiB 445, 256 KiB 840, 512 KiB 985, 1 MiB 560."""
 
-_AHEAD = 7
-"""How many chunks after the next the kernel is asked to have ready: a read from a slow disk would stop everybody."""
+_READ_AHEAD_CHUNKS = 7
+"""Chunks after the next one that the kernel is asked to read ahead: a read from a slow disk blocks the event loop."""
 
 _GATHER_SECONDS = 0.05
-"""On a growing file: wait this long for a whole chunk, so that many slow-fed clients do not cost a wake-up of the whole
-proxy for each packet. The first chunk is never delayed."""
+"""Longest wait for a whole chunk of a growing file, so that a slow download with many readers does not wake all of them
+for each packet. The first chunk is never delayed."""
 
 type ReadInto = Callable[[memoryview], int]
-"""Reads the next bytes into a buffer; returns how many, none where more is to be waited for. Raises as `read` does."""
+"""Reads the next bytes into a buffer and returns their number, 0 when there are none yet. Raises as `read` does."""
 
 type OpenRange = Callable[[int, int | None], AbstractAsyncContextManager[BlobBody]]
-"""Opens a blob upstream from one byte up to before another (None: to its end)."""
+"""Opens an upstream blob from one byte to before another (None: to its end)."""
 
 
 class Source(Protocol):
-    """Bytes of one answer, in order, once. `origin` is the metric label of where they come from."""
+    """The bytes of one answer, in order, once. `origin` is the metric label of where they come from."""
 
     origin: str
 
     async def read(self, most: int = CHUNK) -> bytes:
-        """The next bytes, at most about `most`. Raises a `HubcacheError` when they cannot be had."""
+        """Return the next bytes, at most about `most`; raises a `HubcacheError` when they cannot be read."""
 
     async def file_reader(self) -> ReadInto | None:
-        """Wait for bytes; gives what reads them, where they are on a file: who sends them has a buffer that stays in
-        the processor's cache. Raises as `read` does."""
+        """Wait for bytes, and return a function that reads them if they are in a file, else None.
+
+        The sender reads them into its own buffer, which stays in the processor's cache. Raises as `read` does.
+        """
         return None
 
     @property
     def finished(self) -> bool:
-        """Whether all bytes were read."""
+        """Whether all bytes have been read."""
 
     async def close(self) -> None:
-        """Always called, whether read to the end or not."""
+        """Release resources; always called, whether all bytes were read or not."""
 
 
 class BytesSource(Source):
-    """Bytes at hand that must not stay in a recorded flow (a token service's answer)."""
+    """Bytes in memory that must not stay in a recorded flow (a token service's answer)."""
 
     origin = "upstream"
 
@@ -72,7 +74,7 @@ class BytesSource(Source):
 
 
 class FileSource(Source):
-    """Bytes `start` to before `end` of a stored blob; owns it."""
+    """Bytes `start` to before `end` of a stored blob, which it owns."""
 
     origin = "store"
 
@@ -80,7 +82,7 @@ class FileSource(Source):
         self._blob = blob
         self.path = blob.path
         self.on_close: Callable[[], None] = lambda: None
-        """Called when all was sent, or the client left."""
+        """Called when all bytes were sent, or the client disconnected."""
         self.at = start
         self.end = end
 
@@ -91,9 +93,9 @@ class FileSource(Source):
         return data
 
     async def file_reader(self) -> ReadInto:
-        return self._take
+        return self._read_into
 
-    def _take(self, buffer: memoryview) -> int:
+    def _read_into(self, buffer: memoryview) -> int:
         with self._reading():
             count = os.preadv(self._blob.fd, [buffer[: self.end - self.at]], self.at)
         self._advance(count, len(buffer))
@@ -105,11 +107,11 @@ class FileSource(Source):
             raise StorageError("a stored blob is shorter than when it was stored")
         self.at += count
         if not self.finished:
-            os.posix_fadvise(self._blob.fd, self.at + most * _AHEAD, most, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self._blob.fd, self.at + most * _READ_AHEAD_CHUNKS, most, os.POSIX_FADV_WILLNEED)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """A file that cannot be read breaks the body off, and is looked at before it is served again."""
+        """Translate read errors into `StorageError`, and have the file verified before it is served again."""
         try:
             yield
         except OSError as error:
@@ -117,7 +119,7 @@ class FileSource(Source):
             raise StorageError(f"cannot read a stored blob: {error}") from error
 
     def unreadable(self) -> None:
-        """Reading the file failed, here or in the worker that has it."""
+        """Record that reading the file failed, here or in the worker process that sends it."""
         self._blob.unreadable()
 
     @property
@@ -130,10 +132,10 @@ class FileSource(Source):
 
 
 class UpstreamSource(Source):
-    """Bytes `start` to before `end`, straight from the upstream and not stored.
+    """Bytes `start` to before `end` of an upstream blob, which are not stored.
 
-    With a `verifier` of all of them, the last ones are given only when all are right, and `verified` is told; of a
-    part, the client decides.
+    With a `verifier`, for a whole blob, the last bytes are returned only after the digest matches, and `verified` is
+    called. The client verifies ranges itself.
     """
 
     origin = "upstream"
@@ -156,7 +158,7 @@ class UpstreamSource(Source):
         self._skip = 0
 
     async def open(self) -> None:
-        """Ask the upstream now, so that a refusal becomes an error answer and not a broken body."""
+        """Send the request now, so that a refusal becomes an error response and not a body cut short."""
         body = await self._stack.enter_async_context(self._open_body(self._at, self._end))
         if self.finished:
             await self._verify()
@@ -182,7 +184,7 @@ class UpstreamSource(Source):
         raise BadUpstream("upstream sent fewer bytes than it promised")
 
     async def _verify(self) -> None:
-        """All bytes are here."""
+        """Verify the digest; all bytes have arrived."""
         if self._verifier is not None:
             self._verifier.finish()
             if self._verified is not None:
@@ -197,7 +199,7 @@ class UpstreamSource(Source):
 
 
 class FillSource(Source):
-    """Bytes of a blob that is being filled, as they arrive. When the store fails, the rest comes from `fallback`."""
+    """Bytes of a blob that is being filled, as they arrive. When the store fails, `fallback` supplies the rest."""
 
     origin = "fill"
 
@@ -211,7 +213,7 @@ class FillSource(Source):
         fallback: Callable[[int, int], Source],
         released: Callable[[], None] = lambda: None,
     ) -> None:
-        """`fd`, which this owns, is of the growing file at `path`; `released` is told when this is closed."""
+        """`fd`, which it owns, is a descriptor of the growing file at `path`; `released` is called on close."""
         self.fill = fill
         self.path = path
         self.at = start
@@ -219,39 +221,40 @@ class FillSource(Source):
         self._fd = fd
         self._fallback = fallback
         self._released = released
-        self._instead: Source | None = None
-        self._begun = False
+        self._replacement: Source | None = None
+        self._has_begun = False
         self._reading = ExitStack()
         self._reading.enter_context(fill.reading())
-        fill.followers.add(self)
+        fill.file_readers.add(self)
 
     async def read(self, most: int = CHUNK) -> bytes:
         while not self.finished:
-            take = await self.file_reader()
-            if take is None:
-                assert self._instead is not None
-                return await self._instead.read(most)
+            read_into = await self.file_reader()
+            if read_into is None:
+                assert self._replacement is not None
+                return await self._replacement.read(most)
             data = bytearray(min(most, self.end - self.at))
-            count = take(memoryview(data))
+            count = read_into(memoryview(data))
             if count:
                 return bytes(data[:count])
         return b""
 
     async def file_reader(self) -> ReadInto | None:
-        if self._instead is None:
+        if self._replacement is None:
             try:
                 await self._follow()
             except StorageError:
-                self._turn_away()
-        return self._take if self._instead is None else None
+                self._use_fallback()
+        return self._read_into if self._replacement is None else None
 
     async def _follow(self) -> None:
+        """Wait for the next bytes, and briefly for a whole chunk."""
         await self.fill.wait_readable(self.at + 1)
-        if self._begun and self.fill.error is None:
+        if self._has_begun and self.fill.error is None:
             await self.fill.wait_readable(min(self.at + CHUNK - self.at % CHUNK, self.end), _GATHER_SECONDS)
-        self._begun = True
+        self._has_begun = True
 
-    def _take(self, buffer: memoryview) -> int:
+    def _read_into(self, buffer: memoryview) -> int:
         wanted = min(self.fill.readable, self.end) - self.at
         if wanted <= 0:
             return 0
@@ -260,22 +263,22 @@ class FillSource(Source):
         except OSError:
             count = 0
         if not count:
-            self._turn_away()
+            self._use_fallback()
         self.at += count
         return count
 
-    def _turn_away(self) -> None:
-        """From the store, which failed."""
-        self._instead = self._fallback(self.at, self.end)
+    def _use_fallback(self) -> None:
+        """Read the rest from the fallback, after the store failed."""
+        self._replacement = self._fallback(self.at, self.end)
 
     @property
     def finished(self) -> bool:
-        return self.at >= self.end if self._instead is None else self._instead.finished
+        return self.at >= self.end if self._replacement is None else self._replacement.finished
 
     async def close(self) -> None:
         os.close(self._fd)
-        self.fill.followers.discard(self)
+        self.fill.file_readers.discard(self)
         self._reading.close()
         self._released()
-        if self._instead is not None:
-            await self._instead.close()
+        if self._replacement is not None:
+            await self._replacement.close()

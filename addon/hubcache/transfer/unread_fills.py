@@ -1,8 +1,8 @@
-"""Which fills go on although nobody reads them any more.
+"""Decides which fills continue without readers.
 
-A client that leaves comes back for the rest more often than not (docker resumes, containerd closes early for each
-chunk), and the next client finds what is stored. But a client must not have a hundred blobs fetched by asking for each
-and leaving.
+A client that disconnects often returns for the rest (docker resumes, containerd closes each chunk early), and the next
+client benefits from what is stored. But a client must not be able to cause a hundred downloads by requesting blobs and
+disconnecting.
 """
 
 import asyncio
@@ -12,68 +12,68 @@ from ..oci.digest import Digest
 from .fill import Fill
 
 MAX_UNREAD = 4
-"""Fills that go on though nobody reads them, of blobs that are not asked for often."""
+"""Fills without readers that continue, of blobs that are requested rarely."""
 
 MAX_WANTED = 16
-"""Fills that go on though nobody reads them, together with those of blobs that are asked for often."""
+"""Fills without readers that continue, including those of blobs that are requested often."""
 
 GRACE_SECONDS = 10.0
-"""A fill that does not go on stands still for so long before it is given up: who comes back goes on with it."""
+"""How long a fill is paused before it is cancelled; a reader that starts in this time resumes it."""
 
 _NEARLY_BYTES = 1 << 20
 _NEARLY_SHARE = 0.75
 
 
 class UnreadFills:
-    """Fills without readers. `is_wanted` tells whether a blob is asked for often; `give_up` ends a fill."""
+    """Fills without readers. `is_wanted` returns whether a blob is requested often; `cancel` ends a fill."""
 
-    def __init__(self, is_wanted: Callable[[Digest], bool], give_up: Callable[[Fill], None]) -> None:
+    def __init__(self, is_wanted: Callable[[Digest], bool], cancel: Callable[[Fill], None]) -> None:
         self._is_wanted = is_wanted
-        self._give_up = give_up
-        self._going: dict[Fill, None] = {}
-        self._standing: dict[Fill, asyncio.TimerHandle] = {}
-        """Those that have stood still longest come first."""
+        self._cancel = cancel
+        self._running: dict[Fill, None] = {}
+        self._paused: dict[Fill, asyncio.TimerHandle] = {}
+        """Those that have been paused longest come first."""
 
-    def left(self, fill: Fill) -> None:
-        """The last reader of a fill left: it goes on, or another one stands still for it."""
-        if _is_nearly_done(fill):
+    def add(self, fill: Fill) -> None:
+        """Let a fill continue that has no readers any more, or pause the one that is worth least."""
+        if _is_nearly_complete(fill):
             return
-        self._going[fill] = None
+        self._running[fill] = None
         surplus = self._surplus()
         if surplus is not None:
-            del self._going[surplus]
+            del self._running[surplus]
             surplus.pause()
-            timer = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._give_up, surplus)
-            self._standing[surplus] = timer
+            timer = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._cancel, surplus)
+            self._paused[surplus] = timer
 
-    def forget(self, fill: Fill) -> None:
-        """A fill is read again, or has ended."""
-        self._going.pop(fill, None)
-        timer = self._standing.pop(fill, None)
+    def remove(self, fill: Fill) -> None:
+        """Resume a fill that has readers again, or forget one that has ended."""
+        self._running.pop(fill, None)
+        timer = self._paused.pop(fill, None)
         if timer is not None:
             timer.cancel()
         fill.resume()
 
-    def make_room(self) -> None:
-        """Others wait for a slot: give up what has stood still longest, if anything."""
-        for fill in self._standing:
-            self._give_up(fill)
+    def free_slot(self) -> None:
+        """Cancel the fill that has been paused longest, if there is one, for another that waits for a slot."""
+        for fill in self._paused:
+            self._cancel(fill)
             break
 
     def _surplus(self) -> Fill | None:
-        """The fill that is worth going on least, where too many do: the least complete."""
-        rare = [fill for fill in self._going if not self._is_wanted(fill.digest)]
-        if len(rare) > MAX_UNREAD or (rare and len(self._going) > MAX_WANTED):
-            return min(rare, key=_share)
-        return min(self._going, key=_share) if len(self._going) > MAX_WANTED else None
+        """Return the least complete fill when too many are running, else None."""
+        rare = [fill for fill in self._running if not self._is_wanted(fill.digest)]
+        if len(rare) > MAX_UNREAD or (rare and len(self._running) > MAX_WANTED):
+            return min(rare, key=_complete_share)
+        return min(self._running, key=_complete_share) if len(self._running) > MAX_WANTED else None
 
 
-def _share(fill: Fill) -> float:
-    """How much of a fill is here, 0 to 1."""
+def _complete_share(fill: Fill) -> float:
+    """Return how much of a fill has arrived, from 0 to 1."""
     return fill.written / fill.size if fill.size else 0.0
 
 
-def _is_nearly_done(fill: Fill) -> bool:
+def _is_nearly_complete(fill: Fill) -> bool:
     return fill.size is not None and (
         fill.size - fill.written <= _NEARLY_BYTES or fill.written >= fill.size * _NEARLY_SHARE
     )

@@ -1,7 +1,7 @@
-"""The cache's own client of one registry: what an anonymous reader sees of manifests and blobs.
+"""Reads manifests, referrers and blobs from one registry (distribution spec, "Pull" and "Listing Referrers").
 
-Answers become records here, or `RegistryError`s in `refusals`, and nowhere else. Redirects are followed inside; the
-`Authorization` header goes to the registry's own origin only.
+Responses become records here and in `upstream_response`, or `RegistryError`s in `upstream_errors`. Redirects are
+followed; the `Authorization` header is sent to the registry's own origin only.
 """
 
 import asyncio
@@ -15,75 +15,53 @@ import aiohttp
 from cachetools import TLRUCache
 from yarl import URL
 
-from ..decide.throttle import Throttle
 from ..oci.account import Account
 from ..oci.digest import Digest
 from ..oci.errors import BadUpstream, TooManyRequests, Unavailable, UpstreamNotContacted
 from ..oci.media import OCI_INDEX
 from ..oci.reference import ReferrersTarget
 from ..oci.registry import Registry
+from .blob_body import BlobBody
 from .challenge import Challenge
-from .observer import Observer
-from .realms import may_receive_password
 from .referrers_page import ReferrersPage, read_referrers_page
-from .session import content_coding, pause, read_text
+from .registry_credentials import RegistryCredentials
+from .response_body import content_coding, read_text_body
+from .retry_after import pause_seconds
 from .tokens import Tokens, pull_scope
 from .upstream_client import UpstreamClient
 from .upstream_errors import MAX_ERROR_BODY, RedirectTargetRefused, error_of_redirect_target, error_of_registry
 from .upstream_response import (
     FetchedManifest,
-    challenge_header,
     content_length,
     content_range,
     digest_header,
-    encoded,
+    explain_content_coding,
     read_manifest,
 )
 
 _RETRIES = 2
 _BACKOFF_SECONDS = 0.2
 _RETRY_WITHIN_SECONDS = 2.0
-_ASK_ANEW_SECONDS = 60.0
 _MAX_PAUSED = 10_000
-_TOO_LITTLE = "insufficient_scope"
-_MOST_REQUESTS = 3
-"""For one read: without a token or with an old one, with a new one, and with another where that was not known yet."""
+_INSUFFICIENT_SCOPE = "insufficient_scope"
+_MAX_REQUESTS = 3
+"""Requests for one read: without a token or with an old one, with a new one, and with another one when the registry did
+not know the new one yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestHead:
-    """What a HEAD of a manifest told; the digest is None when the upstream does not name it. `size` in bytes."""
+    """What a HEAD of a manifest returned; the digest is None when the upstream does not send it. `size` in bytes."""
 
     digest: Digest | None
     media_type: str
     size: int | None
 
 
-class BlobBody:
-    """A blob's body as it arrives, from byte `start`; `size` is the whole blob's, None when the upstream hides it."""
-
-    def __init__(self, response: aiohttp.ClientResponse, start: int, size: int | None, observer: Observer) -> None:
-        self.start = start
-        self.size = size
-        self._response = response
-        self._observer = observer
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Bytes as they come; raises `Unavailable` when the connection breaks, stalls or ends early."""
-        host = self._response.url.authority
-        try:
-            async for chunk in self._response.content.iter_any():
-                self._observer.upstream_bytes(host, len(chunk))
-                yield chunk
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise Unavailable(f"transfer from {host} broke off: {type(error).__name__}") from error
-
-
 class Upstream:
-    """One registry. Reads are anonymous unless a `reader`, a client's own `Authorization`, is given.
+    """One registry. Reads are anonymous unless an `authorization`, a client's own or the account's, is given.
 
-    `learned` is called with each authentication challenge that the registry sends. `account` may read in place of the
-    anonymous reader where the caller knows that anybody may read.
+    `learned` and `account`: see `RegistryCredentials`.
     """
 
     def __init__(
@@ -93,108 +71,141 @@ class Upstream:
         tokens: Tokens,
         learned: Callable[[Registry, Challenge], None],
         account: Account | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = registry
-        self.account = account
         self._client = client
-        self._tokens = tokens
-        self._learned = learned
-        self.other_challenge: str | None = None
-        """A demand for authentication that is not Bearer, as the ping showed it; to be told to clients as it is."""
-        self._challenge: Challenge | None = None
-        self._home = URL(registry.upstream)
-        self._asks_anew = Throttle(_ASK_ANEW_SECONDS, _now)
-        self._paused: TLRUCache[tuple[str, str], float] = TLRUCache(_MAX_PAUSED, lambda _, until, __: until, _now)
+        self._clock = clock
+        self._credentials = RegistryCredentials(registry, client, tokens, learned, account, self._now)
+        self._origin = URL(registry.upstream)
+        self._paused: TLRUCache[tuple[str, str], float] = TLRUCache(_MAX_PAUSED, lambda _, until, __: until, self._now)
+
+    def _now(self) -> float:
+        return self._clock()
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    @property
+    def account(self) -> Account | None:
+        """The configured account, for content that is known to be public."""
+        return self._credentials.account
+
+    @account.setter
+    def account(self, account: Account | None) -> None:
+        self._credentials.account = account
 
     @property
     def is_reachable(self) -> bool:
-        """Whether the registry may be asked at present (not offline, and its circuit closed)."""
-        return self._client.may_contact(self._home)
+        """Whether a request to the registry would be sent (not offline, and its circuit is closed)."""
+        return self._client.may_contact(self._origin)
 
     @property
     def last_challenge(self) -> Challenge | None:
-        """What the registry demands, as far as it was heard."""
-        return self._challenge
+        """The last Bearer challenge of the registry; None before the first."""
+        return self._credentials.last_challenge
+
+    @property
+    def other_challenge(self) -> str | None:
+        """A challenge of another scheme than Bearer, as the ping returned it; clients receive it unchanged."""
+        return self._credentials.other_challenge
 
     @property
     def token_service_failure(self) -> str | None:
-        """Why the registry's token service gives no tokens at present, as far as is known."""
-        return None if self._challenge is None else self._tokens.service_failure(self._challenge.realm)
+        """Why the registry's token service issues no tokens at present; None when no failure is known."""
+        return self._credentials.token_service_failure
 
-    def is_rate_limited(self, kind: str, reader: str) -> bool:
-        """Whether the registry told this reader a moment ago that its rate limit is used up."""
-        return self._paused.get(_asker(kind, reader), 0.0) > time.monotonic()
+    def is_rate_limited(self, kind: str, authorization: str) -> bool:
+        """Whether the registry answered 429 to these credentials, and the pause that it asked for is not over."""
+        return self._paused.get(_pause_key(kind, authorization), 0.0) > self._now()
+
+    # -- credentials ------------------------------------------------------------------------------------------------
+
+    async def challenge(self) -> Challenge | None:
+        """See `RegistryCredentials.challenge`."""
+        return await self._credentials.challenge()
+
+    async def anonymous_authorization(self, repository: str) -> str | None:
+        """See `RegistryCredentials.anonymous`."""
+        return await self._credentials.anonymous(repository)
+
+    async def account_authorization(self, repository: str) -> str | None:
+        """See `RegistryCredentials.of_account`."""
+        return await self._credentials.of_account(repository)
+
+    # -- reads ------------------------------------------------------------------------------------------------------
 
     async def head_manifest(
-        self, repository: str, reference: str | Digest, accept: str, reader: str | None = None
+        self, repository: str, reference: str | Digest, accept: str, authorization: str | None = None
     ) -> ManifestHead:
-        """Ask for a manifest's digest; not counted against the Hub's pull limit."""
+        """Request a manifest's head; Docker Hub does not count this against the pull limit."""
 
-        async def ask() -> ManifestHead:
+        async def request() -> ManifestHead:
             path = f"manifests/{reference}"
-            async with self._get("manifest", repository, path, "HEAD", {"Accept": accept}, reader) as response:
+            async with self._read("manifest", repository, path, "HEAD", {"Accept": accept}, authorization) as response:
                 size = None if content_coding(response) else content_length(response)  # else that of the encoded body
                 return ManifestHead(digest_header(response), response.headers.get("Content-Type", ""), size)
 
-        return await _retried(ask)
+        return await _with_retries(request)
 
     async def get_manifest(
-        self, repository: str, reference: str | Digest, accept: str, reader: str | None = None
+        self, repository: str, reference: str | Digest, accept: str, authorization: str | None = None
     ) -> FetchedManifest:
-        """Fetch a manifest (counted against the Hub's pull limit); raises `BadUpstream` when its bytes are not it."""
+        """Fetch a manifest, which counts against Docker Hub's pull limit; raises `BadUpstream` when its bytes do not
+        match its digest."""
 
-        async def ask() -> FetchedManifest:
+        async def request() -> FetchedManifest:
             path = f"manifests/{reference}"
-            async with self._get("manifest", repository, path, "GET", {"Accept": accept}, reader) as response:
+            async with self._read("manifest", repository, path, "GET", {"Accept": accept}, authorization) as response:
                 return await read_manifest(response, reference)
 
-        return await _retried(ask)
+        return await _with_retries(request)
 
     async def get_referrers(
-        self, repository: str, subject: Digest, query: str, reader: str | None = None
+        self, repository: str, subject: Digest, query: str, authorization: str | None = None
     ) -> ReferrersPage:
-        """A page of what refers to a digest; raises `ManifestUnknown` where the registry has no such API, too."""
+        """Fetch a page of a digest's referrers; raises `ManifestUnknown` also where the registry has no such API."""
 
-        async def ask() -> ReferrersPage:
+        async def request() -> ReferrersPage:
             path = f"referrers/{subject}" + (f"?{query}" if query else "")
-            async with self._get("referrers", repository, path, "GET", {"Accept": OCI_INDEX}, reader) as response:
+            headers = {"Accept": OCI_INDEX}
+            async with self._read("referrers", repository, path, "GET", headers, authorization) as response:
                 return await read_referrers_page(response, ReferrersTarget(repository, subject))
 
-        return await _retried(ask)
+        return await _with_retries(request)
 
-    async def head_blob(self, repository: str, digest: Digest, reader: str | None = None) -> int | None:
-        """Ask whether the repository has this blob; its size where told.
+    async def head_blob(self, repository: str, digest: Digest, authorization: str | None = None) -> int | None:
+        """Check that the repository has this blob; returns its size where the registry sends it.
 
-        A redirect is a yes, whatever is said where it leads: a signature may be good for GET only.
+        A redirect means that it has, whatever the redirect's target answers: a signature may be valid for GET only.
         """
 
-        async def ask() -> int | None:
+        async def request() -> int | None:
             try:
-                async with self._get("blob", repository, f"blobs/{digest}", "HEAD", {}, reader) as response:
+                async with self._read("blob", repository, f"blobs/{digest}", "HEAD", {}, authorization) as response:
                     return None if content_coding(response) else content_length(response)
             except RedirectTargetRefused:
                 return None
 
-        return await _retried(ask)
+        return await _with_retries(request)
 
     @asynccontextmanager
     async def open_blob(
-        self, repository: str, digest: Digest, start: int = 0, end: int | None = None, reader: str | None = None
+        self, repository: str, digest: Digest, start: int = 0, end: int | None = None, authorization: str | None = None
     ) -> AsyncIterator[BlobBody]:
-        """Open a blob from byte `start`, up to before byte `end`. An upstream may ignore this: see `BlobBody.start`."""
+        """Open a blob from byte `start` to before byte `end`. An upstream may ignore this: see `BlobBody.start`."""
         ranged = start > 0 or end is not None
         headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if ranged else {}
         for asked in (headers, headers, {}) if ranged else (headers,):
-            async with self._get("blob", repository, f"blobs/{digest}", "GET", asked, reader) as response:
+            async with self._read("blob", repository, f"blobs/{digest}", "GET", asked, authorization) as response:
                 body = self._body(response, start, asked)
                 if body is not None:
-                    with encoded(response):
+                    with explain_content_coding(response):
                         yield body
                     return
         raise BadUpstream("upstream answered another range than asked for", {"asked": start})
 
     def _body(self, response: aiohttp.ClientResponse, start: int, asked: dict[str, str]) -> BlobBody | None:
-        """The body from `start`, or from 0; None when it is of another range, which is worth another request."""
+        """Return the body from `start`, or from 0; None when it has another range, which is worth another request."""
         if response.status == 416:
             return None
         if response.status == 200:
@@ -203,129 +214,61 @@ class Upstream:
         is_right = first == (start if asked else 0)
         return BlobBody(response, first, size, self._client.observer) if is_right else None
 
-    async def anonymous_authorization(self, repository: str) -> str | None:
-        """What an anonymous reader of the repository sends as `Authorization`; None where nothing is needed."""
-        challenge = await self.challenge()
-        if challenge is None:
-            return None
-        return f"Bearer {await self._tokens.get(challenge, pull_scope(repository), home=self._home)}"
-
-    async def account_authorization(self, repository: str) -> str | None:
-        """What the configured account sends; None where there is none, or its password may not be sent to the realm.
-
-        The realm must be in the registry's own domain: a registry that names another must not get the password sent
-        there (RFC 6750 leaves this to the client).
-        """
-        challenge = await self.challenge() if self.account is not None else None
-        if challenge is None or not may_receive_password(self.registry.upstream, challenge.realm):
-            return None
-        return f"Bearer {await self._tokens.get(challenge, pull_scope(repository), self.account, self._home)}"
-
-    async def challenge(self) -> Challenge | None:
-        """What the registry's ping demands; asked until it was heard, then remembered. None where it demands no
-        token; raises `RegistryError` where the ping is not answered."""
-        if self._challenge is None:
-            async with self._client.send("ping", "GET", URL(f"{self.registry.upstream}/v2/"), {}) as response:
-                if response.status == 429 or response.status >= 500:  # that demands nothing, and permits nothing
-                    raise error_of_registry(response, "ping", "", b"")
-                self._learn(response)
-        return self._challenge
-
-    # -- requests -----------------------------------------------------------------------------------------------
+    # -- requests ---------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _get(
-        self, kind: str, repository: str, path: str, method: str, headers: dict[str, str], reader: str | None
+    async def _read(
+        self, kind: str, repository: str, path: str, method: str, headers: dict[str, str], given: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One read: with the token at hand, after a 401 with a new one, then through redirects.
+        """Send a read with the `given` authorization, or anonymously: with the token at hand, after a 401 with a new
+        one; then follow redirects.
 
-        A new token is refused for good where it is for too little (`insufficient_scope`). Where it is not known (a
-        registry of several machines) another one is tried, once.
+        A new token is not replaced when its scope is too small (`insufficient_scope`). When the registry does not know
+        it (a registry of several machines) another one is tried, once.
         """
-        asker = _asker(kind, reader or "")
-        left = self._paused.get(asker, 0.0) - time.monotonic()
+        pause_key = _pause_key(kind, given or "")
+        left = self._paused.get(pause_key, 0.0) - self._now()
         if left > 0:
             raise TooManyRequests("upstream limits our requests", left)
         url = URL(f"{self.registry.upstream}/v2/{repository}/{path}")
         scope = pull_scope(repository)
-        authorization = reader
-        is_new = self._challenge is None or not self._tokens.has(self._challenge, scope)
-        if reader is None and self._challenge is not None and self.is_reachable:  # else the token is of no use
-            authorization = await self._remembered(self._challenge, scope)
-        for left_over in reversed(range(_MOST_REQUESTS)):
+        authorization = given
+        is_new = not self._credentials.has_token(scope)
+        if given is None and self.is_reachable:  # else a token is of no use
+            authorization = await self._credentials.remembered(scope)
+        for left_over in reversed(range(_MAX_REQUESTS)):
             authorized = headers | ({"Authorization": authorization} if authorization else {})
             async with self._client.send_following_redirects(kind, method, url, authorized) as response:
-                is_own = response.url.origin() == url.origin()  # else a CDN, which has no say in tokens and limits
+                is_own = response.url.origin() == url.origin()  # else a CDN's: no matter for tokens and limits
                 if is_own:
-                    self._see_limit(response, scope, reader)
-                challenge = self._learn(response) if response.status == 401 and is_own else None
-                is_last = left_over == 0 or reader is not None
-                if challenge is None or is_last or (authorization and is_new and challenge.error == _TOO_LITTLE):
-                    await self._check(response, kind, repository, asker if is_own else None)
+                    self._report_limit(response, scope, given)
+                challenge = self._credentials.learn(response) if response.status == 401 and is_own else None
+                is_last = left_over == 0 or given is not None
+                too_small = authorization and is_new and challenge and challenge.error == _INSUFFICIENT_SCOPE
+                if challenge is None or is_last or too_small:
+                    await self._check(response, kind, repository, pause_key if is_own else None)
                     yield response
                     return
-            authorization, is_new = await self._renewed(challenge, scope, authorization), True
+            authorization, is_new = await self._credentials.renewed(challenge, scope, authorization), True
 
-    async def _remembered(self, known: Challenge, scope: str) -> str | None:
-        """A token of the service that the registry named before. Where that gives none, the registry is asked now and
-        then whether it has another one by now: it would never be heard to say so without a request that lacks a
-        token."""
-        try:
-            return f"Bearer {await self._tokens.get(known, scope, home=self._home)}"
-        except (Unavailable, BadUpstream):
-            if not self._asks_anew.permits(known):
-                raise
-            self._challenge = None
-            try:
-                named = await self.challenge()
-            finally:
-                self._challenge = self._challenge or known
-            if named == known:
-                raise
-        return None if named is None else f"Bearer {await self._tokens.get(named, scope, home=self._home)}"
-
-    async def _renewed(self, challenge: Challenge, scope: str, refused: str | None) -> str:
-        asked = Challenge(challenge.realm, challenge.service, None)
-        if refused is not None:
-            self._tokens.forget(asked, scope, refused.removeprefix("Bearer "), self.account)
-        return f"Bearer {await self._tokens.get(asked, scope, home=self._home)}"
-
-    def _see_limit(self, response: aiohttp.ClientResponse, scope: str, reader: str | None) -> None:
-        """`ratelimit-remaining: 98;w=21600`: the number before the semicolon."""
+    def _report_limit(self, response: aiohttp.ClientResponse, scope: str, given: str | None) -> None:
+        """Report the rate limit of a response: `ratelimit-remaining: 98;w=21600`, the number before the semicolon."""
         limit, remaining = (
             response.headers.get(name, "").partition(";")[0].strip()
             for name in ("ratelimit-limit", "ratelimit-remaining")
         )
         if remaining.isdecimal():
-            credential = "anonymous"
-            if reader is not None:
-                token = reader.removeprefix("Bearer ")
-                by_account = self._challenge is not None and self._tokens.is_account_token(
-                    self._challenge, scope, token, self.account
-                )
-                credential = "account" if by_account else "client"
-            self._client.observer.rate_limit_seen(
-                self.registry.host, credential, int(limit) if limit.isdecimal() else None, int(remaining)
-            )
-
-    def _learn(self, response: aiohttp.ClientResponse) -> Challenge | None:
-        header = challenge_header(response)
-        challenge = Challenge.parse(header)
-        if challenge is None:
-            self.other_challenge = header
-        else:
-            known = Challenge(challenge.realm, challenge.service, None)
-            if known != self._challenge:
-                self._challenge = known
-                self._learned(self.registry, known)
-        return challenge
+            kind = self._credentials.kind(given, scope)
+            known_limit = int(limit) if limit.isdecimal() else None
+            self._client.observer.rate_limit_seen(self.registry.host, kind, known_limit, int(remaining))
 
     async def _check(
-        self, response: aiohttp.ClientResponse, kind: str, repository: str, asker: tuple[str, str] | None
+        self, response: aiohttp.ClientResponse, kind: str, repository: str, pause_key: tuple[str, str] | None
     ) -> None:
-        """Raise what the status means unless it is 200 or 206, and not the page of a portal or a maintenance.
+        """Raise the error of a status other than 200 and 206, and `BadUpstream` for an HTML page (a login portal's, or
+        one about maintenance).
 
-        `asker` is None for an answer that is not the registry's own.
+        `pause_key` is None for a response that does not come from the registry's own origin.
         """
         if response.status in (200, 206):
             if response.content_type == "text/html":
@@ -333,35 +276,32 @@ class Upstream:
             return
         if response.status == 416 and kind == "blob":
             return  # see `open_blob`
-        if response.status == 429 and asker is not None:
-            # Remembered, so that clients which try again at once (containerd: 5 times) cost the upstream nothing.
-            self._paused[asker] = time.monotonic() + pause(response)
+        if response.status == 429 and pause_key is not None:
+            # Remembered, so that clients which retry at once (containerd: 5 times) cause no requests upstream.
+            self._paused[pause_key] = self._now() + pause_seconds(response)
         try:
-            body = await read_text(response, MAX_ERROR_BODY)
-        except (aiohttp.ClientError, TimeoutError, BadUpstream):
-            body = b""  # the status alone says enough
-        raise (error_of_registry if asker is not None else error_of_redirect_target)(response, kind, repository, body)
+            body = await read_text_body(response, MAX_ERROR_BODY, "an error")
+        except (Unavailable, BadUpstream):
+            body = b""  # the status is sufficient
+        error = error_of_registry if pause_key is not None else error_of_redirect_target
+        raise error(response, kind, repository, body)
 
 
-def _now() -> float:
-    return time.monotonic()
+def _pause_key(kind: str, authorization: str) -> tuple[str, str]:
+    """Return the key of a pause: the kind of content, and a hash of the credentials (empty for anonymous requests)."""
+    return kind, hashlib.sha256(authorization.encode("utf-8", "replace")).hexdigest() if authorization else ""
 
 
-def _asker(kind: str, reader: str) -> tuple[str, str]:
-    """Who asks for what kind of content; credentials are kept as a hash only."""
-    return kind, hashlib.sha256(reader.encode("utf-8", "replace")).hexdigest() if reader else ""
-
-
-async def _retried[Value](ask: Callable[[], Awaitable[Value]]) -> Value:
-    """Once or twice more after a failure that was quick: a restarting server is worth a second, a dead one is not."""
+async def _with_retries[Value](request: Callable[[], Awaitable[Value]]) -> Value:
+    """Retry once or twice after a quick failure: this helps with a server that restarts, not with one that is down."""
     begun = time.monotonic()
     for attempt in range(_RETRIES):
         try:
-            return await ask()
+            return await request()
         except UpstreamNotContacted:
             raise
         except Unavailable:
             if time.monotonic() - begun > _RETRY_WITHIN_SECONDS:
                 raise
         await asyncio.sleep(_BACKOFF_SECONDS * 2**attempt)
-    return await ask()
+    return await request()

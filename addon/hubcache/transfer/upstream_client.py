@@ -1,4 +1,4 @@
-"""Sends the cache's own requests: circuit breaker, time-outs, redirects, and what must be observed on each answer."""
+"""Sends the cache's own requests: circuit breaker, time-outs, retries on stale connections, redirects, metrics."""
 
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -15,20 +15,21 @@ from .observer import Observer
 from .session import parse_url
 
 _MAX_REDIRECTS = 5
-_SAFE = frozenset({"GET", "HEAD"})
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PROBE_SECONDS = 5.0
-_MAX_STALE = 100
-"""Kept connections in a row that may turn out to be closed; the last attempt is on a new one all the same."""
+_MAX_ATTEMPTS = 100
+"""Attempts of one request on kept connections that turn out to be closed."""
 
-_UNSENDABLE = re.compile(r"[^\t\x20-\x7e\x80-\U0010ffff]|[\ud800-\udfff]")
-"""RFC 9110 section 5.5: no control characters in a field value. Surrogates stand for bytes that are not UTF-8."""
+_INVALID_IN_HEADER = re.compile(r"[^\t\x20-\x7e\x80-\U0010ffff]|[\ud800-\udfff]")
+"""Characters that a field value must not contain (RFC 9110 section 5.5). Surrogates stand for bytes that are not
+UTF-8."""
 
 
 class UpstreamClient:
-    """One for all upstream hosts. With `offline` nothing is ever sent.
+    """The HTTP client for all upstream hosts. With `offline` it sends nothing.
 
-    `http` is for the addresses of the configured registries, `guarded` for those that upstreams name.
+    `http` is for URLs of the configured registries, `guarded` for those that upstreams name.
     """
 
     def __init__(
@@ -42,11 +43,11 @@ class UpstreamClient:
         self.observer = observer
         self._http = http
         self._guarded = guarded or http
-        self._homes = LocalRegistries()
+        self._local_registries = LocalRegistries()
         self._breakers = breakers
 
     def may_contact(self, url: URL) -> bool:
-        """Whether a request to this host would be tried."""
+        """Whether a request to this host would be sent."""
         return not self.offline and self._breakers.open_reason(url.authority) is None
 
     @asynccontextmanager
@@ -57,32 +58,34 @@ class UpstreamClient:
         url: URL,
         headers: dict[str, str],
         body: bytes | None = None,
-        home: URL | None = None,
+        *,
+        named_by: URL,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request without redirects; raises `Unavailable` when there is no answer, or none is to be expected.
+        """Send one request; does not follow redirects. `kind` is its label in metrics.
 
-        `home` is the registry that named this address (None: it is the registry's own). It may name no address of
-        this machine or its link, unless it is at such a one itself: `BadUpstream`.
+        `named_by` is the origin of the registry that named this URL, in a redirect or as its realm; for the registry's
+        own URLs it is their origin. A registry must not name a local address unless it has one itself. Raises
+        `BadUpstream` for such an address, `Unavailable` without a response or when none is to be expected.
         """
         host = url.authority
         if self.offline:
             raise UpstreamNotContacted("offline: upstreams are not contacted")
-        _refuse_unsendable(headers)
+        _check_headers(headers)
         self._breakers.raise_if_open(host)
-        session = await self._session(url, home)
-        if session.closed:  # aiohttp has no error of its own for this
+        session = await self._session(url, named_by)
+        if session.closed:  # for which aiohttp raises `RuntimeError`
             raise Unavailable("the cache is shutting down")
         try:
-            response = await self._ask(session, kind, method, url, headers, body)
-        except ValueError as error:  # only for a URL: the upstream's, by a redirect or a realm; nothing was sent
+            response = await self._request(session, kind, method, url, headers, body)
+        except ValueError as error:  # raised only for a URL that an upstream named; nothing was sent
             raise BadUpstream("upstream named a URL that cannot be asked for") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             self.observer.upstream_answered(host, kind, "error")
-            raise self._unreachable(session, kind, url, error) from error
+            raise self._record_error(session, kind, url, error) from error
         self.observer.upstream_answered(host, kind, str(response.status))
         if response.status >= 500:
             probe = self._probe(session, url)
-            self._breakers.record_failure(host, f"status {response.status}", probe, of=_object(kind, url))
+            self._breakers.record_failure(host, f"status {response.status}", probe, of=_object_of(kind, url))
         else:
             self._breakers.record_success(host)
         try:
@@ -93,35 +96,24 @@ class UpstreamClient:
             else:
                 response.close()
 
-    def _unreachable(
-        self, session: aiohttp.ClientSession, kind: str, url: URL, error: aiohttp.ClientError | TimeoutError
-    ) -> Unavailable:
-        """Count a request without an answer, against the host where there was not even a connection."""
-        slow = isinstance(error, TimeoutError)
-        failure = "time-out" if slow else type(error).__name__
-        no_connection = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
-        of = None if no_connection else _object(kind, url)
-        self._breakers.record_failure(url.authority, failure, self._probe(session, url), of=of, at_once=slow)
-        return Unavailable(f"{url.authority} cannot be reached: {failure}")
-
     @asynccontextmanager
     async def send_following_redirects(
         self, kind: str, method: str, url: URL, headers: dict[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request and the redirects it leads to; `Authorization` is for the first origin only."""
+        """Send one request to a registry and follow redirects; only the first origin receives `Authorization`."""
         origin = url.origin()
         for _ in range(_MAX_REDIRECTS + 1):
-            async with self.send(kind, method, url, headers, home=origin) as response:
-                target = response.headers.get("Location")
-                if response.status not in _REDIRECTS or target is None:
+            async with self.send(kind, method, url, headers, named_by=origin) as response:
+                location = response.headers.get("Location")
+                if response.status not in _REDIRECTS or location is None:
                     yield response
                     return
-            url = _redirect(url, target)
+            url = _redirect_target(url, location)
             if url.origin() != origin:
                 headers = {name: value for name, value in headers.items() if name != "Authorization"}
         raise BadUpstream("upstream redirects in a loop")
 
-    async def _ask(
+    async def _request(
         self,
         session: aiohttp.ClientSession,
         kind: str,
@@ -130,10 +122,10 @@ class UpstreamClient:
         headers: dict[str, str],
         body: bytes | None,
     ) -> aiohttp.ClientResponse:
-        """The answer. The server may have closed a kept connection meanwhile, and all others with it: a request that
-        may be sent twice is sent again until it goes out on a new connection (RFC 9112 section 9.3.1). Such are those
-        of safe methods, and a POST for a token, which changes nothing that matters."""
-        for _ in range(_MAX_STALE):
+        """Send a request, again if necessary: the server may have closed a kept connection, and all others with it. A
+        request that may be sent twice is repeated until it is sent on a new connection (RFC 9112 section 9.3.1). These
+        are requests with safe methods, and POSTs for a token, which change no state that matters."""
+        for _ in range(_MAX_ATTEMPTS):
             attempt = Attempt()
             try:
                 return await session.request(
@@ -144,20 +136,34 @@ class UpstreamClient:
                     raise BadUpstream(f"upstream names {REFUSED_ADDRESS}", {"host": url.host}) from error
                 raise
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if not attempt.reused or (method not in _SAFE and kind != "token"):
+                if not attempt.reused or (method not in _SAFE_METHODS and kind != "token"):
                     raise
         raise aiohttp.ServerDisconnectedError
 
-    async def _session(self, url: URL, home: URL | None) -> aiohttp.ClientSession:
-        is_free = home is None or url.origin() == home.origin() or await self._homes.is_local(home)
-        return self._http if is_free else self._guarded
+    async def _session(self, url: URL, named_by: URL) -> aiohttp.ClientSession:
+        may_be_local = url.origin() == named_by.origin() or await self._local_registries.is_local(named_by)
+        return self._http if may_be_local else self._guarded
+
+    def _record_error(
+        self, session: aiohttp.ClientSession, kind: str, url: URL, error: aiohttp.ClientError | TimeoutError
+    ) -> Unavailable:
+        """Record a request without a response: as a failure of the host if there was no connection, else as one of the
+        object. Return the error to raise."""
+        timed_out = isinstance(error, TimeoutError)
+        reason = "time-out" if timed_out else type(error).__name__
+        no_connection = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+        of = None if no_connection else _object_of(kind, url)
+        self._breakers.record_failure(url.authority, reason, self._probe(session, url), of=of, at_once=timed_out)
+        return Unavailable(f"{url.authority} cannot be reached: {reason}")
 
     def _probe(self, session: aiohttp.ClientSession, url: URL) -> Probe:
-        """Ask for the API's root: any answer below 500 shows that somebody is there. By the session of the request
-        that failed: a probe may go no further than that."""
+        """Return a probe that requests the API's root: any status below 500 shows that the host works.
+
+        It uses the session of the failed request: a probe must not connect to an address that the request could not.
+        """
         target = url.origin() / "v2/"
 
-        async def ask() -> bool:
+        async def probe() -> bool:
             if self.offline or session.closed:
                 return False
             try:
@@ -169,31 +175,36 @@ class UpstreamClient:
                 self.observer.upstream_answered(url.authority, "probe", "error")
                 return False
 
-        return ask
+        return probe
 
 
-def _object(kind: str, url: URL) -> str:
-    """What a failure is about: the path, for signatures are in the query; but that is what a token is asked for by."""
+def _object_of(kind: str, url: URL) -> str:
+    """Return the name of the requested object for the circuit breaker: the path, since the query has signatures; for a
+    token, whose scope is in the query, path and query."""
     return url.path_qs if kind == "token" else url.path
 
 
-def _refuse_unsendable(headers: Mapping[str, str]) -> None:
-    """Raise `HeaderInvalid` for what the HTTP client would not send. It is refused to the client before it comes here:
-    were it taken for a failure of the upstream, one client could make the cache believe that a registry is down."""
+def _check_headers(headers: Mapping[str, str]) -> None:
+    """Raise `HeaderInvalid` for a value that the HTTP client refuses to send.
+
+    Clients are refused such headers before a request reaches this point. If one counted as an upstream failure, a
+    client could open the circuit of a registry.
+    """
     for name, value in headers.items():
-        if _UNSENDABLE.search(value):
+        if _INVALID_IN_HEADER.search(value):
             raise HeaderInvalid(f"the value of {name} is malformed")
 
 
-def _redirect(url: URL, target: str) -> URL:
-    """The next URL, its signature untouched; raises `BadUpstream` for one that must not be followed."""
+def _redirect_target(url: URL, location: str) -> URL:
+    """Return the URL of a `Location` (RFC 9110 section 10.2.2), its escapes unchanged since they may be signed; raises
+    `BadUpstream` for one that must not be followed."""
     try:
-        following = url.join(parse_url(target, encoded=True))
-        usable = following.host is not None and following.scheme in ("http", "https") and following.port
+        target = url.join(parse_url(location, encoded=True))
+        usable = target.host is not None and target.scheme in ("http", "https") and target.port
     except ValueError as error:
         raise BadUpstream("upstream redirects to something that is not a URL") from error
     if not usable:
         raise BadUpstream("upstream redirects to something that is not an http URL")
-    if url.scheme == "https" and following.scheme == "http":
+    if url.scheme == "https" and target.scheme == "http":
         raise BadUpstream("upstream redirects from https to http")
-    return following
+    return target

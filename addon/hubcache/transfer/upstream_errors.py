@@ -1,4 +1,4 @@
-"""What an upstream's answer means that is no success: each becomes a `RegistryError`, and here only."""
+"""Translates an upstream's unsuccessful responses into `RegistryError`s; no other module does."""
 
 import aiohttp
 
@@ -13,7 +13,7 @@ from ..oci.errors import (
     Unavailable,
 )
 from ..oci.json_reader import read_json
-from .session import retry_after
+from .retry_after import retry_after
 from .upstream_response import challenge_header
 
 MAX_ERROR_BODY = 64 << 10
@@ -21,11 +21,11 @@ MAX_ERROR_BODY = 64 << 10
 
 
 class RedirectTargetRefused(Unavailable):
-    """The registry answered with a redirect, and where that leads the request is refused."""
+    """The registry answered with a redirect, and the redirect's target refused the request."""
 
 
 def error_of_registry(response: aiohttp.ClientResponse, kind: str, repository: str, body: bytes) -> RegistryError:
-    """What the registry's own origin says by a status that is no success."""
+    """Return the error for a response of the registry's own origin."""
     code, message = _first_error(body)
     detail = {
         "repository": repository,
@@ -53,27 +53,27 @@ def error_of_registry(response: aiohttp.ClientResponse, kind: str, repository: s
 def error_of_redirect_target(
     response: aiohttp.ClientResponse, kind: str, repository: str, body: bytes
 ) -> RegistryError:
-    """What is said by whoever the registry redirected to: a CDN, a bucket, another registry.
+    """Return the error for a response of a redirect's target: a CDN, a bucket, another registry.
 
-    It has no say in who may read, in what there is, and in the registry's rate limit: a 403 is a signature that has
-    expired, a 404 an object that is missing in a bucket. All that passes, and a new redirect may lead elsewhere. Only
-    another registry (registry.k8s.io redirects manifests to one) knows that there is no such manifest.
+    Its status proves nothing about who may read, which content exists, or the registry's rate limit: a 403 is a
+    signature that has expired, a 404 an object that is missing in a bucket. Such conditions are temporary, and a new
+    redirect may lead to another target. Only a 404 of another registry (registry.k8s.io redirects manifests to one)
+    means that the manifest does not exist.
     """
     if response.status == 404 and response.url.path.startswith("/v2/"):
         return error_of_registry(response, kind, repository, body)
     detail = {"repository": repository, "upstream_status": response.status}
-    return RedirectTargetRefused(
-        f"upstream redirected to {response.url.host}, which answered {response.status}", detail
-    )
+    message = f"upstream redirected to {response.url.host}, which answered {response.status}"
+    return RedirectTargetRefused(message, detail)
 
 
 def _first_error(body: bytes) -> tuple[str | None, str | None]:
-    """The upstream's own code and words, where it speaks the spec's error form."""
+    """Return code and message of the first error in the body (distribution spec, "Error Codes"); None where absent."""
     try:
         document = read_json(body, MAX_ERROR_BODY)
-        error = document["errors"][0]  # type: ignore[index]  # what is of another form is caught
+        error = document["errors"][0]  # type: ignore[index]  # other forms raise one of the errors below
         code, message = error["code"], error["message"]
     except (ValueError, LookupError, TypeError):
         return None, None
-    # Not `str` of whatever it is: of nested lists that would be another recursion.
+    # No `str()` of other types: of nested lists it would recurse without a bound.
     return (code[:100], message[:500]) if isinstance(code, str) and isinstance(message, str) else (None, None)

@@ -1,4 +1,4 @@
-"""What is read from an upstream's answer: a manifest, digests, sizes and ranges, checked as far as they can be."""
+"""Reads manifests, digests, sizes and ranges from an upstream's response, and verifies what can be verified."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import aiohttp
 
 from ..oci.digest import Digest
-from ..oci.errors import BadUpstream, DigestInvalid, Unavailable
+from ..oci.errors import BadUpstream, DigestInvalid
 from ..oci.manifest import MAX_MANIFEST
 from .challenge import Challenge
-from .session import content_coding, decoded, read_body
+from .response_body import content_coding, decode_body, read_body
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +23,15 @@ class FetchedManifest:
 
 
 async def read_manifest(response: aiohttp.ClientResponse, reference: str | Digest) -> FetchedManifest:
-    """The manifest, which must be of the digest that was asked for or that the upstream names.
+    """Read a manifest and verify it against the digest that was requested, or that the upstream sent.
 
-    Where a label says that it is encoded, the digest tells whether it is.
+    Where the response declares a content coding, the digest decides whether the body is encoded. Raises `BadUpstream`
+    when the digest does not match, `Unavailable` when the transfer breaks off.
     """
-    try:
-        body = await read_body(response, MAX_MANIFEST)
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise Unavailable(f"transfer of a manifest broke off: {type(error).__name__}") from error
+    body = await read_body(response, MAX_MANIFEST, "a manifest")
     expected = reference if isinstance(reference, Digest) else digest_header(response)
     if expected is None or not expected.matches(body):
-        body = decoded(response, body, MAX_MANIFEST)
+        body = decode_body(response, body, MAX_MANIFEST)
     if expected is not None and not expected.matches(body):
         raise BadUpstream(
             "manifest does not match its digest", {"expected": str(expected), "got": str(Digest.of(body))}
@@ -42,10 +40,11 @@ async def read_manifest(response: aiohttp.ClientResponse, reference: str | Diges
 
 
 @contextmanager
-def encoded(response: aiohttp.ClientResponse) -> Iterator[None]:
-    """Say what is wrong with a blob that was encoded, where `BadUpstream` is raised about it.
+def explain_content_coding(response: aiohttp.ClientResponse) -> Iterator[None]:
+    """Replace a `BadUpstream` raised inside by one about the content coding, if the response declares one.
 
-    A label on the right bytes (some servers put it on layers, which are gzip's themselves) is overlooked.
+    A coding that is declared for correct bytes is ignored: some servers declare gzip for layers, which are gzip files
+    themselves.
     """
     try:
         yield
@@ -58,13 +57,13 @@ def encoded(response: aiohttp.ClientResponse) -> Iterator[None]:
 
 
 def challenge_header(response: aiohttp.ClientResponse) -> str | None:
-    """The challenge of a 401: where there are several headers (RFC 9110 section 11.6.1), a Bearer one."""
-    told = response.headers.getall("WWW-Authenticate", [])
-    return next((header for header in told if Challenge.parse(header)), told[0] if told else None)
+    """Return the challenge of a 401; with several headers (RFC 9110 section 11.6.1) the first Bearer one."""
+    headers = response.headers.getall("WWW-Authenticate", [])
+    return next((header for header in headers if Challenge.parse(header)), headers[0] if headers else None)
 
 
 def digest_header(response: aiohttp.ClientResponse) -> Digest | None:
-    """What the upstream calls the content; raises `BadUpstream` for what is no digest."""
+    """Return the `Docker-Content-Digest`, None where there is none; raises `BadUpstream` when it is malformed."""
     value = response.headers.get("Docker-Content-Digest")
     if value is None:
         return None
@@ -75,15 +74,18 @@ def digest_header(response: aiohttp.ClientResponse) -> Digest | None:
 
 
 def content_length(response: aiohttp.ClientResponse) -> int | None:
-    """Bytes of the body as announced; None where they are not."""
+    """Return the body's size in bytes as declared; None where it is not."""
     value = response.headers.get("Content-Length", "")
     return int(value) if value.isdecimal() and len(value) < 20 else None
 
 
 def content_range(response: aiohttp.ClientResponse) -> tuple[int, int | None]:
-    """Start and whole size of `Content-Range: bytes 10-99/100`; the start is -1 where it is not to be understood."""
+    """Return first byte and complete size of `Content-Range: bytes 10-99/100` (RFC 9110 section 14.4).
+
+    The first byte is -1 where it cannot be parsed, the size None.
+    """
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     interval, _, size = rest.partition("/")
     first = interval.partition("-")[0]
-    is_read = unit == "bytes" and first.isdecimal() and len(first) < 20
-    return int(first) if is_read else -1, int(size) if size.isdecimal() and len(size) < 20 else None
+    is_valid = unit == "bytes" and first.isdecimal() and len(first) < 20
+    return int(first) if is_valid else -1, int(size) if size.isdecimal() and len(size) < 20 else None

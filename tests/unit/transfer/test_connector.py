@@ -97,7 +97,7 @@ async def line(hub: Hub) -> AsyncIterator[Line]:
 
 
 async def get(line: Line, hub: Hub, method: str = "GET", body: bytes | None = None) -> int:
-    async with line.client.send("ping", method, URL(f"{hub.url()}/v2/"), {}, body) as response:
+    async with line.client.send("ping", method, URL(f"{hub.url()}/v2/"), {}, body, named_by=URL(hub.url())) as response:
         await response.read()
         return response.status
 
@@ -115,7 +115,9 @@ async def test_connections_that_die_at_the_second_request_fail_none(hub: Hub, li
 
 async def test_login_does_not_fail_by_a_connection_that_was_kept(hub: Hub, line: Line) -> None:
     for hub.single_use in (False, True):
-        async with line.client.send("token", "POST", URL(hub.realm), {}, b"grant_type=password") as response:
+        async with line.client.send(
+            "token", "POST", URL(hub.realm), {}, b"grant_type=password", named_by=URL(hub.url())
+        ) as response:
             await response.read()
             assert response.status == 200
 
@@ -165,7 +167,7 @@ async def test_name_that_leads_to_an_inner_address_is_refused_after_resolution(
     resolve(monkeypatch, {"rebound.example": "127.0.0.1", "registry.example": "192.0.2.1"})
     target = URL(hub.url()).with_host("rebound.example")
     with pytest.raises(BadUpstream, match="this machine or its link"):
-        await asking(client, target, home=URL("http://registry.example"))
+        await asking(client, target, named_by=URL("http://registry.example"))
     assert hub.count() == 0
 
 
@@ -173,7 +175,7 @@ async def test_registry_at_an_inner_address_may_name_others_there(
     hub: Hub, client: UpstreamClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve(monkeypatch, {"registry.test": "127.0.0.1"})
-    await asking(client, URL(hub.url("cdn")), home=URL("http://registry.test"))
+    await asking(client, URL(hub.url("cdn")), named_by=URL("http://registry.test"))
 
 
 async def test_registry_that_moves_to_an_inner_address_opens_none(
@@ -182,7 +184,7 @@ async def test_registry_that_moves_to_an_inner_address_opens_none(
     for at in ("192.0.2.1", "127.0.0.1"):
         resolve(monkeypatch, {"registry.example": at})
         with pytest.raises(BadUpstream):
-            await asking(client, URL(hub.url("cdn")), home=URL("http://registry.example"))
+            await asking(client, URL(hub.url("cdn")), named_by=URL("http://registry.example"))
 
 
 async def test_refused_address_opens_no_circuit_and_is_not_probed(
@@ -191,7 +193,7 @@ async def test_refused_address_opens_no_circuit_and_is_not_probed(
     resolve(monkeypatch, {"registry.example": "192.0.2.1"})
     for _ in range(5):
         with pytest.raises(BadUpstream):
-            await asking(client, URL(hub.url("cdn")), home=URL("http://registry.example"))
+            await asking(client, URL(hub.url("cdn")), named_by=URL("http://registry.example"))
     assert client.may_contact(URL(hub.url("cdn")))
     assert hub.count() == 0
 
@@ -206,9 +208,9 @@ async def test_host_is_probed_as_by_the_request_that_failed(
     failing = [asyncio.create_task(asking(client, home / "v2/", home)) for _ in range(breaker.THRESHOLD)]
     await until(lambda: fault.hits == breaker.THRESHOLD)
     with pytest.raises(BadUpstream):
-        await asking(client, home / "v2/", home=URL("http://registry.example"))
+        await asking(client, home / "v2/", named_by=URL("http://registry.example"))
     assert await asyncio.gather(*failing) == [500] * breaker.THRESHOLD
-    await until(lambda: not client._breakers._probes)
+    await until(lambda: not client._breakers._tasks)
     assert client.may_contact(home)
 
 
@@ -218,12 +220,12 @@ async def test_probe_after_the_end_finds_nobody(hub: Hub, line: Line) -> None:
 
 
 async def test_the_first_origin_of_a_read_is_asked_wherever_it_is(hub: Hub, client: UpstreamClient) -> None:
-    await asking(client, URL(hub.url()), home=URL(hub.url()))
+    await asking(client, URL(hub.url()), named_by=URL(hub.url()))
     assert hub.count() == 1
 
 
-async def asking(client: UpstreamClient, url: URL, home: URL) -> int:
-    async with client.send("blob", "GET", url, {}, home=home) as response:
+async def asking(client: UpstreamClient, url: URL, named_by: URL) -> int:
+    async with client.send("blob", "GET", url, {}, named_by=named_by) as response:
         return response.status
 
 
@@ -239,4 +241,4 @@ def resolve(monkeypatch: pytest.MonkeyPatch, names: dict[str, str]) -> None:
 
 def test_the_text_by_which_a_refusal_is_known_is_its_own() -> None:
     with pytest.raises(OSError, match=connector_module.REFUSED_ADDRESS):
-        connector_module._outer_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 80)))
+        connector_module._guarded_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 80)))

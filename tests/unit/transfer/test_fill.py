@@ -110,7 +110,7 @@ async def test_a_fill_that_has_ended_says_so_and_gives_no_reader_another_files_b
 async def test_waiting_for_bytes_ends_with_patience() -> None:
     fill = Fill(DIGEST)
     await asyncio.wait_for(fill.wait_readable(1, 0.01), 10)
-    assert fill._readers == set()
+    assert fill._waiting == set()
 
 
 async def test_only_those_are_woken_whose_bytes_have_come() -> None:

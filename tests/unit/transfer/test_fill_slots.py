@@ -9,24 +9,24 @@ def held(*tickets: Ticket) -> list[bool]:
 
 async def test_slots_are_bounded_and_given_on() -> None:
     slots = FillSlots(20)
-    tickets = [slots.ask(f"client {number}") for number in range(25)]
+    tickets = [slots.request(f"client {number}") for number in range(25)]
     assert held(*tickets) == [True] * 20 + [False] * 5
-    slots.give_back(tickets[3])
-    slots.give_back(tickets[7])
+    slots.release(tickets[3])
+    slots.release(tickets[7])
     assert held(*tickets) == [True] * 22 + [False] * 3
 
 
 async def test_who_has_waited_longest_is_served_first_and_then_each_in_turn() -> None:
     slots = FillSlots(64)
-    first = [slots.ask("flood") for _ in range(100)]
+    first = [slots.request("flood") for _ in range(100)]
     assert sum(held(*first)) == 48
-    others = [slots.ask(f"other {number % 4}") for number in range(32)]
+    others = [slots.request(f"other {number % 4}") for number in range(32)]
     assert sum(held(*others)) == 16, "the spare ones"
-    more = [slots.ask("one more") for _ in range(2)]
+    more = [slots.request("one more") for _ in range(2)]
     order = []
     waiting = [*first[48:], *others[16:], *more]
     for _ in range(12):
-        slots.give_back(next(ticket for ticket in first if not ticket.is_waiting and ticket.holder))
+        slots.release(next(ticket for ticket in first if not ticket.is_waiting and ticket.holder))
         for ticket in waiting:
             if ticket.holder and ticket not in order:
                 order.append(ticket)
@@ -36,32 +36,32 @@ async def test_who_has_waited_longest_is_served_first_and_then_each_in_turn() ->
 
 async def test_few_are_had_at_once_while_another_has_flooded() -> None:
     slots = FillSlots()
-    flood = [slots.ask("flood") for _ in range(1000)]
-    layers = [slots.ask("docker") for _ in range(5)]
+    flood = [slots.request("flood") for _ in range(1000)]
+    layers = [slots.request("docker") for _ in range(5)]
     assert held(*layers) == [True] * 4 + [False]
     assert sum(held(*flood)) == 48
     for ticket in flood[:17]:
-        slots.give_back(ticket)
+        slots.release(ticket)
     assert held(*layers) == [True] * 5
 
 
 async def test_prefetch_gets_what_is_left() -> None:
     slots = FillSlots(18)
-    before = slots.ask(PREFETCH), slots.ask(PREFETCH), slots.ask(PREFETCH)
+    before = slots.request(PREFETCH), slots.request(PREFETCH), slots.request(PREFETCH)
     assert held(*before) == [True, True, False]
-    client = slots.ask("client")
+    client = slots.request("client")
     assert held(client) == [True]
-    slots.give_back(client)
+    slots.release(client)
     assert held(*before) == [True, True, False], "the spare ones are for clients"
-    slots.give_back(before[0])
+    slots.release(before[0])
     assert held(*before[1:]) == [True, True]
 
 
 async def test_what_another_asks_for_too_takes_that_ones_turn() -> None:
     slots = FillSlots()
     for _ in range(48):
-        slots.ask("flood")
-    waiting, behind = slots.ask("flood"), slots.ask("flood")
+        slots.request("flood")
+    waiting, behind = slots.request("flood"), slots.request("flood")
     slots.join(behind, "docker")
     assert held(waiting, behind) == [False, True]
     assert behind.holder == "docker"
@@ -71,15 +71,15 @@ async def test_what_another_asks_for_too_takes_that_ones_turn() -> None:
 
 async def test_turn_that_is_given_up_is_nobodys() -> None:
     slots = FillSlots(17)
-    first = slots.ask("a")
-    waiting = [slots.ask("a") for _ in range(5)]
+    first = slots.request("a")
+    waiting = [slots.request("a") for _ in range(5)]
     assert held(first, *waiting) == [True] * 4 + [False] * 2
     slots.join(waiting[3], "b")
-    slots.give_back(waiting[4])
+    slots.release(waiting[4])
     assert waiting[4].granted.cancelled()
     for ticket in (first, *waiting):
-        slots.give_back(ticket)
-        slots.give_back(ticket)
+        slots.release(ticket)
+        slots.release(ticket)
     assert not slots._queues
     assert not slots._held
-    assert held(*(slots.ask(f"client {number}") for number in range(17))) == [True] * 17
+    assert held(*(slots.request(f"client {number}") for number in range(17))) == [True] * 17

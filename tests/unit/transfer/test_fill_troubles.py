@@ -204,7 +204,7 @@ async def test_closing_gives_up_what_is_still_arriving(hub: Hub, room: Room) -> 
 async def test_defect_in_a_fill_is_an_error_to_its_readers_and_no_hang(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room.fills, "_absorb", lambda *_: 1 / 0)
+    monkeypatch.setattr(room.fills, "_receive", lambda *_: 1 / 0)
     fill = room.start()
     with pytest.raises(Unavailable, match="internal"):
         await asyncio.wait_for(fill.wait_readable(1), 10)

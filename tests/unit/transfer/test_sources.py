@@ -12,8 +12,8 @@ import pytest
 from hubcache.oci.digest import Digest, Verifier
 from hubcache.oci.errors import BadUpstream, StorageError, Unavailable
 from hubcache.store.stored_blob import StoredBlob
+from hubcache.transfer.blob_body import BlobBody
 from hubcache.transfer.sources import CHUNK, BytesSource, FileSource, UpstreamSource
-from hubcache.transfer.upstream import BlobBody
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.streams import DATA, WAYS, Origin, Way, drain, pour

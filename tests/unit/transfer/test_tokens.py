@@ -25,15 +25,17 @@ from support.upstreams import Line, Recorder, line_to
 from yarl import URL
 
 SCOPE = pull_scope("library/debian")
+ORIGIN = URL("http://127.0.0.1")
+"""Origin of a registry that has a local address, as the servers of these tests have."""
 QUOTED = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"\\'), min_size=1, max_size=20)
 
 
 class Clock:
-    """Stands in for the `time` module; the event loop keeps the true one."""
+    """The clock of `Tokens`, set by the test."""
 
     now = 1000.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
@@ -97,20 +99,20 @@ def challenge_of(hub: Hub, realm: str | None = None) -> Challenge:
 
 async def test_many_who_need_a_token_at_once_share_one_fetch(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="token", delay=0.1))
-    tokens = await asyncio.gather(*(line.tokens.get(challenge_of(hub), SCOPE) for _ in range(30)))
+    tokens = await asyncio.gather(*(line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url())) for _ in range(30)))
     assert len(set(tokens)) == 1
     assert hub.count(kind="token") == 1
 
 
 async def test_a_token_is_used_again_while_it_is_good_but_not_for_another_scope(hub: Hub, line: Line) -> None:
-    first = await line.tokens.get(challenge_of(hub), SCOPE)
-    assert await line.tokens.get(challenge_of(hub), SCOPE) == first
-    assert await line.tokens.get(challenge_of(hub), pull_scope("library/alpine")) != first
+    first = await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
+    assert await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url())) == first
+    assert await line.tokens.get(challenge_of(hub), pull_scope("library/alpine"), URL(hub.url())) != first
     assert hub.count(kind="token") == 2
 
 
 async def test_an_anonymous_request_tells_service_and_scope_and_nothing_else(hub: Hub, line: Line) -> None:
-    await line.tokens.get(challenge_of(hub), SCOPE)
+    await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
     [record] = hub.requests(kind="token")
     assert record.authorization is None
     assert record.path.count("&") == 1
@@ -122,10 +124,11 @@ async def test_an_accounts_token_is_kept_apart_from_the_anonymous_one(hub: Hub, 
     hub.user("alice", "s\N{SNOWMAN}cret:")
     account = Account("alice", "s\N{SNOWMAN}cret:")
     anonymous, own = await asyncio.gather(
-        line.tokens.get(challenge_of(hub), SCOPE), line.tokens.get(challenge_of(hub), SCOPE, account)
+        line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url())),
+        line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()), account),
     )
     assert ("anonymous" in anonymous, "alice" in own) == (True, True)
-    assert await line.tokens.get(challenge_of(hub), SCOPE) == anonymous
+    assert await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url())) == anonymous
 
 
 async def test_no_account_shows_its_password_when_printed() -> None:
@@ -138,30 +141,30 @@ async def test_a_token_is_fetched_again_before_it_expires(
 ) -> None:
     """Without `expires_in` a token lives 60 seconds (distribution spec)."""
     clock = Clock()
-    monkeypatch.setattr(tokens_module, "time", clock)
+    monkeypatch.setattr(line.tokens, "_clock", clock)
     hub.accounts.expires_in = lifetime
-    first = await line.tokens.get(challenge_of(hub), SCOPE)
+    first = await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
     clock.now += (lifetime or 60) * 0.5
-    assert await line.tokens.get(challenge_of(hub), SCOPE) == first
+    assert await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url())) == first
     clock.now += (lifetime or 60) * 0.45
-    assert await line.tokens.get(challenge_of(hub), SCOPE) != first
+    assert await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url())) != first
 
 
 async def test_a_refused_token_is_forgotten_unless_there_is_a_newer_one(hub: Hub, line: Line) -> None:
     challenge = challenge_of(hub)
-    first = await line.tokens.get(challenge, SCOPE)
+    first = await line.tokens.get(challenge, SCOPE, URL(hub.url()))
     line.tokens.forget(challenge, SCOPE, first)
-    second = await line.tokens.get(challenge, SCOPE)
+    second = await line.tokens.get(challenge, SCOPE, URL(hub.url()))
     assert second != first
     line.tokens.forget(challenge, SCOPE, first)
-    assert await line.tokens.get(challenge, SCOPE) == second
+    assert await line.tokens.get(challenge, SCOPE, URL(hub.url())) == second
 
 
 async def test_a_failed_fetch_is_tried_anew_by_the_next_who_asks(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="token", status=500, times=1))
     with pytest.raises(Unavailable):
-        await line.tokens.get(challenge_of(hub), SCOPE)
-    assert await line.tokens.get(challenge_of(hub), SCOPE)
+        await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
+    assert await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
 
 
 @pytest.mark.parametrize(
@@ -191,20 +194,20 @@ async def test_a_token_service_that_gives_none_is_an_error_that_can_be_answered(
 ) -> None:
     hub.faults.add(replace(fault, kind="token"))
     with pytest.raises(expected):
-        await line.tokens.get(challenge_of(hub), SCOPE)
+        await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
 
 
 async def test_a_limited_token_service_tells_when_to_try_again(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="token", status=429, body="Too Many Requests", headers={"Retry-After": "17"}))
     with pytest.raises(TooManyRequests) as caught:
-        await line.tokens.get(challenge_of(hub), SCOPE)
+        await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
     assert caught.value.retry_after == 17
 
 
 async def test_a_token_service_that_is_down_is_unavailable(hub: Hub, line: Line) -> None:
     hub.stop("token")
     with pytest.raises(Unavailable):
-        await line.tokens.get(challenge_of(hub), SCOPE)
+        await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
     assert line.seen.answers == [("token", "error")]
 
 
@@ -216,7 +219,7 @@ async def test_a_token_service_that_is_down_is_unavailable(hub: Hub, line: Line)
 )  # fmt: skip
 async def test_a_malformed_realm_is_an_error_that_can_be_answered(line: Line, realm: str) -> None:
     with pytest.raises(RegistryError):
-        await line.tokens.get(Challenge(realm, None, None), SCOPE)
+        await line.tokens.get(Challenge(realm, None, None), SCOPE, ORIGIN)
 
 
 @settings(max_examples=30, deadline=None)
@@ -230,7 +233,7 @@ def test_no_realm_whatever_breaks_anything(realm: str) -> None:
         client.offline = True
         try:
             with pytest.raises(RegistryError):
-                await Tokens(client).get(Challenge(realm, "service", None), SCOPE)
+                await Tokens(client).get(Challenge(realm, "service", None), SCOPE, ORIGIN)
         finally:
             await http.close()
 
@@ -255,7 +258,7 @@ def test_no_realm_whatever_breaks_anything(realm: str) -> None:
 async def test_no_token_document_whatever_breaks_anything(body: bytes) -> None:
     async with served(body) as (tokens, realm):
         with contextlib.suppress(BadUpstream, Unavailable):
-            assert await tokens.get(Challenge(realm, None, None), SCOPE)
+            assert await tokens.get(Challenge(realm, None, None), SCOPE, ORIGIN)
 
 
 @pytest.mark.parametrize(
@@ -269,10 +272,10 @@ def test_lifetime_that_is_no_number_of_seconds_costs_no_token(told: str, lifetim
 
 async def test_what_registries_choose_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """How long their tokens are, and how many challenges they invent."""
-    monkeypatch.setattr(tokens_module, "_MAX_KEPT", 1 << 20)
+    monkeypatch.setattr(tokens_module, "_MAX_CACHED_BYTES", 1 << 20)
     async with served(json.dumps({"token": "x" * 100_000}).encode()) as (tokens, realm):
         for number in range(30):
-            await tokens.get(Challenge(realm, str(number), None), SCOPE)
+            await tokens.get(Challenge(realm, str(number), None), SCOPE, ORIGIN)
         assert len(tokens._known) <= 10
     assert Challenge.parse('Bearer realm="' + "x" * 5000 + '"') is None
 
@@ -280,30 +283,30 @@ async def test_what_registries_choose_does_not_fill_the_memory(monkeypatch: pyte
 async def test_realm_at_an_inner_address_is_asked_only_for_a_registry_that_is_there(hub: Hub, line: Line) -> None:
     hub.realm = hub.realm.replace("localhost", "127.0.0.1")
     with pytest.raises(BadUpstream, match="this machine"):
-        await line.tokens.get(challenge_of(hub), SCOPE, home=URL("http://192.0.2.1"))
+        await line.tokens.get(challenge_of(hub), SCOPE, URL("http://192.0.2.1"))
     assert hub.count() == 0
-    assert await line.tokens.get(challenge_of(hub), SCOPE, home=URL(hub.url()))
+    assert await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
 
 
 async def test_trouble_of_a_token_service_is_known_until_it_answers(hub: Hub, line: Line) -> None:
     fault = hub.faults.add(Fault(kind="token", status=500))
     with pytest.raises(Unavailable, match="token service cannot be reached: it answered 500"):
-        await line.tokens.get(challenge_of(hub), SCOPE)
+        await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
     assert line.tokens.service_failure(hub.realm) == "it answered 500"
     hub.faults.remove(fault)
-    await line.tokens.get(challenge_of(hub), SCOPE)
+    await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
     assert line.tokens.service_failure(hub.realm) is None
 
 
 @pytest.mark.parametrize("lifetime", ["1e400", "Infinity", "1e18"])
 async def test_no_token_is_kept_for_longer_than_a_day(monkeypatch: pytest.MonkeyPatch, lifetime: str) -> None:
     clock = Clock()
-    monkeypatch.setattr(tokens_module, "time", clock)
     asked: list[str] = []
     async with served(b'{"token": "x", "expires_in": ' + lifetime.encode() + b"}", asked) as (tokens, realm):
-        await tokens.get(Challenge(realm, None, None), SCOPE)
+        monkeypatch.setattr(tokens, "_clock", clock)
+        await tokens.get(Challenge(realm, None, None), SCOPE, ORIGIN)
         clock.now += 86400.0
-        await tokens.get(Challenge(realm, None, None), SCOPE)
+        await tokens.get(Challenge(realm, None, None), SCOPE, ORIGIN)
     assert len(asked) == 2
 
 
@@ -334,4 +337,4 @@ async def served(body: bytes, asked: list[str] | None = None) -> AsyncIterator[t
 
 async def test_the_other_name_of_the_token_field_is_understood() -> None:
     async with served(json.dumps({"access_token": "x", "expires_in": 300}).encode()) as (tokens, realm):
-        assert await tokens.get(Challenge(realm, None, None), SCOPE) == "x"
+        assert await tokens.get(Challenge(realm, None, None), SCOPE, ORIGIN) == "x"

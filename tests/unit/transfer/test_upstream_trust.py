@@ -12,7 +12,6 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.errors import BadUpstream, RegistryError, TooManyRequests, Unauthorized, Unavailable
 from hubcache.oci.media import COMMON_TYPES
 from hubcache.transfer import session as http_module
-from hubcache.transfer import tokens as tokens_module
 from hubcache.transfer import upstream as upstream_module
 from hubcache.transfer.realms import may_receive_password
 from support.standin import Fault, Hub, random_bytes
@@ -68,7 +67,7 @@ async def test_authorization_does_not_come_back_when_a_foreign_host_redirects_to
 
 async def test_a_clients_own_authorization_is_not_carried_across_hosts_either(hub: Hub, line: Line) -> None:
     reader = await line.upstream.anonymous_authorization(REPO)
-    async with line.upstream.open_blob(REPO, DIGEST, reader=reader) as body:
+    async with line.upstream.open_blob(REPO, DIGEST, authorization=reader) as body:
         assert body.size == len(LAYER)
     assert tokens_sent(hub, kind="blob") == [reader]
     assert [record.authorization for record in hub.requests(kind="cdn")] == [None]
@@ -209,7 +208,7 @@ async def test_a_token_that_is_about_to_expire_is_replaced_before_it_is_used(
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     hub.reset_log()
     ahead = time.monotonic() + 290
-    monkeypatch.setattr(tokens_module, "time", type("Clock", (), {"monotonic": staticmethod(lambda: ahead)}))
+    monkeypatch.setattr(line.tokens, "_clock", lambda: ahead)
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     assert [record.token for record in hub.requests(kind="manifest")] == ["valid"]
     assert hub.count(kind="token") == 1
