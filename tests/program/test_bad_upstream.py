@@ -105,8 +105,9 @@ def test_manifest_with_another_digest_is_refused(client: RegistryClient) -> None
 
 def test_bytes_after_the_content_length_are_no_part_of_the_manifest(client: RegistryClient) -> None:
     current = image(client)
-    client.hub.faults.add(Fault(kind="manifest", extra=1000))
+    hit = client.hub.faults.add(Fault(kind="manifest", extra=1000))
     assert client.manifest("latest").body == current.manifest
+    assert hit.hits >= 1
     repair(client)
     assert client.manifest("latest").body == current.manifest
 
@@ -160,11 +161,12 @@ def test_failed_blob_is_an_error_that_is_not_cached(
     clients: list[RegistryClient], kind: str, fault: Fault, expected: tuple[int, str]
 ) -> None:
     digests = [image(client).layers[0] for client in clients]
-    clients[0].hub.faults.add(replace(fault, kind=kind))
+    hit = clients[0].hub.faults.add(replace(fault, kind=kind))
     if kind == "cdn" and expected[0] in (404, 502) and fault.status not in (None, 200):
         expected = UNAVAILABLE  # a CDN does not decide whether a blob exists
     for client, digest in zip(clients, digests, strict=True):
         assert client.blob(digest).failure == expected
+    assert hit.hits >= 1
     repair(clients[0])
     for client, digest in zip(clients, digests, strict=True):
         assert client.blob(digest).body == random_bytes(300_000, client.repo)
@@ -195,8 +197,9 @@ def test_wrong_body_is_never_complete_and_never_stored(
         client.manifest("latest")
     client.wait_until_stored()
     stored = client.program.health["store"]["objects"]
-    client.hub.faults.add(replace(fault, kind="cdn"))
+    hit = client.hub.faults.add(replace(fault, kind="cdn"))
     answer = client.blob(digest)
+    assert hit.hits >= 1
     if answer.status == 200:
         assert not answer.complete or answer.body == data
     else:

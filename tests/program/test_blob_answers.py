@@ -51,7 +51,8 @@ def test_blob_has_exact_bytes_and_all_headers(client: RegistryClient, state: str
 def test_head_of_a_blob_that_is_not_stored_downloads_nothing(client: RegistryClient) -> None:
     digest, _ = blob(client)
     assert client.blob(digest, method="HEAD").headers["content-length"] == str(SIZE)
-    assert client.hub.count(method="GET", kind="cdn") == 0
+    assert client.hub.count(method="HEAD", kind="blob") > 0
+    assert client.hub.count(method="GET", kind="blob") == client.hub.count(method="GET", kind="cdn") == 0
 
 
 @pytest.mark.parametrize("data", [b"", b"1"])

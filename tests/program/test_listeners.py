@@ -20,7 +20,7 @@ from support.program import (
     program_fixtures,
     running_program,
 )
-from support.standin import Hub, random_bytes
+from support.standin import random_bytes
 from support.standin.tls import make
 
 program, client = program_fixtures(hubcache_tag_ttl="600", hubcache_tunnel=["*", "localhost", "127.0.0.1"])
@@ -167,17 +167,19 @@ def test_plain_http_through_the_proxy_is_streamed(proxy_client: RegistryClient) 
             assert exchange.read(10) == b"2" * 10
 
 
-def test_registry_in_plain_http_through_the_proxy_is_not_served_from_the_store(
-    proxy_client: RegistryClient, hub: Hub
-) -> None:
-    """The answer to http://registry-1.docker.io is that of the server, and never a cached one."""
-    host = f"localhost:{hub.ports['registry']}"
-    client = socket.create_connection(("127.0.0.1", proxy_client.program.proxy), TIMEOUT)
-    with client:
-        client.sendall(head("GET", f"http://{host}/v2/", {"Host": HUB_HOST, "Connection": "close"}))
-        answer = Exchange(client, "GET").finish()
-    assert hub.count(kind="ping") == 1
+def test_plain_http_request_for_a_stored_manifest_is_answered_by_the_server(proxy_client: RegistryClient) -> None:
+    """A server with the `Host` of the registry, but without TLS, is not the registry whose content is stored."""
+    hub, repo = proxy_client.hub, proxy_client.repo
+    image = hub.image(repo, "latest")
+    assert proxy_client.manifest("latest").body == image.manifest
+    hub.reset_log()
+    target = f"http://localhost:{hub.ports['registry']}/v2/{repo}/manifests/{image.digest}"
+    with socket.create_connection(("127.0.0.1", proxy_client.program.proxy), TIMEOUT) as connection:
+        connection.sendall(head("GET", target, {"Host": HUB_HOST, "Connection": "close"}))
+        answer = Exchange(connection, "GET").finish()
+    assert answer.status == 401
     assert f'realm="{hub.realm}"' in answer.headers["www-authenticate"]
+    assert hub.count(kind="manifest") == 1
 
 
 def test_clients_are_offered_http_1_only(proxy_client: RegistryClient) -> None:
