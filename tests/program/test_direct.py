@@ -9,9 +9,18 @@ from pathlib import Path
 
 import pytest
 from support.http_client import Exchange, head, wait_until
-from support.program import HUB_HOST, LISTENERS, TOKEN_HOST, Program, RegistryClient, program_fixtures, running_program
+from support.program import (
+    HUB_HOST,
+    LISTENERS,
+    TOKEN_HOST,
+    Program,
+    RegistryClient,
+    program_fixtures,
+    proxy_client_fixture,
+    running_program,
+)
 from support.standin import Fault, Hub, random_bytes
-from support.tls_client import Client, Witness, ask, proxy_client_fixture, reply, warm, witness_fixture
+from support.tls_client import Client, Witness, ask, reply, warm, witness_fixture
 
 LARGE = 3_000_000
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 from support.http_client import TIMEOUT, wait_until
-from support.program import HUB_HOST, RegistryClient, program_fixtures
+from support.program import HUB_HOST, RegistryClient, program_fixtures, proxy_client_fixture
 from support.standin import Fault, Synthetic, random_bytes
-from support.tls_client import Client, Witness, ask, is_open, proxy_client_fixture, reply, warm, witness_fixture
+from support.tls_client import Client, Witness, ask, is_open, reply, warm, witness_fixture
 
 MIB = 1 << 20
 SECONDS = 1

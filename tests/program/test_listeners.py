@@ -18,22 +18,16 @@ from support.program import (
     Program,
     RegistryClient,
     program_fixtures,
+    proxy_client_fixture,
     running_program,
 )
 from support.standin import random_bytes
 from support.standin.tls import make
 
 program, client = program_fixtures(hubcache_tag_ttl="600", hubcache_tunnel=["*", "localhost", "127.0.0.1"])
+proxy_client = proxy_client_fixture()
 
 REALM = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io"'
-
-
-@pytest.fixture
-def proxy_client(program: Program) -> Iterator[RegistryClient]:
-    """A client of the proxy, for tests that concern it alone."""
-    program.reset()
-    yield program.client("proxy")
-    program.assert_no_errors()
 
 
 # -- ping and tokens

@@ -42,6 +42,9 @@ LISTENERS = ("proxy", "mirror")
 ACCEPT = {"Accept": ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))}
 """The media types that docker, containerd, podman and skopeo accept."""
 
+type Fixture = FixtureFunctionDefinition
+"""What `pytest.fixture` returns; pytest has no public name for it."""
+
 _repository_numbers = itertools.count(1)
 
 
@@ -306,7 +309,7 @@ def running_program(hub: Hub | None = None, mirror_of: str = HUB_HOST, **options
 
 def program_fixtures(
     prepare: Callable[[Program], None] = lambda _: None, **options: str | list[str]
-) -> tuple[FixtureFunctionDefinition, FixtureFunctionDefinition]:
+) -> tuple[Fixture, Fixture]:
     """Return the fixtures `program` and `client` for a test module.
 
     `program` is one process for all tests of the module, prepared once by `prepare`; `client` is parametrised over both
@@ -326,3 +329,15 @@ def program_fixtures(
         program.assert_no_errors()
 
     return program, client
+
+
+def proxy_client_fixture() -> Fixture:
+    """Return the fixture `proxy_client` for a module with a `program`, for tests that concern the proxy alone."""
+
+    @pytest.fixture
+    def proxy_client(program: Program) -> Iterator[RegistryClient]:
+        program.reset()
+        yield program.client("proxy")
+        program.assert_no_errors()
+
+    return proxy_client

@@ -4,10 +4,9 @@ import json
 from collections.abc import Callable, Iterator
 
 import pytest
-from _pytest.fixtures import FixtureFunctionDefinition
 
 from support.http_client import Answer
-from support.program import Program, RegistryClient
+from support.program import Fixture, Program, RegistryClient
 from support.standin.content import sha256
 from support.standin.media import OCI_MANIFEST
 from support.users import basic
@@ -16,7 +15,7 @@ PASSWORD = "secret"
 EMPTY = {"Content-Length": "0"}
 
 
-def push_client_fixture(prepare: Callable[[Program], None] = lambda _: None) -> FixtureFunctionDefinition:
+def push_client_fixture(prepare: Callable[[Program], None] = lambda _: None) -> Fixture:
     """Return the fixture `push_client` for a module with a `program`, on which `prepare` is called for each test."""
 
     @pytest.fixture

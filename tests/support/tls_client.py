@@ -6,14 +6,13 @@ import io
 import re
 import socket
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
 
 from support.http_client import TIMEOUT, head
-from support.program import HUB_HOST, Program, RegistryClient
+from support.program import HUB_HOST, Fixture, Program, RegistryClient
 
 _LINE = re.compile(r"^(\S+: (?:GET|HEAD) \S+ << \d+ .*)$", re.MULTILINE)
 
@@ -47,7 +46,7 @@ class Witness:
         return _LINE.findall(self.log)
 
 
-def witness_fixture() -> Any:
+def witness_fixture() -> Fixture:
     """A fixture for a test module that has a `program`."""
 
     @pytest.fixture
@@ -55,18 +54,6 @@ def witness_fixture() -> Any:
         return Witness(program)
 
     return witness
-
-
-def proxy_client_fixture() -> Any:
-    """A fixture for what only the proxy door of a `program` has."""
-
-    @pytest.fixture
-    def proxy_client(program: Program) -> Iterator[RegistryClient]:
-        program.reset()
-        yield program.client("proxy")
-        program.assert_no_errors()
-
-    return proxy_client
 
 
 def ask(client: RegistryClient, path: str, method: str = "GET", **headers: str) -> bytes:
