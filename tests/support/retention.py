@@ -1,4 +1,4 @@
-"""What the tests of the retention policy share: stores that are full of something, and time that passes."""
+"""Retention policies with content, and the passing of time, for tests of the retention policy."""
 
 from hubcache.decide.eviction import Decision
 from hubcache.decide.retention import Retention
@@ -12,12 +12,13 @@ KEYS = st.integers(0, 9)
 SIZES = st.integers(0, 50) | st.integers(0, 50 * KIB)
 
 
-def never(_: int) -> bool:
+def unprotected(_: int) -> bool:
+    """Whether a key is protected from eviction: none is."""
     return False
 
 
-def full(*sizes: int, requests: int = 1) -> Retention[int]:
-    """A store with residents 0, 1, … of these sizes, asked for so many times each."""
+def filled(*sizes: int, requests: int = 1) -> Retention[int]:
+    """Return a policy with stored keys 0, 1, … of these sizes, each requested this many times."""
     retention = Retention[int]()
     for key, size in enumerate(sizes):
         for _ in range(requests):
@@ -26,18 +27,20 @@ def full(*sizes: int, requests: int = 1) -> Retention[int]:
     return retention
 
 
-def asked(retention: Retention[int], key: int, times: int, now: float = NOW) -> int:
+def requested(retention: Retention[int], key: int, times: int, now: float = NOW) -> int:
+    """Record requests for a key, and return the key."""
     for _ in range(times):
         retention.record_request(key, now)
     return key
 
 
 def keys(decision: Decision[int]) -> list[int]:
+    """Return the keys that are evicted, in order."""
     return [victim.key for victim in decision.victims]
 
 
 def days_pass(retention: Retention[int], days: int, now: float = NOW) -> float:
-    """The store looks at the time every few hours."""
+    """Let days pass with a call of the policy every few hours; return the new time."""
     for _ in range(4 * days):
         now += DAY / 4
         retention.forget_absent(now)
@@ -45,4 +48,5 @@ def days_pass(retention: Retention[int], days: int, now: float = NOW) -> float:
 
 
 def rows(retention: Retention[int]) -> dict[int, Row]:
+    """Return all rows."""
     return {key: row for key in range(200) if (row := retention.row(key))}

@@ -1,4 +1,4 @@
-"""A budget of requests: never more than it says, whatever the window, and all of it when there is enough to do."""
+"""A budget is not exceeded in any window of time, and can be spent completely."""
 
 import math
 
@@ -11,24 +11,24 @@ RATES = st.floats(0.001, 100)
 STEPS = st.lists(st.floats(0, 100), min_size=1, max_size=60)
 
 
-def most(rate: float, seconds: float) -> float:
-    """What may be spent within any so many seconds, give or take the last digit."""
+def upper_bound(rate: float, seconds: float) -> float:
+    """Return what may be spent within any window of `seconds`, with a tolerance for rounding."""
     return max(1.0, rate * BURST_SECONDS) + rate * seconds + 1e-6
 
 
 @given(RATES, STEPS, st.integers(1, 30))
-def test_no_window_has_more_requests_than_the_budget_permits(rate: float, steps: list[float], eager: int) -> None:
+def test_budget_is_not_exceeded_in_any_window(rate: float, steps: list[float], attempts: int) -> None:
     now, budget, times = 1.7e9, Budget(rate, 1.7e9), list[float]()
     for step in steps:
         now += step
-        times += [now for _ in range(eager) if budget.spend(now)]
+        times += [now for _ in range(attempts) if budget.spend(now)]
     for first, begin in enumerate(times):
         for count, end in enumerate(times[first:], 1):
-            assert count <= most(rate, end - begin)
+            assert count <= upper_bound(rate, end - begin)
 
 
 @given(RATES, STEPS)
-def test_requests_that_wait_for_their_turn_keep_the_budget_too(rate: float, steps: list[float]) -> None:
+def test_reserved_requests_do_not_exceed_the_budget(rate: float, steps: list[float]) -> None:
     now, budget, times = 1.7e9, Budget(rate, 1.7e9), list[float]()
     for step in steps:
         now += step
@@ -37,11 +37,11 @@ def test_requests_that_wait_for_their_turn_keep_the_budget_too(rate: float, step
     times.sort()
     for first, begin in enumerate(times):
         for count, end in enumerate(times[first:], 1):
-            assert count <= most(rate, end - begin) + rate * 1e-4
+            assert count <= upper_bound(rate, end - begin) + rate * 1e-4
 
 
 @given(RATES)
-def test_budget_can_be_spent_to_the_end(rate: float) -> None:
+def test_budget_can_be_spent_completely(rate: float) -> None:
     now, budget, spent = 0.0, Budget(rate, 0.0), 0
     for _ in range(100):
         now += budget.wait(now) * (1 + 1e-9)
@@ -50,13 +50,13 @@ def test_budget_can_be_spent_to_the_end(rate: float) -> None:
     assert now <= 100 / rate * 1.001
 
 
-def test_rate_of_nothing_permits_nothing() -> None:
+def test_rate_of_zero_permits_no_request() -> None:
     budget = Budget(0.0, 0.0)
     assert not budget.spend(1e9)
     assert budget.wait(1e9) == budget.reserve(1e9) == math.inf
 
 
-def test_rate_that_changes_counts_from_then_on() -> None:
+def test_changed_rate_applies_from_the_time_of_the_change() -> None:
     budget = Budget(1.0, 0.0)
     budget.change(0.0, 0.0)
     assert not budget.spend(100.0)
@@ -66,7 +66,7 @@ def test_rate_that_changes_counts_from_then_on() -> None:
 
 
 @pytest.mark.parametrize("back", [1.0, 1e6])
-def test_clock_that_was_set_back_stops_nothing(back: float) -> None:
+def test_clock_that_was_set_back_does_not_stop_requests(back: float) -> None:
     budget = Budget(1.0, 1e7)
     while budget.spend(1e7):
         pass

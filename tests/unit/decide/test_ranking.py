@@ -1,4 +1,4 @@
-"""A ranking gives its keys in order, whatever was added and discarded, and however many there are."""
+"""A ranking returns its keys in order after any additions and removals."""
 
 import random
 
@@ -15,7 +15,7 @@ def keys(ranking: Ranking[int]) -> list[int]:
 
 
 @given(RANKS, RANKS)
-def test_keys_come_by_rank_and_of_equal_ranks_in_the_order_of_adding(filled: list[float], added: list[float]) -> None:
+def test_keys_are_in_the_order_of_rank_and_then_of_addition(filled: list[float], added: list[float]) -> None:
     ranking = Ranking[int]()
     ranking.fill(enumerate(filled))
     for key, rank in enumerate(added, len(filled)):
@@ -26,34 +26,34 @@ def test_keys_come_by_rank_and_of_equal_ranks_in_the_order_of_adding(filled: lis
 
 
 @given(RANKS, st.randoms())
-def test_filling_tells_the_places_in_the_order_of_the_argument(ranks: list[float], chance: random.Random) -> None:
+def test_fill_returns_the_entries_in_the_order_of_its_argument(ranks: list[float], generator: random.Random) -> None:
     ranking = Ranking[int]()
     ranking.add(99, 0.0)
-    places = ranking.fill(enumerate(ranks))
-    assert [place[::2] for place in places] == [(rank, key) for key, rank in enumerate(ranks)]
-    chance.shuffle(places)
-    for left, place in enumerate(reversed(places), 1):
-        assert len(ranking) == len(places) - left + 1
-        ranking.discard(place)
+    entries = ranking.fill(enumerate(ranks))
+    assert [entry[::2] for entry in entries] == [(rank, key) for key, rank in enumerate(ranks)]
+    generator.shuffle(entries)
+    for left, entry in enumerate(reversed(entries), 1):
+        assert len(ranking) == len(entries) - left + 1
+        ranking.discard(entry)
     assert keys(ranking) == []
 
 
-def test_what_is_not_there_cannot_be_discarded() -> None:
+def test_discarding_an_entry_that_is_not_in_the_ranking_raises() -> None:
     ranking = Ranking[int]()
-    place = ranking.add(1, 1.0)
-    ranking.discard(place)
-    for wrong in (place, (0.0, 5, 1)):
+    entry = ranking.add(1, 1.0)
+    ranking.discard(entry)
+    for wrong in (entry, (0.0, 5, 1)):
         with pytest.raises(KeyError):
             ranking.discard(wrong)
 
 
-def test_a_long_ranking_under_change_stays_in_order() -> None:
-    chance, ranking = random.Random(1), Ranking[int]()
-    places: dict[int, Entry[int]] = {key: ranking.add(key, chance.random()) for key in range(5000)}
+def test_long_ranking_stays_in_order_during_changes() -> None:
+    generator, ranking = random.Random(1), Ranking[int]()
+    entries: dict[int, Entry[int]] = {key: ranking.add(key, generator.random()) for key in range(5000)}
     for _ in range(20000):
-        key = chance.randrange(6000)
-        if key in places:
-            ranking.discard(places.pop(key))
-        if chance.random() < 0.6:
-            places[key] = ranking.add(key, chance.random())
-    assert list(ranking) == sorted(places.values())
+        key = generator.randrange(6000)
+        if key in entries:
+            ranking.discard(entries.pop(key))
+        if generator.random() < 0.6:
+            entries[key] = ranking.add(key, generator.random())
+    assert list(ranking) == sorted(entries.values())

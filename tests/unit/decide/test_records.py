@@ -1,4 +1,4 @@
-"""Records come back from their encoding exactly as they went in; the encoding is text or bytes, never an object."""
+"""Records are decoded exactly as they were encoded."""
 
 import pytest
 from hubcache.decide.records import (
@@ -37,28 +37,28 @@ def test_referrers_records_round_trip(records: dict[str, ReferrersRecord]) -> No
 
 
 @given(MEDIA_TYPES, st.binary())
-def test_a_manifest_keeps_its_media_type_and_every_byte(media_type: str, body: bytes) -> None:
+def test_manifest_keeps_its_media_type_and_body(media_type: str, body: bytes) -> None:
     record = ManifestRecord(media_type, body)
     assert ManifestRecord.decode(record.encode()) == record
 
 
 @given(st.text(st.characters(codec="utf-8")), st.binary())
-def test_no_media_type_can_change_the_body(media_type: str, body: bytes) -> None:
+def test_media_type_cannot_change_the_body(media_type: str, body: bytes) -> None:
     assert ManifestRecord.decode(ManifestRecord(media_type, body).encode()).body == body
 
 
 @given(st.integers(0) | st.none())
-def test_a_link_keeps_its_size_known_or_not(size: int | None) -> None:
+def test_link_keeps_its_size(size: int | None) -> None:
     assert Link.decode(Link(size).encode()) == Link(size)
 
 
 @pytest.mark.parametrize("link", [Link(5, confirmed=False), Link(5), Link(None, given=True)], ids=str)
-def test_a_link_keeps_whose_word_it_is(link: Link) -> None:
+def test_link_keeps_its_source(link: Link) -> None:
     assert Link.decode(link.encode()) == link
 
 
 @pytest.mark.parametrize("text", ["[5, 1]", '[5, "else"]', "[5, null]"])
-def test_a_link_with_another_word_has_none_of_the_upstream(text: str) -> None:
+def test_link_with_an_unknown_source_is_not_confirmed(text: str) -> None:
     assert Link.decode(text) == Link(5, confirmed=False)
 
 
@@ -67,15 +67,15 @@ def test_registries_that_gave_private_content_round_trip(hosts: frozenset[str]) 
     assert decode_hosts(encode_hosts(hosts)) == hosts
 
 
-def test_private_content_of_an_early_store_is_of_no_registry() -> None:
+def test_private_content_of_an_early_store_has_no_known_source() -> None:
     assert decode_hosts("") == frozenset()
 
 
-def test_a_tag_record_with_a_malformed_digest_is_not_believed() -> None:
+def test_tag_record_with_a_malformed_digest_is_refused() -> None:
     with pytest.raises(DigestInvalid):
         decode_tags('{"*/*": ["sha256:../../x", "a/b", 1, 2.0]}')
 
 
 @pytest.mark.parametrize(("text", "size"), [("5", 5), ("null", None)])
-def test_a_link_of_an_early_store_has_no_word_of_the_upstream(text: str, size: int | None) -> None:
+def test_link_of_an_early_store_is_not_confirmed(text: str, size: int | None) -> None:
     assert Link.decode(text) == Link(size, confirmed=False)

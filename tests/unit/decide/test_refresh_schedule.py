@@ -1,4 +1,4 @@
-"""Which tag is looked at next: what is due, the popular first, and nobody never."""
+"""The schedule returns due tags, the popular ones first, and starves none."""
 
 from hubcache.decide.budget import Budget
 from hubcache.decide.refresh_schedule import PATIENCE, Schedule
@@ -15,7 +15,7 @@ def tag(name: object, requests: float = 1.0, host: str = HOST) -> WatchedTag:
 
 
 def drained(schedule: Schedule, now: float, host: str = HOST) -> list[str]:
-    """Tags in the order in which they would be looked at now."""
+    """Return the due tags in the order in which they would be validated."""
     while schedule.collect_due(now, LIFETIME, 10):
         pass
     found = [schedule.pop(host) for _ in range(schedule.due(host))]
@@ -23,7 +23,7 @@ def drained(schedule: Schedule, now: float, host: str = HOST) -> list[str]:
 
 
 @given(st.dictionaries(st.integers(0, 50), st.floats(0, 100), max_size=30), st.floats(0, 120))
-def test_what_is_due_is_looked_at_and_nothing_else(dues: dict[int, float], now: float) -> None:
+def test_only_due_tags_are_returned(dues: dict[int, float], now: float) -> None:
     schedule = Schedule()
     for name, due in dues.items():
         schedule.put(tag(name), due)
@@ -31,14 +31,14 @@ def test_what_is_due_is_looked_at_and_nothing_else(dues: dict[int, float], now: 
 
 
 @given(st.lists(st.floats(1, 1e6), min_size=2, max_size=20, unique=True))
-def test_popular_comes_before_what_is_not(requests: list[float]) -> None:
+def test_popular_tags_are_returned_first(requests: list[float]) -> None:
     schedule = Schedule()
     for count in requests:
         schedule.put(tag(count, count), 5.0)
     assert drained(schedule, 5.0) == [str(count) for count in sorted(requests, reverse=True)]
 
 
-def test_registries_do_not_wait_for_each_other() -> None:
+def test_each_registry_has_its_own_queue() -> None:
     schedule = Schedule()
     schedule.put(tag("popular", 1000.0), 0.0)
     schedule.put(tag("other", 1.0, "ghcr.io"), 0.0)
@@ -46,7 +46,7 @@ def test_registries_do_not_wait_for_each_other() -> None:
     assert drained(schedule, 0.0) == ["popular"]
 
 
-def test_tag_has_the_place_that_it_got_last() -> None:
+def test_tag_is_due_at_the_time_it_was_last_scheduled_for() -> None:
     schedule, one, two = Schedule(), tag(1), tag(2)
     for due in (50.0, 10.0, 30.0):
         schedule.put(one, due)
@@ -57,7 +57,7 @@ def test_tag_has_the_place_that_it_got_last() -> None:
     assert len(schedule) == 0
 
 
-def test_tag_that_gets_a_place_while_it_is_due_is_looked_at_once() -> None:
+def test_tag_that_is_rescheduled_while_due_is_returned_once() -> None:
     schedule, one = Schedule(), tag(1)
     schedule.put(one, 0.0)
     schedule.collect_due(0.0, LIFETIME, 10)
@@ -66,7 +66,7 @@ def test_tag_that_gets_a_place_while_it_is_due_is_looked_at_once() -> None:
     assert drained(schedule, 5.0) == ["1"]
 
 
-def test_tag_that_was_dropped_has_no_place() -> None:
+def test_dropped_tag_is_not_scheduled() -> None:
     schedule, one, two = Schedule(), tag(1), tag(2)
     for watched in (one, two):
         schedule.put(watched, 0.0)
@@ -76,7 +76,7 @@ def test_tag_that_was_dropped_has_no_place() -> None:
     assert not schedule.has(two)
 
 
-def test_schedule_that_was_cleared_begins_anew() -> None:
+def test_cleared_schedule_can_be_used_again() -> None:
     schedule, one = Schedule(), tag(1)
     schedule.put(one, 0.0)
     schedule.clear()
@@ -85,7 +85,7 @@ def test_schedule_that_was_cleared_begins_anew() -> None:
     assert drained(schedule, 1.0) == ["1"]
 
 
-def test_much_that_is_due_is_sorted_bit_by_bit() -> None:
+def test_many_due_tags_are_collected_in_several_calls() -> None:
     schedule = Schedule()
     for name in range(25):
         schedule.put(tag(name), 0.0)
@@ -97,10 +97,8 @@ def test_much_that_is_due_is_sorted_bit_by_bit() -> None:
     st.floats(0.1, 5),
     st.integers(10, 40),
 )
-def test_everything_due_is_looked_at_in_the_end_however_much_more_popular_the_rest_is(
-    requests: list[float], rate: float, crowd: int
-) -> None:
-    """Popular tags that are due again and again take more than there is; each of the others has its turn."""
+def test_unpopular_due_tag_is_returned_eventually(requests: list[float], rate: float, crowd: int) -> None:
+    """Popular tags that are due again and again use up the budget; each of the others is returned nevertheless."""
     schedule, budget, now, seen = Schedule(), Budget(rate, 0.0), 0.0, set[str]()
     for name, count in enumerate(requests):
         schedule.put(tag(name, count), 0.0)
@@ -121,7 +119,7 @@ def test_everything_due_is_looked_at_in_the_end_however_much_more_popular_the_re
     assert seen >= {str(name) for name in range(len(requests))}
 
 
-def test_popular_of_today_waits_for_what_has_waited_long() -> None:
+def test_tag_that_waited_long_goes_before_a_popular_one_that_became_due_later() -> None:
     schedule = Schedule()
     schedule.put(tag("patient", 4.0), 0.0)
     schedule.put(tag("twice as popular, later", 8.0), PATIENCE * 1.5)

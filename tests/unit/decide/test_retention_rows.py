@@ -9,7 +9,7 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @given(FINITE, FINITE)
-def test_row_of_the_policy_round_trips_to_the_last_bit(count: float, last: float) -> None:
+def test_row_round_trips_exactly(count: float, last: float) -> None:
     assert decode_row(encode_row((7, count, last, 1.5, True))) == (7, count, last, 1.5, True)
 
 
@@ -18,6 +18,6 @@ def test_row_of_an_early_store_is_read() -> None:
 
 
 @given(st.binary().filter(lambda data: len(data) != len(encode_row((0, 0.0, 0.0, 0.0, False)))))
-def test_bytes_that_are_no_row_of_the_policy_are_refused(data: bytes) -> None:
+def test_bytes_of_another_length_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="bytes"):
         decode_row(data)

@@ -1,4 +1,4 @@
-"""The state of the retention policy: bounded, proof against leaps of the clock, and the same after a restart."""
+"""The state of the retention policy is bounded, survives jumps of the clock, and is the same after a restart."""
 
 import math
 
@@ -8,13 +8,13 @@ from hubcache.decide.retention import MAX_STEP, Retention
 from hubcache.decide.retention_rows import Row
 from hypothesis import given
 from hypothesis import strategies as st
-from support.retention import DAY, KEYS, KIB, NOW, SIZES, asked, days_pass, full, keys, never, rows
+from support.retention import DAY, KEYS, KIB, NOW, SIZES, days_pass, filled, keys, requested, rows, unprotected
 
-# -- history ---------------------------------------------------------------------------------------------------------
+# -- absent keys
 
 
 @given(st.lists(st.tuples(KEYS, st.booleans()), max_size=60), st.integers(0, 5))
-def test_the_history_never_has_more_rows_than_it_may(events: list[tuple[int, bool]], rows: int) -> None:
+def test_number_of_absent_keys_is_bounded(events: list[tuple[int, bool]], rows: int) -> None:
     retention = Retention[int](max_absent=rows)
     for key, stored in events:
         retention.record_request(key, NOW)
@@ -25,14 +25,14 @@ def test_the_history_never_has_more_rows_than_it_may(events: list[tuple[int, boo
         assert retention.absent <= rows
 
 
-def test_a_full_history_forgets_what_was_not_asked_for_longest() -> None:
+def test_least_recently_requested_absent_key_is_forgotten_first() -> None:
     retention = Retention[int](max_absent=2)
     for key in (1, 2, 1, 3):
         retention.record_request(key, NOW)
     assert [key for key in range(5) if retention.row(key)] == [1, 3]
 
 
-def test_history_that_became_too_long_is_cut_when_it_is_cleaned() -> None:
+def test_lowered_bound_of_absent_keys_applies_at_the_next_cleaning() -> None:
     retention = Retention[int]()
     for key in range(10):
         retention.record_request(key, NOW)
@@ -41,22 +41,22 @@ def test_history_that_became_too_long_is_cut_when_it_is_cleaned() -> None:
     assert retention.absent == 3
 
 
-def test_after_a_month_the_history_of_what_is_absent_is_forgotten() -> None:
-    retention = full(KIB)
-    asked(retention, 1, 9)
+def test_absent_key_is_forgotten_after_a_month_without_requests() -> None:
+    retention = filled(KIB)
+    requested(retention, 1, 9)
     now = days_pass(retention, 29)
     assert retention.requests(1, now) > 0
     now = days_pass(retention, 1, now)
     assert (retention.row(1), 0 in retention) == (None, True)
 
 
-# -- leaps of the clock ----------------------------------------------------------------------------------------------
+# -- jumps of the clock
 
 
 @given(st.floats(0, 1e12), st.booleans())
-def test_a_clock_that_goes_back_makes_nothing_more_wanted_and_nothing_younger(back: float, resident: bool) -> None:
-    retention = full(KIB) if resident else Retention[int]()
-    asked(retention, 0, 5)
+def test_clock_that_was_set_back_changes_neither_counts_nor_scores(back: float, is_stored: bool) -> None:
+    retention = filled(KIB) if is_stored else Retention[int]()
+    requested(retention, 0, 5)
     before, score = retention.requests(0, NOW), retention.score(0, NOW)
     assert retention.requests(0, NOW - back) == before
     retention.forget_absent(NOW - back)
@@ -65,11 +65,11 @@ def test_a_clock_that_goes_back_makes_nothing_more_wanted_and_nothing_younger(ba
 
 
 @given(st.floats(DAY, 1e12))
-def test_a_leap_forward_counts_as_a_day(leap: float) -> None:
-    retention = full(KIB, KIB, requests=4)
-    asked(retention, 2, 4)
-    later = NOW + leap
-    assert retention.evict_idle(later, never) == []
+def test_clock_that_jumps_ahead_counts_as_a_day(jump: float) -> None:
+    retention = filled(KIB, KIB, requests=4)
+    requested(retention, 2, 4)
+    later = NOW + jump
+    assert retention.evict_idle(later, unprotected) == []
     retention.forget_absent(later)
     for key in range(3):
         assert retention.requests(key, later) == pytest.approx(4 * 2 ** (-MAX_STEP / retention.half_life))
@@ -77,22 +77,22 @@ def test_a_leap_forward_counts_as_a_day(leap: float) -> None:
     assert retention.requests(0, NOW + DAY) == pytest.approx(4 * 2 ** (-2 * MAX_STEP / retention.half_life))
 
 
-def test_a_year_switched_off_throws_out_nothing() -> None:
-    old = full(KIB, requests=4)
-    asked(old, 1, 4)
+def test_nothing_expires_during_a_year_in_which_the_machine_is_off() -> None:
+    old = filled(KIB, requests=4)
+    requested(old, 1, 4)
     retention = Retention[int]()
     retention.restore(old.clock(), rows(old))
     later = NOW + 365 * DAY
-    assert retention.evict_idle(later, never) == []
+    assert retention.evict_idle(later, unprotected) == []
     retention.forget_absent(later)
     assert retention.requests(1, later) == retention.requests(0, later) > 3
 
 
-# -- persistence -----------------------------------------------------------------------------------------------------
+# -- persistence
 
 
 EVENTS = st.tuples(
-    st.sampled_from(["ask", "store", "remove", "room", "clean", "admit", "write"]),
+    st.sampled_from(["request", "store", "remove", "evict", "clean", "admit", "write"]),
     KEYS,
     SIZES,
     st.floats(-DAY, 9 * DAY),
@@ -100,7 +100,7 @@ EVENTS = st.tuples(
 
 
 @given(st.lists(EVENTS, max_size=60))
-def test_the_account_is_right_and_what_is_written_behind_is_all_that_is_known(
+def test_bytes_and_written_rows_match_the_state_after_any_events(
     events: list[tuple[str, int, int, float]],
 ) -> None:
     retention, now = Retention[int](max_absent=5), NOW
@@ -109,8 +109,8 @@ def test_the_account_is_right_and_what_is_written_behind_is_all_that_is_known(
     clock = retention.clock()[0]
     for event, key, size, gap in events:
         now += gap
-        room = Decision[int]()
-        if event == "ask":
+        decision = Decision[int]()
+        if event == "request":
             retention.record_request(key, now)
         elif event == "store":
             retention.record_stored(key, size, now)
@@ -118,12 +118,12 @@ def test_the_account_is_right_and_what_is_written_behind_is_all_that_is_known(
         elif event == "remove":
             retention.record_removed(key)
             disk.pop(key, None)
-        elif event == "room":
-            room = retention.evict(size, now, lambda other: other % 3 == 0)
+        elif event == "evict":
+            decision = retention.evict(size, now, lambda other: other % 3 == 0)
         elif event == "admit":
-            room = retention.admit(key + 100, size, now, 0, never)
+            decision = retention.admit(key + 100, size, now, 0, unprotected)
         elif event == "clean":
-            room = Decision(tuple(retention.evict_idle(now, never)))
+            decision = Decision(tuple(retention.evict_idle(now, unprotected)))
             retention.forget_absent(now)
         else:
             for changed in retention.take_changed():
@@ -133,7 +133,7 @@ def test_the_account_is_right_and_what_is_written_behind_is_all_that_is_known(
                 else:
                     database[changed] = row
             assert database == rows(retention)
-        for victim in room.victims:
+        for victim in decision.victims:
             assert disk.pop(victim.key) == victim.size
         assert retention.bytes == sum(disk.values())
         assert {other for other in range(10) if other in retention} == set(disk)
@@ -144,7 +144,7 @@ def test_the_account_is_right_and_what_is_written_behind_is_all_that_is_known(
 
 
 @given(st.lists(EVENTS, max_size=40), st.lists(st.sampled_from(range(10)), max_size=5))
-def test_a_restored_state_decides_like_the_one_that_was_persisted(
+def test_restored_state_decides_like_the_persisted_one(
     events: list[tuple[str, int, int, float]], after: list[int]
 ) -> None:
     old, now = Retention[int](), NOW
@@ -153,8 +153,8 @@ def test_a_restored_state_decides_like_the_one_that_was_persisted(
         old.record_request(key, now)
         if event == "store":
             old.record_stored(key, size, now)
-        if event == "room":
-            old.evict(size, now, never)
+        if event == "evict":
+            old.evict(size, now, unprotected)
     new = Retention[int]()
     new.restore(old.clock(), rows(old))
     assert (new.clock(), rows(new), new.bytes) == (old.clock(), rows(old), old.bytes)
@@ -164,22 +164,22 @@ def test_a_restored_state_decides_like_the_one_that_was_persisted(
         for retention in (old, new):
             retention.record_request(key, now)
         assert new.row(key) == old.row(key)
-    first, second = (retention.evict(10**9, now, never).victims for retention in (old, new))
+    first, second = (retention.evict(10**9, now, unprotected).victims for retention in (old, new))
     assert [victim.score for victim in first] == [victim.score for victim in second]
     assert set(first) == set(second)
 
 
-def test_rows_that_could_not_be_written_are_told_again() -> None:
-    retention = full(KIB, KIB)
-    told = retention.take_changed()
-    assert (told, retention.take_changed()) == ({0, 1}, set())
-    retention.mark_changed(told)
+def test_rows_that_could_not_be_written_are_returned_again() -> None:
+    retention = filled(KIB, KIB)
+    changed_keys = retention.take_changed()
+    assert (changed_keys, retention.take_changed()) == ({0, 1}, set())
+    retention.mark_changed(changed_keys)
     retention.record_request(2, NOW)
     assert retention.take_changed() == {0, 1, 2}
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_a_damaged_row_is_left_out_and_a_damaged_clock_replaced(broken: float) -> None:
+def test_damaged_row_is_ignored_and_a_damaged_clock_replaced(broken: float) -> None:
     good = (KIB, 2.0, 50.0, 7.0, True)
     retention = Retention[int]()
     retention.restore(
@@ -197,25 +197,25 @@ def test_a_damaged_row_is_left_out_and_a_damaged_clock_replaced(broken: float) -
     assert retention.bytes == KIB
 
 
-def test_a_row_from_the_future_is_from_now() -> None:
+def test_row_from_the_future_counts_as_of_now() -> None:
     retention = Retention[int]()
     retention.restore((0.0, 10.0, NOW), {1: (0, 2.0, 1e9, 0.0, False), 2: (0, 2.0, 1e9, 0.0, True)})
     assert retention.requests(1, NOW) == retention.requests(2, NOW) == 2.0
 
 
-def test_a_store_without_history_counts_what_it_has_as_asked_for_once() -> None:
+def test_stored_content_without_rows_counts_as_requested_once() -> None:
     retention = Retention[int]()
     retention.restore(None, {})
     for key in range(3):
         retention.record_stored(key, KIB << key, NOW)
     assert [retention.requests(key, NOW) for key in range(3)] == [1.0, 1.0, 1.0]
-    assert keys(retention.evict(1, NOW, never)) == [2]
+    assert keys(retention.evict(1, NOW, unprotected)) == [2]
 
 
-def test_what_is_stored_long_after_it_was_asked_for_is_no_more_wanted_than_it_is_now() -> None:
-    retention = full(KIB)
-    asked(retention, 1, 4)
+def test_content_is_ranked_by_its_decayed_count_when_it_is_stored() -> None:
+    retention = filled(KIB)
+    requested(retention, 1, 4)
     now = days_pass(retention, 7)
-    asked(retention, 0, 1, now)
+    requested(retention, 0, 1, now)
     retention.record_stored(1, KIB, now)
     assert retention.score(1, now) == pytest.approx(2.0)

@@ -43,7 +43,7 @@ def blob_files(directory: Path) -> list[Path]:
     return files_below(directory / "store/blobs")
 
 
-# -- content ---------------------------------------------------------------------------------------------------------
+# -- content
 
 
 async def test_what_was_committed_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ async def test_content_stored_as_manifest_and_as_blob_is_accounted_and_removed_a
         assert blob_files(tmp_path) == []
 
 
-# -- the cap ---------------------------------------------------------------------------------------------------------
+# -- the cap
 
 
 async def test_content_larger_than_the_store_is_refused_and_nothing_evicted_for_it(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def blob_files(directory: Path) -> list[Path]:
     return files_below(directory / "store/blobs")
 
 
-# -- failures of disk and database -----------------------------------------------------------------------------------
+# -- failures of disk and database
 
 
 def refuse(directory: Path, event: str) -> None:
@@ -123,7 +123,7 @@ async def test_another_pickle_row_hides_only_itself(tmp_path: Path) -> None:
         assert store.registries.challenge(HUB) == "Bearer realm=x"
 
 
-# -- start -----------------------------------------------------------------------------------------------------------
+# -- start
 
 
 async def test_leftovers_of_a_killed_process_are_swept_at_start(tmp_path: Path) -> None:
