@@ -24,13 +24,13 @@ AMD64 = "docker/29.0.0 go/go1.25 os/linux arch/amd64 UpstreamClient(Docker-Clien
 
 @pytest.fixture
 async def offering(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    """A mirror that has only what it has."""
+    """A mirror that serves stored content only."""
     async with running(hub, tmp_path / "store", offer_only=True) as started:
         yield started
 
 
 async def statuses(cache: Cache, index: Image, action: str, listener: Listener, client: str = "10.0.0.1") -> list[int]:
-    """What an engine is answered in order."""
+    """Return the statuses of the answers to the requests of a Docker Engine, in order."""
     found = []
     for one in engine29.asked(action, index):
         headers = {name.replace("-", "_"): value for name, value in one.headers.items()}
@@ -50,16 +50,14 @@ def expected(index: Image, action: str) -> list[int]:
 
 
 async def offered(cache: Cache, index: Image) -> None:
-    """Ask until the mirror has fetched it."""
+    """Request an image until the mirror has fetched it."""
     for client in ("10.0.0.1", "10.0.0.2"):
         assert (await statuses(cache, index, "pull", Listener.MIRROR, client))[0] == 404
         await until(lambda: not cache.engine._mirror._fetching)
 
 
 @EACH_LISTENER
-async def test_engine_asks_nobody_about_an_image_that_was_fetched_ahead(
-    hub: Hub, tmp_path: Path, listener: Listener
-) -> None:
+async def test_prefetched_image_needs_no_upstream_requests(hub: Hub, tmp_path: Path, listener: Listener) -> None:
     with pytest.MonkeyPatch.context() as patch:
         async with in_step(hub, tmp_path / "store") as cache:
             clock = Clock(patch, cache)
@@ -76,7 +74,7 @@ async def test_engine_asks_nobody_about_an_image_that_was_fetched_ahead(
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-async def test_engine_asks_nobody_of_a_mirror_that_offers_what_it_has(offering: Cache, hub: Hub, action: str) -> None:
+async def test_stored_only_mirror_needs_no_upstream_requests(offering: Cache, hub: Hub, action: str) -> None:
     index = attested(hub)
     await offered(offering, index)
     hub.reset_log()
@@ -84,7 +82,7 @@ async def test_engine_asks_nobody_of_a_mirror_that_offers_what_it_has(offering: 
     assert hub.count() == 0
 
 
-async def test_only_attestations_of_the_platform_asked_for_are_fetched(offering: Cache, hub: Hub) -> None:
+async def test_only_attestations_of_the_requested_platform_are_fetched(offering: Cache, hub: Hub) -> None:
     images = {name: hub.image(REPO, None, [name.encode()], platform=name) for name in ("linux/amd64", "linux/arm64")}
     index = hub.index(REPO, "latest", images, attested=True)
     for client in ("10.0.0.1", "10.0.0.2"):
@@ -97,7 +95,7 @@ async def test_only_attestations_of_the_platform_asked_for_are_fetched(offering:
 
 
 @pytest.mark.parametrize("part", ["manifest", "layer"])
-async def test_image_that_lost_its_attestation_is_not_offered(offering: Cache, hub: Hub, part: str) -> None:
+async def test_image_without_its_attestation_is_not_offered(offering: Cache, hub: Hub, part: str) -> None:
     index = attested(hub)
     await offered(offering, index)
     attestation = index.attestations["linux/amd64"]
@@ -108,7 +106,7 @@ async def test_image_that_lost_its_attestation_is_not_offered(offering: Cache, h
     await until(lambda: not offering.engine._mirror._fetching)
 
 
-async def test_what_refers_to_an_attestation_is_fetched_with_it(offering: Cache, hub: Hub) -> None:
+async def test_referrers_of_an_attestation_are_fetched_with_it(offering: Cache, hub: Hub) -> None:
     hub.referrers = True
     index = attested(hub)
     signature = hub.image(REPO, None, [b"signed"], subject=index.attestations["linux/amd64"], artifact_type="sig")
@@ -119,7 +117,7 @@ async def test_what_refers_to_an_attestation_is_fetched_with_it(offering: Cache,
     assert hub.count() == 0
 
 
-async def test_referrers_that_cannot_be_had_do_not_keep_an_image_from_being_offered(offering: Cache, hub: Hub) -> None:
+async def test_image_is_offered_when_its_referrers_cannot_be_fetched(offering: Cache, hub: Hub) -> None:
     hub.referrers = True
     index = attested(hub)
     lost = hub.image(REPO, None, [b"signed"], subject=index.attestations["linux/amd64"], artifact_type="sig")
@@ -129,7 +127,9 @@ async def test_referrers_that_cannot_be_had_do_not_keep_an_image_from_being_offe
 
 
 @pytest.mark.parametrize("what", ["referrers/{}", "manifests/{}"])
-async def test_mirror_that_offers_what_it_has_asks_nobody_about_referrers(offering: Cache, hub: Hub, what: str) -> None:
+async def test_stored_only_mirror_makes_no_upstream_requests_for_referrers(
+    offering: Cache, hub: Hub, what: str
+) -> None:
     image = hub.image(REPO, "latest")
     name = image.digest if what.startswith("referrers") else image.digest.replace(":", "-")
     for client in range(4):
@@ -140,8 +140,8 @@ async def test_mirror_that_offers_what_it_has_asks_nobody_about_referrers(offeri
     assert hub.count() == 0
 
 
-async def test_what_refers_to_a_pinned_image_is_pinned_with_it(tmp_path: Path) -> None:
-    """By the listing, by a tag made from the digest, and for what these refer to; not what refers to another image."""
+async def test_referrers_of_a_pinned_image_are_pinned_with_it(tmp_path: Path) -> None:
+    """Those in a listing and at a tag made from the digest, with what they refer to; not those of other images."""
     async with opened_store(tmp_path) as store:
         image, layers = await put_image(store, b"layer")
         listed, listed_layers = await put_image(store, b"sbom", note="sbom")
@@ -151,17 +151,17 @@ async def test_what_refers_to_a_pinned_image_is_pinned_with_it(tmp_path: Path) -
         listing = Digest.of(body)
         await store.put_manifest(listing, ManifestRecord(OCI_INDEX, body))
         store.pins = (ImageName.parse("base:1"),)
-        place = (HUB_HOST, "library/base")
-        await store.tags.put(*place, "1", "*/*", TagRecord(image, "", 1, 0.0))
+        repository = (HUB_HOST, "library/base")
+        await store.tags.put(*repository, "1", "*/*", TagRecord(image, "", 1, 0.0))
         await store.maintain()
         assert store.usage.pinned == {image, *layers}
-        await store.tags.put_referrers(*place, image, "question", ReferrersRecord(listing, 0.0))
-        await store.tags.put_referrers(*place, other, "question", ReferrersRecord(other, 0.0))
-        await store.tags.put_referrers(*place, image, "another", ReferrersRecord(None, 0.0))
-        await store.tags.put(*place, f"{image.replace(':', '-')}.sig", "*/*", TagRecord(tagged, "", 1, 0.0))
+        await store.tags.put_referrers(*repository, image, "question", ReferrersRecord(listing, 0.0))
+        await store.tags.put_referrers(*repository, other, "question", ReferrersRecord(other, 0.0))
+        await store.tags.put_referrers(*repository, image, "another", ReferrersRecord(None, 0.0))
+        await store.tags.put(*repository, f"{image.replace(':', '-')}.sig", "*/*", TagRecord(tagged, "", 1, 0.0))
         await store.maintain()
         known = {listing, listed, *listed_layers, tagged, *tagged_layers}
         assert store.usage.pinned == {image, *layers, *known}
-        await store.tags.drop_referrers(*place, image)
+        await store.tags.drop_referrers(*repository, image)
         await store.maintain()
         assert store.usage.pinned == {image, *layers, tagged, *tagged_layers}

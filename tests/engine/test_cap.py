@@ -1,4 +1,4 @@
-"""The cap holds although victims begin to be read, removals fail and readers keep what was removed open."""
+"""The cap holds when clients begin to read victims, when removals fail, and while readers keep removed files open."""
 
 import asyncio
 import os
@@ -25,11 +25,11 @@ from support.standin import Hub, random_bytes
 from support.stores import MIB, bytes_on_disk, files_below, manifest_of, opened_store, put_blob
 
 CAP = ALLOWANCE + 4 * MIB
-"""Leaves somewhat less than 4 MiB for content; the rest is kept free for the index."""
+"""A capacity with somewhat less than 4 MiB for content; the rest is for the index."""
 
 
 async def filled(store: Store, count: int, size: int) -> list[Digest]:
-    """So many blobs, the first of which go first."""
+    """Store this many blobs, of which the first are evicted first."""
     digests = []
     for number in range(count):
         digests.append(await put_blob(store, random_bytes(size, number)))
@@ -38,8 +38,8 @@ async def filled(store: Store, count: int, size: int) -> list[Digest]:
     return digests
 
 
-def wanted(store: Store, name: str) -> Digest:
-    """A digest that is asked for more than anything that is stored."""
+def popular(store: Store, name: str) -> Digest:
+    """Return a digest that is requested more than anything that is stored."""
     digest = Digest.of(name.encode())
     for _ in range(50):
         store.popularity.count_request(digest)
@@ -47,7 +47,7 @@ def wanted(store: Store, name: str) -> Digest:
 
 
 def after_first_removal(store: Store, act: Callable[[], Awaitable[object]]) -> None:
-    """Do something when the first removal is done and before the next begins."""
+    """Call `act` between the first removal and the next."""
     remove, acted = store.remove, False
 
     async def removing(digest: Digest) -> None:
@@ -60,10 +60,10 @@ def after_first_removal(store: Store, act: Callable[[], Awaitable[object]]) -> N
     store.remove = removing  # type: ignore[method-assign]
 
 
-# -- victims that are kept
+# -- victims that become protected
 
 
-async def test_another_goes_in_place_of_a_victim_that_began_to_be_read(tmp_path: Path) -> None:
+async def test_victim_that_a_client_began_to_read_is_replaced_by_another(tmp_path: Path) -> None:
     async with opened_store(tmp_path, CAP) as store:
         digests = await filled(store, 5, 700_000)
         opened: list[StoredBlob] = []
@@ -74,14 +74,14 @@ async def test_another_goes_in_place_of_a_victim_that_began_to_be_read(tmp_path:
             opened.append(blob)
 
         after_first_removal(store, begin_to_read)
-        staged = await store.stage(wanted(store, "new"), 1_400_000)
+        staged = await store.stage(popular(store, "new"), 1_400_000)
         assert [store.has(digest) for digest in digests] == [False, True, False, True, True]
         assert store.usage.used <= store.capacity.limit(store.index.opened().bytes)
         opened[0].close()
         store.finish(staged)
 
 
-async def test_newcomer_is_refused_when_all_that_is_left_began_to_be_read(tmp_path: Path) -> None:
+async def test_new_content_is_refused_when_all_other_content_is_being_read(tmp_path: Path) -> None:
     async with opened_store(tmp_path, CAP) as store:
         digests = await filled(store, 5, 700_000)
         opened: list[StoredBlob | None] = []
@@ -91,7 +91,7 @@ async def test_newcomer_is_refused_when_all_that_is_left_began_to_be_read(tmp_pa
 
         after_first_removal(store, begin_to_read)
         with pytest.raises(StorageError, match="in use"):
-            await store.stage(wanted(store, "new"), 1_400_000)
+            await store.stage(popular(store, "new"), 1_400_000)
         assert store.usage.reserved == 0
         assert set(store.capacity.retention.stored) == set(digests[1:])
         for blob in opened:
@@ -99,7 +99,7 @@ async def test_newcomer_is_refused_when_all_that_is_left_began_to_be_read(tmp_pa
             blob.close()
 
 
-async def test_newcomer_is_refused_when_what_is_left_is_asked_for_more(tmp_path: Path) -> None:
+async def test_new_content_is_refused_when_all_other_content_is_requested_more(tmp_path: Path) -> None:
     async with opened_store(tmp_path, CAP) as store:
         digests = await filled(store, 5, 700_000)
         for digest in digests[2:]:
@@ -112,7 +112,7 @@ async def test_newcomer_is_refused_when_what_is_left_is_asked_for_more(tmp_path:
 
         after_first_removal(store, begin_to_read)
         with pytest.raises(NotStored, match="requested more"):
-            await store.stage(wanted(store, "new"), 1_400_000)
+            await store.stage(popular(store, "new"), 1_400_000)
         assert store.usage.reserved == 0
         for blob in opened:
             assert blob is not None
@@ -122,7 +122,7 @@ async def test_newcomer_is_refused_when_what_is_left_is_asked_for_more(tmp_path:
 # -- removals that fail
 
 
-async def test_victims_behind_one_that_could_not_be_removed_can_go_later(
+async def test_victims_after_a_failed_removal_can_be_evicted_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -133,16 +133,16 @@ async def test_victims_behind_one_that_could_not_be_removed_can_go_later(
         with monkeypatch.context() as patch:
             patch.setattr(store.index.opened(), "delete", fail)
             with pytest.raises(StorageError, match="disk is full"):
-                await store.stage(wanted(store, "new"), 2_000_000)
+                await store.stage(popular(store, "new"), 2_000_000)
         assert set(store.capacity.retention.stored) == set(digests)
         assert store.usage.reserved == 0
-        store.finish(await store.stage(wanted(store, "new"), 2_000_000))
+        store.finish(await store.stage(popular(store, "new"), 2_000_000))
 
 
-async def test_who_gives_up_while_room_is_made_leaves_the_account_as_the_disk_is(tmp_path: Path) -> None:
+async def test_usage_matches_the_disk_after_a_cancelled_eviction(tmp_path: Path) -> None:
     async with opened_store(tmp_path, CAP) as store:
         await filled(store, 5, 700_000)
-        staging = asyncio.create_task(store.stage(wanted(store, "new"), 2_000_000))
+        staging = asyncio.create_task(store.stage(popular(store, "new"), 2_000_000))
 
         async def give_up() -> None:
             staging.cancel()
@@ -155,10 +155,10 @@ async def test_who_gives_up_while_room_is_made_leaves_the_account_as_the_disk_is
         assert set(store.capacity.retention.stored) == store.usage.sizes.keys()
 
 
-# -- what is removed and still open
+# -- removed files that are still open
 
 
-async def test_removed_blob_counts_until_its_last_reader_has_closed_it(tmp_path: Path) -> None:
+async def test_removed_blob_counts_until_its_last_reader_closes_it(tmp_path: Path) -> None:
     async with opened_store(tmp_path, CAP) as store:
         digest = await put_blob(store, random_bytes(700_000))
         first, second = await store.open_blob(digest), await store.open_blob(digest)
@@ -171,7 +171,7 @@ async def test_removed_blob_counts_until_its_last_reader_has_closed_it(tmp_path:
         assert store.usage.used == 0
 
 
-async def test_blob_that_clients_still_read_as_it_came_is_not_evicted(hub: Hub, tmp_path: Path) -> None:
+async def test_filled_blob_that_a_client_still_reads_is_not_evicted(hub: Hub, tmp_path: Path) -> None:
     data = random_bytes(3 * MIB)
     digest = hub.blob("library/app", data)
     async with running(hub, tmp_path / "store", size=CAP) as cache:
@@ -181,12 +181,12 @@ async def test_blob_that_clients_still_read_as_it_came_is_not_evicted(hub: Hub, 
         await asyncio.gather(*cache.engine.fills._tasks)
         assert store.has(Digest.parse(digest))
         with pytest.raises(StorageError, match="in use"):
-            await store.stage(wanted(store, "new"), 3 * MIB)
+            await store.stage(popular(store, "new"), 3 * MIB)
         assert await read(answer) == data
-        store.finish(await store.stage(wanted(store, "new"), 3 * MIB))
+        store.finish(await store.stage(popular(store, "new"), 3 * MIB))
 
 
-async def test_given_up_content_counts_until_its_last_reader_has_closed_it(hub: Hub, tmp_path: Path) -> None:
+async def test_uncommitted_content_counts_until_its_last_reader_closes_it(hub: Hub, tmp_path: Path) -> None:
     async with opened_store(tmp_path, CAP) as store:
         staged = await store.stage(Digest.of(b"layer"), 1 * MIB)
         store.usage.begin_reading(staged.digest)
@@ -212,7 +212,7 @@ async def test_cap_holds_when_the_largest_manifests_are_stored(tmp_path: Path) -
             assert bytes_on_disk(tmp_path) <= 32 * MIB
 
 
-async def test_popularity_of_much_content_does_not_swell_the_log_beyond_the_allowance(tmp_path: Path) -> None:
+async def test_request_counts_of_much_content_keep_the_log_within_the_allowance(tmp_path: Path) -> None:
     async with opened_store(tmp_path, 64 * MIB) as store:
         for number in range(20_000):
             store.popularity.count_request(Digest.of(str(number).encode()))
@@ -231,11 +231,11 @@ OPERATIONS = st.lists(
     min_size=3,
     max_size=6,
 )
-"""What each of several does, with which content, and how often it is asked for or how long it is read."""
+"""Per user: the operations, each with a content, and how often it is requested or how long it is read."""
 
 
-class Crowd:
-    """Several who use one store at the same time; the account is looked at after each step of each."""
+class Users:
+    """Users of one store at the same time; the usage is checked after each of their steps."""
 
     def __init__(self, store: Store, directory: Path) -> None:
         self.store = store
@@ -244,13 +244,15 @@ class Crowd:
 
         async def slow(digest: Digest) -> None:
             await remove(digest)
-            await asyncio.sleep(0.002)  # others act between two removals
+            await asyncio.sleep(0.002)  # other users run between two removals
 
         store.remove = slow  # type: ignore[method-assign]
 
     def check(self) -> None:
         content = bytes_on_disk(self.directory) - self.store.index.opened().bytes
-        assert content <= CAP - ALLOWANCE + BLOCK * len(files_below(self.directory)), "what the index may need is used"
+        assert content <= CAP - ALLOWANCE + BLOCK * len(files_below(self.directory)), (
+            "content uses space that is reserved for the index"
+        )
         assert bytes_on_disk(self.directory) <= CAP
 
     async def work(self, operations: list[tuple[str, int, int]]) -> None:
@@ -310,14 +312,14 @@ class Crowd:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(OPERATIONS)
-def test_cap_and_account_hold_in_any_interleaving(crowd: list[list[tuple[str, int, int]]]) -> None:
+def test_cap_and_usage_are_correct_in_any_interleaving(operations_by_user: list[list[tuple[str, int, int]]]) -> None:
     async def play(directory: Path) -> None:
         async with opened_store(directory, CAP) as store:
-            users = Crowd(store, directory)
+            users = Users(store, directory)
             for layer in LAYERS[:SMALL]:
                 await put_blob(store, layer)
             async with asyncio.TaskGroup() as tasks:
-                for operations in crowd:
+                for operations in operations_by_user:
                     tasks.create_task(users.work(operations))
             assert store.usage.reserved == 0
             assert store.usage.used == store.usage.stored

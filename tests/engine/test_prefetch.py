@@ -1,4 +1,4 @@
-"""What a popular tag moved to is fetched before anybody asks for it, within the cap and the rate limit's reserve."""
+"""The new content of a popular tag is prefetched, within the cap and without the reserve of the rate limit."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ def clock(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def release(hub: Hub, version: int) -> tuple[Image, dict[str, Image]]:
-    """A new index under the same tag; each platform has a layer of its own and one that all share."""
+    """Push a new image index to the same tag; each platform has a layer of its own and one that all share."""
     base = random_bytes(20_000, "base")
     images = {
         platform: hub.image("library/app", None, [base, f"{platform} {version}".encode()], platform=platform)
@@ -37,7 +37,7 @@ def release(hub: Hub, version: int) -> tuple[Image, dict[str, Image]]:
 
 
 async def pull_platform(cache: Cache, image: Image, listener: Listener = Listener.PROXY) -> None:
-    """What docker fetches of an index for its own platform."""
+    """Pull the manifest of one platform, its config and its layers, as Docker does."""
     for method, path in requests_of(image):
         answer, _ = await cache.ask(listener, method, path)
         assert isinstance(answer, Answer)
@@ -45,8 +45,8 @@ async def pull_platform(cache: Cache, image: Image, listener: Listener = Listene
     await settled(cache)
 
 
-async def moved(cache: Cache, hub: Hub, clock: Clock) -> tuple[Image, dict[str, Image]]:
-    """A popular tag that amd64 and arm64 pull has moved; the time for its validation has come."""
+async def changed_tag(cache: Cache, hub: Hub, clock: Clock) -> tuple[Image, dict[str, Image]]:
+    """Change a popular tag that clients on amd64 and arm64 pull, and advance the clock to its validation."""
     index, images = release(hub, 1)
     for _ in range(OFTEN_ENOUGH):
         await ask_tag(cache, index)
@@ -59,11 +59,11 @@ async def moved(cache: Cache, hub: Hub, clock: Clock) -> tuple[Image, dict[str, 
 
 
 @EACH_LISTENER
-async def test_moved_popular_tag_is_pulled_without_upstream(
+async def test_changed_popular_tag_is_pulled_without_upstream_requests(
     cache: Cache, hub: Hub, clock: Clock, listener: Listener
 ) -> None:
-    """Manifests and layers of the platforms that people really pull are here before anybody asks."""
-    index, images = await moved(cache, hub, clock)
+    """Manifests and layers of the platforms that clients pull are stored before a client asks."""
+    index, images = await changed_tag(cache, hub, clock)
     await tick(cache)
     hub.reset_log()
     clock.ahead = TTL * 1.5
@@ -74,49 +74,51 @@ async def test_moved_popular_tag_is_pulled_without_upstream(
     assert hub.count() == 0
 
 
-async def test_only_platforms_that_people_pull_are_fetched_ahead(cache: Cache, hub: Hub, clock: Clock) -> None:
-    _, images = await moved(cache, hub, clock)
+async def test_only_platforms_that_clients_pull_are_prefetched(cache: Cache, hub: Hub, clock: Clock) -> None:
+    _, images = await changed_tag(cache, hub, clock)
     await tick(cache)
     unwanted = images["linux/s390x"]
     assert hub.count(kind="manifest", path=f"*{unwanted.digest}") == 0
     assert hub.count(path=f"*{unwanted.layers[1]}*") == 0
     fetched = {record.path.rpartition("/")[2].partition("?")[0] for record in hub.requests(kind="cdn", method="GET")}
     wanted = [images["linux/amd64"], images["linux/arm64"]]
-    assert fetched == {blob for image in wanted for blob in (image.config, image.layers[1])}, "the base is here"
+    assert fetched == {blob for image in wanted for blob in (image.config, image.layers[1])}, (
+        "the base layer is stored already"
+    )
 
 
 @EACH_LISTENER
-async def test_tag_stays_where_it_was_until_everything_is_here(
+async def test_tag_keeps_its_digest_until_all_content_is_prefetched(
     cache: Cache, hub: Hub, clock: Clock, listener: Listener
 ) -> None:
-    """Nobody waits meanwhile, even when fetching takes longer than the tag's lifetime."""
+    """No client waits meanwhile, even when the prefetch takes longer than the tag's lifetime."""
     before, _ = release(hub, 1)
-    index, _ = await moved(cache, hub, clock)
-    held = hub.faults.add(Fault(kind="cdn", pause_after=3))
+    index, _ = await changed_tag(cache, hub, clock)
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=3))
     cache.engine._manifests.tag_lifetime = TTL
     cache.engine._tag_refresh.tick()
-    await until(lambda: held.hits)
+    await until(lambda: fault.hits)
     for _ in range(3):
         clock.ahead += 1.0
         answer, body = await ask_tag(cache, index, listener)
         assert (answer.result, body) == (Result.HIT, before.manifest)
-    hub.faults.remove(held)
+    hub.faults.remove(fault)
     await idle(cache)
     assert (await ask_tag(cache, index, listener))[1] == index.manifest
 
 
-async def test_repository_that_turns_private_while_it_is_fetched_ahead_stays_closed(
+async def test_repository_that_turns_private_during_a_prefetch_is_not_served(
     cache: Cache, hub: Hub, clock: Clock
 ) -> None:
-    """That the registry gave a layer at first is no word on who may read it at the end, which may be much later."""
-    index, images = await moved(cache, hub, clock)
-    held = hub.faults.add(Fault(kind="cdn", pause_after=3, times=1))
+    """That the registry began to send a layer does not prove that the repository is public when the transfer ends."""
+    index, images = await changed_tag(cache, hub, clock)
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=3, times=1))
     cache.engine._tag_refresh.tick()
-    await until(lambda: held.hits)
+    await until(lambda: fault.hits)
     turn_private(hub, "library/app")
     assert (await cache.get(Listener.MIRROR, "/v2/library/app/manifests/other"))[0] == 404
     assert not cache.engine._access.can_read_repository("registry-1.docker.io", "library/app", None)
-    hub.faults.remove(held)
+    hub.faults.remove(fault)
     await idle(cache)
     assert not cache.engine._access.can_read_repository("registry-1.docker.io", "library/app", None)
     hub.stop()
@@ -124,27 +126,27 @@ async def test_repository_that_turns_private_while_it_is_fetched_ahead_stays_clo
         assert (await cache.get(Listener.MIRROR, f"/v2/library/app/manifests/{image.digest}"))[0] != 200
 
 
-async def test_tag_that_is_fetched_for_longer_than_its_lifetime_is_prolonged(
+async def test_tag_stays_fresh_during_a_prefetch_longer_than_its_lifetime(
     cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In real time, with a lifetime of two seconds."""
+    """With the real clock and a lifetime of two seconds."""
     cache.apply(tag_ttl=2.0)
     image = hub.image("library/app", "1", [b"one"])
     await popular(cache, image)
     hub.image("library/app", "1", [b"two"])
-    held = hub.faults.add(Fault(kind="cdn", pause_after=1))
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=1))
     await asyncio.sleep(1.8)
     cache.engine._tag_refresh.tick()
     for _ in range(10):
         await asyncio.sleep(0.25)
         answer, body = await ask_tag(cache, image)
         assert (answer.result, body) == (Result.HIT, image.manifest)
-    hub.faults.remove(held)
+    hub.faults.remove(fault)
     await idle(cache)
 
 
-async def test_tag_that_was_only_looked_at_is_not_fetched_ahead(cache: Cache, hub: Hub, clock: Clock) -> None:
-    """Somebody watches the tag for updates and pulls nothing."""
+async def test_tag_without_pulls_is_not_prefetched(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """Clients check the tag for updates and pull nothing."""
     image = hub.image("library/app", "1", [b"one"])
     for _ in range(OFTEN_ENOUGH):
         await ask_tag(cache, image)
@@ -155,7 +157,7 @@ async def test_tag_that_was_only_looked_at_is_not_fetched_ahead(cache: Cache, hu
     assert hub.count(kind="cdn") == hub.count(kind="blob") == 0
 
 
-async def test_unpopular_tag_is_not_fetched_ahead(cache: Cache, hub: Hub, clock: Clock) -> None:
+async def test_unpopular_tag_is_not_prefetched(cache: Cache, hub: Hub, clock: Clock) -> None:
     image = hub.image("library/app", "1", [b"one"])
     for path in (image.config, *image.layers):
         assert (await cache.get(Listener.PROXY, f"/v2/library/app/blobs/{path}"))[0] == 200
@@ -168,36 +170,36 @@ async def test_unpopular_tag_is_not_fetched_ahead(cache: Cache, hub: Hub, clock:
 
 
 @pytest.mark.parametrize("remaining", [10, 11], ids=["at the reserve", "above it"])
-async def test_reserve_of_the_rate_limit_is_left_to_clients(
+async def test_prefetch_does_not_use_the_reserve_of_the_rate_limit(
     cache: Cache, hub: Hub, clock: Clock, remaining: int
 ) -> None:
-    """`hubcache_ratelimit_reserve` is 10 here; a pull needs more than that to be made ahead."""
+    """`hubcache_ratelimit_reserve` is 10 here; a prefetch needs more than that."""
     image = hub.image("library/app", "1", [b"one"])
     await popular(cache, image)
     hub.limit(remaining)
-    moved_to = hub.image("library/app", "1", [b"two"])
+    changed = hub.image("library/app", "1", [b"two"])
     clock.ahead = TTL - 1
     await tick(cache)
     await tick(cache)
     assert hub.remaining == 10
     clock.ahead = TTL * 1.2
-    assert (await ask_tag(cache, image))[1] == moved_to.manifest, "the client's own miss gets what is left"
+    assert (await ask_tag(cache, image))[1] == changed.manifest, "a client's miss may use the reserve"
     assert hub.remaining == (9 if remaining == 10 else 10)
 
 
-async def test_index_is_fetched_ahead_as_far_as_the_reserve_goes(cache: Cache, hub: Hub, clock: Clock) -> None:
+async def test_prefetch_of_an_image_index_stops_at_the_reserve(cache: Cache, hub: Hub, clock: Clock) -> None:
     """Each of its manifests counts as a pull."""
-    await moved(cache, hub, clock)
+    await changed_tag(cache, hub, clock)
     hub.limit(12)
     for _ in range(3):
         await tick(cache)
     assert hub.remaining == 10
 
 
-async def test_background_validation_below_the_reserve_is_never_a_counted_request(
+async def test_background_validation_below_the_reserve_makes_no_counted_request(
     cache: Cache, hub: Hub, clock: Clock
 ) -> None:
-    """Also where only HEADs were asked for, and the manifest is not here."""
+    """Also when clients made HEAD requests only, and the manifest is not stored."""
     hub.limit(5)
     hub.image("library/app", "1")
     for _ in range(OFTEN_ENOUGH):
@@ -210,8 +212,8 @@ async def test_background_validation_below_the_reserve_is_never_a_counted_reques
     assert hub.remaining == 5
 
 
-async def test_reserve_is_the_accounts_where_there_is_one(hub: Hub, tmp_path: Path) -> None:
-    """What an anonymous HEAD tells of the anonymous limit says nothing of the account's."""
+async def test_reserve_applies_to_the_limit_of_the_account(hub: Hub, tmp_path: Path) -> None:
+    """The answer to an anonymous HEAD request contains the anonymous limit, not that of the account."""
     hub.user("robot", "robot's")
     hub.limit(50)
     async with running(hub, tmp_path / "account", account=Account("robot", "robot's")) as cache:
@@ -222,8 +224,8 @@ async def test_reserve_is_the_accounts_where_there_is_one(hub: Hub, tmp_path: Pa
         assert not cache.engine._may_spend("registry-1.docker.io")
 
 
-async def test_what_is_fetched_ahead_stays_within_the_cap(cache: Cache, hub: Hub, clock: Clock) -> None:
-    """An image that cannot fit is not fetched ahead for ever, and is served to clients all the same."""
+async def test_prefetch_stays_within_the_cap(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """An image that cannot fit is not prefetched again and again, and is served to clients nevertheless."""
     cache.apply(size=3 << 20)
     image = hub.image("library/app", "1", [b"one"])
     await popular(cache, image)
@@ -241,7 +243,7 @@ async def test_what_is_fetched_ahead_stays_within_the_cap(cache: Cache, hub: Hub
     assert (status, body) == (200, random_bytes(4 << 20))
 
 
-async def test_failure_to_fetch_ahead_leaves_the_old_image_served(
+async def test_old_image_is_served_after_a_failed_prefetch(
     cache: Cache, hub: Hub, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = hub.image("library/app", "1", [b"one"])
@@ -256,10 +258,10 @@ async def test_failure_to_fetch_ahead_leaves_the_old_image_served(
 
 
 @pytest.mark.parametrize("obstacle", ["too big", "layer is missing"])
-async def test_tag_is_not_held_back_for_ever_by_what_cannot_be_fetched_ahead(
+async def test_changed_tag_is_served_when_its_content_cannot_be_prefetched(
     cache: Cache, hub: Hub, clock: Clock, obstacle: str
 ) -> None:
-    """A client gets what the Hub has, at the latest when the tag's lifetime is over twice."""
+    """A client gets the new content, at the latest after two lifetimes of the tag."""
     image = hub.image("library/app", "1", [b"one"])
     await popular(cache, image)
     if obstacle == "too big":
@@ -273,18 +275,18 @@ async def test_tag_is_not_held_back_for_ever_by_what_cannot_be_fetched_ahead(
     assert (await ask_tag(cache, image))[1] == new.manifest
 
 
-async def test_tag_is_not_held_back_for_ever_by_a_layer_that_takes_too_long(
+async def test_changed_tag_is_served_when_a_prefetch_takes_too_long(
     cache: Cache, hub: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tag_refresh, "_LONGEST_FETCH_SECONDS", 0.5)
     image = hub.image("library/app", "1", [b"one"])
     await popular(cache, image)
     new = hub.image("library/app", "1", [random_bytes(4 << 20)])
-    held = hub.faults.add(Fault(kind="cdn", pause_after=1))
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=1))
     for _ in range(int(5 * TTL / TICK_SECONDS)):
         clock.ahead += TICK_SECONDS
         cache.engine._tag_refresh.tick()
         await until(lambda: not cache.engine._tag_refresh._tasks)
     assert (await ask_tag(cache, image))[1] == new.manifest
-    hub.faults.remove(held)
+    hub.faults.remove(fault)
     await idle(cache)

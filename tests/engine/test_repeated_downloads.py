@@ -1,4 +1,4 @@
-"""Clients that receive what is damaged, or cannot be read, get it right at the retry."""
+"""Clients that receive a damaged or unreadable blob get the correct one when they retry."""
 
 import errno
 import os
@@ -10,17 +10,17 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
 from hubcache.serve.messages import Answer, Listener
 from hubcache.store.file_check import PIECE
-from support.damage import LAYER, REPO, blob_file, flip, stored
+from support.damage import LAYER, REPO, blob_file, cache_with_blobs, flip_bit
 from support.engine import Cache, read
 from support.standin import Hub, random_bytes
 from support.workers import paired
 
 
-async def test_blob_that_the_disk_cannot_read_breaks_off_and_is_fetched_at_the_retry(
+async def test_unreadable_blob_breaks_off_and_is_fetched_at_the_retry(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hub.blob(REPO, LAYER)
-    async with stored(hub, tmp_path, digest) as cache:
+    async with cache_with_blobs(hub, tmp_path, digest) as cache:
         path = blob_file(tmp_path / "store")
         bad = path.stat().st_ino
 
@@ -38,22 +38,20 @@ async def test_blob_that_the_disk_cannot_read_breaks_off_and_is_fetched_at_the_r
         assert not path.exists()
 
 
-async def test_client_that_asks_again_for_what_it_received_whole_gets_it_right(hub: Hub, tmp_path: Path) -> None:
+async def test_client_that_repeats_a_complete_download_gets_the_correct_blob(hub: Hub, tmp_path: Path) -> None:
     digest = hub.blob(REPO, LAYER)
-    async with stored(hub, tmp_path, digest) as cache:
-        flip(blob_file(tmp_path / "store"))
+    async with cache_with_blobs(hub, tmp_path, digest) as cache:
+        flip_bit(blob_file(tmp_path / "store"))
         assert await pull(cache, digest) != LAYER
         assert await pull(cache, digest) == LAYER
         assert cache.engine.store.damage.count == 1
 
 
-async def test_client_of_a_mirror_that_offers_what_it_has_is_told_that_a_damaged_blob_must_be_fetched_again(
-    hub: Hub, tmp_path: Path
-) -> None:
+async def test_damaged_blob_is_fetched_again_for_a_client_of_a_stored_only_mirror(hub: Hub, tmp_path: Path) -> None:
     digest = hub.blob(REPO, LAYER)
-    async with stored(hub, tmp_path, digest) as cache:
+    async with cache_with_blobs(hub, tmp_path, digest) as cache:
         cache.apply(offer_only=True)
-        flip(blob_file(tmp_path / "store"))
+        flip_bit(blob_file(tmp_path / "store"))
         assert await pull(cache, digest) != LAYER
         assert await pull(cache, digest) == LAYER
 
@@ -63,18 +61,20 @@ async def test_client_of_a_mirror_that_offers_what_it_has_is_told_that_a_damaged
     [{"client": "192.0.2.9"}, {"agent": "other"}, {"part": "bytes=0-"}],
     ids=["another address", "another program", "a range"],
 )
-async def test_other_requests_raise_no_suspicion(hub: Hub, tmp_path: Path, other: dict[str, str]) -> None:
+async def test_request_of_another_client_or_kind_requires_no_check(
+    hub: Hub, tmp_path: Path, other: dict[str, str]
+) -> None:
     digest = hub.blob(REPO, LAYER)
-    async with stored(hub, tmp_path, digest) as cache:
+    async with cache_with_blobs(hub, tmp_path, digest) as cache:
         assert await pull(cache, digest) == LAYER
         await pull(cache, digest, **other)
         assert Digest.parse(digest) not in cache.engine.store.inspector._found_good
 
 
-async def test_clients_that_pull_at_the_same_time_raise_no_suspicion(hub: Hub, tmp_path: Path) -> None:
-    """Machines behind one address."""
+async def test_concurrent_downloads_require_no_check(hub: Hub, tmp_path: Path) -> None:
+    """As several machines behind one address do."""
     digest = hub.blob(REPO, LAYER)
-    async with stored(hub, tmp_path, digest) as cache:
+    async with cache_with_blobs(hub, tmp_path, digest) as cache:
         answers = [await ask(cache, digest) for _ in range(4)]
         assert [await read(answer) for answer in answers] == [LAYER] * 4
         assert Digest.parse(digest) not in cache.engine.store.inspector._found_good
@@ -97,22 +97,22 @@ async def pull(cache: Cache, digest: str, **who: str) -> bytes:
 # -- with workers
 
 
-async def test_small_blob_that_is_damaged_is_given_to_nobody(hub: Hub, tmp_path: Path) -> None:
-    """A worker repeats it for a second, whoever asks."""
+async def test_small_damaged_blob_is_not_served(hub: Hub, tmp_path: Path) -> None:
+    """A worker repeats answers of this size for a second to all clients."""
     small = random_bytes(5000)
     digest = hub.blob(REPO, small)
-    async with stored(hub, tmp_path, digest) as cache, paired(cache) as pair:
-        flip(blob_file(tmp_path / "store"))
+    async with cache_with_blobs(hub, tmp_path, digest) as cache, paired(cache) as pair:
+        flip_bit(blob_file(tmp_path / "store"))
         for _ in range(2):
             assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == small
         assert cache.engine.store.damage.count == 1
 
 
-async def test_client_of_a_worker_that_asks_again_gets_it_right(hub: Hub, tmp_path: Path) -> None:
+async def test_client_of_a_worker_that_repeats_a_download_gets_the_correct_blob(hub: Hub, tmp_path: Path) -> None:
     digest = hub.blob(REPO, LAYER)
-    async with stored(hub, tmp_path, digest) as cache, paired(cache) as pair:
+    async with cache_with_blobs(hub, tmp_path, digest) as cache, paired(cache) as pair:
         request = replace(cache.request(Listener.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}"), client="192.0.2.1")
-        flip(blob_file(tmp_path / "store"))
+        flip_bit(blob_file(tmp_path / "store"))
         bodies = []
         for _ in range(2):
             answer = await pair.remote.answer(request)
@@ -122,11 +122,11 @@ async def test_client_of_a_worker_that_asks_again_gets_it_right(hub: Hub, tmp_pa
         assert cache.engine.store.damage.count == 1
 
 
-async def test_blob_that_a_worker_cannot_read_breaks_off_and_is_fetched_at_the_retry(
+async def test_blob_that_is_unreadable_in_a_worker_is_fetched_at_the_retry(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hub.blob(REPO, LAYER)
-    async with stored(hub, tmp_path, digest) as cache, paired(cache) as pair:
+    async with cache_with_blobs(hub, tmp_path, digest) as cache, paired(cache) as pair:
         bad, pread = blob_file(tmp_path / "store").stat().st_ino, os.pread
 
         def failing(fd: int, count: int, at: int) -> bytes:

@@ -1,10 +1,10 @@
-"""Stores and their content, damaged as disks, kills and people do it."""
+"""Damages stores and their content as disks, kills and users do."""
 
 import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 from hubcache.oci.digest import Digest
@@ -14,20 +14,20 @@ from hubcache.store.store import Store
 
 from support.engine import Cache, running
 from support.standin import Hub, random_bytes
-from support.stores import files_below
+from support.stores import blob_files, files_below
 
 LAYER = random_bytes(3 * PIECE + 7)
 REPO = "library/app"
 
 
 def blob_file(directory: Path) -> Path:
-    """The file of the only blob."""
-    [path] = files_below(directory / "store/blobs")
+    """Return the file of the only blob."""
+    [path] = blob_files(directory)
     return path
 
 
-def flip(path: Path, at: int = 1) -> None:
-    """Change one bit as a failing disk does: neither the size nor the times tell."""
+def flip_bit(path: Path, at: int = 1) -> None:
+    """Change one bit as a failing disk does, without a change of size or times."""
     state = path.stat()
     with path.open("r+b") as file:
         file.seek(at)
@@ -37,15 +37,19 @@ def flip(path: Path, at: int = 1) -> None:
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
-def killed(directory: Path) -> None:
+def change_rows(directory: Path, statement: str, *values: object) -> None:
+    """Execute a statement in the database of a store."""
+    with closing(sqlite3.connect(directory / "store/cache.db", autocommit=True)) as connection:
+        connection.execute(statement, values)
+
+
+def mark_as_killed(directory: Path) -> None:
     """Make a closed store look as if its process had been killed."""
-    with sqlite3.connect(directory / "store/cache.db") as connection:
-        connection.execute("DELETE FROM Cache WHERE key = 'closed'")
-    connection.close()
+    change_rows(directory, "DELETE FROM Cache WHERE key = 'closed'")
 
 
-async def opens(store: Store, digest: Digest) -> bool:
-    """Whether a blob can be opened; it is right then."""
+async def can_open(store: Store, digest: Digest) -> bool:
+    """Whether a blob can be opened; checks that its content is correct."""
     blob = await store.open_blob(digest)
     if blob is None:
         return False
@@ -55,35 +59,34 @@ async def opens(store: Store, digest: Digest) -> bool:
     return True
 
 
-def quarantined(directory: Path) -> list[bytes]:
+def quarantined_files(directory: Path) -> list[bytes]:
+    """Return the content of the files in the quarantine."""
     return [path.read_bytes() for path in files_below(directory / "quarantine")]
 
 
-def date_back(directory: Path) -> None:
-    """Let the only blob be one that was stored long ago."""
+def make_old(directory: Path) -> None:
+    """Make the only blob one that was stored long ago."""
     path = blob_file(directory)
     digest, _, unique = path.name.split(".")
     past = 10**18
     os.utime(path, ns=(past, past))
     path = path.rename(path.with_name(f"{digest}.{past:x}.{unique}"))
-    with sqlite3.connect(directory / "store/cache.db") as connection:
-        name = str(path.relative_to(directory / "store"))
-        connection.execute("UPDATE Cache SET filename = ? WHERE key LIKE 'blob/%'", (name,))
-    connection.close()
+    name = str(path.relative_to(directory / "store"))
+    change_rows(directory, "UPDATE Cache SET filename = ? WHERE key LIKE 'blob/%'", name)
 
 
-def spoil_manifest(directory: Path) -> None:
-    with sqlite3.connect(directory / "store/cache.db") as connection:
-        connection.execute(
-            "UPDATE Cache SET value = CAST(REPLACE(CAST(value AS TEXT), 'layers', 'Layers') AS BLOB)"
-            " WHERE key LIKE 'manifest/%'"
-        )
-    connection.close()
+def damage_manifest(directory: Path) -> None:
+    """Change the stored manifests so that they do not match their digests."""
+    change_rows(
+        directory,
+        "UPDATE Cache SET value = CAST(REPLACE(CAST(value AS TEXT), 'layers', 'Layers') AS BLOB)"
+        " WHERE key LIKE 'manifest/%'",
+    )
 
 
 @asynccontextmanager
-async def stored(hub: Hub, tmp_path: Path, *digests: str) -> AsyncIterator[Cache]:
-    """A cache that has these blobs of the Hub."""
+async def cache_with_blobs(hub: Hub, tmp_path: Path, *digests: str) -> AsyncIterator[Cache]:
+    """Run a cache that has stored these blobs of the Hub."""
     async with running(hub, tmp_path / "store") as cache:
         for digest in digests:
             assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/blobs/{digest}"))[0] == 200

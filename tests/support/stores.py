@@ -67,3 +67,8 @@ def bytes_on_disk(directory: Path) -> int:
             continue
         sizes[state.st_ino] = state.st_blocks * 512 if path.name.startswith("cache.db") else state.st_size
     return sum(sizes.values())
+
+
+def blob_files(directory: Path) -> list[Path]:
+    """Return the files of all stored blobs, in no particular order."""
+    return files_below(directory / "store/blobs")

@@ -1,4 +1,4 @@
-"""Sources that are read to their end, and a made-up upstream for them."""
+"""Reads sources to their end, and a fake upstream for them."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +12,7 @@ DATA = bytes(range(256)) * 8192  # 2 MiB
 
 
 async def drain(source: Source) -> bytes:
-    """All the rest of a source, as it is read."""
+    """Return the rest of a source, read in chunks."""
     parts = []
     while not source.finished:
         parts.append(await source.read())
@@ -21,7 +21,7 @@ async def drain(source: Source) -> bytes:
 
 
 async def pour(source: Source) -> bytes:
-    """All the rest of a source, into a buffer as long as it is on a file."""
+    """Return the rest of a source, read into a buffer as far as it is in a file."""
     content, buffer = b"", memoryview(bytearray(100_000))
     while not source.finished:
         take = await source.file_reader()
@@ -36,7 +36,7 @@ type Way = Callable[[Source], Awaitable[bytes]]
 
 
 class Body:
-    """A made-up blob body: `data` from `start` on, in pieces, ending with `error` if given."""
+    """A fake blob body: `data` from `start` on, in pieces, and then `error` if given."""
 
     def __init__(self, data: bytes, start: int, piece: int, error: Exception | None = None) -> None:
         self.start = start
@@ -53,7 +53,7 @@ class Body:
 
 
 class Origin:
-    """Opens bodies and remembers what was asked for and what is still open."""
+    """Opens fake bodies, and records the requested ranges and how many bodies are open."""
 
     def __init__(self, data: bytes, *, piece: int = 1000, ranges: bool = True, error: Exception | None = None) -> None:
         self.asked: list[tuple[int, int | None]] = []

@@ -1,4 +1,4 @@
-"""Caps, admission, pins and expiry, as the store holds them."""
+"""The capacity of the store: cap, admission, pins and expiry."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ def blob(number: int, size: int = 4 * MIB) -> bytes:
     return random_bytes(size, seed=number)
 
 
-async def test_what_is_asked_for_often_stays_and_one_offs_do_not_displace_it(tmp_path: Path) -> None:
+async def test_popular_content_is_not_evicted_for_content_requested_once(tmp_path: Path) -> None:
     async with opened_store(tmp_path, CAP) as store:
         popular = [await put_blob(store, blob(n)) for n in range(4)]
         for digest in popular * 3:
@@ -40,18 +40,18 @@ async def test_what_is_asked_for_often_stays_and_one_offs_do_not_displace_it(tmp
         assert all(store.has(digest) for digest in popular)
 
 
-async def test_full_store_admits_what_is_asked_for_again(tmp_path: Path) -> None:
+async def test_full_store_admits_content_at_its_second_request(tmp_path: Path) -> None:
     async with opened_store(tmp_path, CAP) as store:
         for n in range(5):
             store.popularity.count_request(Digest.of(blob(n)))
             await put_blob(store, blob(n))
-        newcomer = Digest.of(blob(9))
-        store.popularity.count_request(newcomer)
+        new = Digest.of(blob(9))
+        store.popularity.count_request(new)
         with pytest.raises(NotStored):
             await put_blob(store, blob(9))
-        store.popularity.count_request(newcomer)
+        store.popularity.count_request(new)
         await put_blob(store, blob(9))
-        assert store.has(newcomer)
+        assert store.has(new)
         removal = store.capacity.history[-1]
         assert removal.eviction.reason is Reason.SPACE
         assert not store.has(removal.eviction.key)
@@ -82,7 +82,7 @@ async def test_cap_holds_on_disk_while_sixteen_blobs_are_fetched_at_once(hub: Hu
     assert 0 < worst <= CAP
 
 
-async def test_store_that_is_full_of_pinned_content_passes_on(
+async def test_blob_is_served_without_storing_when_the_store_is_full_of_pinned_content(
     hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pinned = hub.image("library/base", "1", layers=[blob(n) for n in range(5)])
@@ -96,11 +96,11 @@ async def test_store_that_is_full_of_pinned_content_passes_on(
         await asyncio.gather(*cache.engine.fills._tasks)
         assert all(cache.engine.store.has(Digest.parse(d)) for d in (pinned.config, *pinned.layers))
         assert not any(cache.engine.store.has(Digest.parse(d)) for d in other.layers)
-    said = [record for record in caplog.records if "pinned or in use" in record.getMessage()]
-    assert len(said) == 1
+    warnings = [record for record in caplog.records if "pinned or in use" in record.getMessage()]
+    assert len(warnings) == 1
 
 
-async def test_lowered_cap_is_reached_step_by_step(tmp_path: Path) -> None:
+async def test_store_shrinks_to_a_lowered_cap(tmp_path: Path) -> None:
     async with opened_store(tmp_path, 64 * MIB) as store:
         digests = [await put_blob(store, blob(n)) for n in range(10)]
         for _ in range(3):
@@ -111,7 +111,7 @@ async def test_lowered_cap_is_reached_step_by_step(tmp_path: Path) -> None:
         assert store.has(digests[0])
 
 
-async def test_blob_larger_than_the_limit_is_passed_on(hub: Hub, tmp_path: Path) -> None:
+async def test_blob_larger_than_max_blob_is_served_without_storing(hub: Hub, tmp_path: Path) -> None:
     digest = hub.blob("library/app", blob(1))
     async with running(hub, tmp_path / "store", max_blob=1 * MIB) as cache:
         answer, body = await cache.ask(Listener.MIRROR, "GET", f"/v2/library/app/blobs/{digest}")
@@ -120,7 +120,7 @@ async def test_blob_larger_than_the_limit_is_passed_on(hub: Hub, tmp_path: Path)
         assert not cache.engine.store.has(Digest.parse(digest))
 
 
-async def test_store_shrinks_when_others_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_store_shrinks_when_other_programs_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened_store(tmp_path, 64 * MIB) as store:
         for n in range(5):
             await put_blob(store, blob(n))
@@ -134,7 +134,7 @@ async def test_store_shrinks_when_others_fill_the_disk(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("size", "left"), [(100 << 30, 1 << 30), (2 << 30, (2 << 30) // 20)], ids=["a big disk", "a small one"]
 )
-async def test_a_gigabyte_or_a_twentieth_of_the_disk_is_left_to_others(
+async def test_default_min_free_is_a_gigabyte_or_a_twentieth_of_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, left: int
 ) -> None:
     state = namedtuple("state", "f_bavail f_frsize f_blocks")
@@ -145,12 +145,12 @@ async def test_a_gigabyte_or_a_twentieth_of_the_disk_is_left_to_others(
         assert capacity.limit(0) == store.usage.stored + 1000
 
 
-async def test_idle_content_is_removed_and_explained(tmp_path: Path) -> None:
+async def test_idle_content_is_removed_and_recorded_in_the_history(tmp_path: Path) -> None:
     now = 1_000_000.0
     store = Store(tmp_path, 64 * MIB, lambda: now)
     store.open()
     old, used = await put_blob(store, blob(1)), await put_blob(store, blob(2))
-    for _ in range(31):  # the policy takes no leap of the clock for more than a day
+    for _ in range(31):  # the policy counts a jump of the clock as a day at most
         now += 86400
         store.popularity.count_request(used)
     await store.expire()
@@ -159,7 +159,7 @@ async def test_idle_content_is_removed_and_explained(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_counts_survive_a_restart(tmp_path: Path) -> None:
+async def test_request_counts_survive_a_restart(tmp_path: Path) -> None:
     async with opened_store(tmp_path, CAP) as store:
         digest = await put_blob(store, blob(1))
         for _ in range(5):
@@ -170,7 +170,7 @@ async def test_counts_survive_a_restart(tmp_path: Path) -> None:
         assert store.capacity.retention.requests(digest, store._clock()) == pytest.approx(before, rel=1e-3)
 
 
-async def test_store_without_rows_of_the_policy_is_taken_over(tmp_path: Path) -> None:
+async def test_store_without_rows_of_the_policy_can_be_opened(tmp_path: Path) -> None:
     async with opened_store(tmp_path, CAP) as store:
         digest = await put_blob(store, blob(1))
         await store.popularity.flush()
@@ -189,8 +189,8 @@ async def test_content_larger_than_the_cap_is_refused_at_once(tmp_path: Path) ->
         assert store.has(kept)
 
 
-async def test_counts_survive_a_crash_as_far_as_they_were_written_behind(tmp_path: Path) -> None:
-    """What is on disk after housekeeping, which is every few seconds, while the process still runs."""
+async def test_request_counts_survive_a_crash_after_they_were_written(tmp_path: Path) -> None:
+    """The copy is what is on disk after maintenance, which runs every few seconds, while the process still runs."""
     async with opened_store(tmp_path / "store") as store:
         digest = await put_blob(store, blob(1))
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""The `Disk` subclass: files are linked in, small values inline, and nothing that would have to be unpickled."""
+"""The `Disk` subclass links files, stores text and bytes in rows, and loads no pickle."""
 
 import errno
 import sqlite3
@@ -27,7 +27,7 @@ def staged(folder: Path, data: bytes) -> StagedFile:
 
 
 def overwrite(cache: diskcache.Cache, mode: int, value: object, filename: str | None = None) -> None:
-    """Change the row of key `k` behind the program's back."""
+    """Change the row of key `k` with another connection."""
     connection = sqlite3.connect(Path(cache.directory, "cache.db"))
     connection.execute("UPDATE Cache SET mode = ?, value = ?, filename = ?", (mode, value, filename))
     connection.commit()
@@ -35,20 +35,20 @@ def overwrite(cache: diskcache.Cache, mode: int, value: object, filename: str | 
 
 
 @pytest.mark.parametrize("value", ["", "text", "x" * 200_000, b"", b"bytes\0", b"x" * 200_000])
-def test_text_and_bytes_are_kept_inline_whatever_their_size(cache: diskcache.Cache, value: str | bytes) -> None:
+def test_text_and_bytes_of_any_size_are_stored_in_the_row(cache: diskcache.Cache, value: str | bytes) -> None:
     cache.set("k", value)
     assert cache.get("k") == value
     assert [path.name for path in Path(cache.directory).iterdir() if path.is_dir()] == []
 
 
-def test_a_staged_file_is_linked_in_not_copied(cache: diskcache.Cache, tmp_path: Path) -> None:
+def test_staged_file_is_linked_not_copied(cache: diskcache.Cache, tmp_path: Path) -> None:
     file = staged(tmp_path, b"layer")
     cache.set("k", file)
     assert cache.get("k").read_bytes() == b"layer"
     assert cache.get("k").samefile(file.path)
 
 
-def test_a_staged_file_is_moved_in_where_there_are_no_links(
+def test_staged_file_is_moved_where_links_are_not_supported(
     cache: diskcache.Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -61,9 +61,7 @@ def test_a_staged_file_is_moved_in_where_there_are_no_links(
     assert not file.path.exists()
 
 
-def test_a_second_commit_of_a_digest_replaces_the_file_and_keeps_the_new_one(
-    cache: diskcache.Cache, tmp_path: Path
-) -> None:
+def test_second_commit_of_a_digest_replaces_the_file(cache: diskcache.Cache, tmp_path: Path) -> None:
     cache.set("k", staged(tmp_path, b"layer"))
     first = cache.get("k")
     cache.set("k", staged(tmp_path, b"layer"))
@@ -72,7 +70,7 @@ def test_a_second_commit_of_a_digest_replaces_the_file_and_keeps_the_new_one(
     assert not first.exists()
 
 
-def test_deleting_a_row_deletes_its_file(cache: diskcache.Cache, tmp_path: Path) -> None:
+def test_deleted_row_deletes_its_file(cache: diskcache.Cache, tmp_path: Path) -> None:
     cache.set("k", staged(tmp_path, b"layer"))
     path = cache.get("k")
     cache.delete("k")
@@ -92,48 +90,48 @@ def test_keys_that_are_not_text_are_refused(cache: diskcache.Cache, key: object)
         cache.set(key, "value")
 
 
-def bomb(target: Path) -> bytes:
-    """What somebody who may write to the directory would leave: a pickle that makes a directory when it is loaded."""
+def malicious_pickle(target: Path) -> bytes:
+    """Return a pickle that creates a directory when loaded, as an attacker who can write to the store may leave."""
     return b"cos\nmkdir\n(V" + str(target).encode() + b"\ntR."
 
 
-def test_the_bomb_of_these_tests_would_go_off(tmp_path: Path) -> None:
-    diskcache.Disk(str(tmp_path)).fetch(MODE_PICKLE, None, bomb(tmp_path / "exploded"), False)
-    assert (tmp_path / "exploded").exists()
+def test_pickle_of_these_tests_takes_effect_when_it_is_loaded(tmp_path: Path) -> None:
+    diskcache.Disk(str(tmp_path)).fetch(MODE_PICKLE, None, malicious_pickle(tmp_path / "created"), False)
+    assert (tmp_path / "created").exists()
 
 
-def test_a_row_that_holds_a_pickle_is_refused_unread(cache: diskcache.Cache, tmp_path: Path) -> None:
+def test_row_with_a_pickle_is_refused_without_loading_it(cache: diskcache.Cache, tmp_path: Path) -> None:
     cache.set("k", "value")
-    overwrite(cache, MODE_PICKLE, bomb(tmp_path / "exploded"))
+    overwrite(cache, MODE_PICKLE, malicious_pickle(tmp_path / "created"))
     with pytest.raises(StorageError):
         cache.get("k")
-    assert not (tmp_path / "exploded").exists()
+    assert not (tmp_path / "created").exists()
 
 
-def test_a_pickle_in_a_file_is_refused_unread(cache: diskcache.Cache, tmp_path: Path) -> None:
+def test_file_with_a_pickle_is_refused_without_loading_it(cache: diskcache.Cache, tmp_path: Path) -> None:
     cache.set("k", "value")
-    Path(cache.directory, "evil.val").write_bytes(bomb(tmp_path / "exploded"))
+    Path(cache.directory, "evil.val").write_bytes(malicious_pickle(tmp_path / "created"))
     overwrite(cache, MODE_PICKLE, None, "evil.val")
     with pytest.raises(StorageError):
         cache.get("k")
-    assert not (tmp_path / "exploded").exists()
+    assert not (tmp_path / "created").exists()
 
 
-def test_a_row_with_a_pickled_key_is_refused_unread(cache: diskcache.Cache, tmp_path: Path) -> None:
+def test_row_with_a_pickled_key_is_refused_without_loading_it(cache: diskcache.Cache, tmp_path: Path) -> None:
     cache.set("k", "value")
     connection = sqlite3.connect(Path(cache.directory, "cache.db"))
-    connection.execute("UPDATE Cache SET key = ?, raw = 0", (bomb(tmp_path / "exploded"),))
+    connection.execute("UPDATE Cache SET key = ?, raw = 0", (malicious_pickle(tmp_path / "created"),))
     connection.commit()
     connection.close()
     with pytest.raises(StorageError):
         list(cache)
-    assert not (tmp_path / "exploded").exists()
+    assert not (tmp_path / "created").exists()
 
 
 @pytest.mark.parametrize(
     ("mode", "value", "filename"), [(MODE_TEXT, None, "x"), (1, 7, None), (1, 1.5, None), (2, None, None)]
 )
-def test_other_rows_that_this_program_never_writes_are_refused(
+def test_rows_that_this_program_never_writes_are_refused(
     cache: diskcache.Cache, mode: int, value: object, filename: str | None
 ) -> None:
     cache.set("k", "value")

@@ -1,4 +1,4 @@
-"""The rows: errors are `StorageError`, damage is put aside, and what no row names is swept."""
+"""The index raises `StorageError`, replaces a damaged database, and removes files without a row."""
 
 import gc
 import os
@@ -28,7 +28,7 @@ def file_of(folder: Path, data: bytes) -> StagedFile:
     return StagedFile(path, Digest.of(data), len(data))
 
 
-def test_rows_are_there_after_a_restart(tmp_path: Path) -> None:
+def test_rows_survive_a_restart(tmp_path: Path) -> None:
     first = Index(tmp_path)
     first.set("a", "text")
     first.set_many({"b": b"bytes", "blob/x": file_of(tmp_path, b"layer")})
@@ -39,7 +39,7 @@ def test_rows_are_there_after_a_restart(tmp_path: Path) -> None:
     second.close()
 
 
-def test_a_row_is_forgotten_after_its_lifetime_and_others_are_not(index: Index) -> None:
+def test_row_expires_after_its_lifetime(index: Index) -> None:
     index.set("brief", "x", -1.0)
     index.set_many({"brief too": "x"}, -1.0)
     index.set("long", "x", 1000.0)
@@ -49,7 +49,7 @@ def test_a_row_is_forgotten_after_its_lifetime_and_others_are_not(index: Index) 
     assert sorted(key for key, *_ in index.rows("")) == ["ever", "long"]
 
 
-def test_rows_lists_exactly_those_with_the_prefix(index: Index, tmp_path: Path) -> None:
+def test_rows_returns_exactly_the_rows_with_the_prefix(index: Index, tmp_path: Path) -> None:
     for key in ("blob", "blob/", "blob/a", "blob/\N{MUSICAL SYMBOL G CLEF}", "blob0", "blo/x", "blobs/x"):
         index.set(key, "x")
     file = file_of(tmp_path, b"layer")
@@ -62,13 +62,13 @@ def test_rows_lists_exactly_those_with_the_prefix(index: Index, tmp_path: Path) 
     assert (tmp_path / "store" / str(name)).read_bytes() == b"layer"
 
 
-def test_many_rows_are_written_together_or_not_at_all(index: Index) -> None:
+def test_rows_of_set_many_are_written_together_or_not_at_all(index: Index) -> None:
     with pytest.raises(TypeError):
         index.set_many({"a": "x", "b": object()})
     assert index.get("a") is None
 
 
-def test_the_directory_and_its_folders_are_only_for_the_owner(tmp_path: Path) -> None:
+def test_directory_and_its_folders_are_accessible_to_the_owner_only(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir(mode=0o755)
     old = os.umask(0o022)
     try:
@@ -82,7 +82,7 @@ def test_the_directory_and_its_folders_are_only_for_the_owner(tmp_path: Path) ->
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_the_sweep_takes_files_without_a_row_and_no_others(index: Index, tmp_path: Path) -> None:
+def test_sweep_removes_only_files_without_a_row(index: Index, tmp_path: Path) -> None:
     index.set("blob/x", file_of(tmp_path, b"layer"))
     kept = index.get("blob/x")
     orphans = [kept.with_name(kept.name + "0"), tmp_path / "store/blobs/zz/orphan"]
@@ -96,7 +96,7 @@ def test_the_sweep_takes_files_without_a_row_and_no_others(index: Index, tmp_pat
 
 
 @pytest.mark.parametrize("damage", [b"not a database at all" * 500, b"SQLite format 3\0" + b"\xff" * 8000])
-def test_a_damaged_database_is_put_aside_and_a_new_one_begun(tmp_path: Path, damage: bytes) -> None:
+def test_damaged_database_is_renamed_and_a_new_one_created(tmp_path: Path, damage: bytes) -> None:
     first = Index(tmp_path)
     first.set("a", "x")
     first.close()
@@ -111,23 +111,23 @@ def test_a_damaged_database_is_put_aside_and_a_new_one_begun(tmp_path: Path, dam
     gc.collect()
 
 
-def test_nothing_is_put_aside_when_all_is_well(index: Index) -> None:
+def test_undamaged_database_is_not_renamed(index: Index) -> None:
     assert index.damaged_database is None
 
 
-def test_a_file_in_the_place_of_the_directory_is_an_os_error(tmp_path: Path) -> None:
+def test_file_in_place_of_the_directory_raises_os_error(tmp_path: Path) -> None:
     (tmp_path / "store").write_bytes(b"")
     with pytest.raises(OSError, match="exists"):
         Index(tmp_path / "store")
 
 
-def test_a_directory_in_the_place_of_the_database_is_a_storage_error(tmp_path: Path) -> None:
+def test_directory_in_place_of_the_database_raises_storage_error(tmp_path: Path) -> None:
     (tmp_path / "cache.db").mkdir()
     with pytest.raises(StorageError):
         Index(tmp_path)
 
 
-def test_a_database_that_another_holds_locked_is_a_storage_error(
+def test_database_locked_by_another_connection_raises_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_module, "_BUSY_SECONDS", 0.05)
@@ -150,14 +150,14 @@ def test_a_database_that_another_holds_locked_is_a_storage_error(
 
 
 def refuse(directory: Path, event: str) -> None:
-    """Make the database fail as it does on a full disk: in the middle of a transaction."""
+    """Make the database fail in the middle of a transaction, as on a full disk."""
     connection = sqlite3.connect(directory / "cache.db")
     connection.execute(f"CREATE TRIGGER refuse BEFORE {event} ON Cache BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
     connection.commit()
     connection.close()
 
 
-def test_a_write_that_fails_is_a_storage_error(tmp_path: Path) -> None:
+def test_failed_write_raises_storage_error(tmp_path: Path) -> None:
     index = Index(tmp_path)
     refuse(tmp_path, "INSERT")
     with pytest.raises(StorageError, match="disk is full"):
@@ -166,7 +166,7 @@ def test_a_write_that_fails_is_a_storage_error(tmp_path: Path) -> None:
     index.close()
 
 
-def test_a_row_that_cannot_be_written_leaves_no_file_behind(tmp_path: Path) -> None:
+def test_failed_write_of_a_row_leaves_no_file(tmp_path: Path) -> None:
     index = Index(tmp_path)
     refuse(tmp_path, "INSERT")
     file = file_of(tmp_path, b"layer")
@@ -176,7 +176,7 @@ def test_a_row_that_cannot_be_written_leaves_no_file_behind(tmp_path: Path) -> N
     assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []
 
 
-def test_the_size_of_the_index_counts_its_log(index: Index) -> None:
+def test_size_of_the_index_includes_its_log(index: Index) -> None:
     before = index.bytes
     index.set("a", b"x" * 300_000)
     assert index.bytes >= before + 300_000

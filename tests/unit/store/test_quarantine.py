@@ -1,4 +1,4 @@
-"""The folder of what was put aside stays small."""
+"""The quarantine keeps the latest files within its limits."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from hubcache.store.quarantine import MAX_FILES, Quarantine
 from support.stores import files_below
 
 
-def test_quarantine_keeps_the_last_files_up_to_a_number_and_a_size(tmp_path: Path) -> None:
+def test_quarantine_keeps_the_latest_files_within_its_limits(tmp_path: Path) -> None:
     now = iter(range(100))
     quarantine = Quarantine(tmp_path / "quarantine", lambda: float(next(now)))
     for number in range(MAX_FILES + 5):

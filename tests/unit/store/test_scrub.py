@@ -1,4 +1,4 @@
-"""All stored content is verified by and by, in an order of its own, within a pace, and across restarts."""
+"""The scrub verifies all stored content at its pace, and continues after restarts."""
 
 import asyncio
 import errno
@@ -21,7 +21,7 @@ from hubcache.store.scrub import Scrub
 from hubcache.store.store import Store
 from hubcache.store.stored_blob import open_regular
 from hubcache.transfer.breaker import CircuitBreakers
-from support.damage import flip, killed, spoil_manifest
+from support.damage import damage_manifest, flip_bit, mark_as_killed
 from support.engine import running
 from support.metrics import value
 from support.standin import Hub, random_bytes
@@ -32,12 +32,12 @@ FAST = 1 << 40
 
 
 class Failures(list[StorageError]):
-    """What a scrub says that the store cannot do."""
+    """Errors of the store that a scrub reported."""
 
 
 @asynccontextmanager
 async def scrubbing(store: Store, *, rate: int | None = FAST, period: float | None = None) -> AsyncIterator[Scrub]:
-    """A scrub that runs, and no trouble."""
+    """Run a scrub, and check that it reports no errors."""
     failures = Failures()
     scrub = Scrub(store, failures.append)
     scrub.rate, scrub.period = rate, period
@@ -66,11 +66,11 @@ async def test_all_blobs_and_manifests_are_verified_in_one_round(tmp_path: Path)
         assert store.damage.count == 0
 
 
-async def test_damaged_blob_is_found_although_nobody_asks_for_it(tmp_path: Path) -> None:
+async def test_damaged_blob_is_found_without_a_request(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digests = [await put_blob(store, random_bytes(2 * PIECE, number)) for number in range(3)]
         [bad] = [path for path in files(tmp_path) if digests[1].hex in path.name]
-        flip(bad, 2 * PIECE - 1)
+        flip_bit(bad, 2 * PIECE - 1)
         async with scrubbing(store):
             await until(lambda: store.scrub_status.finished_at)
         assert [store.has(digest) for digest in digests] == [True, False, True]
@@ -78,7 +78,7 @@ async def test_damaged_blob_is_found_although_nobody_asks_for_it(tmp_path: Path)
         assert (store.damage.last.digest, store.damage.last.path) == (digests[1], bad)
 
 
-async def test_blob_whose_file_is_gone_is_found(tmp_path: Path) -> None:
+async def test_blob_whose_file_is_missing_is_found(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         gone, there = [await put_blob(store, random_bytes(10, number)) for number in range(2)]
         [path] = [path for path in files(tmp_path) if gone.hex in path.name]
@@ -91,7 +91,7 @@ async def test_blob_whose_file_is_gone_is_found(tmp_path: Path) -> None:
 async def test_damaged_manifest_is_found(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         image, _ = await put_image(store, b"layer")
-        spoil_manifest(tmp_path)
+        damage_manifest(tmp_path)
         async with scrubbing(store):
             await until(lambda: store.scrub_status.finished_at)
         await store.maintain()
@@ -99,13 +99,13 @@ async def test_damaged_manifest_is_found(tmp_path: Path) -> None:
         assert store.damage.count == 1
 
 
-async def test_round_goes_on_after_a_restart_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_round_continues_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     step = FileCheck.step
 
-    def noted(proof: FileCheck) -> bool:
-        seen.append(proof._digest)
-        return step(proof)
+    def noted(check: FileCheck) -> bool:
+        seen.append(check._digest)
+        return step(check)
 
     monkeypatch.setattr(FileCheck, "step", noted)
     async with opened_store(tmp_path) as store:
@@ -121,7 +121,7 @@ async def test_round_goes_on_after_a_restart_where_it_was(tmp_path: Path, monkey
     assert seen[:6] == digests
 
 
-async def test_blob_that_was_fetched_again_meanwhile_is_not_told_as_removed(tmp_path: Path) -> None:
+async def test_blob_that_was_fetched_again_during_its_check_is_not_removed(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         data = random_bytes(PIECE)
         digest = await put_blob(store, data)
@@ -134,7 +134,7 @@ async def test_blob_that_was_fetched_again_meanwhile_is_not_told_as_removed(tmp_
         assert (list(store.capacity.history), store.capacity.removed, store.damage.count) == ([], 0, 0)
 
 
-async def test_blob_that_cannot_be_opened_does_not_keep_others_from_being_verified(
+async def test_blob_that_cannot_be_opened_does_not_stop_the_scrub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened_store(tmp_path) as store:
@@ -158,7 +158,7 @@ async def test_blob_that_cannot_be_opened_does_not_keep_others_from_being_verifi
         assert store.has(other)
 
 
-async def test_content_beyond_what_is_put_in_order_at_once_is_verified_too(
+async def test_content_beyond_the_length_of_the_queue_is_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scrub_module, "_QUEUE_LENGTH", 2)
@@ -176,7 +176,7 @@ async def test_content_beyond_what_is_put_in_order_at_once_is_verified_too(
         assert (store.scrub_status.objects, store.damage.count) == (5, 0)
 
 
-async def test_when_all_was_verified_is_known_after_a_restart(tmp_path: Path) -> None:
+async def test_end_of_the_last_round_survives_a_restart(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         await put_blob(store, b"layer")
         async with scrubbing(store):
@@ -190,7 +190,7 @@ async def test_when_all_was_verified_is_known_after_a_restart(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("state", ["", "{", "[1]", "[1, 2, 3, 4]", '["x", "y", 1]', "null"])
-async def test_state_that_makes_no_sense_begins_a_round(tmp_path: Path, state: str) -> None:
+async def test_malformed_state_begins_a_round(tmp_path: Path, state: str) -> None:
     async with opened_store(tmp_path) as store:
         await put_blob(store, b"layer")
         store.index.opened().set("scrub", state)
@@ -198,15 +198,15 @@ async def test_state_that_makes_no_sense_begins_a_round(tmp_path: Path, state: s
             await until(lambda: store.scrub_status.objects)
 
 
-async def test_nothing_is_verified_unasked_when_there_is_no_pace_but_what_is_doubted_is(tmp_path: Path) -> None:
+async def test_only_required_checks_are_made_without_a_pace(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
-        doubted, other = [await put_blob(store, random_bytes(10, number)) for number in range(2)]
+        suspect, other = [await put_blob(store, random_bytes(10, number)) for number in range(2)]
         for path in files(tmp_path):
-            flip(path)
-        store.inspector.require_check(doubted)
+            flip_bit(path)
+        store.inspector.require_check(suspect)
         async with scrubbing(store, rate=None):
             await until(lambda: store.damage.count)
-        assert [store.has(digest) for digest in (doubted, other)] == [False, True]
+        assert [store.has(digest) for digest in (suspect, other)] == [False, True]
         assert store.scrub_status.objects == 0
 
 
@@ -221,7 +221,7 @@ async def test_nothing_is_verified_unasked_when_there_is_no_pace_but_what_is_dou
         (None, None, True, 0, 8 * MIB),
     ],
 )
-async def test_pace_is_what_was_asked_for_and_faster_after_an_unclean_stop(
+async def test_pace_follows_the_options_and_is_faster_after_an_unclean_stop(
     tmp_path: Path, rate: int | None, period: float | None, unclean: bool, speed: float, within: float
 ) -> None:
     async with opened_store(tmp_path) as store:
@@ -232,7 +232,7 @@ async def test_pace_is_what_was_asked_for_and_faster_after_an_unclean_stop(
         assert (scrub._speed(), scrub._file_speed()) == (speed, within)
 
 
-async def test_what_was_read_is_waited_for_at_the_pace(tmp_path: Path) -> None:
+async def test_scrub_pauses_in_proportion_to_what_it_read(tmp_path: Path) -> None:
     now = 1000.0
     async with opened_store(tmp_path) as store:
         for number in range(3):
@@ -250,13 +250,15 @@ async def test_what_was_read_is_waited_for_at_the_pace(tmp_path: Path) -> None:
         assert store.scrub_status.objects == 2
 
 
-async def test_evicted_blob_is_not_read_on_and_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_evicted_blob_is_not_read_to_its_end_and_takes_no_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, random_bytes(20 * PIECE))
         step, stepped, go_on = FileCheck.step, threading.Event(), threading.Event()
 
-        def slow(proof: FileCheck) -> bool:
-            more = step(proof)
+        def slow(check: FileCheck) -> bool:
+            more = step(check)
             stepped.set()
             assert go_on.wait(30)
             return more
@@ -281,7 +283,7 @@ def open_files() -> list[str]:
     return paths
 
 
-async def test_it_stops_after_the_piece_that_is_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_scrub_stops_after_the_piece_that_is_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened_store(tmp_path) as store:
         await put_blob(store, random_bytes(20 * PIECE))
         async with scrubbing(store, rate=1):
@@ -289,7 +291,7 @@ async def test_it_stops_after_the_piece_that_is_being_read(tmp_path: Path, monke
         assert store.scrub_status.bytes == PIECE
 
 
-async def test_disk_is_read_and_not_the_page_cache_and_others_pages_stay(
+async def test_scrub_reads_the_disk_and_drops_its_pages_from_the_page_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     advised: list[tuple[str, int]] = []
@@ -302,11 +304,11 @@ async def test_disk_is_read_and_not_the_page_cache_and_others_pages_stay(
     assert advised == [("drop", 0), ("read", 0), ("drop", 0)]
 
 
-async def test_unclean_stop_begins_a_round_that_is_urgent_until_all_was_verified(tmp_path: Path) -> None:
+async def test_unclean_stop_begins_an_urgent_round(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digests = sorted([await put_blob(store, random_bytes(100, number)) for number in range(4)])
         store.index.opened().set("scrub", f'["{digests[2]}", 12.0, false]')
-    killed(tmp_path)
+    mark_as_killed(tmp_path)
     async with opened_store(tmp_path) as store:
         scrub = Scrub(store, pytest.fail)
         scrub._load()
@@ -325,7 +327,7 @@ async def test_unclean_stop_begins_a_round_that_is_urgent_until_all_was_verified
         assert not store.unclean
 
 
-async def test_rounds_at_a_rate_do_not_follow_each_other_at_once(tmp_path: Path) -> None:
+async def test_rounds_at_a_rate_are_separated_by_a_rest(tmp_path: Path) -> None:
     now = 1000.0
     async with opened_store(tmp_path) as store:
         await put_blob(store, b"layer")
@@ -341,14 +343,14 @@ async def test_rounds_at_a_rate_do_not_follow_each_other_at_once(tmp_path: Path)
         assert store.scrub_status.objects == 2
 
 
-async def test_engine_verifies_what_is_stored_and_tells_in_the_metrics(hub: Hub, tmp_path: Path) -> None:
+async def test_engine_scrubs_stored_content_and_counts_it_in_the_metrics(hub: Hub, tmp_path: Path) -> None:
     data = random_bytes(PIECE)
     digest = hub.blob("library/app", data)
     path = f"/v2/library/app/blobs/{digest}"
     async with running(hub, tmp_path / "store") as cache:
         assert await cache.get(Listener.MIRROR, path) == (200, data)
         await until(lambda: cache.engine.store.has(Digest.parse(digest)))
-    flip(files(tmp_path / "store")[0])
+    flip_bit(files(tmp_path / "store")[0])
     async with running(hub, tmp_path / "store", scrub=Pace(rate=FAST)) as cache:
         metrics = cache.engine.metrics
         await until(lambda: value(metrics, "hubcache_store_damaged"))
@@ -357,7 +359,7 @@ async def test_engine_verifies_what_is_stored_and_tells_in_the_metrics(hub: Hub,
         assert await cache.get(Listener.MIRROR, path) == (200, data)
 
 
-async def test_metrics_tell_when_all_was_verified_and_how_far_it_is(tmp_path: Path) -> None:
+async def test_metrics_contain_the_status_of_the_scrub(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         metrics = Metrics()
         metrics.watch(store, CircuitBreakers())

@@ -1,4 +1,4 @@
-"""A staged file grows exactly by what was written, and disappears unless it was taken into the store."""
+"""A staged file grows by what is written, and is removed unless it was committed."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 DIGEST = Digest.of(b"layer")
 
 
-def test_what_is_written_can_be_read_at_once_by_others(tmp_path: Path) -> None:
+def test_written_bytes_can_be_read_at_once(tmp_path: Path) -> None:
     staged = Staged(tmp_path / "f", DIGEST, 5)
     staged.write(b"lay")
     reader = os.dup(staged.fd)
@@ -27,7 +27,7 @@ def test_what_is_written_can_be_read_at_once_by_others(tmp_path: Path) -> None:
     staged.close()
 
 
-def test_a_file_that_was_not_taken_is_removed_and_its_readers_keep_their_bytes(tmp_path: Path) -> None:
+def test_uncommitted_file_is_removed_and_stays_readable_for_its_readers(tmp_path: Path) -> None:
     staged = Staged(tmp_path / "f", DIGEST, 5)
     staged.write(b"layer")
     reader = os.dup(staged.fd)
@@ -37,42 +37,38 @@ def test_a_file_that_was_not_taken_is_removed_and_its_readers_keep_their_bytes(t
     os.close(reader)
 
 
-@pytest.mark.parametrize("taken", [Path.replace, lambda path, target: target.hardlink_to(path)])
-def test_closing_after_the_file_was_taken_leaves_it_alone(
-    tmp_path: Path, taken: Callable[[Path, Path], object]
-) -> None:
+@pytest.mark.parametrize("commit", [Path.replace, lambda path, target: target.hardlink_to(path)])
+def test_close_keeps_a_committed_file(tmp_path: Path, commit: Callable[[Path, Path], object]) -> None:
     staged = Staged(tmp_path / "f", DIGEST, 5)
     staged.write(b"layer")
     file = staged.sync()
     assert (file.path, file.digest, file.size) == (tmp_path / "f", DIGEST, 5)
-    taken(file.path, tmp_path / "kept")
+    commit(file.path, tmp_path / "kept")
     staged.close()
     assert (tmp_path / "kept").read_bytes() == b"layer"
     assert not file.path.exists()
 
 
-def test_a_staged_file_is_only_for_the_owner(tmp_path: Path) -> None:
+def test_staged_file_is_accessible_to_the_owner_only(tmp_path: Path) -> None:
     staged = Staged(tmp_path / "f", DIGEST, 5)
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o600
     staged.close()
 
 
-def test_a_file_that_is_already_there_is_not_written_over(tmp_path: Path) -> None:
+def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"another's")
     with pytest.raises(StorageError):
         Staged(tmp_path / "f", DIGEST, 5)
     assert (tmp_path / "f").read_bytes() == b"another's"
 
 
-def test_a_folder_that_is_gone_is_a_storage_error(tmp_path: Path) -> None:
+def test_missing_folder_raises_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot stage"):
         Staged(tmp_path / "gone" / "f", DIGEST, 5)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
-def test_a_disk_that_does_not_take_it_is_a_storage_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+def test_failing_disk_raises_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def refuse(*_: object) -> int:
         raise OSError(code, os.strerror(code))
 
@@ -90,9 +86,7 @@ def test_a_disk_that_does_not_take_it_is_a_storage_error(
 
 
 @given(st.lists(st.binary(max_size=50), max_size=8), st.integers(1, 7))
-def test_a_disk_that_takes_a_little_at_a_time_gets_all(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[bytes], most: int
-) -> None:
+def test_partial_writes_are_continued(tmp_path_factory: pytest.TempPathFactory, parts: list[bytes], most: int) -> None:
     true_write = os.pwrite
     staged = Staged(tmp_path_factory.mktemp("staging") / "f", DIGEST, 0)
     with pytest.MonkeyPatch.context() as patch:

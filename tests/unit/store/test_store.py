@@ -1,10 +1,9 @@
-"""The store: its account is what is on disk, and its cap holds."""
+"""The store: content, and the cap on its size."""
 
 import asyncio
 import contextlib
 import errno
 import os
-import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,36 +16,21 @@ from hubcache.oci.media import OCI_MANIFEST
 from hubcache.store.capacity import ALLOWANCE
 from hubcache.store.usage import size_on_disk
 from support.standin import random_bytes
-from support.stores import MIB, bytes_on_disk, files_below, manifest_of, opened_store, put_blob, put_image
+from support.stores import MIB, blob_files, bytes_on_disk, files_below, manifest_of, opened_store, put_blob, put_image
 
 HUB = "registry-1.docker.io"
-ROOM = ALLOWANCE + 2 * MIB
-"""A capacity that leaves somewhat less than 2 MiB for content; the rest is kept free for the index."""
-
-
-def database(directory: Path) -> sqlite3.Connection:
-    return sqlite3.connect(directory / "store/cache.db", autocommit=True)
-
-
-def change(directory: Path, statement: str, *values: object) -> None:
-    """Do something to the rows of a closed store."""
-    connection = database(directory)
-    connection.execute(statement, values)
-    connection.close()
+CAPACITY = ALLOWANCE + 2 * MIB
+"""A capacity with somewhat less than 2 MiB for content; the rest is for the index."""
 
 
 def descriptors() -> list[Path]:
     return list(Path("/proc/self/fd").iterdir())
 
 
-def blob_files(directory: Path) -> list[Path]:
-    return files_below(directory / "store/blobs")
-
-
 # -- content
 
 
-async def test_what_was_committed_is_there_after_a_restart(tmp_path: Path) -> None:
+async def test_committed_content_survives_a_restart(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         image, [layer] = await put_image(store, b"layer")
         record = store.manifest(image)
@@ -62,7 +46,7 @@ async def test_what_was_committed_is_there_after_a_restart(tmp_path: Path) -> No
         assert store.usage.children == {image: (layer,)}
 
 
-async def test_staged_file_can_be_opened_by_its_name_until_its_fill_has_ended(tmp_path: Path) -> None:
+async def test_staged_file_can_be_opened_by_its_name_until_staging_ends(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         staged = await store.stage(Digest.of(b"layer"), 5)
         staged.write(b"layer")
@@ -73,9 +57,7 @@ async def test_staged_file_can_be_opened_by_its_name_until_its_fill_has_ended(tm
         assert [path.read_bytes() for path in blob_files(tmp_path)] == [b"layer"]
 
 
-async def test_disk_that_takes_long_to_sync_content_holds_up_no_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_slow_sync_of_content_does_not_delay_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, synced = threading.Event(), threading.Event()
     monkeypatch.setattr(os, "fdatasync", lambda _: begun.set() or synced.wait(30))
     async with opened_store(tmp_path) as store:
@@ -89,7 +71,7 @@ async def test_disk_that_takes_long_to_sync_content_holds_up_no_row(
         assert store.has(await putting)
 
 
-async def test_what_was_only_staged_is_not_there(tmp_path: Path) -> None:
+async def test_uncommitted_content_is_not_stored(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digest = Digest.of(b"layer")
         staged = await store.stage(digest, 5)
@@ -101,7 +83,7 @@ async def test_what_was_only_staged_is_not_there(tmp_path: Path) -> None:
         assert files_below(tmp_path / "staging") == []
 
 
-async def test_a_blob_is_no_manifest_and_a_manifest_no_blob(tmp_path: Path) -> None:
+async def test_blobs_and_manifests_are_distinguished(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         image, [layer] = await put_image(store, b"layer")
         assert (store.blob_size(layer), store.blob_size(image)) == (5, None)
@@ -110,7 +92,7 @@ async def test_a_blob_is_no_manifest_and_a_manifest_no_blob(tmp_path: Path) -> N
         assert store.has(image)
 
 
-async def test_a_removed_blob_stays_readable_for_those_who_have_it_open(tmp_path: Path) -> None:
+async def test_removed_blob_stays_readable_while_it_is_open(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer")
         blob = await store.open_blob(digest)
@@ -123,7 +105,7 @@ async def test_a_removed_blob_stays_readable_for_those_who_have_it_open(tmp_path
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "longer", "a directory"])
-async def test_a_blob_whose_file_is_not_as_it_was_is_dropped(tmp_path: Path, damage: str) -> None:
+async def test_blob_whose_file_is_missing_or_changed_is_removed(tmp_path: Path, damage: str) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer" * 100)
         [path] = blob_files(tmp_path)
@@ -144,7 +126,7 @@ async def test_a_blob_whose_file_is_not_as_it_was_is_dropped(tmp_path: Path, dam
         blob.close()
 
 
-async def test_a_blob_whose_bytes_were_changed_is_not_served_after_a_restart(tmp_path: Path) -> None:
+async def test_blob_that_was_changed_is_not_served_after_a_restart(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer" * 100)
     [path] = blob_files(tmp_path)
@@ -157,7 +139,7 @@ async def test_a_blob_whose_bytes_were_changed_is_not_served_after_a_restart(tmp
         assert content == b"" or digest.matches(content)
 
 
-async def test_blob_that_is_fetched_again_while_its_old_file_is_verified_stays(
+async def test_blob_that_is_fetched_again_while_its_old_file_is_verified_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened_store(tmp_path) as store:
@@ -185,9 +167,7 @@ async def test_blob_that_is_fetched_again_while_its_old_file_is_verified_stays(
         assert store.has(digest)
 
 
-async def test_who_gives_up_while_a_file_is_verified_leaves_no_descriptor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_cancelled_open_leaves_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer")
 
@@ -204,7 +184,7 @@ async def test_who_gives_up_while_a_file_is_verified_leaves_no_descriptor(
         assert len(descriptors()) == before
 
 
-async def test_content_stored_as_manifest_and_as_blob_is_accounted_and_removed_as_both(tmp_path: Path) -> None:
+async def test_content_stored_as_manifest_and_blob_is_removed_as_both(tmp_path: Path) -> None:
     """Some registries also serve a manifest's bytes as a blob."""
     async with opened_store(tmp_path) as store:
         body = manifest_of(note="x" * 1000)
@@ -219,36 +199,36 @@ async def test_content_stored_as_manifest_and_as_blob_is_accounted_and_removed_a
 # -- the cap
 
 
-async def test_content_larger_than_the_store_is_refused_and_nothing_evicted_for_it(tmp_path: Path) -> None:
-    async with opened_store(tmp_path, ROOM) as store:
+async def test_content_larger_than_the_capacity_is_refused_without_eviction(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAPACITY) as store:
         digest = await put_blob(store, b"layer")
         with pytest.raises(NotStored, match="hubcache_size"):
-            await store.stage(Digest.of(b"big"), ROOM)
+            await store.stage(Digest.of(b"big"), CAPACITY)
         assert store.has(digest)
         assert store.usage.reserved == 0
 
 
-async def test_room_is_made_by_giving_up_what_is_asked_for_least(tmp_path: Path) -> None:
-    async with opened_store(tmp_path, ROOM) as store:
-        _, [dull] = await put_image(store, random_bytes(700_000, "dull"))
-        _, [loved] = await put_image(store, random_bytes(700_000, "loved"))
-        for digest in (dull, loved, loved):
+async def test_content_with_the_fewest_requests_is_evicted(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAPACITY) as store:
+        _, [unpopular] = await put_image(store, random_bytes(700_000, "unpopular"))
+        _, [popular] = await put_image(store, random_bytes(700_000, "popular"))
+        for digest in (unpopular, popular, popular):
             store.popularity.count_request(digest)
         new = random_bytes(700_000, "new")
         for _ in range(3):
             store.popularity.count_request(Digest.of(new))
         await put_blob(store, new)
-        assert [store.has(digest) for digest in (dull, loved, Digest.of(new))] == [False, True, True]
-        assert [removal.eviction.key for removal in store.capacity.history] == [dull]
+        assert [store.has(digest) for digest in (unpopular, popular, Digest.of(new))] == [False, True, True]
+        assert [removal.eviction.key for removal in store.capacity.history] == [unpopular]
         assert store.capacity.removed == 1
 
 
-async def test_a_layer_that_a_loved_image_shares_stays(tmp_path: Path) -> None:
-    async with opened_store(tmp_path, ROOM) as store:
+async def test_layer_that_a_popular_image_shares_is_not_evicted(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAPACITY) as store:
         shared = random_bytes(500_000, "shared")
-        _, [base, own] = await put_image(store, shared, random_bytes(500_000, "dull"), note="dull")
-        await put_image(store, shared, note="loved")
-        for digest in (base, own, *[base] * 20):  # whoever pulls either image asks for the base
+        _, [base, own] = await put_image(store, shared, random_bytes(500_000, "unpopular"), note="unpopular")
+        await put_image(store, shared, note="popular")
+        for digest in (base, own, *[base] * 20):  # a pull of either image requests the base
             store.popularity.count_request(digest)
         new = random_bytes(1_200_000, "new")
         for _ in range(10):
@@ -257,8 +237,8 @@ async def test_a_layer_that_a_loved_image_shares_stays(tmp_path: Path) -> None:
         assert [store.has(digest) for digest in (own, base)] == [False, True]
 
 
-async def test_what_was_not_asked_for_often_enough_takes_no_others_place(tmp_path: Path) -> None:
-    async with opened_store(tmp_path, ROOM) as store:
+async def test_content_with_too_few_requests_is_refused(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAPACITY) as store:
         digest = await put_blob(store, random_bytes(1_200_000))
         with pytest.raises(NotStored, match="often enough"):
             await store.stage(Digest.of(b"new"), 1_200_000)
@@ -266,8 +246,8 @@ async def test_what_was_not_asked_for_often_enough_takes_no_others_place(tmp_pat
         assert store.usage.reserved == 0
 
 
-async def test_a_blob_that_is_being_read_is_not_evicted(tmp_path: Path) -> None:
-    async with opened_store(tmp_path, ROOM) as store:
+async def test_blob_that_is_being_read_is_not_evicted(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAPACITY) as store:
         digest = await put_blob(store, random_bytes(1_200_000))
         store.popularity.ensure_admitted(Digest.of(b"new"))
         blob = await store.open_blob(digest)
@@ -280,8 +260,8 @@ async def test_a_blob_that_is_being_read_is_not_evicted(tmp_path: Path) -> None:
         assert not store.has(digest)
 
 
-async def test_what_is_being_staged_counts_against_the_cap(tmp_path: Path) -> None:
-    async with opened_store(tmp_path, ROOM) as store:
+async def test_staged_content_counts_towards_the_cap(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAPACITY) as store:
         first = await store.stage(Digest.of(b"a"), 1_200_000)
         with pytest.raises(StorageError):
             await store.stage(Digest.of(b"b"), 1_200_000)
@@ -289,7 +269,7 @@ async def test_what_is_being_staged_counts_against_the_cap(tmp_path: Path) -> No
         store.finish(await store.stage(Digest.of(b"b"), 1_200_000))
 
 
-async def test_content_of_unknown_size_reserves_as_it_grows_and_gives_back_what_it_did_not_need(tmp_path: Path) -> None:
+async def test_content_of_unknown_size_is_reserved_in_steps(tmp_path: Path) -> None:
     async with opened_store(tmp_path, 32 * MIB) as store:
         staged = await store.stage(Digest.of(b"layer"), 0)
         await store.extend(staged, 1)
@@ -304,29 +284,29 @@ async def test_content_of_unknown_size_reserves_as_it_grows_and_gives_back_what_
         assert store.usage.used == size_on_disk(5)
 
 
-async def test_a_smaller_capacity_holds_from_the_next_write_on(tmp_path: Path) -> None:
+async def test_lowered_capacity_applies_to_the_next_write(tmp_path: Path) -> None:
     async with opened_store(tmp_path, 16 * MIB) as store:
         for number in range(8):
             await put_blob(store, random_bytes(500_000, number))
-        store.capacity.max_bytes = ROOM
+        store.capacity.max_bytes = CAPACITY
         new = random_bytes(500_000, "new")
         store.popularity.ensure_admitted(Digest.of(new))
         await put_blob(store, new)
-        assert bytes_on_disk(tmp_path) <= ROOM
+        assert bytes_on_disk(tmp_path) <= CAPACITY
 
 
-async def test_manifests_count_and_the_cap_holds_when_they_are_large(tmp_path: Path) -> None:
+async def test_cap_holds_when_large_manifests_are_stored(tmp_path: Path) -> None:
     async with opened_store(tmp_path, 16 * MIB) as store:
         for number in range(8):
             body = manifest_of(note=f"{number}" * (2 * MIB))
-            with contextlib.suppress(StorageError):  # refused is as good as evicted
+            with contextlib.suppress(StorageError):  # it may be refused or evicted
                 await store.put_manifest(Digest.of(body), ManifestRecord(OCI_MANIFEST, body))
             assert bytes_on_disk(tmp_path) <= 16 * MIB
 
 
-async def test_room_that_is_not_yet_free_on_disk_is_not_given_to_another(tmp_path: Path) -> None:
-    """The writer thread may be busy with a long sync; an evicted file is on disk until it gets there."""
-    async with opened_store(tmp_path, ROOM) as store:
+async def test_space_is_reserved_only_after_the_evicted_file_is_removed(tmp_path: Path) -> None:
+    """The writer thread may be busy with a long sync; an evicted file is on disk until it is removed there."""
+    async with opened_store(tmp_path, CAPACITY) as store:
         await put_blob(store, random_bytes(1_900_000, "old"))
         store.popularity.ensure_admitted(Digest.of(b"evicting"))
         store.popularity.ensure_admitted(Digest.of(b"other"))
@@ -338,7 +318,7 @@ async def test_room_that_is_not_yet_free_on_disk_is_not_given_to_another(tmp_pat
         await asyncio.sleep(0.02)
         if other.done():
             other.result().write(random_bytes(900_000))
-        over = bytes_on_disk(tmp_path) + 1_000_000 - ROOM
+        over = bytes_on_disk(tmp_path) + 1_000_000 - CAPACITY
         busy.set()
         for staged in await asyncio.gather(evicting, other):
             store.finish(staged)
@@ -346,8 +326,8 @@ async def test_room_that_is_not_yet_free_on_disk_is_not_given_to_another(tmp_pat
         assert over <= 0, f"{over} bytes more than the capacity were on disk or promised"
 
 
-async def test_sixteen_at_once_never_exceed_the_cap(tmp_path: Path) -> None:
-    async with opened_store(tmp_path, ROOM) as store:
+async def test_cap_holds_during_sixteen_concurrent_writes(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAPACITY) as store:
 
         async def fill(number: int) -> bool:
             try:
@@ -355,7 +335,7 @@ async def test_sixteen_at_once_never_exceed_the_cap(tmp_path: Path) -> None:
             except StorageError:
                 return False
             finally:
-                assert bytes_on_disk(tmp_path) <= ROOM
+                assert bytes_on_disk(tmp_path) <= CAPACITY
             return True
 
         assert any(await asyncio.gather(*(fill(number) for number in range(16))))
@@ -363,7 +343,7 @@ async def test_sixteen_at_once_never_exceed_the_cap(tmp_path: Path) -> None:
         assert store.usage.used == sum(size_on_disk(path.stat().st_size) for path in blob_files(tmp_path))
 
 
-async def test_blob_that_cannot_be_opened_for_want_of_descriptors_stays(
+async def test_blob_is_kept_when_there_are_no_descriptors_to_open_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened_store(tmp_path) as store:

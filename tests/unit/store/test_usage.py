@@ -1,4 +1,4 @@
-"""The account of what the store holds."""
+"""The usage of the store."""
 
 from hubcache.oci.digest import Digest
 from hubcache.store.usage import BLOCK, Usage, size_on_disk
@@ -17,7 +17,7 @@ def test_file_takes_whole_blocks(size: int) -> None:
     assert size <= size_on_disk(size) < size + BLOCK
 
 
-def test_closure_is_the_manifest_and_all_below_it_once() -> None:
+def test_closure_contains_the_manifest_and_all_that_it_refers_to() -> None:
     usage = Usage()
     usage.add(A, 10, (B, C))
     usage.add(B, 10, (C, D))
@@ -26,34 +26,34 @@ def test_closure_is_the_manifest_and_all_below_it_once() -> None:
     assert usage.closure([]) == frozenset()
 
 
-def test_closure_of_manifests_that_refer_to_each_other_ends() -> None:
+def test_closure_of_manifests_that_refer_to_each_other_is_finite() -> None:
     usage = Usage()
     usage.add(A, 10, (B,))
     usage.add(B, 10, (A,))
     assert usage.closure([A]) == {A, B}
 
 
-def test_manifest_that_is_gone_refers_to_nothing() -> None:
+def test_removed_manifest_refers_to_nothing() -> None:
     usage = Usage()
     usage.add(A, 10, (B,))
     usage.remove(A)
     assert usage.closure([A]) == {A}
 
 
-def test_pinned_content_is_kept() -> None:
+def test_pinned_content_is_protected() -> None:
     usage = Usage()
     usage.pinned = frozenset([A])
     assert usage.is_protected(A)
     assert not usage.is_protected(B)
 
 
-class Accounts(RuleBasedStateMachine):
-    """Whatever happens in whatever order, the sums are those of the parts."""
+class UsageMachine(RuleBasedStateMachine):
+    """The sums match their parts after any sequence of operations."""
 
     def __init__(self) -> None:
         super().__init__()
         self.usage = Usage()
-        self.held: list[Digest] = []
+        self.being_read: list[Digest] = []
 
     @rule(digest=digests, size=sizes)
     def add(self, digest: Digest, size: int) -> None:
@@ -70,12 +70,12 @@ class Accounts(RuleBasedStateMachine):
     @rule(digest=digests)
     def begin_reading(self, digest: Digest) -> None:
         self.usage.begin_reading(digest)
-        self.held.append(digest)
+        self.being_read.append(digest)
 
     @rule(digest=digests)
     def end_reading(self, digest: Digest) -> None:
-        if digest in self.held:
-            self.held.remove(digest)
+        if digest in self.being_read:
+            self.being_read.remove(digest)
             self.usage.end_reading(digest)
 
     @rule(size=st.integers(0, 1 << 30))
@@ -83,19 +83,19 @@ class Accounts(RuleBasedStateMachine):
         self.usage.reserved = size
 
     @invariant()
-    def sums_are_those_of_the_parts(self) -> None:
+    def sums_match_their_parts(self) -> None:
         assert self.usage.stored == sum(map(size_on_disk, self.usage.sizes.values()))
         assert self.usage.used == self.usage.on_disk + self.usage.reserved
         assert self.usage.on_disk >= self.usage.stored
 
     @invariant()
-    def what_nobody_reads_counts_no_longer_than_it_is_stored(self) -> None:
-        if not self.held:
+    def content_without_readers_counts_only_while_it_is_stored(self) -> None:
+        if not self.being_read:
             assert self.usage.on_disk == self.usage.stored
 
     @invariant()
-    def what_is_read_is_kept_until_the_last_reader_left(self) -> None:
-        assert {digest for digest in (A, B, C, D) if self.usage.is_protected(digest)} == set(self.held)
+    def content_is_protected_until_its_last_reader_ends(self) -> None:
+        assert {digest for digest in (A, B, C, D) if self.usage.is_protected(digest)} == set(self.being_read)
 
 
-TestAccounts = Accounts.TestCase
+TestUsageMachine = UsageMachine.TestCase

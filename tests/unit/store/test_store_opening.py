@@ -1,11 +1,10 @@
-"""The store in trouble: whatever it finds at start or the disk refuses, it can live with."""
+"""Opening and closing the store, and failures of the disk and the database."""
 
 import errno
 import fcntl
 import gc
 import os
 import shutil
-import sqlite3
 import stat
 import time
 from pathlib import Path
@@ -20,42 +19,24 @@ from hubcache.store.directory import FORMAT
 from hubcache.store.index import Index
 from hubcache.store.store import Store
 from hubcache.store.usage import size_on_disk
-from support.stores import MIB, files_below, opened_store, put_blob, put_image
+from support.damage import change_rows, mark_as_killed
+from support.stores import MIB, blob_files, files_below, opened_store, put_blob, put_image
 
 NOW = time.time()
 HUB = "registry-1.docker.io"
-ROOM = ALLOWANCE + 2 * MIB
-"""A capacity that leaves somewhat less than 2 MiB for content; the rest is kept free for the index."""
-
-
-def database(directory: Path) -> sqlite3.Connection:
-    return sqlite3.connect(directory / "store/cache.db", autocommit=True)
-
-
-def change(directory: Path, statement: str, *values: object) -> None:
-    """Do something to the rows of a closed store."""
-    connection = database(directory)
-    connection.execute(statement, values)
-    connection.close()
-
-
-def killed(directory: Path) -> None:
-    """Make a closed store look as if its process had been killed."""
-    change(directory, "DELETE FROM Cache WHERE key = 'closed'")
-
-
-def blob_files(directory: Path) -> list[Path]:
-    return files_below(directory / "store/blobs")
+CAPACITY = ALLOWANCE + 2 * MIB
+"""A capacity with somewhat less than 2 MiB for content; the rest is for the index."""
 
 
 # -- failures of disk and database
 
 
 def refuse(directory: Path, event: str) -> None:
-    change(directory, f"CREATE TRIGGER no BEFORE {event} ON Cache BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
+    """Let statements of this kind fail in the database of a store."""
+    change_rows(directory, f"CREATE TRIGGER no BEFORE {event} ON Cache BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
 
 
-async def test_a_commit_that_the_index_refuses_leaves_neither_content_nor_file(tmp_path: Path) -> None:
+async def test_failed_commit_leaves_neither_content_nor_file(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         refuse(tmp_path, "INSERT")
         with pytest.raises(StorageError):
@@ -66,7 +47,7 @@ async def test_a_commit_that_the_index_refuses_leaves_neither_content_nor_file(t
         assert blob_files(tmp_path) == []
 
 
-async def test_content_that_could_not_be_removed_still_counts(tmp_path: Path) -> None:
+async def test_content_that_could_not_be_removed_is_counted(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer")
         refuse(tmp_path, "DELETE")
@@ -75,32 +56,30 @@ async def test_content_that_could_not_be_removed_still_counts(tmp_path: Path) ->
         assert store.usage.used == sum(size_on_disk(path.stat().st_size) for path in blob_files(tmp_path))
 
 
-async def test_a_problem_ends_when_writing_works_again(tmp_path: Path) -> None:
+async def test_problem_ends_when_writing_works_again(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         refuse(tmp_path, "INSERT")
         with pytest.raises(StorageError):
             await put_blob(store, b"layer")
         store.index.staging_failed(StorageError("no space"))
-        change(tmp_path, "DROP TRIGGER no")
+        change_rows(tmp_path, "DROP TRIGGER no")
         await put_blob(store, b"layer")
         assert store.problem is None
 
 
-async def test_popularity_that_could_not_be_written_is_written_later(tmp_path: Path) -> None:
+async def test_request_counts_that_could_not_be_written_are_written_later(tmp_path: Path) -> None:
     digest = Digest.of(b"image")
     async with opened_store(tmp_path) as store:
         store.popularity.count_request(digest)
         refuse(tmp_path, "INSERT")
         with pytest.raises(StorageError):
             await store.popularity.flush()
-        change(tmp_path, "DROP TRIGGER no")
+        change_rows(tmp_path, "DROP TRIGGER no")
     async with opened_store(tmp_path) as store:
         assert store.popularity.was_requested(digest)
 
 
-async def test_a_full_disk_while_staging_returns_the_reservation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reservation_is_released_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened_store(tmp_path) as store:
 
         def refuse_write(*_: object) -> int:
@@ -113,11 +92,11 @@ async def test_a_full_disk_while_staging_returns_the_reservation(
         assert files_below(tmp_path / "staging") == []
 
 
-async def test_another_pickle_row_hides_only_itself(tmp_path: Path) -> None:
+async def test_row_with_a_pickle_does_not_affect_other_rows(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         await store.registries.put_challenge(HUB, "Bearer realm=x")
         await store.tags.put(HUB, "library/debian", "stable", "*/*", TagRecord(Digest.of(b"m"), "a/b", 1, NOW))
-    change(tmp_path, "UPDATE Cache SET mode = 4, value = x'80' WHERE key LIKE 'tag/%'")
+    change_rows(tmp_path, "UPDATE Cache SET mode = 4, value = x'80' WHERE key LIKE 'tag/%'")
     async with opened_store(tmp_path) as store:
         assert store.tags.get(HUB, "library/debian", "stable") == {}
         assert store.registries.challenge(HUB) == "Bearer realm=x"
@@ -126,10 +105,10 @@ async def test_another_pickle_row_hides_only_itself(tmp_path: Path) -> None:
 # -- start
 
 
-async def test_leftovers_of_a_killed_process_are_swept_at_start(tmp_path: Path) -> None:
+async def test_leftovers_of_a_killed_process_are_removed_at_start(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer")
-    killed(tmp_path)
+    mark_as_killed(tmp_path)
     [kept] = blob_files(tmp_path)
     (tmp_path / "staging" / "abc.123").write_bytes(b"half a bl")
     kept.with_name("orphan").write_bytes(b"renamed, but its row was never written")
@@ -139,23 +118,23 @@ async def test_leftovers_of_a_killed_process_are_swept_at_start(tmp_path: Path) 
         assert store.has(digest)
 
 
-async def test_files_are_looked_through_again_only_when_the_store_was_not_closed_in_order(tmp_path: Path) -> None:
+async def test_files_are_listed_only_after_an_unclean_stop(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         await put_blob(store, b"layer")
     [kept] = blob_files(tmp_path)
-    stranger = kept.with_name("stranger")
-    for close, left in ((lambda: None, True), (lambda: killed(tmp_path), False)):
-        stranger.write_bytes(b"")
+    unknown_file = kept.with_name("unknown_file")
+    for close, left in ((lambda: None, True), (lambda: mark_as_killed(tmp_path), False)):
+        unknown_file.write_bytes(b"")
         close()
         async with opened_store(tmp_path):
-            assert stranger.exists() is left
+            assert unknown_file.exists() is left
             index = Index(tmp_path / "store")
             assert index.get("closed") is None
             index.close()
 
 
-async def test_power_cut_does_not_bring_back_that_the_store_was_closed_in_order(tmp_path: Path) -> None:
-    """It takes what was written last to the log and not yet to the database: files of then have no row."""
+async def test_power_cut_does_not_restore_the_row_of_a_clean_stop(tmp_path: Path) -> None:
+    """It may undo what is in the log and not yet in the database; files written after that have no row."""
     async with opened_store(tmp_path) as store:
         await put_blob(store, b"layer")
     async with opened_store(tmp_path) as store:
@@ -168,7 +147,7 @@ async def test_power_cut_does_not_bring_back_that_the_store_was_closed_in_order(
     index.close()
 
 
-async def test_content_that_is_arriving_stays_when_a_damaged_index_is_opened_again(tmp_path: Path) -> None:
+async def test_staged_content_is_kept_when_a_damaged_index_is_opened_again(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digest = Digest.of(b"layer")
         staged = await store.stage(digest, 5)
@@ -182,10 +161,10 @@ async def test_content_that_is_arriving_stays_when_a_damaged_index_is_opened_aga
         blob.close()
 
 
-async def test_a_store_of_a_newer_format_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+async def test_store_of_a_newer_format_is_refused_unchanged(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         await put_blob(store, b"layer")
-    change(tmp_path, "UPDATE Cache SET value = ? WHERE key = 'format'", str(FORMAT + 1))
+    change_rows(tmp_path, "UPDATE Cache SET value = ? WHERE key = 'format'", str(FORMAT + 1))
     (tmp_path / "staging/other").write_bytes(b"another program's")
     before = {path: path.read_bytes() for path in files_below(tmp_path) if path.parent.name != "store"}
     store = Store(tmp_path, 64 * MIB)
@@ -196,10 +175,10 @@ async def test_a_store_of_a_newer_format_is_refused_and_left_as_it_is(tmp_path: 
     assert {path: path.read_bytes() for path in before} == before
 
 
-async def test_a_refused_store_leaves_no_connection_open(tmp_path: Path) -> None:
+async def test_refused_store_leaves_no_open_connection(tmp_path: Path) -> None:
     async with opened_store(tmp_path):
         pass
-    change(tmp_path, "UPDATE Cache SET value = 'x' WHERE key = 'format'")
+    change_rows(tmp_path, "UPDATE Cache SET value = 'x' WHERE key = 'format'")
     store = Store(tmp_path, 64 * MIB)
     with pytest.raises(StoreTooNew):
         store.open()
@@ -207,7 +186,7 @@ async def test_a_refused_store_leaves_no_connection_open(tmp_path: Path) -> None
     gc.collect()  # an open connection warns here
 
 
-async def test_a_damaged_database_costs_the_content_but_not_the_start(tmp_path: Path) -> None:
+async def test_store_with_a_damaged_database_opens_without_content(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer")
     (tmp_path / "store/cache.db").write_bytes(b"\0garbage" * 1000)
@@ -220,7 +199,7 @@ async def test_a_damaged_database_costs_the_content_but_not_the_start(tmp_path: 
 
 
 @pytest.mark.parametrize("pages", [range(8, 190), range(20, 26)])
-async def test_damage_deep_in_the_database_costs_content_but_not_the_start(tmp_path: Path, pages: range) -> None:
+async def test_store_with_damaged_database_pages_can_be_opened(tmp_path: Path, pages: range) -> None:
     async with opened_store(tmp_path) as store:
         await store.links.put(HUB, "library/debian", {Digest.of(str(n).encode()): n for n in range(3000)})
         await put_image(store, b"layer")
@@ -245,30 +224,30 @@ async def test_damage_deep_in_the_database_costs_content_but_not_the_start(tmp_p
         ("retention/clock", "[1]"),
     ],
 )
-async def test_a_row_that_makes_no_sense_does_not_prevent_the_start(tmp_path: Path, key: str, value: object) -> None:
+async def test_malformed_row_does_not_prevent_the_start(tmp_path: Path, key: str, value: object) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer")
         await store.registries.put_challenge(HUB, "x")
-    change(tmp_path, "DELETE FROM Cache WHERE key = ?", key)
-    change(tmp_path, "UPDATE Cache SET key = ?, value = ? WHERE key LIKE 'challenge/%'", key, value)
+    change_rows(tmp_path, "DELETE FROM Cache WHERE key = ?", key)
+    change_rows(tmp_path, "UPDATE Cache SET key = ?, value = ? WHERE key LIKE 'challenge/%'", key, value)
     async with opened_store(tmp_path) as store:
         assert store.has(digest)
 
 
-async def test_a_manifest_row_that_holds_a_pickle_is_not_served(tmp_path: Path) -> None:
+async def test_manifest_row_with_a_pickle_is_not_served(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         image, _ = await put_image(store, b"layer")
-    change(tmp_path, "UPDATE Cache SET mode = 4 WHERE key LIKE 'manifest/%'")
+    change_rows(tmp_path, "UPDATE Cache SET mode = 4 WHERE key LIKE 'manifest/%'")
     async with opened_store(tmp_path) as store:
         assert store.manifest(image) is None
 
 
-async def test_what_is_stored_is_private_after_any_time_that_the_program_did_not_run(tmp_path: Path) -> None:
+async def test_stored_private_content_stays_private_after_a_long_stop(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         kept = await put_blob(store, b"private")
         for digest in (kept, Digest.of(b"gone")):
             await store.private.add(digest, HUB)
-    change(tmp_path, "UPDATE Cache SET expire_time = 1.0 WHERE key LIKE 'private/%'")
+    change_rows(tmp_path, "UPDATE Cache SET expire_time = 1.0 WHERE key LIKE 'private/%'")
     async with opened_store(tmp_path) as store:
         assert store.private.sources(kept) == {HUB}
         assert not store.private.has(Digest.of(b"gone"))
@@ -277,9 +256,7 @@ async def test_what_is_stored_is_private_after_any_time_that_the_program_did_not
 
 
 @pytest.mark.parametrize("place", ["", "store", "staging", "lock"])
-async def test_a_directory_that_cannot_be_used_is_a_storage_error_and_pulls_can_go_on(
-    tmp_path: Path, place: str
-) -> None:
+async def test_unusable_directory_raises_storage_error_until_it_can_be_used(tmp_path: Path, place: str) -> None:
     directory = tmp_path / "cache"
     if place:
         directory.mkdir()
@@ -304,7 +281,7 @@ async def test_a_directory_that_cannot_be_used_is_a_storage_error_and_pulls_can_
     await store.close()
 
 
-async def test_a_second_process_is_refused_until_the_first_has_closed(tmp_path: Path) -> None:
+async def test_second_process_is_refused_until_the_first_has_closed(tmp_path: Path) -> None:
     second = Store(tmp_path, 64 * MIB)
     async with opened_store(tmp_path) as first:
         digest = await put_blob(first, b"layer")
@@ -316,7 +293,7 @@ async def test_a_second_process_is_refused_until_the_first_has_closed(tmp_path: 
     await second.close()
 
 
-async def test_a_store_that_cannot_write_its_last_words_still_lets_go(tmp_path: Path) -> None:
+async def test_store_is_unlocked_when_the_last_write_fails(tmp_path: Path) -> None:
     store = Store(tmp_path, 64 * MIB)
     store.open()
     store.popularity.count_request(Digest.of(b"image"))
@@ -330,7 +307,7 @@ async def test_a_store_that_cannot_write_its_last_words_still_lets_go(tmp_path: 
         os.close(lock)
 
 
-async def test_everything_is_only_for_the_owner(tmp_path: Path) -> None:
+async def test_all_files_are_accessible_to_the_owner_only(tmp_path: Path) -> None:
     old = os.umask(0o022)
     try:
         async with opened_store(tmp_path / "cache") as store:
@@ -347,7 +324,7 @@ async def test_everything_is_only_for_the_owner(tmp_path: Path) -> None:
         os.umask(old)
 
 
-async def test_a_closed_store_finds_nothing_and_refuses_writes(tmp_path: Path) -> None:
+async def test_closed_store_finds_nothing_and_refuses_writes(tmp_path: Path) -> None:
     store = Store(tmp_path, 64 * MIB)
     store.open()
     await store.close()

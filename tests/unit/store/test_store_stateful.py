@@ -1,4 +1,4 @@
-"""After any sequence of operations the store's account equals the disk, and its cap holds (a stateful property)."""
+"""After any sequence of operations, the usage matches the disk and the cap holds (a stateful test)."""
 
 import asyncio
 import os
@@ -30,8 +30,8 @@ LAYERS = [random_bytes(size, size) for size in (0, 1, 90_000, 400_000, 700_000, 
 NUMBERS = st.integers(0, len(LAYERS) - 1)
 
 
-def named(key: str) -> Digest:
-    """The digest in a row's key."""
+def digest_of_key(key: str) -> Digest:
+    """Return the digest in a row's key."""
     return Digest.parse(key.partition("/")[2])
 
 
@@ -49,13 +49,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.now = 1e9
         self.growing: list[Staged] = []
         self.reading: dict[int, tuple[StoredBlob, bytes]] = {}
-        self.begin()
+        self.open_store()
 
-    def begin(self) -> None:
+    def open_store(self) -> None:
         self.store = Store(self.directory, CAPACITY, lambda: self.now)
         self.store.open()
 
-    def do[T](self, work: Coroutine[Any, Any, T]) -> T | None:
+    def run[T](self, work: Coroutine[Any, Any, T]) -> T | None:
         """Run one operation; a full store may refuse it."""
         try:
             return self.runner.run(work)
@@ -65,7 +65,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(target=staged, number=NUMBERS, sized=st.booleans())
     def stage(self, number: int, sized: bool) -> tuple[Staged, int] | None:
         data = LAYERS[number]
-        staged = self.do(self.store.stage(Digest.of(data), len(data) if sized else 0))
+        staged = self.run(self.store.stage(Digest.of(data), len(data) if sized else 0))
         if staged is None:
             return None
         self.growing.append(staged)
@@ -76,7 +76,7 @@ class StoreMachine(RuleBasedStateMachine):
         if one is not None and one[0] in self.growing:
             staged, data = one[0], LAYERS[one[1]]
             part = data[staged.written : staged.written + count]
-            self.do(self.store.extend(staged, staged.written + len(part)))
+            self.run(self.store.extend(staged, staged.written + len(part)))
             if staged.written + len(part) <= staged.reserved:
                 staged.write(part)
 
@@ -86,10 +86,10 @@ class StoreMachine(RuleBasedStateMachine):
             return Digest.of(b"")
         staged, data = one[0], LAYERS[one[1]]
         rest = data[staged.written :]
-        self.do(self.store.extend(staged, len(data)))
+        self.run(self.store.extend(staged, len(data)))
         if len(data) <= staged.reserved:
             staged.write(rest)
-            self.do(self.store.commit(staged))
+            self.run(self.store.commit(staged))
         self.store.finish(staged)
         self.growing.remove(staged)
         return staged.digest
@@ -104,18 +104,18 @@ class StoreMachine(RuleBasedStateMachine):
     def put_manifest(self, layers: list[int], note: int) -> Digest:
         below = [(Digest.of(LAYERS[number]), len(LAYERS[number])) for number in layers]
         body = manifest_of(*below, note="a" * note)
-        self.do(self.store.put_manifest(Digest.of(body), ManifestRecord(OCI_MANIFEST, body)))
+        self.run(self.store.put_manifest(Digest.of(body), ManifestRecord(OCI_MANIFEST, body)))
         return Digest.of(body)
 
     @rule(digest=digests)
-    def ask(self, digest: Digest) -> None:
+    def count_request(self, digest: Digest) -> None:
         self.now += 1.0
         self.store.popularity.count_request(digest)
 
     @rule(target=opened, number=NUMBERS)
     def open_blob(self, number: int) -> int | None:
         data = LAYERS[number]
-        blob = self.do(self.store.open_blob(Digest.of(data)))
+        blob = self.run(self.store.open_blob(Digest.of(data)))
         if blob is None:
             assert not self.store.has(Digest.of(data))
             return None
@@ -131,14 +131,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(digest=digests)
     def remove(self, digest: Digest) -> None:
-        self.do(self.store.remove(digest))
+        self.run(self.store.remove(digest))
         assert not self.store.has(digest)
 
     @rule()
     def restart(self) -> None:
         self.stop()
         sizes = dict(self.store.usage.sizes)
-        self.begin()
+        self.open_store()
         assert self.store.usage.sizes == sizes
 
     def stop(self) -> None:
@@ -150,20 +150,22 @@ class StoreMachine(RuleBasedStateMachine):
         self.runner.run(self.store.close())
 
     @invariant()
-    def account_rows_and_files_agree(self) -> None:
+    def usage_rows_and_files_match(self) -> None:
         with closing(sqlite3.connect(self.directory / "store/cache.db")) as connection:
             found = connection.execute("SELECT key, value, size, filename FROM Cache").fetchall()
         files = {
             str(path.relative_to(self.directory / "store")): path
             for path in files_below(self.directory / "store/blobs")
         }
-        rows = {named(key): (size, name) for key, _, size, name in found if key.startswith("blob/")}
+        rows = {digest_of_key(key): (size, name) for key, _, size, name in found if key.startswith("blob/")}
         manifests = {
-            named(key): len(ManifestRecord.decode(value).body)
+            digest_of_key(key): len(ManifestRecord.decode(value).body)
             for key, value, _, _ in found
             if key.startswith("manifest/")
         }
-        assert sorted(name for _, name in rows.values()) == sorted(files), "a row without its file or the reverse"
+        assert sorted(name for _, name in rows.values()) == sorted(files), (
+            "a row without its file, or a file without its row"
+        )
         for digest, (size, name) in rows.items():
             assert files[name].stat().st_size == size
             assert digest.matches(files[name].read_bytes())
@@ -171,12 +173,12 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.usage.stored == sum(map(size_on_disk, self.store.usage.sizes.values()))
         assert {digest for digest in self.store.usage.sizes if digest in self.store.capacity.retention} == set(
             self.store.usage.sizes
-        ), "content that the policy does not know would never go"
+        ), "content that the policy does not know is never evicted"
         assert self.store.capacity.retention.bytes == self.store.usage.stored
         assert self.store.usage.reserved == sum(staged.reserved for staged in self.growing)
 
     @invariant()
-    def the_cap_holds(self) -> None:
+    def cap_holds(self) -> None:
         assert bytes_on_disk(self.directory) <= CAPACITY
 
     def teardown(self) -> None:
