@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +13,7 @@ from hubcache.serve.messages import Answer, Listener, Result
 from hubcache.transfer import breaker
 from hubcache.transfer.breaker import CircuitOpen
 from support.engine import Cache, running
-from support.http_client import wait_until
 from support.ports import free_port
-from support.program import LISTENERS, Program, running_program
 from support.standin import Fault, Hub, Image, random_bytes
 from support.users import EACH_LISTENER, pull, short_times, until
 
@@ -392,36 +390,3 @@ async def test_stale_answer_names_the_reason_of_the_open_circuit(
     assert answer.result is Result.STALE
     assert f'detail="{address(hub, "registry")} is down: status 502"' in answer.headers["Cache-Status"]
     assert "status 502" in caplog.text
-
-
-# -- through the real proxy ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def program() -> Iterator[Program]:
-    with running_program(hubcache_tag_ttl="0") as running:
-        yield running
-
-
-def test_real_proxy_serves_stored_images_without_waiting_for_a_blackholed_upstream(program: Program) -> None:
-    """With time-outs as in production. The first client of a stale tag waits for a moment, the others do not."""
-    program.reset()
-    doors = [program.client(name) for name in LISTENERS]
-    repo = doors[0].repo
-    image = program.hub.image(repo, "latest")
-    assert doors[0].manifest("latest", repo=repo).status == doors[0].blob(image.layers[0], repo=repo).status == 200
-    program.hub.blackhole()
-    begun = time.monotonic()
-    assert doors[0].manifest("latest", repo=repo).body == image.manifest
-    assert time.monotonic() - begun < 3.5
-    wait_until(lambda: program.health["upstreams_down"])
-    for listener in doors:
-        begun = time.monotonic()
-        for _ in range(5):
-            assert listener.manifest("latest", repo=repo).body == image.manifest
-            assert listener.blob(image.layers[0], repo=repo).body == b"layer"
-        assert listener.manifest("other", repo=repo).failure == (503, "UNAVAILABLE")
-        assert listener.request("POST", f"/v2/{repo}/blobs/uploads/").failure == (503, "UNAVAILABLE")
-        assert time.monotonic() - begun < 2.0 + breaker.WAIT_SECONDS
-    program.reset()
-    program.assert_no_errors()

@@ -1,17 +1,15 @@
 """What is not there: remembered for a short while, so that a typo in a fleet is no storm upstream."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from hubcache.serve.messages import Answer, Change, Forward, Listener
 from support.engine import Cache, running
-from support.program import LISTENERS, Program, running_program
 from support.standin import Fault, Hub
 from support.standin.media import OCI_MANIFEST
-from support.users import EACH_LISTENER, Clock, basic, bearer, until
+from support.users import EACH_LISTENER, Clock, bearer, until
 
 TTL = 30.0
 MISSING = "sha256:" + "0" * 64
@@ -158,33 +156,6 @@ async def test_storm_of_logged_in_clients_at_a_public_repository_is_one_request_
 
 
 # -- through the real proxy ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def program() -> Iterator[Program]:
-    with running_program(hubcache_negative_ttl="3600") as running:
-        yield running
-
-
-@pytest.mark.parametrize("first", ["tag", "repository"])
-@pytest.mark.parametrize("name", LISTENERS)
-def test_push_through_the_proxy_ends_what_is_remembered(program: Program, name: str, first: str) -> None:
-    """Of a new tag, and of a repository that was not there before."""
-    program.reset()
-    hub, listener, pusher = program.hub, program.client(name), program.client("proxy")
-    repo = f"alice/{first}-{name}"
-    hub.user("alice", "alice's")
-    if first == "tag":
-        hub.image(repo, "old")
-    assert listener.manifest("new", repo=repo).status in (401, 404)
-    token = pusher.token(f"repository:{repo}:pull,push", basic("alice", "alice's"))
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": OCI_MANIFEST}
-    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": []}).encode()
-    pushed = pusher.request("PUT", f"/v2/{repo}/manifests/new", headers, body=body)
-    assert pushed.status == 201
-    answer = listener.manifest("new", repo=repo)
-    assert (answer.status, answer.body) == (200, body)
-    program.assert_no_errors()
 
 
 async def test_what_is_remembered_does_not_keep_those_who_were_told(cache: Cache, hub: Hub) -> None:

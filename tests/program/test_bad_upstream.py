@@ -4,10 +4,12 @@ Time-outs are tested in unit/transfer/test_upstream.py and engine/test_faults.py
 """
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from hubcache.transfer import breaker
 from support.http_client import wait_until
 from support.program import LISTENERS, Program, RegistryClient, program_fixtures
 from support.standin import Fault, Image, random_bytes
@@ -240,6 +242,31 @@ def test_blob_whose_size_is_not_that_of_the_manifest_is_refused(client: Registry
     answer = client.blob(digest)
     assert answer.failure == BAD
     assert answer.error["detail"]["expected"] == 6
+
+
+# -- all services
+
+
+def test_stored_image_is_served_without_waiting_for_a_blackholed_upstream(clients: list[RegistryClient]) -> None:
+    """Time-outs are those of production. The first client of a stale tag waits for less than any of them."""
+    first = clients[0]
+    current = image(first)
+    assert first.manifest("latest").status == first.blob(current.layers[0]).status == 200
+    first.wait_until_stored()
+    first.hub.blackhole()
+    begun = time.monotonic()
+    assert first.manifest("latest").body == current.manifest
+    assert time.monotonic() - begun < 3.5
+    wait_until(lambda: first.program.health["upstreams_down"])
+    for client in clients:
+        begun = time.monotonic()
+        for _ in range(5):
+            assert client.manifest("latest", repo=first.repo).body == current.manifest
+            assert client.blob(current.layers[0], repo=first.repo).status == 200
+        assert client.manifest("other", repo=first.repo).failure == UNAVAILABLE
+        assert client.request("POST", f"/v2/{first.repo}/blobs/uploads/").failure == UNAVAILABLE
+        assert time.monotonic() - begun < 2.0 + breaker.WAIT_SECONDS
+    first.program.reset()
 
 
 # -- token service

@@ -48,15 +48,20 @@ def test_pushed_tag_is_served_to_the_next_pull(push_client: RegistryClient, prog
             assert reader.manifest("latest", repo=push_client.repo).headers["cache-status"].startswith("hubcache; hit")
 
 
-def test_pushed_tag_is_served_after_a_404(push_client: RegistryClient, program: Program) -> None:
+@pytest.mark.parametrize("repository_exists", [True, False])
+def test_pushed_tag_is_served_after_a_404(
+    push_client: RegistryClient, program: Program, repository_exists: bool
+) -> None:
+    """For a repository that does not exist, the proxy answers 401, as Docker Hub does."""
     headers = credentials(push_client)
-    layer = push_blob(push_client, b"layer", headers)
-    assert push_manifest(push_client, "other", manifest(layer), headers).status == 201
+    if repository_exists:
+        assert push_manifest(push_client, "other", manifest(), headers).status == 201
     for name in LISTENERS:
-        assert program.client(name).manifest("latest", repo=push_client.repo).status == 404
-    assert push_manifest(push_client, "latest", manifest(layer), headers).status == 201
+        expected = 401 if name == "proxy" and not repository_exists else 404
+        assert program.client(name).manifest("latest", repo=push_client.repo).status == expected
+    assert push_manifest(push_client, "latest", manifest(), headers).status == 201
     for name in LISTENERS:
-        assert program.client(name).manifest("latest", repo=push_client.repo).body == manifest(layer)
+        assert program.client(name).manifest("latest", repo=push_client.repo).body == manifest()
 
 
 def test_refused_push_changes_no_cached_tag(push_client: RegistryClient, program: Program) -> None:
