@@ -10,6 +10,8 @@
 uv_version=0.13.9
 minors="13 14 12 15"  # minor versions of Python 3 to look for, the preferred one first
 downloaded_python=3.13 # the version that uv downloads when none is found
+install_python="install Python 3.12 or newer with venv (Debian 13, Ubuntu 24.04: sudo apt-get install python3-venv; \
+Fedora: sudo dnf install python3), or set HUBCACHE_PYTHON to the path of one"
 root="$(cd -P -- "${BASH_SOURCE[0]%/*}/.." && pwd)"
 venv="$root/.venv"
 work="$root/.uv"
@@ -33,17 +35,60 @@ fail() {
     exit 1
 }
 
-# step TEXT COMMAND...: run a command with its output in the log; when it fails, print one line and exit.
+# elapsed: rewrite the last line of the terminal with the seconds that passed, until it is killed or this script ended.
+elapsed() {
+    local start=$SECONDS
+    while sleep 1 && kill -0 $$ 2>/dev/null; do printf '\r  %d s' $((SECONDS - start)) >&2; done
+}
+
+# advice: print what the user can do about the error in the output of a failed program, which is standard input.
+advice() {
+    local output
+    output=$(cat)
+    shopt -s nocasematch
+    case $output in
+    *certificate?verify?failed* | *"invalid peer certificate"* | *UnknownIssuer* | *self?signed?certificate*)
+        echo "the certificate is not trusted, perhaps because the network inspects TLS: set SSL_CERT_FILE to a PEM" \
+            "file with its CA, or UV_SYSTEM_CERTS=1 when the system trusts that CA"
+        ;;
+    *"no space left"* | *"os error 28)"* | *"disk quota"*)
+        echo "no space left: free 500 MB in $root, or set UV_CACHE_DIR to a directory on another disk"
+        ;;
+    *"permission denied"* | *"os error 13)"* | *"read-only file system"*)
+        echo "no permission to write: run this as the owner of $root and of UV_CACHE_DIR (default ~/.cache/uv)"
+        ;;
+    *"dns error"* | *"failed to lookup"* | *"name resolution"* | *"could not resolve"* | *"failed to resolve"* | \
+        *"connection refused"* | *unreachable* | *"timed out"* | *"tcp connect error"* | *"tunnel error"* | \
+        *"error sending request"* | *"could not connect"*)
+        echo "no connection: check the network, or set HTTPS_PROXY for a proxy, or UV_DEFAULT_INDEX for a package mirror"
+        ;;
+    esac
+    shopt -u nocasematch
+}
+
+# step TEXT COMMAND...: run a command with its output in the log. On a terminal the elapsed seconds are shown. When the
+# command fails, the last line printed says why, and what to do: the value of `next`, or what the output suggests.
 step() {
-    local text=$1 start reason
+    local text=$1 start reason hint ticker='' failed=''
     shift
     say "$text"
     mkdir -p "$work"
     start=$(wc -l 2>/dev/null <"$log" || echo 0)
-    if ! (cd "$root" && "$@") </dev/null >>"$log" 2>&1; then
-        reason=$(tail -n "+$((start + 1))" "$log" | grep -iE '^ *(error|E):' | tail -n 1 || true)
-        fail "failed: $text: ${reason:-exit status not 0} (full output: $log)"
+    if [[ -t 2 ]]; then
+        elapsed 9>&- &
+        ticker=$!
     fi
+    (cd "$root" && "$@") </dev/null >>"$log" 2>&1 || failed=1
+    if [[ -n $ticker ]]; then
+        kill "$ticker"
+        wait "$ticker" 2>/dev/null || true
+        printf '\r\033[K' >&2
+    fi
+    [[ -n $failed ]] || return 0
+    reason=$(tail -n "+$((start + 1))" "$log" | grep -iE '^ *(error|E):' | tail -n 1 || true)
+    hint=$(tail -n "+$((start + 1))" "$log" | advice)
+    hint=${hint:+; $hint}${next:+; $next}
+    fail "failed: $text: ${reason:-exit status not 0}${hint} (full output: $log)"
 }
 
 # Descriptor 9 is the lock: a service that a package starts must not inherit it.
@@ -67,7 +112,8 @@ find_python() {
     local minor directory candidate
     if [[ -n ${HUBCACHE_PYTHON:-} ]]; then
         try "$HUBCACHE_PYTHON" ||
-            fail "HUBCACHE_PYTHON=$HUBCACHE_PYTHON is not a Python >= 3.12 that runs and has ssl and sqlite3"
+            fail "HUBCACHE_PYTHON=$HUBCACHE_PYTHON is not a Python >= 3.12 that runs and has ssl and sqlite3; unset it to use" \
+                "another, or name another"
         return
     fi
     for minor in $minors; do try "python3.$minor" && return; done
@@ -99,11 +145,13 @@ find_host() {
 ensure_uv() {
     local host requirement="uv==$uv_version" installed
     uv="$work/tool/bin/uv"
+    choose_certificates
     installed=$("$uv" --version 2>/dev/null || true)
     [[ $installed == "uv $uv_version" || $installed == "uv $uv_version "* ]] && return
     rm -rf "$work/tool"
     if ! find_host ensurepip && ! find_host pip; then
         if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+            [[ -n $python ]] || command -v python3 >/dev/null || fail "no Python found: $install_python"
             fail "Python has neither venv nor pip; install python3-venv (sudo apt-get install python3-venv)"
         fi
         step "reading the package lists" apt-get -q update
@@ -155,6 +203,11 @@ read_stamp() {
     ((${#made[@]} == 4))
 }
 
+# pip does not read SSL_CERT_FILE, but uv does.
+choose_certificates() {
+    if [[ -n ${SSL_CERT_FILE:-} && -z ${PIP_CERT:-} ]]; then export PIP_CERT="$SSL_CERT_FILE"; fi
+}
+
 # ready GROUP: whether .venv can be used for the group. One made for dev can be used for serve.
 ready() {
     local made
@@ -176,7 +229,7 @@ make_venv() {
     choose_uv_cache
     if [[ -z $python ]]; then
         export UV_PYTHON_INSTALL_DIR="$work/python"
-        step "no Python >= 3.12 found: downloading $downloaded_python" \
+        next=$install_python step "no Python >= 3.12 found: downloading $downloaded_python" \
             "$uv" python install --no-bin "$downloaded_python"
         python=$("$uv" python find --managed-python "$downloaded_python") ||
             fail "uv does not find the Python that it downloaded"
@@ -223,9 +276,13 @@ lock() {
 
 # prepare GROUP: create .venv unless it is ready. GROUP is `serve` or `dev`.
 prepare() {
+    local trouble hint
     ready "$1" && return
-    if ! mkdir -p "$work" 2>/dev/null || [[ ! -w $work || ! -w $root ]]; then
-        fail "cannot set up: no permission to write in $root"
+    trouble=$({ mkdir -p "$work" && : >>"$work/lock"; } 2>&1) || true
+    [[ -n $trouble || -w $root ]] || trouble="permission denied"
+    if [[ -n $trouble ]]; then
+        hint=$(advice <<<"$trouble")
+        fail "cannot set up in $root: ${hint:-$trouble}"
     fi
     lock
     ready "$1" || make_venv "$1"

@@ -1,6 +1,7 @@
 """scripts/serve, scripts/test and the set-up that they share, with stand-ins for Python and uv."""
 
 import os
+import pty
 import re
 import shutil
 import signal
@@ -28,6 +29,7 @@ case "$1" in
 --version) echo "uv VERSION (stand-in)" ;;
 venv) mkdir -p "$target/bin" && ln -sf "$UV_PYTHON_REAL" "$target/bin/python" ;;
 export) touch "$target" ;;
+python) printf '%s\n' "error: Failed to install" "  cause: ${UV_FAILS:-none}" >&2; exit 2 ;;
 pip)
     if [[ $2 == freeze ]]; then
         case "$5" in */newest/*) echo "ruff==2" ;; *) echo "ruff==1" ;; esac
@@ -145,13 +147,14 @@ class Checkout:
         lines = self.calls.read_text().splitlines() if self.calls.exists() else []
         return sum(line.startswith("pip sync") for line in lines)
 
-    def start(self, *arguments: str, **env: str) -> "subprocess.Popen[str]":
+    def start(self, *arguments: str, messages: int = subprocess.PIPE, **env: str) -> "subprocess.Popen[str]":
+        """Start scripts/serve; `messages` is the descriptor for its standard error."""
         return subprocess.Popen(
             [BASH, str(self.root / "scripts/serve"), *arguments],
             env=self.environment | env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=messages,
             text=True,
             start_new_session=True,
         )
@@ -250,6 +253,55 @@ class TestServe:
         checkout.lock.write_text("one\n")
         assert checkout.serve() == (0, f"mitmdump 2 -s {checkout.root}/addon/cache.py\n", "")
 
+    @pytest.mark.parametrize(
+        ("output", "advice"),
+        [
+            ("cause: invalid peer certificate: UnknownIssuer", "set SSL_CERT_FILE to a PEM file with its CA"),
+            ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "or UV_SYSTEM_CERTS=1 when"),
+            ("failed to write: No space left on device (os error 28)", "no space left: free 500 MB in "),
+            ("failed to create directory: Permission denied (os error 13)", "run this as the owner of "),
+            ("cause: failed to lookup address information", "check the network, or set HTTPS_PROXY"),
+        ],
+    )
+    def test_failed_set_up_says_what_to_do(self, checkout: Checkout, output: str, advice: str) -> None:
+        status, _, messages = checkout.serve(UV_FAILS=output)
+        last = messages.splitlines()[-1]
+        assert status == 1
+        assert last.startswith("hubcache: failed: installing the locked dependencies: error: no way; ")
+        assert advice in last
+
+    def test_failed_download_of_python_says_how_to_name_one(self, checkout: Checkout) -> None:
+        program(checkout.python, "exit 1")
+        for name in ("python3.14", "python3.12", "python3.15", "python3"):
+            program(checkout.directory / "bin" / name, "exit 1")
+        status, _, messages = checkout.serve(UV_FAILS="dns error")
+        last = messages.splitlines()[-1]
+        assert status == 1
+        assert last.startswith("hubcache: failed: no Python >= 3.12 found: downloading 3.13: error: Failed to install;")
+        assert "no connection: check the network" in last
+        assert "or set HUBCACHE_PYTHON to the path of one" in last
+
+    def test_directory_that_cannot_be_written_is_named_with_the_cause(self, checkout: Checkout) -> None:
+        shutil.rmtree(checkout.root / ".uv")
+        (checkout.root / ".uv").write_text("a file")
+        status, output, messages = checkout.serve()
+        (line,) = messages.splitlines()
+        assert (status, output) == (1, "")
+        assert line.startswith(f"hubcache: cannot set up in {checkout.root}: ")
+        assert "File exists" in line
+
+    def test_elapsed_seconds_of_a_step_are_shown_on_a_terminal(self, checkout: Checkout) -> None:
+        ours, theirs = pty.openpty()
+        with checkout.start(messages=theirs, UV_SLEEP="2.5") as process:
+            os.close(theirs)
+            shown = b""
+            while b"1 s" not in shown:  # at the end of the program, reading raises `OSError`
+                shown += os.read(ours, 1000)
+            process.communicate(timeout=60)
+        os.close(ours)
+        assert process.returncode == 0
+        assert b"hubcache: installing the locked dependencies\r\n\r  1 s" in shown
+
     def test_two_starts_at_once_set_up_once(self, checkout: Checkout) -> None:
         first, second = checkout.start(UV_SLEEP="1"), checkout.start(UV_SLEEP="1")
         messages = []
@@ -275,6 +327,44 @@ class TestServe:
         program(checkout.root / ".venv/bin/mitmdump", "echo wrong")
         program(checkout.root / ".venv/bin/python", WORKS)
         assert checkout.serve()[1].startswith("mitmdump 2 ")
+
+
+class TestPorts:
+    """--proxy-port and --mirror-port of scripts/serve."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "proxy", "mirror"),
+        [
+            (["--proxy-port", "3128"], 3128, "registry-1.docker.io@5000"),
+            (["--mirror-port=80"], 8080, "registry-1.docker.io@80"),
+            (["--set", "hubcache_registries=ghcr.io=http", "--mirror-port", "80"], 8080, "ghcr.io@80"),
+            (["--set=hubcache_registries=docker.io", "--mirror-port", "80"], 8080, "registry-1.docker.io@80"),
+        ],
+    )
+    def test_ports_become_modes(self, checkout: Checkout, arguments: list[str], proxy: int, mirror: str) -> None:
+        status, output, _ = checkout.serve(*arguments, "-q")
+        assert status == 0
+        assert output.endswith(f" -q --mode regular@{proxy} --mode reverse:{mirror}\n")
+        assert "-port" not in output
+
+    @pytest.mark.parametrize("own", [["--mode", "regular"], ["-mregular"], ["--mode=regular"], ["--set", "mode=x"]])
+    def test_port_beside_a_mode_is_an_error(self, checkout: Checkout, own: list[str]) -> None:
+        status, output, messages = checkout.serve("--mirror-port", "80", *own)
+        assert (status, output) == (1, "")
+        assert re.fullmatch(r"hubcache: \S+( mode)? cannot be combined with --proxy-port or .*\n", messages)
+
+    @pytest.mark.parametrize("port", [["65536"], ["x"], ["0"], []])
+    def test_port_that_is_none_is_an_error(self, checkout: Checkout, port: list[str]) -> None:
+        status, output, messages = checkout.serve("--mirror-port", *port)
+        assert (status, output) == (1, "")
+        assert messages.startswith("hubcache: --mirror-port: ")
+        assert "is not a port number" in messages
+
+    def test_help_needs_no_set_up(self, checkout: Checkout) -> None:
+        status, output, messages = checkout.serve("--help")
+        assert (status, messages) == (0, "")
+        assert "--mirror-port N" in output
+        assert not (checkout.root / ".venv").exists()
 
 
 class TestGroups:
