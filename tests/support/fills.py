@@ -1,4 +1,4 @@
-"""Fills with a store and an upstream of their own."""
+"""Fills with a store and an upstream."""
 
 import os
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.errors import HubcacheError
 from hubcache.store.store import Store
 from hubcache.transfer import fills as fills_module
-from hubcache.transfer import session as http_module
+from hubcache.transfer import session
 from hubcache.transfer.fill import Fill
 from hubcache.transfer.fills import Fills
 from hubcache.transfer.sources import FillSource, UpstreamSource
@@ -26,8 +26,8 @@ DIGEST = Digest.of(LAYER)
 
 
 @dataclass
-class Room:
-    """A store, its fills, and the upstream they fetch from."""
+class FillHarness:
+    """A store, its fills, and the upstream that they download from."""
 
     store: Store
     fills: Fills
@@ -56,11 +56,13 @@ class Room:
             await source.close()
 
     async def failure(self, fill: Fill) -> HubcacheError:
+        """Wait until the fill has failed, and return its error."""
         with pytest.raises(HubcacheError) as caught:
             await fill.wait_stored()
         return caught.value
 
-    def left_nothing(self) -> bool:
+    def has_left_nothing(self) -> bool:
+        """Whether store, usage and staging contain nothing of the blob, and no fill runs."""
         return (
             not self.store.has(DIGEST)
             and self.store.usage.used == 0
@@ -69,17 +71,17 @@ class Room:
         )
 
 
-def room_fixture() -> Any:
-    """A fixture for such a room, where nobody waits for long."""
+def fill_harness_fixture() -> Any:
+    """Return a fixture for such a harness, with short back-off and time-outs."""
 
     @pytest.fixture
-    async def room(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
+    async def harness(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FillHarness]:
         monkeypatch.setattr(fills_module, "_BACKOFF_SECONDS", 0.005)
-        monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 1.0)
+        monkeypatch.setattr(session, "PROGRESS_SECONDS", 1.0)
         hub.image(REPO, "stable", [LAYER])
         async with opened_store(tmp_path) as store, line_to(hub) as line:
             fills = Fills(store, line.seen, store.index.staging_failed)
-            yield Room(store, fills, line, tmp_path)
+            yield FillHarness(store, fills, line, tmp_path)
             await fills.close()
 
-    return room
+    return harness

@@ -1,1 +1,1 @@
-"""The words of the OCI specifications: digests, references, media types, manifests, errors. Pure."""
+"""Types of the OCI specifications: digests, references, media types, manifests, errors. Free of side effects."""

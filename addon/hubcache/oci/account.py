@@ -1,4 +1,4 @@
-"""The configured account."""
+"""The account for a registry, as configured."""
 
 import base64
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Account:
-    """Name and password for a token service; without a repr, so that the password reaches no log."""
+    """User name and password for a token service. It has no repr, so that the password is not logged."""
 
     username: str
     password: str
 
     @property
     def authorization(self) -> str:
-        """The `Authorization` value (RFC 7617, UTF-8)."""
+        """The value of `Authorization` (RFC 7617, in UTF-8)."""
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()

@@ -1,16 +1,21 @@
-"""Addresses that mean this machine or its own link: no upstream may send anybody there, and no client."""
+"""Recognizes local addresses: those of this machine, of its link, and of cloud metadata services.
+
+Neither an upstream nor a client may make the proxy connect to one.
+"""
 
 import ipaddress
 
 _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")))
-"""Metadata services of AWS over IPv6, Alibaba, Azure and Oracle, which are not link-local; 169.254.169.254 is."""
+"""Metadata services of AWS over IPv6, Alibaba, Azure and Oracle. Others use 169.254.169.254, which is link-local."""
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An address without its zone, and an IPv4 one that is mapped into IPv6 (RFC 4291 section 2.5.5.2) as IPv4; raises
-    `ValueError`."""
+    """Parse an IP address without its zone; an IPv4 address mapped into IPv6 (RFC 4291 section 2.5.5.2) becomes IPv4.
+
+    Raises `ValueError`.
+    """
     found = ipaddress.ip_address(text.partition("%")[0])
     return getattr(found, "ipv4_mapped", None) or found
 
@@ -18,9 +23,9 @@ def parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 def is_local_address(text: str) -> bool:
     """Whether an IP address is loopback, unspecified, link-local, multicast or a cloud's metadata service.
 
-    RFC 6890 for the ranges. Of 0.0.0.0/8 ("this network") Linux takes at least 0.0.0.0 for itself. IPv4 addresses
-    inside of IPv6 ones (RFC 4291 section 2.5.5, RFC 6052, RFC 3056) are what they are outside. Private networks are not
-    inner: a registry and its CDN may well be in one. What is no address is not inner.
+    The ranges are those of RFC 6890. Linux treats at least 0.0.0.0 of 0.0.0.0/8 ("this network") as itself. IPv4
+    addresses embedded in IPv6 ones (RFC 4291 section 2.5.5, RFC 6052, RFC 3056) count as IPv4. Addresses of private
+    networks are not local, since a registry and its CDN may be in one. Returns False for text that is not an address.
     """
     try:
         found = parse_address(text)
@@ -35,5 +40,6 @@ def is_local_address(text: str) -> bool:
 
 
 def _embedded(found: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address that is embedded in an IPv6 address, if any."""
     is_compatible = found.packed[:12] == bytes(12) and found.packed[12:] > b"\0\0\0\1"  # not :: and not ::1
     return ipaddress.IPv4Address(found.packed[12:]) if is_compatible or found in _NAT64 else found.sixtofour

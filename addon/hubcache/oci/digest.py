@@ -1,4 +1,4 @@
-"""Content digests (OCI image-spec, descriptor.md, "Digests") and their verification while bytes flow."""
+"""Content digests (OCI image-spec, descriptor.md, "Digests"), and their verification while bytes arrive."""
 
 import hashlib
 import re
@@ -10,9 +10,10 @@ _is_digest = re.compile(r"sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}").fullmatch
 
 
 class Digest(str):
-    """The text of a digest of a registered algorithm, parsed: make one with `parse` or `of`, and it is never malformed.
+    """A digest of a registered algorithm. `parse` and `of` create it, so that it is never malformed.
 
-    It is a `str` because the store has hundreds of thousands of them as keys: made, hashed and compared in C.
+    It is a `str` because the store has hundreds of thousands of digests as keys, which are then created, hashed and
+    compared in C.
     """
 
     __slots__ = ()
@@ -26,17 +27,17 @@ class Digest(str):
 
     @classmethod
     def of(cls, data: bytes) -> Self:
-        """The sha256 digest of `data`."""
+        """Return the sha256 digest of `data`."""
         return cls(f"sha256:{hashlib.sha256(data).hexdigest()}")
 
     @property
     def algorithm(self) -> str:
-        """What comes before the colon, as `hashlib` names it."""
+        """The part before the colon, a name that `hashlib` knows."""
         return self.partition(":")[0]
 
     @property
     def hex(self) -> str:
-        """What comes after the colon."""
+        """The part after the colon."""
         return self.partition(":")[2]
 
     def matches(self, data: bytes) -> bool:
@@ -45,7 +46,7 @@ class Digest(str):
 
 
 class Verifier:
-    """Hashes and counts content as it arrives; `finish` tells whether it was what the digest promises."""
+    """Hashes and counts content as it arrives, and verifies size and digest at the end."""
 
     def __init__(self, digest: Digest, size: int | None) -> None:
         self.digest = digest
@@ -54,7 +55,7 @@ class Verifier:
         self._hash = hashlib.new(digest.algorithm)
 
     def update(self, data: bytes) -> None:
-        """Take the next bytes; raises `BadUpstream` as soon as there are more than promised."""
+        """Add the next bytes; raises `BadUpstream` as soon as there are more than `size`."""
         self.received += len(data)
         if self.size is not None and self.received > self.size:
             raise BadUpstream(
@@ -64,7 +65,7 @@ class Verifier:
         self._hash.update(data)
 
     def finish(self) -> None:
-        """Raise `BadUpstream` unless size and digest are as promised."""
+        """Raise `BadUpstream` unless size and digest match."""
         if self.size is not None and self.received != self.size:
             raise BadUpstream(
                 "upstream sent fewer bytes than it promised",

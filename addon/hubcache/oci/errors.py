@@ -1,7 +1,7 @@
-"""Errors with the codes of the OCI distribution spec.
+"""Errors, with the codes of the distribution spec ("Error Codes").
 
-Every error that a client may see is a `RegistryError`; it carries the HTTP status and renders the JSON body that
-clients parse. Anything else (an upstream that lies, a store that is full) is translated into one of these in `serve`.
+Every error that a client may receive is a `RegistryError`; it has an HTTP status and renders the JSON body that clients
+parse. `serve` translates other errors (a full store) into one of these, or answers without the store.
 """
 
 import json
@@ -9,21 +9,22 @@ from typing import ClassVar, Self
 
 
 class HubcacheError(Exception):
-    """Root of all errors this package raises."""
+    """Base class of all errors that this package raises."""
 
     def without_traceback(self) -> Self:
-        """The same error, never raised. One that is kept and raised many times would keep the frames of all who were
-        told it, with all that their clients said."""
+        """Return an equal error that was never raised. One that is kept and raised repeatedly would keep the frames of
+        all requests that received it, with their headers."""
         error = type(self).__new__(type(self), *self.args)
         vars(error).update(vars(self))
         return error
 
 
 class RegistryError(HubcacheError):
-    """An error to be answered to a client as `{"errors": [{"code", "message", "detail"}]}`.
+    """An error that a client receives as `{"errors": [{"code", "message", "detail"}]}`.
 
-    Codes and statuses: OCI distribution-spec, "Error Codes"; those outside the spec's table (`UNAVAILABLE`,
-    `RANGE_INVALID`, `UNKNOWN`) are distribution's own, which all clients know.
+    Codes and statuses are those of the distribution spec, "Error Codes". The codes outside the spec's table
+    (`UNAVAILABLE`, `RANGE_INVALID`, `UNKNOWN`) are those of the implementation distribution/distribution, which all
+    clients know.
     """
 
     status: ClassVar[int] = 500
@@ -34,18 +35,18 @@ class RegistryError(HubcacheError):
         self.message = message
         self.detail = detail
 
-    def add_context(self, what: str) -> None:
-        """Say of what this is an error, before it is raised again."""
-        self.message = f"{what}: {self.message}"
+    def add_context(self, context: str) -> None:
+        """Prefix the message, before the error is raised again."""
+        self.message = f"{context}: {self.message}"
         self.args = (self.message,)
 
     def body(self) -> bytes:
-        """The JSON body of the answer."""
+        """Return the JSON body of the response."""
         error = {"code": self.code, "message": self.message, "detail": self.detail}
         return json.dumps({"errors": [error]}).encode()
 
     def headers(self) -> dict[str, str]:
-        """Headers beside `Content-Type` that belong to this error."""
+        """Return the headers of the response, without `Content-Type`."""
         return {}
 
 
@@ -68,13 +69,13 @@ class ManifestInvalid(RegistryError):
 
 
 class HeaderInvalid(RegistryError):
-    """RFC 9110 section 5.5: a header of the request has a value that no header may have."""
+    """A header of the request has an invalid value (RFC 9110 section 5.5)."""
 
     status, code = 400, "UNSUPPORTED"
 
 
 class NameUnknown(RegistryError):
-    """There is nothing under this path."""
+    """The path names nothing that this server has."""
 
     status, code = 404, "NAME_UNKNOWN"
 
@@ -92,7 +93,7 @@ class BlobUnknown(RegistryError):
 
 
 class Unauthorized(RegistryError):
-    """The anonymous view may not see this; `challenge` is what makes a logged-in client authenticate and ask again."""
+    """Anonymous clients have no access; `challenge` makes a logged-in client authenticate and repeat the request."""
 
     status, code = 401, "UNAUTHORIZED"
 
@@ -111,13 +112,13 @@ class Denied(RegistryError):
 
 
 class Unsupported(RegistryError):
-    """The request is of a kind that this door does not serve."""
+    """This listener does not serve requests of this kind."""
 
     status, code = 405, "UNSUPPORTED"
 
 
 class RangeInvalid(RegistryError):
-    """RFC 9110 section 15.5.17: no byte of the representation is inside the range asked for."""
+    """The requested range contains no byte of the content (RFC 9110 section 15.5.17)."""
 
     status, code = 416, "RANGE_INVALID"
 
@@ -143,7 +144,7 @@ class TooManyRequests(RegistryError):
 
 
 class BadUpstream(RegistryError):
-    """The upstream answered, but with something that cannot be served: wrong bytes, wrong length, not a manifest."""
+    """The upstream sent a response that cannot be served: wrong bytes, wrong length, not a manifest."""
 
     status, code = 502, "UNAVAILABLE"
 
@@ -155,46 +156,46 @@ class Unavailable(RegistryError):
 
 
 class UpstreamNotContacted(Unavailable):
-    """The upstream was not even tried."""
+    """No request was sent to the upstream."""
 
 
 class FillCancelled(RegistryError):
-    """What was being fetched is not fetched to its end, because nobody waits for it."""
+    """A fill was cancelled because no client waits for it."""
 
     status, code = 503, "UNAVAILABLE"
 
 
 class ContentTooLarge(RegistryError):
-    """RFC 9110 section 15.5.14: the request's body is larger than this proxy reads."""
+    """The request's body is larger than this proxy accepts (RFC 9110 section 15.5.14)."""
 
     status, code = 413, "SIZE_INVALID"
 
 
 class HeadersTooLarge(RegistryError):
-    """RFC 6585 section 5: the request's head is larger than this proxy reads."""
+    """The request's head is larger than this proxy accepts (RFC 6585 section 5)."""
 
     status, code = 431, "UNSUPPORTED"
 
 
 class StorageError(HubcacheError):
-    """The store cannot take or give content (full, unwritable, damaged). Pulls go on without it."""
+    """The store cannot store or read content (full, not writable, damaged). Pulls continue without it."""
 
 
 class StoreDamaged(StorageError):
-    """The index is not what it was written as; it has to be begun anew."""
+    """The index is corrupt; it must be rebuilt."""
 
 
 class ContentDamaged(StorageError):
-    """Stored content is not what its digest says, or the disk cannot read it."""
+    """Stored content does not match its digest, or the disk cannot read it."""
 
 
 class NotStored(StorageError):
-    """Content is not to be stored, by the rules: nothing is wrong, it is passed on."""
+    """The admission policy does not store this content, which is passed on. Not a failure."""
 
 
 class StoreTooNew(HubcacheError):
-    """The store directory was written by a later format than this program reads."""
+    """The store directory has a newer format than this program reads."""
 
 
 class ConfigError(HubcacheError):
-    """An option has a value that cannot be used; the message names option, value and what is expected."""
+    """An option has an invalid value; the message names the option, its value and what is expected."""

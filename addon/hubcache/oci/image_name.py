@@ -1,4 +1,4 @@
-"""Names of images as people write them."""
+"""Parses image names as docker does."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -20,8 +20,8 @@ class ImageName:
     def parse(cls, text: str) -> Self:
         """Parse `debian`, `debian:12`, `owner/name@sha256:…`, `ghcr.io/owner/name:tag`; raises `RegistryError`.
 
-        As docker reads it: the first part is a host if it has a dot or a colon or is `localhost`; without a host it is
-        Docker Hub's, and without an owner the repository is in `library/`.
+        The first part is a host if it contains a dot or a colon or is `localhost`. Without a host the image is Docker
+        Hub's, and without a namespace its repository is in `library/`.
         """
         name, at, digest = text.strip().partition("@")
         host, slash, rest = name.partition("/")

@@ -1,16 +1,16 @@
-"""The one reader of JSON that clients and upstreams send: bounded, and with one kind of error."""
+"""Reads JSON that clients and upstreams send: bounded, and with one kind of error."""
 
 import json
 
 MAX_JSON = 1 << 20
-"""Bytes of a document that are read. Manifests have a bound of their own, in `manifest`."""
+"""Default limit in bytes. Manifests have their own limit, in `manifest`."""
 
 
 def read_json(text: bytes, most: int = MAX_JSON) -> object:
-    """The value of a document of at most `most` bytes; raises `ValueError` for a larger one, and for what is no JSON.
+    """Return the value of a document of up to `most` bytes; raises `ValueError` for others and invalid JSON.
 
-    Python's own reader raises `RecursionError` for arrays nested a few thousand deep, and `UnicodeDecodeError` (a
-    `ValueError`) for bytes that are no text; who catches the first must know of it, and many a place did not.
+    `json.loads` raises `RecursionError` for arrays that are nested thousands deep, which callers do not expect, and
+    `UnicodeDecodeError` (a `ValueError`) for bytes that are not text.
     """
     if len(text) > most:
         raise ValueError(f"more than {most} bytes of JSON")

@@ -1,4 +1,7 @@
-"""What the cache must know of a manifest: which content it refers to. The raw bytes are kept, never re-serialised."""
+"""Parses the content that a manifest refers to (OCI image-spec, manifest.md and image-index.md).
+
+The store keeps the raw bytes of a manifest; they are never serialised again.
+"""
 
 from dataclasses import dataclass
 
@@ -7,21 +10,21 @@ from .errors import DigestInvalid, ManifestInvalid
 from .json_reader import read_json
 
 MAX_MANIFEST = 4 << 20
-"""Bytes; the cap of distribution and containerd. A larger manifest is refused."""
+"""Bytes; the limit of distribution/distribution and containerd. Larger manifests are refused."""
 
 MAX_DESCRIPTORS = 2_000
 """Descriptors of one manifest. Real ones have far fewer: dockerd refuses more than 127 layers (overlay2's limit is
-128), the largest official indexes have some 40 entries, attestations included, and fallback tags one for each
-signature. Each costs a row of the store, and 4 MiB have room for 40,000."""
+128), the largest official image indexes have some 40 entries, including attestations, and fallback tags have one for
+each signature. Each costs a row in the store's index, and 4 MiB can contain 40,000."""
 
 _MAX_OBJECTS, _MAX_VALUES = 4 * MAX_DESCRIPTORS, 20 * MAX_DESCRIPTORS
-"""Braces and commas of a manifest, which are counted before it is parsed: a descriptor has a platform and annotations,
-of some fields each. To parse 4 MiB of small values takes 40 ms, in which nobody else is served."""
+"""Limits of braces and commas in a manifest, which are counted before it is parsed: a descriptor has a platform and
+annotations, with some fields each. Parsing 4 MiB of small values takes 40 ms, in which no other client is served."""
 
 _ATTESTS = "vnd.docker.reference.digest"
 _KIND = "vnd.docker.reference.type"
 _ATTESTATION = "attestation-manifest"
-"""How BuildKit marks in an index the manifest with the attestations of another (moby/buildkit,
+"""How BuildKit marks the manifest with another one's attestations in an image index (moby/buildkit,
 docs/attestations/attestation-storage.md)."""
 
 
@@ -29,8 +32,8 @@ docs/attestations/attestation-storage.md)."""
 class Descriptor:
     """A reference from a manifest to other content (OCI image-spec, descriptor.md).
 
-    `size` in bytes; `platform` as os/architecture/variant, for a manifest that an index refers to; `attests` is the
-    manifest of the same index whose attestations are in this one.
+    `size` in bytes; `platform` as os/architecture/variant, for a manifest in an image index; `attests` is the manifest
+    of the same image index whose attestations this one contains.
     """
 
     digest: Digest
@@ -41,17 +44,17 @@ class Descriptor:
 
 
 def parse_manifest(body: bytes) -> tuple[Descriptor, ...]:
-    """The content a manifest or index refers to, in order; raises `ManifestInvalid`.
+    """Return the descriptors of a manifest or image index, in order; raises `ManifestInvalid`.
 
-    Image manifests (config, layers), indexes (manifests), artifact manifests (blobs) and JSON of media types not
-    known here (no references) are all accepted: what a manifest means is the client's business. More than
-    `MAX_DESCRIPTORS` are refused, before any of them is looked at.
+    Image manifests (config, layers), image indexes (manifests), artifact manifests (blobs) and JSON of unknown media
+    types (no descriptors) are all accepted: clients decide what a manifest means. More than `MAX_DESCRIPTORS` are
+    refused before any of them is parsed.
     """
     return _references(_document(body))
 
 
 def parse_image_index(body: bytes) -> tuple[Descriptor, ...]:
-    """As `parse_manifest`, for what must be an index, if only an empty one (Go writes an empty list as `null`)."""
+    """Parse an image index like `parse_manifest`; it may be empty (Go writes an empty list as `null`)."""
     document = _document(body)
     if "manifests" not in document:
         raise ManifestInvalid("not an image index")
@@ -105,13 +108,13 @@ def _descriptor(item: object, *, is_manifest: bool) -> Descriptor:
 
 
 def _attested(annotations: object) -> Digest | None:
-    """The manifest that annotations of an index's entry say this one has the attestations of."""
+    """Return the manifest that an image index entry has the attestations of, by its annotations."""
     if not isinstance(annotations, dict) or annotations.get(_KIND) != _ATTESTATION:
         return None
     try:
         return Digest.parse(str(annotations.get(_ATTESTS)))
     except DigestInvalid:
-        return None  # an annotation is free text, and what it says here concerns nothing but prefetching
+        return None  # an annotation is free text, and this one matters for prefetching only
 
 
 def _platform(value: object) -> str | None:

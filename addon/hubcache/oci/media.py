@@ -1,4 +1,4 @@
-"""Media types of manifests, and the `Accept` negotiation that decides what a tag answers."""
+"""Media types of manifests, and normalized `Accept` headers (RFC 9110 section 12.5.1)."""
 
 import re
 
@@ -11,25 +11,25 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 OCTET_STREAM = "application/octet-stream"
 
-INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 COMMON_TYPES = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
 
 _ALL_COMMON = ", ".join(COMMON_TYPES)
-"""One object for all who remember it."""
+"""One string object, which many records share."""
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 """RFC 6838 section 4.2."""
 
 _MAX_TYPES = 32
 _MAX_LENGTH = 255
-"""Characters of a media type (RFC 6838 section 4.2 allows 127 for each half)."""
+"""Characters of a media type (RFC 6838 section 4.2 allows 127 on each side of the slash)."""
 
 
 def normalize_accept(accept: str | None) -> str:
-    """The `Accept` header to send upstream for a client's; equal results mean "would get the same answer".
+    """Return the `Accept` header to send upstream for a client's header; equal results mean equal responses.
 
     dockerd, containerd, podman and skopeo all list the four common types beside various older ones, so they share one
-    value. A client that leaves one of the four out (it cannot handle an index, say) gets a value of its own and so
-    what the upstream would give it. Ranges with `q=0` are refusals. More than 32 types are cut: no client sends them.
+    value. A client that omits one of the four (because it does not support image indexes) gets a value of its own, and
+    so the response that the upstream would send to it. Types with `q=0` are not accepted. After 32 types the rest is
+    dropped: no client sends more.
     """
     accepted = set()
     for item in (accept or "*/*").split(","):
@@ -44,10 +44,11 @@ def normalize_accept(accept: str | None) -> str:
 
 
 def media_type_of(body: bytes) -> str | None:
-    """The media type of a manifest as its bytes tell it; None where they do not (schema 1, or no manifest at all).
+    """Return the media type that a manifest's bytes show; None where they do not (schema 1, or not a manifest).
 
-    By the field `mediaType`, else by the structure (OCI image-spec, manifest.md and image-index.md: the field is
-    optional there). What a registry says is not asked: it may be another's content that it speaks of.
+    This is the field `mediaType`, or else follows from the structure: the field is optional (OCI image-spec,
+    manifest.md and image-index.md). A registry's `Content-Type` is not used, since another registry may have sent the
+    content.
     """
     try:
         document = read_json(body, MAX_MANIFEST)
@@ -55,9 +56,9 @@ def media_type_of(body: bytes) -> str | None:
         return None
     if not isinstance(document, dict):
         return None
-    told = document.get("mediaType")
-    if isinstance(told, str) and _TYPE.fullmatch(told):
-        return told
+    media_type = document.get("mediaType")
+    if isinstance(media_type, str) and _TYPE.fullmatch(media_type):
+        return media_type
     if document.get("schemaVersion") == 1:
         return None
     if isinstance(document.get("manifests"), list):

@@ -1,4 +1,5 @@
-"""The URL grammar of the distribution spec ("Endpoints"), and what it says a name, a tag and a range may be."""
+"""Parses URL paths, names, tags and ranges (distribution spec, "Endpoints" and "Pulling manifests"; RFC 9110
+section 14.2)."""
 
 import re
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ _FALLBACK = re.compile(r"sha256-([0-9a-f]{64})(?:\.[A-Za-z0-9._-]+)?")
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,19})-([0-9]{0,19})[ \t]*")
 
 MAX_NAME = 255
-"""Characters in a repository name; the Hub and distribution refuse longer ones."""
+"""Characters of a repository name; Docker Hub and distribution/distribution refuse longer ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """`GET /v2/`: "do you speak this API, and must I authenticate?"."""
+    """`GET /v2/`, by which clients find out whether the API is supported and whether they must authenticate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class ReferrersTarget:
 
 @dataclass(frozen=True, slots=True)
 class OtherTarget:
-    """Anything else (uploads, tag lists, catalog, unknown paths); `repository` when the path names one."""
+    """Any other path (uploads, tag lists, catalog, unknown paths); `repository` when the path names one."""
 
     repository: str | None
 
@@ -58,14 +59,14 @@ type Target = Ping | ManifestTarget | BlobTarget | ReferrersTarget | OtherTarget
 
 
 def parse_name(text: str) -> str:
-    """Check a repository name; raises `NameInvalid`."""
+    """Return a repository name if it is valid; raises `NameInvalid`."""
     if len(text) > MAX_NAME or _NAME.fullmatch(text) is None:
         raise NameInvalid("invalid repository name", {"name": text[:MAX_NAME]})
     return text
 
 
 def parse_reference(text: str) -> str | Digest:
-    """Parse what follows `/manifests/`; raises `DigestInvalid` or `ManifestInvalid`."""
+    """Parse a tag or digest; raises `DigestInvalid` or `ManifestInvalid`."""
     if ":" in text:
         return Digest.parse(text)
     if _TAG.fullmatch(text) is None:
@@ -76,8 +77,8 @@ def parse_reference(text: str) -> str | Digest:
 def parse_target(path: str) -> Target:
     """Parse the path of a URL (a query is ignored); raises `NameInvalid`, `DigestInvalid` or `ManifestInvalid`.
 
-    Percent-encoding is decoded segment by segment (some clients encode the colon of a digest); an encoded slash or a
-    malformed escape has no meaning in any registry path and is refused.
+    Percent-encoding is decoded segment by segment (some clients encode the colon of a digest). Encoded slashes and
+    malformed escapes have no meaning in registry paths and are refused.
     """
     segments = [_decode(segment) for segment in path.partition("?")[0].split("/")]
     if segments[:2] != ["", "v2"]:
@@ -95,7 +96,7 @@ def parse_target(path: str) -> Target:
 
 
 def uploaded_digest(query: str) -> Digest | None:
-    """The blob that an upload ends with: `digest` (distribution spec, "Pushing blobs"), or that a POST mounts."""
+    """Return the blob that a request uploads (`digest`; distribution spec, "Pushing blobs") or mounts (`mount`)."""
     parameters = parse_qs(query)
     for name in ("digest", "mount"):
         if name in parameters:
@@ -107,14 +108,14 @@ def uploaded_digest(query: str) -> Digest | None:
 
 
 def is_api_path(path: str) -> bool:
-    """Whether a path is one of the registry API; hosts of registries also have pages and older APIs (`/v1/search`)."""
+    """Whether a path belongs to the registry API; their hosts also have web pages and older APIs (`/v1/search`)."""
     return path == "/v2" or path.startswith("/v2/")
 
 
 def subject_of_tag(tag: str) -> Digest | None:
-    """The digest that a fallback tag is about; None for any other tag.
+    """Return the digest that a fallback tag belongs to; None for other tags.
 
-    `sha256-HEX` is what clients ask for where a registry has no referrers API ("Backwards Compatibility"); cosign adds
+    Clients request `sha256-HEX` where a registry has no referrers API ("Backwards Compatibility"); cosign appends
     `.sig`, `.att` or `.sbom`.
     """
     found = _FALLBACK.fullmatch(tag)
@@ -122,21 +123,23 @@ def subject_of_tag(tag: str) -> Digest | None:
 
 
 def fallback_tag(subject: Digest) -> str:
-    """The tag that lists the referrers of a digest where a registry has no referrers API ("Referrers Tag Schema")."""
+    """Return the tag that lists a digest's referrers where there is no referrers API ("Referrers Tag Schema")."""
     return f"{subject.algorithm[:32]}-{subject.hex[:64]}"
 
 
 def referrers_query(query: str) -> str:
-    """The query of a referrers request with its parameters in one order, so that equal questions have equal text.
+    """Return the query of a referrers request with sorted parameters, so that equivalent requests have equal queries.
 
-    `ns` is left out: it names the registry (see `Interception.place_in_mirror`), and is no part of the question.
+    `ns` is removed: it names the registry (see `Interception.place_in_mirror`) and does not affect the result.
     """
-    text = query.encode(errors="replace").decode()  # bytes that are no text came as surrogates, which have no encoding
+    text = query.encode(
+        errors="replace"
+    ).decode()  # bytes that are not UTF-8 arrive as surrogates, which cannot be encoded
     return urlencode(sorted((name, value) for name, value in parse_qsl(text, True) if name != "ns"))
 
 
 def _repository_of(rest: list[str]) -> str | None:
-    """The repository in the path of an upload or a tag list, if it is one."""
+    """Return the repository in the path of an upload or a tag list, None for other paths."""
     for marker in (["blobs", "uploads"], ["blobs", "upload"], ["tags", "list"]):  # "upload": ghcr.io
         for at in range(len(rest) - len(marker), 0, -1):
             if rest[at : at + len(marker)] == marker:
@@ -146,6 +149,7 @@ def _repository_of(rest: list[str]) -> str | None:
 
 
 def _decode(segment: str) -> str:
+    """Decode the percent-encoding of a path segment; raises `NameInvalid`."""
     if "%" not in segment:
         return segment
     if _BAD_ESCAPE.search(segment):
@@ -161,17 +165,17 @@ def _decode(segment: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Half-open interval of byte positions, `0 <= start < end`."""
+    """A half-open interval of byte positions, `0 <= start < end`."""
 
     start: int
     end: int
 
 
 def parse_range(header: str | None, size: int) -> ByteRange | None:
-    """The one range that a `Range` header asks for of a body of `size` bytes, or None for the whole body.
+    """Return the range that a `Range` header requests of a body of `size` bytes; None for the whole body.
 
-    RFC 9110 section 14.2: a malformed header or another unit is ignored. Several ranges are answered with the whole
-    body, as the section allows; no registry client asks for them. Raises `RangeInvalid` when nothing is satisfiable.
+    A malformed header and other units are ignored (RFC 9110 section 14.2). Requests for several ranges get the whole
+    body, as the section allows; no registry client sends them. Raises `RangeInvalid` for an unsatisfiable range.
     """
     match = _RANGE.fullmatch(header) if header else None
     if match is None or match[1] == match[2] == "":
@@ -180,7 +184,7 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
         start, end = max(0, size - int(match[2])), size
         satisfiable = int(match[2]) > 0
         if satisfiable and size == 0:
-            return None  # satisfiable by section 14.1.2, but no part of nothing can be named
+            return None  # satisfiable by section 14.1.2, but `Content-Range` cannot express it
     else:
         start, end = int(match[1]), size
         if match[2] != "":

@@ -1,4 +1,4 @@
-"""Registrable domains: the part of a host name that one owner registered, by the Public Suffix List."""
+"""Registrable domains, the parts of host names that their owners registered (Public Suffix List)."""
 
 from publicsuffixlist import PublicSuffixList
 
@@ -6,8 +6,9 @@ _LIST = PublicSuffixList()
 
 
 def registrable_domain(host: str) -> str:
-    """`docker.io` for `registry-1.docker.io`; the host itself where it is a public suffix or has one label.
+    """Return the registrable domain of a host: `docker.io` for `registry-1.docker.io`.
 
-    A top-level domain that is not on the list (.local, .internal) is a suffix all the same.
+    This is the host itself where it is a public suffix or has one label. Top-level domains that are not in the list
+    (.local, .internal) count as suffixes.
     """
     return _LIST.privatesuffix(host.lower()) or host.lower()

@@ -1,4 +1,4 @@
-"""A registry that this proxy caches: the host that clients name, and where it is really reached."""
+"""A registry that this proxy caches: the host name that clients use, and the URL of its upstream."""
 
 import re
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ HUB_HOST = "registry-1.docker.io"
 HUB_REALM = "https://auth.docker.io/token"
 HUB_SERVICE = "registry.docker.io"
 HUB_INDEX_HOST = "index.docker.io"
-"""What go-containerregistry (crane, ko, kaniko, cosign) calls the Hub; it serves the same API as `HUB_HOST`."""
+"""Docker Hub's name in go-containerregistry (crane, ko, kaniko, cosign); it serves the same API as `HUB_HOST`."""
 HUB_NAMESPACES = frozenset({"docker.io", HUB_INDEX_HOST, HUB_HOST})
 """Values of `?ns=` that mean Docker Hub (containerd and newer dockerd send `docker.io`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """`host` as clients write it (lower case, with a port if not 443); `upstream` is an origin URL without a path."""
+    """A registry: `host` as clients write it (lower case, with a port unless 443), and `upstream`, an origin URL."""
 
     host: str
     upstream: str
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse `HOST` or `HOST=UPSTREAM_URL`; raises `ConfigError`. Any name of the Hub means `HUB_HOST`."""
+        """Parse `HOST` or `HOST=UPSTREAM_URL`; raises `ConfigError`. All names of Docker Hub become `HUB_HOST`."""
         host, separator, upstream = text.strip().partition("=")
         host = host.strip().lower()
         if host.removesuffix(":443") in HUB_NAMESPACES:
@@ -42,7 +42,7 @@ class Registry:
 
     @property
     def hostname(self) -> str:
-        """The host without a port, brackets of IPv6 removed."""
+        """The host without port, and without the brackets of an IPv6 address."""
         return urlsplit(f"//{self.host}").hostname or self.host
 
     @property
@@ -52,17 +52,17 @@ class Registry:
 
     @property
     def is_hub(self) -> bool:
-        """Whether this is Docker Hub, whatever its upstream."""
+        """Whether this is Docker Hub, with any upstream."""
         return self.host == HUB_HOST
 
     @property
     def realm(self) -> str | None:
-        """The token realm that clients are told when it is known without asking: only the Hub's is."""
+        """The token realm for clients where it is known without a request, which is so for Docker Hub only."""
         return HUB_REALM if self.is_hub else None
 
     @property
     def namespace(self) -> str:
-        """What clients call this registry in image names and in `?ns=`."""
+        """The name of this registry in image names and in `?ns=`."""
         return "docker.io" if self.is_hub else self.host
 
     def matches_namespace(self, namespace: str) -> bool:
@@ -72,6 +72,7 @@ class Registry:
 
 
 def _origin(url: str, text: str) -> str:
+    """Return the origin of a URL without a default port; raises `ConfigError`, which quotes `text`."""
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -1,7 +1,6 @@
-"""A stand-in for Docker Hub: registry, token service and CDN on loopback, with a request log and switchable faults.
+"""A stand-in for Docker Hub: registry, token service and CDN on loopback, with a request log and faults.
 
-Start with :class:`Hub`; give it content with ``hub.image(...)``, read ``hub.log``, break it with
-``hub.faults.add(Fault(...))``.
+Start a `Hub`, add content with `hub.image(...)`, read `hub.log`, add faults with `hub.faults.add(Fault(...))`.
 """
 
 from .content import Image, Synthetic, random_bytes

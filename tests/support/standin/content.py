@@ -1,4 +1,4 @@
-"""Content of the stand-in Hub kept in memory, and the bodies that answers are made of."""
+"""Content of the stand-in Hub in memory, and the bodies of its responses."""
 
 import functools
 import hashlib
@@ -14,17 +14,17 @@ MIB = 1024 * 1024
 
 
 def sha256(data: bytes) -> str:
-    """The digest of *data* in its written form, ``sha256:…``."""
+    """Return the digest of `data` as text, `sha256:…`."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def random_bytes(size: int, seed: int | str = 0) -> bytes:
-    """*size* bytes that compress badly and are the same in every run for the same *seed*."""
+    """Return `size` bytes that do not compress and are the same in every run with the same `seed`."""
     return random.Random(seed).randbytes(size)
 
 
 class Body(Protocol):
-    """Bytes of an answer that need not be in memory."""
+    """The bytes of a response, which need not be in memory."""
 
     @property
     def size(self) -> int: ...
@@ -33,8 +33,8 @@ class Body(Protocol):
 
 
 @dataclass(frozen=True)
-class Held:
-    """A body that is in memory."""
+class BytesBody:
+    """A body in memory."""
 
     data: bytes
 
@@ -62,7 +62,7 @@ def _synthetic_digest(size: int, seed: int | str) -> str:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """A large body made on the fly: a 1 MiB pattern, each copy beginning with its own offset."""
+    """A large body that is generated: copies of a 1 MiB pattern, each of which begins with its own offset."""
 
     size: int
     seed: int | str = 0
@@ -72,7 +72,7 @@ class Synthetic:
         return _synthetic_digest(self.size, self.seed)
 
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes from *start* to *stop*, for comparison in tests."""
+        """Return the bytes from `start` to before `stop`, for comparison in tests."""
         pattern, parts, at = _pattern(self.seed), [], start
         while at < stop:
             index, offset = at - at % MIB, at % MIB
@@ -91,7 +91,7 @@ class Synthetic:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A stored manifest: its exact bytes and what it is."""
+    """A stored manifest: its bytes and media type."""
 
     body: bytes
     media_type: str
@@ -103,7 +103,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Image:
-    """An image or an index that was put into the Hub, with all a test may want to compare."""
+    """An image or image index in the Hub, with everything that tests compare."""
 
     repo: str
     tag: str | None
@@ -114,7 +114,7 @@ class Image:
     platform: str = ""
     images: dict[str, "Image"] = field(default_factory=dict)
     attestations: dict[str, "Image"] = field(default_factory=dict)
-    """Of an index, by the platform that they are about."""
+    """Attestations of an image index, by the platform that they describe."""
 
     @property
     def digest(self) -> str:
@@ -122,14 +122,14 @@ class Image:
 
     @property
     def blobs(self) -> tuple[str, ...]:
-        """Digests of config and layers, of all platforms of an index."""
+        """Digests of config and layers, for all platforms of an image index."""
         own = (self.config, *self.layers) if self.config else ()
         return own + tuple(digest for image in self.images.values() for digest in image.blobs)
 
 
 @dataclass
 class Repository:
-    """What one repository holds; blobs are visible only in repositories they were put into."""
+    """The content of one repository; a blob is visible only in repositories that it was put into."""
 
     blobs: dict[str, Body] = field(default_factory=dict)
     manifests: dict[str, Manifest] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class Repository:
 
 
 class Memory:
-    """Repositories in memory; every method may be used while the server runs."""
+    """Repositories in memory; all methods may be called while the server runs."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -166,7 +166,7 @@ class Memory:
         ]
 
     def put_manifest(self, repo: str, reference: str | None, body: bytes, media_type: str) -> str:
-        """Store *body* and let *reference*, when it is a tag, point at it; returns the digest."""
+        """Store `body`, and set the tag `reference` to it unless that is a digest; returns the digest."""
         stored = Manifest(body, media_type)
         self.repository(repo).manifests[stored.digest] = stored
         if reference is not None and ":" not in reference:
@@ -175,7 +175,7 @@ class Memory:
 
     def put_blob(self, repo: str, data: bytes | Synthetic) -> str:
         digest = data.digest if isinstance(data, Synthetic) else sha256(data)
-        self.repository(repo).blobs[digest] = data if isinstance(data, Synthetic) else Held(data)
+        self.repository(repo).blobs[digest] = data if isinstance(data, Synthetic) else BytesBody(data)
         return digest
 
     def image(
@@ -193,7 +193,7 @@ class Memory:
         config_type: str = "",
         layer_type: str = "",
     ) -> Image:
-        """Put an image (OCI, or Docker schema 2) made of *layers*; *subject* makes it a referrer of another image."""
+        """Put an image (OCI, or Docker schema 2) with these layers; `subject` makes it a referrer of another image."""
         digests = [self.put_blob(repo, layer) for layer in layers]
         os, _, arch = platform.partition("/")
         if config is None:
@@ -224,8 +224,8 @@ class Memory:
     def index(
         self, repo: str, tag: str | None, images: Mapping[str, Image], *, docker: bool = False, attested: bool = False
     ) -> Image:
-        """Put an image index whose entries are *images*, by platform (``linux/arm64`` or ``linux/arm/v7``), with an
-        attestation of each as BuildKit makes them where *attested*."""
+        """Put an image index of `images` by platform (`linux/arm64` or `linux/arm/v7`); with `attested` it has an
+        attestation for each, as BuildKit creates them."""
         kind = media.DOCKER_LIST if docker else media.OCI_INDEX
         entries = []
         for platform, image in images.items():
@@ -255,7 +255,9 @@ class Memory:
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, indent=3).encode()  # as the Hub's own: indented, so re-serialising changes the digest
+    return json.dumps(
+        document, indent=3
+    ).encode()  # indented like Docker Hub's, so that serialising it again changes the digest
 
 
 def _size(blob: bytes | Synthetic) -> int:
@@ -267,7 +269,7 @@ def _descriptor(body: bytes, media_type: str) -> dict[str, Any]:
 
 
 def subject_of(body: bytes) -> str | None:
-    """The digest of a manifest's ``subject``."""
+    """Return the digest of a manifest's `subject`, None without one."""
     subject = _object(body).get("subject", {}).get("digest")
     return None if subject is None else str(subject)
 
@@ -285,7 +287,7 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def platform_digest(index: Manifest, os: str = "linux", arch: str = "amd64") -> str | None:
-    """The digest an index names for a platform."""
+    """Return the digest that an image index has for a platform, None without one."""
     entries: Iterable[dict[str, Any]] = _object(index.body).get("manifests", [])
     for entry in entries:
         described = entry.get("platform", {})

@@ -1,4 +1,4 @@
-"""Faults of the stand-in Hub: what goes wrong, for which requests, how often."""
+"""Faults of the stand-in Hub: which requests they affect, how often, and how."""
 
 import threading
 from collections.abc import Mapping
@@ -8,62 +8,61 @@ from fnmatch import fnmatchcase
 
 @dataclass
 class Fault:
-    """One fault. The first group limits it, the second replaces the answer, the third spoils the real answer.
+    """One fault. The first group of fields selects requests, the second replaces the response, the third modifies it.
 
-    *kind* is a glob over ping, token, manifest, blob, cdn, upload, tags, referrers and other; *path* one over path and
-    query.
-    Combine what makes sense; ``Fault(kind="cdn", rate=50_000, close_after=70_000)`` is slow, then breaks off.
+    `kind` is a glob for ping, token, manifest, blob, cdn, upload, tags, referrers and other; `path` a glob for path and
+    query. Fields can be combined: `Fault(kind="cdn", rate=50_000, close_after=70_000)` is slow, then breaks off.
     """
 
     kind: str = "*"
     method: str = "*"
     path: str = "*"
     times: int | None = None
-    """How many requests it hits; None: until removed."""
+    """Number of requests that it affects; None: until it is removed."""
     after: int = 0
-    """How many matching requests pass unharmed first."""
+    """Number of matching requests that it does not affect first."""
 
     status: int | None = None
-    """Answer this status with *body*; 401 at the registry carries the usual challenge."""
+    """Respond with this status and `body`; the registry's 401 has the usual challenge."""
     body: bytes | str | Mapping[str, object] = b""
     content_type: str | None = None
-    """Default: JSON for a mapping, HTML for text that begins with ``<``, plain text otherwise."""
+    """Default: JSON for a mapping, HTML for text that begins with `<`, else plain text."""
     redirect: str | None = None
-    """Answer 307 to this URL, or ``loop``: to the same URL again and again."""
+    """Respond with 307 to this URL; `loop` is the URL of the request itself."""
     blackhole: bool = False
-    """Never answer; the connection stays open until the client leaves or the fault is removed."""
+    """Never respond; the connection stays open until the client closes it or the fault is removed."""
     reset: bool = False
-    """Close the connection instead of answering."""
+    """Close the connection instead of responding."""
 
     delay: float = 0.0
-    """Seconds before the headers go out."""
+    """Seconds before the headers are sent."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Headers added to the answer or replaced in it."""
+    """Headers that are added to the response, or replaced in it."""
     drop: tuple[str, ...] = ()
-    """Headers left out of the answer."""
+    """Headers that are removed from the response."""
     chunked: bool = False
-    """No Content-Length: Transfer-Encoding chunked."""
+    """Send no Content-Length, but Transfer-Encoding chunked."""
     length: int | None = None
-    """A wrong Content-Length; the connection closes after the real body."""
+    """Send this wrong Content-Length, and close the connection after the real body."""
     close_after: int | None = None
-    """Close after so many body bytes."""
+    """Close the connection after this many bytes of the body."""
     extra: int = 0
-    """So many bytes follow the real body; inside the body when *chunked*, else past the announced length."""
+    """Number of bytes that follow the real body; part of the body when `chunked`, else after the declared length."""
     corrupt_at: int | None = None
-    """Flip the bits of the body byte at this offset of the answer."""
+    """Flip the bits of the byte at this offset of the body."""
     rate: int | None = None
-    """Bytes per second of this connection."""
+    """Bytes per second on this connection."""
     pause_after: int | None = None
-    """Hold the body after so many bytes until *release* is set; removing the fault sets it."""
+    """Pause the body after this many bytes until `release` is set; removing the fault sets it."""
     release: threading.Event = field(default_factory=threading.Event)
     hits: int = 0
-    """How many requests it has hit."""
+    """Number of requests that it has affected."""
 
     def matches(self, kind: str, method: str, path: str) -> bool:
         return fnmatchcase(kind, self.kind) and fnmatchcase(method, self.method) and fnmatchcase(path, self.path)
 
     def answer(self) -> tuple[bytes | Mapping[str, object], str]:
-        """The replacing body and its content type."""
+        """Return the replacement body and its content type."""
         if isinstance(self.body, Mapping):
             return self.body, self.content_type or "application/json"
         data = self.body.encode() if isinstance(self.body, str) else self.body
@@ -72,7 +71,7 @@ class Fault:
 
 
 class Faults:
-    """The faults in force; the first one that matches a request hits it."""
+    """The active faults; the first one that matches a request affects it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -84,18 +83,18 @@ class Faults:
         return fault
 
     def remove(self, fault: Fault) -> None:
-        """End one fault; whoever it holds is let go."""
+        """Remove one fault, and resume the responses that it paused."""
         with self._lock:
             self._faults = [other for other in self._faults if other is not fault]
         fault.release.set()
 
     def clear(self) -> None:
-        """End all faults."""
+        """Remove all faults."""
         for fault in list(self._faults):
             self.remove(fault)
 
     def take(self, kind: str, method: str, path: str) -> Fault | None:
-        """The fault that hits this request, counted."""
+        """Return the fault that affects this request, and count it."""
         with self._lock:
             for fault in self._faults:
                 if not fault.matches(kind, method, path) or fault.times == 0:

@@ -1,4 +1,4 @@
-"""The stand-in Hub itself: three listeners in a thread of their own."""
+"""The stand-in Hub: three listeners in a thread of their own."""
 
 import asyncio
 import contextlib
@@ -31,14 +31,14 @@ from .uploads import Uploads
 T = TypeVar("T")
 LISTENERS = ("registry", "token", "cdn")
 PORTS = range(20_000, 32_000)
-"""Below the range of ephemeral ports, so that a stopped listener finds its port free again."""
+"""Ports below the ephemeral range, so that the port of a stopped listener stays free."""
 
 
 class Hub:
-    """Docker Hub on loopback. Use as a context manager; everything public may be used from any thread, at any time.
+    """Docker Hub on loopback, a context manager. All public attributes may be used from any thread at any time.
 
-    *backend_url*: take content from that registry and forward pushes to it; else content is in memory.
-    *tls*: speak TLS with a certificate of a CA in :attr:`ca_file`, good for localhost, 127.0.0.1 and *names*.
+    With `backend_url`, content is read from that registry and pushes are forwarded to it; else content is in memory.
+    With `tls` the listeners use TLS, with a certificate of the CA in `ca_file` for localhost, 127.0.0.1 and `names`.
     """
 
     def __init__(self, *, tls: bool = False, names: Sequence[str] = (), backend_url: str | None = None) -> None:
@@ -48,26 +48,26 @@ class Hub:
         self.faults = Faults()
         self.log: list[Record] = []
         self.violations: list[str] = []
-        """What no client may ever do, such as credentials sent to the CDN."""
+        """Things that no client may do, such as sending credentials to the CDN."""
         self.service = "registry.docker.io"
         self.realm = ""
-        """The token service's address in challenges; reset it to test others."""
+        """The realm in challenges; tests may set another."""
         self.auth = True
-        """Whether the registry asks for tokens at all."""
+        """Whether the registry requires tokens."""
         self.redirects = True
-        """Whether blobs are redirected to the CDN; else the registry serves them itself."""
+        """Whether the registry redirects to the CDN for blobs; else it serves them itself."""
         self.referrers = False
-        """Whether the referrers API exists; else it answers 404."""
+        """Whether the registry has the referrers API; else it responds with 404."""
         self.referrers_page: int | None = None
-        """How many referrers are listed on a page; None: all."""
+        """Referrers per page; None: all on one page."""
         self.ratelimit: int | None = None
         self.ratelimit_window = 21600
         self.remaining = 0
         self.single_use = False
-        """Whether connections die at their second request, as behind load balancers that forget them."""
+        """Whether connections are closed at their second request, as by load balancers that forget them."""
         self._used = weakref.WeakSet[asyncio.BaseTransport]()
         self.rate: int | None = None
-        """Bytes per second of every answer, where no fault says otherwise."""
+        """Bytes per second of every response, unless a fault has another rate."""
         self.cdn_host = "127.0.0.1"
         self.ports: dict[str, int] = {}
         self.ca_file: Path | None = None
@@ -81,7 +81,7 @@ class Hub:
         self._holes: dict[str, list[socket.socket]] = {}
         self._closing = contextlib.ExitStack()
 
-    # life
+    # -- start and stop
 
     def __enter__(self) -> Self:
         if self._tls:
@@ -112,21 +112,21 @@ class Hub:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
     def start(self, *names: str) -> None:
-        """Open listeners (default: all that are closed), each on the port it had before."""
+        """Start listeners (default: all that are stopped), each on the port that it had before."""
         for name in names or LISTENERS:
             self._fill_hole(name)
             if name not in self._runners:
                 self._run(self._start(name))
 
     def stop(self, *names: str) -> None:
-        """Close listeners and their connections (default: all); new connections are refused."""
+        """Stop listeners and close their connections (default: all); new connections are refused."""
         for name in names or LISTENERS:
             self._fill_hole(name)
             if runner := self._runners.pop(name, None):
                 self._run(runner.cleanup())
 
     def blackhole(self, *names: str) -> None:
-        """Let new connections to listeners time out, unlike :meth:`stop`; :meth:`start` ends it."""
+        """Make connecting to listeners time out, unlike after `stop`; `start` ends this."""
         for name in names or LISTENERS:
             self.stop(name)
             hole = socket.socket()
@@ -134,7 +134,7 @@ class Hub:
             hole.bind(("127.0.0.1", self.ports[name]))
             hole.listen(0)
             self._holes[name] = [hole]
-            for _ in range(4):  # a full backlog makes the kernel drop every further SYN
+            for _ in range(4):  # with a full backlog the kernel drops further SYNs
                 plug = socket.socket()
                 plug.setblocking(False)
                 plug.connect_ex(hole.getsockname())
@@ -162,11 +162,11 @@ class Hub:
         raise OSError("no free port for the stand-in Hub")
 
     def url(self, listener: str = "registry") -> str:
-        """The address of a listener, without a slash at the end."""
+        """Return the URL of a listener, without a slash at the end."""
         host = self.cdn_host if listener == "cdn" else "localhost"
         return f"{'https' if self._tls else 'http'}://{host}:{self.ports[listener]}"
 
-    # requests
+    # -- requests
 
     async def _handle(self, listener: str, request: web.Request) -> web.StreamResponse:
         transport = request.transport
@@ -201,7 +201,7 @@ class Hub:
         return await self._registry.answer(request, record, name)
 
     async def write(self, request: web.Request, repo: str, kind: str, name: str) -> Reply:
-        """Take a push."""
+        """Respond to a push."""
         if isinstance(self.backend, Remote):
             return await self.backend.write(request)
         reply = await self._uploads.write(request, repo, kind, name)
@@ -209,31 +209,32 @@ class Hub:
             reply.headers = {"OCI-Subject": subject, **reply.headers}
         return reply
 
-    # log
+    # -- log
 
     def requests(self, **wanted: str | int | None) -> list[Record]:
-        """Records whose fields (listener, method, path, repo, kind, status, token, user) match; text may be a glob."""
+        """Return the records with these fields (listener, method, path, repo, kind, status, token, user); text may be
+        a glob."""
         return [record for record in list(self.log) if record.matches(**wanted)]
 
     def count(self, **wanted: str | int | None) -> int:
-        """How many requests match; without arguments: all."""
+        """Return the number of requests that match; without arguments, of all."""
         return len(self.requests(**wanted))
 
     def sent(self, **wanted: str | int | None) -> int:
-        """Body bytes sent for the requests that match."""
+        """Return the bytes of bodies that were sent for the requests that match."""
         return sum(record.sent for record in self.requests(**wanted))
 
     def reset_log(self) -> None:
         self.log.clear()
 
-    # content and accounts
+    # -- content and accounts
 
     def blob(self, repo: str, data: bytes | Synthetic) -> str:
         """Put a blob; returns its digest."""
         return self.memory.put_blob(repo, data)
 
     def manifest(self, repo: str, ref: str | None, body: bytes, media_type: str) -> str:
-        """Put any bytes as a manifest under a tag, or under a digest, true or not; returns the digest."""
+        """Put any bytes as a manifest with a tag, or with a digest, which may be wrong; returns the digest."""
         if ref is not None and ":" in ref:
             self.memory.repository(repo).manifests[ref] = Manifest(body, media_type)
             return ref
@@ -242,30 +243,30 @@ class Hub:
     def image(
         self, repo: str, tag: str | None, layers: Sequence[bytes | Synthetic] = (b"layer",), **more: Any
     ) -> Image:
-        """Put an image; :meth:`Memory.image` has the options: platform, annotations, docker, subject and others."""
+        """Put an image; `Memory.image` describes the options: platform, annotations, docker, subject and others."""
         return self.memory.image(repo, tag, layers, **more)
 
     def index(
         self, repo: str, tag: str | None, images: Mapping[str, Image], *, docker: bool = False, attested: bool = False
     ) -> Image:
-        """Put an image index (or Docker manifest list) of images already in *repo*, *attested* as BuildKit does it."""
+        """Put an image index (or Docker manifest list) of images that are in `repo`; see `Memory.index`."""
         return self.memory.index(repo, tag, images, docker=docker, attested=attested)
 
     def user(self, name: str, password: str) -> None:
-        """Add an account; it may push to its own namespace ``name/…`` and to private repositories it is a user of."""
+        """Add an account. It may push to its own namespace `name/…` and to private repositories with it as a user."""
         self.accounts.passwords[name] = password
 
     def private(self, repo: str, users: Mapping[str, str] | Iterable[str] = ()) -> None:
-        """Make *repo* private to *users*: names of accounts, or names and passwords of new ones."""
+        """Make `repo` private to `users`: names of accounts, or names and passwords of new ones."""
         for name, password in users.items() if isinstance(users, Mapping) else ():
             self.user(name, password)
         self.accounts.private[repo] = set(users)
 
     def public(self, repo: str) -> None:
-        """Make *repo* public again."""
+        """Make `repo` public again."""
         self.accounts.private.pop(repo, None)
 
     def limit(self, remaining: int | None, limit: int = 100, window: int = 21600) -> None:
-        """Turn on the rate limit with so many manifest GETs left; None turns it off."""
+        """Set the rate limit, with this many manifest GETs remaining; None removes it."""
         self.ratelimit = None if remaining is None else limit
         self.remaining, self.ratelimit_window = remaining or 0, window

@@ -1,4 +1,4 @@
-"""Media types and the ``Accept`` negotiation of a tag, as Docker Hub does it."""
+"""Media types, and parsing of `Accept` as Docker Hub does it."""
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -14,7 +14,7 @@ MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
 
 
 def accepted(values: list[str]) -> set[str] | None:
-    """The media types a client takes, from its ``Accept`` header lines; None when it takes anything."""
+    """Return the media types in `Accept` headers; None when all are accepted."""
     types = {item.partition(";")[0].strip().lower() for value in values for item in value.split(",")} - {""}
     if not types or types & {"*/*", "application/*"}:
         return None

@@ -1,4 +1,4 @@
-"""The three services of the stand-in Hub: each turns a request into a reply."""
+"""The three services of the stand-in Hub, each of which responds to a request with a `Reply`."""
 
 import datetime
 import hashlib
@@ -29,7 +29,7 @@ WRITES = ("POST", "PUT", "PATCH", "DELETE")
 
 
 def classify(listener: str, path: str) -> tuple[str, str, str]:
-    """Kind, repository and last part (reference, digest, upload id) of a request path."""
+    """Return kind, repository and last segment (reference, digest, upload id) of a request path."""
     if listener == "cdn":
         found = re.fullmatch(r"/blobs/(.+)/([^/]+)", path)
         return "cdn", found[1] if found else "", found[2] if found else ""
@@ -60,7 +60,7 @@ class Part:
 
 
 def ranged(body: Body, wanted: str | None, headers: dict[str, str]) -> Reply:
-    """*body*, or the one range that was asked for, or 416."""
+    """Return `body`, the requested range of it, or 416."""
     headers = headers | {"Accept-Ranges": "bytes"}
     found = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted or "")
     if found is None or not (found[1] or found[2]):
@@ -75,20 +75,20 @@ def ranged(body: Body, wanted: str | None, headers: dict[str, str]) -> Reply:
 
 
 class Registry:
-    """The service behind ``registry-1.docker.io``."""
+    """The service of `registry-1.docker.io`."""
 
     def __init__(self, hub: "Hub") -> None:
         self._hub = hub
 
     def challenge(self, scope: str = "", reason: str = "") -> Reply:
-        """401 with the Bearer challenge."""
+        """Return a 401 with the Bearer challenge."""
         value = f'Bearer realm="{self._hub.realm}",service="{self._hub.service}"'
         value += f',scope="{scope}"' if scope else ""
         value += f',error="{reason}"' if reason else ""
         return error(401, "UNAUTHORIZED", "authentication required", {"WWW-Authenticate": value})
 
     def _refused(self, record: Record, request: web.Request) -> Reply | None:
-        """The 401 for a request whose token does not allow it."""
+        """Return the 401 for a request that its token does not permit, else None."""
         state, token = self._hub.accounts.find(request.headers.get("Authorization"))
         record.token, record.user = state, token.user if token else ""
         if not self._hub.auth:
@@ -127,7 +127,7 @@ class Registry:
         return await self._referrers(request, repo, name)
 
     async def _referrers(self, request: web.Request, repo: str, digest: str) -> Reply:
-        """Filtered by ``artifactType``, and in pages whose links name the registry's own address."""
+        """Return referrers filtered by `artifactType`, in pages whose links have the registry's own address."""
         headers = {"Content-Type": media.OCI_INDEX}
         found = await self._hub.backend.referrers(repo, digest)
         if wanted := request.query.get("artifactType"):
@@ -190,7 +190,7 @@ class Registry:
 
 
 class TokenService:
-    """The service behind ``auth.docker.io``: GET with Basic, or POST with an OAuth 2 password grant."""
+    """The service of `auth.docker.io`: GET with Basic, or POST with an OAuth 2 password grant."""
 
     def __init__(self, hub: "Hub") -> None:
         self._hub = hub
@@ -225,18 +225,18 @@ class TokenService:
 
 
 class Cdn:
-    """The blob store behind the registry's redirects, which serves signed addresses only."""
+    """The blob store that the registry redirects to; it serves signed URLs only."""
 
     def __init__(self, hub: "Hub", key: bytes) -> None:
         self._hub, self._key = hub, key
         self.lifetime = 1200
-        """Seconds a signed address is good for."""
+        """Seconds for which a signed URL is valid."""
 
     def _signature(self, path: str, expires: str) -> str:
         return hmac.new(self._key, f"{path}\n{expires}".encode(), hashlib.sha256).hexdigest()
 
     def sign(self, path: str) -> str:
-        """A full address for *path* with an expiry and a signature."""
+        """Return the URL for `path` with an expiry time and a signature."""
         expires = str(int(time.time()) + self.lifetime)
         query = f"X-Expires={expires}&X-Signature={self._signature(path, expires)}"
         return f"{self._hub.url('cdn')}{quote(path, safe='/:')}?{query}"

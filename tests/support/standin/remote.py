@@ -1,4 +1,4 @@
-"""A real registry behind the stand-in Hub: content is read from it, pushes are forwarded to it."""
+"""A real registry as the backend of the stand-in Hub: content is read from it, pushes are forwarded to it."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class RemoteBody:
 
 
 class Remote:
-    """Content of the registry at *base* (``http://localhost:5001``), which asks for no credentials."""
+    """The content of the registry at `base` (`http://localhost:5001`), which requires no credentials."""
 
     def __init__(self, base: str) -> None:
         self.base = base.rstrip("/")
@@ -41,7 +41,7 @@ class Remote:
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """The client; made on first use, in the server's own event loop."""
+        """The HTTP session; created on first use, in the server's own event loop."""
         if self._session is None:
             self._session = aiohttp.ClientSession(auto_decompress=False)
         return self._session

@@ -1,4 +1,4 @@
-"""Answers of the stand-in Hub, and how they go out: paced, logged, and spoiled by a fault."""
+"""Responses of the stand-in Hub, and how they are sent: paced, logged, and modified by a fault."""
 
 import asyncio
 import contextlib
@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from aiohttp import web
 from multidict import CIMultiDict
 
-from .content import Body, Held
+from .content import Body, BytesBody
 from .faults import Fault
 from .requestlog import Record
 
 
 @dataclass
 class Reply:
-    """An answer before it is sent; a HEAD sends only the size of *body*."""
+    """A response before it is sent; in response to a HEAD, only the size of `body` is sent."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -31,12 +31,12 @@ def json_reply(status: int, document: object, headers: Mapping[str, str] | None 
 def error(
     status: int, code: str, message: str, headers: Mapping[str, str] | None = None, detail: object = None
 ) -> Reply:
-    """An error in the form of the distribution spec."""
+    """Return an error in the form of the distribution spec."""
     return json_reply(status, {"errors": [{"code": code, "message": message, "detail": detail}]}, headers)
 
 
 def replaced(fault: Fault, url: str) -> Reply | None:
-    """The answer a fault puts in place of the real one, if it does."""
+    """Return the response that a fault puts in place of the real one, None if it does not replace it."""
     if fault.redirect is not None:
         return Reply(307, {"Location": url if fault.redirect == "loop" else fault.redirect})
     if fault.status is None:
@@ -48,15 +48,15 @@ def replaced(fault: Fault, url: str) -> Reply | None:
 
 
 class _CutError(Exception):
-    """The body ends here, whatever was announced."""
+    """The body ends here, whatever length was declared."""
 
 
 async def _until(done: Callable[[], bool]) -> None:
-    while not done():  # noqa: ASYNC110 - what is waited for happens in the test's thread
+    while not done():  # noqa: ASYNC110 - the event is set by another thread, the test's
         await asyncio.sleep(0.005)
 
 
-async def _spoiled(chunks: AsyncIterator[bytes], fault: Fault) -> AsyncIterator[bytes]:
+async def _modified(chunks: AsyncIterator[bytes], fault: Fault) -> AsyncIterator[bytes]:
     at = 0
     if fault.close_after == 0:
         raise _CutError
@@ -88,7 +88,7 @@ async def _paced(chunks: AsyncIterator[bytes], rate: int) -> AsyncIterator[bytes
 async def send(
     request: web.Request, reply: Reply, record: Record, fault: Fault | None, rate: int | None
 ) -> web.StreamResponse:
-    """Send *reply* as *fault* spoils it, at *rate* bytes per second, and fill in *record*."""
+    """Send `reply` as `fault` modifies it, at `rate` bytes per second, and complete `record`."""
     fault = fault or Fault()
     await asyncio.sleep(fault.delay)
     if fault.blackhole:
@@ -98,7 +98,7 @@ async def send(
         if transport is not None:
             transport.close()
         return web.Response()
-    body = Held(reply.body) if isinstance(reply.body, bytes) else reply.body
+    body = BytesBody(reply.body) if isinstance(reply.body, bytes) else reply.body
     headers = CIMultiDict(reply.headers)
     headers.update(fault.headers)
     for name in fault.drop:
@@ -113,12 +113,12 @@ async def send(
     if bodiless:
         await response.write_eof()
         return response
-    chunks = _spoiled(body.chunks(0, body.size), fault)
+    chunks = _modified(body.chunks(0, body.size), fault)
     rate = fault.rate or rate
     cut = False
     try:
         async for chunk in _paced(chunks, rate) if rate else chunks:
-            record.sent += len(chunk)  # before: who reads the log may be told of it by the client
+            record.sent += len(chunk)  # before the write: the test may read the log as soon as the client has the bytes
             await response.write(chunk)
     except _CutError:
         cut = True
@@ -130,6 +130,6 @@ async def send(
     elif surplus:
         transport.write(surplus)
         transport.close()
-    with contextlib.suppress(ConnectionError):  # a connection that a fault has just closed
+    with contextlib.suppress(ConnectionError):  # a fault has just closed the connection
         await response.write_eof()
     return response

@@ -1,4 +1,4 @@
-"""The log of what reached the stand-in Hub."""
+"""Records of the requests that reached the stand-in Hub."""
 
 import time
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 @dataclass
 class Record:
-    """One request; *status*, *sent* (body bytes) and *finished* are filled in as the answer goes out."""
+    """One request; `status`, `sent` (bytes of the body) and `finished` are set while the response is sent."""
 
     listener: str
     method: str
@@ -18,7 +18,7 @@ class Record:
     status: int = 0
     sent: int = 0
     token: str = "none"
-    """State of the bearer token at the registry: none, valid, expired or unknown (never issued here)."""
+    """State of the bearer token at the registry: none, valid, expired or unknown (never issued)."""
     user: str = ""
     started: float = field(default_factory=time.monotonic)
     finished: float | None = None
@@ -28,11 +28,11 @@ class Record:
         return self.header("Authorization")
 
     def header(self, name: str) -> str | None:
-        """A request header, whatever the case of its name."""
+        """Return a request header by its case-insensitive name, None without one."""
         return next((value for key, value in self.headers.items() if key.lower() == name.lower()), None)
 
     def matches(self, **wanted: str | int | None) -> bool:
-        """Whether each given field equals its wanted value; text may be a glob."""
+        """Whether each given field has its wanted value; text may be a glob."""
         for name, value in wanted.items():
             if value is None:
                 continue

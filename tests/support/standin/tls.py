@@ -1,4 +1,4 @@
-"""A throw-away CA and server certificate for a stand-in Hub that speaks TLS."""
+"""A temporary CA and server certificate for a stand-in Hub with TLS."""
 
 import datetime
 import ipaddress
@@ -30,7 +30,7 @@ def _builder(subject: str, issuer: str, key: ec.EllipticCurvePublicKey) -> x509.
 
 
 def make(directory: Path, names: Sequence[str]) -> tuple[Path, ssl.SSLContext]:
-    """Write a new CA's certificate below *directory*; returns its path and a server context good for *names*."""
+    """Write a new CA's certificate to `directory`; returns its path and a server context for `names`."""
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = "stand-in Hub CA"
     ca = (

@@ -1,4 +1,4 @@
-"""Accounts, repository rights and bearer tokens of the stand-in Hub."""
+"""Accounts, permissions and bearer tokens of the stand-in Hub."""
 
 import base64
 import binascii
@@ -13,7 +13,7 @@ Access = dict[str, frozenset[str]]
 
 @dataclass(frozen=True)
 class Token:
-    """A token that was issued here."""
+    """A token that was issued."""
 
     value: str
     user: str
@@ -23,17 +23,17 @@ class Token:
 
 @dataclass
 class Accounts:
-    """Who exists, which repositories are private, and which tokens are out."""
+    """The accounts, the private repositories, and the issued tokens."""
 
     expires_in: int | None = 300
-    """Lifetime of a token in seconds; None leaves the field out, which means 60."""
+    """Lifetime of a token in seconds; None omits the field, which means 60."""
     passwords: dict[str, str] = field(default_factory=dict)
     private: dict[str, set[str]] = field(default_factory=dict)
-    """Users of each private repository, who may pull and push."""
+    """Users of each private repository, which may pull and push."""
     tokens: dict[str, Token] = field(default_factory=dict)
 
     def login(self, authorization: str | None) -> str | None:
-        """The user of a Basic header: empty without one, None when the credentials are wrong."""
+        """Return the user of a Basic header: empty without one, None when the credentials are wrong."""
         if authorization is None:
             return ""
         scheme, _, value = authorization.partition(" ")
@@ -47,7 +47,7 @@ class Accounts:
         return self.passwords.get(user) == password and password != ""
 
     def granted(self, user: str, repo: str, exists: bool) -> frozenset[str]:
-        """What *user* (empty: anonymous) may do with *repo*."""
+        """Return the actions that `user` (empty: anonymous) may perform on `repo`."""
         if repo in self.private:
             return frozenset({"pull", "push", "delete"} if user in self.private[repo] else ())
         owns = bool(user) and repo.startswith(user + "/")
@@ -60,12 +60,12 @@ class Accounts:
         return token
 
     def revoke(self) -> None:
-        """Let every token that is out expire now."""
+        """Let all issued tokens expire now."""
         for value, token in self.tokens.items():
             self.tokens[value] = Token(value, token.user, token.access, 0)
 
     def find(self, authorization: str | None) -> tuple[str, Token | None]:
-        """The state of a registry request's Authorization header: none, valid, expired or unknown."""
+        """Return the state of an `Authorization` header (none, valid, expired or unknown), and its token."""
         if authorization is None:
             return "none", None
         scheme, _, value = authorization.partition(" ")
@@ -76,7 +76,7 @@ class Accounts:
 
 
 def scopes(values: Iterable[str]) -> Mapping[str, frozenset[str]]:
-    """Repositories and actions of ``repository:NAME:ACTION,…`` scopes; others are left out."""
+    """Return repositories and actions of `repository:NAME:ACTION,…` scopes; other scopes are ignored."""
     wanted: dict[str, frozenset[str]] = {}
     for value in (part for line in values for part in line.split(" ")):
         if found := re.fullmatch(r"repository(?:\([a-z]+\))?:(.+):([a-z*,]+)", value):

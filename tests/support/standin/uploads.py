@@ -4,19 +4,19 @@ import secrets
 
 from aiohttp import web
 
-from .content import Held, Memory, sha256
+from .content import BytesBody, Memory, sha256
 from .reply import Reply, error
 
 
 class Uploads:
-    """Uploads under way, by their id."""
+    """Uploads in progress, by their id."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._open: dict[str, bytearray] = {}
 
     async def write(self, request: web.Request, repo: str, kind: str, name: str) -> Reply:
-        """Answer a POST, PATCH, PUT or DELETE; *name* is the reference, the digest or the upload's id."""
+        """Respond to a POST, PATCH, PUT or DELETE; `name` is the reference, the digest or the upload's id."""
         if kind == "manifest":
             return await self._manifest(request, repo, name)
         if kind == "blob":
@@ -41,7 +41,7 @@ class Uploads:
         return Reply(202, self._state(repo, name))
 
     def _state(self, repo: str, upload: str) -> dict[str, str]:
-        """Where an upload goes on, and how much of it is here."""
+        """Return the headers that say where an upload continues, and how much of it has arrived."""
         headers = {"Range": f"0-{max(len(self._open[upload]) - 1, 0)}", "Docker-Upload-UUID": upload}
         return headers | {"Location": f"/v2/{repo}/blobs/uploads/{upload}"}
 
@@ -60,7 +60,7 @@ class Uploads:
         data = bytes(self._open.pop(upload))
         if sha256(data) != digest:
             return error(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
-        self._memory.repository(repo).blobs[digest] = Held(data)
+        self._memory.repository(repo).blobs[digest] = BytesBody(data)
         return _created(repo, "blobs", digest)
 
     async def _manifest(self, request: web.Request, repo: str, reference: str) -> Reply:

@@ -1,4 +1,4 @@
-"""One piece of work for all who ask at the same time; leaving does not end it, and its failure is everybody's."""
+"""Concurrent requests share one run, which cancellation of a waiting task does not end; all get its failure."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from hubcache.transfer.coalesce import Coalescer
 
 
 class Work:
-    """Counts how often it was begun; ends when told."""
+    """Counts its runs; each ends when `go` is set."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.begun = self.wait_stored = 0
@@ -23,7 +23,7 @@ class Work:
         return self.begun
 
 
-async def test_all_who_ask_at_the_same_time_share_one_run() -> None:
+async def test_concurrent_requests_share_one_run() -> None:
     coalescer, work = Coalescer[str, int](), Work()
     waiting = [asyncio.ensure_future(coalescer.run("k", work)) for _ in range(20)]
     await asyncio.sleep(0)
@@ -31,7 +31,7 @@ async def test_all_who_ask_at_the_same_time_share_one_run() -> None:
     assert await asyncio.gather(*waiting) == [1] * 20
 
 
-async def test_other_keys_and_later_requests_run_for_themselves() -> None:
+async def test_other_keys_and_later_requests_have_runs_of_their_own() -> None:
     coalescer, work = Coalescer[str, int](), Work()
     work.go.set()
     assert [await coalescer.run("k", work), await coalescer.run("k", work)] == [1, 2]
@@ -40,7 +40,7 @@ async def test_other_keys_and_later_requests_run_for_themselves() -> None:
     assert work.begun == 4
 
 
-async def test_the_work_goes_on_when_all_who_waited_have_left() -> None:
+async def test_work_continues_when_all_waiting_tasks_are_cancelled() -> None:
     coalescer, work = Coalescer[str, int](), Work()
     waiting = [asyncio.ensure_future(coalescer.run("k", work)) for _ in range(3)]
     await asyncio.sleep(0)
@@ -54,7 +54,7 @@ async def test_the_work_goes_on_when_all_who_waited_have_left() -> None:
     assert (work.begun, work.wait_stored) == (1, 1)
 
 
-async def test_a_failure_reaches_all_and_is_not_remembered() -> None:
+async def test_failure_reaches_all_waiting_tasks_and_is_not_remembered() -> None:
     coalescer, work = Coalescer[str, int](), Work(KeyError("no"))
     work.go.set()
     results = await asyncio.gather(*(coalescer.run("k", work) for _ in range(3)), return_exceptions=True)
@@ -63,7 +63,7 @@ async def test_a_failure_reaches_all_and_is_not_remembered() -> None:
     assert await coalescer.run("k", work) == 2
 
 
-async def test_a_failure_that_nobody_waits_for_any_more_is_not_reported_as_lost() -> None:
+async def test_failure_that_no_task_waits_for_is_not_reported_as_unretrieved() -> None:
     reported = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     coalescer, work = Coalescer[str, int](), Work(KeyError("no"))
@@ -79,7 +79,7 @@ async def test_a_failure_that_nobody_waits_for_any_more_is_not_reported_as_lost(
     assert reported == []
 
 
-async def test_work_can_be_begun_by_somebody_who_does_not_wait() -> None:
+async def test_work_can_be_started_without_waiting_for_it() -> None:
     coalescer, work = Coalescer[str, int](), Work()
     assert not coalescer.is_running("k")
     task = coalescer.start("k", work)

@@ -1,4 +1,4 @@
-"""Connections to upstreams: surplus bytes, kept connections that died, and addresses that are refused."""
+"""Connections to upstreams: surplus bytes, stale kept connections, and refused local addresses."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ REPO = "library/debian"
 
 @asynccontextmanager
 async def answering(answer: bytes) -> AsyncIterator[URL]:
-    """A server that sends the same bytes, in one write, to each request, and then waits for the client to leave."""
+    """A server that sends the same bytes, in one write, in response to each request, until the client disconnects."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -62,7 +62,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
         ("GET", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nmore", (200, b"abc")),
     ],
 )
-async def test_bytes_after_an_answer_are_overlooked(
+async def test_bytes_after_a_response_are_ignored(
     session: aiohttp.ClientSession, method: str, answer: bytes, expected: tuple[int, bytes]
 ) -> None:
     async with answering(answer) as url:
@@ -71,7 +71,7 @@ async def test_bytes_after_an_answer_are_overlooked(
                 assert (response.status, await response.read()) == expected
 
 
-async def test_an_answer_that_comes_uninvited_is_nobodys(session: aiohttp.ClientSession) -> None:
+async def test_unrequested_response_is_not_used_for_the_next_request(session: aiohttp.ClientSession) -> None:
     one = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmine"
     async with answering(one + one.replace(b"mine", b"evil")) as url:
         for _ in range(4):
@@ -80,7 +80,7 @@ async def test_an_answer_that_comes_uninvited_is_nobodys(session: aiohttp.Client
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"HTTP/9\r\n\r\n", b"\r\n\r\nno"])
-async def test_what_is_no_answer_is_none(session: aiohttp.ClientSession, answer: bytes) -> None:
+async def test_malformed_response_is_a_client_error(session: aiohttp.ClientSession, answer: bytes) -> None:
     async with answering(answer) as url:
         with pytest.raises(aiohttp.ClientError):
             await session.get(url)
@@ -102,8 +102,8 @@ async def get(line: Line, hub: Hub, method: str = "GET", body: bytes | None = No
         return response.status
 
 
-async def test_connections_that_die_at_the_second_request_fail_none(hub: Hub, line: Line) -> None:
-    """Nor do several of them that were kept."""
+async def test_requests_on_stale_connections_are_repeated(hub: Hub, line: Line) -> None:
+    """Also when several stale connections are kept."""
     hub.auth = False
     hub.faults.add(Fault(kind="ping", delay=0.05))
     assert await asyncio.gather(*(get(line, hub) for _ in range(12))) == [200] * 12
@@ -113,7 +113,7 @@ async def test_connections_that_die_at_the_second_request_fail_none(hub: Hub, li
     assert [status for _, status in line.seen.answers] == ["200"] * 17
 
 
-async def test_login_does_not_fail_by_a_connection_that_was_kept(hub: Hub, line: Line) -> None:
+async def test_token_request_on_a_stale_connection_is_repeated(hub: Hub, line: Line) -> None:
     for hub.single_use in (False, True):
         async with line.client.send(
             "token", "POST", URL(hub.realm), {}, b"grant_type=password", named_by=URL(hub.url())
@@ -122,7 +122,7 @@ async def test_login_does_not_fail_by_a_connection_that_was_kept(hub: Hub, line:
             assert response.status == 200
 
 
-async def test_what_may_not_be_asked_twice_is_not(hub: Hub, line: Line) -> None:
+async def test_unsafe_request_on_a_stale_connection_is_not_repeated(hub: Hub, line: Line) -> None:
     hub.auth = False
     await get(line, hub)
     hub.single_use = True
@@ -130,7 +130,7 @@ async def test_what_may_not_be_asked_twice_is_not(hub: Hub, line: Line) -> None:
         await get(line, hub, "POST", b"grant_type=password")
 
 
-async def test_a_host_that_answers_nobody_is_asked_no_more_than_twice(hub: Hub, line: Line) -> None:
+async def test_request_to_a_host_that_closes_connections_is_sent_at_most_twice(hub: Hub, line: Line) -> None:
     fault = hub.faults.add(Fault(kind="ping", reset=True))
     with pytest.raises(Unavailable):
         await get(line, hub)
@@ -142,7 +142,7 @@ async def test_a_host_that_answers_nobody_is_asked_no_more_than_twice(hub: Hub, 
 
 @pytest.fixture
 async def client() -> AsyncIterator[UpstreamClient]:
-    """As in the engine."""
+    """A client with two sessions, as the engine has it."""
     tls = ssl.create_default_context()
     async with open_session(tls, "t") as http, open_session(tls, "t", guarded=True) as guarded:
         yield UpstreamClient(http, Recorder(), CircuitBreakers(), guarded)
@@ -151,7 +151,7 @@ async def client() -> AsyncIterator[UpstreamClient]:
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "0.0.0.0", "2130706433", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]"]
 )
-async def test_guarded_session_connects_to_no_inner_address_however_it_is_written(host: str) -> None:
+async def test_guarded_session_connects_to_no_local_address_in_any_spelling(host: str) -> None:
     async with (
         answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as url,
         open_session(ssl.create_default_context(), "t", guarded=True) as guarded,
@@ -160,31 +160,31 @@ async def test_guarded_session_connects_to_no_inner_address_however_it_is_writte
             await guarded.get(f"http://{host}:{url.port}/")
 
 
-async def test_name_that_leads_to_an_inner_address_is_refused_after_resolution(
+async def test_name_that_resolves_to_a_local_address_is_refused(
     hub: Hub, client: UpstreamClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with DNS rebinding: what counts is where the connection would go."""
+    """As in DNS rebinding: the address of the connection counts."""
     resolve(monkeypatch, {"rebound.example": "127.0.0.1", "registry.example": "192.0.2.1"})
     target = URL(hub.url()).with_host("rebound.example")
     with pytest.raises(BadUpstream, match="this machine or its link"):
-        await asking(client, target, named_by=URL("http://registry.example"))
+        await status_of(client, target, named_by=URL("http://registry.example"))
     assert hub.count() == 0
 
 
-async def test_registry_at_an_inner_address_may_name_others_there(
+async def test_registry_with_a_local_address_may_name_local_addresses(
     hub: Hub, client: UpstreamClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve(monkeypatch, {"registry.test": "127.0.0.1"})
-    await asking(client, URL(hub.url("cdn")), named_by=URL("http://registry.test"))
+    await status_of(client, URL(hub.url("cdn")), named_by=URL("http://registry.test"))
 
 
-async def test_registry_that_moves_to_an_inner_address_opens_none(
+async def test_registry_whose_name_later_resolves_to_a_local_address_gains_no_access(
     hub: Hub, client: UpstreamClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for at in ("192.0.2.1", "127.0.0.1"):
         resolve(monkeypatch, {"registry.example": at})
         with pytest.raises(BadUpstream):
-            await asking(client, URL(hub.url("cdn")), named_by=URL("http://registry.example"))
+            await status_of(client, URL(hub.url("cdn")), named_by=URL("http://registry.example"))
 
 
 async def test_refused_address_opens_no_circuit_and_is_not_probed(
@@ -193,44 +193,44 @@ async def test_refused_address_opens_no_circuit_and_is_not_probed(
     resolve(monkeypatch, {"registry.example": "192.0.2.1"})
     for _ in range(5):
         with pytest.raises(BadUpstream):
-            await asking(client, URL(hub.url("cdn")), named_by=URL("http://registry.example"))
+            await status_of(client, URL(hub.url("cdn")), named_by=URL("http://registry.example"))
     assert client.may_contact(URL(hub.url("cdn")))
     assert hub.count() == 0
 
 
-async def test_host_is_probed_as_by_the_request_that_failed(
+async def test_host_is_probed_with_the_session_of_the_failed_request(
     hub: Hub, client: UpstreamClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not as by one that was refused the address: that would find the host dead for ever."""
+    """Not with the session of a request that was refused the address: such a probe would always fail."""
     resolve(monkeypatch, {"registry.example": "192.0.2.1"})
     fault = hub.faults.add(Fault(kind="ping", status=500, delay=0.2, times=breaker.THRESHOLD))
     home = URL(hub.url())
-    failing = [asyncio.create_task(asking(client, home / "v2/", home)) for _ in range(breaker.THRESHOLD)]
+    failing = [asyncio.create_task(status_of(client, home / "v2/", home)) for _ in range(breaker.THRESHOLD)]
     await until(lambda: fault.hits == breaker.THRESHOLD)
     with pytest.raises(BadUpstream):
-        await asking(client, home / "v2/", named_by=URL("http://registry.example"))
+        await status_of(client, home / "v2/", named_by=URL("http://registry.example"))
     assert await asyncio.gather(*failing) == [500] * breaker.THRESHOLD
     await until(lambda: not client._breakers._tasks)
     assert client.may_contact(home)
 
 
-async def test_probe_after_the_end_finds_nobody(hub: Hub, line: Line) -> None:
+async def test_probe_after_close_reports_failure(hub: Hub, line: Line) -> None:
     await line.http.close()
     assert await line.client._probe(line.http, URL(hub.url()))() is False
 
 
-async def test_the_first_origin_of_a_read_is_asked_wherever_it_is(hub: Hub, client: UpstreamClient) -> None:
-    await asking(client, URL(hub.url()), named_by=URL(hub.url()))
+async def test_registrys_own_origin_may_be_local(hub: Hub, client: UpstreamClient) -> None:
+    await status_of(client, URL(hub.url()), named_by=URL(hub.url()))
     assert hub.count() == 1
 
 
-async def asking(client: UpstreamClient, url: URL, named_by: URL) -> int:
+async def status_of(client: UpstreamClient, url: URL, named_by: URL) -> int:
     async with client.send("blob", "GET", url, {}, named_by=named_by) as response:
         return response.status
 
 
 def resolve(monkeypatch: pytest.MonkeyPatch, names: dict[str, str]) -> None:
-    """Names as a DNS server tells them; numbers and real names are left alone."""
+    """Resolve these names to these addresses, and others as usual."""
     real = socket.getaddrinfo
 
     def getaddrinfo(host: object, *more: object, **fields: object) -> object:
@@ -239,6 +239,6 @@ def resolve(monkeypatch: pytest.MonkeyPatch, names: dict[str, str]) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
-def test_the_text_by_which_a_refusal_is_known_is_its_own() -> None:
+def test_refused_address_is_recognized_by_its_error_text() -> None:
     with pytest.raises(OSError, match=connector_module.REFUSED_ADDRESS):
         connector_module._guarded_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 80)))

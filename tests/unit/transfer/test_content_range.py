@@ -1,4 +1,4 @@
-"""`Content-Range` of an upstream, which may say anything."""
+"""Parsing `Content-Range`, which an upstream may set to anything."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +8,7 @@ from hubcache.transfer.upstream_response import content_range
 
 
 @pytest.mark.parametrize(
-    ("text", "understood"),
+    ("text", "expected"),
     [
         ("bytes " + "9" * 5000 + "-99/100", (-1, 100)),
         ("bytes 10-99/" + "9" * 5000, (10, None)),
@@ -17,12 +17,12 @@ from hubcache.transfer.upstream_response import content_range
         ("", (-1, None)),
     ],
 )
-def test_what_is_no_range_is_not_understood(text: str, understood: tuple[int, int | None]) -> None:
-    """Python refuses to read a number of thousands of digits, with an error that nobody expects."""
+def test_malformed_content_range_is_not_parsed(text: str, expected: tuple[int, int | None]) -> None:
+    """`int()` raises `ValueError` for numbers with thousands of digits."""
     response: Any = SimpleNamespace(headers={"Content-Range": text})
-    assert content_range(response) == understood
+    assert content_range(response) == expected
 
 
-def test_ordinary_range_is_read() -> None:
+def test_valid_content_range_is_parsed() -> None:
     response: Any = SimpleNamespace(headers={"Content-Range": "bytes 10-99/100"})
     assert content_range(response) == (10, 100)

@@ -1,4 +1,4 @@
-"""Slots: a bounded number at a time, in turn by who asks, and nobody's flood takes all."""
+"""Slots: a bounded number, granted in turn by requester; one requester cannot take all of them."""
 
 from hubcache.transfer.fill_slots import PREFETCH, FillSlots, Ticket
 
@@ -7,7 +7,7 @@ def held(*tickets: Ticket) -> list[bool]:
     return [not ticket.is_waiting for ticket in tickets]
 
 
-async def test_slots_are_bounded_and_given_on() -> None:
+async def test_slots_are_bounded_and_granted_again_after_release() -> None:
     slots = FillSlots(20)
     tickets = [slots.request(f"client {number}") for number in range(25)]
     assert held(*tickets) == [True] * 20 + [False] * 5
@@ -16,12 +16,12 @@ async def test_slots_are_bounded_and_given_on() -> None:
     assert held(*tickets) == [True] * 22 + [False] * 3
 
 
-async def test_who_has_waited_longest_is_served_first_and_then_each_in_turn() -> None:
+async def test_requesters_are_granted_slots_in_turn() -> None:
     slots = FillSlots(64)
     first = [slots.request("flood") for _ in range(100)]
     assert sum(held(*first)) == 48
     others = [slots.request(f"other {number % 4}") for number in range(32)]
-    assert sum(held(*others)) == 16, "the spare ones"
+    assert sum(held(*others)) == 16, "the reserved ones"
     more = [slots.request("one more") for _ in range(2)]
     order = []
     waiting = [*first[48:], *others[16:], *more]
@@ -30,11 +30,11 @@ async def test_who_has_waited_longest_is_served_first_and_then_each_in_turn() ->
         for ticket in waiting:
             if ticket.holder and ticket not in order:
                 order.append(ticket)
-    assert held(*more) == [True, True], "not behind the flood"
-    assert sum(ticket in first for ticket in order) == 0, "it has more than its share"
+    assert held(*more) == [True, True], "not after the flood"
+    assert sum(ticket in first for ticket in order) == 0, "the flood holds more than its share"
 
 
-async def test_few_are_had_at_once_while_another_has_flooded() -> None:
+async def test_few_slots_are_granted_at_once_during_anothers_flood() -> None:
     slots = FillSlots()
     flood = [slots.request("flood") for _ in range(1000)]
     layers = [slots.request("docker") for _ in range(5)]
@@ -45,19 +45,19 @@ async def test_few_are_had_at_once_while_another_has_flooded() -> None:
     assert held(*layers) == [True] * 5
 
 
-async def test_prefetch_gets_what_is_left() -> None:
+async def test_prefetch_gets_slots_that_no_client_wants() -> None:
     slots = FillSlots(18)
     before = slots.request(PREFETCH), slots.request(PREFETCH), slots.request(PREFETCH)
     assert held(*before) == [True, True, False]
     client = slots.request("client")
     assert held(client) == [True]
     slots.release(client)
-    assert held(*before) == [True, True, False], "the spare ones are for clients"
+    assert held(*before) == [True, True, False], "the reserved ones are for clients"
     slots.release(before[0])
     assert held(*before[1:]) == [True, True]
 
 
-async def test_what_another_asks_for_too_takes_that_ones_turn() -> None:
+async def test_ticket_of_two_requesters_takes_the_first_turn_of_either() -> None:
     slots = FillSlots()
     for _ in range(48):
         slots.request("flood")
@@ -69,7 +69,7 @@ async def test_what_another_asks_for_too_takes_that_ones_turn() -> None:
     assert slots._queues.keys() == {"flood"}
 
 
-async def test_turn_that_is_given_up_is_nobodys() -> None:
+async def test_released_waiting_ticket_is_cancelled() -> None:
     slots = FillSlots(17)
     first = slots.request("a")
     waiting = [slots.request("a") for _ in range(5)]

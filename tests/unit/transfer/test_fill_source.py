@@ -1,4 +1,4 @@
-"""A growing file gives its bytes as they come, and hands over to the upstream where the store fails."""
+"""`FillSource` returns bytes as they arrive, and the rest from the upstream when the store fails."""
 
 import asyncio
 import errno
@@ -17,7 +17,7 @@ from support.streams import DATA, WAYS, Origin, Way
 
 
 class Growing:
-    """A fill whose progress the test decides."""
+    """A fill whose progress the test controls."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self.fill = Fill(Digest.of(DATA[:size]))
@@ -53,7 +53,7 @@ class Growing:
 
 
 @WAYS
-async def test_a_growing_file_is_followed_to_its_end(tmp_path: Path, way: Way) -> None:
+async def test_growing_file_is_read_to_its_end(tmp_path: Path, way: Way) -> None:
     growing = Growing(tmp_path, len(DATA))
     source = growing.source(0, len(DATA))
     reading = asyncio.ensure_future(way(source))
@@ -67,9 +67,7 @@ async def test_a_growing_file_is_followed_to_its_end(tmp_path: Path, way: Way) -
     await source.close()
 
 
-async def test_the_first_bytes_are_not_held_back_for_a_bigger_chunk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_first_bytes_do_not_wait_for_a_whole_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources_module, "_GATHER_SECONDS", 60.0)
     growing = Growing(tmp_path, len(DATA))
     source = growing.source(0, len(DATA))
@@ -79,7 +77,7 @@ async def test_the_first_bytes_are_not_held_back_for_a_bigger_chunk(
     await source.close()
 
 
-async def test_later_bytes_are_gathered_but_not_for_long(tmp_path: Path) -> None:
+async def test_later_bytes_wait_briefly_for_a_whole_chunk(tmp_path: Path) -> None:
     growing = Growing(tmp_path, len(DATA))
     source = growing.source(0, len(DATA))
     growing.grow(10)
@@ -93,7 +91,7 @@ async def test_later_bytes_are_gathered_but_not_for_long(tmp_path: Path) -> None
     await source.close()
 
 
-async def test_the_last_byte_is_not_given_before_the_fill_is_verified(tmp_path: Path) -> None:
+async def test_last_byte_is_not_returned_before_the_fill_is_verified(tmp_path: Path) -> None:
     growing = Growing(tmp_path, 100)
     source = growing.source(0, 100)
     growing.grow(100)
@@ -107,7 +105,7 @@ async def test_the_last_byte_is_not_given_before_the_fill_is_verified(tmp_path: 
 
 
 @WAYS
-async def test_the_file_stays_readable_when_staging_has_ended(tmp_path: Path, way: Way) -> None:
+async def test_file_stays_readable_after_staging_has_ended(tmp_path: Path, way: Way) -> None:
     growing = Growing(tmp_path, 1000)
     source = growing.source(0, 1000)
     growing.grow(1000)
@@ -120,9 +118,7 @@ async def test_the_file_stays_readable_when_staging_has_ended(tmp_path: Path, wa
 
 @WAYS
 @pytest.mark.parametrize("given_before", [0, 10, 500])
-async def test_when_the_store_fails_the_rest_comes_from_the_upstream(
-    tmp_path: Path, given_before: int, way: Way
-) -> None:
+async def test_rest_comes_from_the_upstream_when_the_store_fails(tmp_path: Path, given_before: int, way: Way) -> None:
     growing = Growing(tmp_path, 1000)
     source, got = growing.source(0, 900), b""
     if given_before:
@@ -135,7 +131,7 @@ async def test_when_the_store_fails_the_rest_comes_from_the_upstream(
     assert growing.origin.open == 0
 
 
-async def test_when_the_upstream_fails_the_reader_gets_its_error(tmp_path: Path) -> None:
+async def test_upstream_failure_reaches_the_reader(tmp_path: Path) -> None:
     growing = Growing(tmp_path, 1000)
     source = growing.source(0, 1000)
     waiting = asyncio.ensure_future(source.read())
@@ -148,7 +144,7 @@ async def test_when_the_upstream_fails_the_reader_gets_its_error(tmp_path: Path)
 
 
 @WAYS
-async def test_a_file_that_cannot_be_read_back_is_fetched_instead(
+async def test_file_that_cannot_be_read_is_replaced_by_the_upstream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Way
 ) -> None:
     def refuse(*_: object) -> int:
@@ -165,7 +161,7 @@ async def test_a_file_that_cannot_be_read_back_is_fetched_instead(
 
 
 @WAYS
-async def test_a_growing_file_that_was_cut_is_fetched_instead(tmp_path: Path, way: Way) -> None:
+async def test_truncated_file_is_replaced_by_the_upstream(tmp_path: Path, way: Way) -> None:
     growing = Growing(tmp_path, 1000)
     growing.grow(500)
     os.truncate(tmp_path / "staged", 200)
@@ -175,25 +171,25 @@ async def test_a_growing_file_that_was_cut_is_fetched_instead(tmp_path: Path, wa
     await source.close()
 
 
-async def test_nothing_is_taken_of_a_growing_file_before_there_is_more(tmp_path: Path) -> None:
+async def test_nothing_is_read_before_more_bytes_have_arrived(tmp_path: Path) -> None:
     growing = Growing(tmp_path, 1000)
     growing.grow(10)
     source = growing.source(0, 1000)
-    take, buffer = await source.file_reader(), memoryview(bytearray(100))
-    assert take is not None
-    assert (take(buffer), take(buffer)) == (10, 0)
+    read_into, buffer = await source.file_reader(), memoryview(bytearray(100))
+    assert read_into is not None
+    assert (read_into(buffer), read_into(buffer)) == (10, 0)
     growing.grow(20)
-    assert take(buffer) == 10
+    assert read_into(buffer) == 10
     assert buffer[:10] == DATA[10:20]
     await source.close()
 
 
-async def test_closing_a_growing_file_is_told_before_what_came_instead_is_closed(tmp_path: Path) -> None:
-    growing, told = Growing(tmp_path, 1000), []
+async def test_released_is_called_before_the_fallback_is_closed(tmp_path: Path) -> None:
+    growing, open_at_release = Growing(tmp_path, 1000), list[int]()
     growing.grow(1)
-    source = growing.source(0, 1000, lambda: told.append(growing.origin.open))
+    source = growing.source(0, 1000, lambda: open_at_release.append(growing.origin.open))
     growing.fail(StorageError("no space"))
     await source.read()
     await source.read()
     await source.close()
-    assert (told, growing.origin.open) == ([1], 0)
+    assert (open_at_release, growing.origin.open) == ([1], 0)

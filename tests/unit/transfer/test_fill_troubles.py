@@ -1,4 +1,4 @@
-"""Fills in trouble: resumed where they broke, never stored when wrong, given to readers where the store is full."""
+"""Failing fills: resumed where they broke off, never stored when wrong, delivered to readers when the store is full."""
 
 import asyncio
 import errno
@@ -11,10 +11,10 @@ import pytest
 from hubcache.oci.errors import BadUpstream, BlobUnknown, HubcacheError, StorageError, TooManyRequests, Unavailable
 from hubcache.store.capacity import ALLOWANCE
 from hubcache.transfer import fills as fills_module
-from support.fills import DIGEST, LAYER, Room, room_fixture
+from support.fills import DIGEST, LAYER, FillHarness, fill_harness_fixture
 from support.standin import Fault, Hub
 
-room = room_fixture()
+harness = fill_harness_fixture()
 
 
 # -- broken transfers ------------------------------------------------------------------------------------------------
@@ -34,41 +34,45 @@ room = room_fixture()
     ],
 )
 @pytest.mark.parametrize("sized", [True, False])
-async def test_a_broken_transfer_is_taken_up_where_it_broke(hub: Hub, room: Room, fault: Fault, sized: bool) -> None:
+async def test_broken_transfer_is_resumed_where_it_broke_off(
+    hub: Hub, harness: FillHarness, fault: Fault, sized: bool
+) -> None:
     hub.faults.add(replace(fault, kind="cdn"))
-    room.line.client._breakers.record_failure = lambda *_, **__: None  # type: ignore[method-assign]  # circuits: test_breaker
-    fill = room.start(len(LAYER) if sized else None)
-    assert await room.read(fill) == LAYER
+    harness.line.client._breakers.record_failure = lambda *_, **__: None  # type: ignore[method-assign]  # circuits: test_breaker
+    fill = harness.start(len(LAYER) if sized else None)
+    assert await harness.read(fill) == LAYER
     await fill.wait_stored()
-    assert room.store.has(DIGEST)
+    assert harness.store.has(DIGEST)
     cut_off = [record for record in hub.requests(kind="cdn", status=200) if 0 < record.sent < len(LAYER)]
     resumed = hub.requests(kind="cdn", status=206)
-    assert bool(cut_off) == bool(resumed), "what had arrived must not be fetched again"
+    assert bool(cut_off) == bool(resumed), "bytes that had arrived must not be downloaded again"
 
 
-async def test_readers_notice_nothing_of_a_resumed_transfer(hub: Hub, room: Room) -> None:
+async def test_resumed_transfer_is_invisible_to_readers(hub: Hub, harness: FillHarness) -> None:
     hub.faults.add(Fault(kind="cdn", close_after=200_000, times=2))
-    fill = room.start()
-    assert [*await asyncio.gather(room.read(fill), room.read(fill, 150_000))] == [LAYER, LAYER[150_000:]]
+    fill = harness.start()
+    assert [*await asyncio.gather(harness.read(fill), harness.read(fill, 150_000))] == [LAYER, LAYER[150_000:]]
 
 
-async def test_a_transfer_is_taken_up_also_from_an_upstream_that_ignores_ranges(hub: Hub, room: Room) -> None:
+async def test_transfer_is_resumed_from_an_upstream_that_ignores_ranges(hub: Hub, harness: FillHarness) -> None:
     hub.faults.add(Fault(kind="cdn", close_after=300_000, times=1))
     hub.faults.add(Fault(kind="cdn", status=200, body=LAYER))
-    fill = room.start()
-    assert await room.read(fill) == LAYER
+    fill = harness.start()
+    assert await harness.read(fill) == LAYER
     await fill.wait_stored()
 
 
-async def test_a_transfer_that_never_gets_further_is_given_up(hub: Hub, room: Room) -> None:
+async def test_transfer_without_progress_fails_after_some_attempts(hub: Hub, harness: FillHarness) -> None:
     fault = hub.faults.add(Fault(kind="cdn", close_after=0))
-    fill = room.start()
-    assert isinstance(await room.failure(fill), Unavailable)
+    fill = harness.start()
+    assert isinstance(await harness.failure(fill), Unavailable)
     assert 2 <= fault.hits <= 8
-    assert room.left_nothing()
+    assert harness.has_left_nothing()
 
 
-async def test_back_off_grows_while_nothing_arrives(hub: Hub, room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_back_off_grows_while_nothing_arrives(
+    hub: Hub, harness: FillHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -78,20 +82,20 @@ async def test_back_off_grows_while_nothing_arrives(hub: Hub, room: Room, monkey
     monkeypatch.setattr(fills_module, "_BACKOFF_SECONDS", 0.25)
     with monkeypatch.context() as patch:
         patch.setattr(asyncio, "sleep", sleep)
-        await room.failure(room.start())
+        await harness.failure(harness.start())
     waits = [seconds for seconds in slept if seconds > 0]
     assert waits[0] == 0.25
     assert waits == sorted(set(waits))
 
 
-async def test_an_upstream_that_says_nothing_ends_in_an_error_in_time(hub: Hub, room: Room) -> None:
+async def test_silent_upstream_is_an_error_after_the_time_out(hub: Hub, harness: FillHarness) -> None:
     hub.faults.add(Fault(kind="cdn", blackhole=True))
     begun = time.monotonic()
-    fill = room.start()
+    fill = harness.start()
     with pytest.raises(Unavailable):
         await fill.wait_opened()
     assert time.monotonic() - begun < 6
-    assert room.left_nothing()
+    assert harness.has_left_nothing()
 
 
 @pytest.mark.parametrize(
@@ -110,23 +114,23 @@ async def test_an_upstream_that_says_nothing_ends_in_an_error_in_time(hub: Hub, 
     ],
 )
 @pytest.mark.parametrize("sized", [True, False])
-async def test_what_is_not_the_blob_is_never_stored_nor_asked_for_again(
-    hub: Hub, room: Room, fault: Fault, expected: type[HubcacheError], sized: bool
+async def test_wrong_content_is_neither_stored_nor_requested_again(
+    hub: Hub, harness: FillHarness, fault: Fault, expected: type[HubcacheError], sized: bool
 ) -> None:
     added = hub.faults.add(replace(fault))
-    fill = room.start(len(LAYER) if sized else None)
-    assert isinstance(await room.failure(fill), expected)
+    fill = harness.start(len(LAYER) if sized else None)
+    assert isinstance(await harness.failure(fill), expected)
     assert added.hits == 1
-    assert room.left_nothing()
-    assert [type(error) for error in room.line.seen.ended] == [expected]
+    assert harness.has_left_nothing()
+    assert [type(error) for error in harness.line.seen.ended] == [expected]
 
 
 @pytest.mark.parametrize("sized", [True, False])
-async def test_nobody_gets_the_last_byte_of_a_corrupt_blob(hub: Hub, room: Room, sized: bool) -> None:
+async def test_last_byte_of_a_corrupt_blob_is_not_delivered(hub: Hub, harness: FillHarness, sized: bool) -> None:
     hub.faults.add(Fault(kind="cdn", corrupt_at=5))
-    fill = room.start(len(LAYER) if sized else None)
+    fill = harness.start(len(LAYER) if sized else None)
     await fill.wait_opened()
-    source, got = room.reader(fill), list[bytes]()
+    source, got = harness.reader(fill), list[bytes]()
 
     async def read_all() -> None:
         while not source.finished:
@@ -138,17 +142,17 @@ async def test_nobody_gets_the_last_byte_of_a_corrupt_blob(hub: Hub, room: Room,
     assert sum(map(len, got)) < len(LAYER)
 
 
-async def test_a_failed_fill_can_be_started_anew(hub: Hub, room: Room) -> None:
+async def test_fill_can_be_started_again_after_a_failure(hub: Hub, harness: FillHarness) -> None:
     hub.faults.add(Fault(kind="cdn", corrupt_at=5, times=1))
-    await room.failure(room.start())
-    assert await room.read(room.start()) == LAYER
+    await harness.failure(harness.start())
+    assert await harness.read(harness.start()) == LAYER
 
 
-# -- a store that does not take it -----------------------------------------------------------------------------------
+# -- store failures ---------------------------------------------------------------------------------------------------
 
 
-async def test_readers_go_on_from_the_upstream_when_the_disk_is_full_midway(
-    hub: Hub, room: Room, monkeypatch: pytest.MonkeyPatch
+async def test_readers_continue_from_the_upstream_when_the_disk_becomes_full(
+    hub: Hub, harness: FillHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true_write = os.pwrite
 
@@ -158,77 +162,77 @@ async def test_readers_go_on_from_the_upstream_when_the_disk_is_full_midway(
         return true_write(fd, data[: 300_000 - at], at)
 
     monkeypatch.setattr(os, "pwrite", full_after_some)
-    fill = room.start()
-    assert [*await asyncio.gather(room.read(fill), room.read(fill, 200_000, 500_000))] == [
+    fill = harness.start()
+    assert [*await asyncio.gather(harness.read(fill), harness.read(fill, 200_000, 500_000))] == [
         LAYER,
         LAYER[200_000:500_000],
     ]
     assert isinstance(fill.error, StorageError)
-    assert "No space left" in str(room.store.problem)
-    assert room.left_nothing()
+    assert "No space left" in str(harness.store.problem)
+    assert harness.has_left_nothing()
 
 
-async def test_a_blob_that_the_index_refuses_still_reaches_its_readers(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+async def test_blob_that_cannot_be_committed_still_reaches_its_readers(
+    harness: FillHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*_: object) -> None:
         raise StorageError("the store's index failed")
 
-    monkeypatch.setattr(room.store, "commit", refuse)
-    fill = room.start()
-    assert await room.read(fill) == LAYER
-    assert isinstance(await room.failure(fill), StorageError)
-    assert room.left_nothing()
+    monkeypatch.setattr(harness.store, "commit", refuse)
+    fill = harness.start()
+    assert await harness.read(fill) == LAYER
+    assert isinstance(await harness.failure(fill), StorageError)
+    assert harness.has_left_nothing()
 
 
 @pytest.mark.parametrize("sized", [True, False])
-async def test_a_blob_that_does_not_fit_is_a_storage_error_and_costs_no_more_than_was_reserved(
-    hub: Hub, room: Room, sized: bool
+async def test_blob_over_the_capacity_is_a_storage_error_and_leaves_nothing(
+    hub: Hub, harness: FillHarness, sized: bool
 ) -> None:
-    room.store.capacity.max_bytes = ALLOWANCE + 500_000
+    harness.store.capacity.max_bytes = ALLOWANCE + 500_000
     if not sized:
         hub.faults.add(Fault(kind="cdn", chunked=True))
-    assert isinstance(await room.failure(room.start()), StorageError)
-    assert room.left_nothing()
+    assert isinstance(await harness.failure(harness.start()), StorageError)
+    assert harness.has_left_nothing()
 
 
-async def test_closing_gives_up_what_is_still_arriving(hub: Hub, room: Room) -> None:
+async def test_close_cancels_running_fills(hub: Hub, harness: FillHarness) -> None:
     hub.faults.add(Fault(kind="cdn", pause_after=300_000))
-    fill = room.start()
+    fill = harness.start()
     await fill.wait_readable(300_000)
-    await room.fills.close()
+    await harness.fills.close()
     assert isinstance(fill.error, Unavailable)
-    assert room.left_nothing()
+    assert harness.has_left_nothing()
 
 
-async def test_defect_in_a_fill_is_an_error_to_its_readers_and_no_hang(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+async def test_defect_in_a_fill_is_an_error_for_its_readers(
+    harness: FillHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room.fills, "_receive", lambda *_: 1 / 0)
-    fill = room.start()
+    monkeypatch.setattr(harness.fills, "_receive", lambda *_: 1 / 0)
+    fill = harness.start()
     with pytest.raises(Unavailable, match="internal"):
         await asyncio.wait_for(fill.wait_readable(1), 10)
-    [task] = room.fills._tasks or [None]
+    [task] = harness.fills._tasks or [None]
     assert task is None or isinstance(task.exception(), ZeroDivisionError)
 
 
 @pytest.mark.parametrize("stored", [True, False])
-async def test_staged_file_that_cannot_be_removed_keeps_nobody_waiting(
-    hub: Hub, room: Room, monkeypatch: pytest.MonkeyPatch, stored: bool
+async def test_staged_file_that_cannot_be_removed_does_not_block_readers(
+    hub: Hub, harness: FillHarness, monkeypatch: pytest.MonkeyPatch, stored: bool
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
     if not stored:
         hub.faults.add(Fault(kind="cdn", corrupt_at=5))
-    fill = room.start()
+    fill = harness.start()
     await fill.wait_opened()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", refuse)
         if stored:
             await asyncio.wait_for(fill.wait_stored(), 10)
         else:
-            assert isinstance(await asyncio.wait_for(room.failure(fill), 10), BadUpstream)
-    assert room.store.has(DIGEST) == stored
-    assert room.fills.get(DIGEST) is None
-    assert "cannot remove a staged file" in (room.store.problem or "")
+            assert isinstance(await asyncio.wait_for(harness.failure(fill), 10), BadUpstream)
+    assert harness.store.has(DIGEST) == stored
+    assert harness.fills.get(DIGEST) is None
+    assert "cannot remove a staged file" in (harness.store.problem or "")

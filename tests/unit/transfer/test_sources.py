@@ -1,4 +1,4 @@
-"""Sources give exactly the bytes asked for, in order, and say so when they cannot."""
+"""Sources return exactly the requested bytes in order, and raise errors when they cannot."""
 
 import asyncio
 import errno
@@ -21,8 +21,8 @@ from support.streams import DATA, WAYS, Origin, Way, drain, pour
 # -- stored files ----------------------------------------------------------------------------------------------------
 
 
-class Shelf:
-    """Stored blobs that are counted when they are given back."""
+class StoredFile:
+    """A stored blob; counts how often it is released."""
 
     def __init__(self, folder: Path, data: bytes) -> None:
         self.path = folder / "blob"
@@ -40,22 +40,22 @@ class Shelf:
     ("start", "end"), [(0, len(DATA)), (1, 2), (CHUNK - 1, CHUNK + 1), (0, 0), (len(DATA), len(DATA)), (100, 1_500_000)]
 )
 @WAYS
-async def test_a_stored_file_gives_its_part_in_chunks_and_is_given_back(
+async def test_file_source_returns_its_range_in_chunks_and_releases_the_blob(
     tmp_path: Path, start: int, end: int, way: Way
 ) -> None:
-    shelf = Shelf(tmp_path, DATA)
-    source = FileSource(shelf.blob(), start, end)
+    stored = StoredFile(tmp_path, DATA)
+    source = FileSource(stored.blob(), start, end)
     assert await way(source) == DATA[start:end]
-    assert shelf.released == 0
+    assert stored.released == 0
     await source.close()
-    assert shelf.released == 1
+    assert stored.released == 1
 
 
-async def test_a_stored_file_that_was_cut_meanwhile_is_an_error_not_a_short_body(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, DATA)
-    source = FileSource(shelf.blob(), 0, len(DATA))
+async def test_truncated_stored_file_is_an_error(tmp_path: Path) -> None:
+    stored = StoredFile(tmp_path, DATA)
+    source = FileSource(stored.blob(), 0, len(DATA))
     await source.read()
-    os.truncate(shelf.path, CHUNK + 10)
+    os.truncate(stored.path, CHUNK + 10)
     assert len(await source.read()) == 10
     for way in (drain, pour):
         with pytest.raises(StorageError, match="shorter"):
@@ -64,11 +64,11 @@ async def test_a_stored_file_that_was_cut_meanwhile_is_an_error_not_a_short_body
     await source.close()
 
 
-async def test_a_disk_that_cannot_be_read_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreadable_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
-    source = FileSource(Shelf(tmp_path, DATA).blob(), 0, 10)
+    source = FileSource(StoredFile(tmp_path, DATA).blob(), 0, 10)
     with monkeypatch.context() as patch:
         for way, name in ((drain, "pread"), (pour, "preadv")):
             patch.setattr(os, name, refuse)
@@ -77,7 +77,7 @@ async def test_a_disk_that_cannot_be_read_is_a_storage_error(tmp_path: Path, mon
     await source.close()
 
 
-async def test_bytes_at_hand_are_given_once() -> None:
+async def test_bytes_source_returns_its_bytes_once() -> None:
     source = BytesSource(b"token")
     assert await drain(source) == b"token"
     assert source.finished
@@ -88,7 +88,7 @@ async def test_bytes_at_hand_are_given_once() -> None:
 
 @settings(max_examples=60)
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 400), st.booleans())
-def test_the_upstream_gives_the_part_whether_it_honours_ranges_or_not(
+def test_upstream_source_returns_its_range_whether_the_upstream_supports_ranges_or_not(
     first: int, second: int, piece: int, ranges: bool
 ) -> None:
     data, (start, end) = DATA[:300], sorted((first, second))
@@ -105,7 +105,7 @@ def test_the_upstream_gives_the_part_whether_it_honours_ranges_or_not(
     assert origin.open == 0
 
 
-async def test_an_upstream_that_ends_early_is_an_error_not_a_short_body() -> None:
+async def test_body_that_ends_early_is_an_error() -> None:
     source = UpstreamSource(Origin(DATA[:100]), 0, 101)
     assert await source.read() == DATA[:100]
     with pytest.raises(BadUpstream):
@@ -114,7 +114,7 @@ async def test_an_upstream_that_ends_early_is_an_error_not_a_short_body() -> Non
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK + 1, len(DATA)])
-async def test_bytes_that_no_store_verifies_are_held_back_at_the_end_when_they_are_wrong(size: int) -> None:
+async def test_last_bytes_of_wrong_content_are_held_back_without_a_store(size: int) -> None:
     good, digest = DATA[:size], Digest.of(DATA[:size])
     right = UpstreamSource(Origin(good), 0, size, Verifier(digest, size))
     await right.open()
@@ -134,7 +134,7 @@ async def test_bytes_that_no_store_verifies_are_held_back_at_the_end_when_they_a
     await wrong.close()
 
 
-async def test_an_upstream_that_breaks_off_says_so_and_is_closed() -> None:
+async def test_broken_transfer_is_an_error_and_the_body_is_closed() -> None:
     origin = Origin(DATA[:100], error=Unavailable("broke off"))
     source = UpstreamSource(origin, 0, 200)
     await source.read()
@@ -144,7 +144,7 @@ async def test_an_upstream_that_breaks_off_says_so_and_is_closed() -> None:
     assert origin.open == 0
 
 
-async def test_opening_first_shows_a_refusal_before_the_body_begins() -> None:
+async def test_open_raises_a_refusal_before_the_body_begins() -> None:
     @asynccontextmanager
     async def refuse(_start: int, _end: int | None) -> AsyncIterator[BlobBody]:
         raise Unavailable("down")
@@ -156,7 +156,7 @@ async def test_opening_first_shows_a_refusal_before_the_body_begins() -> None:
     await source.close()
 
 
-async def test_a_source_that_was_never_read_asks_nothing_of_the_upstream() -> None:
+async def test_unread_source_sends_no_request() -> None:
     origin = Origin(DATA)
     await UpstreamSource(origin, 0, 10).close()
     assert origin.asked == []
