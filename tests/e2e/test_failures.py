@@ -21,7 +21,7 @@ def test_pull_survives_a_crash_of_the_cache(
         crash(program)
         hub.faults.remove(slow)
         program.start()
-        pull.wait(120)
+        assert pull.wait(120) == 0
     finally:
         pull.kill()
         pull.wait()

@@ -155,9 +155,6 @@ async def test_storm_of_logged_in_clients_at_a_public_repository_is_one_request_
     assert len([outcome for outcome in outcomes if isinstance(outcome, Forward)]) <= 1
 
 
-# -- through the real proxy ------------------------------------------------------------------------------------------
-
-
 async def test_what_is_remembered_does_not_keep_those_who_were_told(cache: Cache, hub: Hub) -> None:
     """An exception that is raised again and again keeps the frames of all who heard it, and their requests."""
     for _ in range(20):

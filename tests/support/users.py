@@ -1,4 +1,4 @@
-"""Users, their tokens, and time, for tests on the rig."""
+"""Users, their tokens and a clock, for tests of the engine."""
 
 import asyncio
 import base64
