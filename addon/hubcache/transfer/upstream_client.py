@@ -9,6 +9,7 @@ from yarl import URL
 
 from ..oci.errors import BadUpstream, HeaderInvalid, Unavailable, UpstreamNotContacted
 from .breaker import CircuitBreakers, Probe
+from .connection_errors import describe
 from .connector import REFUSED_ADDRESS, Attempt
 from .local_registries import LocalRegistries
 from .observer import Observer
@@ -150,7 +151,7 @@ class UpstreamClient:
         """Record a request without a response: as a failure of the host if there was no connection, else as one of the
         object. Return the error to raise."""
         timed_out = isinstance(error, TimeoutError)
-        reason = "time-out" if timed_out else type(error).__name__
+        reason = describe(error)
         no_connection = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
         of = None if no_connection else _object_of(kind, url)
         self._breakers.record_failure(url.authority, reason, self._probe(session, url), of=of, at_once=timed_out)

@@ -1,0 +1,103 @@
+"""Real failures of connections, and what is said of them."""
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+from hubcache.transfer.connection_errors import describe
+from hubcache.transfer.session import open_session
+from support.ports import free_port
+from support.standin import tls as standin_tls
+
+
+async def failure(url: str) -> str:
+    """Return the description of the error of a request."""
+    async with open_session(ssl.create_default_context(), "test") as session:
+        with pytest.raises((aiohttp.ClientError, TimeoutError)) as caught:
+            await session.get(url)
+    assert isinstance(caught.value, aiohttp.ClientError | TimeoutError)
+    return describe(caught.value)
+
+
+async def failure_at(
+    handler: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    tls: ssl.SSLContext | None = None,
+    scheme: str = "https",
+) -> str:
+    server = await asyncio.start_server(handler, "127.0.0.1", 0, ssl=tls)
+    async with server:
+        return await failure(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v2/")
+
+
+async def disconnect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(1000)
+    writer.close()
+
+
+async def speak_plain_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(10)
+    writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    writer.close()
+
+
+async def speak_nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readline()
+    writer.write(b"nonsense\r\n\r\n")
+    writer.close()
+
+
+async def test_untrusted_certificate_names_the_option_for_a_ca(tmp_path: Path) -> None:
+    _, tls = standin_tls.make(tmp_path, ["127.0.0.1"])
+    text = await failure_at(disconnect, tls)
+    assert text.startswith("its certificate is not trusted (")
+    assert "set ssl_verify_upstream_trusted_ca to a PEM file" in text
+
+
+def test_expired_certificate_points_at_the_clock() -> None:
+    error = ssl.SSLCertVerificationError()
+    error.verify_code, error.verify_message = 10, "certificate has expired"
+    text = describe(aiohttp.ClientConnectorCertificateError(_key(), error))
+    assert text == "its certificate is not trusted (certificate has expired); check this machine's clock"
+
+
+def test_certificate_of_another_host_advises_no_ca() -> None:
+    error = ssl.SSLCertVerificationError()
+    error.verify_code, error.verify_message = 62, "Hostname mismatch, certificate is not valid for 'a'."
+    text = describe(aiohttp.ClientConnectorCertificateError(_key(), error))
+    assert text == "its certificate is not trusted (Hostname mismatch, certificate is not valid for 'a')"
+
+
+async def test_unknown_name_points_at_dns() -> None:
+    text = await failure("https://registry.invalid/v2/")
+    assert text.startswith("its name cannot be resolved (")
+    assert text.endswith("; check the name and this machine's DNS settings")
+
+
+async def test_closed_port_is_a_refused_connection() -> None:
+    assert (await failure(f"http://127.0.0.1:{free_port()}/")).startswith("connection refused; nothing listens")
+
+
+async def test_plain_http_at_a_tls_port_names_the_option() -> None:
+    text = await failure_at(speak_plain_http)
+    assert text.startswith("TLS failed (")
+    assert "set hubcache_registries=HOST=http://HOST:PORT" in text
+
+
+async def test_connection_closed_without_a_response() -> None:
+    assert await failure_at(disconnect, scheme="http") == "it closed the connection without a response"
+
+
+async def test_response_that_is_not_http() -> None:
+    assert await failure_at(speak_nonsense, scheme="http") == "its response is not valid HTTP"
+
+
+def test_time_outs_differ_by_what_did_not_come() -> None:
+    assert describe(aiohttp.ConnectionTimeoutError()).startswith("time-out of the connection; a firewall may drop")
+    assert describe(aiohttp.SocketTimeoutError()) == "time-out; no response came"
+
+
+def _key() -> aiohttp.client_reqrep.ConnectionKey:
+    return aiohttp.client_reqrep.ConnectionKey("a", 443, True, True, None, None, None)
