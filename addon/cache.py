@@ -1,5 +1,5 @@
 """Entry point: `mitmdump -s addon/cache.py` or `mitmweb -s addon/cache.py`."""
 
-from hubcache.plugin import Hubcache
+from hubcache.startup import Hubcache
 
 addons = [Hubcache()]

@@ -1,4 +1,4 @@
-"""A worker process, started by the owner when `hubcache_workers` is more than 1; not to be started by hand."""
+"""Runs a worker process; the owner process starts it when `hubcache_workers` is more than 1."""
 
 from hubcache.mitm import listeners
 from mitmproxy.tools.main import mitmdump

@@ -1,209 +1,222 @@
-"""mitmproxy's hooks about who comes in and where connections go out: an addon inside of ours.
+"""mitmproxy's hooks about which clients may connect, and where its connections go.
 
-mitmproxy connects only to where this program pointed a flow, or to the address that `Destinations` found for what a
-client named. Clients that it speaks with are counted like direct connections, and have the same time for their first
+mitmproxy connects only to where this program directs a flow, or to the address that `Destinations` returned for what a
+client named. The clients that it handles are counted like direct connections, and have the same time for their first
 request.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from weakref import WeakKeyDictionary
 
-from mitmproxy import ctx, http, tcp
+from mitmproxy import http, tcp
 from mitmproxy.connection import Client, Server
 from mitmproxy.flow import Flow
 from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode, UpstreamMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from .clients.destinations import Address, Destinations, Refused
-from .clients.limits import ClientLimits
+from .clients.limits import REQUEST_SECONDS, ClientLimits
 from .decide.throttle import Throttle
-from .direct.connection import HEAD_SECONDS
-from .mitm import http1_server
+from .mitm.flow_headers import drop_body
 from .mitm.interception import Interception
 from .operate.options import Settings
 
 logger = logging.getLogger("hubcache")
 
-_SAY_SECONDS = 60.0
+_LOG_SECONDS = 60.0
 
 
 class AccessHooks:
-    """`clients` counts all of them."""
+    """The hooks; `limits` counts all clients.
 
-    def __init__(self, clients: ClientLimits) -> None:
-        self.clients = clients
+    `disconnect` closes the connection of a client, and `rename` changes the address by which mitmproxy knows an open
+    upstream connection. Without them, as mitmproxy's public hooks offer neither, silent clients are not disconnected,
+    and an upstream connection keeps the IP address that it goes to.
+    """
+
+    def __init__(
+        self,
+        limits: ClientLimits,
+        disconnect: Callable[[Client], None] | None = None,
+        rename: Callable[[Server, Address], None] | None = None,
+    ) -> None:
+        self.limits = limits
+        self._disconnect = disconnect
+        self._rename = rename
         self._interception = Interception(())
-        self._tunnels = Destinations((), ())
-        self._aims: WeakKeyDictionary[Client, dict[str, Address]] = WeakKeyDictionary()
-        """Where this program has flows of a client go, by the flow's id."""
-        self._found: WeakKeyDictionary[Client, tuple[Address, Address]] = WeakKeyDictionary()
-        """What was found for the address that a client named last."""
+        self._destinations = Destinations((), ())
+        self._directed: WeakKeyDictionary[Client, dict[str, Address]] = WeakKeyDictionary()
+        """Where this program directed the flows of a client, by the flow's id."""
+        self._resolved: WeakKeyDictionary[Client, tuple[Address, Address]] = WeakKeyDictionary()
+        """The address that a client named last, and what it was resolved to."""
         self._names: WeakKeyDictionary[Server, Address] = WeakKeyDictionary()
-        """What connections that are about to be made were named."""
-        self._handled: WeakKeyDictionary[Client, _Handled] = WeakKeyDictionary()
-        self._throttle = Throttle(_SAY_SECONDS, time.monotonic)
+        """The named addresses of connections that are about to be made."""
+        self._handled: WeakKeyDictionary[Client, _HandledClient] = WeakKeyDictionary()
+        self._throttle = Throttle(_LOG_SECONDS, time.monotonic)
 
     def apply(self, settings: Settings, interception: Interception, ports: Iterable[int]) -> None:
-        """Take over option values, at start and while running; `ports` are those that this program listens on."""
+        """Use these option values, at start and later; `ports` are those that this program listens on."""
         self._interception = interception
-        self._tunnels = Destinations(settings.tunnel, ports)
-        self.clients.networks = settings.clients
+        self._destinations = Destinations(settings.tunnel, ports)
+        self.limits.networks = settings.clients
 
-    # -- clients ------------------------------------------------------------------------------------------------------
+    # -- clients --------------------------------------------------------------------------------------------------
 
     def client_connected(self, client: Client) -> None:
-        """mitmproxy closes what has an error now; of what has one already, no end is told."""
+        """Count a client, or set its `error`, for which mitmproxy closes it. For a client that has an error already
+        there will be no `client_disconnected`."""
         if client.error is not None:
             return
-        address, handled = client.peername[0], _Handled(client)
-        if not self.clients.admits(address):
+        address, handled = client.peername[0], _HandledClient(client, self._disconnect)
+        if not self.limits.admits(address):
             client.error = "not in hubcache_clients"
-        elif not self.clients.enter(handled, address):
+        elif not self.limits.add(handled, address):
             client.error = "too many connections of one address"
         else:
             self._handled[client] = handled
             if isinstance(client.proxy_mode, RegularMode | ReverseMode | UpstreamMode):
-                handled.hurry()
+                handled.expect_request()
 
     def client_disconnected(self, client: Client) -> None:
-        """Count it no more."""
+        """Count the client no longer."""
         handled = self._handled.pop(client, None)
         if handled is not None:
-            handled.has_asked()
-            self.clients.leave(handled)
+            handled.request_received()
+            self.limits.remove(handled)
 
-    def asked(self, flow: Flow) -> None:
-        """A flow of a client begins: the client waits for us, until `_ended`."""
+    def request_received(self, flow: Flow) -> None:
+        """Note that a client waits for an answer, until its flow has ended."""
         handled = self._handled.get(flow.client_conn)
         if handled is not None:
-            handled.has_asked()
+            handled.request_received()
             handled.flows.add(flow.id)
-            self.clients.work(handled)
+            self.limits.mark_busy(handled)
 
-    def _ended(self, flow: http.HTTPFlow) -> None:
+    def _flow_ended(self, flow: http.HTTPFlow) -> None:
         handled = self._handled.get(flow.client_conn)
-        has_switched = flow.response is not None and flow.response.status_code == 101  # to what is not HTTP
+        has_switched = flow.response is not None and flow.response.status_code == 101  # to a protocol other than HTTP
         if handled is not None and not has_switched:
             handled.flows.discard(flow.id)
             if not handled.flows:
-                self.clients.wait(handled)
+                self.limits.mark_idle(handled)
 
     def tcp_start(self, flow: tcp.TCPFlow) -> None:
-        """What goes on is not HTTP."""
-        self.asked(flow)
+        """Note that a connection carries something other than HTTP from now on."""
+        self.request_received(flow)
 
-    # -- what clients name --------------------------------------------------------------------------------------------
+    # -- destinations that clients name ---------------------------------------------------------------------------
 
     def http_connect(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
-        """Answer a CONNECT to what is not to be reached with 403."""
+        """Answer a CONNECT to a destination that is not permitted with 403."""
         if flow.response or flow.error or self._interception.has(flow.request.host, flow.request.port):
             return None
-        self.asked(flow)
-        return self._judge(flow)
+        self.request_received(flow)
+        return self._check(flow)
 
     def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
-        """Answer a request with an absolute URI to what is not to be reached with 403."""
-        is_aimed = flow.id in self._aims.get(flow.client_conn, ())
-        if flow.response or flow.error or not flow.live or is_aimed or self._interception.place(flow) is not None:
+        """Answer a request whose absolute URI names a destination that is not permitted with 403."""
+        is_directed = flow.id in self._directed.get(flow.client_conn, ())
+        if flow.response or flow.error or not flow.live or is_directed or self._interception.place(flow) is not None:
             return None
-        return self._judge(flow)
+        return self._check(flow)
 
-    async def _judge(self, flow: http.HTTPFlow) -> None:
+    async def _check(self, flow: http.HTTPFlow) -> None:
         address = flow.request.host, flow.request.port
         try:
-            self._found[flow.client_conn] = address, await self._tunnels.find(address)
+            self._resolved[flow.client_conn] = address, await self._destinations.resolve(address)
         except Refused as refused:
-            self._tell(flow.client_conn, refused)
-            http1_server.drop_body(flow.request)
+            self._log_refused(flow.client_conn, refused)
+            drop_body(flow.request)
             flow.request.stream = False
             headers = {"Content-Type": "text/plain; charset=utf-8", "Connection": "close"}
             flow.response = http.Response.make(403, f"{refused}\n", headers)
-        except OSError:  # what mitmproxy says of it is right
+        except OSError:  # mitmproxy answers with the reason when it cannot connect
             return
 
-    def _tell(self, client: Client, refused: Refused) -> None:
+    def _log_refused(self, client: Client, refused: Refused) -> None:
         if self._throttle.permits(client.peername[0]):
             logger.info("hubcache: %s was refused: %s", client.peername[0], refused)
 
-    # -- connections that leave ---------------------------------------------------------------------------------------
+    # -- upstream connections -------------------------------------------------------------------------------------
 
-    def aim(self, flow: http.HTTPFlow) -> None:
-        """A flow was pointed to where it is to go: a registry's upstream, or the body listener."""
-        aims = self._aims.setdefault(flow.client_conn, {})
-        aims[flow.id] = flow.request.host, flow.request.port
+    def directed(self, flow: http.HTTPFlow) -> None:
+        """Permit the connection of a flow that this program directed to an upstream or to the body listener."""
+        addresses = self._directed.setdefault(flow.client_conn, {})
+        addresses[flow.id] = flow.request.host, flow.request.port
 
     def response(self, flow: http.HTTPFlow) -> None:
-        """A flow has its answer."""
-        self._aims.get(flow.client_conn, {}).pop(flow.id, None)
-        self._ended(flow)
+        """Note that a flow is complete."""
+        self._directed.get(flow.client_conn, {}).pop(flow.id, None)
+        self._flow_ended(flow)
 
     def error(self, flow: http.HTTPFlow) -> None:
-        """A flow broke off."""
+        """Note that a flow failed."""
         self.response(flow)
 
     def server_connect(self, data: ServerConnectionHookData) -> Awaitable[None] | None:
-        """Have mitmproxy connect to an address that was looked at, or not at all."""
+        """Have mitmproxy connect to an address that was checked, or not at all."""
         address, mode = data.server.address, data.client.proxy_mode
         if address is None or data.server.transport_protocol != "tcp":
             return None
-        if address[:2] in self._aims.get(data.client, {}).values():
+        if address[:2] in self._directed.get(data.client, {}).values():
             return None
         if isinstance(mode, UpstreamMode) and address[:2] == mode.address:
             return None
         return self._pin(data, (address[0], address[1]))
 
     async def _pin(self, data: ServerConnectionHookData, address: Address) -> None:
-        named, found = self._found.pop(data.client, (None, None))
+        named, resolved = self._resolved.pop(data.client, (None, None))
         try:
-            if named != address or found is None:
-                found = await self._tunnels.find(address)
+            if named != address or resolved is None:
+                resolved = await self._destinations.resolve(address)
         except Refused as refused:
-            self._tell(data.client, refused)
+            self._log_refused(data.client, refused)
             data.server.error = str(refused)
         except OSError as error:
             data.server.error = f"cannot be resolved: {error.strerror or error}"
         else:
-            self._names[data.server] = address
-            data.server.address = found
+            if self._rename is not None:
+                self._names[data.server] = address
+            elif data.server.sni is None:  # the name by which a certificate is verified
+                data.server.sni = address[0]
+            data.server.address = resolved
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
-        """Give the connection its name back: mitmproxy verifies certificates by it, and looks for connections that are
-        open by it. What is connected to is in `peername`. mitmproxy forbids to change it at this point, since that
-        would not change what it is connected to."""
+        """Give the connection the name back that mitmproxy verifies certificates by, and finds open connections by. The
+        address that it goes to is in `peername`."""
         named = self._names.pop(data.server, None)
-        if named is not None:
-            vars(data.server)["address"] = named
+        if named is not None and self._rename is not None:
+            self._rename(data.server, named)
 
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
-        """As for one that was made."""
+        """Give the connection its name back, as after success."""
         self.server_connected(data)
 
 
-class _Handled:
-    """A client that mitmproxy speaks with."""
+class _HandledClient:
+    """A client that mitmproxy handles."""
 
-    def __init__(self, client: Client) -> None:
-        self._id = client.id
+    def __init__(self, client: Client, disconnect: Callable[[Client], None] | None) -> None:
+        self._client = client
+        self._disconnect = disconnect
         self._timer: asyncio.TimerHandle | None = None
         self.flows: set[str] = set()
-        """By their ids, those that are not answered yet."""
+        """Ids of the flows that are not answered yet."""
 
-    def hurry(self) -> None:
-        """It has so long for its first request."""
-        self._timer = asyncio.get_running_loop().call_later(HEAD_SECONDS, self.dismiss)
+    def expect_request(self) -> None:
+        """Disconnect the client unless it sends a request in time."""
+        self._timer = asyncio.get_running_loop().call_later(REQUEST_SECONDS, self.disconnect)
 
-    def has_asked(self) -> None:
-        """It was in time."""
+    def request_received(self) -> None:
+        """Note that a request came in time."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def dismiss(self) -> None:
-        """End the connection, as mitmproxy does after its own time-out."""
-        handler = ctx.master.addons.get("proxyserver").connections.get(self._id)
-        client = handler.transports.get(handler.client) if handler is not None else None
-        if client is not None and client.handler is not None:
-            client.handler.cancel("timeout")
+    def disconnect(self) -> None:
+        """Close the connection, where that is possible."""
+        if self._disconnect is not None:
+            self._disconnect(self._client)

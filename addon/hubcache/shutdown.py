@@ -1,4 +1,4 @@
-"""The end of the program: how long it waits for running downloads, what it tells meanwhile, and what signals do."""
+"""An orderly stop: how long the program waits for running downloads, what it logs meanwhile, and what signals do."""
 
 import asyncio
 import contextlib
@@ -6,104 +6,107 @@ import logging
 import signal
 from collections.abc import Callable, Iterable
 
-from .connection_hooks import ConnectionHooks
+from .clients.draining import Draining
 from .engine import Engine
+from .mitm import proxyserver
 from .workers.owner_client import OwnerClient
 from .workers.supervisor import STOP_SECONDS, Supervisor
 
 logger = logging.getLogger("hubcache")
 
-_LOOK_SECONDS = 0.1
-_TELL_SECONDS = 5.0
-_WORKERS_TELL_SECONDS = 5.0
+_POLL_SECONDS = 0.1
+_LOG_SECONDS = 5.0
+_WORKERS_REPORT_SECONDS = 5.0
 
 
 class Shutdown:
-    """One stop."""
+    """The stop of one process."""
 
     def __init__(self) -> None:
-        self._hurry = asyncio.Event()
+        self._no_wait = asyncio.Event()
 
-    def hurry(self) -> None:
-        """Wait for nothing any more."""
-        self._hurry.set()
+    def end_wait(self) -> None:
+        """Wait no longer for anything."""
+        self._no_wait.set()
 
-    def hurry_at_signal(self) -> None:
-        """Have the next SIGTERM or SIGINT end the wait: the one that began the stop was mitmproxy's to handle."""
-        on_signals((signal.SIGTERM, signal.SIGINT), self.hurry)
+    def end_wait_at_signal(self) -> None:
+        """End the wait at the next SIGTERM or SIGINT; mitmproxy handled the one that began the stop."""
+        on_signals((signal.SIGTERM, signal.SIGINT), self.end_wait)
 
-    async def until(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait until the condition holds, but not longer than so many seconds, and not in a hurry."""
+    async def wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait until the condition holds, `seconds` are over, or the wait is ended."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        while not condition() and not self._hurry.is_set() and loop.time() < end:
+        while not condition() and not self._no_wait.is_set() and loop.time() < end:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(_LOOK_SECONDS, max(0.0, end - loop.time()))):
-                    await self._hurry.wait()
+                async with asyncio.timeout(min(_POLL_SECONDS, max(0.0, end - loop.time()))):
+                    await self._no_wait.wait()
 
-    async def downloads_end(
-        self, running: Callable[[], int], have_ended: Callable[[int], bool], promised: float, grace: float = 0.0
+    async def wait_for_downloads(
+        self, running: Callable[[], int], have_ended: Callable[[int], bool], seconds: float, grace: float = 0.0
     ) -> None:
-        """Wait until those that are `running`, of which that tells the number, `have_ended`: for the seconds that are
-        promised to them, and `grace` for the end itself."""
-        loop = asyncio.get_running_loop()
-        logger.info("hubcache: stopping: %d downloads are running, for at most %g seconds", running(), promised)
-        told_at = loop.time()
+        """Wait for downloads, for the seconds that they are given, and `grace` for what follows their end.
 
-        def look() -> bool:
-            nonlocal told_at
+        `running` returns their number, and `have_ended` whether all is over, given that number.
+        """
+        loop = asyncio.get_running_loop()
+        logger.info("hubcache: stopping: %d downloads are running, for at most %g seconds", running(), seconds)
+        logged_at = loop.time()
+
+        def check() -> bool:
+            nonlocal logged_at
             count = running()
             ended = have_ended(count)
-            if not ended and loop.time() - told_at >= _TELL_SECONDS:
-                told_at = loop.time()
+            if not ended and loop.time() - logged_at >= _LOG_SECONDS:
+                logged_at = loop.time()
                 logger.info("hubcache: stopping: %d downloads are running", count)
             return ended
 
-        await self.until(look, promised + grace)
+        await self.wait_until(check, seconds + grace)
         logger.info("hubcache: stopping: %d downloads were cut", running())
 
-    async def alone(self, connections: ConnectionHooks, engine: Engine, within: float) -> None:
-        """Of a process that serves clients and owns the store."""
-        await connections.close_doors()
+    async def stop_single(self, clients: Draining, engine: Engine, within: float) -> None:
+        """Stop a process that serves clients and owns the store."""
+        await proxyserver.close_listeners()
         await engine.stop_background_work()
 
         def running() -> int:
             engine.cancel_unread()
-            return connections.leave()
+            return clients.close_idle()
 
-        await self.downloads_end(running, lambda count: not (count or connections.new), within)
-        connections.cut()
+        await self.wait_for_downloads(running, lambda count: not (count or clients.has_new), within)
+        clients.abort()
 
-    async def worker(self, connections: ConnectionHooks, remote: OwnerClient, within: float) -> None:
-        """Of a worker: the owner is told how many downloads there are, for it tells all of them."""
-        await connections.close_doors()
+    async def stop_worker(self, clients: Draining, owner: OwnerClient, within: float) -> None:
+        """Stop a worker, which reports the number of its downloads to the owner; the owner logs that of all workers."""
+        await proxyserver.close_listeners()
 
         def have_ended() -> bool:
-            count = connections.leave()
-            remote.report_running(count)
-            return not (count or connections.new)
+            count = clients.close_idle()
+            owner.report_running(count)
+            return not (count or clients.has_new)
 
-        await self.until(have_ended, within)
-        connections.cut()
+        await self.wait_until(have_ended, within)
+        clients.abort()
 
-    async def owner(self, connections: ConnectionHooks, engine: Engine, workers: Supervisor, within: float) -> None:
-        """Of the owner, which serves no clients itself: its workers end, each as above."""
-        await connections.close_doors()
+    async def stop_owner(self, engine: Engine, workers: Supervisor, within: float) -> None:
+        """Stop the owner, which serves no clients itself; each worker stops as above."""
+        await proxyserver.close_listeners()
         closing = asyncio.create_task(workers.close(within))
         await engine.stop_background_work()
-        await self.until(lambda: workers.have_reported, _WORKERS_TELL_SECONDS)
+        await self.wait_until(lambda: workers.have_reported, _WORKERS_REPORT_SECONDS)
 
         def running() -> int:
             engine.cancel_unread()
             return workers.running
 
-        await self.downloads_end(running, lambda _: closing.done(), within, STOP_SECONDS)
+        await self.wait_for_downloads(running, lambda _: closing.done(), within, STOP_SECONDS)
         workers.kill()
         await closing
 
 
 def on_signals(signals: Iterable[signal.Signals], action: Callable[[], None]) -> None:
-    """Have signals do this, in place of what they did; where the event loop hears of none all stays as it was."""
+    """Have signals call `action` in place of what they did; without signals in the event loop, nothing changes."""
     loop = asyncio.get_running_loop()
     with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows, or not in the main thread
         for each in signals:
@@ -111,5 +114,5 @@ def on_signals(signals: Iterable[signal.Signals], action: Callable[[], None]) ->
 
 
 def ignore_hangup() -> None:
-    """Have SIGHUP, which many programs take for "read your configuration again", not kill this one."""
+    """Have SIGHUP, by which many programs read their configuration again, not end this one."""
     on_signals((signal.SIGHUP,), lambda: logger.info("hubcache: SIGHUP is ignored: options are read at start"))

@@ -18,19 +18,24 @@ WINGS = {
     "store": {"oci", "decide"},
     "transfer": {"oci", "decide", "store"},
     "serve": {"oci", "decide", "store", "transfer"},
-    "operate": {"oci", "decide", "store"},
-    "workers": {"oci", "decide", "store", "transfer", "serve"},
+    "operate": {"oci", "store"},
+    "workers": {"oci", "store", "transfer", "serve"},
     "clients": {"oci", "decide", "operate"},
     "mitm": {"oci", "decide", "transfer", "serve", "clients"},
-    "direct": {"oci", "decide", "transfer", "serve", "clients", "mitm"},
+    "direct": {"oci", "transfer", "serve", "clients", "mitm"},
 }
 TOP = {
     "housekeeping": {"oci", "store", "serve"},
     "engine": {"oci", "decide", "store", "transfer", "serve", "operate", "housekeeping"},
-    "access_hooks": {*WINGS},
-    "connection_hooks": {*WINGS, "access_hooks"},
-    "shutdown": {"workers", "engine", "connection_hooks"},
-    "plugin": {*WINGS, "engine", "access_hooks", "connection_hooks", "shutdown"},
+    "access_hooks": {"decide", "operate", "clients", "mitm"},
+    "public_hooks": {"serve", "clients", "mitm"},
+    "connection_hooks": {"serve", "clients", "mitm", "direct", "public_hooks"},
+    "plugin": {"oci", "transfer", "serve", "workers", "mitm", "engine", "access_hooks"},
+    "shutdown": {"workers", "clients", "mitm", "engine"},
+    "startup": {
+        *("oci", "operate", "workers", "clients", "mitm", "engine"),
+        *("access_hooks", "public_hooks", "connection_hooks", "plugin", "shutdown"),
+    },
 }
 ROOMS = WINGS | TOP
 # Single arrows beyond these: what is shown of an outage is the state of the circuit breakers, what is logged of a
@@ -41,6 +46,7 @@ ALLOWED = {
     ("hubcache.operate.status", "hubcache.transfer.breaker"),
 }
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 PURE = ("oci", "decide")
 IMPURE = {
     *("asyncio", "logging", "os", "pathlib", "random", "secrets", "select", "shutil", "signal", "socket", "sqlite3"),
@@ -48,6 +54,18 @@ IMPURE = {
 }
 PURE_LIBRARIES = {"cachetools", "publicsuffixlist"}
 READS_CODE = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "jsonpickle", "marshal", "shelve"}
+
+LIBRARIES = ("mitmproxy", "OpenSSL")
+# What mitmproxy and pyOpenSSL document, and two modules of utilities.
+DOCUMENTED = {
+    *("mitmproxy.addonmanager", "mitmproxy.connection", "mitmproxy.ctx", "mitmproxy.exceptions", "mitmproxy.flow"),
+    *("mitmproxy.http", "mitmproxy.options", "mitmproxy.tcp", "mitmproxy.tls"),
+    *("mitmproxy.utils.human", "mitmproxy.utils.typecheck"),
+    *("mitmproxy.version", "mitmproxy.proxy.layer", "mitmproxy.proxy.mode_specs", "mitmproxy.proxy.server_hooks"),
+    "OpenSSL.SSL",
+}
+# Names without an underscore that no documentation of mitmproxy has; `vars()[]` is how a check of its is passed by.
+UNDOCUMENTED = {"certstore", "lookup", "timeout_watchdog", "transports", "vars()[]"}
 
 FILES = sorted(path for path in ADDON.rglob("*.py"))
 MODULES = [path for path in FILES if path.is_relative_to(ADDON / PACKAGE)]
@@ -76,6 +94,64 @@ def imports(path: Path) -> Iterator[str]:
                 yield submodule if submodule in NAMES or module == PACKAGE else module
 
 
+def imported_names(path: Path, *, top: bool = False) -> Iterator[str]:
+    """Full names of all that a file imports from libraries; with `top`, only when the file itself is imported."""
+    tree = ast.parse(path.read_bytes())
+    for node in tree.body if top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_at_the_top(path: Path) -> list[str]:
+    """Modules of the package that are imported when the file itself is."""
+    tree = ast.parse(path.read_bytes())
+    inner = {id(node) for each in ast.walk(tree) if isinstance(each, FUNCTIONS) for node in ast.walk(each)}
+    later = {
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and id(node) in inner
+        for name in named(node, path)
+    }
+    return [name for name in imports(path) if inside(name) and name not in later]
+
+
+def named(node: ast.ImportFrom, path: Path) -> set[str]:
+    base = dotted(path).rpartition(".")[0].rsplit(".", node.level - 1)[0]
+    module = ".".join(filter(None, (base, node.module)))
+    return {module, *(f"{module}.{alias.name}" for alias in node.names)}
+
+
+def is_internal(name: str) -> bool:
+    """Whether an imported name of a library is not documented."""
+    is_library = name.partition(".")[0] in LIBRARIES and name not in LIBRARIES
+    return is_library and not any(f"{name}.".startswith(f"{each}.") for each in DOCUMENTED)
+
+
+def used_names(path: Path) -> Iterator[str]:
+    """Names of attributes that a file uses of other objects than `self`, and `vars()[]` for a look into one."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Call):
+            function = node.value.func
+            if isinstance(function, ast.Name) and function.id == "vars":
+                yield "vars()[]"
+
+
+def defined_names(path: Path) -> Iterator[str]:
+    """Names that a file gives to functions, classes, and attributes of `self`."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id == "self":
+                yield node.attr
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
 def room(name: str) -> str:
     """The wing, or the module at the top, that a module of the package is in; the package itself is in none."""
     return name.split(".")[1] if "." in name else ""
@@ -101,8 +177,8 @@ def importers(*roots: str) -> set[str]:
 
 def test_the_reader_of_imports_sees_every_kind() -> None:
     plugin = set(imports(ADDON / PACKAGE / "plugin.py"))
-    assert {"asyncio", "mitmproxy", "hubcache.engine", "hubcache.oci.errors", "hubcache.operate.options"} <= plugin
-    assert set(imports(ADDON / "cache.py")) == {"hubcache.plugin"}
+    assert {"asyncio", "mitmproxy", "hubcache.engine", "hubcache.oci.errors", "hubcache.serve.messages"} <= plugin
+    assert set(imports(ADDON / "cache.py")) == {"hubcache.startup"}
 
 
 def test_every_module_has_its_room() -> None:
@@ -138,9 +214,61 @@ def test_what_decides_is_pure() -> None:
     assert wrong == set()
 
 
+def test_every_arrow_is_used() -> None:
+    used = {(room(dotted(path)), room(name)) for path in MODULES for name in imports(path) if inside(name)}
+    assert {(source, target) for source, targets in ROOMS.items() for target in targets} - used == set()
+
+
 def test_mitmproxy_stays_at_the_top() -> None:
     allowed = {"hubcache.operate.options", "worker"}
     assert {room(name) for name in importers("mitmproxy") - allowed} <= {"clients", "mitm", "direct", *TOP}
+
+
+def test_internals_of_mitmproxy_and_pyopenssl_are_imported_in_one_wing() -> None:
+    wrong = {
+        f"{dotted(path)} imports {name}"
+        for path in MODULES
+        if room(dotted(path)) != "mitm"
+        for name in imported_names(path)
+        if is_internal(name)
+    }
+    assert wrong == set()
+
+
+def test_private_names_of_others_are_used_in_one_wing() -> None:
+    own = {name for path in FILES for name in defined_names(path)}
+    wrong = {
+        f"{dotted(path)} uses {name}"
+        for path in MODULES
+        if room(dotted(path)) != "mitm" and any(name.startswith(LIBRARIES) for name in imports(path))
+        for name in used_names(path)
+        if name in UNDOCUMENTED or (name.startswith("_") and not name.startswith("__") and name not in own)
+    }
+    assert wrong == set()
+
+
+def test_reader_of_private_names_finds_those_of_the_wing() -> None:
+    used = {name for path in MODULES if room(dotted(path)) == "mitm" for name in used_names(path)}
+    assert {"_servers", "_raise_ssl_error", "transports", "vars()[]"} <= used
+
+
+def test_untested_versions_import_no_internals() -> None:
+    """What is imported at the top of these modules must exist in any mitmproxy."""
+    reached, waiting = set[str](), ["hubcache.startup"]
+    paths = {dotted(path): path for path in MODULES}
+    while waiting:
+        name = waiting.pop()
+        if name in paths and name not in reached:
+            reached.add(name)
+            waiting += imported_at_the_top(paths[name])
+    assert {"hubcache.plugin", "hubcache.public_hooks", "hubcache.mitm.compat"} <= reached
+    wrong = {
+        f"{module} imports {name}"
+        for module in reached
+        for name in imported_names(paths[module], top=True)
+        if is_internal(name)
+    }
+    assert wrong == set()
 
 
 def test_diskcache_stays_in_the_store() -> None:

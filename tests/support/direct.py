@@ -1,4 +1,4 @@
-"""A reception by itself, with the socket and the answers in the test's hand."""
+"""A direct connection without a socket: what is received and what is answered is up to the test."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,7 +8,8 @@ from typing import Any
 
 from hubcache.clients.draining import ClientGroup
 from hubcache.clients.limits import ClientLimits
-from hubcache.direct.connection import DirectConnection, DirectDependencies
+from hubcache.direct.connection import DirectConnection
+from hubcache.direct.dependencies import DirectDependencies
 from hubcache.mitm.interception import Interception
 from hubcache.oci.errors import HubcacheError
 from hubcache.oci.registry import HUB_HOST, Registry
@@ -20,12 +21,14 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 
 from support.users import until
 
+CLIENT = ("127.0.0.1", 50_000)
+
 
 class Transport(asyncio.Transport):
-    """A socket's, with the socket in the test's hand."""
+    """A transport that keeps what is written to it."""
 
     def __init__(self) -> None:
-        super().__init__({"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 5000)})
+        super().__init__({"peername": CLIENT, "sockname": ("127.0.0.1", 5000)})
         self.sent = b""
         self.reads = True
         self.is_aborted = False
@@ -58,53 +61,73 @@ class Transport(asyncio.Transport):
         self._protocol = protocol
 
 
+def dependencies(**changes: Any) -> DirectDependencies:
+    """Return dependencies for the Hub, with these parts; parts that are not used are empty."""
+    unused: Any = SimpleNamespace()
+    parts: dict[str, Any] = {
+        "interception": Interception([Registry.parse(HUB_HOST)]),
+        "connects": unused,
+        "tls_contexts": unused,
+        "responder": unused,
+        "idle_seconds": 60.0,
+        "log_answer": None,
+        "limits": ClientLimits(),
+        "group": ClientGroup(),
+    }
+    return DirectDependencies(**parts | changes)
+
+
 @dataclass
-class Visit:
-    """A client at a mirror door whose requests are answered by `answer`."""
+class DirectClient:
+    """A client of the mirror whose requests are answered by `answer`."""
 
     answer: Callable[[Request], Awaitable[Answer | Forward | None]]
-    patience: float = 60.0
-    clients: ClientLimits = field(default_factory=ClientLimits)
+    idle_seconds: float = 60.0
+    limits: ClientLimits = field(default_factory=ClientLimits)
     transport: Transport = field(default_factory=Transport)
-    lines: list[str] = field(default_factory=list)
+    log_lines: list[str] = field(default_factory=list)
     failures: list[HubcacheError] = field(default_factory=list)
-    taken_over: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
+    handed_over: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        unused: Any = SimpleNamespace(permitted=True)
+        self._disconnected = asyncio.Event()
         delivery = BodyDelivery(ActiveBodies(), lambda *_: None, self.failures.append)
-        decider: Any = SimpleNamespace(body_delivery=delivery, answer=self.answer)
-        table = Interception([Registry.parse(HUB_HOST)])
         server: Any = SimpleNamespace(
             mode=ProxyMode.parse(f"reverse:https://{HUB_HOST}@5000"), handle_stream=self._handle_stream
         )
-        desk = DirectDependencies(
-            table, unused, unused, decider, self.patience, self.lines.append, self.clients, ClientGroup()
+        parts = dependencies(
+            responder=SimpleNamespace(body_delivery=delivery, answer=self.answer),
+            idle_seconds=self.idle_seconds,
+            log_answer=self.log_lines.append,
+            limits=self.limits,
         )
-        self.reception = DirectConnection(desk, server, ("127.0.0.1", 50_000))
-        self.transport.set_protocol(self.reception)
-        self.reception.connection_made(self.transport)
+        self.connection = DirectConnection(parts, server, CLIENT)
+        self.transport.set_protocol(self.connection)
+        self.connection.connection_made(self.transport)
 
     async def _handle_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.taken_over.append((reader, writer))
+        self.handed_over.append((reader, writer))
+        await self._disconnected.wait()
 
-    async def taken(self) -> bytes:
-        """All that mitmproxy reads."""
-        await until(lambda: self.taken_over)
-        return await asyncio.wait_for(self.taken_over[0][0].read(), 10)
+    async def read_by_mitmproxy(self) -> bytes:
+        """Return all that mitmproxy reads after the handover."""
+        await until(lambda: self.handed_over)
+        return await asyncio.wait_for(self.handed_over[0][0].read(), 10)
 
-    def say(self, data: bytes) -> None:
-        self.reception.data_received(data)
+    def send(self, data: bytes) -> None:
+        """Have the connection receive bytes."""
+        self.connection.data_received(data)
 
-    def leave(self) -> None:
-        """As when the connection is reset."""
+    def disconnect(self) -> None:
+        """End the connection as a reset by the client does."""
+        self._disconnected.set()
         self.transport.close()
         protocol: Any = self.transport.get_protocol()
         protocol.connection_lost(ConnectionResetError())
 
 
-class Question:
-    """An answer that is thought about until the test has one."""
+class PendingAnswer:
+    """An answer that requests wait for until the test sets it."""
 
     def __init__(self) -> None:
         self._outcome: asyncio.Future[Answer | Forward | None] = asyncio.Future()
@@ -114,11 +137,11 @@ class Question:
         self.requests.append(request)
         return await self._outcome
 
-    def settle(self, outcome: Answer | Forward | None) -> None:
+    def set(self, outcome: Answer | Forward | None) -> None:
         self._outcome.set_result(outcome)
 
 
-class Endless(BytesSource):
+class EndlessSource(BytesSource):
     """A body without an end."""
 
     def __init__(self) -> None:
@@ -133,14 +156,17 @@ class Endless(BytesSource):
         self.is_closed = True
 
 
-def small(body: bytes = b"body") -> Answer:
+def small_answer(body: bytes = b"body") -> Answer:
+    """Return an answer with its body in memory."""
     return Answer(200, {}, Result.HIT, body, length=len(body))
 
 
-def endless() -> tuple[Answer, Endless]:
-    source = Endless()
+def endless_answer() -> tuple[Answer, EndlessSource]:
+    """Return an answer whose body never ends, and its source."""
+    source = EndlessSource()
     return Answer(200, {}, Result.HIT, source=source, length=1 << 40), source
 
 
-async def always(_: Request) -> Answer:
-    return small()
+async def answer_at_once(_: Request) -> Answer:
+    """Answer every request with a small body."""
+    return small_answer()

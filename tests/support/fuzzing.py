@@ -15,7 +15,7 @@ from typing import Any
 import h11
 from h11._receivebuffer import ReceiveBuffer  # mitmproxy takes heads from it
 from hubcache.direct.request_head import RequestHead
-from hubcache.mitm.http1_server import RegistryHttp1Server, unclear
+from hubcache.mitm.http1_server import RegistryHttp1Server, find_ambiguity
 from hubcache.mitm.interception import Interception
 from hubcache.mitm.tunnel import Connects
 from hubcache.oci.errors import ManifestInvalid, RangeInvalid, RegistryError
@@ -32,12 +32,7 @@ from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, context, events
 
 _TABLE = Interception([Registry.parse(HUB_HOST), Registry.parse("[::1]:5001=https://[::1]:5001")])
-_OPTIONS: Any = SimpleNamespace(
-    connection_strategy="lazy",
-    allow_hosts=_TABLE.allow_hosts,
-    **dict.fromkeys(("http2", "ignore_hosts", "tcp_hosts", "proxyauth")),
-)
-CONNECTS = Connects(_TABLE, _OPTIONS)
+CONNECTS = Connects(_TABLE)
 
 REQUESTS = [
     b"GET /v2/library/app/manifests/1?ns=docker.io HTTP/1.1\r\nHost: x\r\nAccept: a/b, c/d;q=0\r\n\r\n",
@@ -214,13 +209,13 @@ def agree_on_request(data: bytes) -> bool:
     target = asked.path + (f"?{asked.query}" if b"?" in head.split(b" ")[1] else "")
     assert (third.method, third.target, third.http_version) == (asked.method.encode(), target.encode(), b"1.1"), data
     assert _joined(third) == asked.headers, data
-    assert unclear(head) is None, data
+    assert find_ambiguity(head) is None, data
     return True
 
 
 def agree_on_connect(data: bytes) -> bool:
     """Whether a CONNECT is answered without mitmproxy; fails when another parser reads it differently."""
-    found = CONNECTS.find(data)
+    found = CONNECTS.parse(data)
     if found is None:
         return False
     (host, port), length = found

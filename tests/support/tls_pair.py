@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from hubcache.mitm.interception import Interception
-from hubcache.mitm.tls import Connection, Handshakes
+from hubcache.mitm.tls import TlsConnection, TlsContexts
 from hubcache.oci.registry import Registry
 from mitmproxy import connection, tls
 from mitmproxy.addons.proxyserver import Proxyserver
@@ -33,10 +33,10 @@ def known_fixture() -> Any:
     return known
 
 
-def handshakes(known: taddons.context) -> Handshakes:
+def tls_contexts(known: taddons.context) -> TlsContexts:
     """Ours, for the Hub."""
     leaf = known.master.addons.get("tlsconfig").get_cert
-    return Handshakes(Interception([Registry.parse(HUB_HOST)]), known.options, leaf)
+    return TlsContexts(Interception([Registry.parse(HUB_HOST)]), leaf)
 
 
 def start(known: taddons.context, sni: str | None = HUB_HOST, address: tuple[str, int] | None = None) -> tls.TlsData:
@@ -48,14 +48,14 @@ def start(known: taddons.context, sni: str | None = HUB_HOST, address: tuple[str
     return tls.TlsData(client, made)
 
 
-def established(known: taddons.context, version: int = SSL.TLS1_3_VERSION) -> tuple[SSL.Connection, Connection]:
+def established(known: taddons.context, version: int = SSL.TLS1_3_VERSION) -> tuple[SSL.Connection, TlsConnection]:
     """A client's connection and ours, ready for what is sent."""
     trusting = SSL.Context(SSL.TLS_CLIENT_METHOD)
     trusting.set_min_proto_version(version)
     trusting.set_max_proto_version(version)
     client = SSL.Connection(trusting)
     client.set_connect_state()
-    made = handshakes(known).connection(start(known))
+    made = tls_contexts(known).connection_for_hello(start(known))
     assert made is not None
     shake_hands(client, made)
     return client, made

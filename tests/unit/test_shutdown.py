@@ -1,4 +1,4 @@
-"""How a stop waits and what it tells, and what is given up at its begin."""
+"""An orderly stop: how it waits, what it logs, and what it cancels at its begin."""
 
 import asyncio
 import logging
@@ -22,24 +22,24 @@ DATA = random_bytes(3_000_000)
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> Any:
+def log_lines(caplog: pytest.LogCaptureFixture) -> Any:
     caplog.set_level(logging.INFO, "hubcache")
     return lambda: [message.removeprefix("hubcache: stopping: ") for message in caplog.messages]
 
 
-async def test_number_of_downloads_is_told_at_the_begin_meanwhile_and_at_the_end(
-    told: Any, monkeypatch: pytest.MonkeyPatch
+async def test_number_of_downloads_is_logged_at_the_begin_meanwhile_and_at_the_end(
+    log_lines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutdown, "_LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(shutdown, "_TELL_SECONDS", 0.0)
+    monkeypatch.setattr(shutdown, "_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(shutdown, "_LOG_SECONDS", 0.0)
     counts = [3, 2, 1, 0]
 
     def count() -> int:
         return counts.pop(0) if len(counts) > 1 else counts[0]
 
     async with asyncio.timeout(5):
-        await Shutdown().downloads_end(count, lambda number: not number, 60.0)
-    assert told() == [
+        await Shutdown().wait_for_downloads(count, lambda number: not number, 60.0)
+    assert log_lines() == [
         "3 downloads are running, for at most 60 seconds",
         "2 downloads are running",
         "1 downloads are running",
@@ -47,29 +47,29 @@ async def test_number_of_downloads_is_told_at_the_begin_meanwhile_and_at_the_end
     ]
 
 
-async def test_wait_ends_when_its_time_is_over(told: Any) -> None:
+async def test_wait_ends_after_its_time(log_lines: Any) -> None:
     async with asyncio.timeout(5):
-        await Shutdown().downloads_end(lambda: 2, lambda number: not number, 0.05)
-    assert told()[-1] == "2 downloads were cut"
+        await Shutdown().wait_for_downloads(lambda: 2, lambda number: not number, 0.05)
+    assert log_lines()[-1] == "2 downloads were cut"
 
 
-async def test_no_time_is_no_wait(told: Any) -> None:
+async def test_wait_of_no_time_ends_at_once(log_lines: Any) -> None:
     async with asyncio.timeout(1):
-        await Shutdown().downloads_end(lambda: 2, lambda number: not number, 0.0)
-    assert told()[-1] == "2 downloads were cut"
+        await Shutdown().wait_for_downloads(lambda: 2, lambda number: not number, 0.0)
+    assert log_lines()[-1] == "2 downloads were cut"
 
 
-async def test_hurry_ends_the_wait() -> None:
+async def test_wait_can_be_ended() -> None:
     stop = Shutdown()
-    waiting = asyncio.create_task(stop.downloads_end(lambda: 1, lambda number: not number, 600.0))
+    waiting = asyncio.create_task(stop.wait_for_downloads(lambda: 1, lambda number: not number, 600.0))
     await asyncio.sleep(0)
     assert not waiting.done()
-    stop.hurry()
+    stop.end_wait()
     async with asyncio.timeout(5):
         await waiting
 
 
-async def test_fill_without_readers_is_cancelled_and_one_with_a_reader_goes_on(
+async def test_fill_without_readers_is_cancelled_and_one_with_a_reader_is_not(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hubcache.transfer.fills._JOIN_SECONDS", 0.0)
@@ -105,29 +105,29 @@ async def test_fill_that_has_not_opened_is_waited_for(hub: Hub, tmp_path: Path) 
         assert await asking == (200, DATA)
 
 
-async def test_request_that_is_late_is_an_error_and_no_defect(hub: Hub, tmp_path: Path) -> None:
-    """Its upstream cannot be asked any more."""
+async def test_request_after_the_stop_is_an_error_and_raises_nothing(hub: Hub, tmp_path: Path) -> None:
+    """Its upstream cannot be reached any more."""
     async with running(hub, tmp_path / "store") as cache:
         await cache.engine.close()
         status, _ = await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1")
         assert status == 503
 
 
-async def test_closed_listener_hears_of_no_clients_that_wait_for_others() -> None:
-    """Else a worker that serves its last downloads would turn around without a pause."""
-    accepting = socket.create_server(("127.0.0.1", 0))
+async def test_closed_listener_gets_no_events_of_clients_that_wait_for_other_processes() -> None:
+    """A worker that serves its last downloads would be busy with such events otherwise."""
+    listening = socket.create_server(("127.0.0.1", 0))
     loop: Any = asyncio.get_running_loop()
-    listener = listeners._Listener(SimpleNamespace(handle_stream=None), accepting.dup().detach())
+    listener = listeners._Listener(SimpleNamespace(handle_stream=None), listening.dup().detach())  # type: ignore[arg-type]
     await asyncio.sleep(0)
     listener.close()
     await until(lambda: listener._socket.fileno() < 0)
-    client = socket.create_connection(accepting.getsockname())
-    with accepting, client:
+    client = socket.create_connection(listening.getsockname())
+    with listening, client:
         assert loop._selector._selector.poll(0.1) == []
 
 
 @pytest.mark.parametrize("error", [NotImplementedError(), RuntimeError()])
-async def test_loop_that_hears_of_no_signals_leaves_all_as_it_was(
+async def test_nothing_changes_where_the_event_loop_supports_no_signals(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -135,4 +135,4 @@ async def test_loop_that_hears_of_no_signals_leaves_all_as_it_was(
 
     monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", refuse)
     shutdown.ignore_hangup()
-    Shutdown().hurry_at_signal()
+    Shutdown().end_wait_at_signal()

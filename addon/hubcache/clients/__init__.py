@@ -1,1 +1,1 @@
-"""Who may connect, how many connections there are, and where they may lead."""
+"""Which clients may connect, how many connections they may have, and where the proxy connects to for them."""

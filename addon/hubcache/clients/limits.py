@@ -1,8 +1,8 @@
-"""Who may connect to the doors, and how many connections there are: those that wait for their client to say something
-are closed, the oldest first, before the process runs out of descriptors.
+"""Limits who may connect and how many connections there are.
 
-A client that says nothing costs as much as one that does, and anybody can open thousands of connections. A process
-counts its own; each worker has descriptors of its own.
+A silent client costs as much as a busy one, and anybody can open thousands of connections. Before the process runs out
+of descriptors, connections that wait for their client are closed, the oldest first. Each process counts its own
+connections: a worker has descriptors of its own.
 """
 
 import logging
@@ -17,52 +17,56 @@ from ..operate.option_values import Network
 
 logger = logging.getLogger("hubcache")
 
-_MOST = 1 << 16
-"""Connections are counted as if there were no more descriptors than this, where the system permits a million: what
-half of them hold in memory is some hundred MB."""
-_LEAST_SHARE = 256
-"""Connections that an address has at least: many machines may be behind one."""
-_AT_ONCE = 100
-"""Connections that are closed in a row at most: it takes a millisecond."""
-_SAY_SECONDS = 60.0
+REQUEST_SECONDS = 30.0
+"""Seconds that a client has for CONNECT, TLS hello and its first request together, and for each further head once that
+has begun. Received bytes do not extend it, or a few bytes would hold a connection for ever."""
+_MAX_CONNECTIONS = 1 << 16
+"""The number of descriptors to count with where the system permits more, such as a million: half of these connections
+already hold some hundred MB of memory."""
+_MIN_PER_ADDRESS = 256
+"""Connections that one address may have in any case: many machines may share it."""
+_MAX_BATCH = 100
+"""Connections closed in a row at most, which takes a millisecond."""
+_LOG_SECONDS = 60.0
 
 
-class Connection(Protocol):
-    """What speaks with a client."""
+class LimitedConnection(Protocol):
+    """The connection of one client."""
 
-    def dismiss(self) -> None:
-        """End the connection, which waits for its client."""
+    def disconnect(self) -> None:
+        """Close the connection, which waits for its client."""
 
 
 class ClientLimits:
-    """`networks` are those whose clients are served, all where there are none; `descriptors` is how many the process
-    may have."""
+    """The connections of one process. `networks` are those whose clients are served, where empty all are; `descriptors`
+    is the number of descriptors that the process may have, None: what the system permits."""
 
     networks: tuple[Network, ...] = ()
 
     def __init__(self, descriptors: int | None = None) -> None:
-        self.measure(descriptors)
-        self._places: dict[Connection, str] = {}
+        self.set_descriptors(descriptors)
+        self._addresses: dict[LimitedConnection, str] = {}
         self._counts: Counter[str] = Counter()
-        self._waiting: dict[Connection, None] = {}
-        """The oldest first, as in these by place."""
-        self._waiting_at: dict[str, dict[Connection, None]] = {}
-        self._throttle = Throttle(_SAY_SECONDS, time.monotonic)
+        self._idle: dict[LimitedConnection, None] = {}
+        """Connections that wait for their client, the oldest first."""
+        self._idle_of_address: dict[str, dict[LimitedConnection, None]] = {}
+        self._throttle = Throttle(_LOG_SECONDS, time.monotonic)
 
-    def measure(self, descriptors: int | None = None) -> None:
-        """Go by so many descriptors, or by what the system permits at present."""
+    def set_descriptors(self, descriptors: int | None = None) -> None:
+        """Derive the limits from a number of descriptors, or from what the system permits at present."""
         if descriptors is None:
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            descriptors = _MOST if limit == resource.RLIM_INFINITY else limit
-        self._high = min(descriptors, _MOST) * 4 // 5
-        self._batch = max(1, min(self._high // 16, _AT_ONCE))
-        """How many are closed when descriptors run short. The next clients get the numbers of those that were closed,
-        and tell nothing: with one at a time, the highest number would go up by one with each second client."""
-        self.share = max(_LEAST_SHARE, min(descriptors, _MOST) // 4)
-        """Connections of one address at most."""
+            descriptors = _MAX_CONNECTIONS if limit == resource.RLIM_INFINITY else limit
+        self._max_descriptor = min(descriptors, _MAX_CONNECTIONS) * 4 // 5
+        self._batch = max(1, min(self._max_descriptor // 16, _MAX_BATCH))
+        """Connections closed at once when descriptors run short. The next clients get the numbers of the closed ones,
+        so their numbers stay low: were connections closed one by one, the highest number would still grow by one with
+        every second client."""
+        self.max_per_address = max(_MIN_PER_ADDRESS, min(descriptors, _MAX_CONNECTIONS) // 4)
+        """Connections that one address may have."""
 
     def admits(self, address: str) -> bool:
-        """Whether a client of that address may use the doors."""
+        """Whether a client of that address may connect."""
         if not self.networks:
             return True
         found = parse_address(address)
@@ -72,64 +76,66 @@ class ClientLimits:
             logger.warning("hubcache: clients that are not in hubcache_clients are turned away, such as %s", address)
         return False
 
-    def make_room(self, descriptor: int) -> None:
-        """A socket was accepted, with that number. The system gives the lowest that is free, so at least as many are in
-        use, whatever for: close connections that wait where that is too many."""
-        if descriptor >= self._high:
+    def accepted(self, descriptor: int) -> None:
+        """Close idle connections if descriptors run short, after a socket with this number was accepted.
+
+        The system gives the lowest free number, so at least as many descriptors are in use, for whatever purpose.
+        """
+        if descriptor >= self._max_descriptor:
             for _ in range(self._batch):
-                self.relieve()
+                self.close_oldest()
 
-    def enter(self, connection: Connection, address: str) -> bool:
-        """A new connection, which waits for its client; false where the address has too many that are busy."""
-        place = _place(address)
-        if self._counts[place] >= self.share and not self._dismiss(self._waiting_at.get(place)):
+    def add(self, connection: LimitedConnection, address: str) -> bool:
+        """Count a new connection, which is idle; False where the address has too many that are busy."""
+        key = _counted_address(address)
+        if self._counts[key] >= self.max_per_address and not self._close_first(self._idle_of_address.get(key)):
             return False
-        self._places[connection] = place
-        self._counts[place] += 1
-        self.wait(connection)
+        self._addresses[connection] = key
+        self._counts[key] += 1
+        self.mark_idle(connection)
         return True
 
-    def wait(self, connection: Connection) -> None:
-        """It waits for its client, from now on."""
-        place = self._places.get(connection)
-        if place is None:
+    def mark_idle(self, connection: LimitedConnection) -> None:
+        """Note that a connection waits for its client from now on; one that is not counted is ignored."""
+        key = self._addresses.get(connection)
+        if key is None:
             return
-        self.work(connection)
-        self._waiting[connection] = None
-        self._waiting_at.setdefault(place, {})[connection] = None
+        self.mark_busy(connection)
+        self._idle[connection] = None
+        self._idle_of_address.setdefault(key, {})[connection] = None
 
-    def work(self, connection: Connection) -> None:
-        """It waits no more: its client has asked for something."""
-        if connection in self._waiting:
-            del self._waiting[connection]
-            waiting = self._waiting_at[self._places[connection]]
-            del waiting[connection]
-            if not waiting:
-                del self._waiting_at[self._places[connection]]
+    def mark_busy(self, connection: LimitedConnection) -> None:
+        """Note that the client of a connection has sent a request."""
+        if connection in self._idle:
+            del self._idle[connection]
+            idle = self._idle_of_address[self._addresses[connection]]
+            del idle[connection]
+            if not idle:
+                del self._idle_of_address[self._addresses[connection]]
 
-    def leave(self, connection: Connection) -> None:
-        """It has ended, or is somebody else's."""
-        self.work(connection)
-        place = self._places.pop(connection, None)
-        if place is not None:
-            self._counts[place] -= 1
-            if not self._counts[place]:
-                del self._counts[place]
+    def remove(self, connection: LimitedConnection) -> None:
+        """Count a connection no longer: it has ended, or was handed over."""
+        self.mark_busy(connection)
+        key = self._addresses.pop(connection, None)
+        if key is not None:
+            self._counts[key] -= 1
+            if not self._counts[key]:
+                del self._counts[key]
 
-    def relieve(self) -> bool:
-        """Close the connection that waits longest; false where none does."""
-        return self._dismiss(self._waiting)
+    def close_oldest(self) -> bool:
+        """Close the connection that has been idle longest; False where none is idle."""
+        return self._close_first(self._idle)
 
-    def _dismiss(self, waiting: dict[Connection, None] | None) -> bool:
-        if not waiting:
+    def _close_first(self, idle: dict[LimitedConnection, None] | None) -> bool:
+        if not idle:
             return False
-        oldest = next(iter(waiting))
-        self.leave(oldest)
-        oldest.dismiss()
+        oldest = next(iter(idle))
+        self.remove(oldest)
+        oldest.disconnect()
         return True
 
 
-def _place(address: str) -> str:
-    """An IPv6 client has as many addresses as it likes in its /64."""
+def _counted_address(address: str) -> str:
+    """Return what an address is counted as: an IPv6 client has as many addresses as it likes in its /64."""
     found = parse_address(address)
     return found.packed[:8].hex() if found.version == 6 else str(found)

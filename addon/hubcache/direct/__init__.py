@@ -1,1 +1,1 @@
-"""Serves clients without mitmproxy where that makes no difference to anybody."""
+"""Direct connections: clients that are served without mitmproxy, where that changes nothing for anybody."""

@@ -1,73 +1,147 @@
-"""Which clients are received without mitmproxy: those whose flows nobody changes or looks into.
+"""Decides which clients bypass mitmproxy.
 
-Clients of registries make a connection for each request. In mitmproxy that is a handler with three tasks, six layers,
-some fifteen hooks and a flow: more than twice the time of all that `reception` does for them.
+A client may be served without mitmproxy where no addon of the user listens to its hooks and no option of the user needs
+a flow. Clients of registries open a connection for each request: in mitmproxy that is a handler with three tasks, six
+layers, some fifteen hooks and a flow, which take more than twice the time of a direct connection.
+
+All options, hooks and modes that matter are looked at here, and nowhere else. Where an option that is not listed below
+is changed, mitmproxy serves.
 """
 
-import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from mitmproxy.options import Options
-from mitmproxy.proxy.mode_servers import ServerInstance
-from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode
+from mitmproxy.proxy.mode_specs import ProxyMode, RegularMode, ReverseMode
 
+from ..mitm import tls_key_log
+from ..mitm.interception import Interception
+from ..mitm.other_addons import OtherAddons
 from ..oci.address import parse_address
-from .connection import DirectConnection, DirectDependencies
 
-HOOKS = (
-    *("client_connected", "client_disconnected", "next_layer", "http_connect", "http_connected", "tls_clienthello"),
-    *("tls_start_client", "tls_established_client", "tls_failed_client", "requestheaders", "request"),
-    *("responseheaders", "response", "error"),
+_CONNECT_HOOKS = ("next_layer", "http_connect", "http_connected")
+_TLS_HOOKS = ("tls_start_client",)
+_CLIENT_HOOKS = (
+    *("client_connected", "client_disconnected", "tls_clienthello", "tls_established_client", "tls_failed_client"),
+    *("requestheaders", "request", "responseheaders", "response", "error"),
 )
-"""Where another addon listens, all is mitmproxy's."""
-_INDIFFERENT = {
-    *("allow_hosts", "block_global", "cert_passphrase", "certs", "confdir", "connection_strategy", "flow_detail"),
-    *("http2", "key_size", "listen_host", "listen_port", "mode", "scripts", "ssl_insecure", "tcp_timeout"),
-    *("ssl_verify_upstream_trusted_ca", "ssl_verify_upstream_trusted_confdir", "termlog_verbosity", "upstream_cert"),
-}
-"""Options that change nothing about an answer, or that are looked at here. Any other is mitmproxy's to obey."""
+"""Hooks about clients. With a listener to the first, mitmproxy answers CONNECT; to the second, it begins TLS; to any of
+them, it serves all clients."""
+
+_NEUTRAL = frozenset(
+    {
+        *("allow_hosts", "block_global", "cert_passphrase", "certs", "confdir", "connection_strategy", "flow_detail"),
+        *("http2", "key_size", "listen_host", "listen_port", "mode", "scripts", "ssl_insecure", "tcp_timeout"),
+        *("ssl_verify_upstream_trusted_ca", "ssl_verify_upstream_trusted_confdir", "termlog_verbosity"),
+        *("upstream_cert",),
+    }
+)
+"""Options that change no answer, or whose values are looked at here."""
+_ABOUT_FLOWS = frozenset(
+    {
+        *("anticache", "anticomp", "block_list", "body_size_limit", "client_replay", "content_view_lines_cutoff"),
+        *("dumper_default_contentview", "dumper_filter", "export_preserve_original_ip", "hardump", "intercept"),
+        *("intercept_active", "keep_host_header", "map_local", "map_remote", "modify_body", "modify_headers"),
+        *("normalize_outbound_headers", "readfile_filter", "rfile", "save_stream_file", "save_stream_filter"),
+        *("server_replay", "showhost", "stickyauth", "stickycookie", "store_streamed_bodies", "stream_large_bodies"),
+        *("validate_inbound_headers", "view_filter", "view_order", "view_order_reversed"),
+        *("web_columns", "web_debug", "web_host", "web_open_browser", "web_password", "web_port", "web_static_viewer"),
+    }
+)
+"""Options about requests and answers, for which mitmproxy needs its flows; CONNECT and TLS stay the same."""
+_ABOUT_TUNNELS = frozenset({"ignore_hosts", "proxyauth", "tcp_hosts"})
+"""Options about CONNECT; TLS stays the same."""
 
 
-def permitted(options: Options, is_heard: Callable[[str], bool]) -> bool:
-    """Whether nobody else has to do with clients, and nobody is shown more of a flow than a line.
+@dataclass(frozen=True, slots=True)
+class Bypass:
+    """What this program does in place of mitmproxy: all, some or none of it."""
 
-    `is_heard` tells of a hook whether an addon that is not known here has a function for it.
-    """
-    names = set(options.keys())
-    others = {name for name in names - _INDIFFERENT if options.has_changed(name) and not name.startswith("hubcache_")}
-    is_shown = "flow_detail" not in names or options.flow_detail > 1  # mitmdump alone shows no flows
-    return not (is_shown or others or any(map(is_heard, HOOKS)))
+    connect: bool = False
+    """It answers a CONNECT, and begins HTTP at a mirror."""
+    tls: bool = False
+    """It makes TLS connections with clients."""
+    requests: bool = False
+    """It answers requests."""
 
 
-class Front:
-    """Receives clients at `desk`, or has mitmproxy do it."""
+NOTHING = Bypass()
 
-    def __init__(self, desk: DirectDependencies, options: Options) -> None:
-        self._desk = desk
-        self._blocks_global = options.block_global
 
-    def receive(self, server: ServerInstance[Any], client: tuple[str, int]) -> asyncio.Protocol | None:
-        """What speaks with a client at the door of `server`; None where mitmproxy shall do it."""
-        mode = server.mode
-        if self._blocks_global and _is_global(client[0]):
-            return None  # mitmproxy turns it away, and says so
-        if not self._desk.clients.admits(client[0]):
-            return _TurnedAway()
+def decide(options: Options, listens: Callable[[str], bool], allow_hosts: list[str]) -> Bypass:
+    """Return what may bypass mitmproxy with these options. `listens` says of a hook whether an addon of the user has a
+    function for it; `allow_hosts` is the value of that option that this program sets itself."""
+    changed = {name for name in set(options.keys()) if options.has_changed(name) and not name.startswith("hubcache_")}
+    tls = (
+        changed <= _NEUTRAL | _ABOUT_FLOWS | _ABOUT_TUNNELS
+        and not (options.http2 or options.upstream_cert or tls_key_log.is_enabled())
+        and not any(map(listens, _TLS_HOOKS))
+    )
+    connect = (
+        changed <= _NEUTRAL | _ABOUT_FLOWS
+        and options.connection_strategy == "lazy"
+        and options.allow_hosts == allow_hosts
+        and not options.http2
+        and not any(map(listens, _CONNECT_HOOKS))
+    )
+    has_dumper = "flow_detail" in options  # mitmdump alone shows no flows beyond a line, mitmweb and mitmproxy show all
+    requests = (
+        connect
+        and changed <= _NEUTRAL
+        and has_dumper
+        and options.flow_detail <= 1
+        and not any(map(listens, _TLS_HOOKS + _CLIENT_HOOKS))
+    )
+    return Bypass(connect, tls, requests)
+
+
+class Eligibility:
+    """The decision for the present options and addons, made anew when one of them changes."""
+
+    def __init__(self, options: Options, others: OtherAddons) -> None:
+        self._options = options
+        self._others = others
+        self._interception = Interception(())
+        self._decided_at = -1
+        self._bypass = NOTHING
+
+    def intercept(self, interception: Interception) -> None:
+        """Serve the registries of `interception` from now on."""
+        self._interception = interception
+        self.options_changed()
+
+    def options_changed(self) -> None:
+        """Decide anew when the decision is next needed."""
+        self._decided_at = -1
+
+    @property
+    def bypass(self) -> Bypass:
+        """What may bypass mitmproxy at present."""
+        if self._decided_at != self._others.changes:
+            self._decided_at = self._others.changes
+            self._bypass = decide(self._options, self._others.listen_to, self._interception.allow_hosts)
+        return self._bypass
+
+    def answers_connect(self, mode: ProxyMode) -> bool:
+        """Whether CONNECT is answered, or HTTP begun, at a listener of this mode."""
+        return self.bypass.connect and self._is_served(mode)
+
+    def is_direct(self, mode: ProxyMode, client: str) -> bool:
+        """Whether a client at the address `client` gets a direct connection at a listener of this mode."""
+        bypass = self.bypass
+        if not bypass.requests or not self._is_served(mode):
+            return False
+        if isinstance(mode, RegularMode) and not bypass.tls:
+            return False
+        # mitmproxy refuses clients of the internet, with a line in the log.
+        return not (self._options.block_global and _is_global(client))
+
+    def _is_served(self, mode: Any) -> bool:
         if isinstance(mode, ReverseMode):
-            is_ours = mode.scheme == "https" and self._desk.interception.serves(mode)
-        else:
-            is_ours = isinstance(mode, RegularMode)
-        return DirectConnection(self._desk, server, client) if is_ours and self._desk.connects.permitted else None
-
-
-class _TurnedAway(asyncio.Protocol):
-    """Closes a connection, unread."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.abort()
+            return mode.scheme == "https" and self._interception.serves(mode)
+        return isinstance(mode, RegularMode)
 
 
 @lru_cache(1 << 12)

@@ -1,19 +1,20 @@
-"""Heads of requests that ask for an answer and nothing else, as clients of registries send them."""
+"""Parses request heads (RFC 9112 sections 3 and 5) that need an answer and nothing else, as clients of registries send
+them."""
 
 import re
 from typing import NamedTuple, Self
 
-_MOST = 16 << 10
+_MAX_HEAD = 16 << 10
 _HEAD = re.compile(
     rb"(GET|HEAD) (/[!-~]*) HTTP/1\.1\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~]*\r\n)+)\r\n",
 )
-"""Without what many parsers read in different ways: no other line ends, no folded lines, no bytes beyond ASCII."""
+"""A head that all parsers read alike: no other line ends, no folded lines, no bytes beyond ASCII."""
 _UNUSUAL = {"content-length", "expect", "te", "trailer", "transfer-encoding", "upgrade"}
-"""Headers with which a request has a body, or asks for more than an answer."""
+"""Headers of requests that have a body, or need more than an answer."""
 
 
 class RequestHead(NamedTuple):
-    """A request (RFC 9112 sections 3 and 5). `headers` have lower-case names; `length` is that of the head in bytes."""
+    """The head of a request. `headers` have lower-case names; `length` is that of the head in bytes."""
 
     method: str
     path: str
@@ -28,8 +29,8 @@ class RequestHead(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> Self | None:
-        """The first of the requests received; None for all that is not entirely plain, or not yet complete."""
-        found = _HEAD.match(data[:_MOST])
+        """Return the head of the first received request; None where it is unusual or not complete."""
+        found = _HEAD.match(data[:_MAX_HEAD])
         if found is None:
             return None
         headers: dict[str, str] = {}

@@ -1,9 +1,9 @@
-"""What is sent to a client that is received without mitmproxy.
+"""Writes to the client of a direct connection.
 
-Chunks of bodies are read into one buffer, and written by OpenSSL from there to the socket itself, record by record:
-all that is in the processor's cache meanwhile.
-All else goes through asyncio's transport. Measured with the clients of `scripts/bench`, as a part of chunks that are
-encrypted into memory and sent by the transport, before there was one buffer: 1.2 with one client, 1.1 with eight.
+Chunks of bodies are read into one buffer, and OpenSSL writes them from there to the socket itself, record by record:
+they stay in the processor's cache meanwhile. All else goes through asyncio's transport. Throughput with the clients of
+`scripts/bench`, relative to chunks that are encrypted into memory and sent by the transport, before there was one
+buffer: 1.2 with one client, 1.1 with eight.
 """
 
 import asyncio
@@ -11,129 +11,131 @@ import select
 import socket
 
 from ..mitm.handover import HandoverState
-from ..mitm.tls import Connection, translated
+from ..mitm.tls import TlsConnection, raises_connection_reset
 from ..transfer.sources import ReadInto
 
-_TURN = 1 << 20
-"""Bytes that a client is sent in a row: under a millisecond, or all others would feel it."""
+_MAX_TURN = 1 << 20
+"""Bytes sent to one client in a row: under a millisecond, since all other clients wait meanwhile."""
 _LARGE = 64 << 10
-"""Bytes of a chunk that are worth the change to the socket, and back when its body has ended."""
+"""Bytes of a chunk from which on the change to the socket, and back after the body, pays off."""
 
 
 class DirectWriter:
-    """A `BodyWriter` to a client, in TLS once that is established. The client is left where it does not take a chunk
-    within `patience` seconds."""
+    """A `BodyWriter` to `transport`, in TLS once that is established. A client that takes no chunk within
+    `idle_seconds` is disconnected."""
 
     chunk_size = 256 << 10
-    """Measured as MB/s for 8 clients of one process and of two, before there was one buffer: 128 KiB 2,015 and 1,900,
-    256 KiB 2,095 and 1,935, 512 KiB 2,060 and 1,915, 1 MiB 2,025 and 1,805."""
+    """Bytes read at a time. MB/s for 8 clients of one process and of two, before there was one buffer: 128 KiB 2,015
+    and 1,900, 256 KiB 2,095 and 1,935, 512 KiB 2,060 and 1,915, 1 MiB 2,025 and 1,805."""
 
-    _room: select.poll
+    _socket_poll: select.poll
     _buffer = memoryview(bytearray(chunk_size))
-    """For the chunks of all clients: each is sent, or copied, before the next is read."""
+    """The buffer for chunks of all clients: each chunk is sent, or copied, before the next is read."""
 
-    def __init__(self, transport: asyncio.Transport, said: HandoverState, patience: float) -> None:
+    def __init__(self, transport: asyncio.Transport, state: HandoverState, idle_seconds: float) -> None:
         self._transport = transport
-        self._said = said
-        self._patience = patience
+        self._state = state
+        self._idle_seconds = idle_seconds
         self._may_write = asyncio.Event()
         self._may_write.set()
         self._socket: socket.socket | None = None
-        """Where OpenSSL writes to; asyncio waits for the socket of a transport only on behalf of that, so a copy."""
+        """The socket that OpenSSL writes to: a duplicate, since asyncio lets only the transport wait for its socket."""
         self._rest = b""
-        """The chunk of which OpenSSL has not written all."""
+        """A chunk that OpenSSL has not written completely."""
         self._is_full = False
-        """Whether the socket takes no whole chunk at present."""
+        """Whether the socket takes no further chunk at present."""
 
     def pause(self) -> None:
-        """The transport holds too much."""
+        """Wait with writing: the transport's buffer is full."""
         self._may_write.clear()
 
     def resume(self) -> None:
-        """The transport takes more, or has ended."""
+        """Go on: the transport takes more, or was closed."""
         self._may_write.set()
 
     @property
     def is_paused(self) -> bool:
-        """Whether the transport holds too much."""
+        """Whether the transport's buffer is full."""
         return not self._may_write.is_set()
 
     @property
-    def is_straight(self) -> bool:
-        """Whether OpenSSL writes to the socket: then nothing that comes can be decrypted before the body has ended."""
+    def uses_socket(self) -> bool:
+        """Whether OpenSSL writes to the socket: received bytes cannot be decrypted before the body has ended."""
         return self._socket is not None
 
     async def send(self, answer: bytes) -> None:
-        """Send a whole answer, once the client has taken those before; raises `OSError` as `drain` does."""
+        """Send a whole answer, once the client has taken the ones before; raises `OSError` as `drain` does."""
         await self.drain()
-        self._hand(answer)
+        self._write_to_transport(answer)
 
     def write(self, data: bytes) -> None:
-        """Send what the socket takes now, and keep the rest; raises `ConnectionResetError` when the client ended TLS,
-        or left. First comes a head; after the body, however it ended, `leave` is to be called."""
-        tls = self._said.connection
-        if tls is not None and (self.is_straight or self._goes_straight(tls, data)):
-            self._put(tls, data)
+        """Send what the socket takes now, and keep the rest; raises `ConnectionResetError` when the client ended TLS or
+        disconnected. A head is written first; after the body, however it ended, `release_socket` is to be called."""
+        tls = self._state.tls
+        if tls is not None and (self.uses_socket or self._attach_socket(tls, data)):
+            self._write_to_socket(tls, data)
         else:
-            self._hand(data)
+            self._write_to_transport(data)
 
     def write_from(self, read_into: ReadInto, most: int) -> int:
-        """See `BodyWriter`; raises as `write` does."""
-        tls, poured = self._said.connection, 0
-        while poured < _TURN:
+        """Send chunks of `most` bytes that `read_into` reads, as long as the socket takes them and `_MAX_TURN` permits;
+        returns the number of bytes. Raises as `write` does."""
+        tls, sent = self._state.tls, 0
+        while sent < _MAX_TURN:
             chunk = self._buffer[:most]
             chunk = chunk[: read_into(chunk)]
             if not chunk:
                 break
-            poured += len(chunk)
-            if tls is not None and (self.is_straight or self._goes_straight(tls, chunk)):
-                self._put(tls, chunk)
-                self._is_full = not self._room.poll(0)
+            sent += len(chunk)
+            if tls is not None and (self.uses_socket or self._attach_socket(tls, chunk)):
+                self._write_to_socket(tls, chunk)
+                self._is_full = not self._socket_poll.poll(0)
             else:
-                self._hand(bytes(chunk))
+                self._write_to_transport(bytes(chunk))
             if self._rest or self._is_full or self._transport.get_write_buffer_size() or self._transport.is_closing():
                 break
-        return poured
+        return sent
 
-    @translated
-    def _hand(self, data: bytes) -> None:
-        tls = self._said.connection
+    @raises_connection_reset
+    def _write_to_transport(self, data: bytes) -> None:
+        tls = self._state.tls
         self._transport.write(data if tls is None else tls.encrypt(data))
 
-    def _goes_straight(self, tls: Connection, data: bytes | memoryview) -> bool:
-        """Whether this and the rest of a body can go to the socket: only where the transport has nothing to send."""
+    def _attach_socket(self, tls: TlsConnection, data: bytes | memoryview) -> bool:
+        """Have OpenSSL write this and the rest of a body to the socket, where the transport has nothing to send;
+        returns whether it does."""
         if len(data) < _LARGE:
             return False
-        self._transport.write(tls.waiting())  # an alert, if anything
+        self._transport.write(tls.pending_ciphertext())  # an alert, if anything
         if self._transport.get_write_buffer_size() or self._transport.is_closing():
             return False
         try:
             self._socket = self._transport.get_extra_info("socket").dup()
         except OSError:  # no descriptor is left
             return False
-        tls.attach(self._socket.fileno())
-        self._room = select.poll()
-        self._room.register(self._socket, select.POLLOUT)
+        tls.attach_socket(self._socket.fileno())
+        self._socket_poll = select.poll()
+        self._socket_poll.register(self._socket, select.POLLOUT)
         return True
 
-    @translated
-    def _put(self, tls: Connection, data: bytes | memoryview) -> None:
-        self._rest = b"" if tls.put(data) else bytes(data)
+    @raises_connection_reset
+    def _write_to_socket(self, tls: TlsConnection, data: bytes | memoryview) -> None:
+        self._rest = b"" if tls.write_to_socket(data) else bytes(data)
 
     async def drain(self) -> None:
-        """Wait until the client took nearly all; raises `OSError` when it left or stands still."""
+        """Wait until the client took nearly all; raises `OSError` when it disconnected or took nothing for too long."""
         if self._rest or self._is_full or self.is_paused:
             try:
-                async with asyncio.timeout(self._patience):
-                    await self._taken()
+                async with asyncio.timeout(self._idle_seconds):
+                    await self._wait_until_taken()
             except TimeoutError:
                 self._transport.abort()
                 raise
         if self._transport.is_closing():
-            raise ConnectionResetError("the client left")
+            raise ConnectionResetError("the client disconnected")
 
-    async def _taken(self) -> None:
-        tls, loop = self._said.connection, asyncio.get_running_loop()
+    async def _wait_until_taken(self) -> None:
+        tls, loop = self._state.tls, asyncio.get_running_loop()
         while (self._rest or self._is_full) and self._socket is not None and tls is not None:
             self._is_full = False
             self._may_write.clear()
@@ -143,7 +145,7 @@ class DirectWriter:
             finally:
                 loop.remove_writer(self._socket)
             if self._rest:
-                self._put(tls, self._rest)
+                self._write_to_socket(tls, self._rest)
         await self._may_write.wait()
 
     async def end(self) -> None:
@@ -152,14 +154,14 @@ class DirectWriter:
             await self.drain()
 
     def close(self) -> None:
-        """End the connection, without what is left of a chunk."""
-        self.leave()
+        """Close the connection, without the rest of a chunk."""
+        self.release_socket()
         self._transport.close()
 
-    def leave(self) -> None:
-        """Go on by the transport; what OpenSSL has not written of a chunk is dropped."""
+    def release_socket(self) -> None:
+        """Go on with the transport; what OpenSSL has not written of a chunk is dropped."""
         self._rest, self._is_full = b"", False
-        if self._socket is not None and self._said.connection is not None:
-            self._said.connection.detach()
+        if self._socket is not None and self._state.tls is not None:
+            self._state.tls.detach_socket()
             self._socket.close()
             self._socket = None

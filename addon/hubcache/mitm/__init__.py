@@ -1,1 +1,1 @@
-"""Everything that touches internals of mitmproxy or pyOpenSSL."""
+"""All that uses internals of mitmproxy or pyOpenSSL; `compat` says with which versions."""

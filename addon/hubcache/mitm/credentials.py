@@ -1,4 +1,4 @@
-"""Keeps credentials out of flows, which mitmproxy shows, saves and exports, while they still reach the wire."""
+"""Keeps credentials out of flows, which mitmproxy shows, saves and exports, while they are still sent."""
 
 from mitmproxy import http
 
@@ -6,7 +6,7 @@ HIDDEN = "[hidden by hubcache]"
 
 
 class SecretHeaders(http.Headers):
-    """Headers of which one has its value in the bytes that are sent, and not in fields, state or copies."""
+    """Headers one of which has its value in the bytes that are sent, but not in fields, state or copies."""
 
     def __init__(self, headers: http.Headers, name: str, value: str) -> None:
         super().__init__(headers.fields)
@@ -14,19 +14,20 @@ class SecretHeaders(http.Headers):
         self._line = name.encode() + b": " + value.encode("latin-1", "replace") + b"\r\n"
 
     def __bytes__(self) -> bytes:
+        # mitmproxy 12.3.1 sends a head as `bytes(headers)`. If it did not, upstream would get the placeholder.
         shown = http.Headers(field for field in self.fields if field[0].lower() != self._name)
         return bytes(shown) + self._line
 
 
 def hide(request: http.Request) -> None:
-    """Replace credentials by a note that there were some."""
+    """Replace credentials by a placeholder that shows that there were some."""
     for name in ("authorization", "cookie"):
         if name in request.headers:
             request.headers[name] = HIDDEN
 
 
 def hide_signature(response: http.Response) -> None:
-    """Show a redirect without its query: whoever has the signature in it may read what the client may.
+    """Show a redirect without its query: the signature in it lets anybody read what the client may read.
 
     The client still gets it. A relative address is the registry's own, and no secret.
     """
@@ -38,7 +39,7 @@ def hide_signature(response: http.Response) -> None:
 
 
 def send(request: http.Request, authorization: str | None) -> None:
-    """Send `authorization`, or none, with a request whose own was hidden."""
+    """Send `authorization`, or none, with a request whose own credentials were hidden."""
     if authorization is None:
         request.headers.pop("authorization", None)
     else:

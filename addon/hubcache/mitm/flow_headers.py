@@ -1,4 +1,4 @@
-"""From an `Answer` to mitmproxy's response, and the few headers of passed-through answers that must be adapted."""
+"""Makes mitmproxy's response from an `Answer`, and adapts the headers of answers that are passed on."""
 
 from urllib.parse import urlsplit
 
@@ -12,7 +12,7 @@ from ..transfer.challenge import Challenge
 
 
 def headers(answer: Answer) -> http.Headers:
-    """An answer's headers; `Content-Length` is the body's, also where a HEAD has none."""
+    """Return an answer's headers; `Content-Length` is that of the body, also in the answer to a HEAD request."""
     made = http.Headers([(name.encode(), value.encode("latin-1", "replace")) for name, value in answer.headers.items()])
     if answer.status != 304:
         made["Content-Length"] = str(answer.length)
@@ -20,10 +20,15 @@ def headers(answer: Answer) -> http.Headers:
 
 
 def response(answer: Answer) -> http.Response:
-    """An answer from memory."""
+    """Return the response for an answer, with the body that it has in memory."""
     made = http.Response.make(answer.status, answer.body)
     made.headers = headers(answer)
     return made
+
+
+def drop_body(request: http.Request) -> None:
+    """Discard the body of a request that is being received: it will not be read."""
+    request.raw_content = b""  # None until all of it is received
 
 
 def adapt_forwarded(
@@ -34,25 +39,25 @@ def adapt_forwarded(
     presented: str | None = None,
     sent: str | None = None,
 ) -> None:
-    """Make an upstream's answer right for a client that does not know the upstream's own address.
+    """Adapt an upstream's answer to a client that does not know the upstream's own address.
 
-    A `Location` inside the upstream becomes relative (uploads); a challenge names the realm that clients are told, and
-    what is wrong with the `Authorization` that the client `presented`, where that was `sent`.
+    A `Location` inside the upstream becomes relative (uploads). A challenge names the realm that clients use, and the
+    error of the `Authorization` that the client `presented`, where `sent` was sent in its place.
     """
     passed.headers["Cache-Status"] = bypassed()
     location = passed.headers.get("location")
     if location is not None and location.startswith(f"{registry.upstream}/"):
         parts = urlsplit(location)
         passed.headers["Location"] = parts.path + (f"?{parts.query}" if parts.query else "")
-    demands = passed.headers.get_all("www-authenticate")
-    if demands and proxied:
-        told = [_told(demand, registry, presented, sent) for demand in demands]
-        passed.headers.set_all("WWW-Authenticate", told)
+    challenges = passed.headers.get_all("www-authenticate")
+    if challenges and proxied:
+        adapted = [_challenge_for_client(text, registry, presented, sent) for text in challenges]
+        passed.headers.set_all("WWW-Authenticate", adapted)
 
 
-def _told(demand: str, registry: Registry, presented: str | None, sent: str | None) -> str:
-    challenge = Challenge.parse(demand)
+def _challenge_for_client(text: str, registry: Registry, presented: str | None, sent: str | None) -> str:
+    challenge = Challenge.parse(text)
     if challenge is None:
-        return demand
-    told = client_challenge(registry, challenge, client_error(challenge.error, presented, sent))
-    return demand if told == challenge else told.render()  # or all else that may stand there would be lost
+        return text
+    adapted = client_challenge(registry, challenge, client_error(challenge.error, presented, sent))
+    return text if adapted == challenge else adapted.render()  # rendered, unknown parameters would be lost

@@ -1,54 +1,59 @@
-"""How mitmproxy goes on with a client with whom something was said before: a CONNECT, TLS, the begin of a request."""
+"""Hands a direct connection over to mitmproxy: after a CONNECT, inside of TLS, or with a request that is received."""
 
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from mitmproxy.connection import Client, TlsVersion
 from mitmproxy.proxy import context, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer
-from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.server import ConnectionHandler
 from mitmproxy.proxy.tunnel import TunnelState
 
 from ..serve.messages import Forward
-from .tls import Connection
-from .tunnel import Inside, http
+from .streams import Server, stream_handler
+from .tls import TlsConnection
+from .tunnel import Inside, http_layer
+
+# All names here were read in mitmproxy 12.3.1. Without them direct connections, which may have to be handed over at any
+# time, are not possible.
 
 _PLACEHOLDER = b"\x16"
-"""What mitmproxy reads where `Said.received` belongs: what comes next is encrypted, and must not be read with that."""
+"""A byte that mitmproxy reads in place of `HandoverState.received`, which is decrypted already. What the client sends
+next is encrypted, and must not be decoded together with that."""
 
 
 @dataclass(slots=True)
 class HandoverState:
-    """What was said with a client so far, and what is decided about the request that comes next."""
+    """The state of a connection that is being handed over to mitmproxy."""
 
     address: tuple[str, int] | None = None
-    """Of the CONNECT that was accepted, if there was one."""
-    connection: Connection | None = None
-    """TLS inside of it, if that has begun."""
+    """Host and port of the CONNECT that was accepted, if there was one."""
+    tls: TlsConnection | None = None
+    """TLS inside of the tunnel, once the client's hello was received."""
     is_secure: bool = False
-    """Whether the handshake is complete."""
+    """Whether the TLS handshake is complete."""
     received: bytes = b""
-    """What came inside of TLS and is to be read next."""
+    """Decrypted bytes to be read next."""
     decision: Forward | None = None
+    """The decision about the next request, if it was made."""
 
 
 class _Successor(asyncio.StreamReaderProtocol):
-    """What mitmproxy reads from."""
+    """The protocol from which mitmproxy reads after the handover."""
 
-    said: HandoverState | None = None
+    state: HandoverState | None = None
 
 
 def hand_over(
-    transport: asyncio.Transport, server: ServerInstance[Any], said: HandoverState, received: bytes
+    transport: asyncio.Transport, server: Server, state: HandoverState, received: bytes
 ) -> asyncio.StreamReaderProtocol:
-    """Have `server` go on with what was `received`; returns what hears of the transport from now on."""
-    if said.is_secure:
-        said.received, received = received, _PLACEHOLDER
-    successor = _Successor(asyncio.StreamReader(), server.handle_stream)
-    successor.said = said
+    """Have mitmproxy's `server` go on with the bytes `received`; returns the transport's protocol from now on."""
+    if state.is_secure:
+        state.received, received = received, _PLACEHOLDER
+    successor = _Successor(asyncio.StreamReader(), stream_handler(server))
+    successor.state = state
     transport.set_protocol(successor)
     successor.connection_made(transport)
     transport.resume_reading()
@@ -56,35 +61,35 @@ def hand_over(
     return successor
 
 
-def said_before(client: Client, handler: ConnectionHandler | None) -> HandoverState | None:
-    """What was said with a client that was handed over; None for any other, and when this is asked again."""
+def take_state(client: Client, handler: ConnectionHandler | None) -> HandoverState | None:
+    """Return the state of a client that was handed over, once; None for any other client, and the next time."""
     transport = handler.transports.get(client) if handler is not None else None
     writer = transport.writer if transport is not None else None
     protocol = writer.transport.get_protocol() if isinstance(writer, asyncio.StreamWriter) else None
     if not isinstance(protocol, _Successor):
         return None
-    said, protocol.said = protocol.said, None
-    return said
+    state, protocol.state = protocol.state, None
+    return state
 
 
-def going_on(at: context.Context, said: HandoverState) -> layer.Layer | None:
-    """mitmproxy's first layer for such a client; None where nothing was said yet."""
-    if said.address is None:
+def first_layer(at: context.Context, state: HandoverState) -> layer.Layer | None:
+    """Return mitmproxy's first layer for a client that was handed over; None where it has sent nothing before."""
+    if state.address is None:
         return None
-    at.server.address = said.address
-    if said.is_secure and said.connection is not None:
-        return _Secured(at, said.connection, said.received)
+    at.server.address = state.address
+    if state.is_secure and state.tls is not None:
+        return _Secured(at, state.tls, state.received)
     return Inside(at)
 
 
 class _Secured(layer.Layer):
-    """Has mitmproxy's layer for TLS go on with a connection that is established."""
+    """Has mitmproxy's TLS layer go on with an established TLS connection."""
 
-    def __init__(self, at: context.Context, connection: Connection, received: bytes) -> None:
+    def __init__(self, at: context.Context, connection: TlsConnection, received: bytes) -> None:
         super().__init__(at)
         self._received = received
         self._tls = ClientTLSLayer(at)
-        self._tls.child_layer = http(at)
+        self._tls.child_layer = http_layer(at)
         self._tls.tls = connection
         self._tls.client_hello_parsed = True
         self._tls.tunnel_state = TunnelState.OPEN

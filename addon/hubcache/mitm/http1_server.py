@@ -1,8 +1,8 @@
-"""The client's side of a connection: mitmproxy's HTTP/1 server with bounded memory and errors as JSON.
+"""mitmproxy's HTTP/1 server towards a client, with bounded memory and errors as JSON.
 
-mitmproxy reads a request head of any length, keeps the whole body of a request that is answered here, and tells errors
-as HTML. Registry clients parse JSON, and a proxy that many machines reach must not be made to hold what they send.
-It also takes heads that parsers read in different ways, and hangs at trailers.
+mitmproxy reads a request head of any length, keeps the whole body of a request that is answered here, and sends errors
+as HTML. Clients of registries parse JSON, and a proxy that many machines reach must not have to hold all they send. It
+also accepts heads that parsers read in different ways, and hangs at trailers.
 """
 
 import re
@@ -26,19 +26,21 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._http1 import Http1Server
 
 from ..oci.errors import HeadersTooLarge, NameInvalid, RegistryError, Unavailable
+from ..serve.messages import Answer
+from . import flow_headers
+
+# All names here were read in mitmproxy 12.3.1. Without them its own server is used, and the bounds above do not hold.
 
 MAX_HEAD = 64 << 10
 """Bytes of request line and headers; the limit of nginx is 32 KiB, of Go 1 MiB. Tokens of big accounts reach 10 KiB."""
-
-
 _MAX_EMPTY = 16
-"""Bytes of empty lines before a request: clients of old sent one after a body (RFC 9112 section 2.2)."""
-_MAX_TOLD = 200
-"""Characters of what a client said in a line of the log."""
+"""Bytes of empty lines before a request: old clients sent one after a body (RFC 9112 section 2.2)."""
+_MAX_LOGGED = 200
+"""Characters of a client's request in a log line."""
 
-_END = re.compile(rb"\n\r?\n")
+_HEAD_END = re.compile(rb"\n\r?\n")
 """What mitmproxy takes for the end of a head."""
-_UNCLEAR = (
+_AMBIGUITIES = (
     (re.compile(rb"\n[ \t]"), "a header is folded (RFC 9112 section 5.2)"),
     (re.compile(rb"(?<!\r)\n|\r(?!\n)"), "CR and LF end lines together only (RFC 9112 section 2.2)"),
     (re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]"), "a control character in the head (RFC 9110 section 5.5)"),
@@ -48,54 +50,57 @@ _UNCLEAR = (
         "a header that is passed on is not ASCII",
     ),
 )
-"""What no client of registries sends, and what others down the line read in another way or refuse. `User-Agent` and
-most others are never passed on by the cache's own client, and may be UTF-8."""
+"""What no client of registries sends, and other parsers read differently or refuse. `User-Agent` and most other headers
+are never passed on by the cache's own client, and may be UTF-8."""
 
 
-def unclear(head: bytes) -> str | None:
-    """What is wrong with a head (from its first line to the empty one) that has one meaning to mitmproxy, but not to
-    everybody; None where nothing is."""
-    return next((reason for pattern, reason in _UNCLEAR if pattern.search(head)), None)
+def find_ambiguity(head: bytes) -> str | None:
+    """Return why a head (from its first line to the empty one) that mitmproxy accepts may mean something else to other
+    parsers; None where it may not."""
+    return next((reason for pattern, reason in _AMBIGUITIES if pattern.search(head)), None)
 
 
 class RegistryHttp1Server(Http1Server):
-    """Speaks HTTP/1 with one client; `is_proxy` where that is to name the host of each request."""
+    """The HTTP/1 server for one client; with `is_proxy`, each request must name its host."""
 
     _head = b""
+    """The head of an answer whose body is in memory and follows at once."""
     _skipped = 0
+    """Bytes of empty lines before the next request."""
 
     def __init__(self, context: Context, *, is_proxy: bool = False) -> None:
         super().__init__(context)
         self._is_proxy = is_proxy
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
+        """As mitmproxy's, after checks of the head; a malformed one is answered with JSON."""
         self._skip_empty_lines()
         refusal = self._refusal()
         if refusal is not None:
             yield from self._refuse(refusal)
             return
         for command in super().read_headers(event):
-            if isinstance(command, commands.SendData):  # its only direct answer: HTML that tells a malformed head
-                command = commands.SendData(self.conn, _render(NameInvalid("malformed HTTP request")))
-            elif isinstance(command, commands.Log) and len(command.message) > _MAX_TOLD:
-                command = commands.Log(f"{command.message[:_MAX_TOLD]}…", command.level)
+            if isinstance(command, commands.SendData):  # its only direct answer: HTML about a malformed head
+                command = commands.SendData(self.conn, _error_response(NameInvalid("malformed HTTP request")))
+            elif isinstance(command, commands.Log) and len(command.message) > _MAX_LOGGED:
+                command = commands.Log(f"{command.message[:_MAX_LOGGED]}…", command.level)
             yield command
 
     def _skip_empty_lines(self) -> None:
-        """mitmproxy takes an empty line for a whole head, and waits for the client to say more."""
+        """Drop empty lines: mitmproxy takes one for a whole head, and waits for more."""
         while self._skipped < _MAX_EMPTY and bytes(self.buf)[:2] == b"\r\n":
             self.buf.maybe_extract_at_most(2)
             self._skipped += 2
 
     def _refusal(self) -> RegistryError | None:
-        """Why what was received is no head that this server reads on; None as well where it is not complete."""
+        """Return why the received head is refused; None also where it is not complete."""
         begin = bytes(self.buf)[:MAX_HEAD]
         if begin[:1] in (b"\n", b"\r") and begin != b"\r":
             return NameInvalid("malformed HTTP request: empty lines before it")
-        end = _END.search(begin)
+        end = _HEAD_END.search(begin)
         if end is None:
             return HeadersTooLarge(f"request head exceeds {MAX_HEAD} bytes") if len(self.buf) > MAX_HEAD else None
-        reason = unclear(begin[: end.end()])
+        reason = find_ambiguity(begin[: end.end()])
         if reason is not None:
             return NameInvalid(f"malformed HTTP request: {reason}")
         self._skipped = 0
@@ -105,13 +110,13 @@ class RegistryHttp1Server(Http1Server):
         return None
 
     def _refuse(self, error: RegistryError) -> layer.CommandGenerator[None]:
-        yield commands.SendData(self.conn, _render(error))
+        yield commands.SendData(self.conn, _error_response(error))
         yield commands.CloseConnection(self.conn)
         self.state = self.done
 
     def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """As mitmproxy's; nobody gets to see a body that nobody wants, and trailers are dropped (RFC 9112 section
-        7.1.2 permits that): mitmproxy does not know what to do with them."""
+        """As mitmproxy's, but unwanted bodies are discarded, and so are trailers (RFC 9112 section 7.1.2 permits that),
+        which mitmproxy does not support."""
         try:
             for command in super().read_body(event):
                 is_data = isinstance(command, ReceiveHttp) and isinstance(command.event, RequestData)
@@ -120,7 +125,7 @@ class RegistryHttp1Server(Http1Server):
         except NotImplementedError:
             yield ReceiveHttp(RequestEndOfMessage(self.stream_id))
             yield from self.mark_done(request=True)
-        if self.state == self.read_body and len(self.buf) > MAX_HEAD:  # of a body, all that came is taken at once
+        if self.state == self.read_body and len(self.buf) > MAX_HEAD:  # body data is taken out of the buffer at once
             yield from self._refuse(HeadersTooLarge(f"trailers exceed {MAX_HEAD} bytes"))
 
     @property
@@ -128,20 +133,10 @@ class RegistryHttp1Server(Http1Server):
         return self.request is not None and self.request.raw_content is not None
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
-        """As mitmproxy's, but what it would tell as HTML is told as JSON, and the head of an answer from memory goes
-        out with its body, which follows at once (in one TLS record and one packet)."""
+        """As mitmproxy's, but errors are sent as JSON, and the head of an answer from memory goes out together with its
+        body, which follows at once (in one TLS record and one packet)."""
         if isinstance(event, ResponseProtocolError) and not self.response:
-            if not self.conn.state & ConnectionState.CAN_WRITE:  # answered and closed, or gone
-                return
-            status = event.code.http_status_code()
-            if status is not None:
-                error: RegistryError = (
-                    NameInvalid(event.message)
-                    if status < 500
-                    else Unavailable("upstream cannot be reached", event.message)
-                )
-                yield commands.SendData(self.conn, _render(error))
-            yield commands.CloseConnection(self.conn)
+            yield from self._send_error(event)
             return
         for command in super().send(event):
             if isinstance(command, commands.SendData):
@@ -151,14 +146,20 @@ class RegistryHttp1Server(Http1Server):
                 command.data, self._head = self._head + command.data, b""
             yield command
 
-
-def drop_body(request: http.Request) -> None:
-    """Have the body of a request, which is just being received, be nothing."""
-    request.raw_content = b""  # None until it is all there
+    def _send_error(self, event: ResponseProtocolError) -> layer.CommandGenerator[None]:
+        if not self.conn.state & ConnectionState.CAN_WRITE:  # answered and closed, or the client disconnected
+            return
+        status = event.code.http_status_code()
+        if status is not None:
+            error: RegistryError = (
+                NameInvalid(event.message) if status < 500 else Unavailable("upstream cannot be reached", event.message)
+            )
+            yield commands.SendData(self.conn, _error_response(error))
+        yield commands.CloseConnection(self.conn)
 
 
 def install(first: layer.Layer) -> None:
-    """Give the HTTP layer at or below `first` (as `next_layer` sees it, before its start) our server."""
+    """Replace the server of the HTTP layer at or below `first`, as `next_layer` sees it before its start."""
     for below in chain(first):
         if isinstance(below, HttpLayer) and below.context.client not in below.connections:
             below.connections[below.context.client] = RegistryHttp1Server(
@@ -167,13 +168,21 @@ def install(first: layer.Layer) -> None:
 
 
 def chain(first: layer.Layer | None) -> Iterator[layer.Layer]:
-    """A layer and those below it."""
+    """Yield a layer and those below it."""
     below = first
     while below is not None:
         yield below
         below = getattr(below, "child_layer", None)
 
 
-def _render(error: RegistryError) -> bytes:
+def response_head(answer: Answer, *, close: bool) -> bytes:
+    """Return the head of an answer as it is sent; with `close`, the connection ends after it."""
+    response = flow_headers.response(answer)
+    if close:
+        response.headers["Connection"] = "close"
+    return bytes(http1.assemble_response_head(response))
+
+
+def _error_response(error: RegistryError) -> bytes:
     headers = {"Content-Type": "application/json", "Connection": "close"} | error.headers()
     return bytes(http1.assemble_response(http.Response.make(error.status, error.body(), headers)))

@@ -1,4 +1,4 @@
-"""Which connections are ours: the hosts of the registries and of their token services, and nothing else."""
+"""Decides which connections are intercepted: those to registries and their token services, and no others."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ HUB_TOKEN_HOST = HUB_REALM.split("/")[2]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a request belongs."""
+    """The registry that a request is for, and how it was reached."""
 
     registry: Registry
     listener: Listener
@@ -57,22 +57,21 @@ class Interception:
 
     @property
     def allow_hosts(self) -> list[str]:
-        """Patterns for mitmproxy's option of that name: any other CONNECT is tunnelled raw."""
+        """Patterns for mitmproxy's option of that name: the contents of any other tunnel are not decoded."""
         return [rf"^\[?{re.escape(host)}\]?:{port}$" for host, port in self._places]
 
     def has(self, host: str, port: int) -> bool:
-        """Whether connections to that address are ours."""
+        """Whether connections to that address are intercepted."""
         return (host.lower(), port) in self._places
 
     def serves(self, mode: ReverseMode) -> bool:
-        """Whether a mirror door's target is one of the registries."""
+        """Whether a mirror's target is one of the registries."""
         return self.has(*mode.address)
 
     def place(self, flow: http.HTTPFlow) -> Place | None:
-        """Where a request belongs; None for what only passes through.
+        """Return the place of a request; None for one that is only passed through.
 
-        In the proxy door the host is the one of the CONNECT, never the `Host` header, which the client may set at
-        will.
+        At the proxy the host is that of the CONNECT, never that of the `Host` header, which the client chooses.
         """
         mode, (path, _, query) = flow.client_conn.proxy_mode, flow.request.path.partition("?")
         if isinstance(mode, ReverseMode):
@@ -80,19 +79,19 @@ class Interception:
         return self.place_of((flow.request.host, flow.request.port), path) if flow.request.scheme == "https" else None
 
     def place_of(self, address: tuple[str, int], path: str) -> Place | None:
-        """Where a request inside of a tunnel to that address belongs.
+        """Return the place of a request inside of a tunnel to that address.
 
-        `index.docker.io` has more than the registry API (`docker search` asks for `/v1/search`), and only there.
+        `index.docker.io` has more than the registry API (`docker search` requests `/v1/search`), and is alone in that.
         """
         host, port = address[0].lower(), address[1]
         return None if host == HUB_INDEX_HOST and not is_api_path(path) else self._places.get((host, port))
 
     def place_in_mirror(self, mode: ReverseMode, query: str, header: str | None) -> Place | None:
-        """Where a request at a mirror door belongs; `header` is its `OCI-Namespace`.
+        """Return the place of a request to a mirror; `header` is its `OCI-Namespace`.
 
-        `?ns=` (containerd) or the header `OCI-Namespace` (stargz) chooses the registry, and an unknown one is nobody's.
-        The distribution spec ("Registry Proxying") has had both, and knows no order. Where they differ `?ns=` counts:
-        it is a part of the address, which caches and logs on the way go by.
+        `?ns=` (containerd) or the header `OCI-Namespace` (stargz) chooses the registry; None where that is unknown.
+        The distribution spec ("Registry Proxying") has had both, and gives no precedence. Where they differ, `?ns=`
+        counts: it is part of the URL, by which caches and logs on the way identify a request.
         """
         named = parse_qs(query).get("ns", [])[:1] or [(header or "").strip()]
         if not named[0]:

@@ -1,7 +1,7 @@
-"""The listening sockets of the doors, shared by all processes: whoever is idle accepts the next client.
+"""The listening sockets, which all processes share: an idle process accepts the next client.
 
-One queue for all was chosen over a socket for each (`SO_REUSEPORT`): there the kernel spreads by a hash, and a client
-may wait behind a busy process while another has nothing to do.
+One queue for all processes was chosen over a socket for each (`SO_REUSEPORT`): there the kernel distributes clients by
+a hash, and a client may wait for a busy process while another is idle.
 """
 
 import asyncio
@@ -13,69 +13,71 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mitmproxy.proxy.mode_servers import AsyncioServerInstance, ServerInstance
+from mitmproxy.proxy.mode_servers import AsyncioServerInstance
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 
 from ..clients.limits import ClientLimits
+from .streams import Server, stream_handler
 
 logger = logging.getLogger("hubcache")
 
+# mitmproxy 12.3.1: AsyncioServerInstance._servers and listen. Without them there is one process, and mitmproxy accepts
+# all clients.
+
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_SECONDS = 1.0
-_UNSENT = 512 << 10
-"""Bytes that the kernel takes for a client beyond what is on its way. It would take 4 MiB, all at once: they are out of
-the processor's cache when their turn comes (8 clients over loopback with this limit, as a part of without: 1.09), and
-each of many slow clients would hold as much. What is on its way to a distant client is not limited by it."""
+_MAX_UNSENT = 512 << 10
+"""Bytes that the kernel holds for a client beyond those in flight. Without a limit it takes 4 MiB at once: these are
+out of the processor's cache when they are sent (8 clients over loopback with this limit, relative to without: 1.09),
+and each of many slow clients would hold as much. Bytes in flight to a distant client are not limited by it."""
 
 _BACKLOG = 4096
-"""Clients that may wait to be accepted, each time that a fleet begins to pull at once. mitmproxy asks for 100, and who
-comes after them is refused. The kernel permits no more than `net.core.somaxconn`, which is 4096 since Linux 5.4."""
+"""Clients that may wait to be accepted, as when a fleet begins to pull at the same time. mitmproxy asks for 100, and
+further clients are refused. The kernel permits no more than `net.core.somaxconn`, which is 4096 since Linux 5.4."""
 
-DESCRIPTORS = "HUBCACHE_DOORS"
+DESCRIPTORS = "HUBCACHE_LISTENERS"
 """Environment variable of a worker: JSON, the inherited descriptors by mode."""
 
 
 def without_quic(modes: Iterable[str]) -> None:
-    """Have mitmproxy open no UDP socket for HTTP/3 beside the TCP socket of a `reverse:https`.
+    """Have mitmproxy open no UDP socket for HTTP/3 beside the TCP socket of a `reverse:https` mode.
 
-    No client of registries speaks it. Its server lives in threads of another runtime, which crash a process that ends
-    while they come back to Python.
+    Clients of registries do not speak it. Its server lives in threads of another runtime, which crash a process that
+    ends while they return to Python.
     """
-    for mode in map(ProxyMode.parse, modes):  # which keeps one instance of each, and the server asks that one
+    for mode in map(ProxyMode.parse, modes):  # it keeps one instance of each mode, which the server reads
         if isinstance(mode, ReverseMode) and mode.transport_protocol == "both":
+            # mitmproxy 12.3.1: ReverseMode.transport_protocol. Without it there is a UDP socket as well.
             mode.transport_protocol = "tcp"
 
 
-def take_from(servers: Iterable[ServerInstance[Any]]) -> dict[str, list[socket.socket]]:
-    """The listening sockets by mode. The servers are closed: this process accepts nobody any more.
-
-    mitmproxy has no public name for what listens.
-    """
-    doors: dict[str, list[socket.socket]] = {}
+def take_sockets(servers: Iterable[Server]) -> dict[str, list[socket.socket]]:
+    """Return the listening sockets by mode, and close the servers: this process accepts no clients any more."""
+    taken: dict[str, list[socket.socket]] = {}
     for server in servers:
         assert isinstance(server, AsyncioServerInstance)
         for listener in server._servers:
             if isinstance(listener, asyncio.Server):
-                taken = [_widened(door) for door in listener.sockets]
-                doors.setdefault(server.mode.full_spec, []).extend(taken)
+                sockets = [_with_backlog(each) for each in listener.sockets]
+                taken.setdefault(server.mode.full_spec, []).extend(sockets)
                 listener.close()
-    return doors
-
-
-def _widened(door: Any) -> socket.socket:
-    """The same listening socket, with room for all who wait."""
-    taken: socket.socket = door.dup()
-    taken.listen(_BACKLOG)
     return taken
 
 
-def environment(doors: dict[str, list[socket.socket]]) -> dict[str, str]:
-    """What `inherit` needs to know in a process that gets the sockets."""
-    return {DESCRIPTORS: json.dumps({mode: [door.fileno() for door in each] for mode, each in doors.items()})}
+def _with_backlog(listening: Any) -> socket.socket:
+    """Return the same listening socket with a longer queue."""
+    duplicate: socket.socket = listening.dup()
+    duplicate.listen(_BACKLOG)
+    return duplicate
+
+
+def environment(sockets: dict[str, list[socket.socket]]) -> dict[str, str]:
+    """Return the environment by which `inherit` finds the sockets in a process that inherits them."""
+    return {DESCRIPTORS: json.dumps({mode: [each.fileno() for each in of_mode] for mode, of_mode in sockets.items()})}
 
 
 def inherit() -> None:
-    """Have mitmproxy in this process accept at the inherited sockets, in place of opening others."""
+    """Have mitmproxy in this process accept at the inherited sockets instead of opening others."""
     descriptors: dict[str, list[int]] = json.loads(os.environ[DESCRIPTORS])
 
     async def listen(instance: AsyncioServerInstance[Any], _host: str, _port: int) -> list[Any]:
@@ -84,38 +86,39 @@ def inherit() -> None:
     AsyncioServerInstance.listen = listen  # type: ignore[method-assign, assignment]
 
 
-type DirectConnection = Callable[[ServerInstance[Any], tuple[str, int]], asyncio.Protocol | None]
-"""Makes what speaks with a client at that address who came to that door; None where mitmproxy shall do it."""
+type ProtocolFactory = Callable[[Server, tuple[str, int]], asyncio.Protocol | None]
+"""Returns the protocol for a client at an address that was accepted by a server; None where mitmproxy is to serve it.
+"""
 
 
-def receive(servers: Iterable[ServerInstance[Any]], reception: DirectConnection, clients: ClientLimits) -> None:
-    """Have what `reception` makes begin with each new client, in place of mitmproxy; `clients` make room for it where
-    descriptors run short."""
+def serve(servers: Iterable[Server], factory: ProtocolFactory, limits: ClientLimits) -> None:
+    """Have `factory` make the protocol of each new client; `limits` closes idle ones where descriptors run short."""
     for server in servers:
         assert isinstance(server, AsyncioServerInstance)
         listeners: list[Any] = []
         for listener in server._servers:
             if isinstance(listener, asyncio.Server):
-                listeners += [_Listener(server, _widened(door).detach()) for door in listener.sockets]
+                listeners += [_Listener(server, _with_backlog(each).detach()) for each in listener.sockets]
                 listener.close()
             else:
                 listeners.append(listener)
         server._servers = listeners
         for listener in listeners:
             if isinstance(listener, _Listener):
-                listener.reception, listener.clients = reception, clients
+                listener.factory, listener.limits = factory, limits
 
 
 class _Listener:
-    """What mitmproxy needs of an `asyncio.Server`; that one would accept all who wait, and leave nobody to others."""
+    """Accepts clients at one socket, with what mitmproxy uses of `asyncio.Server`. That one would accept all clients
+    that wait, and leave none to other processes."""
 
     def __init__(self, instance: AsyncioServerInstance[Any], fd: int) -> None:
-        self.reception: DirectConnection = lambda *_: None
-        self.clients = ClientLimits()
+        self.factory: ProtocolFactory = lambda *_: None
+        self.limits = ClientLimits()
         self._instance = instance
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)  # of all that are accepted
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT)  # accepted ones inherit it
         self.sockets = (self._socket,)
         self._task = asyncio.create_task(self._accept())
 
@@ -125,21 +128,21 @@ class _Listener:
             try:
                 client, address = await loop.sock_accept(self._socket)
             except OSError as error:
-                # The client left (ECONNABORTED), or there are no more descriptors: asyncio's server goes on, too.
-                if error.errno in _EXHAUSTED and self.clients.relieve():
-                    await asyncio.sleep(0)  # it is closed then
+                # The client disconnected (ECONNABORTED), or descriptors ran out: asyncio's server goes on, too.
+                if error.errno in _EXHAUSTED and self.limits.close_oldest():
+                    await asyncio.sleep(0)  # until it is closed
                 elif error.errno in _EXHAUSTED:
                     logger.warning("hubcache: cannot accept clients for a moment: %s", error.strerror)
                     await asyncio.sleep(_PAUSE_SECONDS)
                 continue
-            self.clients.make_room(client.fileno())
-            protocol = self.reception(self._instance, address[:2])
+            self.limits.accepted(client.fileno())
+            protocol = self.factory(self._instance, address[:2])
             if protocol is None:
-                protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(), self._instance.handle_stream)
+                protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(), stream_handler(self._instance))
             await loop.connect_accepted_socket(lambda protocol=protocol: protocol, client)  # type: ignore[misc]
 
     def close(self) -> None:
         """Stop accepting."""
-        # Not before the loop has forgotten the socket, or it would go on hearing of clients that wait for others.
+        # The socket is closed when the event loop has forgotten it, else the loop goes on to report clients of others.
         self._task.add_done_callback(lambda _: self._socket.close())
         self._task.cancel()

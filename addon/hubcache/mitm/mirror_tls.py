@@ -1,7 +1,8 @@
-"""Clients that speak TLS to a mirror, whose port is meant for plain HTTP.
+"""Logs advice about clients that speak TLS to a mirror's port, which is meant for plain HTTP.
 
 mitmproxy answers them all the same, with a certificate for the registry: a client that does not verify it (`insecure`,
-`skip_verify`) is served. Of the others mitmproxy says that they do not trust the certificate, which helps nobody.
+`skip_verify`) is served. Of the others mitmproxy logs that they do not trust the certificate, which does not say what
+to change.
 """
 
 import logging
@@ -20,27 +21,28 @@ _REPEAT_SECONDS = 600.0
 _ADVICE = "speaks TLS to the mirror's plain port: use http:// or set insecure for this mirror"
 
 
-class MirrorTls:
-    """Says what is wrong, of each client's address once in a while."""
+class MirrorTlsAdvice:
+    """Logs the advice, once in a while for each client's address."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._throttle = Throttle(_REPEAT_SECONDS, clock)
 
     def watch(self, first: layer.Layer | None) -> None:
-        """Speak in place of mitmproxy when TLS with a client of a mirror fails in `first` or a layer below."""
+        """Log the advice in place of mitmproxy's line when TLS fails in `first` or a layer below."""
         for each in chain(first):
             if isinstance(each, ClientTLSLayer):
-                each.on_handshake_error = self._in_other_words(each)  # type: ignore[method-assign, assignment]
+                # mitmproxy 12.3.1: on_handshake_error. Without it the log has mitmproxy's line alone.
+                each.on_handshake_error = self._with_advice(each)  # type: ignore[method-assign, assignment]
 
-    def _in_other_words(self, tls: ClientTLSLayer) -> Callable[[str], layer.CommandGenerator[None]]:
-        fail = tls.on_handshake_error
+    def _with_advice(self, tls: ClientTLSLayer) -> Callable[[str], layer.CommandGenerator[None]]:
+        original = tls.on_handshake_error
 
         def on_handshake_error(error: str) -> layer.CommandGenerator[None]:
             peer = tls.context.client.peername
             client = peer[0] if peer else "a client"
             if self._throttle.permits(client):
                 logger.warning("hubcache: %s %s (%s)", client, _ADVICE, error)
-            for command in fail(error):
+            for command in original(error):
                 if not isinstance(command, commands.Log):
                     yield command
 

@@ -1,23 +1,21 @@
-"""What speaks with a client of our doors, set up at once: a CONNECT to a registry is answered here, with TLS and HTTP
-inside; at a mirror it is HTTP.
+"""Answers a CONNECT to a registry, and begins HTTP at a mirror, without a flow of mitmproxy.
 
-mitmproxy makes a flow of each CONNECT, asks its addons four times about it and about what comes next, and passes what
-goes through the tunnel on as bodies of HTTP messages, while clients open a tunnel for each request. All is left to
-mitmproxy as soon as another addon listens, or an option says something about it.
+mitmproxy makes a flow of each CONNECT, calls four hooks for it and for what follows, and passes the contents of the
+tunnel on as bodies of HTTP messages, while clients of registries open a tunnel for each request.
 """
 
 import re
-from collections.abc import Callable
 
 from mitmproxy.net.tls import starts_like_tls_record
-from mitmproxy.options import Options
 from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer, HttpLayer
 from mitmproxy.proxy.layers.http import HTTPMode
-from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode
+from mitmproxy.proxy.mode_specs import ReverseMode
 
 from . import http1_server
 from .interception import Interception
+
+# All names here were read in mitmproxy 12.3.1. Without them each CONNECT is a flow, which takes twice the time.
 
 ANSWER = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -25,50 +23,39 @@ _HEAD = re.compile(
     rb"CONNECT ([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5}) HTTP/1\.[01]\r\n"
     rb"(?:(?!(?i:content-length|transfer-encoding):)" + _TOKEN + rb":[\t -~\x80-\xff]*\r\n)*\r\n"
 )
-"""The head of a CONNECT about which there is nothing to say (RFC 9112 section 2.1, without a body)."""
+"""The head of an ordinary CONNECT (RFC 9112 section 2.1, without a body)."""
 _HOST = re.compile(rb"\nhost:", re.IGNORECASE)
 _MAX_HEAD = 16 << 10
 
 
 class Connects:
-    """Answers CONNECTs to the hosts of `interception`, while `options` and the addons leave it to us."""
+    """Recognizes CONNECTs to the hosts of `interception`."""
 
-    def __init__(self, interception: Interception, options: Options) -> None:
+    def __init__(self, interception: Interception) -> None:
         self._interception = interception
-        self.permitted = (
-            options.connection_strategy == "lazy"
-            and options.allow_hosts == interception.allow_hosts
-            and not (options.http2 or options.ignore_hosts or options.tcp_hosts or options.proxyauth)
-        )
 
-    def answer(self, asked: layer.NextLayer, is_heard: Callable[[str], bool]) -> layer.Layer | None:
-        """The layer for a new connection to one of our doors; None for whatever is not ordinary.
-
-        `is_heard` tells of a hook whether some addon that is not known here has a function for it.
-        """
-        at, data = asked.context, asked.data_client()
-        if not self.permitted or len(at.layers) != 1 or not data or is_heard("next_layer"):
-            return None
-        mode = at.client.proxy_mode
-        if isinstance(mode, ReverseMode):
-            is_ours = mode.scheme == "https" and self._interception.serves(mode)
-            return http(at) if is_ours and not starts_like_tls_record(data) else None
-        if not isinstance(mode, RegularMode) or is_heard("http_connect") or is_heard("http_connected"):
-            return None
-        found = self.find(data)
-        return None if found is None else Tunnel(at, *found)
-
-    def find(self, data: bytes) -> tuple[tuple[str, int], int] | None:
-        """The address that an ordinary CONNECT to one of our hosts names, and the length of its head."""
+    def parse(self, data: bytes) -> tuple[tuple[str, int], int] | None:
+        """Return the address in an ordinary CONNECT to a registry, and the length of its head in bytes; None for
+        everything else."""
         found = _HEAD.match(data[:_MAX_HEAD])
         if found is None or len(_HOST.findall(found[0])) > 1:
             return None
         host, port = found[1].decode().strip("[]"), int(found[2])
         return ((host, port), found.end()) if self._interception.has(host, port) else None
 
+    def first_layer(self, question: layer.NextLayer) -> layer.Layer | None:
+        """Return the layer for a new connection to a listener of a registry; None where mitmproxy is to choose it."""
+        at, data = question.context, question.data_client()
+        if len(at.layers) != 1 or not data:
+            return None
+        if isinstance(at.client.proxy_mode, ReverseMode):
+            return None if starts_like_tls_record(data) else http_layer(at)
+        found = self.parse(data)
+        return None if found is None else Tunnel(at, *found)
+
 
 class Tunnel(layer.Layer):
-    """Answers the CONNECT, whose head is as long as told, then goes on with what is inside of the tunnel."""
+    """Answers a CONNECT to `address`, whose head has `length` bytes, and goes on with the contents of the tunnel."""
 
     def __init__(self, at: context.Context, address: tuple[str, int], length: int) -> None:
         super().__init__(at)
@@ -77,7 +64,7 @@ class Tunnel(layer.Layer):
         self._received = b""
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """The CONNECT itself; it may have come in pieces."""
+        """Read the head again, which may be received in pieces, and answer it."""
         if isinstance(event, events.DataReceived):
             self._received += event.data
             if len(self._received) < self._length:
@@ -92,7 +79,7 @@ class Tunnel(layer.Layer):
 
 
 class Inside(layer.Layer):
-    """Waits for the first bytes inside of a tunnel, which tell what is to go on there."""
+    """Chooses the layer for a tunnel's contents by their first bytes."""
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.ConnectionClosed):
@@ -107,13 +94,13 @@ class Inside(layer.Layer):
         if not starts_like_tls_record(data):
             return layer.NextLayer(self.context)
         child = ClientTLSLayer(self.context)
-        child.child_layer = http(self.context)
+        child.child_layer = http_layer(self.context)
         return child
 
 
-def http(at: context.Context) -> HttpLayer:
-    """HTTP with this client. No layer for TLS with the server: where there is none, mitmproxy makes it on demand."""
-    at.server.tls = True  # what makes the requests `https` ones
+def http_layer(at: context.Context) -> HttpLayer:
+    """Return HTTP with this client. There is no layer for TLS with the server: mitmproxy makes one on demand."""
+    at.server.tls = True  # makes the requests `https` ones
     made = HttpLayer(at, HTTPMode.transparent)
     http1_server.install(made)
     return made

@@ -26,7 +26,7 @@ def resolving(monkeypatch: pytest.MonkeyPatch, **names: list[str]) -> None:
 async def found(host: str, port: int = 443, *patterns: str) -> tuple[str, int] | None:
     """What is connected to; None where that is refused."""
     try:
-        return await Destinations(patterns or ("*",), OWN_PORTS).find((host, port))
+        return await Destinations(patterns or ("*",), OWN_PORTS).resolve((host, port))
     except Refused:
         return None
 
@@ -125,7 +125,7 @@ async def test_list_restricts_and_what_it_names_is_reached_wherever_it_is(
 @pytest.mark.parametrize("host", ["nobody.invalid", "a" * 300, "a..b"])
 async def test_name_of_nobody_is_an_os_error(host: str) -> None:
     with pytest.raises(OSError, match=r"."):
-        await Destinations(("*",), ()).find((host, 443))
+        await Destinations(("*",), ()).resolve((host, 443))
 
 
 async def test_names_that_no_server_answers_for_delay_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ async def test_names_that_no_server_answers_for_delay_nothing_else(monkeypatch: 
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     tunnels = Destinations(("*",), ())
-    looking = [asyncio.ensure_future(tunnels.find((f"{number}.example.com", 443))) for number in range(40)]
+    looking = [asyncio.ensure_future(tunnels.resolve((f"{number}.example.com", 443))) for number in range(40)]
     await until(lambda: asked)
     assert await asyncio.wait_for(asyncio.to_thread(answered.is_set), 5) is False
     answered.set()

@@ -13,17 +13,17 @@ class Held:
 
     def __init__(self, clients: ClientLimits) -> None:
         self.clients = clients
-        self.is_dismissed = False
+        self.is_disconnected = False
 
-    def dismiss(self) -> None:
-        self.is_dismissed = True
-        self.clients.leave(self)  # as when it is lost
+    def disconnect(self) -> None:
+        self.is_disconnected = True
+        self.clients.remove(self)  # as when it is lost
 
 
 def entered(clients: ClientLimits, address: str = "10.0.0.1", descriptor: int = 0) -> Held:
     held = Held(clients)
-    clients.make_room(descriptor)
-    assert clients.enter(held, address)
+    clients.accepted(descriptor)
+    assert clients.add(held, address)
     return held
 
 
@@ -54,9 +54,9 @@ def test_that_clients_are_turned_away_is_said_once(caplog: pytest.LogCaptureFixt
 def test_oldest_that_waits_is_closed_when_descriptors_run_short() -> None:
     clients = ClientLimits(20)
     first, second, third = (entered(clients, f"10.0.0.{number}", 15) for number in range(3))
-    clients.work(first)
+    clients.mark_busy(first)
     newcomer = entered(clients, descriptor=16)
-    assert [held.is_dismissed for held in (first, second, third, newcomer)] == [False, True, False, False]
+    assert [held.is_disconnected for held in (first, second, third, newcomer)] == [False, True, False, False]
 
 
 @pytest.mark.parametrize("descriptors", [128, 256, 1024, 8192])
@@ -66,7 +66,7 @@ def test_descriptors_are_never_used_up_by_clients_that_wait(descriptors: int) ->
     for _ in range(4 * descriptors):
         number = heapq.heappop(free)
         held.append((entered(clients, f"10.0.0.{len(held) % 200}", number), number))
-        while held and held[0][0].is_dismissed:
+        while held and held[0][0].is_disconnected:
             heapq.heappush(free, held.popleft()[1])
     assert len(free) > descriptors // 32
 
@@ -74,55 +74,60 @@ def test_descriptors_are_never_used_up_by_clients_that_wait(descriptors: int) ->
 def test_connection_is_as_old_as_its_last_answer() -> None:
     clients = ClientLimits()
     first, second = entered(clients), entered(clients)
-    clients.work(first)
-    clients.wait(first)
-    assert clients.relieve()
-    assert (first.is_dismissed, second.is_dismissed) == (False, True)
+    clients.mark_busy(first)
+    clients.mark_idle(first)
+    assert clients.close_oldest()
+    assert (first.is_disconnected, second.is_disconnected) == (False, True)
 
 
 def test_nobody_is_closed_who_is_being_answered() -> None:
     clients = ClientLimits()
     busy = entered(clients)
-    clients.work(busy)
-    assert not clients.relieve()
-    assert not busy.is_dismissed
+    clients.mark_busy(busy)
+    assert not clients.close_oldest()
+    assert not busy.is_disconnected
 
 
 def test_address_has_a_share_and_its_oldest_makes_room() -> None:
     clients = ClientLimits(4096)
     other = entered(clients, "10.0.0.2")
-    many = [entered(clients) for _ in range(clients.share)]
-    assert clients.share == 1024
-    assert not any(held.is_dismissed for held in many)
+    many = [entered(clients) for _ in range(clients.max_per_address)]
+    assert clients.max_per_address == 1024
+    assert not any(held.is_disconnected for held in many)
     entered(clients)
-    assert [held.is_dismissed for held in (other, *many[:2])] == [False, True, False]
+    assert [held.is_disconnected for held in (other, *many[:2])] == [False, True, False]
 
 
 def test_address_whose_connections_are_all_busy_gets_no_more() -> None:
     clients = ClientLimits(1000)
-    for _ in range(clients.share):
-        clients.work(entered(clients))
-    assert clients.share == 256
-    assert not clients.enter(Held(clients), "10.0.0.1")
+    for _ in range(clients.max_per_address):
+        clients.mark_busy(entered(clients))
+    assert clients.max_per_address == 256
+    assert not clients.add(Held(clients), "10.0.0.1")
     assert entered(clients, "10.0.0.2")
 
 
 def test_what_has_left_makes_room_and_is_forgotten() -> None:
     clients = ClientLimits(1000)
-    many = [entered(clients) for _ in range(clients.share)]
+    many = [entered(clients) for _ in range(clients.max_per_address)]
     for held in many:
-        clients.work(held)
-        clients.leave(held)
-        clients.leave(held)
-        clients.wait(held)
+        clients.mark_busy(held)
+        clients.remove(held)
+        clients.remove(held)
+        clients.mark_idle(held)
     assert entered(clients)
-    assert (len(clients._places), len(clients._counts), len(clients._waiting), len(clients._waiting_at)) == (1, 1, 1, 1)
+    assert (len(clients._addresses), len(clients._counts), len(clients._idle), len(clients._idle_of_address)) == (
+        1,
+        1,
+        1,
+        1,
+    )
 
 
 def test_ipv6_network_of_a_client_counts_as_one_address() -> None:
     clients = ClientLimits(1000)
-    many = [entered(clients, f"2001:db8::{number:x}") for number in range(clients.share)]
+    many = [entered(clients, f"2001:db8::{number:x}") for number in range(clients.max_per_address)]
     entered(clients, "2001:db8:0:1::1")
-    assert not many[0].is_dismissed
+    assert not many[0].is_disconnected
     entered(clients, "2001:db8::ffff:1")
-    assert many[0].is_dismissed
+    assert many[0].is_disconnected

@@ -1,4 +1,4 @@
-"""A reception by itself: what a client does that no real one can be made to do at the right moment."""
+"""A direct connection without a socket: events in an order that a real client cannot be made to produce."""
 
 import asyncio
 import logging
@@ -9,15 +9,16 @@ import pytest
 from hubcache.clients.limits import ClientLimits
 from hubcache.direct import connection
 from hubcache.direct.connection import DirectConnection
+from hubcache.direct.tunnel_setup import TunnelSetup
 from hubcache.direct.writer import DirectWriter
 from hubcache.oci.registry import HUB_HOST
 from hubcache.serve.messages import Answer, Forward, Request, Result
 from hubcache.transfer.sources import BytesSource
-from support.direct import Question, Visit, always, endless, small
+from support.direct import CLIENT, DirectClient, PendingAnswer, answer_at_once, endless_answer, small_answer
 from support.http_client import head
 from support.users import until
 
-ASKED = head("GET", "/v2/library/app/manifests/1", {"Host": HUB_HOST})
+REQUEST = head("GET", "/v2/library/app/manifests/1", {"Host": HUB_HOST})
 LIMIT = 16 << 10
 
 
@@ -25,119 +26,119 @@ LIMIT = 16 << 10
 
 
 async def test_request_is_as_the_client_sent_it() -> None:
-    question = Question()
-    visit = Visit(question)
-    visit.say(head("HEAD", "/v2/a/tags/list?n=1&ns=docker.io", {"Host": "x", "Accept": "a/b", "Authorization": "c"}))
-    (request,) = question.requests
+    pending = PendingAnswer()
+    client = DirectClient(pending)
+    client.send(head("HEAD", "/v2/a/tags/list?n=1&ns=docker.io", {"Host": "x", "Accept": "a/b", "Authorization": "c"}))
+    (request,) = pending.requests
     assert (request.method, request.path, request.query) == ("HEAD", "/v2/a/tags/list", "n=1&ns=docker.io")
     assert request.headers == {"host": "x", "accept": "a/b", "authorization": "c"}
     assert (request.client, request.registry.host, request.body) == ("127.0.0.1", HUB_HOST, None)
-    question.settle(small())
-    await until(lambda: visit.lines)
-    assert visit.transport.sent.endswith(b"Content-Length: 4\r\n\r\n")
-    visit.leave()
+    pending.set(small_answer())
+    await until(lambda: client.log_lines)
+    assert client.transport.sent.endswith(b"Content-Length: 4\r\n\r\n")
+    client.disconnect()
 
 
 async def test_next_request_waits_for_the_answer_to_the_one_before() -> None:
-    question = Question()
-    visit = Visit(question)
-    visit.say(ASKED + ASKED)
-    visit.say(ASKED)
-    assert len(question.requests) == 1
-    question.settle(small())
-    await until(lambda: len(visit.lines) == 3)
-    assert visit.transport.sent.count(b"\r\n\r\nbody") == 3
-    visit.leave()
+    pending = PendingAnswer()
+    client = DirectClient(pending)
+    client.send(REQUEST + REQUEST)
+    client.send(REQUEST)
+    assert len(pending.requests) == 1
+    pending.set(small_answer())
+    await until(lambda: len(client.log_lines) == 3)
+    assert client.transport.sent.count(b"\r\n\r\nbody") == 3
+    client.disconnect()
 
 
-async def test_client_that_sends_a_lot_while_it_waits_is_not_read_from_meanwhile() -> None:
-    question = Question()
-    visit = Visit(question)
-    visit.say(ASKED)
-    visit.say(b"\0" * (LIMIT - len(ASKED)))
-    assert visit.transport.reads
-    visit.say(b"\0")
-    assert not visit.transport.reads
-    question.settle(small())
-    await until(lambda: visit.taken_over)  # with what is no request
-    assert visit.transport.reads
-    visit.leave()
+async def test_reading_pauses_when_a_waiting_client_sends_much() -> None:
+    pending = PendingAnswer()
+    client = DirectClient(pending)
+    client.send(REQUEST)
+    client.send(b"\0" * (LIMIT - len(REQUEST)))
+    assert client.transport.reads
+    client.send(b"\0")
+    assert not client.transport.reads
+    pending.set(small_answer())
+    await until(lambda: client.handed_over)  # with bytes that are no request
+    assert client.transport.reads
+    client.disconnect()
 
 
-async def test_client_that_waited_is_read_from_again() -> None:
-    question = Question()
-    visit = Visit(question)
-    many = 2 * LIMIT // len(ASKED)
-    visit.say(ASKED)
-    visit.say(ASKED * many)
-    assert not visit.transport.reads
-    question.settle(small())
-    await until(lambda: len(visit.lines) == many + 1)
-    assert visit.transport.reads
-    visit.leave()
+async def test_reading_resumes_after_the_answer() -> None:
+    pending = PendingAnswer()
+    client = DirectClient(pending)
+    many = 2 * LIMIT // len(REQUEST)
+    client.send(REQUEST)
+    client.send(REQUEST * many)
+    assert not client.transport.reads
+    pending.set(small_answer())
+    await until(lambda: len(client.log_lines) == many + 1)
+    assert client.transport.reads
+    client.disconnect()
 
 
 @pytest.mark.parametrize("is_at_once", [True, False])
-async def test_defect_ends_the_connection_and_is_logged(is_at_once: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_exception_ends_the_connection_and_is_logged(is_at_once: bool, caplog: pytest.LogCaptureFixture) -> None:
     async def broken(_: Request) -> Answer:
         if not is_at_once:
             await asyncio.sleep(0)
         raise ZeroDivisionError("a defect")
 
-    visit = Visit(broken)
-    visit.say(ASKED + ASKED)
-    await until(lambda: visit.transport.is_aborted)
+    client = DirectClient(broken)
+    client.send(REQUEST + REQUEST)
+    await until(lambda: client.transport.is_aborted)
     (record,) = caplog.records
     assert (record.levelno, record.getMessage()) == (logging.ERROR, "hubcache: a request failed")
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
-    assert (visit.transport.sent, visit.lines, visit.taken_over) == (b"", [], [])
-    visit.leave()
+    assert (client.transport.sent, client.log_lines, client.handed_over) == (b"", [], [])
+    client.disconnect()
 
 
-# -- clients that leave
+# -- limits that leave
 
 
-async def test_client_that_left_while_its_answer_was_thought_about_gives_the_source_back() -> None:
-    question = Question()
-    visit = Visit(question)
-    visit.say(ASKED)
-    visit.leave()
-    answer, source = endless()
-    question.settle(answer)
+async def test_source_is_closed_when_the_client_disconnects_before_its_answer() -> None:
+    pending = PendingAnswer()
+    client = DirectClient(pending)
+    client.send(REQUEST)
+    client.disconnect()
+    answer, source = endless_answer()
+    pending.set(answer)
     await until(lambda: source.is_closed)
-    await until(lambda: visit.lines)
-    assert visit.lines[0].endswith("<< 200 hit broken off")
-    assert visit.failures == []
+    await until(lambda: client.log_lines)
+    assert client.log_lines[0].endswith("<< 200 hit broken off")
+    assert client.failures == []
 
 
-async def test_client_that_left_while_its_small_answer_was_thought_about_is_sent_nothing() -> None:
-    question = Question()
-    visit = Visit(question)
-    visit.say(ASKED + ASKED)
-    visit.leave()
-    question.settle(small())
-    await until(lambda: visit.lines)
-    assert visit.transport.sent == b""
-    assert len(question.requests) == 1
+async def test_nothing_is_sent_when_the_client_disconnects_before_its_small_answer() -> None:
+    pending = PendingAnswer()
+    client = DirectClient(pending)
+    client.send(REQUEST + REQUEST)
+    client.disconnect()
+    pending.set(small_answer())
+    await until(lambda: client.log_lines)
+    assert client.transport.sent == b""
+    assert len(pending.requests) == 1
 
 
-async def test_client_that_leaves_during_a_body_gives_the_source_back(caplog: pytest.LogCaptureFixture) -> None:
-    answer, source = endless()
-    question = Question()
-    visit = Visit(question)
-    visit.reception.pause_writing()
-    visit.say(ASKED)
-    question.settle(answer)
-    await until(lambda: visit.transport.sent)
-    visit.leave()
+async def test_source_is_closed_when_the_client_disconnects_during_a_body(caplog: pytest.LogCaptureFixture) -> None:
+    answer, source = endless_answer()
+    pending = PendingAnswer()
+    client = DirectClient(pending)
+    client.connection.pause_writing()
+    client.send(REQUEST)
+    pending.set(answer)
+    await until(lambda: client.transport.sent)
+    client.disconnect()
     await until(lambda: source.is_closed)
     await asyncio.sleep(0)
-    assert (visit.failures, caplog.records) == ([], [])
-    assert [line.partition(" << ")[2] for line in visit.lines] == ["200 hit broken off"]
+    assert (client.failures, caplog.records) == ([], [])
+    assert [line.partition(" << ")[2] for line in client.log_lines] == ["200 hit broken off"]
 
 
-async def test_its_socket_is_let_go_when_a_client_leaves_while_its_source_is_closed(
+async def test_socket_is_released_when_the_client_disconnects_while_the_source_is_being_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Slow(BytesSource):
@@ -147,254 +148,264 @@ async def test_its_socket_is_let_go_when_a_client_leaves_while_its_source_is_clo
             self.closing = True
             await asyncio.Event().wait()
 
-    source, question = Slow(b"body"), Question()
-    visit = Visit(question)
-    left: list[DirectWriter] = []
-    monkeypatch.setattr(DirectWriter, "leave", lambda sending: left.append(sending))
-    visit.say(ASKED)
-    question.settle(Answer(200, {}, Result.HIT, source=source, length=4))
+    source, pending = Slow(b"body"), PendingAnswer()
+    client = DirectClient(pending)
+    released: list[DirectWriter] = []
+    monkeypatch.setattr(DirectWriter, "release_socket", lambda writer: released.append(writer))
+    client.send(REQUEST)
+    pending.set(Answer(200, {}, Result.HIT, source=source, length=4))
     await until(lambda: source.closing)
-    assert left == []
-    visit.leave()
-    await until(lambda: left)
+    assert released == []
+    client.disconnect()
+    await until(lambda: released)
 
 
-# -- clients that dawdle
+# -- limits that dawdle
 
 
-async def test_client_that_does_not_read_its_answers_for_too_long_is_left(caplog: pytest.LogCaptureFixture) -> None:
-    visit = Visit(always, patience=0.1)
-    visit.reception.pause_writing()
-    visit.say(ASKED * 2)
-    await until(lambda: visit.transport.is_aborted)
-    visit.leave()
-    await until(lambda: visit.lines)
-    assert (visit.transport.sent, len(visit.lines), caplog.records) == (b"", 1, [])
+async def test_client_that_does_not_read_its_answers_is_disconnected(caplog: pytest.LogCaptureFixture) -> None:
+    client = DirectClient(answer_at_once, idle_seconds=0.1)
+    client.connection.pause_writing()
+    client.send(REQUEST * 2)
+    await until(lambda: client.transport.is_aborted)
+    client.disconnect()
+    await until(lambda: client.log_lines)
+    assert (client.transport.sent, len(client.log_lines), caplog.records) == (b"", 1, [])
 
 
 async def test_body_waits_while_the_client_does_not_read() -> None:
-    answer, source = endless()
-    question = Question()
-    visit = Visit(question)
-    visit.reception.pause_writing()
-    visit.say(ASKED)
-    question.settle(answer)
-    await until(lambda: visit.transport.sent)
+    answer, source = endless_answer()
+    pending = PendingAnswer()
+    client = DirectClient(pending)
+    client.connection.pause_writing()
+    client.send(REQUEST)
+    pending.set(answer)
+    await until(lambda: client.transport.sent)
     for _ in range(10):
         await asyncio.sleep(0)
-    assert visit.transport.sent.endswith(b"\r\n\r\n")
-    visit.reception.resume_writing()
-    await until(lambda: visit.transport.sent.endswith(b"x"))
-    visit.leave()
+    assert client.transport.sent.endswith(b"\r\n\r\n")
+    client.connection.resume_writing()
+    await until(lambda: client.transport.sent.endswith(b"x"))
+    client.disconnect()
     await until(lambda: source.is_closed)
 
 
-async def test_client_that_does_not_read_its_body_for_too_long_is_left() -> None:
-    answer, source = endless()
-    question = Question()
-    visit = Visit(question, patience=0.1)
-    visit.reception.pause_writing()
-    visit.say(ASKED)
-    question.settle(answer)
+async def test_client_that_does_not_read_its_body_is_disconnected() -> None:
+    answer, source = endless_answer()
+    pending = PendingAnswer()
+    client = DirectClient(pending, idle_seconds=0.1)
+    client.connection.pause_writing()
+    client.send(REQUEST)
+    pending.set(answer)
     await until(lambda: source.is_closed)
-    assert visit.transport.is_aborted
-    assert visit.failures == []
-    visit.leave()
+    assert client.transport.is_aborted
+    assert client.failures == []
+    client.disconnect()
 
 
-async def test_client_that_is_silent_is_left_and_one_that_waits_is_not() -> None:
-    question = Question()
-    silent, later, waiting = Visit(always, patience=0.1), Visit(always, patience=0.2), Visit(question, patience=0.1)
-    waiting.say(ASKED)
+async def test_silent_client_is_disconnected_and_one_that_waits_for_an_answer_is_not() -> None:
+    pending = PendingAnswer()
+    silent, later, waiting = (
+        DirectClient(answer_at_once, idle_seconds=0.1),
+        DirectClient(answer_at_once, idle_seconds=0.2),
+        DirectClient(pending, idle_seconds=0.1),
+    )
+    waiting.send(REQUEST)
     await until(lambda: silent.transport.is_aborted and later.transport.is_aborted)
-    silent.leave()
-    later.leave()
+    silent.disconnect()
+    later.disconnect()
     assert not waiting.transport.is_closing()
-    question.settle(small())
+    pending.set(small_answer())
     await until(lambda: waiting.transport.is_aborted)
-    assert len(waiting.lines) == 1
-    waiting.leave()
+    assert len(waiting.log_lines) == 1
+    waiting.disconnect()
 
 
-async def test_head_has_its_time_and_no_byte_renews_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
-    visit, question = Visit(always), Question()
-    waiting = Visit(question)
-    waiting.say(ASKED)
+async def test_head_has_a_time_limit_that_received_bytes_do_not_extend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "REQUEST_SECONDS", 0.2)
+    client, pending = DirectClient(answer_at_once), PendingAnswer()
+    waiting = DirectClient(pending)
+    waiting.send(REQUEST)
     begun = asyncio.get_running_loop().time()
-    while not visit.transport.is_aborted:
-        visit.say(b"G")
+    while not client.transport.is_aborted:
+        client.send(b"G")
         await asyncio.sleep(0.01)
     assert 0.2 <= asyncio.get_running_loop().time() - begun < 5
     assert not waiting.transport.is_closing()
-    question.settle(small())
-    await until(lambda: waiting.lines)
-    other = Visit(always)
+    pending.set(small_answer())
+    await until(lambda: waiting.log_lines)
+    other = DirectClient(answer_at_once)
     await until(lambda: other.transport.is_aborted)
-    assert not waiting.transport.is_closing()  # an idle connection has its own time
-    waiting.say(ASKED[:10])
+    assert not waiting.transport.is_closing()  # an idle connection has another time limit
+    waiting.send(REQUEST[:10])
     await until(lambda: waiting.transport.is_aborted)
-    for each in (visit, waiting, other):
-        each.leave()
-    assert (visit.taken_over, len(waiting.lines)) == ([], 1)
+    for each in (client, waiting, other):
+        each.disconnect()
+    assert (client.handed_over, len(waiting.log_lines)) == ([], 1)
 
 
-@pytest.mark.parametrize("head", [ASKED, b"\r\n" + ASKED, ASKED.replace(b"GET", b"PUT")])
-async def test_head_is_waited_for(head: bytes) -> None:
-    visit = Visit(always)
+@pytest.mark.parametrize("head", [REQUEST, b"\r\n" + REQUEST, REQUEST.replace(b"GET", b"PUT")])
+async def test_incomplete_head_is_waited_for(head: bytes) -> None:
+    client = DirectClient(answer_at_once)
     for byte in head[:-1]:
-        visit.say(bytes([byte]))
+        client.send(bytes([byte]))
     await asyncio.sleep(0)
-    assert (visit.transport.sent, visit.taken_over) == (b"", [])
-    visit.say(head[-1:])
-    await until(lambda: visit.lines or visit.taken_over)
-    visit.leave()
+    assert (client.transport.sent, client.handed_over) == (b"", [])
+    client.send(head[-1:])
+    await until(lambda: client.log_lines or client.handed_over)
+    client.disconnect()
 
 
-async def test_head_that_is_longer_than_any_is_mitmproxys_to_refuse() -> None:
-    visit = Visit(always)
-    visit.say(b"G" * (64 << 10))
+async def test_too_long_head_is_handed_over_for_mitmproxy_to_refuse() -> None:
+    client = DirectClient(answer_at_once)
+    client.send(b"G" * (64 << 10))
     await asyncio.sleep(0)
-    assert visit.taken_over == []
-    visit.say(b"G")
-    await until(lambda: visit.taken_over)
-    visit.leave()
+    assert client.handed_over == []
+    client.send(b"G")
+    await until(lambda: client.handed_over)
+    client.disconnect()
 
 
-async def test_idle_client_makes_room_and_one_that_waits_for_its_answer_does_not() -> None:
-    clients, question = ClientLimits(1000), Question()
-    busy, idle, later = Visit(question, clients=clients), Visit(always, clients=clients), Visit(always, clients=clients)
-    for visit in (busy, idle, later):
-        visit.say(ASKED)
-    assert clients.relieve()
-    assert [visit.transport.is_aborted for visit in (busy, idle, later)] == [False, True, False]
-    question.settle(small())
-    await until(lambda: busy.lines)
-    assert clients.relieve()
-    assert clients.relieve()
-    assert not clients.relieve()
-    assert [visit.transport.is_aborted for visit in (busy, idle, later)] == [True, True, True]
-    for visit in (busy, idle, later):
-        visit.leave()
+async def test_idle_connection_is_closed_for_others_and_a_busy_one_is_not() -> None:
+    limits, pending = ClientLimits(1000), PendingAnswer()
+    busy, idle, later = (
+        DirectClient(pending, limits=limits),
+        DirectClient(answer_at_once, limits=limits),
+        DirectClient(answer_at_once, limits=limits),
+    )
+    for client in (busy, idle, later):
+        client.send(REQUEST)
+    assert limits.close_oldest()
+    assert [client.transport.is_aborted for client in (busy, idle, later)] == [False, True, False]
+    pending.set(small_answer())
+    await until(lambda: busy.log_lines)
+    assert limits.close_oldest()
+    assert limits.close_oldest()
+    assert not limits.close_oldest()
+    assert [client.transport.is_aborted for client in (busy, idle, later)] == [True, True, True]
+    for client in (busy, idle, later):
+        client.disconnect()
 
 
-@pytest.mark.parametrize("leave", [DirectConnection.dismiss, DirectConnection.leave, DirectConnection.cut])
-async def test_client_that_is_left_during_its_handshake_is_not_said_to_distrust(
-    leave: Callable[[DirectConnection], None], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("action", [DirectConnection.disconnect, DirectConnection.close, DirectConnection.abort])
+async def test_handshake_that_this_program_ends_is_not_logged_as_distrust(
+    action: Callable[[DirectConnection], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for is_left in (False, True):
-        visit = Visit(always)
-        visit.reception._said.address = (HUB_HOST, 443)
-        visit.reception._step = visit.reception._secure
-        if is_left:
-            leave(visit.reception)
-        visit.leave()
-        assert ("may not trust" in caplog.text) is not is_left
+    for is_closed_here in (False, True):
+        client = DirectClient(answer_at_once)
+        state: Any = client.connection._state
+        state.address, state.tls = (HUB_HOST, 443), object()
+        unused: Any = None
+        client.connection._setup = TunnelSetup(unused, unused, state, CLIENT)
+        if is_closed_here:
+            action(client.connection)
+        client.disconnect()
+        assert ("may not trust" in caplog.text) is not is_closed_here
         caplog.clear()
 
 
-async def test_address_that_has_too_many_connections_gets_no_more() -> None:
-    clients = ClientLimits(1000)
-    visits = [Visit(Question(), clients=clients) for _ in range(clients.share)]
-    for visit in visits:
-        visit.say(ASKED)
-    refused = Visit(always, clients=clients)
+async def test_address_with_too_many_connections_gets_no_more() -> None:
+    limits = ClientLimits(1000)
+    clients = [DirectClient(PendingAnswer(), limits=limits) for _ in range(limits.max_per_address)]
+    for client in clients:
+        client.send(REQUEST)
+    refused = DirectClient(answer_at_once, limits=limits)
     assert refused.transport.is_aborted
-    for visit in (*visits, refused):
-        visit.leave()
-    assert clients._counts == {}
+    for client in (*clients, refused):
+        client.disconnect()
+    assert limits._counts == {}
 
 
-async def test_client_that_is_handed_over_is_counted_no_more() -> None:
-    clients = ClientLimits(1000)
-    visit = Visit(always, clients=clients)
-    visit.say(ASKED.replace(b"GET", b"PUT"))
-    await until(lambda: visit.taken_over)
-    assert (clients._counts, clients.relieve()) == ({}, False)
-    visit.leave()
+async def test_client_that_was_handed_over_is_not_counted_any_more() -> None:
+    limits = ClientLimits(1000)
+    client = DirectClient(answer_at_once, limits=limits)
+    client.send(REQUEST.replace(b"GET", b"PUT"))
+    await until(lambda: client.handed_over)
+    assert (limits._counts, limits.close_oldest()) == ({}, False)
+    client.disconnect()
 
 
-async def test_long_target_is_told_in_part() -> None:
-    visit = Visit(always)
-    visit.say(head("GET", "/v2/" + "x" * 10_000, {"Host": HUB_HOST}))
-    assert len(visit.lines[0]) < 700
-    visit.leave()
+async def test_long_target_is_logged_in_part() -> None:
+    client = DirectClient(answer_at_once)
+    client.send(head("GET", "/v2/" + "x" * 10_000, {"Host": HUB_HOST}))
+    assert len(client.log_lines[0]) < 700
+    client.disconnect()
 
 
-async def test_client_that_does_not_read_gets_no_more_answers() -> None:
-    """Else what it asks for would be kept for it in memory."""
-    visit = Visit(always)
-    visit.reception.pause_writing()
-    visit.say(ASKED * 100)
+async def test_client_that_does_not_read_gets_no_further_answers() -> None:
+    """They would be kept in memory for it."""
+    client = DirectClient(answer_at_once)
+    client.connection.pause_writing()
+    client.send(REQUEST * 100)
     await asyncio.sleep(0.01)
-    assert visit.transport.sent == b""
-    visit.reception.resume_writing()
-    await until(lambda: visit.transport.sent.count(b"\r\n\r\nbody") == 100)
-    visit.leave()
+    assert client.transport.sent == b""
+    client.connection.resume_writing()
+    await until(lambda: client.transport.sent.count(b"\r\n\r\nbody") == 100)
+    client.disconnect()
 
 
-# -- what mitmproxy takes over
+# -- handover to mitmproxy
 
 
-async def test_client_that_left_while_its_request_was_thought_about_is_not_handed_over() -> None:
-    question = Question()
-    visit = Visit(question)
-    visit.say(ASKED)
-    visit.leave()
-    question.settle(Forward(None))
+async def test_client_that_disconnected_before_the_decision_is_not_handed_over() -> None:
+    pending = PendingAnswer()
+    client = DirectClient(pending)
+    client.send(REQUEST)
+    client.disconnect()
+    pending.set(Forward(None))
     await asyncio.sleep(0.01)
-    assert visit.taken_over == []
+    assert client.handed_over == []
 
 
 @pytest.mark.parametrize("is_done_at_once", [True, False])
 async def test_request_that_is_passed_on_is_read_again_by_mitmproxy(is_done_at_once: bool) -> None:
-    question = Question()
-    visit = Visit(question)
+    pending = PendingAnswer()
+    client = DirectClient(pending)
     if is_done_at_once:
-        question.settle(Forward(None))
-    visit.say(ASKED + b"more")
+        pending.set(Forward(None))
+    client.send(REQUEST + b"more")
     if not is_done_at_once:
-        visit.say(b" and more")
-        question.settle(Forward(None))
-    await until(lambda: visit.taken_over)
-    successor: Any = visit.transport.get_protocol()
+        client.send(b" and more")
+        pending.set(Forward(None))
+    await until(lambda: client.handed_over)
+    successor: Any = client.transport.get_protocol()
     successor.data_received(b".")
     successor.eof_received()
-    expected = ASKED + (b"more." if is_done_at_once else b"more and more.")
-    assert await visit.taken() == expected
-    assert (visit.lines, visit.transport.sent, len(question.requests)) == ([], b"", 1)
-    visit.leave()
+    expected = REQUEST + (b"more." if is_done_at_once else b"more and more.")
+    assert await client.read_by_mitmproxy() == expected
+    assert (client.log_lines, client.transport.sent, len(pending.requests)) == ([], b"", 1)
+    client.disconnect()
 
 
-async def test_client_that_says_no_more_is_left_where_its_request_is_to_be_passed_on() -> None:
-    """As mitmproxy does it."""
-    question = Question()
-    visit = Visit(question)
-    visit.say(ASKED)
-    assert visit.reception.eof_received()
-    question.settle(Forward(None))
-    await until(visit.transport.is_closing)
-    assert visit.taken_over == []
-    visit.leave()
+async def test_half_closed_connection_is_closed_when_its_request_is_to_be_passed_on() -> None:
+    """As mitmproxy does."""
+    pending = PendingAnswer()
+    client = DirectClient(pending)
+    client.send(REQUEST)
+    assert client.connection.eof_received()
+    pending.set(Forward(None))
+    await until(client.transport.is_closing)
+    assert client.handed_over == []
+    client.disconnect()
 
 
-async def test_mitmproxy_hears_that_the_client_does_not_read() -> None:
-    visit = Visit(always)
-    visit.say(ASKED)
-    visit.reception.pause_writing()
-    visit.say(b"PUT / HTTP/1.1\r\n\r\n")
-    successor: Any = visit.transport.get_protocol()
+async def test_mitmproxy_waits_when_the_client_does_not_read() -> None:
+    client = DirectClient(answer_at_once)
+    client.send(REQUEST)
+    client.connection.pause_writing()
+    client.send(b"PUT / HTTP/1.1\r\n\r\n")
+    successor: Any = client.transport.get_protocol()
     assert successor._paused
-    await until(lambda: visit.taken_over)
-    visit.leave()
+    await until(lambda: client.handed_over)
+    client.disconnect()
 
 
-async def test_client_that_was_taken_over_is_not_left_for_its_silence() -> None:
-    visit = Visit(always, patience=0.1)
-    visit.say(b"PUT / HTTP/1.1\r\n\r\n")
-    other = Visit(always, patience=0.2)
+async def test_client_that_was_handed_over_is_not_disconnected_for_its_silence() -> None:
+    client = DirectClient(answer_at_once, idle_seconds=0.1)
+    client.send(b"PUT / HTTP/1.1\r\n\r\n")
+    other = DirectClient(answer_at_once, idle_seconds=0.2)
     await until(lambda: other.transport.is_aborted)
-    assert not visit.transport.is_closing()
-    assert len(visit.taken_over) == 1
-    other.leave()
-    visit.leave()
+    assert not client.transport.is_closing()
+    assert len(client.handed_over) == 1
+    other.disconnect()
+    client.disconnect()

@@ -4,7 +4,7 @@ of the connection, and to h11 as a third opinion."""
 import string
 
 import pytest
-from hubcache.mitm.http1_server import unclear
+from hubcache.mitm.http1_server import find_ambiguity
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from support import fuzzing
@@ -68,7 +68,7 @@ def test_known_trick_is_read_by_all_alike_or_not_without_mitmproxy(old: bytes, n
 def test_request_for_two_hosts_is_for_none(trick: str) -> None:
     """RFC 9112 section 3.2."""
     old, new = TRICKS[trick]
-    assert unclear(REQUEST.replace(old, new)) is not None
+    assert find_ambiguity(REQUEST.replace(old, new)) is not None
     assert not fuzzing.agree_on_request(REQUEST.replace(old, new))
     assert not fuzzing.agree_on_connect(CONNECT.replace(old, new))
 

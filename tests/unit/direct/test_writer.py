@@ -82,7 +82,7 @@ async def client(
         protocol = Protocol()
         transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, own)
         tls, made = established(known, version) if known else (None, None)
-        said = HandoverState(connection=made, is_secure=known is not None)
+        said = HandoverState(tls=made, is_secure=known is not None)
         assert isinstance(transport, asyncio.Transport)
         protocol.sending = DirectWriter(transport, said, patience)
         try:
@@ -108,7 +108,7 @@ async def send(sending: DirectWriter, chunks: list[bytes]) -> None:
             sending.write(chunk)
         await sending.end()
     finally:
-        sending.leave()
+        sending.release_socket()
 
 
 @pytest.mark.parametrize("version", [None, *VERSIONS])
@@ -120,7 +120,7 @@ async def test_body_and_what_is_sent_before_and_after_it_arrives(known: taddons.
                 expected = HEAD + b"".join(CHUNKS)
                 assert await one.read(len(expected)) == expected
                 await body
-                assert not one.sending.is_straight
+                assert not one.sending.uses_socket
                 await one.sending.send(b"small")
                 assert await one.read(5) == b"small"
 
@@ -148,7 +148,7 @@ async def pour(sending: DirectWriter, data: bytes, most: int) -> list[int]:
             turns.append(sending.write_from(take, most))
         await sending.end()
     finally:
-        sending.leave()
+        sending.release_socket()
     return turns
 
 
@@ -178,13 +178,13 @@ async def begin(one: Client) -> None:
     one.sending.write(CHUNKS[2])
     content, _ = await asyncio.gather(one.read(len(HEAD + CHUNKS[2])), one.sending.drain())
     assert content == HEAD + CHUNKS[2]
-    assert one.sending.is_straight
+    assert one.sending.uses_socket
 
 
 async def test_turn_ends_where_the_client_takes_no_more_or_after_a_while(
     known: taddons.context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending_module, "_TURN", 4000)
+    monkeypatch.setattr(sending_module, "_MAX_TURN", 4000)
     data = CHUNKS[-1]
     async with client(known) as one:
         await begin(one)
@@ -200,7 +200,7 @@ async def test_turn_ends_where_the_client_takes_no_more_or_after_a_while(
         assert not waiting.done()
         assert await one.read(poured) == data[:poured]
         await waiting
-        one.sending.leave()
+        one.sending.release_socket()
 
 
 async def test_nothing_is_poured_where_nothing_can_be_read(known: taddons.context) -> None:
@@ -209,14 +209,14 @@ async def test_nothing_is_poured_where_nothing_can_be_read(known: taddons.contex
         await begin(one)
         assert one.sending.write_from(taking(b""), 1000) == 0
         await one.sending.drain()
-        one.sending.leave()
+        one.sending.release_socket()
 
 
 async def test_nothing_more_is_read_for_a_client_that_left() -> None:
     async with client(None) as one:
         one.socket.close()
         assert one.sending.write_from(taking(CHUNKS[-1]), 1000) <= 2000
-        with pytest.raises(OSError, match="left"):
+        with pytest.raises(OSError, match="disconnected"):
             await one.sending.drain()
 
 
@@ -231,12 +231,12 @@ async def test_client_that_takes_nothing_of_what_is_poured_is_left(known: taddon
 async def test_large_chunks_go_straight_and_small_answers_do_not(known: taddons.context) -> None:
     async with client(known) as one:
         one.sending.write(HEAD)
-        assert not one.sending.is_straight
+        assert not one.sending.uses_socket
         one.sending.write(CHUNKS[0])
-        assert one.sending.is_straight
+        assert one.sending.uses_socket
         assert not one.sending.is_paused
         one.sending.close()
-        assert not one.sending.is_straight
+        assert not one.sending.uses_socket
 
 
 @pytest.mark.parametrize("version", [None, *VERSIONS])
@@ -244,7 +244,7 @@ async def test_large_answer_at_once_is_the_transports(known: taddons.context, ve
     """With TLS 1.3 there is something to be sent before the first one."""
     async with client(known if version else None, version or 0) as one:
         await one.sending.send(CHUNKS[-1])
-        assert not one.sending.is_straight
+        assert not one.sending.uses_socket
         assert await one.read(len(CHUNKS[-1])) == CHUNKS[-1]
 
 
@@ -254,7 +254,7 @@ async def test_chunk_waits_for_what_the_transport_has_not_sent(known: taddons.co
             one.sending.write(HEAD * 1000)
         held = one.transport.get_write_buffer_size()
         one.sending.write(CHUNKS[0])
-        assert not one.sending.is_straight
+        assert not one.sending.uses_socket
         assert one.transport.get_write_buffer_size() > held + len(CHUNKS[0])
 
 
@@ -262,12 +262,12 @@ async def test_alert_that_waits_goes_before_a_body(known: taddons.context) -> No
     """One is left by a client of TLS 1.2 that would agree on everything anew."""
     async with client(known, SSL.TLS1_2_VERSION) as one:
         assert one.tls is not None
-        assert one.said.connection is not None
+        assert one.said.tls is not None
         one.sending.write(HEAD)
         one.tls.renegotiate()
         with contextlib.suppress(SSL.WantReadError):
             one.tls.do_handshake()
-        assert one.said.connection.decrypt(one.tls.bio_read(65536)) == (b"", False)
+        assert one.said.tls.decrypt(one.tls.bio_read(65536)) == (b"", False)
         one.sending.write(CHUNKS[0])
         one.sending.close()
         with pytest.raises(SSL.Error, match="renegotiation"):
@@ -282,7 +282,7 @@ async def test_chunk_is_sent_also_when_no_descriptor_is_left(
         own = one.transport.get_extra_info("socket")
         monkeypatch.setattr(type(own), "dup", lambda _: os.open("/nowhere", os.O_RDONLY))
         one.sending.write(CHUNKS[0])
-        assert not one.sending.is_straight
+        assert not one.sending.uses_socket
         assert await one.read(len(HEAD + CHUNKS[0])) == HEAD + CHUNKS[0]
 
 
@@ -292,7 +292,7 @@ async def test_client_that_leaves_during_a_body_is_noticed(known: taddons.contex
             body = asyncio.ensure_future(send(one.sending, CHUNKS))
             await one.read(1000)
             one.socket.close()
-            with pytest.raises(OSError, match="left"):
+            with pytest.raises(OSError, match="disconnected"):
                 await asyncio.wait_for(body, 10)
             one.sending.close()
 
@@ -327,13 +327,13 @@ async def test_last_chunk_is_waited_for_at_the_end_alone(known: taddons.context)
         assert not end.done()
         assert await one.read(len(HEAD + CHUNKS[-1])) == HEAD + CHUNKS[-1]
         await end
-        one.sending.leave()
+        one.sending.release_socket()
 
 
 async def test_what_a_client_says_during_a_body_is_there_after_it(known: taddons.context) -> None:
     async with client(known) as one:
         assert one.tls is not None
-        assert one.said.connection is not None
+        assert one.said.tls is not None
         one.sending.write(HEAD)
         one.sending.write(CHUNKS[-1])
         one.tls.sendall(b"next")
@@ -341,5 +341,5 @@ async def test_what_a_client_says_during_a_body_is_there_after_it(known: taddons
         end = asyncio.ensure_future(one.sending.end())
         assert await one.read(len(HEAD + CHUNKS[-1])) == HEAD + CHUNKS[-1]
         await end
-        one.sending.leave()
-        assert one.said.connection.decrypt(one.protocol.received) == (b"next", False)
+        one.sending.release_socket()
+        assert one.said.tls.decrypt(one.protocol.received) == (b"next", False)

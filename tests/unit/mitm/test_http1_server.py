@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from hubcache.mitm.http1_server import MAX_HEAD, RegistryHttp1Server, drop_body, install
+from hubcache.mitm.flow_headers import drop_body
+from hubcache.mitm.http1_server import MAX_HEAD, RegistryHttp1Server, install
 from mitmproxy import connection, http, options
 from mitmproxy.proxy import commands, context, events, layers
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode

@@ -15,6 +15,8 @@ from support.mitm import taddons
 class Own:
     """An addon of this program."""
 
+    __module__ = "hubcache.plugin"
+
     def request(self, _: object) -> None: ...
 
 
@@ -36,9 +38,8 @@ def script(**hooks: Any) -> ModuleType:
 
 @pytest.fixture
 def context() -> Iterator[taddons.context]:
-    own = Own()
-    with taddons.context(Proxyserver(), NextLayer(), ProxyAuth(), own) as running:
-        running.others = OtherAddons(running.master.addons, [own])  # type: ignore[attr-defined]
+    with taddons.context(Proxyserver(), NextLayer(), ProxyAuth(), Own()) as running:
+        running.others = OtherAddons(running.master.addons)  # type: ignore[attr-defined]
         yield running
 
 

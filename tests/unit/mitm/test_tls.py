@@ -3,7 +3,6 @@
 import socket
 import ssl
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hubcache.mitm import tls
@@ -14,7 +13,7 @@ from OpenSSL._util import lib
 from support.mitm import taddons
 from support.program import HUB_HOST, TOKEN_HOST, Program, running_program
 from support.standin import Hub, random_bytes
-from support.tls_pair import VERSIONS, arrived, established, handshakes, known_fixture, start, taken_from
+from support.tls_pair import VERSIONS, arrived, established, known_fixture, start, taken_from, tls_contexts
 
 known = known_fixture()
 
@@ -25,9 +24,9 @@ def test_of_what_a_client_can_the_fastest_is_taken(known: taddons.context) -> No
 
 
 def test_connections_to_one_host_share_a_context_and_hosts_do_not(known: taddons.context) -> None:
-    ours = handshakes(known)
-    one, two = ours.connection(start(known)), ours.connection(start(known))
-    other = ours.connection(start(known, TOKEN_HOST, (TOKEN_HOST, 443)))
+    ours = tls_contexts(known)
+    one, two = ours.connection_for_hello(start(known)), ours.connection_for_hello(start(known))
+    other = ours.connection_for_hello(start(known, TOKEN_HOST, (TOKEN_HOST, 443)))
     assert one is not None
     assert two is not None
     assert other is not None
@@ -60,7 +59,7 @@ def test_client_reads_what_was_sent_in_pieces_of_any_size(known: taddons.context
 def test_what_waited_for_the_first_answer_goes_with_it(
     known: taddons.context, version: int, size: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tls, "_WAITING", expected)
+    monkeypatch.setattr(tls, "_PENDING", expected)
     for straight in (True, False):
         client, made = established(known, version)
         assert taken_from(made) == []
@@ -93,11 +92,11 @@ def test_chunk_that_a_socket_does_not_take_at_once_is_sent_bit_by_bit(
     theirs, own = sockets
     chunks = [random_bytes(size, f"{size}") for size in (1, 300_000, 16_384, 100_001)]
     received = arrived(client, [bytes(made.encrypt(b"head"))])
-    made.attach(own.fileno())
+    made.attach_socket(own.fileno())
     for chunk in chunks:
-        while not made.put(chunk):
+        while not made.write_to_socket(chunk):
             received += arrived(client, [theirs.recv(1 << 20)])
-    made.detach()
+    made.detach_socket()
     own.shutdown(socket.SHUT_WR)
     received += arrived(client, list(iter(lambda: theirs.recv(1 << 20), b"")))
     assert received == b"head" + b"".join(chunks)
@@ -115,10 +114,10 @@ def test_what_comes_while_a_body_goes_to_a_socket_is_decrypted_after_it(
     [second] = taken_from(client)
     assert made.decrypt(first[:7]) == (b"", False)
     made.encrypt(b"head")
-    made.attach(sockets[1].fileno())
+    made.attach_socket(sockets[1].fileno())
     assert made.decrypt(first[7:] + second[:3]) == (b"", False)
     assert made.decrypt(second[3:]) == (b"", False)
-    made.detach()
+    made.detach_socket()
     assert made.decrypt(b"") == (b"onetwo", False)
     client.shutdown()
     assert made.decrypt(taken_from(client)[0]) == (b"", True)
@@ -131,55 +130,35 @@ def test_client_that_left_its_socket_is_noticed_and_no_other_pays_for_it(
     _, made = established(known)
     theirs, own = sockets
     made.encrypt(b"head")
-    made.attach(own.fileno())
+    made.attach_socket(own.fileno())
     theirs.close()
     with pytest.raises(SSL.Error):
-        made.put(random_bytes(100_000))
+        made.write_to_socket(random_bytes(100_000))
     assert lib.ERR_peek_error() == 0
-    made.detach()
+    made.detach_socket()
 
 
 @pytest.mark.parametrize("sni", [None, "example.com", "auth.docker.io", "REGISTRY-1.docker.io"])
 def test_name_that_is_not_the_tunnels_is_left_to_mitmproxy(known: taddons.context, sni: str | None) -> None:
     """A client could make us keep a context for each name that it can think of."""
-    assert handshakes(known).connection(start(known, sni)) is None
+    assert tls_contexts(known).connection_for_hello(start(known, sni)) is None
 
 
 def test_of_all_spellings_of_a_host_one_has_a_context(known: taddons.context) -> None:
     """A client could make us keep thousands."""
     name = "ReGiStRy-1.docker.io"
-    assert handshakes(known).connection(start(known, name, (name, 443))) is None
+    assert tls_contexts(known).connection_for_hello(start(known, name, (name, 443))) is None
 
 
 def test_host_that_is_not_ours_is_left_to_mitmproxy(known: taddons.context) -> None:
-    assert handshakes(known).connection(start(known, "example.com", ("example.com", 443))) is None
-    assert handshakes(known).connection(start(known, HUB_HOST, (HUB_HOST, 444))) is None
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"http2": True},
-        {"upstream_cert": True},
-        {"add_upstream_certs_to_client_chain": True, "upstream_cert": True},
-        {"request_client_cert": True},
-        {"ciphers_client": "ECDHE-RSA-AES128-GCM-SHA256"},
-        {"tls_version_client_min": "TLS1_3"},
-        {"tls_version_client_max": "TLS1_2"},
-        {"tls_ecdh_curve_client": "secp256r1"},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_option_that_says_how_is_left_to_mitmproxy(known: taddons.context, change: dict[str, Any]) -> None:
-    assert handshakes(known).connection(start(known)) is not None
-    known.options.update(**change)
-    assert handshakes(known).connection(start(known)) is None
+    assert tls_contexts(known).connection_for_hello(start(known, "example.com", ("example.com", 443))) is None
+    assert tls_contexts(known).connection_for_hello(start(known, HUB_HOST, (HUB_HOST, 444))) is None
 
 
 def test_connection_for_which_a_script_chose_ciphers_is_left_to_mitmproxy(known: taddons.context) -> None:
     hello = start(known)
     hello.context.client.cipher_list = ["ECDHE-RSA-AES128-GCM-SHA256"]
-    assert handshakes(known).connection(hello) is None
+    assert tls_contexts(known).connection_for_hello(hello) is None
 
 
 # -- the program

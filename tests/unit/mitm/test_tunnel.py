@@ -1,4 +1,5 @@
-"""Connections to our doors are set up without mitmproxy, and only where mitmproxy would have done the same."""
+"""CONNECT is answered, and HTTP begun at a mirror, without a flow of mitmproxy, and only where mitmproxy would do the
+same."""
 
 import base64
 import json
@@ -7,40 +8,34 @@ import ssl
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hubcache.mitm.interception import Interception
 from hubcache.mitm.tunnel import Connects, Tunnel
 from hubcache.oci.registry import Registry
 from mitmproxy import connection
-from mitmproxy.addons.next_layer import NextLayer
-from mitmproxy.addons.proxyauth import ProxyAuth
-from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.options import Options
 from mitmproxy.proxy import context, events, layer
 from mitmproxy.proxy.layers import HttpLayer, modes
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from support.http_client import TIMEOUT, Exchange, head
-from support.mitm import taddons
 from support.ports import free_port
 from support.program import HUB_HOST, LISTENERS, Program, RegistryClient, running_program
 from support.standin import Hub
 
-HUB = Interception([Registry.parse(HUB_HOST), Registry.parse("[::1]:5001")])
+REGISTRIES = Interception([Registry.parse(HUB_HOST), Registry.parse("[::1]:5001")])
 ORDINARY = b"CONNECT registry-1.docker.io:443 HTTP/1.1\r\nHost: registry-1.docker.io:443\r\nUser-Agent: docker\r\n\r\n"
 HELLO = b"\x16\x03\x01"
-
-
 MIRROR = f"reverse:https://{HUB_HOST}@5000"
 GET = b"GET /v2/ HTTP/1.1\r\n"
 
 
-def asked(options: Any, *pieces: bytes, mode: str = "regular") -> layer.NextLayer:
-    """What mitmproxy asks at the begin of a connection on which this was received."""
+def first_layer(*pieces: bytes, mode: str = "regular") -> layer.Layer | None:
+    """Return the layer for a new connection on which these bytes were received."""
     client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2), timestamp_start=1.0)
     client.state = connection.ConnectionState.OPEN
     client.proxy_mode = ProxyMode.parse(mode)
-    made = context.Context(client, options)
+    made = context.Context(client, Options())
     if isinstance(client.proxy_mode, ReverseMode):
         modes.ReverseProxy(made)
         made.server.address = client.proxy_mode.address
@@ -48,18 +43,7 @@ def asked(options: Any, *pieces: bytes, mode: str = "regular") -> layer.NextLaye
         modes.HttpProxy(made)
     question = layer.NextLayer(made)
     question.events = [events.Start(), *(events.DataReceived(client, piece) for piece in pieces)]
-    return question
-
-
-def answered(*pieces: bytes, heard: str = "", mode: str = "regular", **changes: Any) -> bool:
-    """Whether such a connection is ours, with these options, while an addon hears these hooks."""
-    with taddons.context(Proxyserver(), NextLayer(), ProxyAuth()) as known:
-        known.options.update(connection_strategy="lazy", http2=False, allow_hosts=HUB.allow_hosts)
-        known.options.update(**changes)
-        question = asked(known.options, *pieces, mode=mode)
-        answer = Connects(HUB, known.options).answer(question, heard.split().__contains__)
-    assert answer is None or isinstance(answer, HttpLayer if mode == MIRROR else Tunnel)
-    return answer is not None
+    return Connects(REGISTRIES).first_layer(question)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +57,8 @@ def answered(*pieces: bytes, heard: str = "", mode: str = "regular", **changes: 
         (b"CONNECT [::1]:5001 HTTP/1.1\r\nHost: [::1]:5001\r\n\r\n",),
     ],
 )
-def test_connect_to_a_registry_is_ours(pieces: tuple[bytes, ...]) -> None:
-    assert answered(*pieces)
+def test_connect_to_a_registry_is_answered_here(pieces: tuple[bytes, ...]) -> None:
+    assert isinstance(first_layer(*pieces), Tunnel)
 
 
 @pytest.mark.parametrize(
@@ -96,50 +80,30 @@ def test_connect_to_a_registry_is_ours(pieces: tuple[bytes, ...]) -> None:
         b"CONNECT registry-1.docker.io:443 HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
     ],
 )
-def test_anything_else_is_left_to_mitmproxy(data: bytes) -> None:
-    assert not answered(data)
+def test_everything_else_is_left_to_mitmproxy(data: bytes) -> None:
+    assert first_layer(data) is None
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"heard": "next_layer"},
-        {"heard": "http_connect"},
-        {"heard": "http_connected"},
-        {"connection_strategy": "eager"},
-        {"proxyauth": "a:b"},
-        {"allow_hosts": ["docker"]},
-        {"ignore_hosts": ["docker"]},
-        {"tcp_hosts": ["docker"]},
-        {"http2": True},
-        {"mode": "upstream:http://other.example:8080"},
-    ],
-    ids=lambda change: "=".join(map(str, *change.items())),
-)
-def test_options_and_addons_that_have_a_say_are_left_to_mitmproxy(change: dict[str, Any]) -> None:
-    assert answered(ORDINARY)
-    assert not answered(ORDINARY, **change)
+@pytest.mark.parametrize("data", [GET, b"G", b"anything: the answer is an HTTP error"])
+def test_mirror_begins_with_http(data: bytes) -> None:
+    assert isinstance(first_layer(data, mode=MIRROR), HttpLayer)
 
 
-@pytest.mark.parametrize("data", [GET, b"G", b"anything, it gets an error of HTTP"])
-def test_mirror_speaks_http_at_once(data: bytes) -> None:
-    assert answered(data, mode=MIRROR)
-    assert not answered(data, mode=MIRROR, heard="next_layer")
-    assert not answered(data, mode=MIRROR, ignore_hosts=["docker"])
+@pytest.mark.parametrize("data", [b"", HELLO])
+def test_mirror_leaves_tls_to_mitmproxy(data: bytes) -> None:
+    assert first_layer(data, mode=MIRROR) is None
 
 
-@pytest.mark.parametrize(
-    ("data", "mode"),
-    [
-        (b"", MIRROR),
-        (HELLO, MIRROR),
-        (GET, f"reverse:http://{HUB_HOST}:443@5000"),
-        (GET, f"reverse:https://{HUB_HOST}:444@5000"),
-        (GET, "reverse:https://example.com@5000"),
-    ],
-)
-def test_other_mirror_or_one_that_is_asked_with_tls_is_left_to_mitmproxy(data: bytes, mode: str) -> None:
-    assert not answered(data, mode=mode)
+def test_layer_inside_of_another_is_left_to_mitmproxy() -> None:
+    """Such as a CONNECT inside of a tunnel."""
+    client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2), timestamp_start=1.0)
+    made = context.Context(client, Options())
+    modes.HttpProxy(made)
+    layer.NextLayer(made)
+    made.layers.append(made.layers[0])
+    question = layer.NextLayer(made)
+    question.events = [events.DataReceived(client, ORDINARY)]
+    assert Connects(REGISTRIES).first_layer(question) is None
 
 
 # -- the program

@@ -1,0 +1,9 @@
+"""Whether mitmproxy logs TLS keys, for tools that decrypt recorded traffic."""
+
+from mitmproxy.net import tls
+
+
+def is_enabled() -> bool:
+    """Whether keys are logged, which only mitmproxy's own TLS connections do."""
+    # mitmproxy 12.3.1: log_master_secret, set by SSLKEYLOGFILE. Without it keys of direct connections are missing.
+    return tls.log_master_secret is not None

@@ -1,0 +1,280 @@
+"""Starts and stops the program: options, CA, listeners, engine and workers."""
+
+import asyncio
+import gc
+import logging
+import os
+import ssl
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import certifi
+from mitmproxy import addonmanager, ctx, exceptions
+from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
+from mitmproxy.utils import human
+
+from .access_hooks import AccessHooks
+from .clients.limits import ClientLimits
+from .engine import Engine
+from .mitm import compat, proxyserver
+from .mitm.interception import Interception
+from .oci.errors import ConfigError, StoreTooNew
+from .operate import options
+from .operate.ca import ensure_ca
+from .operate.line_buffering import print_whole_lines
+from .operate.options import Settings
+from .plugin import FlowHooks
+from .public_hooks import PublicConnectionHooks
+from .shutdown import Shutdown, ignore_hangup
+from .workers.owner_client import OwnerClient
+from .workers.supervisor import OWNER, Supervisor, inherited, worker_command
+
+logger = logging.getLogger("hubcache")
+
+CERTS = Path(__file__).resolve().parents[2] / "certs"
+PROXY_PORT, MIRROR_PORT = 8080, 5000
+_LEAF_SECONDS = 86400.0
+
+
+class Hubcache:
+    """The addon: mitmproxy's hooks about the life of the program. The other hooks are in addons inside of it."""
+
+    def __init__(self) -> None:
+        self._settings: Settings | None = None
+        self._engine: Engine | OwnerClient | None = None
+        self._supervisor: Supervisor | None = None
+        self._shutdown = Shutdown()
+        self._leaf_timer: asyncio.TimerHandle | None = None
+        self._untested = compat.find_problem()
+        """Why internals of mitmproxy and pyOpenSSL are not used, if so."""
+        limits = ClientLimits()
+        if self._untested is None:
+            self._access = AccessHooks(limits, proxyserver.disconnect, proxyserver.set_address_of_open_connection)
+        else:
+            self._access = AccessHooks(limits)
+        self._connections = self._connection_hooks(limits)
+        self._flows = FlowHooks(self._access, self._connections.take_decision)
+        self.addons = [self._flows, self._connections, self._access]
+
+    def _connection_hooks(self, limits: ClientLimits) -> PublicConnectionHooks:
+        if self._untested is not None:
+            return PublicConnectionHooks()
+        from .connection_hooks import ConnectionHooks  # with an untested version, its imports may fail
+
+        return ConnectionHooks(limits)
+
+    def load(self, loader: addonmanager.Loader) -> None:
+        """Declare the options, and give mitmproxy's own the defaults that a registry cache needs."""
+        print_whole_lines()
+        if self._untested is not None:
+            logger.warning("hubcache: %s; serving through its public hooks only", self._untested)
+        self._without_quic()  # at once: mitmproxy is about to open the listeners of the command line
+        options.declare(loader)
+        try:
+            options.check_names(ctx.options.deferred)
+            options.convert_config_file(ctx.options.deferred)
+            ctx.options.process_deferred()
+        except (ConfigError, exceptions.OptionsError) as error:
+            # An exception would be lost: mitmproxy loads scripts in a task of their own.
+            logger.error("hubcache: %s", error)
+            return
+        _set_default(
+            connection_strategy="lazy",  # a CONNECT must not connect upstream: it would fail in an outage
+            upstream_cert=False,
+            http2=False,  # several times slower than HTTP/1.1 inside mitmproxy
+        )
+
+    def _without_quic(self) -> None:
+        if self._untested is None:
+            from .mitm import listeners
+
+            listeners.without_quic(ctx.options.mode)
+
+    # -- options --------------------------------------------------------------------------------------------------
+
+    def configure(self, updated: set[str]) -> None:
+        """Check options: at start an error ends the program, later it is refused and nothing changes."""
+        relevant = any(name.startswith("hubcache_") for name in updated) or {"mode", "confdir"} & updated
+        if not relevant:
+            return
+        try:
+            self._configure()
+        except ConfigError as error:
+            if self._engine is not None:
+                raise exceptions.OptionsError(str(error)) from error
+            logger.error("hubcache: %s", error)
+
+    def _configure(self) -> None:
+        settings = Settings.parse(ctx.options)
+        interception = Interception(settings.registries)
+        previous = self._settings
+        if previous is not None and self._engine is not None:
+            previous.check_change_to(settings)
+        confdir = CERTS if _is_default("confdir") else Path(ctx.options.confdir).expanduser()
+        warning = ensure_ca(confdir, interception.hosts, datetime.now(UTC)).warning
+        _set_default(confdir=str(CERTS))  # not before: mitmproxy would make a CA, valid for every site
+        if warning and previous is None and OWNER not in os.environ:
+            logger.warning("hubcache: %s", warning)
+        self._settings, self._flows.interception = settings, interception
+        self._connections.intercept(interception)
+        self._access.apply(settings, interception, _ports(settings))
+        if isinstance(self._engine, Engine):
+            self._engine.apply(settings)
+        host = settings.registries[0].host
+        _set_default(
+            mode=[
+                f"regular@{PROXY_PORT}" if _is_default("listen_port") else "regular",
+                f"reverse:https://{host}@{MIRROR_PORT}",
+            ]
+        )
+        for mode in map(ProxyMode.parse, ctx.options.mode):
+            if isinstance(mode, ReverseMode) and not interception.serves(mode):
+                raise ConfigError(f"mode {mode.full_spec}: {mode.address[0]} is not in hubcache_registries")
+        self._without_quic()
+        _set_default(allow_hosts=interception.allow_hosts)
+
+    # -- start ----------------------------------------------------------------------------------------------------
+
+    async def running(self) -> None:
+        """Start the engine or connect to the owner, serve clients, and log all addresses."""
+        if self._settings is None or self._engine is not None:
+            return
+        ignore_hangup()
+        # mitmproxy may have read its modes before this script was loaded. It logs what it cannot open.
+        if not await proxyserver.open_listeners():
+            return
+        servers = proxyserver.open_servers()
+        try:
+            owner = inherited()
+            if owner is None:
+                self._engine = await self._start_engine(self._settings, servers)
+            else:
+                self._engine = await OwnerClient.connect(*owner, self._owner_lost)
+                self._connections.serve(servers, self._engine)
+        except (ConfigError, StoreTooNew) as error:
+            logger.error("hubcache: %s", error)
+            return
+        self._flows.serve(self._engine)
+        self._renew_leaves()
+        gc.freeze()  # objects that live as long as the program need no look at each collection
+
+    async def _start_engine(self, settings: Settings, servers: tuple[Any, ...]) -> Engine:
+        engine = await Engine.start(settings, _tls_context())
+        self._engine = engine  # stopped by `done` also where the start of workers fails
+        _log_addresses(settings, engine, servers)
+        count = self._worker_count(settings)
+        if count > 1:
+            self._supervisor = await _start_workers(count, servers, engine)
+        else:
+            self._connections.serve(servers, engine)
+        return engine
+
+    def _worker_count(self, settings: Settings) -> int:
+        """Return the number of processes: several cannot show their flows in one window or write them to one file."""
+        if settings.workers > 1:
+            reason = None
+            if self._untested is not None:
+                reason = "several share listeners, which mitmproxy's public hooks do not permit"
+            elif ctx.master.addons.get("dumper") is None:  # not mitmdump
+                reason = "flows are shown where there is one process"
+            elif ctx.options.save_stream_file or ctx.options.hardump:
+                reason = "flows are saved to a file"
+            if reason is not None:
+                logger.warning("hubcache: one worker only: %s", reason)
+                return 1
+        return settings.workers
+
+    def _renew_leaves(self) -> None:
+        """Renew leaf certificates each day: mitmproxy keeps them for ever, but they expire after 199 days."""
+        self._connections.renew_certificates()
+        self._leaf_timer = asyncio.get_running_loop().call_later(_LEAF_SECONDS, self._renew_leaves)
+
+    # -- stop -----------------------------------------------------------------------------------------------------
+
+    def _owner_lost(self) -> None:
+        """End this worker at once: all that it serves comes from the owner."""
+        self._shutdown.end_wait()
+        ctx.master.shutdown()
+
+    async def done(self) -> None:
+        """Stop once all running downloads have ended, or `hubcache_stop_within` is over.
+
+        mitmproxy calls this while its connections are still open, and closes them when it returns.
+        """
+        if self._leaf_timer:
+            self._leaf_timer.cancel()
+        if self._engine is None or self._settings is None:
+            return
+        clients, within = self._connections.clients, self._settings.stop_within
+        if isinstance(self._engine, OwnerClient):
+            await self._shutdown.stop_worker(clients, self._engine, within)
+        else:
+            self._shutdown.end_wait_at_signal()
+            if self._supervisor is None:
+                await self._shutdown.stop_single(clients, self._engine, within)
+            else:
+                await self._shutdown.stop_owner(self._engine, self._supervisor, within)
+        await self._engine.close()
+        self._engine = None
+        self._flows.stop()
+
+
+async def _start_workers(count: int, servers: tuple[Any, ...], engine: Engine) -> Supervisor:
+    from .mitm import listeners
+
+    sockets = listeners.take_sockets(servers)
+    supervisor = Supervisor(
+        worker_command(),
+        count,
+        [each for of_mode in sockets.values() for each in of_mode],
+        listeners.environment(sockets),
+        engine,
+        engine.metrics.workers_changed,
+    )
+    await supervisor.start()
+    logger.info("hubcache: %d workers", count)
+    return supervisor
+
+
+def _log_addresses(settings: Settings, engine: Engine, servers: Iterable[Any]) -> None:
+    for server in servers:
+        kind = "mirror" if isinstance(server.mode, ReverseMode) else "proxy"
+        address = ", ".join(human.format_address(each) for each in server.listen_addrs[:1])
+        logger.info("hubcache: %s at %s", kind, address)
+    store = engine.store
+    logger.info("hubcache: CA certificate %s", Path(ctx.options.confdir).expanduser() / "mitmproxy-ca-cert.pem")
+    used, capacity = human.pretty_size(store.usage.used), human.pretty_size(store.capacity.max_bytes)
+    logger.info("hubcache: store %s, %s of %s used", store.directory, used, capacity)
+    if settings.status is not None:
+        logger.info("hubcache: status at http://%s", human.format_address(settings.status))
+
+
+def _ports(settings: Settings) -> list[int]:
+    """Return the ports that this program listens on, except that of the body listener, which is at loopback."""
+    listening = [ProxyMode.parse(mode).listen_port(ctx.options.listen_port) for mode in ctx.options.mode]
+    return [port for port in (*listening, settings.status and settings.status[1]) if port]
+
+
+def _is_default(name: str) -> bool:
+    return bool(getattr(ctx.options, name) == ctx.options.default(name))
+
+
+def _set_default(**values: object) -> None:
+    """Set mitmproxy options that the user did not set."""
+    unset = {name: value for name, value in values.items() if _is_default(name)}
+    if unset:
+        ctx.options.update(**unset)
+
+
+def _tls_context() -> ssl.SSLContext:
+    """Return the trust for the cache's own connections, by mitmproxy's options for its connections."""
+    context = ssl.create_default_context(
+        cafile=ctx.options.ssl_verify_upstream_trusted_ca or certifi.where(),
+        capath=ctx.options.ssl_verify_upstream_trusted_confdir,
+    )
+    if ctx.options.ssl_insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
