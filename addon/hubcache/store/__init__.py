@@ -1,1 +1,1 @@
-"""What is kept on disk: content by digest within a size cap, and what is known of repositories and tags."""
+"""The store on disk: content by digest within a size cap, and facts about repositories and tags."""

@@ -22,7 +22,7 @@ async def open_verified(path: Path, digest: Digest, size: int, usage: Usage, ins
             opened.callback(usage.end_reading, digest)
             await inspector.check(fd, path, digest, size)
         except FileNotFoundError as error:
-            raise ContentDamaged("is gone") from error
+            raise ContentDamaged("is missing") from error
         except OSError as error:
             if error.errno in DAMAGE:
                 raise ContentDamaged(f"cannot be opened: {error.strerror}") from error

@@ -23,7 +23,7 @@ class Damage:
     """Stored content that was found damaged: when (seconds since the epoch), why, and the file that contained it.
 
     `path` is None for a manifest, which is in a row of the index. `kept` is the path in the quarantine; None when the
-    content was too large for it, or gone.
+    content was too large for it, or missing.
     """
 
     at: float

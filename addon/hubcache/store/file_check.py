@@ -1,8 +1,7 @@
-"""Verifies that a stored file matches its digest, and the status of the scrub that does so for all files."""
+"""Verifies that a stored file matches its digest."""
 
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..oci.digest import Digest
@@ -11,18 +10,6 @@ from .stored_blob import DAMAGE, open_regular
 
 PIECE = 1 << 20
 """Bytes read in one step."""
-
-
-@dataclass(slots=True)
-class ScrubStatus:
-    """What the scrub has verified since the start. `finished_at` is when it last finished a round (seconds since the
-    epoch), `progress` the part of the current round that is done, 0 to 1.
-    """
-
-    objects: int = 0
-    bytes: int = 0
-    finished_at: float | None = None
-    progress: float = 0.0
 
 
 class FileCheck:

@@ -30,7 +30,7 @@ class Quarantine:
         self._clock = clock
 
     def move(self, path: Path, digest: Digest) -> Path | None:
-        """Move a file of any type here; return its new path, or None when it is gone, or too large and removed."""
+        """Move a file of any type here; return its new path, or None when it is missing, or too large and removed."""
         try:
             if size_on_disk(path.lstat().st_size) > self.max_bytes:
                 path.unlink()

@@ -170,7 +170,7 @@ class Scrub:
                 more = await loop.run_in_executor(self._thread, check.step)
             except FileNotFoundError:
                 if self._store.blob_path(digest) == path:  # otherwise it was evicted, and perhaps fetched again
-                    await self._store.damage.quarantine(digest, path, "is gone")
+                    await self._store.damage.quarantine(digest, path, "is missing")
                 return
             except ContentDamaged as error:
                 await self._store.damage.quarantine(digest, path, str(error))

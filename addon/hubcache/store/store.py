@@ -20,15 +20,16 @@ from .capacity import Capacity
 from .damage import DamagedContent
 from .directory import StoreDirectory
 from .fact_rows import renew_facts, renew_private
-from .file_check import ScrubStatus
 from .index import Index
 from .index_access import IndexAccess
 from .inspector import Inspector
 from .inventory import children_of, stored_last, take_inventory
 from .links import Links
+from .pins import pinned_content
 from .popularity import Popularity
 from .private_content import PrivateContent
 from .registry_facts import RegistryFacts
+from .scrub_status import ScrubStatus
 from .staging import Staged
 from .stored_blob import StoredBlob
 from .tag_facts import TagFacts
@@ -169,7 +170,7 @@ class Store:
             if not self.index.is_damaged and self._is_in_place():
                 self._folder.restore_staging()
                 return
-            logger.warning("hubcache: the store in %s is gone or damaged, and is opened again", self.directory)
+            logger.warning("hubcache: the store in %s is missing or damaged, and is opened again", self.directory)
             await self.index.close()
             self.open()
 
@@ -282,7 +283,7 @@ class Store:
     async def _reserve(self, digest: Digest, size: int, *, log_bytes: int = 0) -> None:
         """Reserve `size` bytes for content; the index will write `log_bytes` of it to its log as well."""
         if self.pins:
-            self._find_pinned()
+            self.usage.pinned = pinned_content(self.pins, self.tags, self.usage)
         index = self.index.opened()
         await self.capacity.reserve(digest, size, lambda: index.bytes + log_bytes, self.remove)
 
@@ -313,7 +314,7 @@ class Store:
     async def maintain(self) -> None:
         """Shrink to the limit where that was lowered, write request counts, and quarantine damaged manifests."""
         await self._reopen_if_gone()
-        self._find_pinned()
+        self.usage.pinned = pinned_content(self.pins, self.tags, self.usage)
         index, more = self.index.opened(), True
         while more:
             more = await self.capacity.shrink(lambda: index.bytes, self.remove)
@@ -327,15 +328,3 @@ class Store:
         index, stored = self.index.opened(), self.usage.sizes.keys()
         await self.index.write(lambda: renew_facts(index, stored))
         await self.index.write(index.forget_expired)
-
-    def _find_pinned(self) -> None:
-        """Protect the content of the pinned images: what their tags point to now, and all that it refers to or that
-        refers to it."""
-        pinned: set[Digest] = set()
-        for pin in self.pins:
-            if isinstance(pin.reference, Digest):
-                roots = {pin.reference}
-            else:
-                roots = {record.digest for record in self.tags.get(pin.host, pin.repository, pin.reference).values()}
-            pinned |= self.usage.closure(roots, self.tags.referrers_by_subject(pin.host, pin.repository))
-        self.usage.pinned = frozenset(pinned)
