@@ -23,7 +23,7 @@ AMD64 = "docker/29.0.0 go/go1.25 os/linux arch/amd64 UpstreamClient(Docker-Clien
 
 
 @pytest.fixture
-async def offering(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
+async def stored_only(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
     """A mirror that serves stored content only."""
     async with running(hub, tmp_path / "store", offer_only=True) as started:
         yield started
@@ -49,7 +49,7 @@ def expected(index: Image, action: str) -> list[int]:
     return [one.expected for one in engine29.asked(action, index)]
 
 
-async def offered(cache: Cache, index: Image) -> None:
+async def fetch_into_mirror(cache: Cache, index: Image) -> None:
     """Request an image until the mirror has fetched it."""
     for client in ("10.0.0.1", "10.0.0.2"):
         assert (await statuses(cache, index, "pull", Listener.MIRROR, client))[0] == 404
@@ -74,67 +74,67 @@ async def test_prefetched_image_needs_no_upstream_requests(hub: Hub, tmp_path: P
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-async def test_stored_only_mirror_needs_no_upstream_requests(offering: Cache, hub: Hub, action: str) -> None:
+async def test_stored_only_mirror_needs_no_upstream_requests(stored_only: Cache, hub: Hub, action: str) -> None:
     index = attested(hub)
-    await offered(offering, index)
+    await fetch_into_mirror(stored_only, index)
     hub.reset_log()
-    assert await statuses(offering, index, action, Listener.MIRROR) == expected(index, action)
+    assert await statuses(stored_only, index, action, Listener.MIRROR) == expected(index, action)
     assert hub.count() == 0
 
 
-async def test_only_attestations_of_the_requested_platform_are_fetched(offering: Cache, hub: Hub) -> None:
+async def test_only_attestations_of_the_requested_platform_are_fetched(stored_only: Cache, hub: Hub) -> None:
     images = {name: hub.image(REPO, None, [name.encode()], platform=name) for name in ("linux/amd64", "linux/arm64")}
     index = hub.index(REPO, "latest", images, attested=True)
     for client in ("10.0.0.1", "10.0.0.2"):
-        request = offering.request(Listener.MIRROR, "GET", f"/v2/{REPO}/manifests/latest", user_agent=AMD64)
-        await offering.engine.answer(replace(request, client=client))
-    await until(lambda: not offering.engine._mirror._fetching)
-    store = offering.engine.store
+        request = stored_only.request(Listener.MIRROR, "GET", f"/v2/{REPO}/manifests/latest", user_agent=AMD64)
+        await stored_only.engine.answer(replace(request, client=client))
+    await until(lambda: not stored_only.engine._mirror._fetching)
+    store = stored_only.engine.store
     assert store.has(Digest.parse(index.attestations["linux/amd64"].layers[0]))
     assert not store.has(Digest.parse(index.attestations["linux/arm64"].digest))
 
 
 @pytest.mark.parametrize("part", ["manifest", "layer"])
-async def test_image_without_its_attestation_is_not_offered(offering: Cache, hub: Hub, part: str) -> None:
+async def test_image_without_its_attestation_is_not_offered(stored_only: Cache, hub: Hub, part: str) -> None:
     index = attested(hub)
-    await offered(offering, index)
+    await fetch_into_mirror(stored_only, index)
     attestation = index.attestations["linux/amd64"]
-    await offering.engine.store.remove(
+    await stored_only.engine.store.remove(
         Digest.parse(attestation.digest if part == "manifest" else attestation.layers[0])
     )
-    assert (await statuses(offering, index, "pull", Listener.MIRROR))[0] == 404
-    await until(lambda: not offering.engine._mirror._fetching)
+    assert (await statuses(stored_only, index, "pull", Listener.MIRROR))[0] == 404
+    await until(lambda: not stored_only.engine._mirror._fetching)
 
 
-async def test_referrers_of_an_attestation_are_fetched_with_it(offering: Cache, hub: Hub) -> None:
+async def test_referrers_of_an_attestation_are_fetched_with_it(stored_only: Cache, hub: Hub) -> None:
     hub.referrers = True
     index = attested(hub)
     signature = hub.image(REPO, None, [b"signed"], subject=index.attestations["linux/amd64"], artifact_type="sig")
-    await offered(offering, index)
+    await fetch_into_mirror(stored_only, index)
     hub.reset_log()
     for path in (f"manifests/{signature.digest}", f"blobs/{signature.layers[0]}"):
-        assert (await offering.get(Listener.MIRROR, f"/v2/{REPO}/{path}"))[0] == 200
+        assert (await stored_only.get(Listener.MIRROR, f"/v2/{REPO}/{path}"))[0] == 200
     assert hub.count() == 0
 
 
-async def test_image_is_offered_when_its_referrers_cannot_be_fetched(offering: Cache, hub: Hub) -> None:
+async def test_image_is_offered_when_its_referrers_cannot_be_fetched(stored_only: Cache, hub: Hub) -> None:
     hub.referrers = True
     index = attested(hub)
     lost = hub.image(REPO, None, [b"signed"], subject=index.attestations["linux/amd64"], artifact_type="sig")
     hub.memory.repository(REPO).blobs.pop(lost.layers[0])
-    await offered(offering, index)
-    assert (await statuses(offering, index, "pull", Listener.MIRROR))[0] == 200
+    await fetch_into_mirror(stored_only, index)
+    assert (await statuses(stored_only, index, "pull", Listener.MIRROR))[0] == 200
 
 
 @pytest.mark.parametrize("what", ["referrers/{}", "manifests/{}"])
 async def test_stored_only_mirror_makes_no_upstream_requests_for_referrers(
-    offering: Cache, hub: Hub, what: str
+    stored_only: Cache, hub: Hub, what: str
 ) -> None:
     image = hub.image(REPO, "latest")
     name = image.digest if what.startswith("referrers") else image.digest.replace(":", "-")
     for client in range(4):
-        request = offering.request(Listener.MIRROR, "GET", f"/v2/{REPO}/{what.format(name)}")
-        answer = await offering.engine.answer(replace(request, client=f"10.0.0.{client}"))
+        request = stored_only.request(Listener.MIRROR, "GET", f"/v2/{REPO}/{what.format(name)}")
+        answer = await stored_only.engine.answer(replace(request, client=f"10.0.0.{client}"))
         assert isinstance(answer, Answer)
         assert answer.status == 404
     assert hub.count() == 0

@@ -56,11 +56,11 @@ async def test_usage_does_not_change_while_a_blob_is_quarantined(tmp_path: Path)
         digest = await put_blob(store, LAYER)
         flip_bit(blob_file(tmp_path))
         store.inspector.require_check(digest)
-        seen: list[int] = []
-        store.index.on_change = lambda: seen.append(store.usage.used)
+        usages: list[int] = []
+        store.index.on_change = lambda: usages.append(store.usage.used)
         before = store.usage.used
         assert not await can_open(store, digest)
-        assert set(seen) == {before}
+        assert set(usages) == {before}
 
 
 async def test_file_too_large_for_the_quarantine_is_not_reported_as_kept(tmp_path: Path) -> None:

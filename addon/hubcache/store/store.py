@@ -162,7 +162,7 @@ class Store:
             self.index.shut_down()
             self._folder.unlock()
 
-    async def _reopen_if_gone(self) -> None:
+    async def _reopen_if_missing(self) -> None:
         """Open the directory again when its index is damaged, or when the directory or a part of it was deleted."""
         async with self._reopening:
             if not self.is_open:
@@ -248,7 +248,7 @@ class Store:
 
         Raises `NotStored` when the policy refuses the content.
         """
-        await self._reopen_if_gone()
+        await self._reopen_if_missing()
         await self._reserve(digest, size)
         try:
             path = self._folder.staging / f"{digest.hex}.{secrets.token_hex(4)}"
@@ -294,8 +294,8 @@ class Store:
     # -- removing content ---------------------------------------------------------------------------------------
 
     async def remove(self, digest: Digest) -> None:
-        """Remove a blob or manifest; it counts as stored until its file is gone. This continues when the caller is
-        cancelled: the file would otherwise be gone and counted for ever."""
+        """Remove a blob or manifest; it counts as stored until its file is removed. This continues when the caller is
+        cancelled: the file would otherwise be removed and still be counted."""
         await asyncio.shield(asyncio.ensure_future(self._remove(digest)))
 
     async def _remove(self, digest: Digest) -> None:
@@ -313,7 +313,7 @@ class Store:
 
     async def maintain(self) -> None:
         """Shrink to the limit where that was lowered, write request counts, and quarantine damaged manifests."""
-        await self._reopen_if_gone()
+        await self._reopen_if_missing()
         self.usage.pinned = pinned_content(self.pins, self.tags, self.usage)
         index, more = self.index.opened(), True
         while more:

@@ -22,8 +22,8 @@ async def test_facts_about_stored_content_outlive_their_lifetime(
     """In a long outage, or offline, they are not written again; and links are written only once."""
     monkeypatch.setattr(fact_rows, "FACT_LIFETIME", 2.0)
     async with opened_store(tmp_path) as store:
-        here, gone = await put_blob(store, b"here"), Digest.of(b"gone")
-        for name, digest in (("held", here), ("over", gone)):
+        stored, absent = await put_blob(store, b"stored"), Digest.of(b"absent")
+        for name, digest in (("stored", stored), ("other", absent)):
             await store.links.put(HUB, name, {digest: 4})
             await store.tags.put(HUB, name, "1", "any", TagRecord(digest, "a/b", 4, NOW))
             await store.registries.put_visibility(HUB, name, Visibility(True, NOW))
@@ -32,15 +32,15 @@ async def test_facts_about_stored_content_outlive_their_lifetime(
         await store.expire()
         await asyncio.sleep(2.1)
         await store.expire()
-        assert store.links.get(HUB, "held", here) == Link(4)
-        assert store.tags.get(HUB, "held", "1")
-        assert store.registries.visibility(HUB, "held") == Visibility(True, NOW)
-        assert store.tags.changes(HUB, "held", "1") == TagChanges(NOW)
-        assert store.tags.changes(HUB, "held", "elsewhere") is None
-        assert store.tags.changes(HUB, "over", "1") is None
-        assert store.links.get(HUB, "over", gone) is None
-        assert not store.tags.get(HUB, "over", "1")
-        assert store.registries.visibility(HUB, "over") is None
+        assert store.links.get(HUB, "stored", stored) == Link(4)
+        assert store.tags.get(HUB, "stored", "1")
+        assert store.registries.visibility(HUB, "stored") == Visibility(True, NOW)
+        assert store.tags.changes(HUB, "stored", "1") == TagChanges(NOW)
+        assert store.tags.changes(HUB, "stored", "elsewhere") is None
+        assert store.tags.changes(HUB, "other", "1") is None
+        assert store.links.get(HUB, "other", absent) is None
+        assert not store.tags.get(HUB, "other", "1")
+        assert store.registries.visibility(HUB, "other") is None
 
 
 @pytest.mark.parametrize("row", ["", "{", "[]", "{}", "7", '{"a": [1]}', '[["x"]]', "null"])

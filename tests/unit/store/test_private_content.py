@@ -80,11 +80,11 @@ async def test_negative_answer_is_cached_until_content_is_added(
 ) -> None:
     digest, other = Digest.of(b"layer"), Digest.of(b"other")
     async with opened_store(tmp_path) as store:
-        index, asked = store.index.opened(), list[str]()
+        index, reads = store.index.opened(), list[str]()
         get = index.get
-        monkeypatch.setattr(index, "get", lambda key: (asked.append(key), get(key))[1])
+        monkeypatch.setattr(index, "get", lambda key: (reads.append(key), get(key))[1])
         assert [store.private.sources(digest) for _ in range(3)] == [None] * 3
-        assert len(asked) == 1
+        assert len(reads) == 1
         await store.private.add(digest, HUB)
         assert store.private.sources(digest) == {HUB}
         assert store.private.sources(other) is None

@@ -80,12 +80,12 @@ async def test_damaged_blob_is_found_without_a_request(tmp_path: Path) -> None:
 
 async def test_blob_whose_file_is_missing_is_found(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
-        gone, there = [await put_blob(store, random_bytes(10, number)) for number in range(2)]
-        [path] = [path for path in files(tmp_path) if gone.hex in path.name]
+        missing, present = [await put_blob(store, random_bytes(10, number)) for number in range(2)]
+        [path] = [path for path in files(tmp_path) if missing.hex in path.name]
         path.unlink()
         async with scrubbing(store):
             await until(lambda: store.scrub_status.finished_at)
-        assert [store.has(digest) for digest in (gone, there)] == [False, True]
+        assert [store.has(digest) for digest in (missing, present)] == [False, True]
 
 
 async def test_damaged_manifest_is_found(tmp_path: Path) -> None:
@@ -100,11 +100,11 @@ async def test_damaged_manifest_is_found(tmp_path: Path) -> None:
 
 
 async def test_round_continues_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+    verified: list[str] = []
     step = FileCheck.step
 
     def noted(check: FileCheck) -> bool:
-        seen.append(check._digest)
+        verified.append(check._digest)
         return step(check)
 
     monkeypatch.setattr(FileCheck, "step", noted)
@@ -117,8 +117,8 @@ async def test_round_continues_after_a_restart(tmp_path: Path, monkeypatch: pyte
         await scrub._save()
         assert store.scrub_status.progress == 0.5
     async with opened_store(tmp_path) as store, scrubbing(store):
-        await until(lambda: len(seen) >= 6)
-    assert seen[:6] == digests
+        await until(lambda: len(verified) >= 6)
+    assert verified[:6] == digests
 
 
 async def test_blob_that_was_fetched_again_during_its_check_is_not_removed(tmp_path: Path) -> None:

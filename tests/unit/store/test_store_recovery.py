@@ -48,20 +48,20 @@ async def test_row_whose_file_was_lost_in_an_unclean_stop_is_deleted(tmp_path: P
 # -- directories that are deleted
 
 
-@pytest.mark.parametrize("gone", [".", "store", "store/blobs", "staging", "lock"])
-async def test_store_is_opened_again_when_a_directory_is_deleted(tmp_path: Path, gone: str) -> None:
+@pytest.mark.parametrize("deleted", [".", "store", "store/blobs", "staging", "lock"])
+async def test_store_is_opened_again_when_a_directory_is_deleted(tmp_path: Path, deleted: str) -> None:
     directory = tmp_path / "cache"
     async with opened_store(directory) as store:
         digest = await put_blob(store, LAYER)
-        remove: Callable[[Path], None] = Path.unlink if gone == "lock" else shutil.rmtree  # type: ignore[assignment]
-        remove(directory / gone)
+        remove: Callable[[Path], None] = Path.unlink if deleted == "lock" else shutil.rmtree  # type: ignore[assignment]
+        remove(directory / deleted)
         await store.maintain()
         assert store.is_open
         other = await put_blob(store, b"other")
         assert await can_open(store, other)
         files = files_below(directory / "store/blobs")
         assert store.usage.used == sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
-        assert store.has(digest) is (gone in ("staging", "lock"))
+        assert store.has(digest) is (deleted in ("staging", "lock"))
     async with opened_store(directory) as store:
         assert await can_open(store, other)
 

@@ -34,13 +34,13 @@ async def test_concurrent_writes_of_two_negotiations_are_both_stored(tmp_path: P
 
 
 async def test_changes_of_tags_are_stored(tmp_path: Path) -> None:
-    moves = TagChanges(NOW - 100.0, (NOW - 50.0, NOW))
+    changes = TagChanges(NOW - 100.0, (NOW - 50.0, NOW))
     async with opened_store(tmp_path) as store:
         await store.tags.put_changes(
-            {(HUB, "library/debian", "stable"): moves, (HUB, "library/debian", "12"): TagChanges(NOW)}
+            {(HUB, "library/debian", "stable"): changes, (HUB, "library/debian", "12"): TagChanges(NOW)}
         )
     async with opened_store(tmp_path) as store:
-        assert store.tags.changes(HUB, "library/debian", "stable") == moves
+        assert store.tags.changes(HUB, "library/debian", "stable") == changes
         assert store.tags.changes(HUB, "library/debian", "12") == TagChanges(NOW)
         assert store.tags.changes("ghcr.io", "library/debian", "stable") is None
 
