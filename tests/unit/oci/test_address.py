@@ -11,7 +11,7 @@ from hubcache.oci.address import is_local_address
      "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::1", "2002:a9fe:a9fe::", "fd00:ec2::254", "100.100.100.200",
      "168.63.129.16", "192.0.0.192", "::ffff:168.63.129.16", "64:ff9b::6464:64c8", "224.0.0.1", "ff02::1"],
 )  # fmt: skip
-def test_this_machine_its_link_and_metadata_services_are_inner(address: str) -> None:
+def test_addresses_of_this_machine_its_link_and_metadata_services_are_local(address: str) -> None:
     assert is_local_address(address)
 
 
@@ -20,5 +20,5 @@ def test_this_machine_its_link_and_metadata_services_are_inner(address: str) -> 
     ["192.0.2.1", "10.0.0.1", "192.168.1.1", "172.16.0.1", "100.64.0.1", "8.8.8.8", "2001:db8::1", "fd00::1",
      "::ffff:10.0.0.1", "64:ff9b::808:808", "2002:808:808::1", "registry.example", "", "127.0.0"],
 )  # fmt: skip
-def test_public_and_private_networks_are_not(address: str) -> None:
+def test_addresses_of_public_and_private_networks_are_not_local(address: str) -> None:
     assert not is_local_address(address)

@@ -16,12 +16,12 @@ HEX = "0123456789abcdef"
         lambda kind: st.text(HEX, min_size=kind[1], max_size=kind[1]).map(lambda text: f"{kind[0]}:{text}")
     )
 )
-def test_a_written_digest_reads_back_as_itself(text: str) -> None:
+def test_digest_text_is_parsed_to_an_equal_digest(text: str) -> None:
     assert str(Digest.parse(text)) == text
 
 
 @given(st.text(max_size=150))
-def test_any_other_text_is_refused_as_digest_invalid(text: str) -> None:
+def test_other_text_is_refused_as_digest_invalid(text: str) -> None:
     with pytest.raises(DigestInvalid) as caught:
         Digest.parse(text)
     assert caught.value.code == "DIGEST_INVALID"
@@ -44,12 +44,12 @@ def test_any_other_text_is_refused_as_digest_invalid(text: str) -> None:
         "sha256:" + "\N{FULLWIDTH DIGIT ONE}" * 64,
     ],
 )
-def test_near_misses_are_refused(text: str) -> None:
+def test_similar_text_is_refused(text: str) -> None:
     with pytest.raises(DigestInvalid):
         Digest.parse(text)
 
 
-def test_a_refusal_quotes_no_more_than_200_characters() -> None:
+def test_error_quotes_at_most_200_characters() -> None:
     with pytest.raises(DigestInvalid) as caught:
         Digest.parse("x" * 100_000)
     assert len(caught.value.body()) < 400
@@ -62,14 +62,14 @@ def test_of_and_matches_agree_with_hashlib(data: bytes, other: bytes) -> None:
     assert digest.matches(other) == (data == other)
 
 
-def test_sha512_content_is_matched_with_sha512() -> None:
+def test_sha512_digest_is_matched_with_sha512() -> None:
     digest = Digest.parse("sha512:" + hashlib.sha512(b"layer").hexdigest())
     assert digest.matches(b"layer")
     assert not digest.matches(b"Layer")
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=6), st.booleans())
-def test_the_verifier_accepts_content_in_whatever_pieces_it_comes(data: bytes, cuts: list[int], sized: bool) -> None:
+def test_verifier_accepts_content_in_pieces_of_any_size(data: bytes, cuts: list[int], sized: bool) -> None:
     verifier = Verifier(Digest.of(data), len(data) if sized else None)
     at = 0
     for cut in [*sorted(min(cut, len(data)) for cut in cuts), len(data)]:
@@ -80,7 +80,7 @@ def test_the_verifier_accepts_content_in_whatever_pieces_it_comes(data: bytes, c
 
 
 @given(st.binary(min_size=1, max_size=300), st.data())
-def test_one_flipped_bit_anywhere_is_found(data: bytes, draw: st.DataObject) -> None:
+def test_verifier_finds_one_flipped_bit(data: bytes, draw: st.DataObject) -> None:
     bit = draw.draw(st.integers(0, len(data) * 8 - 1))
     spoiled = bytearray(data)
     spoiled[bit // 8] ^= 1 << bit % 8
@@ -90,7 +90,7 @@ def test_one_flipped_bit_anywhere_is_found(data: bytes, draw: st.DataObject) -> 
         verifier.finish()
 
 
-def test_a_byte_too_many_is_refused_at_once_and_one_too_few_at_the_end() -> None:
+def test_surplus_byte_is_refused_at_once_and_missing_byte_at_the_end() -> None:
     much, little = Verifier(Digest.of(b"layer"), 5), Verifier(Digest.of(b"layer"), 5)
     with pytest.raises(BadUpstream, match="more bytes"):
         much.update(b"layer!")

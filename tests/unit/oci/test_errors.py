@@ -1,4 +1,4 @@
-"""Every error a client may see has the spec's JSON form, its code and its headers."""
+"""Every error that a client may receive has the spec's JSON form, its code and its headers."""
 
 import json
 import re
@@ -57,20 +57,20 @@ def test_each_error_has_its_status_and_code(kind: type[RegistryError], status: i
 
 
 @given(st.text(), JSON)
-def test_message_and_detail_survive_the_json_form_whatever_they_hold(message: str, detail: object) -> None:
+def test_json_body_contains_any_message_and_detail(message: str, detail: object) -> None:
     body = BlobUnknown(message, detail).body()
     assert body.isascii()
     assert json.loads(body)["errors"] == [{"code": "BLOB_UNKNOWN", "message": message, "detail": detail}]
 
 
-def test_a_refusal_of_the_anonymous_view_carries_the_challenge() -> None:
+def test_unauthorized_has_the_challenge_header() -> None:
     error = Unauthorized("authentication required", 'Bearer realm="https://auth.example/token"')
     assert (error.status, json.loads(error.body())["errors"][0]["code"]) == (401, "UNAUTHORIZED")
     assert error.headers() == {"WWW-Authenticate": 'Bearer realm="https://auth.example/token"'}
     assert Unauthorized("authentication required", "").headers() == {}
 
 
-def test_an_unsatisfiable_range_tells_the_size() -> None:
+def test_range_invalid_has_the_size() -> None:
     error = RangeInvalid("requested range not satisfiable", 1000)
     assert (error.status, error.headers()) == (416, {"Content-Range": "bytes */1000"})
     assert json.loads(error.body())["errors"][0]["detail"] == {"size": 1000}
@@ -84,7 +84,7 @@ def test_retry_after_is_a_whole_number_of_at_least_one_second(seconds: float) ->
 
 
 @pytest.mark.parametrize("kind", [StorageError, StoreTooNew, ConfigError])
-def test_errors_of_the_house_are_not_answers(kind: type[HubcacheError]) -> None:
+def test_internal_errors_are_not_registry_errors(kind: type[HubcacheError]) -> None:
     assert not issubclass(kind, RegistryError)
 
 
@@ -92,11 +92,11 @@ def test_errors_of_the_house_are_not_answers(kind: type[HubcacheError]) -> None:
     "error",
     [Unauthorized("m", "Bearer x", {"a": 1}), TooManyRequests("m", 3.5), RangeInvalid("m", 7), StorageError("m")],
 )
-def test_error_can_be_had_again_without_its_past(error: HubcacheError) -> None:
+def test_copy_of_an_error_has_no_traceback(error: HubcacheError) -> None:
     try:
         raise error
     except HubcacheError as raised:
-        again = raised.without_traceback()
-    assert (type(again), again.args, vars(again)) == (type(error), error.args, vars(error))
-    assert again.__traceback__ is None
-    assert str(again) == "m"
+        copy = raised.without_traceback()
+    assert (type(copy), copy.args, vars(copy)) == (type(error), error.args, vars(error))
+    assert copy.__traceback__ is None
+    assert str(copy) == "m"

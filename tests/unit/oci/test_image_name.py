@@ -1,4 +1,4 @@
-"""Names of images as people write them, read as docker reads them."""
+"""Parsing image names as docker does."""
 
 import pytest
 from hubcache.oci.digest import Digest
@@ -29,7 +29,7 @@ DIGEST = "sha256:" + "0a" * 32
         ("localhost:5000/name:1", ImageName("localhost:5000", "name", "1")),
     ],
 )
-def test_image_is_read_as_docker_reads_it(text: str, pin: ImageName) -> None:
+def test_image_name_is_parsed_as_docker_parses_it(text: str, pin: ImageName) -> None:
     assert ImageName.parse(text) == pin
 
 
@@ -37,13 +37,13 @@ def test_image_is_read_as_docker_reads_it(text: str, pin: ImageName) -> None:
     "text",
     ["", ":12", "debian:", "debian@", "debian@sha256:12", "debian:1:2", "Debian", "a//b", "ghcr.io/", "a b"],
 )
-def test_what_docker_would_refuse_is_refused(text: str) -> None:
+def test_names_that_docker_refuses_are_refused(text: str) -> None:
     with pytest.raises(RegistryError):
         ImageName.parse(text)
 
 
 @given(st.text())
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:
         pin = ImageName.parse(text)
     except RegistryError:

@@ -1,4 +1,4 @@
-"""JSON from outside is a value or a `ValueError`, whatever it is."""
+"""Reading JSON returns a value or raises `ValueError`, for any bytes."""
 
 import base64
 import contextlib
@@ -17,7 +17,7 @@ from support.upstreams import line_to
 @pytest.mark.parametrize(
     ("text", "value"), [(b"{}", {}), (b'["a", 1]', ["a", 1]), (b" null ", None), (b'"\xc3\xa9"', "\xe9")]
 )
-def test_a_document_is_its_value(text: bytes, value: object) -> None:
+def test_document_is_read_as_its_value(text: bytes, value: object) -> None:
     assert read_json(text) == value
 
 
@@ -26,12 +26,12 @@ def test_a_document_is_its_value(text: bytes, value: object) -> None:
     [b"", b"{", b"<html>", b"\xff\xfe\x00", b"[" * 200_000, b'{"a":' * 100_000, b"[" * 100_000 + b"]" * 100_000],
     ids=lambda text: repr(text[:8]),
 )
-def test_what_cannot_be_read_is_a_value_error(text: bytes) -> None:
+def test_invalid_json_raises_value_error(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         read_json(text)
 
 
-def test_a_document_is_read_up_to_its_bound() -> None:
+def test_document_over_the_limit_is_refused() -> None:
     assert read_json(b"1" + b" " * (MAX_JSON - 1)) == 1
     with pytest.raises(ValueError, match="more than"):
         read_json(b"1" + b" " * MAX_JSON)
@@ -40,7 +40,7 @@ def test_a_document_is_read_up_to_its_bound() -> None:
 
 
 @given(st.binary(max_size=40))
-def test_nothing_else_is_raised(text: bytes) -> None:
+def test_any_bytes_raise_value_error_only(text: bytes) -> None:
     with contextlib.suppress(ValueError):
         read_json(text)
 
@@ -50,13 +50,13 @@ def claims(payload: bytes) -> str:
 
 
 @pytest.mark.parametrize("payload", [b"[" * 10_000, b'{"exp":' * 5000, b'{"exp": ' + b"9" * 5000 + b"}", b"\xff"])
-def test_token_of_a_client_that_cannot_be_read_tells_no_end(payload: bytes) -> None:
+def test_unreadable_client_token_has_no_expiry(payload: bytes) -> None:
     assert remaining_life(claims(payload), 0.0) == math.inf
     assert remaining_life(claims(b'{"exp": 60}'), 0.0) == 60
 
 
 @pytest.mark.parametrize("words", [b"[" * 900 + b"]" * 900, b"5", b"null", b"{}"], ids=lambda words: repr(words[:3]))
-async def test_words_of_an_error_that_are_no_text_are_left_out(hub: Hub, words: bytes) -> None:
+async def test_error_message_that_is_not_text_is_omitted(hub: Hub, words: bytes) -> None:
     hub.faults.add(Fault(kind="manifest", status=403, body=b'{"errors": [{"code": "DENIED", "message": %b}]}' % words))
     async with line_to(hub) as line:
         with pytest.raises(Denied) as caught:
@@ -67,7 +67,7 @@ async def test_words_of_an_error_that_are_no_text_are_left_out(hub: Hub, words: 
 
 @pytest.mark.parametrize("kind", ["manifest", "token"])
 @pytest.mark.parametrize("status", [400, 404, 500])
-async def test_deep_json_of_an_upstream_is_an_error_that_can_be_answered(hub: Hub, kind: str, status: int) -> None:
+async def test_deeply_nested_json_of_an_upstream_is_a_registry_error(hub: Hub, kind: str, status: int) -> None:
     hub.image("library/app", "1")
     hub.faults.add(Fault(kind=kind, status=status, body=b'{"errors":' * 5000, content_type="application/json"))
     async with line_to(hub) as line:

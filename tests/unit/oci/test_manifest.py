@@ -1,4 +1,4 @@
-"""Manifests: every reference is found, in order, and what is malformed is refused, never half understood."""
+"""Parsing manifests: all descriptors are returned in order, and malformed manifests are refused as a whole."""
 
 import json
 from typing import Any
@@ -20,7 +20,7 @@ def written(found: list[tuple[Digest, int]]) -> list[dict[str, Any]]:
 
 
 @given(LISTS, DESCRIPTORS | st.none(), LISTS, LISTS)
-def test_every_reference_is_found_in_order(manifests: Any, config: Any, layers: Any, blobs: Any) -> None:
+def test_descriptors_are_returned_in_order(manifests: Any, config: Any, layers: Any, blobs: Any) -> None:
     document: dict[str, Any] = {"manifests": written(manifests), "layers": written(layers), "blobs": written(blobs)}
     if config is not None:
         document["config"] = written([config])[0]
@@ -32,7 +32,7 @@ def test_every_reference_is_found_in_order(manifests: Any, config: Any, layers: 
 
 
 @pytest.mark.parametrize("document", [{}, {"layers": None}, {"schemaVersion": 1, "fsLayers": [{"blobSum": "x"}]}])
-def test_json_of_unknown_kinds_refers_to_nothing(document: object) -> None:
+def test_json_of_unknown_types_has_no_descriptors(document: object) -> None:
     assert parse_manifest(json.dumps(document).encode()) == ()
 
 
@@ -41,7 +41,7 @@ def test_json_of_unknown_kinds_refers_to_nothing(document: object) -> None:
     [b"", b"\0", b"<html>", b"Too Many Requests", b'{"layers": [}', b"[]", b"null", b'"text"', b"1", b"\xff\xfe{",
      b"{}x", b'{"a":' * 100_000, b"1" * 10_000],
 )  # fmt: skip
-def test_what_is_not_a_json_object_is_refused(body: bytes) -> None:
+def test_body_that_is_not_a_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(ManifestInvalid):
         parse_manifest(body)
 
@@ -61,7 +61,7 @@ def test_what_is_not_a_json_object_is_refused(body: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("place", ["manifests", "layers", "blobs", "config"])
-def test_a_descriptor_without_a_sound_digest_and_size_is_refused(place: str, spoiled: dict[str, object]) -> None:
+def test_descriptor_without_a_valid_digest_and_size_is_refused(place: str, spoiled: dict[str, object]) -> None:
     descriptor = {key: value for key, value in (GOOD | spoiled).items() if value is not None}
     document = {place: descriptor if place == "config" else [GOOD, descriptor]}
     with pytest.raises(ManifestInvalid) as caught:
@@ -72,12 +72,12 @@ def test_a_descriptor_without_a_sound_digest_and_size_is_refused(place: str, spo
 @pytest.mark.parametrize(
     "document", [{"layers": {"digest": "x"}}, {"manifests": "x"}, {"layers": ["x"]}, {"config": []}]
 )
-def test_fields_of_the_wrong_shape_are_refused(document: object) -> None:
+def test_fields_of_the_wrong_type_are_refused(document: object) -> None:
     with pytest.raises(ManifestInvalid):
         parse_manifest(json.dumps(document).encode())
 
 
-def test_four_mebibytes_are_the_limit() -> None:
+def test_manifest_over_four_mebibytes_is_refused() -> None:
     body = json.dumps({"note": ""}).encode()
     fitting = body[:-2] + b" " * (MAX_MANIFEST - len(body)) + body[-2:]
     assert len(fitting) == MAX_MANIFEST
@@ -99,7 +99,7 @@ def test_four_mebibytes_are_the_limit() -> None:
         max_leaves=8,
     ).map(lambda value: json.dumps(value).encode())
 )
-def test_whatever_the_bytes_are_they_are_parsed_or_refused(body: bytes) -> None:
+def test_any_bytes_are_parsed_or_refused(body: bytes) -> None:
     try:
         found = parse_manifest(body)
     except ManifestInvalid:
@@ -107,7 +107,7 @@ def test_whatever_the_bytes_are_they_are_parsed_or_refused(body: bytes) -> None:
     assert all(descriptor.size >= 0 for descriptor in found)
 
 
-def test_attestations_name_the_manifest_that_they_are_about() -> None:
+def test_attestation_names_the_manifest_that_it_describes() -> None:
     about = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": str(Digest.of(b"a"))}
     for annotations, expected in (
         (about, Digest.of(b"a")),
@@ -123,16 +123,16 @@ def test_attestations_name_the_manifest_that_they_are_about() -> None:
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"layers": []}', b"[]", b"", b'{"manifests": {"a": 1}}', b"[" * 100_000])
-def test_what_has_no_list_of_manifests_is_no_index(body: bytes) -> None:
+def test_document_without_manifests_is_not_an_image_index(body: bytes) -> None:
     with pytest.raises(ManifestInvalid):
         parse_image_index(body)
 
 
-def test_empty_index_is_one() -> None:
+def test_empty_image_index_is_parsed() -> None:
     assert parse_image_index(b'{"manifests": []}') == parse_image_index(b'{"manifests": null}') == ()
 
 
-def test_manifest_with_the_most_descriptors_is_read() -> None:
+def test_manifest_with_the_most_descriptors_is_parsed() -> None:
     descriptor = {
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "digest": str(Digest.of(b"a")),

@@ -1,4 +1,4 @@
-"""`Accept` negotiation: clients that would get the same answer share one value, others never do."""
+"""Normalized `Accept` headers: clients that would get the same response share one value, others never do."""
 
 import json
 
@@ -21,54 +21,54 @@ ALL = ", ".join(COMMON_TYPES)
 
 
 @given(st.permutations([*COMMON_TYPES, "application/vnd.docker.distribution.manifest.v1+prettyjws", "*/*"]))
-def test_all_clients_that_take_the_four_common_types_share_one_value(types: list[str]) -> None:
+def test_clients_that_accept_the_four_common_types_share_one_value(types: list[str]) -> None:
     assert normalize_accept(", ".join(types)) == normalize_accept(",".join(types).upper()) == ALL
 
 
 @given(st.sampled_from(COMMON_TYPES), st.sampled_from(["; q=0", ";q=0.000", " ; Q=0.0", ";v=1;q = 0"]))
-def test_a_client_that_leaves_out_or_refuses_a_common_type_is_apart(missing: str, refusal: str) -> None:
+def test_client_that_does_not_accept_a_common_type_has_another_value(missing: str, refusal: str) -> None:
     rest = ", ".join(kind for kind in COMMON_TYPES if kind != missing)
     assert missing not in normalize_accept(rest).split(", ")
     assert normalize_accept(f"{rest}, {missing}{refusal}") == normalize_accept(rest) != ALL
 
 
 @pytest.mark.parametrize("quality", ["q=0.001", "q=1", "q=0.5;x=y"])
-def test_a_low_quality_is_no_refusal(quality: str) -> None:
+def test_type_with_a_low_quality_is_accepted(quality: str) -> None:
     assert normalize_accept(f"{OCI_MANIFEST};{quality}") == OCI_MANIFEST
 
 
 @pytest.mark.parametrize("accept", [None, "", " , ,", "*/*", "*/*;q=0.1"])
-def test_no_preference_means_anything(accept: str | None) -> None:
+def test_empty_accept_accepts_everything(accept: str | None) -> None:
     assert normalize_accept(accept) == "*/*"
 
 
 @given(st.lists(TYPES, min_size=1, max_size=8))
-def test_order_and_repetition_do_not_matter_and_the_result_is_its_own_negotiation(types: list[str]) -> None:
+def test_order_and_repetition_do_not_matter_and_normalizing_twice_changes_nothing(types: list[str]) -> None:
     value = normalize_accept(", ".join(types))
     assert value == normalize_accept(",".join(reversed(types + types))) == normalize_accept(value)
 
 
 @given(st.lists(TYPES, min_size=1, max_size=8))
-def test_nothing_is_asked_for_that_the_client_did_not_accept(types: list[str]) -> None:
+def test_normalized_types_are_accepted_by_the_client(types: list[str]) -> None:
     assert set(normalize_accept(", ".join(types)).split(", ")) <= set(types)
 
 
-def test_a_header_of_very_many_types_is_cut() -> None:
+def test_number_of_types_is_limited() -> None:
     assert len(normalize_accept(", ".join(f"application/x{number}" for number in range(1000))).split(", ")) == 32
 
 
-def test_indexes_and_single_manifests_are_told_apart() -> None:
+def test_client_of_single_manifests_accepts_no_image_index() -> None:
     single = normalize_accept(f"{OCI_MANIFEST}, {DOCKER_MANIFEST}")
     assert {OCI_INDEX, DOCKER_LIST}.isdisjoint(single.split(", "))
 
 
 @given(st.text(max_size=80))
-def test_whatever_the_header_holds_the_value_is_never_empty(accept: str) -> None:
+def test_value_is_never_empty(accept: str) -> None:
     assert normalize_accept(accept)
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "expected"),
     [
         (b'{"schemaVersion": 2, "mediaType": "application/vnd.x+json", "manifests": []}', "application/vnd.x+json"),
         (b'{"schemaVersion": 2, "manifests": []}', OCI_INDEX),
@@ -84,17 +84,19 @@ def test_whatever_the_header_holds_the_value_is_never_empty(accept: str) -> None
         (b"[" * 100_000, None),
     ],
 )
-def test_media_type_is_what_the_bytes_tell(body: bytes, told: str | None) -> None:
-    assert media_type_of(body) == told
+def test_media_type_follows_from_the_bytes(body: bytes, expected: str | None) -> None:
+    assert media_type_of(body) == expected
 
 
 @given(st.text(max_size=300))
-def test_no_field_of_a_manifest_becomes_more_than_a_media_type(field: str) -> None:
-    told = media_type_of(json.dumps({"mediaType": field}).encode())
-    assert told is None or (told == field and told.isascii() and told.isprintable() and len(told) <= 255)
+def test_invalid_media_type_field_is_ignored(field: str) -> None:
+    expected = media_type_of(json.dumps({"mediaType": field}).encode())
+    assert expected is None or (
+        expected == field and expected.isascii() and expected.isprintable() and len(expected) <= 255
+    )
 
 
-def test_type_of_a_large_manifest_is_told_by_its_bytes() -> None:
+def test_media_type_of_a_large_manifest_follows_from_its_bytes() -> None:
     body = json.dumps({"mediaType": OCI_INDEX, "manifests": [], "annotations": {"text": "x" * (2 << 20)}}).encode()
     assert parse_manifest(body) == ()
     assert media_type_of(body) == OCI_INDEX

@@ -1,4 +1,4 @@
-"""The URL grammar: what parses parses to exactly one meaning, the rest is refused with the right code."""
+"""Parsing URL paths, names, tags and ranges: valid ones have one meaning, others are refused with the right code."""
 
 import string
 from urllib.parse import quote
@@ -37,7 +37,7 @@ DIGEST = Digest.of(b"layer")
 
 
 @given(NAMES)
-def test_names_of_the_grammar_are_taken_as_they_are(name: str) -> None:
+def test_valid_names_are_accepted(name: str) -> None:
     assert parse_name(name) == name
 
 
@@ -46,29 +46,29 @@ def test_names_of_the_grammar_are_taken_as_they_are(name: str) -> None:
     ["", "A", "library/Debian", "a//b", "/a", "a/", "a..b", "a___b", "-a", "a-", ".a", "a.", "a b", "a\n", "..",
      "a/../b", "ä", "a:b", "a@b", "a%2fb", "a._b", "\N{CYRILLIC SMALL LETTER A}"],
 )  # fmt: skip
-def test_other_names_are_refused(name: str) -> None:
+def test_invalid_names_are_refused(name: str) -> None:
     with pytest.raises(NameInvalid):
         parse_name(name)
 
 
-def test_names_may_have_255_characters_and_no_more() -> None:
+def test_name_over_255_characters_is_refused() -> None:
     assert parse_name("a" * 255)
     with pytest.raises(NameInvalid):
         parse_name("a" * 256)
 
 
 @given(TAGS)
-def test_tags_of_the_grammar_are_taken_as_they_are(tag: str) -> None:
+def test_valid_tags_are_accepted(tag: str) -> None:
     assert parse_reference(tag) == tag
 
 
 @pytest.mark.parametrize("tag", ["", ".a", "-a", "a" * 129, "a b", "a/b", "a\n", "ä", "latest?x"])
-def test_other_tags_are_refused_as_manifest_invalid(tag: str) -> None:
+def test_invalid_tags_are_refused_as_manifest_invalid(tag: str) -> None:
     with pytest.raises(ManifestInvalid):
         parse_reference(tag)
 
 
-def test_what_has_a_colon_is_a_digest_or_refused_as_one() -> None:
+def test_reference_with_a_colon_is_parsed_as_a_digest() -> None:
     assert parse_reference(str(DIGEST)) == DIGEST
     with pytest.raises(DigestInvalid):
         parse_reference("sha256:abc")
@@ -78,40 +78,40 @@ def test_what_has_a_colon_is_a_digest_or_refused_as_one() -> None:
 
 
 @given(NAMES, TAGS | DIGESTS)
-def test_a_manifest_path_means_that_manifest(name: str, reference: str | Digest) -> None:
+def test_manifest_path_is_parsed(name: str, reference: str | Digest) -> None:
     assert parse_target(f"/v2/{name}/manifests/{reference}") == ManifestTarget(name, reference)
 
 
 @given(NAMES, DIGESTS)
-def test_a_blob_path_means_that_blob(name: str, digest: Digest) -> None:
+def test_blob_path_is_parsed(name: str, digest: Digest) -> None:
     assert parse_target(f"/v2/{name}/blobs/{digest}") == BlobTarget(name, digest)
 
 
 @given(NAMES, DIGESTS)
-def test_percent_encoding_changes_no_meaning(name: str, digest: Digest) -> None:
+def test_percent_encoding_is_decoded(name: str, digest: Digest) -> None:
     escaped = "/".join("".join(f"%{ord(letter):02x}" for letter in part) for part in name.split("/"))
     assert parse_target(f"/v2/{escaped}/blobs/{quote(str(digest), safe='')}") == BlobTarget(name, digest)
 
 
 @given(NAMES, TAGS, st.text(string.printable, max_size=30))
-def test_a_query_changes_no_meaning(name: str, tag: str, query: str) -> None:
+def test_query_is_ignored(name: str, tag: str, query: str) -> None:
     assert parse_target(f"/v2/{name}/manifests/{tag}?{query}") == ManifestTarget(name, tag)
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="/?"), max_size=6), max_size=6))
-def test_an_encoded_slash_is_refused_wherever_it_is(parts: list[str]) -> None:
+def test_encoded_slash_is_refused_in_any_segment(parts: list[str]) -> None:
     with pytest.raises(NameInvalid):
         parse_target("/v2/" + "/".join([*parts, "a%2fb"]).replace("%%", "%"))
 
 
 @pytest.mark.parametrize("segment", ["%", "%2", "%zz", "a%2", "%00", "%0a", "%7f", "%c3%a4", "%ff", "a%2Fb"])
-def test_malformed_and_senseless_escapes_are_refused(segment: str) -> None:
+def test_malformed_and_meaningless_escapes_are_refused(segment: str) -> None:
     with pytest.raises(NameInvalid):
         parse_target(f"/v2/{segment}/manifests/latest")
 
 
 @pytest.mark.parametrize("path", ["/v2", "/v2/", "/v2/?x=/manifests/", "/%762/"])
-def test_the_root_is_a_ping(path: str) -> None:
+def test_root_of_the_api_is_a_ping(path: str) -> None:
     assert parse_target(path) == Ping()
 
 
@@ -138,7 +138,7 @@ def test_the_root_is_a_ping(path: str) -> None:
         ("/v2/" + "a" * 256 + "/tags/list", None),
     ],
 )
-def test_other_paths_are_passed_on_with_the_repository_they_name(path: str, repository: str | None) -> None:
+def test_other_paths_have_the_repository_that_they_name(path: str, repository: str | None) -> None:
     assert parse_target(path) == OtherTarget(repository)
 
 
@@ -151,7 +151,7 @@ def test_other_paths_are_passed_on_with_the_repository_they_name(path: str, repo
         (f"/v2/a/tags/blobs/{DIGEST}", BlobTarget("a/tags", DIGEST)),
     ],
 )
-def test_words_of_the_grammar_may_be_parts_of_names(path: str, target: object) -> None:
+def test_keywords_of_the_grammar_may_be_parts_of_names(path: str, target: object) -> None:
     assert parse_target(path) == target
 
 
@@ -178,7 +178,7 @@ def test_malformed_paths_are_refused_with_their_code(path: str, code: str) -> No
 
 @given(st.text(max_size=60) | st.text("/%v2ab:manifestbloks\udcff", max_size=60).map(lambda text: "/v2/" + text))
 @example("/v2/a%41\udcff/manifests/latest")  # a raw byte above 127 in the request line arrives as a surrogate
-def test_whatever_a_path_holds_it_is_parsed_or_refused_with_an_answer(path: str) -> None:
+def test_any_path_is_parsed_or_refused_with_a_registry_error(path: str) -> None:
     try:
         target = parse_target(path)
     except (NameInvalid, DigestInvalid, ManifestInvalid):
@@ -187,7 +187,7 @@ def test_whatever_a_path_holds_it_is_parsed_or_refused_with_an_answer(path: str)
 
 
 @given(st.text("/%v2abl:ikosmnefts.-_", max_size=60).map(lambda text: "/v2/" + text))
-def test_no_repository_that_comes_out_of_a_path_can_leave_its_place(path: str) -> None:
+def test_repository_of_any_path_is_a_valid_name(path: str) -> None:
     try:
         target = parse_target(path)
     except RegistryError:
@@ -220,12 +220,12 @@ SIZE = 1000
         (f"bytes=0-{10**19 - 1}", (0, 1000)),
     ],
 )
-def test_a_satisfiable_range_is_cut_to_the_body(header: str, expected: tuple[int, int]) -> None:
+def test_satisfiable_range_is_limited_to_the_body(header: str, expected: tuple[int, int]) -> None:
     assert parse_range(header, SIZE) == ByteRange(*expected)
 
 
 @pytest.mark.parametrize("header", ["bytes=1000-", "bytes=1000-1001", "bytes=5000-", "bytes=-0", f"bytes={10**18}-"])
-def test_a_range_without_a_byte_is_refused_with_the_size(header: str) -> None:
+def test_unsatisfiable_range_is_refused_with_the_size(header: str) -> None:
     with pytest.raises(RangeInvalid) as caught:
         parse_range(header, SIZE)
     assert caught.value.status == 416
@@ -238,22 +238,22 @@ def test_a_range_without_a_byte_is_refused_with_the_size(header: str) -> None:
      "bytes 0-9", "bytes=0-9/1000", "bytes=--5", "bytes=0 - 9", "bytes=+1-9", "bytes=0x1-0x9", "bytes=1_0-20",
      "bytes=0-9\n", "bytes=\N{ARABIC-INDIC DIGIT ONE}-\N{ARABIC-INDIC DIGIT NINE}", "bytes=" + "9" * 5000 + "-"],
 )  # fmt: skip
-def test_what_is_not_one_range_of_bytes_means_the_whole_body(header: str | None) -> None:
+def test_header_other_than_one_byte_range_means_the_whole_body(header: str | None) -> None:
     assert parse_range(header, SIZE) is None
 
 
-def test_an_empty_body_has_no_first_byte() -> None:
+def test_range_of_an_empty_body_is_unsatisfiable() -> None:
     with pytest.raises(RangeInvalid):
         parse_range("bytes=0-", 0)
 
 
-def test_a_suffix_of_an_empty_body_is_the_whole_of_it() -> None:
+def test_suffix_of_an_empty_body_is_the_whole_body() -> None:
     """RFC 9110 section 14.1.2: a suffix range is satisfiable when its length is not 0, and 206 cannot say "0 bytes"."""
     assert parse_range("bytes=-5", 0) is None
 
 
 @given(st.integers(0, 50), st.integers(0, 60), st.integers(0, 60))
-def test_a_closed_range_is_what_slicing_says(size: int, first: int, last: int) -> None:
+def test_closed_range_agrees_with_slicing(size: int, first: int, last: int) -> None:
     wanted = bytes(range(size))[first : last + 1]
     try:
         part = parse_range(f"bytes={first}-{last}", size)
@@ -265,7 +265,7 @@ def test_a_closed_range_is_what_slicing_says(size: int, first: int, last: int) -
 
 
 @given(st.text(max_size=30) | st.text("bytes=-0123456789, \t", max_size=30), st.integers(0, 1 << 40))
-def test_whatever_a_range_header_holds_the_part_lies_within_the_body(header: str, size: int) -> None:
+def test_range_of_any_header_is_within_the_body(header: str, size: int) -> None:
     try:
         part = parse_range(header, size)
     except RangeInvalid:
@@ -277,19 +277,19 @@ def test_whatever_a_range_header_holds_the_part_lies_within_the_body(header: str
 
 
 @given(NAMES, DIGESTS)
-def test_referrers_are_asked_by_repository_and_digest(name: str, digest: Digest) -> None:
+def test_referrers_path_is_parsed(name: str, digest: Digest) -> None:
     for path in (f"/v2/{name}/referrers/{digest}", f"/v2/{name}/referrers/{quote(digest)}?artifactType=a"):
         assert parse_target(path) == ReferrersTarget(name, digest)
 
 
 @pytest.mark.parametrize("digest", ["latest", "sha256:abc", "", "sha256-" + "0" * 64])
-def test_referrers_of_what_is_no_digest_are_refused(digest: str) -> None:
+def test_referrers_path_without_a_digest_is_refused(digest: str) -> None:
     with pytest.raises(DigestInvalid):
         parse_target(f"/v2/library/app/referrers/{digest}")
 
 
 @given(DIGESTS, st.from_regex(r"(\.[A-Za-z0-9._-]{1,20})?", fullmatch=True))
-def test_tag_made_from_a_digest_tells_which(digest: Digest, suffix: str) -> None:
+def test_fallback_tag_has_its_subject(digest: Digest, suffix: str) -> None:
     assert subject_of_tag(fallback_tag(digest) + suffix) == digest
 
 
@@ -297,16 +297,16 @@ def test_tag_made_from_a_digest_tells_which(digest: Digest, suffix: str) -> None
     "tag",
     ["latest", "sha256-a", f"sha256-{'0' * 63}", f"sha256-{'0' * 65}", f"sha256-{'A' * 64}", f"sha256-{'0' * 64}-"],
 )
-def test_other_tags_are_made_from_no_digest(tag: str) -> None:
+def test_other_tags_have_no_subject(tag: str) -> None:
     assert subject_of_tag(tag) is None
 
 
-def test_tag_of_a_long_digest_is_cut_as_the_spec_says() -> None:
+def test_fallback_tag_of_a_long_digest_is_truncated_as_specified() -> None:
     assert fallback_tag(Digest.parse("sha512:" + "ab" * 64)) == "sha512-" + "ab" * 32
 
 
 @given(st.text(max_size=60) | st.text("ns=&artifactType%20+;\udcff", max_size=60))
-def test_referrers_query_has_one_form_whatever_it_was(query: str) -> None:
+def test_normalizing_a_referrers_query_twice_changes_nothing(query: str) -> None:
     once = referrers_query(query)
     assert referrers_query(once) == once
     assert "ns" not in [part.partition("=")[0] for part in once.split("&")]
@@ -315,5 +315,5 @@ def test_referrers_query_has_one_form_whatever_it_was(query: str) -> None:
 @pytest.mark.parametrize(
     ("path", "api"), [("/v2", True), ("/v2/", True), ("/v2/a", True), ("/v20", False), ("/", False), ("/v1/v2/", False)]
 )
-def test_registry_api_is_below_v2(path: str, api: bool) -> None:
+def test_api_paths_begin_with_v2(path: str, api: bool) -> None:
     assert is_api_path(path) is api

@@ -16,5 +16,5 @@ from hubcache.oci.registrable_domain import registrable_domain
         ("localhost", "localhost"),
     ],
 )
-def test_the_domain_is_what_one_owner_registered(host: str, domain: str) -> None:
+def test_registrable_domain_follows_the_public_suffix_list(host: str, domain: str) -> None:
     assert registrable_domain(host) == domain

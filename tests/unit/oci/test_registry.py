@@ -1,4 +1,4 @@
-"""`HOST` and `HOST=UPSTREAM_URL`: what is meant is understood, what cannot be meant is refused in words."""
+"""Parsing `HOST` and `HOST=UPSTREAM_URL`."""
 
 import pytest
 from hubcache.oci.errors import ConfigError
@@ -11,7 +11,7 @@ PORTS = st.integers(1, 65535).filter(lambda port: port not in (80, 443))
 
 
 @given(HOSTS, PORTS | st.none())
-def test_a_host_alone_is_reached_by_https_at_its_own_name(host: str, port: int | None) -> None:
+def test_host_without_an_upstream_is_reached_by_https(host: str, port: int | None) -> None:
     written = host if port is None else f"{host}:{port}"
     registry = Registry.parse(written)
     assert (registry.host, registry.upstream) == (written, f"https://{written}")
@@ -19,13 +19,13 @@ def test_a_host_alone_is_reached_by_https_at_its_own_name(host: str, port: int |
 
 
 @given(HOSTS, st.sampled_from(["http", "https"]), HOSTS, PORTS, st.sampled_from(["", "/"]))
-def test_an_upstream_url_says_where_it_is_reached(host: str, scheme: str, other: str, port: int, slash: str) -> None:
+def test_upstream_url_is_parsed(host: str, scheme: str, other: str, port: int, slash: str) -> None:
     registry = Registry.parse(f" {host.upper()} = {scheme}://{other}:{port}{slash} ")
     assert registry == Registry(host, f"{scheme}://{other}:{port}")
 
 
 @given(HOSTS, PORTS)
-def test_the_written_form_reads_back_as_itself(host: str, port: int) -> None:
+def test_text_of_a_registry_is_parsed_to_an_equal_registry(host: str, port: int) -> None:
     registry = Registry.parse(f"{host}=http://localhost:{port}")
     assert Registry.parse(f"{registry.host}={registry.upstream}") == registry
 
@@ -41,11 +41,11 @@ def test_the_written_form_reads_back_as_itself(host: str, port: int) -> None:
         ("[::1]:5000", "[::1]:5000", "https://[::1]:5000"),
     ],
 )
-def test_ports_that_go_without_saying_and_ipv6(text: str, host: str, upstream: str) -> None:
+def test_default_ports_are_removed_and_ipv6_is_accepted(text: str, host: str, upstream: str) -> None:
     assert Registry.parse(text) == Registry(host, upstream)
 
 
-def test_the_brackets_of_an_ipv6_host_are_not_part_of_its_name() -> None:
+def test_hostname_has_no_ipv6_brackets() -> None:
     assert Registry.parse("[::1]:5000").hostname == "::1"
 
 
@@ -57,7 +57,7 @@ def test_the_brackets_of_an_ipv6_host_are_not_part_of_its_name() -> None:
      "ghcr.io=https://ghcr.io#x", "ghcr.io=https://user:secret@ghcr.io", "ghcr.io=https://ghcr.io:99999",
      "ghcr.io=//ghcr.io"],
 )  # fmt: skip
-def test_what_cannot_be_meant_is_refused_naming_the_value_and_the_form(text: str) -> None:
+def test_invalid_value_is_refused_with_an_error_that_quotes_it(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Registry.parse(text)
     assert repr(text) in str(caught.value)
@@ -66,13 +66,13 @@ def test_what_cannot_be_meant_is_refused_naming_the_value_and_the_form(text: str
 @pytest.mark.parametrize(
     "text", ["gh cr.io", "ghcr.io,quay.io", "*.docker.io", "gh_cr!.io", "ghcr..io", "-", "gh\x00cr.io"]
 )
-def test_what_is_no_host_name_is_refused(text: str) -> None:
+def test_invalid_host_name_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         Registry.parse(text)
 
 
 @given(st.text(max_size=40) | st.text("ghcr.io:=/[]@?#%0\udcff", max_size=40))
-def test_whatever_the_text_is_it_is_parsed_or_refused_as_configuration(text: str) -> None:
+def test_any_text_is_parsed_or_a_configuration_error(text: str) -> None:
     try:
         registry = Registry.parse(text)
     except ConfigError:
@@ -81,7 +81,7 @@ def test_whatever_the_text_is_it_is_parsed_or_refused_as_configuration(text: str
     assert registry.hostname
 
 
-def test_docker_hub_is_known_by_its_namespaces_and_realm_whatever_its_upstream() -> None:
+def test_docker_hub_has_its_namespaces_and_realm_with_any_upstream() -> None:
     hub, other = Registry.parse(f"{HUB_HOST}=http://localhost:5000"), Registry.parse("ghcr.io")
     assert (hub.is_hub, hub.realm, hub.namespace) == (True, HUB_REALM, "docker.io")
     assert (other.is_hub, other.realm, other.namespace) == (False, None, "ghcr.io")

@@ -1,4 +1,4 @@
-"""Tokens: fetched once for all, kept while they are good, and nothing secret goes where it does not belong."""
+"""Tokens: one fetch for concurrent requests, reuse while valid, and no secrets for other services."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ class Clock:
 
 
 @given(QUOTED, QUOTED | st.none(), QUOTED | st.none(), QUOTED | st.none())
-def test_a_challenge_reads_back_as_it_is_written(
+def test_rendered_challenge_is_parsed_to_an_equal_challenge(
     realm: str, service: str | None, scope: str | None, error: str | None
 ) -> None:
     challenge = Challenge(realm, service, scope, error)
@@ -61,11 +61,11 @@ def test_a_challenge_reads_back_as_it_is_written(
         ('BEARER realm=https://a/token', Challenge("https://a/token", None, None)),
     ],
 )  # fmt: skip
-def test_challenges_as_registries_write_them_are_understood(header: str, expected: Challenge) -> None:
+def test_challenges_of_real_registries_are_parsed(header: str, expected: Challenge) -> None:
     assert Challenge.parse(header) == expected
 
 
-def test_of_two_challenges_in_one_header_the_first_counts() -> None:
+def test_first_of_two_challenges_in_a_header_is_used() -> None:
     both = 'Bearer realm="https://auth.example/token",service="s", Basic realm="people"'
     assert Challenge.parse(both) == Challenge("https://auth.example/token", "s", None)
 
@@ -73,12 +73,12 @@ def test_of_two_challenges_in_one_header_the_first_counts() -> None:
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer ", "Basic realm=x", 'Bearer service="r"', 'Bearer realm=""', "Bearerrealm=x"]
 )
-def test_what_is_no_bearer_challenge_with_a_realm_is_none(header: str | None) -> None:
+def test_header_without_a_bearer_challenge_and_a_realm_is_none(header: str | None) -> None:
     assert Challenge.parse(header) is None
 
 
 @given(st.text(max_size=60) | st.text('realm="\\,= ', max_size=60).map(lambda text: "Bearer " + text))
-def test_whatever_the_header_holds_it_is_a_challenge_or_none(header: str) -> None:
+def test_any_header_is_a_challenge_with_a_realm_or_none(header: str) -> None:
     challenge = Challenge.parse(header)
     assert challenge is None or challenge.realm
 
@@ -97,21 +97,21 @@ def challenge_of(hub: Hub, realm: str | None = None) -> Challenge:
     return Challenge(realm or hub.realm, hub.service, None)
 
 
-async def test_many_who_need_a_token_at_once_share_one_fetch(hub: Hub, line: Line) -> None:
+async def test_concurrent_requests_share_one_token_fetch(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="token", delay=0.1))
     tokens = await asyncio.gather(*(line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url())) for _ in range(30)))
     assert len(set(tokens)) == 1
     assert hub.count(kind="token") == 1
 
 
-async def test_a_token_is_used_again_while_it_is_good_but_not_for_another_scope(hub: Hub, line: Line) -> None:
+async def test_token_is_reused_while_valid_for_its_scope_only(hub: Hub, line: Line) -> None:
     first = await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
     assert await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url())) == first
     assert await line.tokens.get(challenge_of(hub), pull_scope("library/alpine"), URL(hub.url())) != first
     assert hub.count(kind="token") == 2
 
 
-async def test_an_anonymous_request_tells_service_and_scope_and_nothing_else(hub: Hub, line: Line) -> None:
+async def test_anonymous_request_has_service_and_scope_only(hub: Hub, line: Line) -> None:
     await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
     [record] = hub.requests(kind="token")
     assert record.authorization is None
@@ -120,7 +120,7 @@ async def test_an_anonymous_request_tells_service_and_scope_and_nothing_else(hub
     assert "scope=repository:library/debian:pull" in record.path.replace("%3A", ":").replace("%2F", "/")
 
 
-async def test_an_accounts_token_is_kept_apart_from_the_anonymous_one(hub: Hub, line: Line) -> None:
+async def test_account_token_and_anonymous_token_are_separate(hub: Hub, line: Line) -> None:
     hub.user("alice", "s\N{SNOWMAN}cret:")
     account = Account("alice", "s\N{SNOWMAN}cret:")
     anonymous, own = await asyncio.gather(
@@ -131,12 +131,12 @@ async def test_an_accounts_token_is_kept_apart_from_the_anonymous_one(hub: Hub, 
     assert await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url())) == anonymous
 
 
-async def test_no_account_shows_its_password_when_printed() -> None:
+async def test_repr_of_an_account_has_no_password() -> None:
     assert "secret" not in repr(Account("alice", "secret"))
 
 
 @pytest.mark.parametrize("lifetime", [None, 100])
-async def test_a_token_is_fetched_again_before_it_expires(
+async def test_token_is_fetched_again_before_it_expires(
     hub: Hub, line: Line, monkeypatch: pytest.MonkeyPatch, lifetime: int | None
 ) -> None:
     """Without `expires_in` a token lives 60 seconds (distribution spec)."""
@@ -150,7 +150,7 @@ async def test_a_token_is_fetched_again_before_it_expires(
     assert await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url())) != first
 
 
-async def test_a_refused_token_is_forgotten_unless_there_is_a_newer_one(hub: Hub, line: Line) -> None:
+async def test_refused_token_is_forgotten_unless_there_is_a_newer_one(hub: Hub, line: Line) -> None:
     challenge = challenge_of(hub)
     first = await line.tokens.get(challenge, SCOPE, URL(hub.url()))
     line.tokens.forget(challenge, SCOPE, first)
@@ -160,7 +160,7 @@ async def test_a_refused_token_is_forgotten_unless_there_is_a_newer_one(hub: Hub
     assert await line.tokens.get(challenge, SCOPE, URL(hub.url())) == second
 
 
-async def test_a_failed_fetch_is_tried_anew_by_the_next_who_asks(hub: Hub, line: Line) -> None:
+async def test_next_request_repeats_a_failed_fetch(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="token", status=500, times=1))
     with pytest.raises(Unavailable):
         await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
@@ -189,7 +189,7 @@ async def test_a_failed_fetch_is_tried_anew_by_the_next_who_asks(hub: Hub, line:
         (Fault(redirect="loop"), Unavailable),
     ],
 )
-async def test_a_token_service_that_gives_none_is_an_error_that_can_be_answered(
+async def test_answer_without_a_token_is_a_registry_error(
     hub: Hub, line: Line, fault: Fault, expected: type[RegistryError]
 ) -> None:
     hub.faults.add(replace(fault, kind="token"))
@@ -197,14 +197,14 @@ async def test_a_token_service_that_gives_none_is_an_error_that_can_be_answered(
         await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
 
 
-async def test_a_limited_token_service_tells_when_to_try_again(hub: Hub, line: Line) -> None:
+async def test_rate_limited_token_service_has_a_retry_after(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="token", status=429, body="Too Many Requests", headers={"Retry-After": "17"}))
     with pytest.raises(TooManyRequests) as caught:
         await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
     assert caught.value.retry_after == 17
 
 
-async def test_a_token_service_that_is_down_is_unavailable(hub: Hub, line: Line) -> None:
+async def test_token_service_that_is_down_is_unavailable(hub: Hub, line: Line) -> None:
     hub.stop("token")
     with pytest.raises(Unavailable):
         await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
@@ -217,15 +217,15 @@ async def test_a_token_service_that_is_down_is_unavailable(hub: Hub, line: Line)
      "file:///etc/passwd", "unix:///run/x", "http:///token", "http://" + "a" * 70 + ".example/token", "http://a..b/t",
      "http://\udcff.example/", "http://a b/token", "http://localhost:0/token", "https://:443/", "http://[]@"],
 )  # fmt: skip
-async def test_a_malformed_realm_is_an_error_that_can_be_answered(line: Line, realm: str) -> None:
+async def test_malformed_realm_is_a_registry_error(line: Line, realm: str) -> None:
     with pytest.raises(RegistryError):
         await line.tokens.get(Challenge(realm, None, None), SCOPE, ORIGIN)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.text(max_size=30) | st.text("http:/[]@.%?#0aß\udcff ", max_size=20).map(lambda text: "http://" + text))
-def test_no_realm_whatever_breaks_anything(realm: str) -> None:
-    """Without a connection: what the realm is made of decides before anything is sent."""
+def test_any_realm_is_a_registry_error_when_offline(realm: str) -> None:
+    """Without a connection: the realm is parsed before anything is sent."""
 
     async def attempt() -> None:
         http = open_session(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "test")
@@ -255,23 +255,23 @@ def test_no_realm_whatever_breaks_anything(realm: str) -> None:
         b'{"token": "\\ud800"}',
     ],
 )
-async def test_no_token_document_whatever_breaks_anything(body: bytes) -> None:
+async def test_any_token_document_is_a_token_or_a_registry_error(body: bytes) -> None:
     async with served(body) as (tokens, realm):
         with contextlib.suppress(BadUpstream, Unavailable):
             assert await tokens.get(Challenge(realm, None, None), SCOPE, ORIGIN)
 
 
 @pytest.mark.parametrize(
-    ("told", "lifetime"),
+    ("text", "lifetime"),
     [("null", 60), ('"300"', 300), ('"soon"', 60), ("true", 60), ("[]", 60), ("300.5", 300.5), ("0", 0), ("-5", 0),
      ("9" * 400, 3600), ('"' + "9" * 50 + '"', 60)],
 )  # fmt: skip
-def test_lifetime_that_is_no_number_of_seconds_costs_no_token(told: str, lifetime: float) -> None:
-    assert parse_token(b'{"token": "x", "expires_in": ' + told.encode() + b"}") == ("x", lifetime)
+def test_invalid_lifetime_becomes_the_default(text: str, lifetime: float) -> None:
+    assert parse_token(b'{"token": "x", "expires_in": ' + text.encode() + b"}") == ("x", lifetime)
 
 
-async def test_what_registries_choose_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long their tokens are, and how many challenges they invent."""
+async def test_memory_for_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registries choose how long their tokens are and how many challenges they send."""
     monkeypatch.setattr(tokens_module, "_MAX_CACHED_BYTES", 1 << 20)
     async with served(json.dumps({"token": "x" * 100_000}).encode()) as (tokens, realm):
         for number in range(30):
@@ -280,7 +280,7 @@ async def test_what_registries_choose_does_not_fill_the_memory(monkeypatch: pyte
     assert Challenge.parse('Bearer realm="' + "x" * 5000 + '"') is None
 
 
-async def test_realm_at_an_inner_address_is_asked_only_for_a_registry_that_is_there(hub: Hub, line: Line) -> None:
+async def test_realm_with_a_local_address_is_used_only_for_a_local_registry(hub: Hub, line: Line) -> None:
     hub.realm = hub.realm.replace("localhost", "127.0.0.1")
     with pytest.raises(BadUpstream, match="this machine"):
         await line.tokens.get(challenge_of(hub), SCOPE, URL("http://192.0.2.1"))
@@ -288,7 +288,7 @@ async def test_realm_at_an_inner_address_is_asked_only_for_a_registry_that_is_th
     assert await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
 
 
-async def test_trouble_of_a_token_service_is_known_until_it_answers(hub: Hub, line: Line) -> None:
+async def test_failure_of_a_token_service_is_remembered_until_it_answers(hub: Hub, line: Line) -> None:
     fault = hub.faults.add(Fault(kind="token", status=500))
     with pytest.raises(Unavailable, match="token service cannot be reached: it answered 500"):
         await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
@@ -335,6 +335,6 @@ async def served(body: bytes, asked: list[str] | None = None) -> AsyncIterator[t
         await runner.cleanup()
 
 
-async def test_the_other_name_of_the_token_field_is_understood() -> None:
+async def test_access_token_is_accepted_as_the_field_name() -> None:
     async with served(json.dumps({"access_token": "x", "expires_in": 300}).encode()) as (tokens, realm):
         assert await tokens.get(Challenge(realm, None, None), SCOPE, ORIGIN) == "x"

@@ -1,4 +1,4 @@
-"""The cache's own client against a Docker Hub that misbehaves: what it believes, retries, refuses, and never sends."""
+"""Reads from a Docker Hub with faults: which responses are accepted, retried and refused."""
 
 import asyncio
 import gzip
@@ -21,7 +21,7 @@ from hubcache.oci.errors import (
 )
 from hubcache.oci.manifest import MAX_MANIFEST
 from hubcache.oci.media import COMMON_TYPES, OCI_MANIFEST
-from hubcache.transfer import session as http_module
+from hubcache.transfer import session
 from hubcache.transfer import upstream as upstream_module
 from support.standin import Fault, Hub, random_bytes
 from support.upstreams import Line, line_to
@@ -33,11 +33,11 @@ DIGEST = Digest.of(LAYER)
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short waits, so that the tests are quick."""
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short waits, so that the tests are fast."""
     monkeypatch.setattr(upstream_module, "_BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 1.0)
-    monkeypatch.setattr(http_module, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(session, "PROGRESS_SECONDS", 1.0)
+    monkeypatch.setattr(session, "CONNECT_SECONDS", 1.0)
 
 
 @pytest.fixture
@@ -52,17 +52,17 @@ async def read_blob(line: Line, start: int = 0, end: int | None = None) -> bytes
         return b"".join([chunk async for chunk in body.chunks()])
 
 
-# -- what it gets ----------------------------------------------------------------------------------------------------
+# -- responses ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_manifest_comes_with_its_exact_bytes_media_type_and_digest(hub: Hub, line: Line) -> None:
+async def test_manifest_has_its_exact_bytes_media_type_and_digest(hub: Hub, line: Line) -> None:
     image = hub.image(REPO, "stable", [LAYER])
     fetched = await line.upstream.get_manifest(REPO, "stable", ACCEPT)
     assert (fetched.body, fetched.media_type, str(fetched.digest)) == (image.manifest, OCI_MANIFEST, image.digest)
     assert await line.upstream.get_manifest(REPO, fetched.digest, ACCEPT) == fetched
 
 
-async def test_a_head_tells_digest_type_and_size_and_is_not_counted(hub: Hub, line: Line) -> None:
+async def test_head_returns_digest_type_and_size_and_is_not_counted(hub: Hub, line: Line) -> None:
     hub.limit(remaining=5)
     head = await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     fetched = await line.upstream.get_manifest(REPO, "stable", ACCEPT)
@@ -70,20 +70,20 @@ async def test_a_head_tells_digest_type_and_size_and_is_not_counted(hub: Hub, li
     assert line.seen.limits == [("anonymous", 100, 5), ("anonymous", 100, 4)]
 
 
-async def test_a_blob_comes_whole_through_the_redirect(hub: Hub, line: Line) -> None:
+async def test_blob_is_read_through_the_redirect(hub: Hub, line: Line) -> None:
     assert await read_blob(line) == LAYER
     assert await line.upstream.head_blob(REPO, DIGEST) == len(LAYER)
     assert line.seen.received == len(LAYER)
 
 
 @pytest.mark.parametrize(("start", "end"), [(100_000, None), (5, 6), (0, 100), (299_999, 300_000)])
-async def test_a_part_of_a_blob_is_just_that_part(line: Line, start: int, end: int | None) -> None:
+async def test_range_of_a_blob_is_read(line: Line, start: int, end: int | None) -> None:
     async with line.upstream.open_blob(REPO, DIGEST, start, end) as body:
         assert (body.start, body.size) == (start, len(LAYER))
         assert b"".join([chunk async for chunk in body.chunks()]) == LAYER[start:end]
 
 
-async def test_an_upstream_that_ignores_ranges_says_so_by_starting_at_zero(hub: Hub, line: Line) -> None:
+async def test_body_of_an_upstream_that_ignores_ranges_starts_at_zero(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="cdn", status=200, body=LAYER))
     async with line.upstream.open_blob(REPO, DIGEST, 100) as body:
         assert (body.start, body.size) == (0, len(LAYER))
@@ -91,7 +91,7 @@ async def test_an_upstream_that_ignores_ranges_says_so_by_starting_at_zero(hub: 
 
 @pytest.mark.parametrize(("times", "start"), [(1, 100), (2, 0)])
 @pytest.mark.parametrize("wrong", [Fault(headers={"Content-Range": "bytes 7-299999/300000"}), Fault(status=416)])
-async def test_a_wrong_range_is_asked_for_again_and_then_the_whole(
+async def test_wrong_range_is_requested_again_and_then_the_whole_blob(
     hub: Hub, line: Line, wrong: Fault, times: int, start: int
 ) -> None:
     hub.faults.add(replace(wrong, kind="cdn", times=times))
@@ -101,27 +101,27 @@ async def test_a_wrong_range_is_asked_for_again_and_then_the_whole(
 
 
 @pytest.mark.parametrize("answer", ["bytes 7-299999/300000", "bytes */300000", "", "lines 100-299999/300000"])
-async def test_another_range_than_the_one_asked_for_is_refused(hub: Hub, line: Line, answer: str) -> None:
+async def test_persistently_wrong_range_is_refused(hub: Hub, line: Line, answer: str) -> None:
     hub.faults.add(Fault(kind="cdn", status=206, body=LAYER, headers={"Content-Range": answer}))
     with pytest.raises(BadUpstream, match="another range"):
         await read_blob(line, 100)
     assert [record.header("Range") for record in hub.requests(kind="cdn")] == ["bytes=100-", "bytes=100-", None]
 
 
-async def test_what_is_asked_for_is_identity(hub: Hub, line: Line) -> None:
+async def test_requests_accept_identity_only(hub: Hub, line: Line) -> None:
     await read_blob(line)
     await line.upstream.get_manifest(REPO, "stable", ACCEPT)
     assert {record.header("Accept-Encoding") for record in hub.log} == {"identity"}
 
 
 @pytest.mark.parametrize("start", [0, 100])
-async def test_a_blob_that_is_only_labelled_as_encoded_is_as_it_is(hub: Hub, line: Line, start: int) -> None:
-    """Some servers say of layers, which are gzip's themselves, that the body is."""
+async def test_declared_coding_of_a_correct_blob_is_ignored(hub: Hub, line: Line, start: int) -> None:
+    """Some servers declare gzip for layers, which are gzip files themselves."""
     hub.faults.add(Fault(kind="cdn", headers={"Content-Encoding": "gzip"}))
     assert await read_blob(line, start) == LAYER[start:]
 
 
-async def test_of_a_blob_that_is_not_what_it_should_be_is_said_that_it_was_encoded(hub: Hub, line: Line) -> None:
+async def test_error_about_a_wrong_blob_names_its_declared_coding(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="cdn", headers={"Content-Encoding": "br"}))
     with pytest.raises(BadUpstream, match="encoded a body although identity"):
         async with line.upstream.open_blob(REPO, DIGEST):
@@ -131,7 +131,7 @@ async def test_of_a_blob_that_is_not_what_it_should_be_is_said_that_it_was_encod
 @pytest.mark.parametrize("by_digest", [True, False])
 @pytest.mark.parametrize("is_encoded", [True, False])
 @pytest.mark.parametrize("digest_is_told", [True, False])
-async def test_a_manifest_labelled_as_gzip_is_had_whether_it_is_or_not(
+async def test_manifest_declared_as_gzip_is_read_whether_encoded_or_not(
     hub: Hub, line: Line, by_digest: bool, is_encoded: bool, digest_is_told: bool
 ) -> None:
     image = hub.image(REPO, "stable", [LAYER])
@@ -148,23 +148,21 @@ async def test_a_manifest_labelled_as_gzip_is_had_whether_it_is_or_not(
     [(b"not gzip", "gzip"), (b"\x1f\x8bno", "gzip"), (b"anything", "br"), (gzip.compress(b" " * (5 << 20)), "gzip")],
     ids=["no gzip", "damaged", "brotli", "bomb"],
 )
-async def test_a_manifest_with_a_coding_that_cannot_be_undone_is_a_clear_error(
-    hub: Hub, line: Line, body: bytes, coding: str
-) -> None:
+async def test_manifest_that_cannot_be_decoded_is_a_clear_error(hub: Hub, line: Line, body: bytes, coding: str) -> None:
     hub.faults.add(Fault(kind="manifest", status=200, body=body, headers={"Content-Encoding": coding}))
     with pytest.raises(BadUpstream, match=r"encoded|labelled gzip|too large"):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
 
 
-async def test_of_an_encoded_answer_the_length_is_not_the_manifests(hub: Hub, line: Line) -> None:
+async def test_content_length_of_an_encoded_response_is_not_the_manifests_size(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="manifest", method="HEAD", headers={"Content-Encoding": "gzip"}))
     assert (await line.upstream.head_manifest(REPO, "stable", ACCEPT)).size is None
 
 
-# -- what it does not believe ----------------------------------------------------------------------------------------
+# -- refused responses ----------------------------------------------------------------------------------------------
 
 
-async def test_a_manifest_that_does_not_match_its_digest_is_refused(hub: Hub, line: Line) -> None:
+async def test_manifest_that_does_not_match_its_digest_is_refused(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="manifest", corrupt_at=10))
     known = Digest.parse(hub.image(REPO, "stable", [LAYER]).digest)
     for reference in ("stable", known):
@@ -172,20 +170,20 @@ async def test_a_manifest_that_does_not_match_its_digest_is_refused(hub: Hub, li
             await line.upstream.get_manifest(REPO, reference, ACCEPT)
 
 
-async def test_a_manifest_over_the_limit_is_refused(hub: Hub, line: Line) -> None:
+async def test_manifest_over_the_limit_is_refused(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="manifest", status=200, body=b" " * (MAX_MANIFEST + 1)))
     with pytest.raises(BadUpstream, match="too large"):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
 
 
 @pytest.mark.parametrize("value", ["sha256:abc", "md5:" + "0" * 32, ""])
-async def test_a_malformed_digest_header_is_refused(hub: Hub, line: Line, value: str) -> None:
+async def test_malformed_digest_header_is_refused(hub: Hub, line: Line, value: str) -> None:
     hub.faults.add(Fault(kind="manifest", headers={"Docker-Content-Digest": value}))
     with pytest.raises(BadUpstream, match="Docker-Content-Digest"):
         await line.upstream.head_manifest(REPO, "stable", ACCEPT)
 
 
-async def test_a_page_in_place_of_a_manifest_is_refused(hub: Hub, line: Line) -> None:
+async def test_html_page_in_place_of_a_manifest_is_refused(hub: Hub, line: Line) -> None:
     known = Digest.parse(hub.image(REPO, "stable", [LAYER]).digest)
     hub.faults.add(Fault(kind="manifest", status=200, body="<html>please log in</html>"))
     with pytest.raises(BadUpstream):
@@ -194,7 +192,7 @@ async def test_a_page_in_place_of_a_manifest_is_refused(hub: Hub, line: Line) ->
         await line.upstream.get_manifest(REPO, known, ACCEPT)
 
 
-async def test_half_a_manifest_is_unavailable(hub: Hub, line: Line) -> None:
+async def test_truncated_manifest_is_unavailable(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="manifest", close_after=20))
     with pytest.raises(Unavailable):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
@@ -205,9 +203,7 @@ async def test_half_a_manifest_is_unavailable(hub: Hub, line: Line) -> None:
     [Fault(kind="cdn", close_after=1000), Fault(kind="cdn", length=400_000), Fault(kind="cdn", pause_after=1000),
      Fault(kind="cdn", chunked=True, close_after=1000)],
 )  # fmt: skip
-async def test_a_blob_that_breaks_off_or_stalls_is_unavailable_after_what_arrived(
-    hub: Hub, line: Line, fault: Fault
-) -> None:
+async def test_blob_transfer_that_breaks_off_or_stalls_is_unavailable(hub: Hub, line: Line, fault: Fault) -> None:
     hub.faults.add(replace(fault))
     arrived: list[bytes] = []
 
@@ -220,7 +216,7 @@ async def test_a_blob_that_breaks_off_or_stalls_is_unavailable_after_what_arrive
     assert LAYER.startswith(b"".join(arrived))
 
 
-async def test_a_blob_of_hidden_length_has_no_size(hub: Hub, line: Line) -> None:
+async def test_blob_without_content_length_has_no_size(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="cdn", chunked=True))
     async with line.upstream.open_blob(REPO, DIGEST) as body:
         assert body.size is None
@@ -234,21 +230,19 @@ async def test_a_blob_of_hidden_length_has_no_size(hub: Hub, line: Line) -> None
     [(400, BadUpstream), (403, Denied), (404, ManifestUnknown), (418, BadUpstream), (204, BadUpstream),
      (304, BadUpstream), (500, Unavailable), (503, Unavailable)],
 )  # fmt: skip
-async def test_each_status_becomes_the_error_it_means(
-    hub: Hub, line: Line, status: int, expected: type[RegistryError]
-) -> None:
+async def test_each_status_becomes_its_error(hub: Hub, line: Line, status: int, expected: type[RegistryError]) -> None:
     hub.faults.add(Fault(kind="manifest", status=status, body="<html>"))
     with pytest.raises(expected) as caught:
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
     assert json.loads(caught.value.body())["errors"][0]["code"]
 
 
-async def test_a_missing_blob_is_a_blob_unknown_by_the_registrys_word(hub: Hub, line: Line) -> None:
+async def test_registrys_404_for_a_blob_is_blob_unknown(hub: Hub, line: Line) -> None:
     with pytest.raises(BlobUnknown):
         await line.upstream.head_blob(REPO, Digest.of(b"nowhere"))
 
 
-async def test_the_upstreams_own_words_are_kept_in_the_detail(hub: Hub, line: Line) -> None:
+async def test_upstreams_own_message_is_in_the_detail(hub: Hub, line: Line) -> None:
     body = {"errors": [{"code": "DENIED", "message": "billing is overdue"}]}
     hub.faults.add(Fault(kind="manifest", status=403, body=body))
     with pytest.raises(Denied) as caught:
@@ -262,7 +256,7 @@ async def test_the_upstreams_own_words_are_kept_in_the_detail(hub: Hub, line: Li
 
 
 @pytest.mark.parametrize("after", ["17", None])
-async def test_a_limit_is_told_with_its_time_and_then_not_asked_again(hub: Hub, line: Line, after: str | None) -> None:
+async def test_rate_limit_is_reported_and_no_further_request_sent(hub: Hub, line: Line, after: str | None) -> None:
     headers = {"Retry-After": after} if after else {}
     fault = hub.faults.add(Fault(kind="manifest", status=429, body="Too Many Requests", headers=headers))
     for _ in range(5):
@@ -273,7 +267,7 @@ async def test_a_limit_is_told_with_its_time_and_then_not_asked_again(hub: Hub, 
     assert await read_blob(line) == LAYER
 
 
-async def test_a_private_repository_is_unauthorized_with_the_registrys_challenge(hub: Hub, line: Line) -> None:
+async def test_private_repository_is_unauthorized_with_the_registrys_challenge(hub: Hub, line: Line) -> None:
     hub.private(REPO, {"alice": "secret"})
     with pytest.raises(Unauthorized) as caught:
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
@@ -282,7 +276,7 @@ async def test_a_private_repository_is_unauthorized_with_the_registrys_challenge
     assert hub.count(kind="token") == 1
 
 
-async def test_a_registry_that_answers_401_for_ever_is_asked_with_two_tokens(hub: Hub, line: Line) -> None:
+async def test_registry_that_always_answers_401_gets_at_most_two_tokens(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="manifest", status=401))
     for _ in range(2):
         hub.reset_log()
@@ -297,13 +291,13 @@ async def test_a_registry_that_answers_401_for_ever_is_asked_with_two_tokens(hub
 
 @pytest.mark.parametrize("fault", [Fault(status=500), Fault(status=503, body="<html>"), Fault(reset=True)])
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
-async def test_one_quick_failure_is_tried_again(hub: Hub, line: Line, fault: Fault, method: str) -> None:
+async def test_quick_failure_is_retried(hub: Hub, line: Line, fault: Fault, method: str) -> None:
     hub.faults.add(replace(fault, kind="manifest", times=1))
     ask = line.upstream.head_manifest if method == "HEAD" else line.upstream.get_manifest
     assert (await ask(REPO, "stable", ACCEPT)).media_type == OCI_MANIFEST
 
 
-async def test_retries_are_few_and_wait_longer_each_time(hub: Hub, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retries_are_few_with_growing_delays(hub: Hub, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     slept: list[float] = []
 
@@ -320,7 +314,7 @@ async def test_retries_are_few_and_wait_longer_each_time(hub: Hub, line: Line, m
     assert waits == sorted(set(waits))
 
 
-async def test_a_registry_that_says_nothing_is_given_up_after_the_time_out(hub: Hub, line: Line) -> None:
+async def test_silent_registry_is_unavailable_after_the_time_out(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="manifest", blackhole=True))
     begun = time.monotonic()
     with pytest.raises(Unavailable, match="time-out"):
@@ -328,7 +322,9 @@ async def test_a_registry_that_says_nothing_is_given_up_after_the_time_out(hub: 
     assert time.monotonic() - begun < 6
 
 
-async def test_a_registry_that_does_not_even_connect_is_given_up_after_the_time_out(hub: Hub, line: Line) -> None:
+async def test_registry_that_does_not_accept_connections_is_unavailable_after_the_time_out(
+    hub: Hub, line: Line
+) -> None:
     hub.blackhole("registry")
     begun = time.monotonic()
     with pytest.raises(Unavailable):
@@ -336,7 +332,7 @@ async def test_a_registry_that_does_not_even_connect_is_given_up_after_the_time_
     assert time.monotonic() - begun < 6
 
 
-async def test_a_head_as_large_as_a_book_is_unavailable(hub: Hub, line: Line) -> None:
+async def test_response_head_over_the_limit_is_unavailable(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="manifest", headers={"X-Book": "x" * 100_000}))
     with pytest.raises(Unavailable):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)

@@ -1,4 +1,4 @@
-"""Where the cache's own client goes and what it takes along: redirects, challenges, tokens, passwords."""
+"""Where the cache's own requests are sent, and with which credentials: redirects, challenges, tokens, passwords."""
 
 import asyncio
 import hashlib
@@ -11,7 +11,7 @@ from hubcache.oci.account import Account
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import BadUpstream, RegistryError, TooManyRequests, Unauthorized, Unavailable
 from hubcache.oci.media import COMMON_TYPES
-from hubcache.transfer import session as http_module
+from hubcache.transfer import session
 from hubcache.transfer import upstream as upstream_module
 from hubcache.transfer.realms import may_receive_password
 from support.standin import Fault, Hub, random_bytes
@@ -24,11 +24,11 @@ DIGEST = Digest.of(LAYER)
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short waits, so that the tests are quick."""
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short waits, so that the tests are fast."""
     monkeypatch.setattr(upstream_module, "_BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(http_module, "PROGRESS_SECONDS", 1.0)
-    monkeypatch.setattr(http_module, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(session, "PROGRESS_SECONDS", 1.0)
+    monkeypatch.setattr(session, "CONNECT_SECONDS", 1.0)
 
 
 @pytest.fixture
@@ -46,16 +46,14 @@ async def read_blob(line: Line, start: int = 0, end: int | None = None) -> bytes
 # -- redirects -------------------------------------------------------------------------------------------------------
 
 
-async def test_authorization_goes_to_the_registry_and_never_to_where_it_redirects(hub: Hub, line: Line) -> None:
+async def test_authorization_is_sent_to_the_registry_but_not_to_redirect_targets(hub: Hub, line: Line) -> None:
     await read_blob(line)
     await read_blob(line, 10)
     assert all(record.authorization for record in hub.requests(kind="blob")[1:])
     assert [record.authorization for record in hub.requests(kind="cdn")] == [None, None]
 
 
-async def test_authorization_does_not_come_back_when_a_foreign_host_redirects_to_the_registry(
-    hub: Hub, line: Line
-) -> None:
+async def test_authorization_is_not_sent_after_a_foreign_host_redirects_back(hub: Hub, line: Line) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     hub.reset_log()
     hub.faults.add(Fault(kind="cdn", redirect=f"{hub.url()}/v2/{REPO}/tags/list"))
@@ -65,7 +63,7 @@ async def test_authorization_does_not_come_back_when_a_foreign_host_redirects_to
     assert hub.count(kind="tags") >= 1
 
 
-async def test_a_clients_own_authorization_is_not_carried_across_hosts_either(hub: Hub, line: Line) -> None:
+async def test_clients_own_authorization_is_not_sent_to_redirect_targets(hub: Hub, line: Line) -> None:
     reader = await line.upstream.anonymous_authorization(REPO)
     async with line.upstream.open_blob(REPO, DIGEST, authorization=reader) as body:
         assert body.size == len(LAYER)
@@ -73,7 +71,7 @@ async def test_a_clients_own_authorization_is_not_carried_across_hosts_either(hu
     assert [record.authorization for record in hub.requests(kind="cdn")] == [None]
 
 
-async def test_a_redirect_loop_ends(hub: Hub, line: Line) -> None:
+async def test_redirect_loop_is_a_bad_upstream(hub: Hub, line: Line) -> None:
     fault = hub.faults.add(Fault(kind="blob", redirect="loop"))
     with pytest.raises(BadUpstream, match="loop"):
         await read_blob(line)
@@ -85,14 +83,14 @@ async def test_a_redirect_loop_ends(hub: Hub, line: Line) -> None:
     ["ftp://cdn.example/x", "file:///etc/passwd", "http://", "http://[::1/x", "http://[]@", "http://cdn.example:99999/x",
      "//", "javascript:alert(1)", "http://" + "a" * 70 + ".example/x", "http://a..b/x", "http://a b/"],
 )  # fmt: skip
-async def test_a_redirect_to_nowhere_is_an_error_that_can_be_answered(hub: Hub, line: Line, target: str) -> None:
+async def test_invalid_redirect_is_a_registry_error(hub: Hub, line: Line, target: str) -> None:
     hub.faults.add(Fault(kind="blob", redirect=target))
     with pytest.raises(RegistryError) as caught:
         await read_blob(line)
     assert caught.value.status in (502, 503)
 
 
-async def test_a_signed_address_is_followed_to_the_letter(hub: Hub, line: Line) -> None:
+async def test_signed_url_is_requested_unchanged(hub: Hub, line: Line) -> None:
     signature = "/blobs/x/y?X-Signature=a%2Bb%2f%3D%3d&k=%7E~+%20"
     hub.faults.add(Fault(kind="blob", redirect=hub.url("cdn") + signature))
     with pytest.raises(RegistryError):
@@ -100,7 +98,7 @@ async def test_a_signed_address_is_followed_to_the_letter(hub: Hub, line: Line) 
     assert [record.path for record in hub.requests(listener="cdn")] == [signature]
 
 
-async def test_a_redirect_from_https_to_http_is_refused() -> None:
+async def test_redirect_from_https_to_http_is_refused() -> None:
     with Hub(tls=True) as secure, Hub() as plain:
         secure.image(REPO, "stable", [LAYER])
         secure.faults.add(Fault(kind="blob", redirect=f"{plain.url('cdn')}/blobs/x/y"))
@@ -110,7 +108,7 @@ async def test_a_redirect_from_https_to_http_is_refused() -> None:
         assert plain.count() == 0
 
 
-async def test_a_certificate_that_is_not_trusted_is_unavailable() -> None:
+async def test_untrusted_certificate_is_unavailable() -> None:
     with Hub(tls=True) as secure:
         async with line_to(secure, f"https://127.0.0.2:{secure.ports['registry']}") as line:
             with pytest.raises(Unavailable):
@@ -118,10 +116,10 @@ async def test_a_certificate_that_is_not_trusted_is_unavailable() -> None:
         assert secure.count() == 0
 
 
-async def test_registry_elsewhere_leads_nobody_to_this_machine(
+async def test_remote_registry_cannot_name_local_addresses(
     hub: Hub, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither by a redirect nor by a realm."""
+    """Neither in a redirect nor as a realm."""
     monkeypatch.setattr("hubcache.transfer.local_registries.is_local_address", lambda address: False)
     with pytest.raises(BadUpstream, match="this machine or its link"):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
@@ -138,14 +136,14 @@ async def test_registry_elsewhere_leads_nobody_to_this_machine(
 # -- tokens and challenges -------------------------------------------------------------------------------------------
 
 
-async def test_one_token_serves_many_concurrent_requests(hub: Hub, line: Line) -> None:
+async def test_concurrent_requests_share_one_token(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="token", delay=0.05))
     results = await asyncio.gather(*(line.upstream.head_manifest(REPO, "stable", ACCEPT) for _ in range(20)))
     assert len({head.digest for head in results}) == 1
     assert hub.count(kind="token") == 1
 
 
-async def test_an_expired_token_is_replaced_within_the_request(hub: Hub, line: Line) -> None:
+async def test_expired_token_is_replaced_within_the_request(hub: Hub, line: Line) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     hub.accounts.revoke()
     hub.reset_log()
@@ -157,19 +155,19 @@ async def test_an_expired_token_is_replaced_within_the_request(hub: Hub, line: L
 
 
 @pytest.mark.parametrize("is_known", [False, True])
-async def test_a_new_token_that_is_refused_once_is_replaced_by_another(hub: Hub, line: Line, is_known: bool) -> None:
-    """One machine of a registry may not know of it yet."""
+async def test_new_token_that_is_refused_once_is_replaced(hub: Hub, line: Line, is_known: bool) -> None:
+    """Some machines of a registry may not know the token yet."""
     if is_known:
         await line.upstream.head_manifest(REPO, "stable", ACCEPT)
         hub.accounts.revoke()
     hub.reset_log()
-    told = {"WWW-Authenticate": f'Bearer realm="{hub.realm}",service="{hub.service}",error="invalid_token"'}
-    hub.faults.add(Fault(kind="manifest", status=401, headers=told, after=1, times=1))
+    headers = {"WWW-Authenticate": f'Bearer realm="{hub.realm}",service="{hub.service}",error="invalid_token"'}
+    hub.faults.add(Fault(kind="manifest", status=401, headers=headers, after=1, times=1))
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     assert (hub.count(kind="manifest"), hub.count(kind="token")) == (3, 2)
 
 
-async def test_registry_that_moved_its_token_service_is_heard(hub: Hub, line: Line) -> None:
+async def test_new_realm_of_a_registry_is_used(hub: Hub, line: Line) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     old = await line.upstream.challenge()
     with Hub() as other:
@@ -183,7 +181,7 @@ async def test_registry_that_moved_its_token_service_is_heard(hub: Hub, line: Li
         assert [challenge.realm for challenge in line.learned] == [old.realm, other.realm]
 
 
-async def test_registry_is_asked_now_and_then_whether_its_token_service_moved(hub: Hub, line: Line) -> None:
+async def test_registry_is_pinged_rarely_while_its_token_service_fails(hub: Hub, line: Line) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     hub.stop("token")
     hub.reset_log()
@@ -193,7 +191,7 @@ async def test_registry_is_asked_now_and_then_whether_its_token_service_moved(hu
     assert [record.kind for record in hub.log] == ["ping"]
 
 
-async def test_no_token_is_fetched_for_a_registry_that_is_not_asked(hub: Hub, line: Line) -> None:
+async def test_no_token_is_fetched_while_offline(hub: Hub, line: Line) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     hub.reset_log()
     line.client.offline = True
@@ -202,7 +200,7 @@ async def test_no_token_is_fetched_for_a_registry_that_is_not_asked(hub: Hub, li
     assert hub.count() == 0
 
 
-async def test_a_token_that_is_about_to_expire_is_replaced_before_it_is_used(
+async def test_token_about_to_expire_is_replaced_before_it_is_used(
     hub: Hub, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
@@ -214,7 +212,7 @@ async def test_a_token_that_is_about_to_expire_is_replaced_before_it_is_used(
     assert hub.count(kind="token") == 1
 
 
-async def test_a_registry_without_tokens_is_read_without_tokens(hub: Hub, line: Line) -> None:
+async def test_registry_without_authentication_is_read_without_tokens(hub: Hub, line: Line) -> None:
     hub.auth = False
     assert await read_blob(line) == LAYER
     assert await line.upstream.challenge() is None
@@ -222,7 +220,7 @@ async def test_a_registry_without_tokens_is_read_without_tokens(hub: Hub, line: 
     assert hub.count(kind="token") == 0
 
 
-async def test_the_ping_tells_the_challenge_once(hub: Hub, line: Line) -> None:
+async def test_challenge_of_the_ping_is_remembered(hub: Hub, line: Line) -> None:
     first = await line.upstream.challenge()
     assert first is not None
     assert (first.realm, first.service) == (hub.realm, hub.service)
@@ -232,7 +230,7 @@ async def test_the_ping_tells_the_challenge_once(hub: Hub, line: Line) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-async def test_a_ping_that_fails_is_no_word_that_nothing_is_demanded(hub: Hub, line: Line, status: int) -> None:
+async def test_failed_ping_does_not_mean_that_no_token_is_needed(hub: Hub, line: Line, status: int) -> None:
     fault = hub.faults.add(Fault(kind="ping", status=status))
     with pytest.raises(TooManyRequests if status == 429 else Unavailable):
         await line.upstream.challenge()
@@ -241,8 +239,8 @@ async def test_a_ping_that_fails_is_no_word_that_nothing_is_demanded(hub: Hub, l
     assert await line.upstream.challenge() is not None
 
 
-async def test_a_challenge_of_the_host_it_redirects_to_is_not_the_registrys(hub: Hub, line: Line) -> None:
-    """Else a CDN could have the clients' passwords sent to a realm of its choice."""
+async def test_challenge_of_a_redirect_target_is_ignored(hub: Hub, line: Line) -> None:
+    """Else a CDN could make the cache send passwords to a realm of its choice."""
     evil = {"WWW-Authenticate": 'Bearer realm="http://evil.example/token",service="x"'}
     hub.faults.add(Fault(kind="cdn", status=401, headers=evil))
     with pytest.raises(RegistryError):
@@ -250,8 +248,8 @@ async def test_a_challenge_of_the_host_it_redirects_to_is_not_the_registrys(hub:
     assert [challenge.realm for challenge in line.learned if "evil" in challenge.realm] == []
 
 
-async def test_a_registry_that_accepts_passwords_too_is_read_with_tokens() -> None:
-    """RFC 9110 section 11.6.1: several challenges, in as many headers, in any order."""
+async def test_bearer_challenge_is_used_beside_a_basic_one() -> None:
+    """RFC 9110 section 11.6.1: several challenges in several headers, in any order."""
 
     async def answer(request: web.Request) -> web.Response:
         if request.path == "/token":
@@ -274,14 +272,14 @@ async def test_a_registry_that_accepts_passwords_too_is_read_with_tokens() -> No
     await runner.cleanup()
 
 
-async def test_a_malformed_realm_is_an_error_that_can_be_answered(hub: Hub, line: Line) -> None:
+async def test_malformed_realm_is_a_registry_error(hub: Hub, line: Line) -> None:
     for realm in ("nonsense", "ftp://x/token", "http://[", "http://a:99999/"):
         hub.realm = realm
         with pytest.raises(RegistryError):
             await line.upstream.get_manifest(REPO, "stable", ACCEPT)
 
 
-async def test_a_token_service_that_answers_html_is_unavailable_not_unauthorized(hub: Hub, line: Line) -> None:
+async def test_token_service_that_answers_html_is_unavailable(hub: Hub, line: Line) -> None:
     hub.faults.add(Fault(kind="token", status=200, body="<html>"))
     with pytest.raises(Unavailable):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
@@ -306,11 +304,11 @@ async def test_a_token_service_that_answers_html_is_unavailable_not_unauthorized
         ("https://registry", "https://auth/token", False),
     ],
 )
-def test_a_password_may_go_to_a_realm_of_the_registrys_own_domain_only(upstream: str, realm: str, same: bool) -> None:
+def test_password_may_be_sent_to_a_realm_in_the_registrys_domain_only(upstream: str, realm: str, same: bool) -> None:
     assert may_receive_password(upstream, realm) is same
 
 
-async def test_the_accounts_password_is_not_sent_to_a_realm_on_another_domain(hub: Hub) -> None:
+async def test_accounts_password_is_not_sent_to_a_realm_in_another_domain(hub: Hub) -> None:
     hub.image(REPO, "stable", [LAYER])
     hub.user("alice", "secret")
     hub.realm = hub.realm.replace("localhost", "127.0.0.1")
@@ -320,7 +318,7 @@ async def test_the_accounts_password_is_not_sent_to_a_realm_on_another_domain(hu
     assert {record.authorization for record in hub.requests(kind="token")} <= {None}
 
 
-async def test_the_account_reads_what_it_may_through_a_realm_in_its_own_domain(hub: Hub) -> None:
+async def test_account_reads_with_a_token_of_a_realm_in_the_registrys_domain(hub: Hub) -> None:
     hub.image(REPO, "stable", [LAYER])
     hub.private(REPO, {"alice": "secret"})
     async with line_to(hub, account=Account("alice", "secret")) as line:
