@@ -1,4 +1,4 @@
-"""Blobs beside and behind a fill: who waits, who is fetched for alone, and what a lying upstream leaves behind."""
+"""Blobs while they are filled: ranges that wait or are fetched in parallel, and upstreams that send wrong data."""
 
 import asyncio
 import hashlib
@@ -33,33 +33,33 @@ def path(digest: str, repo: str = REPO) -> str:
 
 
 async def begin(cache: Cache, digest: str, **headers: str) -> Answer:
-    """The head of an answer; its body is to be read or closed."""
+    """Request a blob, and return the head of the answer; its body must be read or closed."""
     outcome = await cache.engine.service.answer(cache.request(Listener.MIRROR, "GET", path(digest), **headers))
     assert isinstance(outcome, Answer)
     return outcome
 
 
-# -- ranges beside a fill ---------------------------------------------------------------------------------------------
+# -- ranges in parallel to a fill -------------------------------------------------------------------------------------
 
 STARTS = range(200_000, 450_000, 25_000)
 
 
 class Ranges:
-    """A fill that stands still, and ranges far ahead of it that stand still where they are fetched on their own."""
+    """A fill whose transfer pauses, and ranges far ahead of it, whose separate transfers pause, too."""
 
-    def __init__(self, hub: Hub, digest: str, fill: Fault, beside: Fault) -> None:
+    def __init__(self, hub: Hub, digest: str, fill: Fault, parallel: Fault) -> None:
         self.hub = hub
         self.digest = digest
         self.fill = fill
-        self.beside = beside
+        self.parallel = parallel
 
     @property
-    def beside_fill(self) -> int:
-        """Requests beside the fill's own."""
+    def parallel_requests(self) -> int:
+        """Number of requests in addition to the fill's own."""
         return self.hub.count(kind="cdn", method="GET") - 1
 
     async def ask(self, cache: Cache) -> tuple[Answer, list[Answer], list[asyncio.Task[bytes]]]:
-        """The whole blob, the ranges, and what reads them."""
+        """Request the whole blob and the ranges; return the answers, and tasks that read the ranges."""
         filler = await begin(cache, self.digest)
         answers = [await begin(cache, self.digest, range=f"bytes={at}-{at + 99}") for at in STARTS]
         return filler, answers, [asyncio.create_task(read(answer)) for answer in answers]
@@ -73,46 +73,46 @@ def ranges(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Ranges:
     return Ranges(hub, digest, fill, hub.faults.add(Fault(kind="cdn", method="GET", pause_after=50)))
 
 
-async def test_few_ranges_are_fetched_beside_one_fill_at_a_time_and_others_in_their_turn(
+async def test_ranges_in_parallel_to_a_fill_are_bounded_and_fetched_in_order(
     cache: Cache, hub: Hub, ranges: Ranges
 ) -> None:
     filler, _, reading = await ranges.ask(cache)
-    await until(lambda: ranges.beside_fill == MAX_PARALLEL_RANGES)
+    await until(lambda: ranges.parallel_requests == MAX_PARALLEL_RANGES)
     await asyncio.wait(reading, timeout=0.1)
-    assert ranges.beside_fill == MAX_PARALLEL_RANGES
-    hub.faults.remove(ranges.beside)
+    assert ranges.parallel_requests == MAX_PARALLEL_RANGES
+    hub.faults.remove(ranges.parallel)
     assert await asyncio.gather(*reading) == [DATA[at : at + 100] for at in STARTS]
     wanted = [record.header("Range") for record in hub.requests(kind="cdn", method="GET")[1:]]
-    assert wanted == [f"bytes={at}-{at + 99}" for at in STARTS], "first come, first served"
+    assert wanted == [f"bytes={at}-{at + 99}" for at in STARTS], "in the order of the requests"
     hub.faults.remove(ranges.fill)
     assert await read(filler) == DATA
 
 
-async def test_range_that_waits_for_its_turn_is_given_by_the_fill_where_that_is_quicker(
-    cache: Cache, hub: Hub, ranges: Ranges
-) -> None:
+async def test_waiting_range_is_read_from_the_fill_when_that_is_faster(cache: Cache, hub: Hub, ranges: Ranges) -> None:
     filler, _, reading = await ranges.ask(cache)
-    await until(lambda: ranges.beside_fill == MAX_PARALLEL_RANGES)
+    await until(lambda: ranges.parallel_requests == MAX_PARALLEL_RANGES)
     hub.faults.remove(ranges.fill)
     assert await read(filler) == DATA
     assert await asyncio.gather(*reading[MAX_PARALLEL_RANGES:]) == [
         DATA[at : at + 100] for at in STARTS[MAX_PARALLEL_RANGES:]
     ]
-    assert ranges.beside_fill == MAX_PARALLEL_RANGES
-    hub.faults.remove(ranges.beside)
+    assert ranges.parallel_requests == MAX_PARALLEL_RANGES
+    hub.faults.remove(ranges.parallel)
     await asyncio.gather(*reading)
 
 
-async def test_client_that_leaves_gives_up_its_turn_and_its_place(cache: Cache, hub: Hub, ranges: Ranges) -> None:
+async def test_disconnected_client_releases_its_slot_and_its_place_in_the_queue(
+    cache: Cache, hub: Hub, ranges: Ranges
+) -> None:
     filler, answers, reading = await ranges.ask(cache)
-    await until(lambda: ranges.beside_fill == MAX_PARALLEL_RANGES)
+    await until(lambda: ranges.parallel_requests == MAX_PARALLEL_RANGES)
     for number in (
         0,
         *range(MAX_PARALLEL_RANGES, len(answers) - 1),
     ):  # one that has a place, all but the last that have none
         reading[number].cancel()
     await asyncio.gather(*(task for task in reading if task.cancelling()), return_exceptions=True)
-    await until(lambda: ranges.beside_fill == MAX_PARALLEL_RANGES + 1)
+    await until(lambda: ranges.parallel_requests == MAX_PARALLEL_RANGES + 1)
     last = hub.requests(kind="cdn", method="GET")[-1]
     assert last.header("Range") == f"bytes={STARTS[-1]}-{STARTS[-1] + 99}"
     hub.faults.clear()
@@ -121,11 +121,9 @@ async def test_client_that_leaves_gives_up_its_turn_and_its_place(cache: Cache, 
     await asyncio.gather(*reading, return_exceptions=True)
 
 
-async def test_range_that_is_refused_beside_the_fill_comes_from_the_fill(
-    cache: Cache, hub: Hub, ranges: Ranges
-) -> None:
+async def test_range_that_is_refused_upstream_is_read_from_the_fill(cache: Cache, hub: Hub, ranges: Ranges) -> None:
     filler = await begin(cache, ranges.digest)
-    hub.faults.remove(ranges.beside)
+    hub.faults.remove(ranges.parallel)
     refused = hub.faults.add(Fault(kind="blob", status=429))
     reading = asyncio.create_task(read(await begin(cache, ranges.digest, range="bytes=300000-300099")))
     await until(lambda: refused.hits)
@@ -134,11 +132,11 @@ async def test_range_that_is_refused_beside_the_fill_comes_from_the_fill(
     assert await reading == DATA[300_000:300_100]
 
 
-async def test_range_whose_own_request_is_not_answered_comes_from_the_fill(
+async def test_range_whose_request_is_not_answered_is_read_from_the_fill(
     cache: Cache, hub: Hub, ranges: Ranges
 ) -> None:
     filler = await begin(cache, ranges.digest)
-    hub.faults.remove(ranges.beside)
+    hub.faults.remove(ranges.parallel)
     silent = hub.faults.add(Fault(kind="cdn", method="GET", blackhole=True))
     answers = [await begin(cache, ranges.digest, range=f"bytes={at}-{at + 99}") for at in STARTS]
     reading = [asyncio.create_task(read(answer)) for answer in answers]
@@ -149,37 +147,37 @@ async def test_range_whose_own_request_is_not_answered_comes_from_the_fill(
     assert silent.hits == MAX_PARALLEL_RANGES
 
 
-async def test_range_near_a_fill_that_stands_still_is_fetched_beside_it_in_the_end(
+async def test_range_near_a_stalled_fill_is_fetched_in_parallel_after_a_while(
     cache: Cache, hub: Hub, ranges: Ranges, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cached_blobs, "_NEAR_SECONDS", 0.05)
     filler = await begin(cache, ranges.digest)
-    hub.faults.remove(ranges.beside)
+    hub.faults.remove(ranges.parallel)
     assert await read(await begin(cache, ranges.digest, range="bytes=50000-50099")) == DATA[50_000:50_100]
-    assert ranges.beside_fill == 1
+    assert ranges.parallel_requests == 1
     hub.faults.remove(ranges.fill)
     assert await read(filler) == DATA
 
 
-async def test_chunks_without_a_gap_share_the_fill_however_slow_it_is(
+async def test_contiguous_chunks_share_even_a_slow_fill(
     cache: Cache, hub: Hub, ranges: Ranges, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As containerd's parallel fetch asks for them."""
+    """As containerd requests them in its parallel fetch."""
     monkeypatch.setattr(cached_blobs, "_NEAR_SECONDS", 0.02)
     parts = [(at, at + 20_000) for at in range(0, 100_000, 20_000)]
     asked = [await begin(cache, ranges.digest, range=f"bytes={start}-{end - 1}") for start, end in parts]
     reading = [asyncio.create_task(read(answer)) for answer in asked]
     await asyncio.wait(reading, timeout=0.2)
-    assert ranges.beside_fill == 0
+    assert ranges.parallel_requests == 0
     hub.faults.remove(ranges.fill)
     assert await asyncio.gather(*reading) == [DATA[start:end] for start, end in parts]
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["running", "stored"])
-async def test_blob_that_is_here_costs_no_token(
+async def test_stored_or_arriving_blob_needs_no_token(
     cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch, stored: bool
 ) -> None:
-    """Credentials are got when something is fetched with them: a token service may be slow, or down."""
+    """Tokens are fetched only for requests upstream: a token service may be slow or down."""
     image = hub.image(REPO, "1", [DATA])
     assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1"))[0] == 200
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000))
@@ -190,7 +188,7 @@ async def test_blob_that_is_here_costs_no_token(
         await settled(cache)
 
     async def never(view: RepositoryView) -> list[str | None]:
-        raise AssertionError("nothing is fetched")
+        raise AssertionError("no request is needed")
 
     monkeypatch.setattr(RepositoryView, "download_authorizations", never)
     hub.stop("token")
@@ -205,7 +203,7 @@ async def test_blob_that_is_here_costs_no_token(
     assert hub.count(kind="cdn", method="GET") == 1
 
 
-async def test_head_during_a_fill_asks_nobody(cache: Cache, hub: Hub) -> None:
+async def test_head_during_a_fill_sends_no_request(cache: Cache, hub: Hub) -> None:
     image = hub.image(REPO, "1", [DATA])
     await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1")
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000))
@@ -219,7 +217,7 @@ async def test_head_during_a_fill_asks_nobody(cache: Cache, hub: Hub) -> None:
     assert await read(filler) == DATA
 
 
-async def test_416_gives_the_stored_file_back(cache: Cache, hub: Hub) -> None:
+async def test_unsatisfiable_range_releases_the_stored_file(cache: Cache, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
     await read(await begin(cache, digest))
     await settled(cache)
@@ -239,10 +237,8 @@ async def test_416_gives_the_stored_file_back(cache: Cache, hub: Hub) -> None:
     ids=["too much", "wrong length", "html"],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_size_that_the_upstream_made_up_is_not_remembered(
-    cache: Cache, hub: Hub, fault: Fault, method: str
-) -> None:
-    """The blob could never be fetched again: each honest answer would be of another size."""
+async def test_wrong_size_of_an_upstream_is_not_remembered(cache: Cache, hub: Hub, fault: Fault, method: str) -> None:
+    """Else the blob could never be fetched: each correct response would have another size."""
     data = random_bytes(300_000)
     digest = hub.blob(REPO, data)
     hub.faults.add(fault)
@@ -255,8 +251,8 @@ async def test_size_that_the_upstream_made_up_is_not_remembered(
     assert await read(await begin(cache, digest)) == data
 
 
-async def test_upstream_that_breaks_off_after_a_few_bytes_each_time_is_given_up(cache: Cache, hub: Hub) -> None:
-    """Or a blob of a gigabyte would become a million requests."""
+async def test_fill_fails_when_the_upstream_always_breaks_off_after_a_few_bytes(cache: Cache, hub: Hub) -> None:
+    """Else a blob of a gigabyte would take a million requests."""
     digest = hub.blob(REPO, DATA)
     hub.faults.add(Fault(kind="cdn", close_after=500))
     outcome = await begin(cache, digest)
@@ -266,7 +262,7 @@ async def test_upstream_that_breaks_off_after_a_few_bytes_each_time_is_given_up(
     assert hub.count(kind="cdn") <= 50
 
 
-async def test_blob_without_bytes_is_verified_before_it_is_given(cache: Cache, hub: Hub) -> None:
+async def test_empty_blob_is_verified_before_it_is_served(cache: Cache, hub: Hub) -> None:
     digest = hub.blob(REPO, b"some bytes")
     hub.faults.add(Fault(kind="cdn", status=200, body=b""))
     assert (await begin(cache, digest)).status == 502
@@ -275,8 +271,8 @@ async def test_blob_without_bytes_is_verified_before_it_is_given(cache: Cache, h
     assert (empty.status, await read(empty)) == (200, b"")
 
 
-async def test_fill_that_failed_is_told_as_an_error_to_who_comes_late(cache: Cache, hub: Hub) -> None:
-    """Not answered with the same wrong bytes, unverified."""
+async def test_failed_fill_is_an_error_for_later_readers(cache: Cache, hub: Hub) -> None:
+    """They do not get the same wrong bytes without verification."""
     digest = hub.blob(REPO, DATA)
     hub.faults.add(Fault(kind="cdn", status=200, body=b"x" * 1000))
     outcome = await begin(cache, digest)
@@ -303,7 +299,7 @@ async def test_sha512_digests_are_served_and_verified(cache: Cache, hub: Hub) ->
         await settled(cache)
 
 
-async def test_store_that_is_closed_streams_uncached_with_ranges(hub: Hub, tmp_path: Path) -> None:
+async def test_blobs_are_streamed_uncached_with_ranges_while_the_store_is_closed(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "store").touch()
     async with running(hub, tmp_path / "store") as cache:
         digest = hub.blob(REPO, DATA)

@@ -1,4 +1,4 @@
-"""The circuit breaker: after a few failures nobody waits for a dead host, and everybody can see why."""
+"""The circuit breaker: after a few failures no request waits for a host that is down, and the reason is reported."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from support.standin import Fault, Hub, Image, random_bytes
 from support.users import EACH_LISTENER, pull, short_times, until
 
 PROMPT = 0.9
-"""Seconds that an answer may take when nobody is waited for; a time-out is 1 here."""
+"""Longest time for an answer that does not wait for the upstream, in seconds; a time-out is 1 second here."""
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ async def until_probed(cache: Cache, host: str) -> None:
 
 
 async def fail(cache: Cache, listener: Listener, count: int) -> None:
-    """Ask for what is not stored, each time something else."""
+    """Request manifests that are not stored, a different one each time."""
     for number in range(count):
         status, _ = await cache.get(listener, f"/v2/library/none/manifests/{number}")
         assert status == 503
@@ -81,7 +81,7 @@ async def fail(cache: Cache, listener: Listener, count: int) -> None:
 
 @EACH_LISTENER
 @pytest.mark.parametrize("fault", ["stopped", "500"])
-async def test_circuit_opens_after_few_failures_and_then_nobody_asks(
+async def test_circuit_opens_after_few_failures_and_no_further_request_is_sent(
     cache: Cache, hub: Hub, listener: Listener, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 60.0)
@@ -94,18 +94,18 @@ async def test_circuit_opens_after_few_failures_and_then_nobody_asks(
     await until_open(cache, address(hub, "registry"))
     asked = hub.count(listener="registry")
     await fail(cache, listener, 20)
-    assert hub.count(listener="registry") == asked <= breaker.THRESHOLD + 1, "those that failed, and a probe"
+    assert hub.count(listener="registry") == asked <= breaker.THRESHOLD + 1, "the failed requests, and a probe"
 
 
 @EACH_LISTENER
-async def test_single_failure_opens_nothing(cache: Cache, hub: Hub, listener: Listener) -> None:
+async def test_single_failure_does_not_open_the_circuit(cache: Cache, hub: Hub, listener: Listener) -> None:
     hub.image("library/other", "1", [b"another"])
     hub.faults.add(Fault(kind="manifest", status=503, times=1))
     assert (await cache.get(listener, "/v2/library/other/manifests/1"))[0] == 200
     assert cache.engine.breakers.open_reason(address(hub, "registry")) is None
 
 
-async def test_failures_with_successes_between_them_open_nothing(cache: Cache, hub: Hub) -> None:
+async def test_failures_with_successes_in_between_do_not_open_the_circuit(cache: Cache, hub: Hub) -> None:
     for number in range(breaker.THRESHOLD * 2):
         hub.image("library/other", str(number), [str(number).encode()])
         hub.faults.add(Fault(kind="manifest", status=503, times=1))
@@ -113,8 +113,8 @@ async def test_failures_with_successes_between_them_open_nothing(cache: Cache, h
     assert cache.engine.breakers.open_reason(address(hub, "registry")) is None
 
 
-async def test_refusals_and_limits_open_nothing(cache: Cache, hub: Hub) -> None:
-    """The host is alive and says something that matters."""
+async def test_refusals_and_rate_limits_do_not_open_the_circuit(cache: Cache, hub: Hub) -> None:
+    """Such responses show that the host works."""
     for status in (401, 403, 404, 429):
         fault = hub.faults.add(Fault(kind="manifest", status=status, body="no"))
         for number in range(breaker.THRESHOLD + 1):
@@ -142,7 +142,7 @@ async def test_one_time_out_opens_the_circuit_and_no_further_request_waits(
 
 
 @EACH_LISTENER
-async def test_client_with_a_stale_copy_at_hand_does_not_wait_for_a_slow_upstream(
+async def test_stale_copy_is_served_without_waiting_for_a_slow_upstream(
     cache: Cache, hub: Hub, image: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even for the first time-out, which in production is 30 seconds."""
@@ -161,7 +161,7 @@ async def test_client_with_a_stale_copy_at_hand_does_not_wait_for_a_slow_upstrea
 
 
 def cold(hub: Hub, count: int) -> list[tuple[str, bytes]]:
-    """Paths of blobs that nobody has asked for, and what they hold."""
+    """Return paths of blobs that were never requested, and their content."""
     contents = [random_bytes(2000, f"cold {number}") for number in range(count)]
     return [(f"/v2/library/cold/blobs/{hub.blob('library/cold', content)}", content) for content in contents]
 
@@ -170,7 +170,7 @@ def cold(hub: Hub, count: int) -> list[tuple[str, bytes]]:
 @pytest.mark.parametrize(
     "fault", [Fault(status=500), Fault(reset=True), Fault(blackhole=True)], ids=["500", "reset", "silent"]
 )
-async def test_broken_blob_keeps_no_other_from_being_fetched(
+async def test_broken_blob_does_not_prevent_others_from_being_fetched(
     cache: Cache, hub: Hub, listener: Listener, fault: Fault
 ) -> None:
     (broken, _), *others = cold(hub, 15)
@@ -184,7 +184,7 @@ async def test_broken_blob_keeps_no_other_from_being_fetched(
 
 @EACH_LISTENER
 async def test_layers_that_fail_once_each_are_all_fetched(cache: Cache, hub: Hub, listener: Listener) -> None:
-    """Together they open the circuit; its first probe closes it, and is waited for."""
+    """Together they open the circuit; the requests wait for its first probe, which closes it."""
     layers = cold(hub, breaker.THRESHOLD + 1)
     for path, _ in layers:
         hub.faults.add(Fault(kind="cdn", path=f"*{path.rpartition(':')[2]}*", status=500, times=1))
@@ -194,7 +194,7 @@ async def test_layers_that_fail_once_each_are_all_fetched(cache: Cache, hub: Hub
 
 
 @EACH_LISTENER
-async def test_cold_manifest_waits_for_the_first_probe(
+async def test_request_for_an_unknown_manifest_waits_for_the_first_probe(
     cache: Cache, hub: Hub, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = hub.image("library/other", "1", [b"another"])
@@ -207,7 +207,7 @@ async def test_cold_manifest_waits_for_the_first_probe(
 
 @EACH_LISTENER
 @pytest.mark.parametrize("suffix", ["", ".sig"])
-async def test_signature_waits_for_the_first_probe_too(
+async def test_request_for_a_signature_waits_for_the_first_probe(
     cache: Cache, hub: Hub, image: Image, listener: Listener, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A verifier that gets 404 concludes that the image is not signed."""
@@ -219,7 +219,7 @@ async def test_signature_waits_for_the_first_probe_too(
     assert await cache.get(listener, f"/v2/library/app/manifests/{signature.tag}") == (200, signature.manifest)
 
 
-async def test_failed_probe_is_not_waited_for_again(cache: Cache, hub: Hub) -> None:
+async def test_request_does_not_wait_after_a_failed_probe(cache: Cache, hub: Hub) -> None:
     hub.stop("registry")
     await fail(cache, Listener.PROXY, 1)
     await until_probed(cache, address(hub, "registry"))
@@ -228,7 +228,7 @@ async def test_failed_probe_is_not_waited_for_again(cache: Cache, hub: Hub) -> N
     assert not await asyncio.wait_for(caught.value.wait_for_probe(), 0.05)
 
 
-async def test_token_service_is_down_when_it_fails_for_several_repositories(
+async def test_circuit_of_the_token_service_opens_after_failures_for_several_repositories(
     cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 60.0)
@@ -240,12 +240,12 @@ async def test_token_service_is_down_when_it_fails_for_several_repositories(
     assert cache.engine.breakers.open_reason(address(hub, "token")) == "status 500"
 
 
-# -- what is nobody's failure -----------------------------------------------------------------------------------------
+# -- no failures of the upstream --------------------------------------------------------------------------------------
 
 
 @EACH_LISTENER
 @pytest.mark.parametrize("value", ["Bearer a\r\n b", "Bearer a\nb", "Bearer a\0b", "Bearer \udcff"])
-async def test_header_that_a_client_sends_wrong_is_no_failure_of_the_upstream(
+async def test_invalid_header_of_a_client_is_not_a_failure_of_the_upstream(
     cache: Cache, hub: Hub, listener: Listener, value: str
 ) -> None:
     others = cold(hub, 2)
@@ -261,7 +261,9 @@ async def test_header_that_a_client_sends_wrong_is_no_failure_of_the_upstream(
 
 
 @pytest.mark.parametrize("location", ["http://" + "a" * 70 + ".example/x", "http://\u2665..example/", "http://[::1/"])
-async def test_redirect_that_cannot_be_asked_for_is_a_bad_upstream(cache: Cache, hub: Hub, location: str) -> None:
+async def test_invalid_redirect_is_a_bad_upstream_and_no_failure_of_the_host(
+    cache: Cache, hub: Hub, location: str
+) -> None:
     others = cold(hub, 1)
     hub.faults.add(Fault(kind="blob", redirect=location, path="*/app/*"))
     for number in range(breaker.THRESHOLD + 1):
@@ -278,7 +280,7 @@ async def never() -> bool:
     return False
 
 
-async def test_circuits_are_bounded_and_those_unused_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_circuits_are_bounded_and_unused_ones_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.0)
     monkeypatch.setattr(breaker, "_LAST_PROBE_SECONDS", 0.0)
     now = 0.0
@@ -291,12 +293,12 @@ async def test_circuits_are_bounded_and_those_unused_are_forgotten(monkeypatch: 
     now = breaker.UNUSED_SECONDS - 1
     assert breakers.open_reason(last) == "time-out"
     now += 2
-    assert list(breakers.circuits) == [last], "somebody asked for it"
+    assert list(breakers.circuits) == [last], "it was used"
     await until(lambda: len(breakers._tasks) == 1)
     await breakers.close()
 
 
-async def test_circuit_that_opens_again_has_one_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reopened_circuit_has_one_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.01)
     monkeypatch.setattr(breaker, "_LAST_PROBE_SECONDS", 0.01)
     breakers = breaker.CircuitBreakers()
@@ -312,10 +314,10 @@ async def test_circuit_that_opens_again_has_one_probe(monkeypatch: pytest.Monkey
 
 @EACH_LISTENER
 @pytest.mark.parametrize("fault", ["stopped", "blackholed", "500"])
-async def test_probe_in_the_background_closes_the_circuit(
+async def test_background_probe_closes_the_circuit(
     cache: Cache, hub: Hub, image: Image, listener: Listener, fault: str
 ) -> None:
-    """Nobody has to ask for it."""
+    """Without any request of a client."""
     match fault:
         case "stopped":
             hub.stop("registry")
@@ -334,7 +336,7 @@ async def test_probe_in_the_background_closes_the_circuit(
     assert await cache.get(listener, "/v2/library/app/manifests/1") == (200, moved.manifest)
 
 
-async def test_probes_are_few_and_carry_no_credentials(cache: Cache, hub: Hub) -> None:
+async def test_probes_are_few_and_have_no_credentials(cache: Cache, hub: Hub) -> None:
     hub.faults.add(Fault(kind="[pmb]*", status=500))
     await fail(cache, Listener.PROXY, 1)
     hub.reset_log()
@@ -344,7 +346,7 @@ async def test_probes_are_few_and_carry_no_credentials(cache: Cache, hub: Hub) -
     assert {(probe.method, probe.path, probe.authorization) for probe in probes} == {("GET", "/v2/", None)}
 
 
-async def test_each_host_has_a_circuit_of_its_own(cache: Cache, hub: Hub) -> None:
+async def test_each_host_has_its_own_circuit(cache: Cache, hub: Hub) -> None:
     """A dead CDN does not keep manifests from being validated."""
     other = hub.image("library/other", "1", [b"another"])
     hub.stop("cdn")
@@ -354,8 +356,8 @@ async def test_each_host_has_a_circuit_of_its_own(cache: Cache, hub: Hub) -> Non
     assert await cache.get(Listener.PROXY, "/v2/library/other/manifests/1") == (200, other.manifest)
 
 
-async def test_state_and_reason_are_shown(cache: Cache, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
-    """In `/healthz`, in metrics and in the log; and again when it is over."""
+async def test_state_and_reason_are_reported(cache: Cache, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    """In `/healthz`, in metrics and in the log; also when the host works again."""
     host = address(hub, "registry")
     assert json.loads(await page(cache, "/healthz"))["status"] == "ok"
     assert f'hubcache_upstream_up{{host="{host}"}} 1.0' in await page(cache, "/metrics")
@@ -370,7 +372,7 @@ async def test_state_and_reason_are_shown(cache: Cache, hub: Hub, caplog: pytest
         assert f'hubcache_upstream_up{{host="{host}"}} 0.0' in metrics
         assert f'hubcache_upstream_requests_total{{host="{host}",kind="manifest",status="error"}} 3.0' in metrics
         opened = [record.getMessage() for record in caplog.records if host in record.getMessage()]
-        assert len(opened) == 1, "said once, not for each request"
+        assert len(opened) == 1, "logged once, not for each request"
         assert refused in opened[0]
         hub.start()
         await until_closed(cache, host)

@@ -1,4 +1,4 @@
-"""What a CDN answers is no word of the registry: not on who may read, not on what there is, not on its rate limit."""
+"""Responses of a CDN are not the registry's: they prove nothing about access, existing content or rate limits."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -61,7 +61,7 @@ async def test_refusal_of_a_cdn_makes_no_repository_private(
 
 @EACH_LISTENER
 @pytest.mark.parametrize("status", [401, 403, 404, 429])
-async def test_refusal_of_a_cdn_is_tried_again_with_a_new_signature(
+async def test_refused_cdn_request_is_retried_with_a_new_signature(
     cache: Cache, hub: Hub, listener: Listener, status: int
 ) -> None:
     hub.faults.add(Fault(kind="cdn", status=status, times=1))
@@ -71,7 +71,7 @@ async def test_refusal_of_a_cdn_is_tried_again_with_a_new_signature(
 
 
 @EACH_LISTENER
-async def test_signature_that_has_expired_is_fetched_anew(
+async def test_expired_signature_is_replaced_by_a_new_one(
     cache: Cache, hub: Hub, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub.cdn, "lifetime", -10)
@@ -81,16 +81,18 @@ async def test_signature_that_has_expired_is_fetched_anew(
 
 
 @EACH_LISTENER
-async def test_limit_of_a_cdn_is_not_the_registrys(cache: Cache, hub: Hub, image: Image, listener: Listener) -> None:
-    told = {"Retry-After": "3600", "ratelimit-limit": "5;w=60", "ratelimit-remaining": "0;w=60"}
-    fault = hub.faults.add(Fault(kind="cdn", status=429, headers=told))
+async def test_rate_limit_of_a_cdn_is_not_the_registrys(
+    cache: Cache, hub: Hub, image: Image, listener: Listener
+) -> None:
+    headers = {"Retry-After": "3600", "ratelimit-limit": "5;w=60", "ratelimit-remaining": "0;w=60"}
+    fault = hub.faults.add(Fault(kind="cdn", status=429, headers=headers))
     assert await cold(cache, listener) == 503
     assert cache.engine.metrics.remaining("registry-1.docker.io", "anonymous") is None
     hub.faults.remove(fault)
     assert await cold(cache, listener) == 200
 
 
-async def test_challenge_of_a_cdn_is_told_to_nobody(cache: Cache, hub: Hub) -> None:
+async def test_challenge_of_a_cdn_is_not_passed_on(cache: Cache, hub: Hub) -> None:
     evil = {"WWW-Authenticate": 'Bearer realm="http://evil.example/token",service="x"'}
     hub.faults.add(Fault(kind="cdn", status=401, headers=evil))
     answer, body = await cache.ask(Listener.PROXY, "GET", f"/v2/{REPO}/blobs/{COLD}")
@@ -99,7 +101,7 @@ async def test_challenge_of_a_cdn_is_told_to_nobody(cache: Cache, hub: Hub) -> N
 
 @EACH_LISTENER
 @pytest.mark.parametrize("status", [401, 403])
-async def test_refusal_of_the_registry_itself_still_counts(
+async def test_refusal_of_the_registry_makes_the_repository_private(
     cache: Cache, hub: Hub, image: Image, listener: Listener, status: int
 ) -> None:
     hub.faults.add(Fault(kind="blob", status=status))
@@ -113,10 +115,10 @@ async def test_refusal_of_the_registry_itself_still_counts(
 
 @EACH_LISTENER
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 501])
-async def test_refusal_of_a_head_by_a_cdn_makes_no_readable_blob_unreadable(
+async def test_blob_is_readable_when_the_cdn_refuses_head(
     cache: Cache, hub: Hub, image: Image, listener: Listener, status: int
 ) -> None:
-    """A signature may be good for GET only. Cold, and stored by way of another repository."""
+    """A signature may be valid for GET only. For a new blob, and for one stored from another repository."""
     hub.faults.add(Fault(kind="cdn", method="HEAD", status=status))
     hub.blob("library/other", b"layer")
     for repo, digest in ((REPO, COLD), ("library/other", image.layers[0])):
@@ -127,8 +129,8 @@ async def test_refusal_of_a_head_by_a_cdn_makes_no_readable_blob_unreadable(
             assert (answer.status, answer.size > 0) == (200, True), (repo, method)
 
 
-async def test_another_registry_that_is_redirected_to_knows_what_it_has_not(hub: Hub) -> None:
-    """registry.k8s.io redirects reads of manifests to such; and what is missing must not be an outage to clients."""
+async def test_404_of_another_registry_after_a_redirect_is_manifest_unknown(hub: Hub) -> None:
+    """registry.k8s.io redirects manifest reads to other registries; a missing manifest must not look like an outage."""
     with Hub() as other:
         other.auth = False
         other.image(REPO, "1")

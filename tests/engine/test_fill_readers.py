@@ -1,5 +1,5 @@
-"""Fills whose clients leave: few go on, the rest can be taken up for a moment and then ends; and nobody's flood stops
-another's pull."""
+"""Fills whose clients disconnect: few continue, the others are paused and then cancelled; floods do not block other
+clients."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ from support.users import settled, until
 
 REPO = "library/app"
 SIZE = 1_500_000
-"""Bytes: so many that after the first of them none is nearly done."""
+"""Bytes of a blob: so many that no fill is nearly complete after its first bytes."""
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 
 
 class Blobs:
-    """Cold blobs, which stand still upstream after some bytes until the test lets them go on."""
+    """New blobs, whose transfer pauses after some bytes until `end` is called."""
 
     def __init__(self, cache: Cache, hub: Hub, *, after: int = 100_000) -> None:
         self.cache = cache
@@ -45,7 +45,7 @@ class Blobs:
         return random_bytes(SIZE, f"blob {number}")
 
     async def ask(self, number: int, client: str = "10.0.0.1", **headers: str) -> Answer:
-        """The head of the answer to a client that asks for a blob."""
+        """Request a blob for a client, and return the head of the answer."""
         digest = self.hub.blob(REPO, self.data(number))
         request = self.cache.request(Listener.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}", **headers)
         outcome = await self.cache.engine.service.answer(replace(request, client=client))
@@ -57,7 +57,7 @@ class Blobs:
         return self.cache.engine.fills.get(Digest.of(self.data(number)))
 
     async def leave(self, *numbers: int) -> None:
-        """Clients ask, get some bytes, and leave."""
+        """Request blobs, read some bytes, and disconnect."""
         for number in numbers:
             answer = await self.ask(number)
             assert answer.source is not None
@@ -65,7 +65,7 @@ class Blobs:
             await answer.source.close()
 
     async def stored(self, *numbers: int) -> list[bool]:
-        """Which are in the store in the end."""
+        """Return which blobs are in the store in the end."""
         await settled(self.cache)
         return [self.cache.engine.store.has(Digest.of(self.data(number))) for number in numbers]
 
@@ -78,7 +78,7 @@ def blobs(cache: Cache, hub: Hub) -> Blobs:
     return Blobs(cache, hub)
 
 
-async def test_few_fills_go_on_without_readers_and_the_rest_is_given_up(
+async def test_few_fills_continue_without_readers_and_others_are_cancelled(
     blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 0.1)
@@ -88,7 +88,7 @@ async def test_few_fills_go_on_without_readers_and_the_rest_is_given_up(
     assert [await read(await blobs.ask(number)) == blobs.data(number) for number in range(12)] == [True] * 12
 
 
-async def test_fill_that_stands_still_fetches_nothing_and_goes_on_for_who_comes_back(blobs: Blobs, hub: Hub) -> None:
+async def test_paused_fill_downloads_nothing_and_continues_for_a_returning_client(blobs: Blobs, hub: Hub) -> None:
     await blobs.leave(*range(unread_fills.MAX_UNREAD + 1))
     blobs.end()
     await until(lambda: len(blobs.cache.engine.fills.progress()) == 1)
@@ -98,10 +98,10 @@ async def test_fill_that_stands_still_fetches_nothing_and_goes_on_for_who_comes_
     rest = await blobs.ask(number, range=f"bytes={standing.written}-")
     assert await read(rest) == blobs.data(number)[standing.written :]
     assert all(await blobs.stored(*range(5)))
-    assert hub.count(kind="cdn", method="GET") == 5, "each was fetched once"
+    assert hub.count(kind="cdn", method="GET") == 5, "each was downloaded once"
 
 
-async def test_the_most_complete_go_on(cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_most_complete_fills_continue(cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 0.05)
     blobs = Blobs(cache, hub, after=50_000)
     blobs.fault.times = unread_fills.MAX_UNREAD
@@ -119,7 +119,7 @@ async def test_the_most_complete_go_on(cache: Cache, hub: Hub, monkeypatch: pyte
     assert sum(await blobs.stored(*range(unread_fills.MAX_UNREAD))) == unread_fills.MAX_UNREAD - 1
 
 
-async def test_blob_that_is_nearly_done_or_often_asked_for_goes_on(
+async def test_fill_of_a_nearly_complete_or_popular_blob_continues(
     cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 0.05)
@@ -142,7 +142,7 @@ async def test_blob_that_is_nearly_done_or_often_asked_for_goes_on(
     assert all(await often.stored(*range(10, 18)))
 
 
-async def test_even_wanted_blobs_are_bounded(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unread_fills_of_popular_blobs_are_bounded(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 0.05)
     numbers = range(unread_fills.MAX_WANTED + 5)
     for number in numbers:
@@ -167,7 +167,7 @@ async def test_prefetch_counts_as_a_reader(blobs: Blobs, monkeypatch: pytest.Mon
     assert all(await blobs.stored(*range(6)))
 
 
-async def test_progress_tells_size_bytes_and_readers(blobs: Blobs) -> None:
+async def test_progress_has_size_bytes_and_readers(blobs: Blobs) -> None:
     first, second = await blobs.ask(1), await blobs.ask(1, client="10.0.0.2")
     fill = blobs.fill(1)
     assert fill is not None
@@ -179,7 +179,7 @@ async def test_progress_tells_size_bytes_and_readers(blobs: Blobs) -> None:
     assert blobs.cache.engine.fills.progress() == []
 
 
-async def test_flood_of_one_client_does_not_stop_the_pull_of_another(blobs: Blobs) -> None:
+async def test_flood_of_one_client_does_not_block_another(blobs: Blobs) -> None:
     flood = [asyncio.create_task(blobs.ask(number)) for number in range(fill_slots.MAX_FILLS + 10)]
     await until(lambda: len(blobs.cache.engine.fills.progress()) == len(flood), 60)
     layers = [asyncio.create_task(blobs.ask(number, client="10.0.0.2")) for number in (1000, 1001, 1002)]
@@ -191,7 +191,7 @@ async def test_flood_of_one_client_does_not_stop_the_pull_of_another(blobs: Blob
     assert all([await read(await task) == blobs.data(number) for number, task in enumerate(flood)])
 
 
-async def test_client_that_leaves_while_its_blob_waits_for_a_slot_has_nothing_fetched(blobs: Blobs, hub: Hub) -> None:
+async def test_fill_that_waits_for_a_slot_is_cancelled_when_its_client_disconnects(blobs: Blobs, hub: Hub) -> None:
     flood = [asyncio.create_task(blobs.ask(number)) for number in range(fill_slots.MAX_FILLS)]
     await until(lambda: sum(task.done() for task in flood) == 48, 60)
     asked = hub.count(kind="cdn", method="GET")
@@ -206,7 +206,7 @@ async def test_client_that_leaves_while_its_blob_waits_for_a_slot_has_nothing_fe
             await read(task.result())
 
 
-async def test_fill_that_is_given_up_before_it_began_takes_no_slot(cache: Cache) -> None:
+async def test_fill_that_is_cancelled_before_it_starts_takes_no_slot(cache: Cache) -> None:
     fills = cache.engine.fills
     for number in range(fill_slots.MAX_FILLS * 2):
         fill = fills.start(Digest.of(str(number).encode()), None, lambda _: cast(Any, None))
@@ -216,7 +216,7 @@ async def test_fill_that_is_given_up_before_it_began_takes_no_slot(cache: Cache)
     assert not fills._slots._held
 
 
-async def test_fill_that_stands_still_is_given_up_at_once_where_another_waits_for_its_slot(
+async def test_paused_fill_is_cancelled_at_once_when_another_waits_for_a_slot(
     blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 600.0)
@@ -227,7 +227,7 @@ async def test_fill_that_stands_still_is_given_up_at_once_where_another_waits_fo
     assert await read(await asyncio.wait_for(late, 60)) == blobs.data(100)
 
 
-async def test_who_waits_for_a_slot_gets_that_of_a_client_that_leaves(
+async def test_waiting_fill_gets_the_slot_of_a_disconnected_client(
     blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 600.0)
@@ -245,8 +245,8 @@ async def test_who_waits_for_a_slot_gets_that_of_a_client_that_leaves(
         await answer.source.close()
 
 
-async def test_fill_that_has_just_been_given_up_is_granted_no_slot(cache: Cache) -> None:
-    """Its task hears of it a moment later, and meanwhile the slot of another becomes free."""
+async def test_fill_that_was_just_cancelled_is_granted_no_slot(cache: Cache) -> None:
+    """Its task is cancelled a moment later; meanwhile the slot of another fill becomes free."""
 
     @asynccontextmanager
     async def hang(_: int) -> AsyncIterator[Any]:

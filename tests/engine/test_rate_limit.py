@@ -1,4 +1,4 @@
-"""The upstream's rate limit: spent on what is needed only, watched, and never a reason for a stored image to fail."""
+"""The upstream's rate limit: few counted requests, metrics, and stored images that are served without any."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ async def with_account(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 
 
 def shown(cache: Cache, credential: str) -> int | None:
-    """What metrics say of the pulls that are left."""
+    """Return the remaining pulls that metrics report."""
     line = f'hubcache_ratelimit_remaining{{credential="{credential}",host="{HOST}"}} '
     for text in cache.engine.metrics.render().decode().splitlines():
         if text.startswith(line):
@@ -47,11 +47,11 @@ def shown(cache: Cache, credential: str) -> int | None:
     return None
 
 
-# -- what is spent ---------------------------------------------------------------------------------------------------
+# -- counted requests ------------------------------------------------------------------------------------------------
 
 
 @EACH_LISTENER
-async def test_pull_costs_one_counted_request_and_a_warm_one_none(
+async def test_first_pull_costs_one_counted_request_and_later_ones_none(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     for _ in range(3):
@@ -60,7 +60,7 @@ async def test_pull_costs_one_counted_request_and_a_warm_one_none(
 
 
 @EACH_LISTENER
-async def test_pull_of_an_index_costs_one_counted_request_per_manifest(
+async def test_pull_of_an_image_index_costs_one_counted_request_per_manifest(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     index = hub.index("library/app", "multi", {"linux/amd64": image})
@@ -72,7 +72,7 @@ async def test_pull_of_an_index_costs_one_counted_request_per_manifest(
 
 
 @EACH_LISTENER
-async def test_validation_of_an_unmoved_tag_costs_nothing(
+async def test_validation_of_an_unmoved_tag_costs_no_counted_request(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     await pull(cache, image)
@@ -98,7 +98,7 @@ async def test_moved_tag_costs_one_counted_request(cache: Cache, hub: Hub, image
 
 
 @EACH_LISTENER
-async def test_head_of_what_is_not_stored_costs_nothing(
+async def test_head_of_an_unknown_manifest_costs_no_counted_request(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     for reference in ("1", image.digest):
@@ -108,7 +108,9 @@ async def test_head_of_what_is_not_stored_costs_nothing(
     assert hub.remaining == 50
 
 
-async def test_tag_that_moved_to_something_stored_costs_nothing(cache: Cache, hub: Hub, image: Image) -> None:
+async def test_tag_that_moved_to_a_stored_manifest_costs_no_counted_request(
+    cache: Cache, hub: Hub, image: Image
+) -> None:
     other = hub.image("library/app", "2", [b"two"])
     await pull(cache, image)
     await pull(cache, other)
@@ -122,10 +124,10 @@ async def test_tag_that_moved_to_something_stored_costs_nothing(cache: Cache, hu
 
 
 @EACH_LISTENER
-async def test_immediate_retries_after_a_429_cost_the_upstream_one_request(
+async def test_immediate_retries_after_a_429_cause_one_upstream_request(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
-    """As containerd does: a HEAD, a GET, and five times more without a pause."""
+    """As containerd does: a HEAD, a GET, and five more GETs without a delay."""
     hub.limit(0)
     for method in ("HEAD", *("GET",) * 6):
         answer, body = await cache.ask(listener, method, "/v2/library/app/manifests/1")
@@ -138,7 +140,7 @@ async def test_immediate_retries_after_a_429_cost_the_upstream_one_request(
 
 
 @EACH_LISTENER
-async def test_many_clients_at_once_cost_the_upstream_one_refusal(
+async def test_concurrent_clients_cause_one_upstream_429(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     hub.limit(0)
@@ -147,10 +149,10 @@ async def test_many_clients_at_once_cost_the_upstream_one_refusal(
     assert hub.count(kind="manifest", method="GET", status=429) == 1
 
 
-async def test_retries_of_a_user_whose_limit_is_used_up_too_cost_the_upstream_one_request(
+async def test_retries_of_a_user_without_remaining_pulls_cause_one_upstream_request(
     cache: Cache, hub: Hub, image: Image
 ) -> None:
-    """All credentials were tried; the answer is not asked for again and again with the user's own."""
+    """All credentials were used; further requests with the user's own are not sent upstream."""
     hub.user("bob", "bob's")
     own = bearer(hub, "bob", "library/app")
     hub.faults.add(Fault(kind="manifest", method="GET", status=429, headers={"Retry-After": "60"}))
@@ -162,7 +164,7 @@ async def test_retries_of_a_user_whose_limit_is_used_up_too_cost_the_upstream_on
     assert hub.count(kind="manifest", method="GET", status=429) == 2
 
 
-async def test_upstream_is_asked_again_when_retry_after_is_over(
+async def test_upstream_is_contacted_again_after_retry_after(
     cache: Cache, hub: Hub, image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
@@ -176,11 +178,13 @@ async def test_upstream_is_asked_again_when_retry_after_is_over(
     assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/1"))[0] == 200
 
 
-@pytest.mark.parametrize(("header", "seconds"), [({"Retry-After": "300"}, 300), ({}, 60)], ids=["told", "not told"])
-async def test_pause_lasts_as_long_as_upstream_says_or_a_minute(
+@pytest.mark.parametrize(
+    ("header", "seconds"), [({"Retry-After": "300"}, 300), ({}, 60)], ids=["with header", "without header"]
+)
+async def test_pause_lasts_for_retry_after_or_a_minute(
     cache: Cache, hub: Hub, image: Image, header: dict[str, str], seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The abuse limit of the Hub counts every request and answers in plain text without `Retry-After`."""
+    """Docker Hub's abuse limit counts all requests, and its 429 is plain text without `Retry-After`."""
     clock = Clock(monkeypatch, cache)
     hub.faults.add(Fault(kind="manifest", status=429, body="Too Many Requests (HAP429).", headers=header, times=1))
     for ahead, status in ((0, 429), (seconds - 5, 429), (seconds + 5, 200)):
@@ -189,10 +193,10 @@ async def test_pause_lasts_as_long_as_upstream_says_or_a_minute(
 
 
 @EACH_LISTENER
-async def test_stored_image_is_served_although_the_limit_is_used_up(
+async def test_stored_image_is_served_when_no_pulls_remain(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
-    """Also when its tag moved: then the old one, and it says so."""
+    """Also when its tag moved: then the old image, marked as stale."""
     await pull(cache, image)
     cache.apply(tag_ttl=0.0)
     hub.limit(0)
@@ -205,7 +209,7 @@ async def test_stored_image_is_served_although_the_limit_is_used_up(
     assert hub.count(method="GET", status=429) == 1
 
 
-async def test_why_a_stale_answer_is_served_is_in_the_log(
+async def test_reason_of_a_stale_answer_is_logged(
     cache: Cache, hub: Hub, image: Image, caplog: pytest.LogCaptureFixture
 ) -> None:
     await pull(cache, image)
@@ -216,7 +220,7 @@ async def test_why_a_stale_answer_is_served_is_in_the_log(
     assert "limits our requests" in caplog.text
 
 
-async def test_limit_on_the_token_service_does_not_become_a_storm_there(cache: Cache, hub: Hub, image: Image) -> None:
+async def test_retries_do_not_reach_a_rate_limited_token_service(cache: Cache, hub: Hub, image: Image) -> None:
     hub.faults.add(Fault(kind="token", status=429, body="no", headers={"Retry-After": "60"}))
     for _ in range(6):
         assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/1"))[0] == 429
@@ -226,7 +230,7 @@ async def test_limit_on_the_token_service_does_not_become_a_storm_there(cache: C
 # -- whose limit -----------------------------------------------------------------------------------------------------
 
 
-async def test_miss_uses_the_clients_own_token_if_it_has_one(with_account: Cache, hub: Hub, image: Image) -> None:
+async def test_miss_uses_the_clients_own_token(with_account: Cache, hub: Hub, image: Image) -> None:
     hub.user("bob", "bob's")
     own = bearer(hub, "bob", "library/app")
     assert set(await pull(with_account, image, authorization=own)) == {200}
@@ -251,7 +255,7 @@ async def test_miss_is_anonymous_without_token_and_account(
 
 
 @pytest.mark.parametrize("unfit", ["for another repository", "expired", "made up"])
-async def test_token_that_does_not_fit_is_passed_over(with_account: Cache, hub: Hub, image: Image, unfit: str) -> None:
+async def test_token_without_access_is_skipped(with_account: Cache, hub: Hub, image: Image, unfit: str) -> None:
     hub.user("bob", "bob's")
     hub.image("library/other", "1", [b"another"])
     own = bearer(hub, "bob", "library/other" if unfit == "for another repository" else "library/app")
@@ -261,9 +265,7 @@ async def test_token_that_does_not_fit_is_passed_over(with_account: Cache, hub: 
     assert [record.user for record in hub.requests(kind="manifest", method="GET", status=200)] == ["robot"]
 
 
-async def test_next_credentials_are_used_when_one_has_used_up_its_limit(
-    with_account: Cache, hub: Hub, image: Image
-) -> None:
+async def test_next_credentials_are_used_when_no_pulls_remain(with_account: Cache, hub: Hub, image: Image) -> None:
     """The client's own, then the account's, then none."""
     hub.user("bob", "bob's")
     own = bearer(hub, "bob", "library/app")
@@ -278,7 +280,7 @@ async def test_next_credentials_are_used_when_one_has_used_up_its_limit(
 
 
 @EACH_LISTENER
-async def test_account_whose_password_is_refused_fails_no_pull(
+async def test_refused_account_password_fails_no_pull(
     hub: Hub, image: Image, listener: Listener, tmp_path: Path
 ) -> None:
     async with running(hub, tmp_path / "store", account=Account("robot", "old")) as cache:
@@ -289,7 +291,7 @@ async def test_account_whose_password_is_refused_fails_no_pull(
 # -- metrics ---------------------------------------------------------------------------------------------------------
 
 
-async def test_pulls_left_are_shown_per_credential(with_account: Cache, hub: Hub, image: Image) -> None:
+async def test_remaining_pulls_are_reported_per_credential(with_account: Cache, hub: Hub, image: Image) -> None:
     hub.user("bob", "bob's")
     hub.faults.add(Fault(kind="manifest", method="GET", times=1, headers={"ratelimit-remaining": "7;w=21600"}))
     await with_account.get(
@@ -299,12 +301,12 @@ async def test_pulls_left_are_shown_per_credential(with_account: Cache, hub: Hub
     hub.faults.add(Fault(kind="manifest", method="GET", times=1, headers={"ratelimit-remaining": "150;w=21600"}))
     await with_account.get(Listener.PROXY, "/v2/library/app/manifests/2")
     assert (shown(with_account, "client"), shown(with_account, "account")) == (7, 150)
-    assert shown(with_account, "anonymous") in (48, 49, 50), "as the HEADs told"
+    assert shown(with_account, "anonymous") in (48, 49, 50), "as the HEADs reported"
     text = with_account.engine.metrics.render().decode()
     assert f'hubcache_ratelimit_limit{{credential="account",host="{HOST}"}} 100.0' in text
 
 
-async def test_pulls_of_different_repositories_at_once_are_all_shown_as_the_accounts(
+async def test_concurrent_pulls_of_several_repositories_are_reported_as_the_accounts(
     with_account: Cache, hub: Hub
 ) -> None:
     hub.limit(50)
@@ -319,7 +321,7 @@ async def test_pulls_of_different_repositories_at_once_are_all_shown_as_the_acco
     assert shown(with_account, "client") is None
 
 
-async def test_no_limit_is_shown_where_upstream_tells_none(cache: Cache, hub: Hub) -> None:
+async def test_no_limit_is_reported_without_the_upstreams_headers(cache: Cache, hub: Hub) -> None:
     image = hub.image("library/app", "1")
     await pull(cache, image)
     assert shown(cache, "anonymous") is None

@@ -1,4 +1,4 @@
-"""The realm that clients are told, who is answered there by whom, and to which realms no password goes."""
+"""The realm in challenges for clients, answers to token requests, and realms that get no password."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -49,7 +49,7 @@ async def cache(start: Callable[..., Any]) -> AsyncIterator[Cache]:
 async def ask_token(
     cache: Cache, method: str = "GET", authorization: str | None = None, **fields: str
 ) -> tuple[Answer, bytes]:
-    """A request at the realm that clients are told."""
+    """Send a token request to the realm that clients get in challenges."""
     form = urlencode({"service": "registry.docker.io", **fields})
     headers = {} if authorization is None else {"authorization": authorization}
     path = f"{TOKEN_PATH}?{form}" if method == "GET" else TOKEN_PATH
@@ -69,11 +69,11 @@ def realm_of(answer: Answer | Forward) -> str:
     return challenge.realm
 
 
-# -- what clients are told -------------------------------------------------------------------------------------------
+# -- challenges for clients ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("registry", "realm", "told"),
+    ("registry", "realm", "expected"),
     [
         ("registry.gitlab.com", "https://gitlab.com/jwt/auth", f"https://registry.gitlab.com{TOKEN_PATH}"),
         ("docker.elastic.co", "https://docker-auth.elastic.co/auth", f"https://docker.elastic.co{TOKEN_PATH}"),
@@ -90,14 +90,16 @@ def realm_of(answer: Answer | Forward) -> str:
         ("registry-1.docker.io=http://localhost:5000", "http://x.example/t", "https://auth.docker.io/token"),
     ],
 )
-def test_realm_of_the_registrys_domain_is_told_on_its_own_host(registry: str, realm: str, told: str) -> None:
+def test_realm_in_the_registrys_domain_is_replaced_by_one_on_its_own_host(
+    registry: str, realm: str, expected: str
+) -> None:
     challenge = Challenge(realm, "service", "scope", "insufficient_scope")
-    assert client_challenge(Registry.parse(registry), challenge) == Challenge(told, "service", "scope", None)
+    assert client_challenge(Registry.parse(registry), challenge) == Challenge(expected, "service", "scope", None)
     assert client_challenge(Registry.parse(registry), challenge, "invalid_token").error == "invalid_token"
 
 
 @given(st.text(max_size=40) | st.text("htps:/[]@.%?#0aß\udcff ", max_size=30).map("https://".__add__))
-def test_no_realm_whatever_breaks_what_clients_are_told(realm: str) -> None:
+def test_any_realm_becomes_a_challenge_for_clients(realm: str) -> None:
     registry = Registry.parse("registry.example")
     assert client_challenge(registry, Challenge(realm, None, None)).realm in (
         realm,
@@ -106,7 +108,7 @@ def test_no_realm_whatever_breaks_what_clients_are_told(realm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "presented", "sent", "told"),
+    ("error", "presented", "sent", "expected"),
     [
         ("insufficient_scope", None, "Bearer ours", None),
         ("insufficient_scope", "Bearer local", "Bearer ours", "insufficient_scope"),
@@ -117,10 +119,10 @@ def test_no_realm_whatever_breaks_what_clients_are_told(realm: str) -> None:
         (None, "Bearer own", "Bearer own", None),
     ],
 )
-def test_error_is_told_of_what_the_client_itself_presented(
-    error: str | None, presented: str | None, sent: str | None, told: str | None
+def test_challenge_has_an_error_only_for_the_clients_own_token(
+    error: str | None, presented: str | None, sent: str | None, expected: str | None
 ) -> None:
-    assert client_error(error, presented, sent) == told
+    assert client_error(error, presented, sent) == expected
 
 
 def test_realm_on_another_port_of_the_registrys_host_is_not_intercepted() -> None:
@@ -130,20 +132,20 @@ def test_realm_on_another_port_of_the_registrys_host_is_not_intercepted() -> Non
     assert not is_on_registry_host(registry, "http://registry.example:5000/token")
 
 
-async def test_every_challenge_names_the_realm_that_is_intercepted(cache: Cache) -> None:
+async def test_every_challenge_has_the_intercepted_realm(cache: Cache) -> None:
     for path in ("/v2/", "/v2/alice/secret/manifests/1", f"/v2/alice/secret/blobs/sha256:{'0' * 64}"):
         answer, _ = await cache.ask(Listener.PROXY, "GET", path)
         assert realm_of(answer) == REALM, path
 
 
-async def test_realm_in_another_domain_is_told_as_it_is(cache: Cache, hub: Hub) -> None:
+async def test_realm_in_another_domain_is_passed_on_unchanged(cache: Cache, hub: Hub) -> None:
     hub.realm = hub.realm.replace("localhost", "127.0.0.1")
     answer, _ = await cache.ask(Listener.PROXY, "GET", "/v2/alice/secret/manifests/1")
     assert realm_of(answer) == hub.realm
 
 
-async def test_refusal_of_the_token_service_is_a_challenge_that_clients_can_follow(cache: Cache, hub: Hub) -> None:
-    """ghcr.io gives anonymous clients no token for what is private; a 403 would keep others from logging in."""
+async def test_refusal_of_the_token_service_becomes_a_challenge(cache: Cache, hub: Hub) -> None:
+    """ghcr.io issues anonymous clients no token for private content; a 403 would prevent clients from logging in."""
     hub.faults.add(Fault(kind="token", status=403, body={"errors": [{"code": "DENIED", "message": "denied"}]}))
     for path in ("manifests/1", "tags/list"):
         answer, _ = await cache.ask(Listener.PROXY, "GET", f"/v2/alice/secret/{path}")
@@ -151,16 +153,16 @@ async def test_refusal_of_the_token_service_is_a_challenge_that_clients_can_foll
         assert (answer.status, realm_of(answer)) == (401, REALM)
 
 
-# -- who answers there -----------------------------------------------------------------------------------------------
+# -- token requests --------------------------------------------------------------------------------------------------
 
 
-async def test_anonymous_clients_are_answered_here(cache: Cache, hub: Hub) -> None:
+async def test_anonymous_clients_get_a_local_token(cache: Cache, hub: Hub) -> None:
     answer, body = await ask_token(cache, scope=f"repository:{REPO}:pull")
     assert (answer.status, json.loads(body)["token"]) == (200, LOCAL_TOKEN)
     assert hub.count() == 0
 
 
-async def test_user_gets_what_the_real_service_gives(cache: Cache, hub: Hub) -> None:
+async def test_user_gets_the_token_services_answer(cache: Cache, hub: Hub) -> None:
     scope = "repository:alice/secret:pull"
     for answer, body in (
         await ask_token(cache, authorization=basic("alice", "alice's"), scope=scope),
@@ -180,7 +182,7 @@ async def test_query_of_the_real_realm_is_kept(cache: Cache, hub: Hub) -> None:
     assert record.path.startswith("/token?tenant=one%2B&service=registry.docker.io&scope=")
 
 
-async def test_path_of_the_realm_is_no_mirrors(cache: Cache) -> None:
+async def test_mirror_does_not_serve_the_realms_path(cache: Cache) -> None:
     request = cache.request(Listener.MIRROR, "GET", TOKEN_PATH)
     assert not cache.engine.token_service.serves(request)
 
@@ -190,10 +192,10 @@ async def test_path_of_the_realm_is_no_mirrors(cache: Cache) -> None:
 
 @pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("stopped", [("token",), ("token", "registry", "cdn")])
-async def test_outage_of_the_token_service_stops_no_stored_public_image(
+async def test_stored_public_image_is_served_while_the_token_service_is_down(
     start: Callable[..., Any], hub: Hub, image: Image, stopped: tuple[str, ...], restarted: bool
 ) -> None:
-    """Anonymous or logged in, from the ping on."""
+    """For anonymous and logged-in clients, beginning with the ping."""
     async with start() as cache:
         await pull(cache, image)
         if not restarted:
@@ -215,10 +217,10 @@ async def pulled_by_all(cache: Cache, image: Image) -> None:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_private_image_of_a_user_is_503_while_the_token_service_is_down(
+async def test_private_image_is_503_while_the_token_service_is_down(
     start: Callable[..., Any], hub: Hub, image: Image, restarted: bool
 ) -> None:
-    """Not 401: "unauthorized" would send people looking for a mistake in their login."""
+    """Not 401: "unauthorized" would suggest that the login is wrong."""
     secret = hub.image("alice/secret", "1", [b"a secret"])
     async with start() as cache:
         for path in ("manifests/1", f"manifests/{secret.digest}", f"blobs/{secret.layers[0]}"):
@@ -231,19 +233,19 @@ async def test_private_image_of_a_user_is_503_while_the_token_service_is_down(
 
 
 async def refused_with_503(cache: Cache, hub: Hub, secret: Image) -> None:
-    """All the same whether the anonymous view's refusal is remembered."""
+    """Whether or not a refusal of anonymous access is remembered."""
     hub.stop("token")
     _, body = await ask_token(cache, authorization=basic("alice", "alice's"), scope="repository:alice/secret:pull")
     assert json.loads(body)["token"] == UNVERIFIED_TOKEN
     for method, path in requests_of(secret):
-        answer, told = await cache.ask(Listener.PROXY, method, path, authorization=f"Bearer {UNVERIFIED_TOKEN}")
+        answer, refusal = await cache.ask(Listener.PROXY, method, path, authorization=f"Bearer {UNVERIFIED_TOKEN}")
         assert isinstance(answer, Answer)
         assert answer.status == 503, (method, path)
-        assert method == "HEAD" or "token service cannot be reached" in json.loads(told)["errors"][0]["message"]
+        assert method == "HEAD" or "token service cannot be reached" in json.loads(refusal)["errors"][0]["message"]
 
 
-async def test_after_the_outage_the_client_is_told_to_get_a_new_token(cache: Cache, hub: Hub, image: Image) -> None:
-    """RFC 6750: `invalid_token` makes clients ask the token service again."""
+async def test_client_is_challenged_for_a_new_token_after_the_outage(cache: Cache, hub: Hub, image: Image) -> None:
+    """RFC 6750: `invalid_token` makes clients request a new token."""
     hub.stop("token")
     await ask_token(cache, authorization=basic("alice", "alice's"), scope="repository:alice/secret:pull")
     hub.start()
@@ -256,7 +258,7 @@ async def test_after_the_outage_the_client_is_told_to_get_a_new_token(cache: Cac
     assert set(await pull(cache, image, authorization=own)) == {200}
 
 
-async def test_users_own_token_of_before_the_outage_is_as_good_as_before(cache: Cache, hub: Hub) -> None:
+async def test_users_token_from_before_the_outage_stays_valid(cache: Cache, hub: Hub) -> None:
     own = bearer(hub, "alice", "alice/secret")
     hub.stop("token")
     outcome, _ = await cache.ask(Listener.PROXY, "GET", "/v2/alice/secret/manifests/1", authorization=own)
@@ -277,7 +279,7 @@ async def login(cache: Cache, method: str) -> tuple[Answer, bytes]:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "refresh"])
-async def test_no_password_goes_to_a_realm_in_another_domain(cache: Cache, hub: Hub, method: str) -> None:
+async def test_no_password_is_sent_to_a_realm_in_another_domain(cache: Cache, hub: Hub, method: str) -> None:
     hub.realm = hub.realm.replace("localhost", "127.0.0.1")
     answer, body = await login(cache, method)
     assert answer.status == 502
@@ -286,7 +288,7 @@ async def test_no_password_goes_to_a_realm_in_another_domain(cache: Cache, hub: 
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "refresh"])
-async def test_no_password_goes_over_http_where_the_registry_is_https(hub: Hub, tmp_path: Path, method: str) -> None:
+async def test_no_password_is_sent_over_http_for_an_https_registry(hub: Hub, tmp_path: Path, method: str) -> None:
     registry = Registry.parse(f"{HOST}=https://localhost:{hub.ports['registry']}")
     async with running(hub, tmp_path / "store", registries=(registry,)) as cache:
         await cache.engine.store.registries.put_challenge(HOST, Challenge(hub.realm, hub.service, None).render())
@@ -296,7 +298,7 @@ async def test_no_password_goes_over_http_where_the_registry_is_https(hub: Hub, 
     assert hub.count(kind="token") == 0
 
 
-async def test_pulls_of_public_images_go_on_where_no_password_may_be_sent(cache: Cache, hub: Hub, image: Image) -> None:
+async def test_public_images_are_pulled_where_no_password_may_be_sent(cache: Cache, hub: Hub, image: Image) -> None:
     hub.realm = hub.realm.replace("localhost", "127.0.0.1")
     _, body = await ask_token(cache, authorization=basic("alice", "alice's"), scope=f"repository:{REPO}:pull")
     own = f"Bearer {json.loads(body)['token']}"
@@ -304,7 +306,7 @@ async def test_pulls_of_public_images_go_on_where_no_password_may_be_sent(cache:
     assert {record.authorization for record in hub.requests(kind="token")} <= {None}
 
 
-async def test_replaced_hub_is_held_to_the_same_rule(hub: Hub, tmp_path: Path) -> None:
+async def test_replaced_docker_hub_has_the_same_rule(hub: Hub, tmp_path: Path) -> None:
     hub.realm = hub.realm.replace("localhost", "127.0.0.1")
     async with running(hub, tmp_path / "store") as cache:
         headers = {"authorization": basic("alice", "alice's")}

@@ -1,4 +1,4 @@
-"""A registry may refuse a HEAD of a blob that it gives to a GET (ECR Public): then the GET decides."""
+"""A registry may refuse HEAD for a blob and permit GET (ECR Public): then the response to GET decides."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -40,7 +40,9 @@ async def head(cache: Cache, listener: Listener, path: str) -> int:
 
 @EACH_LISTENER
 @STATUSES
-async def test_readable_blob_stays_readable(cache: Cache, hub: Hub, listener: Listener, status: int) -> None:
+async def test_blob_stays_readable_when_head_is_refused(
+    cache: Cache, hub: Hub, listener: Listener, status: int
+) -> None:
     image = hub.image(REPO, "1", [LAYER])
     refuse_heads(hub, status)
     path = f"/v2/{REPO}/blobs/{image.layers[0]}"
@@ -55,10 +57,10 @@ async def test_readable_blob_stays_readable(cache: Cache, hub: Hub, listener: Li
 
 @EACH_LISTENER
 @STATUSES
-async def test_stored_blob_is_given_through_a_repository_that_is_asked_for_it(
+async def test_stored_blob_is_served_from_a_repository_that_confirms_it(
     cache: Cache, hub: Hub, listener: Listener, status: int
 ) -> None:
-    """Nothing of it is fetched again: the head of the GET is enough."""
+    """The blob is not downloaded again: the head of the response to GET suffices."""
     digest = hub.blob(REPO, LAYER)
     hub.blob("library/other", LAYER)
     assert await cache.get(listener, f"/v2/{REPO}/blobs/{digest}") == (200, LAYER)
@@ -72,7 +74,7 @@ async def test_stored_blob_is_given_through_a_repository_that_is_asked_for_it(
 
 
 @EACH_LISTENER
-async def test_refused_head_does_not_close_the_repository_but_a_refused_get_does(
+async def test_refused_get_makes_the_repository_private_but_refused_head_does_not(
     cache: Cache, hub: Hub, listener: Listener
 ) -> None:
     image = hub.image(REPO, "1", [LAYER])
@@ -89,7 +91,7 @@ async def test_refused_head_does_not_close_the_repository_but_a_refused_get_does
 
 
 @EACH_LISTENER
-async def test_blob_that_is_missing_for_the_get_is_missing(cache: Cache, hub: Hub, listener: Listener) -> None:
+async def test_blob_is_404_when_get_is_404(cache: Cache, hub: Hub, listener: Listener) -> None:
     hub.image(REPO, "1", [LAYER])
     refuse_heads(hub)
     absent = f"/v2/{REPO}/blobs/sha256:{'0' * 64}"
@@ -100,23 +102,23 @@ async def test_blob_that_is_missing_for_the_get_is_missing(cache: Cache, hub: Hu
     assert hub.count(kind="blob", method="GET", token="valid") == 1
 
 
-async def test_registry_that_refuses_heads_is_asked_by_get_for_a_while(
+async def test_get_is_used_for_a_while_after_refused_heads(
     cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or each blob would cost two questions."""
+    """Else each blob would cost two requests."""
     fault = refuse_heads(hub)
     blobs = [hub.blob(REPO, bytes([number])) for number in range(6)]
     for blob in blobs[:4]:
         assert await head(cache, Listener.MIRROR, f"/v2/{REPO}/blobs/{blob}") == 200
     asked = fault.hits
-    assert asked <= 3, "the first time: without a token, with one, and with another"
-    cache.engine._blobs._asking._headless.clear()  # as when its time is over
+    assert asked <= 3, "the first time: without a token, with one, and with another one"
+    cache.engine._blobs._asking._headless.clear()  # as after its lifetime
     assert await head(cache, Listener.MIRROR, f"/v2/{REPO}/blobs/{blobs[4]}") == 200
     assert fault.hits > asked
     assert cache.engine._blobs._asking._headless.ttl == blob_access.HEADLESS_SECONDS
 
 
-async def test_account_is_not_used_where_only_a_get_can_prove_the_public(hub: Hub, tmp_path: Path) -> None:
+async def test_account_is_not_used_where_only_get_proves_public_access(hub: Hub, tmp_path: Path) -> None:
     hub.user("robot", "robot's")
     image = hub.image(REPO, "1", [LAYER])
     refuse_heads(hub)
@@ -129,7 +131,7 @@ async def test_account_is_not_used_where_only_a_get_can_prove_the_public(hub: Hu
         assert hub.count(kind="blob", user="robot") == 0
 
 
-async def test_user_of_a_kept_private_image_reads_it_and_nobody_else(
+async def test_stored_private_image_is_served_to_its_users_only(
     cache_with_secret: Cache, hub: Hub, secret: Image
 ) -> None:
     refuse_heads(hub)

@@ -1,4 +1,4 @@
-"""The stand-in Hub behaves as Docker Hub does, seen by aiohttp and by a real skopeo."""
+"""The stand-in Hub behaves as Docker Hub does, tested with aiohttp and with skopeo."""
 
 import asyncio
 import base64
@@ -77,7 +77,7 @@ def test_ping_without_token_gives_the_bearer_challenge(hub: Hub) -> None:
     assert fetch(f"{hub.url()}/v2/", headers=bearer(hub, "")).status == 200
 
 
-def test_manifest_head_tells_digest_length_and_type_without_counting(hub: Hub, app: Image) -> None:
+def test_manifest_head_has_digest_length_and_type_and_is_not_counted(hub: Hub, app: Image) -> None:
     hub.limit(7)
     head = pull(hub, "manifests/latest", "HEAD")
     assert (head.status, head.body) == (200, b"")
@@ -96,7 +96,7 @@ def test_exhausted_limit_answers_429_in_plain_text(hub: Hub, app: Image) -> None
     assert pull(hub, "manifests/latest", "HEAD").status == 200
 
 
-def test_index_tag_gives_the_amd64_manifest_to_a_client_without_index_support(hub: Hub) -> None:
+def test_image_index_tag_is_the_amd64_manifest_for_a_client_without_index_support(hub: Hub) -> None:
     amd64 = hub.image("library/app", None, [b"a"], docker=True)
     arm64 = hub.image("library/app", None, [b"b"], platform="linux/arm64", docker=True)
     index = hub.index("library/app", "multi", {"linux/amd64": amd64, "linux/arm64": arm64}, docker=True)
@@ -142,7 +142,7 @@ def test_anonymous_token_for_a_private_repository_has_no_access(hub: Hub) -> Non
     assert wrong.status == 401
 
 
-def test_oauth_password_grant_gives_a_token(hub: Hub) -> None:
+def test_oauth_password_grant_returns_a_token(hub: Hub) -> None:
     hub.image("team/app", "latest")
     hub.private("team/app", {"alice": "secret"})
     form = {"grant_type": "password", "username": "alice", "password": "secret", "scope": "repository:team/app:pull"}
@@ -161,7 +161,7 @@ def test_expired_and_unknown_tokens_are_invalid(hub: Hub, app: Image) -> None:
     assert [record.token for record in hub.requests(kind="manifest")] == ["expired", "unknown"]
 
 
-def test_push_in_pieces_and_by_mount_is_stored_and_moves_the_tag(hub: Hub, app: Image) -> None:
+def test_push_in_chunks_and_by_mount_is_stored_and_moves_the_tag(hub: Hub, app: Image) -> None:
     hub.user("alice", "secret")
     token = bearer(hub, "repository:alice/app:pull,push", BASIC_ALICE)
     base = f"{hub.url()}/v2/alice/app"
@@ -212,7 +212,7 @@ def test_status_fault_ends_after_its_times(hub: Hub, app: Image) -> None:
     assert answers[0].headers["content-type"].startswith("text/html")
 
 
-def test_unauthorized_fault_carries_the_challenge(hub: Hub, app: Image) -> None:
+def test_unauthorized_fault_has_the_challenge(hub: Hub, app: Image) -> None:
     hub.faults.add(Fault(kind="manifest", status=401))
     answer = pull(hub, "manifests/latest")
     assert answer.status == 401
@@ -229,14 +229,14 @@ def test_unauthorized_fault_carries_the_challenge(hub: Hub, app: Image) -> None:
     ],
     ids=["cut", "length", "chunked-cut", "reset"],
 )
-def test_broken_bodies_fail_the_client(hub: Hub, app: Image, fault: Fault) -> None:
+def test_broken_bodies_are_client_errors(hub: Hub, app: Image, fault: Fault) -> None:
     hub.faults.add(fault)
     with pytest.raises(aiohttp.ClientError):
         fetch(hub.cdn.sign(f"/blobs/library/app/{app.layers[0]}"))
     assert fault.hits >= 1
 
 
-def test_spoiled_bodies_arrive_spoiled(hub: Hub, app: Image) -> None:
+def test_modified_bodies_arrive_modified(hub: Hub, app: Image) -> None:
     url, data = hub.cdn.sign(f"/blobs/library/app/{app.layers[0]}"), random_bytes(300_000, 1)
     hub.faults.add(Fault(kind="cdn", times=1, corrupt_at=299_999))
     assert fetch(url).body == data[:-1] + bytes([data[-1] ^ 0xFF])
@@ -247,7 +247,7 @@ def test_spoiled_bodies_arrive_spoiled(hub: Hub, app: Image) -> None:
     assert fetch(url).body == data[:1000]
 
 
-def test_surplus_bytes_follow_the_announced_length(hub: Hub) -> None:
+def test_surplus_bytes_follow_the_declared_length(hub: Hub) -> None:
     hub.blob("library/app", b"short")
     hub.faults.add(Fault(kind="cdn", extra=3))
     url = hub.cdn.sign(f"/blobs/library/app/{sha256(b'short')}").removeprefix(hub.url("cdn"))
@@ -262,14 +262,14 @@ def test_surplus_bytes_follow_the_announced_length(hub: Hub) -> None:
     assert asyncio.run(raw()).endswith(b"\r\n\r\nshort\0\0\0")
 
 
-def test_headers_can_be_left_out(hub: Hub, app: Image) -> None:
+def test_headers_can_be_removed(hub: Hub, app: Image) -> None:
     hub.faults.add(Fault(kind="manifest", drop=("docker-content-digest", "Content-Length")))
     answer = pull(hub, "manifests/latest", "HEAD")
     assert answer.status == 200
     assert not {"docker-content-digest", "content-length"} & set(answer.headers)
 
 
-def test_redirect_faults_loop_or_lead_elsewhere(hub: Hub, app: Image) -> None:
+def test_redirect_faults_loop_or_have_a_target(hub: Hub, app: Image) -> None:
     hub.faults.add(Fault(kind="blob", redirect="loop"))
     token = bearer(hub, "repository:library/app:pull")
     with pytest.raises(aiohttp.TooManyRedirects):
@@ -306,7 +306,7 @@ def test_black_holes_never_answer(hub: Hub) -> None:
     assert fetch(f"{hub.url()}/v2/").status == 401
 
 
-def test_rate_and_delay_slow_an_answer_down(hub: Hub, app: Image) -> None:
+def test_rate_and_delay_slow_a_response_down(hub: Hub, app: Image) -> None:
     url = hub.cdn.sign(f"/blobs/library/app/{app.layers[0]}")
     hub.faults.add(Fault(kind="cdn", rate=1_000_000, delay=0.1))
     begun = time.monotonic()
