@@ -22,10 +22,13 @@ from .serve.best_effort import BestEffortWriter
 from .serve.cached_blobs import CachedBlobs
 from .serve.cached_manifests import CachedManifests
 from .serve.cached_referrers import CachedReferrers
+from .serve.content_service import ContentService
+from .serve.manifest_validation import ManifestValidation
 from .serve.messages import Answer, Change, Forward, Request, Result
 from .serve.prefetch import Prefetch
 from .serve.registry_service import RegistryService
 from .serve.small_bodies import read_small_body
+from .serve.stored_manifests import StoredManifests
 from .serve.stored_only_mirror import StoredOnlyMirror
 from .serve.tag_refresh import TagRefresh
 from .serve.token_service import TokenService
@@ -78,24 +81,22 @@ class Engine:
         self.fills = Fills(self.store, self.metrics, self._fill_failed)
         self._writer = writer = BestEffortWriter(self.store, self.report_storage_error)
         self._access = Access(self.store, writer)
-        self._manifests = CachedManifests(self.store, writer, self._access)
-        self._referrers = CachedReferrers(self.store, writer, self._access, self._manifests)
+        stored = StoredManifests(self.store, writer, self._access)
+        self._validation = validation = ManifestValidation(self.store, writer, self._access, stored)
+        self._manifests = manifests = CachedManifests(self.store, self._access, stored, validation)
+        self._referrers = CachedReferrers(self.store, writer, self._access, manifests)
         self._blobs = CachedBlobs(self.store, writer, self._access, self.fills)
-        prefetch = Prefetch(self.store, self._manifests, self._blobs, self._referrers, self._may_spend)
-        self._tag_refresh = TagRefresh(self.store, writer, self._manifests, prefetch, self._may_spend)
+        prefetch = Prefetch(self.store, manifests, self._blobs, self._referrers, self._may_spend)
+        self._tag_refresh = TagRefresh(self.store, writer, manifests, validation, prefetch, self._may_spend)
         self._mirror = StoredOnlyMirror(
-            self.store, self._access, self._manifests, self._blobs, prefetch, self._may_spend
+            self.store, self._access, manifests, validation, self._blobs, prefetch, self._may_spend
         )
         self.token_service = TokenService(self.store, self._client, self._tokens, self._upstreams)
+        self._content = ContentService(
+            self.store, manifests, self._blobs, self._referrers, self._tag_refresh, self._mirror
+        )
         self.service = RegistryService(
-            self.store,
-            self._access,
-            self._manifests,
-            self._blobs,
-            self._tag_refresh,
-            self._mirror,
-            self._referrers,
-            self._upstreams,
+            self.store, self._access, self._content, validation, self._blobs, self._referrers, self._upstreams
         )
         self._housekeeping = Housekeeping(
             self.store, self._tag_refresh, self._flush_access_log, self.report_storage_error
@@ -158,7 +159,7 @@ class Engine:
         self._tag_refresh.enabled = (
             settings.sync and settings.sync_rate > 0 and settings.tag_ttl > 0 and not settings.offline
         )
-        self.service.authorize, self.service.stored_only = settings.authorize, settings.offer_only
+        self.service.authorize, self._content.stored_only = settings.authorize, settings.offer_only
         self._apply_registries(settings)
         self._tag_refresh.apply(
             settings.sync_rate, {each.host: self._upstreams[each.host] for each in settings.registries}

@@ -193,7 +193,7 @@ async def test_nothing_is_fetched_ahead_with_the_account(cache: Cache, hub: Hub,
     for work in (
         cache.engine._blobs.fetch(view, Digest.parse(app.layers[0])),
         cache.engine._manifests.by_digest(view, Digest.parse(new.digest), head=False),
-        cache.engine._manifests.validate(view, "2", "*/*", head=False),
+        cache.engine._validation.validate(view, "2", "*/*", head=False),
     ):
         with pytest.raises(HubcacheError):
             await work
@@ -276,9 +276,9 @@ async def test_404_for_a_reader_does_not_drop_the_publics_tag(
         view = RepositoryView(cache.engine.service._upstreams[HOST], REPO, authorization=own)
         (negotiation,) = cache.engine.store.tags.get(HOST, REPO, "1")
         with pytest.raises(HubcacheError):
-            await cache.engine._manifests.validate(view, "1", negotiation, head=False)
+            await cache.engine._validation.validate(view, "1", negotiation, head=False)
         with pytest.raises(HubcacheError):
-            await cache.engine._blobs._asking.ask(view, Digest.parse(image.layers[0]))
+            await cache.engine._blobs._blob_access.ask(view, Digest.parse(image.layers[0]))
         assert cache.engine.store.tags.get(HOST, REPO, "1")
         hub.stop()
         assert set(await pull(cache, image)) == {200}

@@ -159,7 +159,7 @@ async def test_claim_is_worth_nothing_in_an_outage_either(
     for path in paths(secret):
         await given(cache, "HEAD", path, listener)
     other.stop()
-    cache.engine._access._missing._known.clear()
+    cache.engine._access._negative_cache._errors.clear()
     for path in paths(secret):
         status, body = await given(cache, "GET", path, listener)
         assert status == 503

@@ -67,7 +67,7 @@ async def test_what_a_user_pulled_is_nobody_elses_in_an_outage(
     cache: Cache, hub: Hub, hidden: Image, listener: Listener
 ) -> None:
     hub.stop()
-    cache.engine._access._missing._known.clear()
+    cache.engine._access._negative_cache._errors.clear()
     for method, path in requests_of(hidden):
         answer, _ = await cache.ask(listener, method, path)
         assert isinstance(answer, Answer)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hubcache.oci.digest import Digest
 from hubcache.serve import stored_only_mirror
+from hubcache.serve.client_platform import platform_of
 from hubcache.serve.messages import Answer, Listener
-from hubcache.serve.stored_only_mirror import platform_of
 from support.engine import Cache, read, running
 from support.standin import Hub, Image, random_bytes
 
@@ -141,7 +141,7 @@ async def test_what_clients_say_of_themselves_is_not_kept(cache: Cache, hub: Hub
     for number in range(50):
         agent = f"docker os/o{number} arch/a{number} {'x' * 14_000}"
         assert await pull(cache, image, f"10.0.0.{number}", agent) in (404, 200)
-    (counted,) = cache.engine._mirror._asked.values()
+    (counted,) = cache.engine._mirror._requests.values()
     assert counted[1] == {platform_of("")}
 
 

@@ -159,6 +159,6 @@ async def test_what_is_remembered_does_not_keep_those_who_were_told(cache: Cache
     """An exception that is raised again and again keeps the frames of all who heard it, and their requests."""
     for _ in range(20):
         assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/none"))[0] in (401, 404)
-    remembered = [error for _, error in cache.engine._access._missing._known.values()]
+    remembered = [error for _, error in cache.engine._access._negative_cache._errors.values()]
     assert remembered
     assert [error.__traceback__ for error in remembered] == [None] * len(remembered)

@@ -253,7 +253,7 @@ async def test_old_image_is_served_after_a_failed_prefetch(
     clock.ahead = TTL - 1
     with caplog.at_level("INFO", "hubcache"):
         await tick(cache)
-    assert "library/app:1 not kept in step" in caplog.text
+    assert "library/app:1 cannot be refreshed" in caplog.text
     assert (await ask_tag(cache, image))[0].status == 200
 
 

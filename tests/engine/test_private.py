@@ -326,7 +326,7 @@ async def test_page_of_html_proves_nothing_about_a_private_repository(
         assert isinstance(answer, Answer)
         assert answer.status in (401, 404, 502), (method, path)
     hub.faults.clear()
-    cache_with_secret.engine._access._missing._known.clear()
+    cache_with_secret.engine._access._negative_cache._errors.clear()
     await assert_refused(cache_with_secret, secret, listener)
 
 

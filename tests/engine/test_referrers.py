@@ -71,7 +71,7 @@ def make_trouble(cache: Cache, hub: Hub, trouble: str, monkeypatch: pytest.Monke
             hub.faults.add(Fault(status=200, body="<html>hotel login</html>"))
         case "silent":
             monkeypatch.setattr("hubcache.serve.cached_referrers.PATIENCE_SECONDS", 0.1)
-            monkeypatch.setattr("hubcache.serve.cached_referrers.UNASKED_SECONDS", 0.1)
+            monkeypatch.setattr("hubcache.serve.cached_referrers.WAIT_SECONDS", 0.1)
             hub.faults.add(Fault(kind="[!t]*", blackhole=True))
         case status:
             hub.faults.add(Fault(status=int(status)))

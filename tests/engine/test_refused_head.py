@@ -112,10 +112,10 @@ async def test_get_is_used_for_a_while_after_refused_heads(
         assert await head(cache, Listener.MIRROR, f"/v2/{REPO}/blobs/{blob}") == 200
     asked = fault.hits
     assert asked <= 3, "the first time: without a token, with one, and with another one"
-    cache.engine._blobs._asking._headless.clear()  # as after its lifetime
+    cache.engine._blobs._blob_access._headless.clear()  # as after its lifetime
     assert await head(cache, Listener.MIRROR, f"/v2/{REPO}/blobs/{blobs[4]}") == 200
     assert fault.hits > asked
-    assert cache.engine._blobs._asking._headless.ttl == blob_access.HEADLESS_SECONDS
+    assert cache.engine._blobs._blob_access._headless.ttl == blob_access.HEADLESS_SECONDS
 
 
 async def test_account_is_not_used_where_only_get_proves_public_access(hub: Hub, tmp_path: Path) -> None:

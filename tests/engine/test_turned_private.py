@@ -60,7 +60,7 @@ async def test_repository_that_turned_private_is_closed_at_once_when_upstream_sa
         assert isinstance(answer, Answer)
         assert answer.status == refused, (method, path)
     hub.stop()
-    cache.engine._access._missing._known.clear()
+    cache.engine._access._negative_cache._errors.clear()
     for method, path in requests_of(app):
         answer, _ = await cache.ask(listener, method, path)
         assert isinstance(answer, Answer)

@@ -23,7 +23,7 @@ from hubcache.oci.manifest import parse_manifest
 from hubcache.oci.media import normalize_accept
 from hubcache.oci.reference import parse_range, parse_target
 from hubcache.oci.registry import HUB_HOST, Registry
-from hubcache.serve.stored_only_mirror import platform_of
+from hubcache.serve.client_platform import platform_of
 from hubcache.transfer.challenge import Challenge
 from hubcache.transfer.upstream_response import content_range
 from mitmproxy import connection, options

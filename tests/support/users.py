@@ -42,7 +42,7 @@ class Clock(SimpleNamespace):
         engine: Any = cache.engine
         for part in (engine._tokens, *engine._upstreams.values()):
             patch.setattr(part, "_clock", self.monotonic)
-        for part in (engine._access, engine._manifests, engine._referrers, engine._tag_refresh):
+        for part in (engine._access, engine._manifests, engine._validation, engine._referrers, engine._tag_refresh):
             patch.setattr(part, "_clock", self.time)
 
     def time(self) -> float:

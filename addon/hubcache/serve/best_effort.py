@@ -1,7 +1,7 @@
-"""Writing down what was learned, where a store that cannot take it must not fail the pull.
+"""Writes to the store that must not fail a pull.
 
-This is the one place that turns `StorageError` into "go on without": it is reported through `failed`, shown in
-`/healthz` and metrics, and the client is served all the same.
+Only here a `StorageError` turns into "go on without": it is reported through `failed`, shown in `/healthz` and metrics,
+and the client is served all the same.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,35 +15,35 @@ from .change_numbers import ChangeNumbers
 
 
 class BestEffortWriter:
-    """The store's facts, written at best effort."""
+    """Writes what was learned from registries. Methods that return a bool return whether it was written."""
 
     def __init__(self, store: Store, failed: Callable[[StorageError], None]) -> None:
         self._store = store
         self._failed = failed
-        self._moves = ChangeNumbers()
+        self._changes = ChangeNumbers()
 
     def change_number(self, registry: str, repository: str, tag: str) -> int:
-        """Changes when the tag is moved through this proxy: what was asked before must not be remembered after."""
-        return self._moves.current(registry, repository, tag)
+        """Return a number that changes when the tag is pushed or deleted through this proxy."""
+        return self._changes.current(registry, repository, tag)
 
     async def put_tag(
         self, registry: str, repository: str, tag: str, negotiation: str, record: TagRecord, change_number: int
     ) -> None:
-        """Remember what a tag answered, unless it was moved since `generation`."""
+        """Write what a tag refers to, unless the tag changed since `change_number`."""
         if change_number == self.change_number(registry, repository, tag):
             await self._attempt(self._store.tags.put(registry, repository, tag, negotiation, record))
 
     async def put_moves(self, moves: Mapping[tuple[str, str, str], TagChanges]) -> None:
-        """Remember when tags moved."""
+        """Write when tags moved."""
         await self._attempt(self._store.tags.put_changes(moves))
 
     async def drop_tag(self, registry: str, repository: str, tag: str) -> None:
-        """The tag was moved or is gone."""
-        self._moves.advance(registry, repository, tag)
+        """Forget what a tag refers to: it was pushed or deleted, or is missing upstream."""
+        self._changes.advance(registry, repository, tag)
         await self._attempt(self._store.tags.drop(registry, repository, tag))
 
     async def put_manifest(self, digest: Digest, record: ManifestRecord) -> bool:
-        """Store a verified manifest; whether that worked."""
+        """Store a verified manifest."""
         return await self._attempt(self._store.put_manifest(digest, record))
 
     async def put_links(
@@ -55,12 +55,17 @@ class BestEffortWriter:
         confirmed: bool = True,
         given: bool = False,
     ) -> None:
-        """Remember that digests belong to a repository, by the upstream's word or (not `confirmed`) a manifest's, or
-        because it gave the bytes."""
+        """Write that digests belong to a repository, with their sizes where known.
+
+        `confirmed`: according to the registry, and not only to a manifest; `given`: the registry delivered the bytes.
+        """
         await self._attempt(self._store.links.put(registry, repository, links, confirmed=confirmed, given=given))
 
     async def unlink(self, registry: str, repository: str, digest: Digest) -> None:
-        """The upstream says that a digest does not belong to a repository (any more): it may have turned private."""
+        """Write that a digest does not belong to a repository, according to the registry.
+
+        If it did before, the repository may have turned private, and its content is private from now on.
+        """
         link = self._store.links.get(registry, repository, digest)
         if link is None:
             return
@@ -69,25 +74,26 @@ class BestEffortWriter:
         await self._attempt(self._store.links.drop(registry, repository, digest))
 
     async def forget_link(self, registry: str, repository: str, digest: Digest) -> None:
-        """Something was pushed or deleted: whether the repository has it is to be asked anew. That is no sign that it
-        turned private."""
+        """Forget whether a digest belongs to a repository: it was pushed or deleted, which does not make it private."""
         if self._store.links.get(registry, repository, digest) is not None:
             await self._attempt(self._store.links.drop(registry, repository, digest))
 
     async def forget_manifest(self, registry: str, repository: str, digest: Digest) -> None:
-        """A manifest was pushed or deleted by its digest: the tags that were at it may be gone, too."""
+        """Forget a manifest that was pushed or deleted by digest, and the tags that referred to it."""
         await self.forget_link(registry, repository, digest)
         await self._attempt(self._store.tags.drop_pointing_to(registry, repository, digest))
 
     async def mark_private(self, digest: Digest) -> bool:
-        """Content is about to be fetched with a client's own credentials; whether that is remembered."""
+        """Mark content as private before it is downloaded with a client's own credentials."""
         return await self._attempt(self._store.private.add(digest))
 
     async def record_source(
         self, registry: str, repository: str, digest: Digest, size: int | None, *, private: bool = False
     ) -> bool:
-        """A registry gave the bytes of a digest, verified; `private`: for a client's own credentials. It is a source of
-        its own then of what is private. Whether that is remembered."""
+        """Write that a registry delivered the verified bytes of a digest, `private`: for a client's own credentials.
+
+        Private content then belongs to this registry, too.
+        """
         hosts = self._store.private.sources(digest)
         written = True
         if private or (hosts is not None and registry not in hosts):
@@ -96,31 +102,31 @@ class BestEffortWriter:
         return written
 
     async def put_media_type(self, registry: str, digest: Digest, media_type: str) -> None:
-        """What a registry calls a manifest whose bytes do not tell."""
+        """Write how a registry labels a manifest whose bytes do not state their media type."""
         if self._store.registries.media_type(registry, digest) != media_type:
             await self._attempt(self._store.registries.put_media_type(registry, digest, media_type))
 
     async def put_visibility(self, registry: str, repository: str, visibility: Visibility) -> bool:
-        """Remember whether a repository is public; whether that worked."""
+        """Write whether a repository is public."""
         return await self._attempt(self._store.registries.put_visibility(registry, repository, visibility))
 
     async def make_private(self, registry: str, repository: str, visibility: Visibility) -> bool:
-        """Remember that a repository is not public any more, and what is private with it; whether that worked."""
+        """Write that a repository is not public any more, and mark its content as private."""
         written = await self._attempt(self._store.registries.put_visibility(registry, repository, visibility))
         return await self._attempt(self._store.private.add_repository(registry, repository)) and written
 
     async def put_referrers(
-        self, registry: str, repository: str, subject: Digest, question: str, record: ReferrersRecord
+        self, registry: str, repository: str, subject: Digest, request_key: str, record: ReferrersRecord
     ) -> None:
-        """Remember what was answered about the referrers of a digest."""
-        await self._attempt(self._store.tags.put_referrers(registry, repository, subject, question, record))
+        """Write what a registry lists as referrers of a digest."""
+        await self._attempt(self._store.tags.put_referrers(registry, repository, subject, request_key, record))
 
     async def drop_referrers(self, registry: str, repository: str, subject: Digest | None) -> None:
-        """What refers to a digest, or to some digest of the repository, is not what it was."""
+        """Forget the referrers of a digest; of all digests of the repository where `subject` is None."""
         await self._attempt(self._store.tags.drop_referrers(registry, repository, subject))
 
     async def put_challenge(self, registry: str, challenge: str) -> None:
-        """Remember a registry's challenge, so that it can be told while the registry is down."""
+        """Write a registry's challenge, for pings while the registry is down."""
         await self._attempt(self._store.registries.put_challenge(registry, challenge))
 
     async def _attempt(self, write: Awaitable[None]) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a view may read a blob, by the registry's word; and with which credentials its bytes are fetched."""
+"""Finds out whether a view may read a blob, and downloads it with credentials that the registry accepts."""
 
 import asyncio
 import time
@@ -28,9 +28,11 @@ from .cached_manifests import PATIENCE_SECONDS
 from .repository_view import RepositoryView
 
 HEADLESS_SECONDS = 3600.0
-"""How long a registry that refused a HEAD of a blob, and accepted the GET, is not asked by HEAD again."""
+"""How long no HEAD of a blob is sent to a registry that refused one and accepted the GET."""
 
 _MAX_REGISTRIES = 1000
+_REFUSALS = (Unauthorized, Denied, BlobUnknown, TooManyRequests, HeaderInvalid)
+"""Errors after which a download is tried with other credentials."""
 
 
 class BlobAccess:
@@ -44,108 +46,113 @@ class BlobAccess:
         self._headless: TTLCache[str, None] = TTLCache(_MAX_REGISTRIES, HEADLESS_SECONDS, lambda: time.monotonic())
 
     async def check(self, view: RepositoryView, digest: Digest) -> str | None:
-        """Raise unless a blob of the view's registry may be given: that another repository has it is no right.
+        """Raise unless the view may read a blob of its registry, whether or not another repository has the blob.
 
-        None, or the reason why the upstream's word is not needed although it should have been asked (an outage).
+        Returns None, or why the upstream could not be asked although it should have been (an outage).
         """
         if self._access.can_read(view.host, view.repository, digest, view.authorization):
             return None
-        spare = self._access.can_read(view.host, view.repository, digest, view.authorization, outage=True)
+        has_stale = self._access.can_read(view.host, view.repository, digest, view.authorization, outage=True)
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS if spare else None):
+            async with asyncio.timeout(PATIENCE_SECONDS if has_stale else None):
                 await self.ask(view, digest)
         except (Unavailable, TooManyRequests, BadUpstream, TimeoutError) as error:
             failure = Unavailable("upstream is slow") if isinstance(error, TimeoutError) else error
-            if not self._access.can_read(view.host, view.repository, digest, view.authorization, outage=True):  # by now
+            # Not `has_stale`: access may have changed meanwhile.
+            if not self._access.can_read(view.host, view.repository, digest, view.authorization, outage=True):
                 raise failure from error
             return failure.message
         return None
 
     async def ask(self, view: RepositoryView, digest: Digest) -> int | None:
-        """Whether the view may see the blob, by the upstream's word; its size if known."""
-        since = self._access.raise_remembered_error(view.host, view.repository, view.request_key(str(digest)))
+        """Ask the upstream whether the view may read the blob; return its size in bytes, None if unknown."""
+        change_number = self._access.raise_remembered_error(view.host, view.repository, view.request_key(str(digest)))
         try:
-            told = await self._checks.run((*view.key, digest), lambda: self._look(view, digest))
+            size = await self._checks.run((*view.key, digest), lambda: self._request_size(view, digest))
         except (BlobUnknown, Unauthorized, Denied) as error:
-            await self.record_refused(view, digest, error, since)
+            await self.record_refused(view, digest, error, change_number)
             raise
         await self.record_accepted(view, digest)
         link = self._store.links.get(view.host, view.repository, digest)
-        return told if told is not None or link is None else link.size
+        return size if size is not None or link is None else link.size
 
-    async def _look(self, view: RepositoryView, digest: Digest) -> int | None:
+    async def _request_size(self, view: RepositoryView, digest: Digest) -> int | None:
         if view.host in self._headless:
-            return await self._look_by_get(view, digest)
+            return await self._request_size_by_get(view, digest)
         try:
             return await view.upstream.head_blob(view.repository, digest, view.authorization)
         except (Unauthorized, Denied, BadUpstream) as error:
-            if not _refuses_head(error):
+            if not _may_refuse_head_only(error):
                 raise
-        size = await self._look_by_get(view, digest)
+        size = await self._request_size_by_get(view, digest)
         self._headless[view.host] = None
         return size
 
     @staticmethod
-    async def _look_by_get(view: RepositoryView, digest: Digest) -> int | None:
-        """By the head of a GET: the connection is closed before its body."""
+    async def _request_size_by_get(view: RepositoryView, digest: Digest) -> int | None:
+        """Return the size from the head of a GET's answer; the connection is closed before the body."""
         async with view.upstream.open_blob(view.repository, digest, authorization=view.authorization) as body:
             return body.size
 
     async def record_accepted(self, view: RepositoryView, digest: Digest) -> None:
-        """Remember that the view may see the blob. Not its size as told here: a wrong one would make it unfetchable."""
+        """Record that the view may read the blob.
+
+        Its size is not recorded: with a wrong one, which a HEAD may return, the blob could not be downloaded.
+        """
         await self._access.record_accepted(view.host, view.repository, view.authorization)
         await self._writer.put_links(view.host, view.repository, {digest: None})
 
-    async def record_refused(self, view: RepositoryView, digest: Digest, error: RegistryError, since: int) -> None:
-        """Remember a refusal, for this view only; `since` is what `Gate.raise_missing` gave before the question."""
+    async def record_refused(
+        self, view: RepositoryView, digest: Digest, error: RegistryError, change_number: int
+    ) -> None:
+        """Record a refusal for this view; `change_number` is what `Access.raise_remembered_error` returned before."""
         if isinstance(error, BlobUnknown):
             if view.authorization is None:
                 await self._access.expire_visibility(view.host, view.repository, error)
         else:
             await self._access.record_refused(view.host, view.repository, view.authorization)
-        if view.authorization is None:  # not before: what turned private is found by its links
+        if view.authorization is None:  # not earlier: what becomes private is found by its links
             await self._writer.unlink(view.host, view.repository, digest)
-        self._access.remember_error(view.host, view.repository, view.request_key(str(digest)), error, since)
+        self._access.remember_error(view.host, view.repository, view.request_key(str(digest)), error, change_number)
 
     def opener(self, view: RepositoryView, digest: Digest) -> OpenRange:
-        """How to open the blob upstream, with the first credentials that are accepted for it."""
+        """Return a function that opens the blob upstream, with the first credentials that are accepted for it."""
 
         @asynccontextmanager
         async def open_range(start: int, end: int | None) -> AsyncIterator[BlobBody]:
             async with AsyncExitStack() as stack:
-                *others, last = await self._credentials(view, digest)
-                for authorization in others:
-                    try:
-                        body = await stack.enter_async_context(
-                            view.upstream.open_blob(view.repository, digest, start, end, authorization)
-                        )
-                    except (Unauthorized, Denied, BlobUnknown, TooManyRequests, HeaderInvalid):
-                        continue
-                    break
-                else:
-                    body = await stack.enter_async_context(
-                        view.upstream.open_blob(view.repository, digest, start, end, last)
+
+                async def attempt(authorization: str | None) -> BlobBody:
+                    return await stack.enter_async_context(
+                        view.upstream.open_blob(view.repository, digest, start, end, authorization)
                     )
-                yield body
+
+                if await self._may_use_other_credentials(view, digest):
+                    yield await view.try_credentials(attempt, _REFUSALS)
+                else:
+                    yield await attempt(view.authorization)
 
         return open_range
 
-    async def _credentials(self, view: RepositoryView, digest: Digest) -> list[str | None]:
-        """For a reader its own. For the public view the client's or the account's only when the public may read the
-        blob now, by the registry's word: what was public a moment ago may be private. Without that word, none."""
+    async def _may_use_other_credentials(self, view: RepositoryView, digest: Digest) -> bool:
+        """Whether the blob may be downloaded with the client's or the account's credentials instead of the view's.
+
+        Only when the registry confirms that the public may read the blob now: what was public a moment ago may be
+        private. Raises the registry's refusal.
+        """
         if not view.needs_anonymous_check or view.host in self._headless:
-            return [view.authorization]
+            return False
         try:
             await view.upstream.head_blob(view.repository, digest)
         except (Unauthorized, Denied, BadUpstream) as error:
-            if not _refuses_head(error):
+            if not _may_refuse_head_only(error):
                 raise
-            return [None]  # whether that is about HEAD or about the blob, an anonymous GET tells
-        return await view.download_authorizations()
+            return False  # an anonymous GET shows whether the refusal is about HEAD or about the blob
+        return True
 
 
-def _refuses_head(error: RegistryError) -> bool:
-    """Whether a refusal may be of HEAD only (RFC 9110 section 15.5.6, or a registry that demands more for it)."""
+def _may_refuse_head_only(error: RegistryError) -> bool:
+    """Whether a GET may succeed where a HEAD failed with this error (RFC 9110 section 15.5.6, or a refusal)."""
     detail = error.detail
     return isinstance(error, Unauthorized | Denied) or (
         isinstance(detail, dict) and detail.get("upstream_status") == 405

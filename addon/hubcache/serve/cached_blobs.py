@@ -1,4 +1,4 @@
-"""Blobs: from the store, from a running fill, or from a new one; a range far ahead is fetched beside the fill."""
+"""Blobs from the store, from a running fill, or from a new one; a range far ahead of a fill is fetched beside it."""
 
 import os
 from collections.abc import Awaitable, Callable
@@ -23,7 +23,7 @@ from .messages import Result
 from .repository_view import RepositoryView
 
 FAR_AHEAD = 32 << 20
-"""Bytes: a range that begins further than this beyond a fill is fetched on its own as soon as a place is free.
+"""Bytes: a range that begins further than this beyond a fill is fetched on its own as soon as a slot is free.
 Lazy-pulling clients (stargz, SOCI, nydus) read the end of a layer first."""
 
 _NEAR_SECONDS = 0.5
@@ -45,8 +45,8 @@ class BlobResult:
 class CachedBlobs:
     """Looks blobs up and starts fills.
 
-    What is stored, or on its way, is here for a view only if it is its registry's: see `Gate.shares`. Else it is
-    fetched from the view's registry as if it were not here.
+    A stored blob, or one that is being filled, is used for a view only if it belongs to the view's registry (see
+    `Access.belongs_to`); else the blob is fetched from that registry as if it were not there.
     """
 
     def __init__(self, store: Store, writer: BestEffortWriter, access: Access, fills: Fills) -> None:
@@ -54,36 +54,36 @@ class CachedBlobs:
         self._writer = writer
         self._access = access
         self._fills = fills
-        self._asking = BlobAccess(store, writer, access)
+        self._blob_access = BlobAccess(store, writer, access)
 
     async def get(
         self, view: RepositoryView, digest: Digest, range_header: str | None, *, bypass_store: bool = False
     ) -> BlobResult:
-        """A blob, or the part of it that `range_header` asks for; raises `RegistryError`."""
+        """Return a blob, or the part of it that `range_header` selects; raises `RegistryError`."""
         if bypass_store:
             return await self._stream(view, digest, range_header)
-        if self._is_here(view, digest):
-            reason = await self._asking.check(view, digest)
+        if self._is_available(view, digest):
+            reason = await self._blob_access.check(view, digest)
             stored = await self._open(view, digest)
             if stored is not None:
                 return _from_file(stored, range_header, reason)
             running = self._running(view, digest)
             if running is not None:
                 self._fills.get(digest, view.client)
-                return await self._follow(running, view, range_header)
-        if self._fills.get(digest) is not None:  # another registry's
+                return await self._join_running(running, view, range_header)
+        if self._fills.get(digest) is not None:  # from another registry
             return await self._stream(view, digest, range_header)
-        return await self._begin(view, digest, range_header)
+        return await self._fill(view, digest, range_header)
 
     async def head(self, view: RepositoryView, digest: Digest) -> BlobResult:
-        """Whether there is such a blob, and its size. Never starts a fill unless the upstream hides the size."""
-        size = self._size_here(view, digest)
+        """Return a blob's size, without a source. Starts a fill only where the upstream does not tell the size."""
+        size = self._available_size(view, digest)
         if size is not None:
-            reason = await self._asking.check(view, digest)
+            reason = await self._blob_access.check(view, digest)
             if reason is None:
                 return BlobResult(size, None, None, Result.HIT, cache_status.hit())
             return BlobResult(size, None, None, Result.STALE, cache_status.stale(0, reason))
-        size = await self._asking.ask(view, digest)
+        size = await self._blob_access.ask(view, digest)
         if size is None:
             blob = await self.get(view, digest, None)
             if blob.source is not None:
@@ -92,9 +92,9 @@ class CachedBlobs:
         return BlobResult(size, None, None, Result.MISS, cache_status.fetched(stored=False))
 
     async def fetch(self, view: RepositoryView, digest: Digest) -> None:
-        """Have a blob in the store for later; raises `HubcacheError` when that fails."""
-        if self._is_here(view, digest):
-            await self._asking.check(view, digest)
+        """Store a blob for later requests; raises `HubcacheError` when that fails."""
+        if self._is_available(view, digest):
+            await self._blob_access.check(view, digest)
         if self._is_stored(view, digest):
             return
         fill = self._fills.get(digest)
@@ -110,37 +110,37 @@ class CachedBlobs:
             return await self.fetch(view, digest)
         with fill.reading():
             await fill.wait_opened()
-            # Not at the end: who may read it then is for the registry to say.
-            await self._asking.record_accepted(view, digest)
+            # Not at the end of the fill: by then the registry may answer differently.
+            await self._blob_access.record_accepted(view, digest)
             await fill.wait_stored()
 
     async def forget(self, host: str, repository: str, digest: Digest) -> None:
-        """A blob was pushed or deleted through this proxy."""
+        """Forget whether a blob belongs to a repository: it was pushed or deleted through this proxy."""
         await self._writer.forget_link(host, repository, digest)
 
-    # -- what is here -------------------------------------------------------------------------------------------------
+    # -- available blobs ----------------------------------------------------------------------------------------------
 
     def _is_stored(self, view: RepositoryView, digest: Digest) -> bool:
         return self._store.has(digest) and self._access.belongs_to(view.host, digest)
 
     def _running(self, view: RepositoryView, digest: Digest) -> Fill | None:
-        """The running fill, if it comes from the view's registry."""
+        """Return the running fill, if it comes from the view's registry."""
         fill = self._fills.get(digest)
         return fill if fill is not None and fill.origin == view.host else None
 
-    def _is_here(self, view: RepositoryView, digest: Digest) -> bool:
+    def _is_available(self, view: RepositoryView, digest: Digest) -> bool:
         return self._is_stored(view, digest) or self._running(view, digest) is not None
 
-    def _size_here(self, view: RepositoryView, digest: Digest) -> int | None:
+    def _available_size(self, view: RepositoryView, digest: Digest) -> int | None:
         size = self._store.blob_size(digest) if self._is_stored(view, digest) else None
         running = self._running(view, digest)
         return running.size if size is None and running is not None else size
 
     async def _open(self, view: RepositoryView, digest: Digest) -> StoredBlob | None:
-        """The stored blob. Whose it is, is looked at when it is open: it may have come anew in between."""
+        """Open the stored blob. What it belongs to is checked when it is open: it may have been replaced meanwhile."""
         try:
             stored = await self._store.open_blob(digest)
-        except StorageError:  # a bad file could not even be removed: fetch the blob as if it were not there
+        except StorageError:  # a damaged file that could not be removed: fetch the blob as if it were not there
             return None
         if stored is not None and not self._access.belongs_to(view.host, digest):
             stored.close()
@@ -149,79 +149,81 @@ class CachedBlobs:
 
     # -- fills --------------------------------------------------------------------------------------------------------
 
-    async def _begin(self, view: RepositoryView, digest: Digest, range_header: str | None) -> BlobResult:
-        """By a fill with the view's credentials."""
-        since = self._access.raise_remembered_error(view.host, view.repository, view.request_key(str(digest)))
+    async def _fill(self, view: RepositoryView, digest: Digest, range_header: str | None) -> BlobResult:
+        """Start a fill with the view's credentials and return its bytes."""
+        request_key = view.request_key(str(digest))
+        change_number = self._access.raise_remembered_error(view.host, view.repository, request_key)
         try:
             fill = await self._start(view, digest, view.client)
-            if fill is None:  # somebody else, whose rights are not the view's, was quicker
+            if fill is None:  # another request, whose access is not the view's, was faster
                 return await self.get(view, digest, range_header)
             with fill.reading():
                 size = await fill.wait_opened()
-                await self._asking.record_accepted(view, digest)
-                part, start, end = _window(range_header, size)
+                await self._blob_access.record_accepted(view, digest)
+                part, start, end = _selected(range_header, size)
                 source = await self._join(fill, view, start, end)
         except StorageError:
             return await self._stream(view, digest, range_header)
         except (BlobUnknown, Unauthorized, Denied) as error:
-            await self._asking.record_refused(view, digest, error, since)
+            await self._blob_access.record_refused(view, digest, error, change_number)
             raise
         return BlobResult(size, part, source, Result.MISS, cache_status.fetched(stored=True))
 
-    async def _follow(self, fill: Fill, view: RepositoryView, range_header: str | None) -> BlobResult:
-        """By a fill that somebody else began."""
+    async def _join_running(self, fill: Fill, view: RepositoryView, range_header: str | None) -> BlobResult:
+        """Return the bytes of a fill that another request started."""
         try:
             with fill.reading():
                 size = await fill.wait_opened()
-                part, start, end = _window(range_header, size)
+                part, start, end = _selected(range_header, size)
                 source = await self._join(fill, view, start, end)
         except StorageError:
             return await self._stream(view, fill.digest, range_header)
-        except (BlobUnknown, Unauthorized, Denied):  # refused to whoever began it
+        except (BlobUnknown, Unauthorized, Denied):  # refused to the client that started it
             return await self.get(view, fill.digest, range_header)
         return BlobResult(size, part, source, Result.MISS, cache_status.fetched(stored=True, collapsed=True))
 
-    async def _start(self, view: RepositoryView, digest: Digest, asker: str) -> Fill | None:
-        """Begin a fill with the view's credentials, for that address; None when there is one by now, of whoever."""
-        link, had = self._store.links.get(view.host, view.repository, digest), self._store.has(digest)
+    async def _start(self, view: RepositoryView, digest: Digest, client: str) -> Fill | None:
+        """Start a fill with the view's credentials, on behalf of `client`; None when another request did meanwhile."""
+        link, was_stored = self._store.links.get(view.host, view.repository, digest), self._store.has(digest)
         if view.authorization is not None and not await self._writer.mark_private(digest):
             raise StorageError("cannot remember that the blob is private")
-        if self._fills.get(digest) is not None or (self._store.has(digest) and not had):
+        if self._fills.get(digest) is not None or (self._store.has(digest) and not was_stored):
             return None
-        opener = self._asking.opener(view, digest)
+        opener = self._blob_access.opener(view, digest)
         size = link.size if link else None
-        gave = self._gave(view, digest, stored=True)
-        return self._fills.start(digest, size, lambda at: opener(at, None), asker, view.host, gave)
+        on_verified = self._source_recorder(view, digest, stored=True)
+        return self._fills.start(digest, size, lambda at: opener(at, None), client, view.host, on_verified)
 
-    def _gave(self, view: RepositoryView, digest: Digest, *, stored: bool) -> Callable[[], Awaitable[None]]:
-        """What to do when the view's registry gave all bytes, and they are right; `stored`: and are to be stored."""
+    def _source_recorder(self, view: RepositoryView, digest: Digest, *, stored: bool) -> Callable[[], Awaitable[None]]:
+        """Return what to call when the view's registry has delivered all bytes and they are verified.
+
+        `stored`: they are about to be stored.
+        """
         private = stored and view.authorization is not None
 
-        async def note() -> None:
-            if (
-                not await self._writer.record_source(view.host, view.repository, digest, None, private=private)
-                and private
-            ):
+        async def record() -> None:
+            recorded = await self._writer.record_source(view.host, view.repository, digest, None, private=private)
+            if private and not recorded:
                 raise StorageError("cannot remember that the blob is private")
 
-        return note
+        return record
 
     async def _join(self, fill: Fill, view: RepositoryView, start: int, end: int) -> Source:
-        """The fill's bytes, or the upstream's own for a range that the fill will not reach soon."""
-        opener = self._asking.opener(view, fill.digest)
-        if fill.staged is None or fill.staged.closed:  # it ended in between
+        """Return a source of the fill's bytes, or of the upstream's for a range that the fill will not reach soon."""
+        opener = self._blob_access.opener(view, fill.digest)
+        if fill.staged is None or fill.staged.closed:  # it has ended meanwhile
             fill.raise_error()
             stored = await self._open(view, fill.digest)
             return UpstreamSource(opener, start, end) if stored is None else FileSource(stored, start, end)
         staged = fill.staged
-        again: Callable[[int, int], Source] = lambda at, until: UpstreamSource(opener, at, until)  # noqa: E731
+        fallback: Callable[[int, int], Source] = lambda at, until: UpstreamSource(opener, at, until)  # noqa: E731
         try:
             fd = os.dup(staged.fd)
         except OSError as error:
             raise StorageError(f"cannot open a blob on its way: {error.strerror or error}") from error
         usage = self._store.usage
-        usage.begin_reading(fill.digest)  # its file, once that is in the store, is on disk as long as it is open
-        following = FillSource(fill, staged.path, fd, start, end, again, lambda: usage.end_reading(fill.digest))
+        usage.begin_reading(fill.digest)  # the file stays on disk as long as it is open, also once it is in the store
+        following = FillSource(fill, staged.path, fd, start, end, fallback, lambda: usage.end_reading(fill.digest))
         ahead = start - fill.readable
         if ahead <= 0:
             return following
@@ -229,42 +231,44 @@ class CachedBlobs:
         return ParallelRange(following, UpstreamSource(opener, start, end), patience)
 
     async def _stream(self, view: RepositoryView, digest: Digest, range_header: str | None) -> BlobResult:
-        """Pass a blob on without the store, which cannot take it, or has it from another registry."""
-        since = self._access.raise_remembered_error(view.host, view.repository, view.request_key(str(digest)))
+        """Return a blob's bytes from the upstream, not stored: the store fails, or has them from another registry."""
+        request_key = view.request_key(str(digest))
+        change_number = self._access.raise_remembered_error(view.host, view.repository, request_key)
         link = self._store.links.get(view.host, view.repository, digest)
-        size = link.size if link and link.size is not None else await self._asking.ask(view, digest)
+        size = link.size if link and link.size is not None else await self._blob_access.ask(view, digest)
         if size is None:
             raise Unavailable("nothing can be stored, and the upstream does not tell the blob's size")
-        part, start, end = _window(range_header, size)
+        part, start, end = _selected(range_header, size)
         verifier = Verifier(digest, size) if part is None else None
-        opener = self._asking.opener(view, digest)
+        opener = self._blob_access.opener(view, digest)
         async with AsyncExitStack() as stack:
-            source = UpstreamSource(opener, start, end, verifier, self._gave(view, digest, stored=False))
+            on_verified = self._source_recorder(view, digest, stored=False)
+            source = UpstreamSource(opener, start, end, verifier, on_verified)
             stack.push_async_callback(source.close)
             try:
                 await source.open()
             except (BlobUnknown, Unauthorized, Denied) as error:
-                await self._asking.record_refused(view, digest, error, since)
+                await self._blob_access.record_refused(view, digest, error, change_number)
                 raise
-            await self._asking.record_accepted(view, digest)
+            await self._blob_access.record_accepted(view, digest)
             stack.pop_all()
         return BlobResult(size, part, source, Result.MISS, cache_status.fetched(stored=False))
 
 
 def _from_file(stored: StoredBlob, range_header: str | None, reason: str | None) -> BlobResult:
-    part, start, end = _window(range_header, stored.size, stored.close)
+    """Return a stored blob; `reason`: why the upstream could not confirm access to it, None if it did."""
+    try:
+        part, start, end = _selected(range_header, stored.size)
+    except RangeInvalid:
+        stored.close()
+        raise
     source = FileSource(stored, start, end)
     if reason is None:
         return BlobResult(stored.size, part, source, Result.HIT, cache_status.hit())
     return BlobResult(stored.size, part, source, Result.STALE, cache_status.stale(0, reason))
 
 
-def _window(header: str | None, size: int, undo: Callable[[], None] | None = None) -> tuple[ByteRange | None, int, int]:
-    """The range asked for, and the first and the end of the bytes to send; `undo` is called when there is none."""
-    try:
-        part = parse_range(header, size)
-    except RangeInvalid:
-        if undo is not None:
-            undo()
-        raise
+def _selected(range_header: str | None, size: int) -> tuple[ByteRange | None, int, int]:
+    """Return the requested range (RFC 9110 section 14.2), the first byte to send and the end, which is exclusive."""
+    part = parse_range(range_header, size)
     return part, part.start if part else 0, part.end if part else size

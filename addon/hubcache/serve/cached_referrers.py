@@ -1,8 +1,8 @@
-"""What refers to a manifest (signatures, attestations, SBOMs), as the registry lists it: remembered as a tag is.
+"""Referrers of a manifest (signatures, attestations, SBOMs) as the registry lists them, with the lifetimes of tags.
 
-Clients ask for it beside the image: the referrers API first and, where that is missing, a tag made from the digest
-(distribution spec, "Listing Referrers" and "Backwards Compatibility"). An answer 404 is as good as any to them, and
-most common, so it is remembered as well.
+Clients request them beside an image: by the referrers API and, where that is missing, by a tag made from the digest
+(distribution spec, "Listing Referrers" and "Backwards Compatibility"). The usual answer is 404, with which clients go
+on, so a 404 is remembered as well.
 """
 
 import asyncio
@@ -32,12 +32,13 @@ from ..transfer.referrers_page import ReferrersPage
 from . import cache_status
 from .access import Access
 from .best_effort import BestEffortWriter
-from .cached_manifests import PATIENCE_SECONDS, CachedManifests, ManifestResult
+from .cached_manifests import PATIENCE_SECONDS, CachedManifests
 from .messages import Result
 from .repository_view import RepositoryView
+from .stored_manifests import ManifestResult
 
-UNASKED_SECONDS = 10.0
-"""A client waits this long for the upstream's word where nothing is known; a pull goes on without."""
+WAIT_SECONDS = 10.0
+"""A client waits this long for the upstream where no answer is known; a pull goes on without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +47,14 @@ class ReferrersResult:
 
     digest: Digest
     body: bytes
-    filters: str
-    following: str
+    filters_applied: str
+    next_query: str
     result: Result
     cache_status: str
 
 
 class CachedReferrers:
-    """Lifetimes are those of tags. `clock` gives seconds since the epoch."""
+    """Looks referrers up. `clock` returns seconds since the epoch."""
 
     def __init__(
         self,
@@ -68,13 +69,15 @@ class CachedReferrers:
         self._access = access
         self._manifests = manifests
         self._clock = clock
-        self._asking = Coalescer[tuple[str, ...], ReferrersResult]()
+        self._fetches = Coalescer[tuple[str, ...], ReferrersResult]()
 
     async def by_subject(
         self, view: RepositoryView, subject: Digest, query: str, *, known_only: bool = False
     ) -> ReferrersResult:
-        """A page of the API; raises `ManifestUnknown` where the registry answers 404, and with `known_only` for all
-        that was never asked for."""
+        """Return a page of the referrers API.
+
+        Raises `ManifestUnknown` where the registry answers 404, and with `known_only` for what was never requested.
+        """
         record = self._record(view, subject, "query", query)
         if record is not None and self._is_fresh(view, record):
             ttl = record.validated_at + self._manifests.tag_lifetime - self._clock()
@@ -84,23 +87,20 @@ class CachedReferrers:
         if record is None and known_only:
             raise _unknown(subject)
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS if self._is_usable(view, record) else UNASKED_SECONDS):
+            async with asyncio.timeout(PATIENCE_SECONDS if self._may_serve_stale(view, record) else WAIT_SECONDS):
                 key = (*view.key, subject, query)
-                return await self._asking.run(key, lambda: self._ask(view, subject, query))
+                return await self._fetches.run(key, lambda: self._fetch(view, subject, query))
         except (TimeoutError, Unavailable, TooManyRequests, BadUpstream) as error:
-            slow = Unavailable("upstream is slow") if isinstance(error, TimeoutError) else error
-            if record is None or not self._is_usable(view, record):
-                raise slow from error
-            over = self._clock() - record.validated_at - self._manifests.tag_lifetime
-            found = self._remembered(record, Result.STALE, cache_status.stale(over, slow.message))
+            failure = Unavailable("upstream is slow") if isinstance(error, TimeoutError) else error
+            found = self._stale(view, record, failure.message)
             if found is None:
-                raise slow from error
+                raise failure from error
             return found
 
     async def by_fallback_tag(
         self, view: RepositoryView, tag: str, negotiation: str, *, head: bool, known_only: bool = False
     ) -> ManifestResult:
-        """The manifest at a tag made from a digest; raises `ManifestUnknown` as `listed` does."""
+        """Return the manifest at a tag made from a digest; raises `ManifestUnknown` as `by_subject` does."""
         subject = subject_of_tag(tag)
         assert subject is not None
         record = self._record(view, subject, tag, negotiation)
@@ -108,42 +108,49 @@ class CachedReferrers:
             raise _unknown(subject)
         if known_only and record is None and not self._store.tags.get(view.host, view.repository, tag):
             raise _unknown(subject)
-        since, asked_at = self._access.change_number(view.host, view.repository), self._clock()
+        change_number, requested_at = self._access.change_number(view.host, view.repository), self._clock()
         try:
-            async with asyncio.timeout(UNASKED_SECONDS):
+            async with asyncio.timeout(WAIT_SECONDS):
                 return await self._manifests.by_tag(view, tag, negotiation, head=head)
         except TimeoutError as error:
             raise Unavailable("upstream is slow") from error
         except ManifestUnknown:
-            await self._keep(view, subject, (tag, negotiation), ReferrersRecord(None, asked_at), since)
+            missing = ReferrersRecord(None, requested_at)
+            await self._remember(view, subject, (tag, negotiation), missing, change_number)
             raise
 
     async def forget(self, host: str, repository: str, reference: str, subject: Digest | None) -> None:
-        """A manifest was pushed or deleted through this proxy, about `subject` by the registry's word (`OCI-Subject`).
+        """Forget the referrers that a push or a delete of a manifest changed; `subject` is its `OCI-Subject`.
 
-        Where nothing tells which digest it refers to, all that is known of the repository's referrers is forgotten.
+        Where the subject is not known, the referrers of all manifests of the repository are forgotten.
         """
         await self._writer.drop_referrers(host, repository, subject or subject_of_tag(reference))
 
-    # -- what is known ----------------------------------------------------------------------------------------------
+    # -- remembered answers -------------------------------------------------------------------------------------------
 
-    def _record(self, view: RepositoryView, subject: Digest, *question: str) -> ReferrersRecord | None:
-        return self._store.tags.referrers(view.host, view.repository, subject).get(_question(view, *question))
+    def _record(self, view: RepositoryView, subject: Digest, *request: str) -> ReferrersRecord | None:
+        return self._store.tags.referrers(view.host, view.repository, subject).get(_request_key(view, *request))
 
     def _is_fresh(self, view: RepositoryView, record: ReferrersRecord) -> bool:
         fresh = freshness(record, self._clock(), self._manifests.tag_lifetime) is Freshness.FRESH
         return fresh and self._access.can_read_repository(view.host, view.repository, view.authorization)
 
-    def _is_usable(self, view: RepositoryView, record: ReferrersRecord | None) -> bool:
-        """Whether it may be served although the upstream does not answer."""
-        if record is None or not self._access.can_read_repository(
-            view.host, view.repository, view.authorization, outage=True
-        ):
+    def _may_serve_stale(self, view: RepositoryView, record: ReferrersRecord | None) -> bool:
+        """Whether a remembered answer may be served while the upstream does not answer."""
+        if record is None:
+            return False
+        if not self._access.can_read_repository(view.host, view.repository, view.authorization, outage=True):
             return False
         return may_serve_stale(record, self._clock(), self._manifests.tag_lifetime, self._manifests.max_stale)
 
+    def _stale(self, view: RepositoryView, record: ReferrersRecord | None, reason: str) -> ReferrersResult | None:
+        if record is None or not self._may_serve_stale(view, record):
+            return None
+        over = self._clock() - record.validated_at - self._manifests.tag_lifetime
+        return self._remembered(record, Result.STALE, cache_status.stale(over, reason))
+
     def _remembered(self, record: ReferrersRecord, result: Result, status: str) -> ReferrersResult | None:
-        """What a record says; None when the body is not stored any more. Raises `ManifestUnknown` if it was a 404."""
+        """Return a remembered page; None when its body is no longer stored. Raises `ManifestUnknown` for a 404."""
         if record.digest is None:
             raise ManifestUnknown("the registry lists no referrers")
         manifest = self._store.manifest(record.digest)
@@ -151,33 +158,40 @@ class CachedReferrers:
             return None
         return ReferrersResult(record.digest, manifest.body, record.filters, record.following, result, status)
 
-    # -- asking -----------------------------------------------------------------------------------------------------
+    # -- requests to the upstream -------------------------------------------------------------------------------------
 
-    async def _ask(self, view: RepositoryView, subject: Digest, query: str) -> ReferrersResult:
-        """What the upstream says now. It proves nothing about who may read the repository: registries exist that list
-        no referrers (200) of whatever they are asked about, and others that have no such API for anonymous readers."""
-        asked = view.request_key("referrers", subject, query)
-        since, asked_at = self._access.raise_remembered_error(view.host, view.repository, asked), self._clock()
+    async def _fetch(self, view: RepositoryView, subject: Digest, query: str) -> ReferrersResult:
+        """Request a page and remember the answer.
+
+        The answer does not show who may read the repository: some registries list no referrers (200) for any
+        repository, others have no such API for anonymous clients.
+        """
+        error_key = view.request_key("referrers", subject, query)
+        change_number = self._access.raise_remembered_error(view.host, view.repository, error_key)
+        requested_at = self._clock()
         try:
             page = await view.upstream.get_referrers(view.repository, subject, query, view.authorization)
         except (ManifestUnknown, Unauthorized, Denied) as error:
-            self._access.remember_error(view.host, view.repository, asked, error, since)
+            self._access.remember_error(view.host, view.repository, error_key, error, change_number)
             if isinstance(error, ManifestUnknown):
-                await self._keep(view, subject, ("query", query), ReferrersRecord(None, asked_at), since)
+                missing = ReferrersRecord(None, requested_at)
+                await self._remember(view, subject, ("query", query), missing, change_number)
             raise
-        digest, was_here, is_here = await self._take(view, page)
-        record = ReferrersRecord(digest, asked_at, page.filters_applied, page.next_query)
+        digest, was_stored, is_stored = await self._store_page(view, page)
+        record = ReferrersRecord(digest, requested_at, page.filters_applied, page.next_query)
         known = self._record(view, subject, "query", query)
-        await self._keep(view, subject, ("query", query), record, since)
-        if was_here and known is not None and known.digest == digest:
+        await self._remember(view, subject, ("query", query), record, change_number)
+        if was_stored and known is not None and known.digest == digest:
             result, status = Result.REVALIDATED, cache_status.validated()
         else:
-            result, status = Result.MISS, cache_status.fetched(stored=is_here)
+            result, status = Result.MISS, cache_status.fetched(stored=is_stored)
         return ReferrersResult(digest, page.body, page.filters_applied, page.next_query, result, status)
 
-    async def _take(self, view: RepositoryView, page: ReferrersPage) -> tuple[Digest, bool, bool]:
-        """Check and store a page, and that all it lists belongs to the repository; its digest, and whether it was
-        stored before and is now."""
+    async def _store_page(self, view: RepositoryView, page: ReferrersPage) -> tuple[Digest, bool, bool]:
+        """Check and store a page, and that what it lists belongs to the repository.
+
+        Returns its digest, whether it was stored before, and whether it is stored now.
+        """
         try:
             children = parse_image_index(page.body)
         except ManifestInvalid as error:
@@ -187,37 +201,43 @@ class CachedReferrers:
             view.host, view.repository, digest, len(page.body), private=True
         ):
             return digest, False, False
-        here = self._store.has(digest)
-        stored = here or await self._writer.put_manifest(digest, ManifestRecord(OCI_INDEX, page.body))
+        was_stored = self._store.has(digest)
+        is_stored = was_stored or await self._writer.put_manifest(digest, ManifestRecord(OCI_INDEX, page.body))
         links: dict[Digest, int | None] = {child.digest: child.size for child in children}
         links[digest] = len(page.body)
         await self._writer.put_links(view.host, view.repository, links, confirmed=False)
-        return digest, here, stored
+        return digest, was_stored, is_stored
 
-    async def _keep(
-        self, view: RepositoryView, subject: Digest, question: tuple[str, str], record: ReferrersRecord, since: int
+    async def _remember(
+        self,
+        view: RepositoryView,
+        subject: Digest,
+        request: tuple[str, str],
+        record: ReferrersRecord,
+        change_number: int,
     ) -> None:
-        """Remember an answer, unless something was pushed or deleted `since` the question was put.
+        """Remember an answer, unless something was pushed or deleted since `change_number`.
 
-        Only of digests that are known to be the repository's: clients can think up others without end. A 404 only of
-        the public view: some registries answer so whoever may not look.
+        Only of digests that are known to belong to the repository, since clients can invent others without end. A 404
+        only of the public view: some registries answer it to clients that may not read the repository.
         """
-        if since != self._access.change_number(view.host, view.repository):
+        if change_number != self._access.change_number(view.host, view.repository):
             return
         if record.digest is None and view.authorization is not None:
             return
         if self._store.links.get(view.host, view.repository, subject) is not None:
-            await self._writer.put_referrers(view.host, view.repository, subject, _question(view, *question), record)
+            request_key = _request_key(view, *request)
+            await self._writer.put_referrers(view.host, view.repository, subject, request_key, record)
 
 
-def _question(view: RepositoryView, *parts: str) -> str:
-    """A short key for a question, whose words are the client's.
+def _request_key(view: RepositoryView, *parts: str) -> str:
+    """Return a short key for a request, parts of which the client wrote.
 
-    Readers' answers are kept apart from the public's: an answer about referrers does not show who may read it, and the
-    registry may tell readers more.
+    Answers to credentials are kept apart from public ones: an answer about referrers does not show who may read it, and
+    the registry may list more to a client with access.
     """
-    who = () if view.authorization is None else ("reader",)
-    return hashlib.sha256("\n".join((*who, *parts)).encode(errors="replace")).hexdigest()[:32]
+    prefix = () if view.authorization is None else ("reader",)
+    return hashlib.sha256("\n".join((*prefix, *parts)).encode(errors="replace")).hexdigest()[:32]
 
 
 def _unknown(subject: Digest) -> ManifestUnknown:

@@ -1,9 +1,10 @@
-"""What clients of the proxy door are told of a registry's token service.
+"""The challenge (`WWW-Authenticate`) that clients of the proxy receive in place of the upstream's.
 
-A token service on another host than its registry (gitlab.com for registry.gitlab.com) is not intercepted: its outage
-would stop stored public images at the proxy door. So clients are told a realm on the registry's own host, where
-anonymous ones are answered by the cache and all others by the real service. Only where the real one is of the
-registry's domain: elsewhere the client decides whether its password goes there, as without a cache.
+A token service on another host than its registry (gitlab.com for registry.gitlab.com) is not intercepted: without it
+clients of the proxy could not even pull stored public images. So clients are sent to a realm on the registry's own
+host, where the cache answers anonymous clients and the real service answers all others. This is done only where the
+real service is in the registry's domain: elsewhere the client decides whether its password goes there, as without a
+cache.
 """
 
 from dataclasses import replace
@@ -14,39 +15,39 @@ from ..transfer.challenge import Challenge
 from ..transfer.realms import may_receive_password, parse_realm
 
 TOKEN_PATH = "/.hubcache/token"
-"""On a registry's own host, outside of all that the distribution spec has."""
+"""On a registry's own host, outside of the paths of the distribution spec."""
 
 INSUFFICIENT, INVALID = "insufficient_scope", "invalid_token"
 """Errors of RFC 6750 section 3.1 that registries use."""
 
 
 def client_challenge(registry: Registry, challenge: Challenge, error: str | None = None) -> Challenge:
-    """The upstream's challenge as a client is told it; `error` is about the token that the client itself presented."""
-    return replace(challenge, realm=_realm(registry, challenge.realm), error=error)
+    """Return the upstream's challenge as a client receives it; `error` is about the token that the client presented."""
+    return replace(challenge, realm=_client_realm(registry, challenge.realm), error=error)
 
 
 def is_on_registry_host(registry: Registry, realm: str) -> bool:
-    """Whether clients find the realm on the very host and port at which they find the registry."""
+    """Whether a realm has the host and port at which clients reach the registry."""
     url = parse_realm(realm)
     return (url.scheme, url.host, url.port) == ("https", registry.hostname, registry.port)
 
 
-def _realm(registry: Registry, realm: str) -> str:
+def _client_realm(registry: Registry, realm: str) -> str:
     if registry.is_hub:
         return HUB_REALM
     try:
         if is_on_registry_host(registry, realm) or not may_receive_password(registry.upstream, realm):
             return realm
-    except BadUpstream:  # no URL at all: the client's business
+    except BadUpstream:  # not a URL: leave it to the client
         return realm
     return f"https://{registry.host}{TOKEN_PATH}"
 
 
 def client_error(error: str | None, presented: str | None, sent: str | None) -> str | None:
-    """The error of a challenge as far as it is true of what the client presented; None for a client without a token.
+    """Return the error of a challenge where it applies to what the client `presented`; None without a token.
 
-    `sent` went upstream: the client's own credentials, or in place of a token of ours another one of ours, which is
-    also refused for too little, but whose being invalid is no fault of the client's.
+    `sent` went upstream: the client's own credentials, or the cache's in place of a token that the cache issued. The
+    latter are also refused when they grant too little, but the client is not to blame when they are invalid.
     """
     if presented is None:
         return None

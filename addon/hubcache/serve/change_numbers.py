@@ -1,35 +1,31 @@
-"""What was moved through this proxy, and when: an answer that was asked for before must not be remembered after."""
+"""Numbers that change with a tag or a repository: an answer that was requested before a change is not remembered."""
 
-from cachetools import LRUCache
+from .lru_map import LRUMap
 
-MAX_MOVES = 10_000
-"""Things whose last move is known one by one."""
+MAX_RECENT = 10_000
+"""Tags or repositories whose last change is known individually."""
 
 
 class ChangeNumbers:
-    """Numbers that change when a thing is moved. Bounded: where a move is forgotten, the numbers of all things that are
-    not known one by one change, so that what was asked for before it is never taken for new."""
+    """Change numbers by key.
+
+    Memory is bounded: when a key is dropped, the numbers of all keys that are not known individually change. So an
+    answer that was requested before a dropped change is never taken for a current one.
+    """
 
     def __init__(self) -> None:
         self._last = 0
-        self._recent = _Recent(MAX_MOVES)
+        self._highest_dropped = 0
+        self._recent = LRUMap[tuple[str, ...], int](MAX_RECENT, self._drop)
 
-    def current(self, *what: str) -> int:
-        """Changes when this thing is moved; compare it before and after."""
-        return self._recent.get(what, self._recent.forgotten)
+    def current(self, *key: str) -> int:
+        """Return a number that changes when this key does; compare it before and after a request."""
+        return self._recent.get(key, self._highest_dropped)
 
-    def advance(self, *what: str) -> None:
-        """A thing was moved."""
+    def advance(self, *key: str) -> None:
+        """Change the number of this key."""
         self._last += 1
-        self._recent[what] = self._last
+        self._recent[key] = self._last
 
-
-class _Recent(LRUCache[tuple[str, ...], int]):
-    """Knows the highest number that it forgot."""
-
-    forgotten = 0
-
-    def popitem(self) -> tuple[tuple[str, ...], int]:
-        what, number = super().popitem()
-        self.forgotten = max(self.forgotten, number)
-        return what, number
+    def _drop(self, _: tuple[str, ...], number: int) -> None:
+        self._highest_dropped = max(self._highest_dropped, number)

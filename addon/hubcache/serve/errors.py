@@ -1,4 +1,4 @@
-"""How errors are told to clients: the one place where an exception becomes an answer."""
+"""Turns exceptions into answers, in the error format of the distribution spec ("Error Codes")."""
 
 from ..oci.errors import RegistryError, Unsupported
 from .messages import Answer, Result
@@ -7,7 +7,7 @@ API_VERSION = {"Docker-Distribution-Api-Version": "registry/2.0"}
 
 
 def error_answer(error: RegistryError, method: str) -> Answer:
-    """An error in the form that registry clients read; plain text makes dockerd say "invalid character"."""
+    """Return the answer for an error: JSON, since plain text makes dockerd report "invalid character"."""
     body = error.body()
     headers = API_VERSION | {"Content-Type": "application/json"} | error.headers()
     if error.status == Unsupported.status:

@@ -1,4 +1,4 @@
-"""What a stored manifest is called: by its bytes where they tell, else by each registry for itself."""
+"""Media types of stored manifests: from the bytes where they state it, else as each registry labels the manifest."""
 
 from cachetools import LRUCache
 
@@ -7,30 +7,33 @@ from ..oci.media import media_type_of
 from ..store.store import Store
 from .best_effort import BestEffortWriter
 
-MAX_KNOWN = 10_000
-"""Manifests whose bytes need not be read again for their type."""
+MAX_MANIFESTS = 10_000
+"""Manifests whose own media type is kept in memory, so that their bytes are not parsed again."""
 
 
 class MediaTypes:
-    """A digest has one type for all, since its bytes are the same for all: no registry can rename another's."""
+    """Media types by digest.
+
+    The same bytes have the same type at every registry, so that no registry can relabel another's manifest.
+    """
 
     def __init__(self, store: Store, writer: BestEffortWriter) -> None:
         self._store = store
         self._writer = writer
-        self._by_bytes: LRUCache[Digest, str] = LRUCache(MAX_KNOWN)
+        self._from_bytes: LRUCache[Digest, str] = LRUCache(MAX_MANIFESTS)
 
-    def of(self, registry: str, digest: Digest, body: bytes) -> str | None:
-        """The media type for clients of this registry; None where neither the bytes nor the registry told it."""
-        return self._told(digest, body) or self._store.registries.media_type(registry, digest)
+    def get(self, registry: str, digest: Digest, body: bytes) -> str | None:
+        """Return the media type for clients of this registry; None where neither bytes nor registry state one."""
+        return self._stated(digest, body) or self._store.registries.media_type(registry, digest)
 
-    async def learn(self, registry: str, digest: Digest, body: bytes, said: str) -> str:
-        """The media type, where the registry said this one now."""
-        told = self._told(digest, body)
-        if told is None:
-            await self._writer.put_media_type(registry, digest, said)
-        return told or said
+    async def learn(self, registry: str, digest: Digest, body: bytes, label: str) -> str:
+        """Return the media type of a manifest that the registry has just served with this `Content-Type`."""
+        stated = self._stated(digest, body)
+        if stated is None:
+            await self._writer.put_media_type(registry, digest, label)
+        return stated or label
 
-    def _told(self, digest: Digest, body: bytes) -> str | None:
-        if digest not in self._by_bytes:
-            self._by_bytes[digest] = media_type_of(body) or ""
-        return self._by_bytes[digest] or None
+    def _stated(self, digest: Digest, body: bytes) -> str | None:
+        if digest not in self._from_bytes:
+            self._from_bytes[digest] = media_type_of(body) or ""
+        return self._from_bytes[digest] or None

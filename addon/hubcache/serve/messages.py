@@ -1,4 +1,4 @@
-"""What comes in and what goes out, free of mitmproxy's types."""
+"""Requests of clients and their answers, independent of mitmproxy's types."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -8,28 +8,31 @@ from ..oci.registry import Registry
 from ..transfer.sources import Source
 
 LOCAL_TOKEN = "hubcache-anonymous"
-"""The token that anonymous clients get from the proxy itself. It gives no right to anything and is never sent on."""
+"""The token that the cache issues to anonymous clients. It grants nothing and is never sent upstream."""
 
 UNVERIFIED_TOKEN = "hubcache-unchecked"
-"""In place of a user's, while the token service cannot be reached: worth no more than `LOCAL_TOKEN`, but whoever
-presents it is told of the outage, not that it may not."""
+"""Issued instead of a user's token while the token service cannot be reached. It grants no more than `LOCAL_TOKEN`, but
+a client that presents it receives the outage as the reason of a refusal."""
 
 MAX_SMALL_BODY = 64 << 10
-"""Bytes of a body up to which it is kept in memory: stored configs, empty layers of build tools, token requests."""
+"""Bytes of a body that is kept in memory: stored configs, empty layers of build tools, token requests."""
 
 LAST_ATTEMPT = 2
-"""The attempt that needs no file of the store."""
+"""The number of the attempt that is answered without a file of the store."""
 
 
 class Listener(Enum):
-    """How the client reached us: it believes to speak with the registry (`PROXY`), or it knows a `MIRROR`."""
+    """How a client connected: as to the registry itself, through the `PROXY`, or to a `MIRROR` that it has configured.
+
+    The value is the label in metrics and in the access log.
+    """
 
     PROXY = "proxy"
     MIRROR = "mirror"
 
 
 class Result(Enum):
-    """How a request was answered; the label in metrics."""
+    """How a request was answered; the value is the label in metrics."""
 
     HIT = "hit"
     MISS = "miss"
@@ -42,9 +45,9 @@ class Result(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request to a registry. `path` is as on the wire, without the query; `headers` have lower-case names.
+    """A request to a registry. `path` is as received, without the query; `headers` have lower-case names.
 
-    `client` tells apart who asks (an address). A `body` is read only for the token service; None before that.
+    `client` is the client's address. `body` is read only for the token service, and None until it is read.
     """
 
     method: str
@@ -55,19 +58,19 @@ class Request:
     query: str = ""
     client: str = ""
     to_token_service: bool = False
-    """Whether it came to the token service's own host."""
+    """Whether it was sent to the host of the Hub's token service."""
     attempt: int = 0
-    """How often it was asked before: a worker could not open the file that it was told. Only the first is counted."""
+    """How often it was answered before with a file that a worker process could not open. Only the first is counted."""
     body: bytes | None = field(default=None, repr=False)
 
     @property
     def bypass_store(self) -> bool:
-        """Whether a blob is to come from the upstream itself, because what the store has cannot be sent."""
+        """Whether a blob has to come from the upstream, because the stored file cannot be sent."""
         return self.attempt >= LAST_ATTEMPT
 
     @property
     def credentials(self) -> str | None:
-        """The client's own `Authorization`, if it has one that means anything upstream."""
+        """The client's own `Authorization`; None for a token that the cache issued."""
         value = self.headers.get("authorization")
         if value is None or value.split()[-1:] in ([], [LOCAL_TOKEN], [UNVERIFIED_TOKEN]):
             return None
@@ -75,15 +78,15 @@ class Request:
 
     @property
     def has_unverified_token(self) -> bool:
-        """Whether the client has credentials that no token service could be asked about."""
+        """Whether the client has a user's credentials that the token service could not verify."""
         return self.headers.get("authorization", "").split()[-1:] == [UNVERIFIED_TOKEN]
 
 
 @dataclass(slots=True)
 class Answer:
-    """An answer made here: `body` from memory, or a `source` of `length` bytes. A HEAD has neither, but a `length`.
+    """An answer of the cache: `body` from memory, or a `source` of `length` bytes. A HEAD has neither, but a `length`.
 
-    `kind` is what was asked for, the label in metrics; `size` the bytes of the whole content, whatever part is sent.
+    `kind` of the target is the label in metrics; `size` is that of the whole content, also where a part is sent.
     """
 
     status: int
@@ -106,9 +109,9 @@ class Change(NamedTuple):
 
 @dataclass(slots=True)
 class Forward:
-    """Let the request through to the upstream, with this `Authorization` (None: without one)."""
+    """Forward the request to the upstream, with this `Authorization` (None: without one)."""
 
     authorization: str | None
     change: Change | None = None
-    """What the request changes if it is accepted."""
+    """What the request changes if the upstream accepts it."""
     kind: str = "other"

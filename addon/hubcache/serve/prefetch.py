@@ -1,4 +1,4 @@
-"""Whole images: fetching one before anybody asks for its parts, and whether one is here completely."""
+"""Fetches whole images before clients request them, and checks whether an image is completely stored."""
 
 import asyncio
 import logging
@@ -18,38 +18,38 @@ from .cached_manifests import CachedManifests
 from .cached_referrers import CachedReferrers
 from .repository_view import RepositoryView
 
-type Turn = Callable[[], Awaitable[None]]
-"""Waits until one request more for a manifest may be made."""
+type WaitForBudget = Callable[[], Awaitable[None]]
+"""Waits until one more request for a manifest may be made."""
 
 logger = logging.getLogger("hubcache")
 
 MAX_MANIFESTS = 256
-"""Manifests of one image that are looked at. The largest official indexes have some 40, attestations included."""
+"""Manifests of one image that are read. The largest official indexes have some 40, attestations included."""
 
 MAX_REFERENCES = 20_000
-"""What all of these together refer to."""
+"""Descriptors in all of these together."""
 
 MAX_DEPTH = 4
-"""Steps from an image's first manifest to its last: an index of images takes one, an index of indexes two."""
+"""Steps from an image's first manifest to its last: an image index takes one, an index of indexes two."""
 
 LONGEST_SECONDS = 3600.0
-"""An image that takes longer to fetch is given up."""
+"""The fetch of an image ends after this time."""
 
 _MAX_REFERRERS = 32
-"""Manifests fetched of those that refer to one attestation."""
+"""Referrers of one attestation that are fetched."""
 
 _MAX_PARSED = 100_000
-_MAX_ANSWERS = 1_000
-"""What is kept in memory: parsed descriptors, and images that are known to be complete or not."""
+_MAX_RESULTS = 1_000
+"""What is kept in memory: parsed descriptors, and whether images are complete."""
 
 FALLBACK_ACCEPT = normalize_accept(f"{OCI_INDEX}, */*")
-"""What containerd sends when it asks for the tag made from a digest."""
+"""The `Accept` of containerd in a request for a tag made from a digest."""
 
 
 class Prefetch:
-    """Fetches and checks images; of an index, only the platforms that are wanted, with their attestations.
+    """Fetches and checks images; of an index only the wanted platforms, with their attestations.
 
-    `may_spend` tells whether a host's rate limit leaves room for one more pull in the background.
+    `may_spend` returns whether a host's rate limit leaves one more pull for background work.
     """
 
     def __init__(
@@ -66,11 +66,12 @@ class Prefetch:
         self._referrers = referrers
         self._may_spend = may_spend
         self._parsed = LRUCache[Digest, tuple[Descriptor, ...]](_MAX_PARSED, getsizeof=lambda known: len(known) + 1)
-        self._complete = LRUCache[tuple[Digest, frozenset[str]], bool](_MAX_ANSWERS)
-        self._complete_at = -1
+        self._complete = LRUCache[tuple[Digest, frozenset[str]], bool](_MAX_RESULTS)
+        self._complete_version = -1
+        """The version of the store for which `_complete` holds."""
 
     def children(self, digest: Digest) -> tuple[Descriptor, ...] | None:
-        """What a stored manifest refers to; None when it is not stored."""
+        """Return the descriptors in a stored manifest; None when it is not stored."""
         if not self._store.is_manifest(digest):
             return None
         known = self._parsed.get(digest)
@@ -85,7 +86,7 @@ class Prefetch:
         return known
 
     def pulled_platforms(self, digest: Digest) -> set[str]:
-        """The platforms of a stored index whose manifests clients have asked for."""
+        """Return the platforms of a stored image index whose manifests clients have requested."""
         return {
             child.platform
             for child in self.children(digest) or ()
@@ -95,37 +96,39 @@ class Prefetch:
             and self._store.popularity.was_requested(child.digest)
         }
 
-    async def fetch(self, view: RepositoryView, digest: Digest, platforms: Set[str], turn: Turn | None = None) -> None:
-        """Have a manifest with all its blobs in the store, of an index those of `platforms` with their attestations,
-        and what an engine asks beside it; raises `HubcacheError`.
+    async def fetch(
+        self, view: RepositoryView, digest: Digest, platforms: Set[str], wait: WaitForBudget | None = None
+    ) -> None:
+        """Store a manifest with all its blobs, and what clients request beside it; raises `HubcacheError`.
 
-        The image was found worth it: its parts count as asked for as often as admission wants.
+        Of an index, the manifests for `platforms` with their attestations. The image was found to be popular: its parts
+        are admitted as if they had been requested often enough.
         """
         try:
             async with asyncio.timeout(LONGEST_SECONDS):
-                await self._fetch(view, digest, platforms, turn)
+                await self._fetch(view, digest, platforms, wait)
         except TimeoutError as error:
             raise Unavailable("an image took too long to fetch") from error
 
-    async def _fetch(self, view: RepositoryView, root: Digest, platforms: Set[str], turn: Turn | None) -> None:
-        for attestation in await self._fetch_tree(view, root, platforms, turn):
+    async def _fetch(self, view: RepositoryView, root: Digest, platforms: Set[str], wait: WaitForBudget | None) -> None:
+        for attestation in await self._fetch_tree(view, root, platforms, wait):
             try:
-                for referrer in (await self._ask_referrers(view, attestation))[:_MAX_REFERRERS]:
-                    await self._fetch_tree(view, referrer, frozenset(), turn)
-            except HubcacheError as error:  # no pull needs it
-                logger.debug("hubcache: what refers to %s is not fetched: %s", attestation, error)
+                for referrer in (await self._referrers_of(view, attestation))[:_MAX_REFERRERS]:
+                    await self._fetch_tree(view, referrer, frozenset(), wait)
+            except HubcacheError as error:  # pulls succeed without referrers
+                logger.debug("hubcache: referrers of %s are not fetched: %s", attestation, error)
 
     async def _fetch_tree(
-        self, view: RepositoryView, root: Digest, platforms: Set[str], turn: Turn | None
+        self, view: RepositoryView, root: Digest, platforms: Set[str], wait: WaitForBudget | None
     ) -> list[Digest]:
-        """Fetch a manifest and all below it that is wanted; returns which of it are attestations."""
+        """Fetch a manifest and all wanted content below it; return which of the manifests are attestations."""
         walk, attestations = _Walk(root), list[Digest]()
         while (step := walk.next()) is not None:
             digest, depth = step
-            await self._spend(view, digest, turn)
+            await self._check_budget(view, digest, wait)
             found = await self._manifests.by_digest(view, digest, head=False)
             children = parse_manifest(found.body or b"{}")
-            walk.saw(children)
+            walk.count(children)
             for blob in dict.fromkeys(child.digest for child in children if not child.is_manifest):
                 if view.upstream.is_rate_limited("manifest", ""):
                     raise TooManyRequests("the registry wants us to pause")
@@ -141,18 +144,20 @@ class Prefetch:
             raise BadUpstream("an image refers to too much", {"digest": str(root)})
         return attestations
 
-    async def _spend(self, view: RepositoryView, digest: Digest, turn: Turn | None) -> None:
-        """Before a manifest is asked for that is not stored."""
+    async def _check_budget(self, view: RepositoryView, digest: Digest, wait: WaitForBudget | None) -> None:
+        """Wait until a manifest may be requested that is not stored; raises `TooManyRequests`."""
         if self._store.has(digest):
             return
         if not self._may_spend(view.host):
             raise TooManyRequests("what is left of the rate limit is for clients")
-        if turn is not None:
-            await turn()
+        if wait is not None:
+            await wait()
 
-    async def _ask_referrers(self, view: RepositoryView, attestation: Digest) -> list[Digest]:
-        """Ask what an engine will ask about an attestation, so that the answer is known: what refers to it, by the API
-        and where that fails by the tag (seen: Docker Engine 29)."""
+    async def _referrers_of(self, view: RepositoryView, attestation: Digest) -> list[Digest]:
+        """Return the referrers of an attestation, and so have the answer stored that Docker Engine 29 will request.
+
+        It requests them by the API and, where that answers 404, by the fallback tag.
+        """
         try:
             body = (await self._referrers.by_subject(view, attestation, "")).body
         except ManifestUnknown:  # the usual answer
@@ -161,29 +166,29 @@ class Prefetch:
         return [child.digest for child in parse_manifest(body)]
 
     async def is_complete(self, digest: Digest, platforms: Set[str]) -> bool:
-        """Whether a pull for any of `platforms` finds everything in the store, attestations included.
+        """Whether all content of a pull for any of `platforms` is stored, attestations included.
 
-        The answer is remembered until the store holds something else.
+        The result is remembered until the stored content changes.
         """
         version, key = self._store.usage.version, (digest, frozenset(platforms))
-        if self._complete_at != version:
+        if self._complete_version != version:
             self._complete.clear()
-            self._complete_at = version
-        answer = self._complete.get(key)
-        if answer is None:
-            answer = await self._looks_complete(digest, platforms)
-            if version == self._complete_at:
-                self._complete[key] = answer
-        return answer
+            self._complete_version = version
+        complete = self._complete.get(key)
+        if complete is None:
+            complete = await self._check_complete(digest, platforms)
+            if version == self._complete_version:
+                self._complete[key] = complete
+        return complete
 
-    async def _looks_complete(self, root: Digest, platforms: Set[str]) -> bool:
+    async def _check_complete(self, root: Digest, platforms: Set[str]) -> bool:
         walk = _Walk(root)
         while (step := walk.next()) is not None:
             digest, depth = step
             children = self.children(digest)
             if children is None or not all(child.is_manifest or self._store.has(child.digest) for child in children):
                 return False
-            walk.saw(children)
+            walk.count(children)
             found = select_platforms(children, platforms)
             if not found and any(child.is_manifest for child in children):
                 return False
@@ -194,27 +199,28 @@ class Prefetch:
 
 
 class _Walk:
-    """Manifests still to be looked at, nearest first, each once, and no more and no deeper than an image is."""
+    """A breadth-first walk over the manifests of an image, each once, within `MAX_MANIFESTS` and `MAX_DEPTH`."""
 
     def __init__(self, root: Digest) -> None:
         self._seen = {root}
         self._pending = deque([(root, 0)])
         self._descriptors = 0
         self.is_cut = False
+        """Whether the image exceeds the bounds, so that the walk does not cover it."""
 
     def next(self) -> tuple[Digest, int] | None:
-        """The next manifest and its depth; None at the end."""
+        """Return the next manifest and its depth; None at the end."""
         return self._pending.popleft() if self._pending else None
 
-    def saw(self, children: tuple[Descriptor, ...]) -> None:
-        """A manifest refers to these; with too many of them the walk is at its end."""
+    def count(self, children: tuple[Descriptor, ...]) -> None:
+        """Count the descriptors of a manifest; beyond `MAX_REFERENCES` the walk ends."""
         self._descriptors += len(children)
         if self._descriptors > MAX_REFERENCES:
             self.is_cut = True
             self._pending.clear()
 
     def add(self, digest: Digest, depth: int) -> None:
-        """Look at this one, too; beyond the bounds nothing is added, and the walk counts as cut."""
+        """Add a manifest to the walk, unless that exceeds the bounds."""
         if digest in self._seen:
             return
         if len(self._seen) >= MAX_MANIFESTS or depth > MAX_DEPTH:
@@ -225,14 +231,14 @@ class _Walk:
 
 
 def select_platforms(children: tuple[Descriptor, ...], platforms: Set[str]) -> list[Descriptor]:
-    """The manifests of an index for these platforms, and those with their attestations."""
-    found = [child for child in children if child.is_manifest and matches(child.platform, platforms)]
+    """Return the manifests of an index for these platforms, and those of their attestations."""
+    found = [child for child in children if child.is_manifest and platform_matches(child.platform, platforms)]
     attested = {child.digest for child in found}
     return [*found, *(child for child in children if child.attests in attested)]
 
 
-def matches(platform: str | None, platforms: Set[str]) -> bool:
-    """Whether a platform of an index is among those wanted; a wanted one without variant takes any variant."""
+def platform_matches(platform: str | None, platforms: Set[str]) -> bool:
+    """Whether a platform of an index is among the wanted ones; a wanted one without variant matches any variant."""
     if platform is None:
         return False
     return platform in platforms or platform[: platform.rindex("/") + 1] in platforms

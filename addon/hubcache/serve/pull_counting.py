@@ -1,4 +1,4 @@
-"""Which requests are one pull: popularity counts pulls, not the requests that a client makes of one."""
+"""Decides which requests belong to one pull: popularity counts pulls, of which each takes several requests."""
 
 import time
 from collections.abc import Callable, Hashable
@@ -7,24 +7,27 @@ from hashlib import blake2b
 from cachetools import TTLCache
 
 SAME_PULL_SECONDS = 10.0
-"""A client that asks again for the same within this time (HEAD then GET, a resumed range, a retry) makes one pull. From
-the first request on: many machines behind one address, of which there is always one that asks, are many pulls."""
+"""Requests of one client for the same content within this time (HEAD then GET, a resumed range, a retry) are one pull.
+The time runs from the first request: of many machines behind one address some are always asking, and they make many
+pulls."""
 
 MAX_CLIENTS = 50_000
-"""Pairs of client and content that are kept; beyond them the oldest are forgotten, and some pulls count twice."""
+"""Pairs of client and content that are kept; beyond them the oldest are dropped, and some pulls count twice."""
 
 
 class PullCounter:
-    """Remembers who asked for what a moment ago, as hashes: clients write what they are (`User-Agent`)."""
+    """Remembers for a short time which client requested which content.
+
+    Keys are kept as hashes, since clients write parts of them (`User-Agent`), of any length.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._begun: TTLCache[bytes, None] = TTLCache(MAX_CLIENTS, SAME_PULL_SECONDS, clock)
+        self._recent: TTLCache[bytes, None] = TTLCache(MAX_CLIENTS, SAME_PULL_SECONDS, clock)
 
-    def is_new_pull(self, *who_and_what: Hashable) -> bool:
-        """Whether this request is not part of a pull that was counted already. Of what a client says of itself, which
-        may be long, a hash is kept."""
-        key = blake2b(repr(who_and_what).encode(errors="surrogateescape"), digest_size=16).digest()
-        if key in self._begun:
+    def is_new_pull(self, *client_and_content: Hashable) -> bool:
+        """Whether this request is not part of a pull that was counted; later requests of that pull are not new."""
+        key = blake2b(repr(client_and_content).encode(errors="surrogateescape"), digest_size=16).digest()
+        if key in self._recent:
             return False
-        self._begun[key] = None
+        self._recent[key] = None
         return True

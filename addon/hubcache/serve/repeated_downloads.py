@@ -1,4 +1,4 @@
-"""A client that asks again for a whole blob that it has just been sent: what it does when the digest was wrong."""
+"""Detects a client that downloads a whole blob again right after it was sent, as clients do for a wrong digest."""
 
 import time
 from collections.abc import Callable
@@ -11,25 +11,25 @@ from .messages import Request
 SECONDS = 60.0
 """Clients that find a wrong digest try again within seconds; the next job of a build machine comes later."""
 
-_REMEMBERED = 50_000
+_MAX_DOWNLOADS = 50_000
 
 
 class RepeatedDownloads:
-    """What was sent whole to whom: an address and a `User-Agent`, of which only a hash is kept.
+    """Which whole blobs were sent to which client: an address and a `User-Agent`, kept as a hash.
 
-    A client that was still being sent the blob, or that asks for a part of it, raises no suspicion; nor does one
-    without an address. Many machines behind one address do, one after the other: see `inspector.SUSPECT_SECONDS`.
+    No repeat is a request by a client that is still being sent the blob, for a part of it, or without an address. Many
+    machines behind one address look like one client that repeats: see `inspector.SUSPECT_SECONDS`.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._sent: TTLCache[int, None] = TTLCache(_REMEMBERED, SECONDS, clock)
+        self._sent: TTLCache[int, None] = TTLCache(_MAX_DOWNLOADS, SECONDS, clock)
 
     def record_sent(self, request: Request, digest: Digest) -> None:
-        """A whole blob from the store was sent, or as much of it as the client wanted."""
+        """Record that a whole blob was sent from the store, or as much of it as the client accepted."""
         self._sent[_key(request, digest)] = None
 
     def is_repeat(self, request: Request, digest: Digest) -> bool:
-        """Whether this request for a whole blob gives reason to doubt what is stored."""
+        """Whether this request for a whole blob gives reason to doubt the stored file."""
         return bool(request.client) and _key(request, digest) in self._sent
 
 

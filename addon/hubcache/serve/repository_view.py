@@ -1,6 +1,8 @@
-"""Through whose eyes a repository is looked at."""
+"""A repository as the public or a client with credentials of its own may read it."""
 
 import hashlib
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..oci.errors import RegistryError
@@ -9,17 +11,19 @@ from ..transfer.upstream import Upstream
 
 @dataclass(frozen=True, slots=True)
 class RepositoryView:
-    """One repository seen by the public (`reader` None) or with a client's own `Authorization` (`reader`).
+    """One repository, read anonymously (`authorization` None: the public view) or with a client's own credentials.
 
-    `own` is what a client of the public view could fetch with, on its own account.
+    What the public view may read is downloaded with better credentials where there are some: `client_authorization`,
+    which are the client's own, or those of the configured account.
     """
 
     upstream: Upstream
     repository: str
     authorization: str | None = None
+    """The `Authorization` whose access rights count."""
     client_authorization: str | None = None
     client: str = ""
-    """The address of who asks; what is fetched is shared out fairly by it."""
+    """The address of the client; fills are shared out fairly between addresses."""
 
     @property
     def host(self) -> str:
@@ -28,38 +32,44 @@ class RepositoryView:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Equal for views that see the same; holds no credentials."""
-        authorization = (
-            ""
-            if self.authorization is None
-            else hashlib.sha256(self.authorization.encode(errors="surrogateescape")).hexdigest()
-        )
-        return self.host, self.repository, authorization
+        """A key that is equal for views with the same access; holds a hash of the credentials."""
+        if self.authorization is None:
+            return self.host, self.repository, ""
+        digest = hashlib.sha256(self.authorization.encode(errors="surrogateescape")).hexdigest()
+        return self.host, self.repository, digest
 
-    def request_key(self, *what: str) -> str:
-        """What was asked, for remembering that it is not there."""
-        return " ".join((self.key[2], *what))
+    def request_key(self, *parts: str) -> str:
+        """Return a key for a request by this view, under which an error answer is remembered."""
+        return " ".join((self.key[2], *parts))
 
     @property
     def needs_anonymous_check(self) -> bool:
-        """Whether a GET would be made with other credentials than the view's, and so prove nothing about the view."""
+        """Whether a GET would use other credentials than the view's, so that its success does not prove access."""
         return self.authorization is None and (
             self.client_authorization is not None or self.upstream.account is not None
         )
 
-    async def download_authorizations(self) -> list[str | None]:
-        """Credentials for a GET, in the order in which to try them.
+    async def try_credentials[Result](
+        self,
+        attempt: Callable[[str | None], Awaitable[Result]],
+        refusals: tuple[type[RegistryError], ...],
+    ) -> Result:
+        """Return the result of `attempt`, a download, with the first credentials that are not refused.
 
-        For what the public may see: the client's own (its pulls count on its account), the configured account's,
-        none. The caller has made sure that the public may see it, by an anonymous request for the same just now.
+        The public view tries the client's own (its pulls count on its account), the configured account's, and last
+        none, whose refusal is raised. The caller has made sure that the public may read the content, by an anonymous
+        request immediately before. The account's token is requested only when it is used.
         """
         if self.authorization is not None:
-            return [self.authorization]
-        found: list[str | None] = [] if self.client_authorization is None else [self.client_authorization]
+            return await attempt(self.authorization)
+        if self.client_authorization is not None:
+            with suppress(*refusals):
+                return await attempt(self.client_authorization)
         try:
             account = await self.upstream.account_authorization(self.repository)
         except RegistryError:
-            account = None  # the token service refuses or is down; anonymous is what is left
+            account = None  # the token service refuses or is down: go on without credentials
         if account is not None:
-            found.append(account)
-        return [*found, None]
+            with suppress(*refusals):
+                return await attempt(account)
+        return await attempt(None)

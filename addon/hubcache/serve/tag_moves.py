@@ -1,7 +1,7 @@
-"""When tags moved, as it is remembered for later runs: read once for a tag, written behind.
+"""Reads and writes when tags moved: read once for each tag that is requested often, written with a delay.
 
-A row is read when people begin to ask for a tag: it may move at an hour when nobody does. In a crash, the moves of a
-few seconds are lost, and are learned again.
+A row is read when clients begin to request a tag, since the tag may move when no client requests it. A crash loses the
+moves of a few seconds, which are observed again.
 """
 
 import itertools
@@ -12,16 +12,16 @@ from ..store.store import Store
 from .best_effort import BestEffortWriter
 
 MAX_WAITING = 100_000
-"""Tags that wait to be read or written; of more, nothing is remembered for now."""
+"""Tags that wait to be read or written; the moves of further ones are not kept for now."""
 
 READS = 20
-"""Rows that are read in one go: a millisecond."""
+"""Rows that are read at once, which takes a millisecond."""
 
 _WRITES = 100
 
 
 class TagMoves:
-    """Fills `Watched.moves` from the store, and writes it there."""
+    """Fills `WatchedTag.changes` from the store, and writes it there."""
 
     def __init__(self, store: Store, writer: BestEffortWriter) -> None:
         self._store = store
@@ -29,13 +29,13 @@ class TagMoves:
         self._unread: dict[WatchedTag, None] = {}
         self._unwritten: dict[WatchedTag, None] = {}
 
-    def want(self, watched: WatchedTag) -> None:
-        """Read the row of this tag before long."""
+    def request(self, watched: WatchedTag) -> None:
+        """Have the row of this tag read soon."""
         if not watched.is_loaded and len(self._unread) < MAX_WAITING:
             self._unread[watched] = None
 
     def read(self, watched: WatchedTag) -> None:
-        """Read the row of this tag now, unless that was done."""
+        """Read the row of this tag now, unless it was read."""
         if watched.is_loaded:
             return
         watched.is_loaded = True
@@ -44,7 +44,7 @@ class TagMoves:
             watched.changes = stored.merged(watched.changes)
 
     def read_some(self) -> list[WatchedTag]:
-        """Read some of the rows that are wanted; returns their tags."""
+        """Read some of the requested rows; return their tags."""
         some = list(itertools.islice(self._unread, READS))
         for watched in some:
             del self._unread[watched]
@@ -52,23 +52,23 @@ class TagMoves:
         return some
 
     def changed(self, watched: WatchedTag) -> None:
-        """The tag moved, or it is known from now on how long it has not. What was not read yet is not overwritten."""
+        """Have the row of this tag written soon. A row that was not read yet is not overwritten."""
         if watched.is_loaded and len(self._unwritten) < MAX_WAITING:
             self._unwritten[watched] = None
 
-    def looked(self, watched: WatchedTag) -> None:
-        """Remember from now on for how long the tag has not moved."""
+    def checked(self, watched: WatchedTag) -> None:
+        """Begin to record for how long the tag has not moved."""
         if watched.changes is None:
             watched.changes = TagChanges(watched.since)
             self.changed(watched)
 
     @property
-    def has_news(self) -> bool:
-        """Whether there is something to write."""
+    def has_unwritten(self) -> bool:
+        """Whether there are rows to write."""
         return bool(self._unwritten)
 
     async def write_some(self) -> None:
-        """Write some of the rows that changed."""
+        """Write some of the changed rows."""
         some = list(itertools.islice(self._unwritten, _WRITES))
         for watched in some:
             del self._unwritten[watched]

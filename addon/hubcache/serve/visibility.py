@@ -1,4 +1,4 @@
-"""Which repositories are public: what was seen last, in memory and in the store."""
+"""The visibility of repositories (public or not) as last observed, in memory and in the store."""
 
 import math
 
@@ -6,59 +6,60 @@ from cachetools import LRUCache
 
 from ..decide.records import Visibility
 from ..store.store import Store
+from .lru_map import LRUMap
 
 MAX_REPOSITORIES = 10_000
-"""Repositories whose verdict is kept in memory, beside what the store has."""
+"""Repositories whose visibility is kept in memory, in addition to the store."""
 
 type _Key = tuple[str, str]
 
 
 class VisibilityCache:
-    """The store may not take a verdict, so the last ones are kept here. When one is forgotten that closed a repository
-    and that the store does not have, all that the store has from before that time counts as unknown: a bound that is
-    hit must not open anything."""
+    """The last observed visibility of each repository.
+
+    It is kept in memory because the store may fail to write it. Memory is bounded, and reaching the bound must not make
+    a repository public again: when an observation is dropped that closed a repository and that the store does not have,
+    every stored observation up to that time counts as unknown.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._recent: LRUCache[_Key, Visibility] = LRUCache(MAX_REPOSITORIES)
-        self._unwritten = _Unwritten(MAX_REPOSITORIES)
+        self._unwritten = LRUMap[_Key, Visibility](MAX_REPOSITORIES, self._drop_unwritten)
+        """Observations that closed a repository, until the store has them."""
+        self._closed_at = self._dropped_until = -math.inf
 
     def get(self, host: str, repository: str) -> Visibility | None:
-        """What was seen last."""
+        """Return the last observation; None when nothing is known."""
         key = (host, repository)
         recent = self._unwritten.get(key) or self._recent.get(key)
         if recent is not None:
             return recent
         stored = self._store.registries.visibility(host, repository)
-        if stored is not None and stored.public and stored.checked_at <= self._unwritten.forgotten_until:
+        if stored is not None and stored.public and stored.checked_at <= self._dropped_until:
             return None
         return stored
 
-    def see(
-        self, host: str, repository: str, visibility: Visibility, *, closes: bool = False, now: float = 0.0
-    ) -> None:
-        """A verdict, from now on. One that `closes` a repository holds until it is `written`; `now` is the time."""
+    def observe(self, host: str, repository: str, visibility: Visibility) -> None:
+        """Replace what was known."""
         key = (host, repository)
         self._unwritten.pop(key, None)
-        if closes:
-            self._unwritten.now = now
-            self._unwritten[key] = visibility
         self._recent[key] = visibility
         self._store.index.on_change()
 
+    def close(self, host: str, repository: str, visibility: Visibility, now: float) -> None:
+        """Replace what was known by an observation that makes content unavailable; kept until `written` is called.
+
+        `now` is the time in seconds since the epoch.
+        """
+        self.observe(host, repository, visibility)
+        self._closed_at = now
+        self._unwritten[host, repository] = visibility
+
     def written(self, host: str, repository: str, visibility: Visibility) -> None:
-        """The store has this verdict."""
+        """Drop an observation from those that the store does not have."""
         if self._unwritten.get((host, repository)) == visibility:
             del self._unwritten[host, repository]
 
-
-class _Unwritten(LRUCache[_Key, Visibility]):
-    """Knows until when verdicts came of which it has forgotten some."""
-
-    now = 0.0
-    forgotten_until = -math.inf
-
-    def popitem(self) -> tuple[_Key, Visibility]:
-        found = super().popitem()
-        self.forgotten_until = max(self.forgotten_until, self.now)
-        return found
+    def _drop_unwritten(self, _: _Key, __: Visibility) -> None:
+        self._dropped_until = max(self._dropped_until, self._closed_at)

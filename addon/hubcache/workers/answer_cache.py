@@ -11,8 +11,8 @@ from hashlib import blake2b
 
 from cachetools import TTLCache
 
+from ..serve.client_platform import platform_of
 from ..serve.messages import Answer, Request, Result
-from ..serve.stored_only_mirror import platform_of
 from .epoch import Epoch
 
 SECONDS = 1.0

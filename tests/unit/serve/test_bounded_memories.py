@@ -39,7 +39,7 @@ def test_number_changes_with_a_move_of_the_same_thing_only() -> None:
 
 
 def test_move_that_is_forgotten_still_makes_what_was_asked_before_it_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(change_numbers, "MAX_MOVES", 10)
+    monkeypatch.setattr(change_numbers, "MAX_RECENT", 10)
     seen = ChangeNumbers()
     before = seen.current(HOST, REPO)
     seen.advance(HOST, REPO)
@@ -74,7 +74,7 @@ def test_remembered_errors_hold_no_frames_however_often_they_are_given() -> None
         with pytest.raises(ManifestUnknown) as caught:
             known.raise_remembered(HOST, REPO, "latest")
         assert caught.value.body() == MISSING.body()
-    (value,) = known._known.values()
+    (value,) = known._errors.values()
     assert value[1].__traceback__ is None
 
 
@@ -86,8 +86,8 @@ def test_bytes_of_what_is_remembered_are_bounded_whatever_clients_and_upstreams_
     for number in range(3000):
         error = Unauthorized("no", "Bearer " + "x" * 8000, {"upstream_message": "y" * 500})
         known.remember(HOST, f"r{number}", "a/b," * 2000 + str(number), error, 30.0, 0)
-    assert 0 < len(known._known) <= 1 << 7
-    assert sum(len(part) for key in known._known for part in key) < 1 << 14
+    assert 0 < len(known._errors) <= 1 << 7
+    assert sum(len(part) for key in known._errors for part in key) < 1 << 14
     with pytest.raises(Unauthorized):
         known.raise_remembered(HOST, "r2999", "a/b," * 2000 + "2999")
 

@@ -48,7 +48,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = PullCounter(Clock())
     for number in range(1000):
         assert seen.is_new_pull(number)
-        assert len(seen._begun) <= 10
+        assert len(seen._recent) <= 10
 
 
 def test_what_clients_say_is_not_kept() -> None:
@@ -56,5 +56,5 @@ def test_what_clients_say_is_not_kept() -> None:
     agents = ["x" * 14_000 + str(number) for number in range(100)]
     assert all(seen.is_new_pull("image", ("10.0.0.1", agent)) for agent in agents)
     assert not any(seen.is_new_pull("image", ("10.0.0.1", agent)) for agent in agents)
-    assert all(len(key) == 16 for key in seen._begun)
+    assert all(len(key) == 16 for key in seen._recent)
     assert seen.is_new_pull("\udcff")  # bytes that are no UTF-8, as mitmproxy gives them

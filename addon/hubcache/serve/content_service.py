@@ -1,0 +1,134 @@
+"""Answers reads of manifests, blobs and referrers for one view of a repository, and counts them."""
+
+from ..oci.digest import Digest
+from ..oci.media import normalize_accept
+from ..oci.reference import BlobTarget, ManifestTarget, ReferrersTarget, referrers_query, subject_of_tag
+from ..store.store import Store
+from ..transfer.sources import FileSource
+from .answers import DIGEST, blob_answer, etag, manifest_answer, referrers_answer
+from .cached_blobs import BlobResult, CachedBlobs
+from .cached_manifests import CachedManifests
+from .cached_referrers import CachedReferrers
+from .messages import Answer, Listener, Request
+from .pull_counting import PullCounter
+from .repeated_downloads import RepeatedDownloads
+from .repository_view import RepositoryView
+from .stored_only_mirror import StoredOnlyMirror
+from .tag_refresh import TagRefresh
+
+type ContentTarget = ManifestTarget | BlobTarget | ReferrersTarget
+
+
+class ContentService:
+    """Methods raise `RegistryError`. `stored_only`: a mirror answers 404 for what is not completely stored."""
+
+    def __init__(
+        self,
+        store: Store,
+        manifests: CachedManifests,
+        blobs: CachedBlobs,
+        referrers: CachedReferrers,
+        tag_refresh: TagRefresh,
+        mirror: StoredOnlyMirror,
+    ) -> None:
+        self.stored_only = False
+        self._store = store
+        self._manifests = manifests
+        self._blobs = blobs
+        self._referrers = referrers
+        self._tag_refresh = tag_refresh
+        self._mirror = mirror
+        self._pulls = PullCounter()
+        self._repeated_downloads = RepeatedDownloads()
+
+    async def answer(self, request: Request, view: RepositoryView, target: ContentTarget) -> Answer:
+        """Return the answer to a GET or HEAD."""
+        stored_only = request.listener is Listener.MIRROR and self.stored_only
+        if isinstance(target, ReferrersTarget):
+            return await self._referrers_page(request, view, target, stored_only)
+        if isinstance(target, BlobTarget):
+            return await (self._stored_blob if stored_only else self._blob)(request, view, target)
+        return await (self._stored_manifest if stored_only else self._manifest)(request, view, target)
+
+    def count_repeats(self, request: Request, answer: Answer) -> None:
+        """Count an answer that was repeated to another request, which is a pull, too."""
+        if answer.kind in ("manifest", "blob") and DIGEST in answer.headers:
+            self._count(request, Digest.parse(answer.headers[DIGEST]))
+
+    def _count(self, request: Request, digest: Digest) -> None:
+        if self._pulls.is_new_pull(request.client, digest):
+            self._store.popularity.count_request(digest)
+
+    # -- manifests and referrers ----------------------------------------------------------------------------------
+
+    async def _manifest(self, request: Request, view: RepositoryView, target: ManifestTarget) -> Answer:
+        head = request.method == "HEAD"
+        if isinstance(target.reference, Digest):
+            found = await self._manifests.by_digest(view, target.reference, head=head)
+        else:
+            accept = normalize_accept(request.headers.get("accept"))
+            if subject_of_tag(target.reference) is None:
+                found = await self._manifests.by_tag(view, target.reference, accept, head=head)
+            else:
+                found = await self._referrers.by_fallback_tag(view, target.reference, accept, head=head)
+            if view.authorization is None:
+                self._tag_refresh.record_request(view, target.reference, accept, found)
+        self._count(request, found.digest)
+        return manifest_answer(request, found)
+
+    async def _stored_manifest(self, request: Request, view: RepositoryView, target: ManifestTarget) -> Answer:
+        head = request.method == "HEAD"
+        accept = normalize_accept(request.headers.get("accept"))
+        if not isinstance(target.reference, Digest) and subject_of_tag(target.reference) is not None:
+            found = await self._referrers.by_fallback_tag(view, target.reference, accept, head=head, known_only=True)
+            self._count(request, found.digest)
+            return manifest_answer(request, found)
+        client = (request.client, request.headers.get("user-agent", ""))
+        found = await self._mirror.manifest(view, target.reference, accept, client, head=head)
+        self._count(request, found.digest)
+        if not isinstance(target.reference, Digest):
+            self._tag_refresh.record_request(view, target.reference, accept, found)
+        return manifest_answer(request, found)
+
+    async def _referrers_page(
+        self, request: Request, view: RepositoryView, target: ReferrersTarget, stored_only: bool
+    ) -> Answer:
+        query = referrers_query(request.query)
+        found = await self._referrers.by_subject(view, target.digest, query, known_only=stored_only)
+        self._count(request, found.digest)
+        return referrers_answer(request, target, found)
+
+    # -- blobs ----------------------------------------------------------------------------------------------------
+
+    async def _blob(self, request: Request, view: RepositoryView, target: BlobTarget) -> Answer:
+        if request.method == "HEAD":
+            blob = await self._blobs.head(view, target.digest)
+        else:
+            condition = request.headers.get("if-range")  # RFC 9110 section 13.1.5
+            usable = condition is None or condition == etag(target.digest)
+            range_header = request.headers.get("range") if usable else None
+            self._count(request, target.digest)
+            self._suspect_repeat(request, target.digest)
+            blob = await self._blobs.get(view, target.digest, range_header, bypass_store=request.bypass_store)
+        return await self._blob_answer(request, target.digest, blob)
+
+    async def _stored_blob(self, request: Request, view: RepositoryView, target: BlobTarget) -> Answer:
+        self._suspect_repeat(request, target.digest)
+        head = request.method == "HEAD"
+        blob = await self._mirror.blob(view, target.digest, request.headers.get("range"), head=head)
+        self._count(request, target.digest)
+        return await self._blob_answer(request, target.digest, blob)
+
+    def _suspect_repeat(self, request: Request, digest: Digest) -> None:
+        """Have a stored blob verified before it is sent, whole, to a client that has just received it."""
+        is_whole = request.method == "GET" and "range" not in request.headers
+        if is_whole and self._repeated_downloads.is_repeat(request, digest):
+            self._store.inspector.suspect(digest)
+
+    async def _blob_answer(self, request: Request, digest: Digest, blob: BlobResult) -> Answer:
+        answer = blob_answer(request, digest, blob)
+        if blob.source is not None and answer.source is None:
+            await blob.source.close()
+        if answer.status == 200 and isinstance(blob.source, FileSource):
+            blob.source.on_close = lambda: self._repeated_downloads.record_sent(request, digest)
+        return answer

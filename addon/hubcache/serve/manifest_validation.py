@@ -1,0 +1,217 @@
+"""Asks the upstream about manifests, and stores what it answers.
+
+A GET of a manifest counts against the rate limit as a pull, a HEAD does not: so a HEAD is sent where it can be enough.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..decide.records import ManifestRecord, TagRecord
+from ..oci.digest import Digest
+from ..oci.errors import (
+    BadUpstream,
+    Denied,
+    ManifestInvalid,
+    ManifestUnknown,
+    RegistryError,
+    TooManyRequests,
+    Unauthorized,
+)
+from ..oci.manifest import parse_manifest
+from ..oci.media import COMMON_TYPES
+from ..store.store import Store
+from ..transfer.upstream_response import FetchedManifest
+from . import cache_status
+from .access import Access
+from .best_effort import BestEffortWriter
+from .messages import Result
+from .repository_view import RepositoryView
+from .stored_manifests import ManifestResult, StoredManifests
+
+_ANY_TYPE = ", ".join((*COMMON_TYPES, "*/*"))
+_REFUSALS = (Unauthorized, Denied, ManifestUnknown, TooManyRequests)
+"""Errors after which a download is tried with other credentials."""
+
+
+class ManifestValidation:
+    """Validates tags and fetches manifests. `clock` returns seconds since the epoch."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: BestEffortWriter,
+        access: Access,
+        stored: StoredManifests,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._access = access
+        self._stored = stored
+        self._clock = clock
+
+    async def fetch_by_digest(self, view: RepositoryView, digest: Digest, *, head: bool) -> ManifestResult:
+        """Return a manifest that the upstream confirms to be in the repository; its body may come from the store."""
+        change_number = self._access.raise_remembered_error(
+            view.host, view.repository, view.request_key(str(digest), "")
+        )
+        try:
+            if self._stored.body(view.host, digest) is not None or head or view.needs_anonymous_check:
+                found = await self._digest_by_head(view, digest, head=head)
+                if found is not None:
+                    return found
+            return await self._download(view, digest, _ANY_TYPE)
+        except (ManifestUnknown, Unauthorized, Denied) as error:
+            await self._record_refused(view, str(digest), error, change_number)
+            if view.authorization is None:  # not earlier: what becomes private is found by its links
+                await self._writer.unlink(view.host, view.repository, digest)
+            raise
+
+    async def _digest_by_head(self, view: RepositoryView, digest: Digest, *, head: bool) -> ManifestResult | None:
+        """Return what a HEAD by digest and the store suffice for; None when the manifest has to be downloaded."""
+        described = await view.upstream.head_manifest(view.repository, digest, _ANY_TYPE, view.authorization)
+        await self._access.record_accepted(view.host, view.repository, view.authorization)
+        body = self._stored.body(view.host, digest)  # not earlier: what it belongs to may have changed meanwhile
+        if body is not None:
+            await self._writer.put_links(view.host, view.repository, {digest: len(body)})
+            media_type = await self._stored.media_types.learn(view.host, digest, body, described.media_type)
+            status = cache_status.validated()
+            return ManifestResult(digest, media_type, len(body), body, Result.REVALIDATED, status)
+        if head and described.size is not None:
+            status = cache_status.fetched(stored=False)
+            return ManifestResult(digest, described.media_type, described.size, None, Result.MISS, status)
+        return None
+
+    async def validate(self, view: RepositoryView, tag: str, negotiation: str, *, head: bool) -> ManifestResult:
+        """Ask the upstream which manifest a tag refers to, and return it (RFC 9111 section 4.3)."""
+        change_number = self._access.raise_remembered_error(
+            view.host, view.repository, view.request_key(tag, negotiation)
+        )
+        requested_at = self._clock()
+        tag_change_number = self._writer.change_number(view.host, view.repository, tag)
+        known = self._store.tags.get(view.host, view.repository, tag).get(negotiation)
+        try:
+            found = None
+            if head or known is not None or view.needs_anonymous_check:
+                found = await self._tag_by_head(view, tag, negotiation, known, head=head)
+            if found is None:
+                found = await self._download(view, tag, negotiation)
+        except (ManifestUnknown, Unauthorized, Denied) as error:
+            if known is not None and view.authorization is None:
+                await self._writer.drop_tag(view.host, view.repository, tag)
+            await self._record_refused(view, tag, error, change_number, negotiation)
+            raise
+        record = TagRecord(found.digest, found.media_type, found.size, requested_at)
+        await self._writer.put_tag(view.host, view.repository, tag, negotiation, record, tag_change_number)
+        return found
+
+    async def _tag_by_head(
+        self, view: RepositoryView, tag: str, negotiation: str, known: TagRecord | None, *, head: bool
+    ) -> ManifestResult | None:
+        """Return what a HEAD and the store suffice for; None when the answer lacks digest or size."""
+        try:
+            described = await view.upstream.head_manifest(view.repository, tag, negotiation, view.authorization)
+        except ManifestUnknown:
+            if not self._access.can_read_repository(view.host, view.repository, None):
+                raise
+            # A HEAD has no body to say whether the tag is missing or the repository. A GET that fails counts no pull.
+            return await self._store_manifest(
+                view, await view.upstream.get_manifest(view.repository, tag, negotiation, view.authorization)
+            )
+        await self._access.record_accepted(view.host, view.repository, view.authorization)
+        if described.digest is None or described.size is None:
+            return None
+        record = TagRecord(described.digest, described.media_type, described.size, self._clock())
+        if known is not None and known.digest == described.digest:
+            result, status = Result.REVALIDATED, cache_status.validated()
+        else:
+            result, status = Result.MISS, cache_status.fetched(stored=False)
+        found = self._stored.of_tag(view.host, record, result, status, head=head)
+        if found is None:
+            return await self._download(view, described.digest, negotiation)
+        await self._writer.put_links(view.host, view.repository, {described.digest: described.size})
+        return found
+
+    async def check_tag(self, view: RepositoryView, tag: str, negotiation: str, known: TagRecord) -> Digest | None:
+        """Return the digest that a tag refers to upstream; None when a HEAD does not tell it.
+
+        A tag that did not move counts as validated. Where it moved to is not stored.
+        """
+        change_number = self._access.raise_remembered_error(
+            view.host, view.repository, view.request_key(tag, negotiation)
+        )
+        requested_at = self._clock()
+        tag_change_number = self._writer.change_number(view.host, view.repository, tag)
+        try:
+            described = await view.upstream.head_manifest(view.repository, tag, negotiation, view.authorization)
+        except (Unauthorized, Denied) as error:
+            await self._writer.drop_tag(view.host, view.repository, tag)
+            await self._record_refused(view, tag, error, change_number, negotiation)
+            raise
+        await self._access.record_accepted(view.host, view.repository, view.authorization)
+        if described.digest == known.digest:
+            validated = replace(known, validated_at=requested_at)
+            await self._writer.put_tag(view.host, view.repository, tag, negotiation, validated, tag_change_number)
+        return described.digest
+
+    async def extend_freshness(self, view: RepositoryView, tag: str, negotiation: str, record: TagRecord) -> None:
+        """Keep a tag as it is for another lifetime, while the manifest that it moved to is being fetched."""
+        change_number = self._writer.change_number(view.host, view.repository, tag)
+        extended = replace(record, validated_at=self._clock())
+        await self._writer.put_tag(view.host, view.repository, tag, negotiation, extended, change_number)
+
+    async def _download(self, view: RepositoryView, reference: str | Digest, accept: str) -> ManifestResult:
+        """GET a manifest and store it.
+
+        By digest other credentials than the view's may be used: the caller has made sure, by an anonymous request
+        immediately before, that the public may read this digest. A tag is read with the view's, since it may refer to
+        something else for an account.
+        """
+
+        async def attempt(authorization: str | None) -> ManifestResult:
+            fetched = await view.upstream.get_manifest(view.repository, reference, accept, authorization)
+            found = await self._store_manifest(view, fetched)
+            if authorization == view.authorization:
+                await self._access.record_accepted(view.host, view.repository, view.authorization)
+            return found
+
+        if isinstance(reference, Digest):
+            return await view.try_credentials(attempt, _REFUSALS)
+        return await attempt(view.authorization)
+
+    async def _store_manifest(self, view: RepositoryView, fetched: FetchedManifest) -> ManifestResult:
+        """Check and store a manifest, and that all content it refers to belongs to the repository."""
+        try:
+            children = parse_manifest(fetched.body)
+        except ManifestInvalid as error:
+            raise BadUpstream(f"upstream sent no manifest: {error.message}", error.detail) from error
+        digest, size = fetched.digest, len(fetched.body)
+        links: dict[Digest, int | None] = {child.digest: child.size for child in children}
+        private = view.authorization is not None
+        recorded = await self._writer.record_source(view.host, view.repository, digest, size, private=private)
+        if private and not recorded:  # stored without a mark, it could be served to the public
+            status = cache_status.fetched(stored=False)
+            return ManifestResult(digest, fetched.media_type, size, fetched.body, Result.MISS, status)
+        media_type = await self._stored.media_types.learn(view.host, digest, fetched.body, fetched.media_type)
+        stored = await self._writer.put_manifest(digest, ManifestRecord(media_type, fetched.body))
+        await self._writer.put_links(view.host, view.repository, links, confirmed=False)
+        return ManifestResult(digest, media_type, size, fetched.body, Result.MISS, cache_status.fetched(stored=stored))
+
+    async def _record_refused(
+        self, view: RepositoryView, reference: str, error: RegistryError, change_number: int, negotiation: str = ""
+    ) -> None:
+        """Record an error answer, for this view."""
+        if not isinstance(error, ManifestUnknown):
+            await self._access.record_refused(view.host, view.repository, view.authorization)
+        elif view.authorization is None:
+            await self._access.expire_visibility(view.host, view.repository, error)
+        request_key = view.request_key(reference, negotiation)
+        self._access.remember_error(view.host, view.repository, request_key, error, change_number)
+
+    async def forget(self, host: str, repository: str, reference: str) -> None:
+        """Forget a tag or a manifest that was pushed or deleted through this proxy."""
+        if ":" in reference:
+            await self._writer.forget_manifest(host, repository, Digest.parse(reference))
+        else:
+            await self._writer.drop_tag(host, repository, reference)
