@@ -32,6 +32,7 @@ from .serve.stored_manifests import StoredManifests
 from .serve.stored_only_mirror import StoredOnlyMirror
 from .serve.tag_refresh import TagRefresh
 from .serve.token_service import TokenService
+from .setup.setup_pages import SetupPages
 from .store.scrub import Scrub
 from .store.store import Store
 from .transfer.active_bodies import ActiveBodies
@@ -57,9 +58,10 @@ class Engine:
     Lives in one event loop, from `start` to `close`.
     """
 
-    def __init__(self, settings: Settings, tls: ssl.SSLContext) -> None:
+    def __init__(self, settings: Settings, tls: ssl.SSLContext, setup: SetupPages) -> None:
         """Build all parts and open the store; for `start`, which calls it in the event loop."""
         self._settings = settings
+        self._setup = setup
         self._throttle = Throttle(_REPEAT_SECONDS, time.monotonic)
         self._access_log: AccessLog | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -71,7 +73,7 @@ class Engine:
         self.body_listener = BodyListener(active, self.metrics.sent, log_broken_body)
         self.breakers = CircuitBreakers()
         self.metrics.watch(self.store, self.breakers)
-        self._status = Status(self.store, self.metrics, self.breakers) if settings.status else None
+        self._status = Status(self.store, self.metrics, self.breakers, setup) if settings.status else None
         user_agent = f"hubcache/{version()}"
         self._http = open_session(tls, user_agent)
         self._guarded = open_session(tls, user_agent, guarded=True)
@@ -113,13 +115,13 @@ class Engine:
         return store
 
     @classmethod
-    async def start(cls, settings: Settings, tls: ssl.SSLContext) -> Self:
+    async def start(cls, settings: Settings, tls: ssl.SSLContext, setup: SetupPages) -> Self:
         """Return an engine that answers requests; `tls` is for connections to registries.
 
         Raises `StoreTooNew` for a store of a newer version, and `ConfigError` when the status address cannot be used.
         """
         _raise_descriptor_limit()
-        engine = cls(settings, tls)
+        engine = cls(settings, tls, setup)
         await engine.body_listener.start()
         try:
             if engine._status is not None and settings.status is not None:
@@ -186,6 +188,9 @@ class Engine:
 
         A small stored body that every client may read is in memory, see `small_bodies`.
         """
+        page = self._setup.answer(request)
+        if page is not None:
+            return page
         outcome: Answer | Forward
         if request.to_token_service or self.token_service.serves(request):
             if request.method == "POST" and request.body is None:
@@ -193,6 +198,7 @@ class Engine:
             outcome = await self.token_service.answer(request)
         else:
             outcome = await self.service.answer(request)
+            self._setup.count(request.client)
             if isinstance(outcome, Answer) and (count := await read_small_body(request, outcome)):
                 self.metrics.sent("store", count)
             if request.attempt:  # the first attempt was counted
@@ -206,6 +212,7 @@ class Engine:
     def count_repeats(self, request: Request, answer: Answer, count: int) -> None:
         """Count an answer that a worker process repeated `count` times, as if the engine had given it."""
         self.service.count_repeats(request, answer)
+        self._setup.count(request.client, count)
         self.metrics.answered(answer.kind, answer.result.value, request.listener.value, count)
         if self._access_log is not None:
             for _ in range(count):

@@ -1,18 +1,19 @@
 """mitmproxy's flow hooks: a flow becomes a `Request`, and its outcome becomes the flow's response or destination."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from urllib.parse import urlsplit
 
 from mitmproxy import http
 from mitmproxy.connection import Client
 from mitmproxy.proxy.mode_specs import ReverseMode
+from mitmproxy.utils import human
 
 from .access_hooks import AccessHooks
 from .engine import Engine
 from .mitm import credentials, flow_headers
-from .mitm.interception import Interception, Place
+from .mitm.interception import SETUP_HOST, Interception, Place
 from .oci.errors import ContentTooLarge, ManifestUnknown
 from .serve.errors import error_answer
 from .serve.messages import MAX_SMALL_BODY, Answer, Forward, Listener, Request, Result
@@ -66,11 +67,15 @@ class FlowHooks:
         await self._ready.wait()
         assert self._engine is not None
         path, _, query = flow.request.path.partition("?")
+        headers: Mapping[str, str] = flow.request.headers
+        if flow.request.host == SETUP_HOST:  # the pages contain the address to which the client connected
+            headers = dict(headers) | {"host": human.format_address(flow.client_conn.sockname)}
+            path = "/setup" if path == "/" else path
         request = place.request(
             method=flow.request.method,
             path=path,
             query=query,
-            headers=flow.request.headers,
+            headers=headers,
             client=flow.client_conn.peername[0] if flow.client_conn.peername else "",
         )
         credentials.hide(flow.request)

@@ -27,6 +27,7 @@ from .operate.line_buffering import print_whole_lines
 from .operate.options import Settings
 from .plugin import FlowHooks
 from .public_hooks import PublicConnectionHooks
+from .setup.setup_pages import SetupPages
 from .shutdown import Shutdown, ignore_hangup
 from .workers.owner_client import OwnerClient
 from .workers.supervisor import OWNER, Supervisor, inherited, worker_command
@@ -84,6 +85,7 @@ class Hubcache:
             connection_strategy="lazy",  # a CONNECT must not connect upstream: it would fail in an outage
             upstream_cert=False,
             http2=False,  # several times slower than HTTP/1.1 inside mitmproxy
+            keep_host_header=True,  # the set-up pages contain the name by which the client reached the mirror
         )
 
     def _without_quic(self) -> None:
@@ -161,7 +163,7 @@ class Hubcache:
         gc.freeze()  # objects that live as long as the program need no look at each collection
 
     async def _start_engine(self, settings: Settings, servers: tuple[Any, ...]) -> Engine:
-        engine = await Engine.start(settings, _tls_context())
+        engine = await Engine.start(settings, _tls_context(), _setup_pages(servers))
         self._engine = engine  # stopped by `done` also where the start of workers fails
         _log_addresses(settings, engine, servers)
         count = self._worker_count(settings)
@@ -249,6 +251,14 @@ def _log_addresses(settings: Settings, engine: Engine, servers: Iterable[Any]) -
     logger.info("hubcache: store %s, %s of %s used", store.directory, used, capacity)
     if settings.status is not None:
         logger.info("hubcache: status at http://%s", human.format_address(settings.status))
+
+
+def _setup_pages(servers: Iterable[Any]) -> SetupPages:
+    """Return the set-up pages with the ports of the first mirror and of the first proxy."""
+    ports = [(isinstance(server.mode, ReverseMode), server.listen_addrs[0][1]) for server in servers]
+    mirror = next((port for is_mirror, port in ports if is_mirror), MIRROR_PORT)
+    proxy = next((port for is_mirror, port in ports if not is_mirror), PROXY_PORT)
+    return SetupPages(Path(ctx.options.confdir).expanduser() / "mitmproxy-ca-cert.pem", mirror, proxy)
 
 
 def _ports(settings: Settings) -> list[int]:

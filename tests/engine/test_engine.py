@@ -16,7 +16,7 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.errors import ConfigError, StoreTooNew
 from hubcache.serve.messages import Answer, Listener
 from hubcache.store.index import Index
-from support.engine import Cache, running, settings
+from support.engine import SETUP, Cache, running, settings
 from support.ports import free_port
 from support.standin import Fault, Hub, random_bytes
 from support.users import pull, until
@@ -72,7 +72,7 @@ async def test_status_address_that_is_taken_is_refused(hub: Hub, tmp_path: Path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         chosen = settings(hub, tmp_path / "store", status=("127.0.0.1", taken.getsockname()[1]))
         with pytest.raises(ConfigError, match="hubcache_status"):
-            await Engine.start(chosen, ssl.create_default_context())
+            await Engine.start(chosen, ssl.create_default_context(), SETUP)
 
 
 async def test_status_pages_are_served_while_it_runs(hub: Hub, tmp_path: Path) -> None:

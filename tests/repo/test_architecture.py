@@ -18,7 +18,8 @@ WINGS = {
     "store": {"oci", "decide"},
     "transfer": {"oci", "decide", "store"},
     "serve": {"oci", "decide", "store", "transfer"},
-    "operate": {"oci", "store"},
+    "setup": {"serve"},
+    "operate": {"oci", "store", "setup"},
     "workers": {"oci", "store", "transfer", "serve"},
     "clients": {"oci", "decide", "operate"},
     "mitm": {"oci", "decide", "transfer", "serve", "clients"},
@@ -26,14 +27,14 @@ WINGS = {
 }
 TOP = {
     "housekeeping": {"oci", "store", "serve"},
-    "engine": {"oci", "decide", "store", "transfer", "serve", "operate", "housekeeping"},
+    "engine": {"oci", "decide", "store", "transfer", "serve", "setup", "operate", "housekeeping"},
     "access_hooks": {"decide", "operate", "clients", "mitm"},
     "public_hooks": {"serve", "clients", "mitm"},
     "connection_hooks": {"serve", "clients", "mitm", "direct", "public_hooks"},
     "plugin": {"oci", "transfer", "serve", "workers", "mitm", "engine", "access_hooks"},
     "shutdown": {"workers", "clients", "mitm", "engine"},
     "startup": {
-        *("oci", "operate", "workers", "clients", "mitm", "engine"),
+        *("oci", "setup", "operate", "workers", "clients", "mitm", "engine"),
         *("access_hooks", "public_hooks", "connection_hooks", "plugin", "shutdown"),
     },
 }

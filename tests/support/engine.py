@@ -12,10 +12,14 @@ from hubcache.oci.media import COMMON_TYPES
 from hubcache.oci.registry import Registry
 from hubcache.operate.options import Settings
 from hubcache.serve.messages import Answer, Forward, Listener, Request
+from hubcache.setup.setup_pages import SetupPages
 
 from support.standin import Hub
 
 ACCEPT = ", ".join(COMMON_TYPES)
+
+SETUP = SetupPages(Path(__file__), 5000, 8080)
+"""The set-up pages; this file stands in for the CA certificate."""
 
 
 def settings(hub: Hub, directory: Path, **changes: Any) -> Settings:
@@ -102,7 +106,7 @@ async def read(outcome: Answer | Forward) -> bytes:
 async def running(hub: Hub, directory: Path, **changes: Any) -> AsyncIterator[Cache]:
     """A cache with its store in `directory`."""
     chosen = settings(hub, directory, **changes)
-    engine = await Engine.start(chosen, ssl.create_default_context())
+    engine = await Engine.start(chosen, ssl.create_default_context(), SETUP)
     try:
         yield Cache(engine, chosen)
     finally:

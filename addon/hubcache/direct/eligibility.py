@@ -33,7 +33,17 @@ them, it serves all clients."""
 _NEUTRAL = frozenset(
     {
         *("allow_hosts", "block_global", "cert_passphrase", "certs", "confdir", "connection_strategy", "flow_detail"),
-        *("http2", "key_size", "listen_host", "listen_port", "mode", "scripts", "ssl_insecure", "tcp_timeout"),
+        *(
+            "http2",
+            "keep_host_header",
+            "key_size",
+            "listen_host",
+            "listen_port",
+            "mode",
+            "scripts",
+            "ssl_insecure",
+            "tcp_timeout",
+        ),
         *("ssl_verify_upstream_trusted_ca", "ssl_verify_upstream_trusted_confdir", "termlog_verbosity"),
         *("upstream_cert",),
     }
@@ -43,7 +53,7 @@ _ABOUT_FLOWS = frozenset(
     {
         *("anticache", "anticomp", "block_list", "body_size_limit", "client_replay", "content_view_lines_cutoff"),
         *("dumper_default_contentview", "dumper_filter", "export_preserve_original_ip", "hardump", "intercept"),
-        *("intercept_active", "keep_host_header", "map_local", "map_remote", "modify_body", "modify_headers"),
+        *("intercept_active", "map_local", "map_remote", "modify_body", "modify_headers"),
         *("normalize_outbound_headers", "readfile_filter", "rfile", "save_stream_file", "save_stream_filter"),
         *("server_replay", "showhost", "stickyauth", "stickycookie", "store_streamed_bodies", "stream_large_bodies"),
         *("validate_inbound_headers", "view_filter", "view_order", "view_order_reversed"),

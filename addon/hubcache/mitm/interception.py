@@ -13,6 +13,8 @@ from ..oci.registry import HUB_INDEX_HOST, HUB_REALM, Registry
 from ..serve.messages import Listener, Request
 
 HUB_TOKEN_HOST = HUB_REALM.split("/")[2]
+SETUP_HOST = "hub.cache"
+"""The name under which clients of the proxy find the set-up pages, as `mitm.it` is mitmproxy's. It is in no DNS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class Interception:
         mode, (path, _, query) = flow.client_conn.proxy_mode, flow.request.path.partition("?")
         if isinstance(mode, ReverseMode):
             return self.place_in_mirror(mode, query, flow.request.headers.get("oci-namespace"))
+        if flow.request.scheme == "http" and flow.request.host == SETUP_HOST:
+            return Place(self.registries[0], Listener.MIRROR)
         return self.place_of((flow.request.host, flow.request.port), path) if flow.request.scheme == "https" else None
 
     def place_of(self, address: tuple[str, int], path: str) -> Place | None:

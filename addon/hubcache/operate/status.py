@@ -1,4 +1,4 @@
-"""Serves `/healthz`, `/metrics` and `/evictions` on the status listener."""
+"""Serves `/healthz`, `/metrics`, `/evictions` and the set-up pages on the status listener."""
 
 import asyncio
 import json
@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from ..oci.errors import ConfigError
+from ..setup.setup_pages import SetupPages
 from ..store.store import Store
 from ..transfer.breaker import CircuitBreakers
 from .metrics import Metrics
@@ -26,15 +27,18 @@ exist (`svc`; `svc.cluster.local` ends in `local`)."""
 class Status:
     """An HTTP server on a port of its own."""
 
-    def __init__(self, store: Store, metrics: Metrics, breakers: CircuitBreakers) -> None:
+    def __init__(self, store: Store, metrics: Metrics, breakers: CircuitBreakers, setup: SetupPages) -> None:
         self._store = store
         self._breakers = breakers
         self._metrics = metrics
+        self._setup = setup
         self._names = {socket.gethostname().lower()}
         app = web.Application(middlewares=[_host_check(self._names)])
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/evictions", self._evictions)
         app.router.add_get("/metrics", self._render_metrics)
+        app.router.add_get("/ca.crt", self._setup_page)
+        app.router.add_get("/setup{rest:(/.*)?}", self._setup_page)
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self, host: str, port: int) -> None:
@@ -87,6 +91,12 @@ class Status:
             for removal in reversed(self._store.capacity.history)
         ]
         return web.json_response(lines)
+
+    async def _setup_page(self, request: web.Request) -> web.Response:
+        page = self._setup.page(request.path, request.headers.get("Host", ""), request.remote or "")
+        if page is None:
+            raise web.HTTPNotFound
+        return web.Response(body=page.body, headers={"Content-Type": page.media_type, "Cache-Control": "no-store"})
 
     async def _render_metrics(self, _: web.Request) -> web.Response:
         self._metrics.tasks_counted(len(asyncio.all_tasks()))

@@ -25,6 +25,7 @@ DEFAULTS = {
 """What this program sets itself."""
 EVERYTHING = Bypass(connect=True, tls=True, requests=True)
 NEUTRAL = {
+    "keep_host_header": True,
     "block_global": False,
     "cert_passphrase": "secret",
     "certs": ["/etc/leaf.pem"],

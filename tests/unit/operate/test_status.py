@@ -11,10 +11,13 @@ from hubcache.oci.errors import ConfigError, StorageError
 from hubcache.operate.metrics import Metrics
 from hubcache.operate.status import Status
 from hubcache.operate.version import version
+from hubcache.setup.setup_pages import SetupPages
 from hubcache.store.store import Store
 from hubcache.transfer.breaker import Circuit, CircuitBreakers
 from support.ports import free_port
 from support.stores import opened_store, put_blob
+
+SETUP = SetupPages(Path(__file__), 5000, 8080)
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ async def fetch(status: Status, path: str, **headers: str) -> tuple[int, str, st
 
 async def test_health_is_ok_and_shows_version_and_store(store: Store, tmp_path: Path) -> None:
     await put_blob(store, b"x" * 1000)
-    code, kind, text = await fetch(Status(store, Metrics(), CircuitBreakers()), "/healthz")
+    code, kind, text = await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), "/healthz")
     assert (code, kind) == (200, "application/json; charset=utf-8")
     assert json.loads(text) == {
         "version": version(),
@@ -62,7 +65,7 @@ async def test_health_shows_digest_and_paths_of_the_last_damage(store: Store) ->
     path = store.blob_path(digest)
     assert path is not None
     await store.damage.quarantine(digest, path, "does not match its digest")
-    _, _, text = await fetch(Status(store, Metrics(), CircuitBreakers()), "/healthz")
+    _, _, text = await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), "/healthz")
     report = json.loads(text)
     assert report["status"] == "ok"
     damage = report["store"]["damage"]
@@ -75,7 +78,7 @@ async def test_health_shows_digest_and_paths_of_the_last_damage(store: Store) ->
 async def test_health_with_a_failed_store_is_degraded_with_status_200(store: Store) -> None:
     """Pulls work without the store, so a load balancer must not remove the proxy."""
     store.index.staging_failed(StorageError("disk is full"))
-    code, _, text = await fetch(Status(store, Metrics(), CircuitBreakers()), "/healthz")
+    code, _, text = await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), "/healthz")
     assert code == 200
     assert json.loads(text)["status"] == "degraded"
     assert json.loads(text)["store"]["problem"] == "disk is full"
@@ -84,7 +87,7 @@ async def test_health_with_a_failed_store_is_degraded_with_status_200(store: Sto
 async def test_health_with_an_upstream_down_is_degraded_and_names_it(store: Store) -> None:
     breakers = CircuitBreakers()
     breakers.circuits.update({"up": Circuit(), "down": Circuit(3, "status 503", 1.0)})
-    _, _, text = await fetch(Status(store, Metrics(), breakers), "/healthz")
+    _, _, text = await fetch(Status(store, Metrics(), breakers, SETUP), "/healthz")
     assert json.loads(text)["status"] == "degraded"
     assert json.loads(text)["upstreams_down"] == {"down": "status 503"}
 
@@ -93,7 +96,7 @@ async def test_evictions_have_size_and_reason(store: Store) -> None:
     digests = [await put_blob(store, bytes([number]) * 1000) for number in range(2)]
     for digest in digests:
         assert await store.capacity.purge(digest, store.remove)
-    code, kind, text = await fetch(Status(store, Metrics(), CircuitBreakers()), "/evictions")
+    code, kind, text = await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), "/evictions")
     assert (code, kind) == (200, "application/json; charset=utf-8")
     removals = json.loads(text)
     assert [removal.pop("digest") for removal in removals] == [str(digest) for digest in reversed(digests)]
@@ -105,20 +108,20 @@ async def test_evictions_have_size_and_reason(store: Store) -> None:
 async def test_metrics_are_in_the_text_exposition_format(store: Store) -> None:
     metrics = Metrics()
     metrics.watch(store, CircuitBreakers())
-    code, kind, text = await fetch(Status(store, metrics, CircuitBreakers()), "/metrics")
+    code, kind, text = await fetch(Status(store, metrics, CircuitBreakers(), SETUP), "/metrics")
     assert (code, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
     assert "\nhubcache_store_usable 1.0\n" in text
 
 
 async def test_unknown_path_is_404(store: Store) -> None:
-    assert (await fetch(Status(store, Metrics(), CircuitBreakers()), "/"))[0] == 404
+    assert (await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), "/"))[0] == 404
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "host.invalid", "192.0.2.1"])
 async def test_address_that_cannot_be_used_is_an_error_of_one_line(store: Store, host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        status = Status(store, Metrics(), CircuitBreakers())
+        status = Status(store, Metrics(), CircuitBreakers(), SETUP)
         with pytest.raises(ConfigError, match=f"hubcache_status: cannot listen on {host}:{port}: .+"):
             await status.start(host, port)
         await status.close()
@@ -137,12 +140,33 @@ async def test_address_that_cannot_be_used_is_an_error_of_one_line(store: Store,
 async def test_only_names_outside_public_dns_are_answered(store: Store, host: str, expected: int) -> None:
     """A name that an attacker can register is refused, against DNS rebinding."""
     for path in ("/healthz", "/nothing"):
-        code, _, text = await fetch(Status(store, Metrics(), CircuitBreakers()), path, Host=host)
+        code, _, text = await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), path, Host=host)
         assert (code == 421) is (expected == 421)
         assert code != 421 or text.count("\n") == 1
 
 
 async def test_host_name_of_the_machine_is_answered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "cache.example.com")
-    status = Status(store, Metrics(), CircuitBreakers())
+    status = Status(store, Metrics(), CircuitBreakers(), SETUP)
     assert (await fetch(status, "/healthz", Host="cache.example.com:9090"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "words"),
+    [
+        ("/setup", "text/html; charset=utf-8", "127.0.0.1:5000"),
+        ("/setup/attach", "text/x-shellscript; charset=utf-8", "mirror='127.0.0.1:5000'"),
+        ("/ca.crt", "application/x-pem-file", "The status listener"),
+    ],
+)
+async def test_setup_pages_carry_the_address_that_the_client_used(
+    store: Store, path: str, kind: str, words: str
+) -> None:
+    code, found, text = await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), path)
+    assert (code, found) == (200, kind)
+    assert words in text
+
+
+@pytest.mark.parametrize("path", ["/setup/nothing", "/setups", "/ca.key"])
+async def test_other_paths_below_setup_are_not_found(store: Store, path: str) -> None:
+    assert (await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), path))[0] == 404

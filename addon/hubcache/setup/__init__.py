@@ -1,0 +1,1 @@
+"""Pages and scripts that attach clients to this cache."""

@@ -1,0 +1,313 @@
+"""The attach script with stand-ins for the engines: what it changes, keeps, proves and restores."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hubcache.setup.pages import ATTACH_SCRIPT
+
+SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
+TOOLS = "sh cat sed grep cp mv rm mkdir rmdir dirname chmod stat cksum mktemp tr curl uname ls sleep"
+
+
+class Cache(ThreadingHTTPServer):
+    """Stands in for the cache: it answers the ping, its CA certificate, and how many requests it has answered."""
+
+    answered = 0
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Cache
+
+    def do_GET(self) -> None:
+        bodies = {"/v2/": b"{}", "/ca.crt": b"PEM\n", "/setup/answered": f"{self.server.answered}\n".encode()}
+        if self.path == "/pull":
+            self.server.answered += 7
+        body = bodies.get(self.path, b"")
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class Machine:
+    """A machine with some engines: a root directory, and programs on a PATH of its own."""
+
+    def __init__(self, directory: Path, cache: Cache) -> None:
+        self.root, self.programs, self.state = directory / "root", directory / "bin", directory / "state"
+        self.cache = cache
+        self.root.mkdir()
+        self.programs.mkdir()
+        for tool in TOOLS.split():
+            if path := shutil.which(tool):
+                (self.programs / tool).symlink_to(path)
+
+    def program(self, name: str, script: str) -> None:
+        """Install a program."""
+        path = self.programs / name
+        path.write_text(f'#!/bin/sh\necho {name} "$@" >>{self.root.parent}/calls\n{script}\n')
+        path.chmod(0o755)
+
+    def have(self, tool: str) -> None:
+        """Install a program of the machine that runs the tests."""
+        path = sys.executable if tool == "python3" else shutil.which(tool)
+        if path is None:
+            pytest.skip(f"{tool} is not installed")
+        self.program(tool, f'exec {path} "$@"')
+
+    def docker(self, version: str, driver: str = "overlay2", *, through: bool = True) -> None:
+        """Install Docker Engine; its pulls come through the cache unless told otherwise."""
+        pull = f"curl -fsS http://{self.cache.address}/pull" if through else "true"
+        self.program(
+            "docker",
+            f'case "$1 $3" in "version "*) echo {version} ;; "info "*Driver*) echo "{driver}" ;; esac\n'
+            f'if [ "$1" = pull ]; then {pull}; fi',
+        )
+
+    def file(self, path: str) -> Path:
+        return self.root / path.lstrip("/")
+
+    def snapshot(self) -> dict[str, tuple[int, bytes]]:
+        """All files with their modes, and all directories."""
+        return {
+            str(path.relative_to(self.root)): (path.stat().st_mode, path.read_bytes() if path.is_file() else b"")
+            for path in self.root.rglob("*")
+        }
+
+    @property
+    def calls(self) -> list[str]:
+        path = self.root.parent / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def attach(
+        self, *arguments: str, shell: str = "dash", cache: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the script."""
+        interpreter = [shutil.which(shell) or shell, *(["sh"] if shell == "busybox" else [])]
+        where = [] if "--detach" in arguments else ["--mirror", cache or self.cache.address]
+        environment = {
+            "PATH": str(self.programs),
+            "HUBCACHE_ATTACH_ROOT": str(self.root),
+            "HUBCACHE_ATTACH_STATE": str(self.state),
+        }
+        return subprocess.run(
+            [*interpreter, str(ATTACH_SCRIPT), *where, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+
+@pytest.fixture
+def cache() -> Iterator[Cache]:
+    with Cache() as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, cache: Cache) -> Machine:
+    return Machine(tmp_path, cache)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_older_docker_gets_the_mirror_in_daemon_json_and_back(machine: Machine, shell: str) -> None:
+    machine.docker("20.10.24")
+    machine.have("jq")
+    daemon = machine.file("/etc/docker/daemon.json")
+    daemon.parent.mkdir(parents=True)
+    daemon.write_text('{"log-driver":"journald",\n\n "registry-mirrors": ["https://other.example"]}')
+    daemon.chmod(0o600)
+    before = machine.snapshot()
+
+    attached = machine.attach(shell=shell)
+    assert attached.returncode == 0, attached.stderr
+    assert json.loads(daemon.read_text()) == {
+        "log-driver": "journald",
+        "registry-mirrors": [f"http://{machine.cache.address}", "https://other.example"],
+    }
+    assert daemon.stat().st_mode & 0o777 == 0o600
+    assert "the cache answered 7 requests of that pull" in attached.stdout
+
+    again = machine.attach(shell=shell)
+    assert "nothing to change" in again.stdout
+
+    detached = machine.attach("--detach", shell=shell)
+    assert detached.returncode == 0, detached.stderr
+    assert machine.snapshot() == before
+    assert not machine.state.exists()
+
+
+@pytest.mark.parametrize("tool", ["jq", "python3"])
+def test_other_settings_of_daemon_json_are_kept(machine: Machine, tool: str) -> None:
+    machine.docker("24.0.7")
+    machine.have(tool)
+    daemon = machine.file("/etc/docker/daemon.json")
+    daemon.parent.mkdir(parents=True)
+    daemon.write_text(json.dumps({"data-root": "/mnt/ä", "live-restore": True}))
+    assert machine.attach("--no-pull").returncode == 0
+    assert json.loads(daemon.read_text()) == {
+        "data-root": "/mnt/ä",
+        "live-restore": True,
+        "registry-mirrors": [f"http://{machine.cache.address}"],
+    }
+
+
+def test_daemon_json_that_cannot_be_merged_is_left_alone(machine: Machine) -> None:
+    machine.docker("24.0.7")
+    daemon = machine.file("/etc/docker/daemon.json")
+    daemon.parent.mkdir(parents=True)
+    daemon.write_text('{"debug": true}')
+    attached = machine.attach()
+    assert attached.returncode == 1
+    assert "install jq or python3" in attached.stderr
+    assert daemon.read_text() == '{"debug": true}'
+
+
+@pytest.mark.parametrize(
+    ("version", "capabilities"),
+    [
+        ("28.0.0", '["pull", "resolve"]'),
+        ("29.0.4", '["pull", "resolve"]'),
+        ("29.1.0-rc.1", '["pull", "resolve", "referrers"]'),
+        ("30.0.0", '["pull", "resolve", "referrers"]'),
+    ],
+)
+def test_newer_docker_gets_hosts_toml_and_no_restart(machine: Machine, version: str, capabilities: str) -> None:
+    machine.docker(version, "[[driver-type io.containerd.snapshotter.v1]]")
+    before = machine.snapshot()
+    assert machine.attach().returncode == 0
+    hosts = machine.file("/etc/docker/certs.d/docker.io/hosts.toml").read_text()
+    assert f'[host."http://{machine.cache.address}"]\ncapabilities = {capabilities}\n' in hosts
+    assert not machine.file("/etc/docker/daemon.json").exists()
+    assert machine.attach("--detach").returncode == 0
+    assert machine.snapshot() == before, "directories that did not exist are removed again"
+
+
+def test_newer_docker_without_the_containerd_store_gets_daemon_json(machine: Machine) -> None:
+    machine.docker("29.0.1", "[[Backing Filesystem extfs]]")
+    assert machine.attach().returncode == 0
+    assert machine.file("/etc/docker/daemon.json").exists()
+
+
+def test_dry_run_changes_nothing(machine: Machine) -> None:
+    machine.docker("29.0.1", "[[driver-type io.containerd.snapshotter.v1]]")
+    machine.program("podman", "")
+    before = machine.snapshot()
+    tried = machine.attach("--dry-run")
+    assert tried.returncode == 0
+    assert "would write /etc/docker/certs.d/docker.io/hosts.toml" in tried.stdout
+    assert "would write /etc/containers/registries.conf.d/50-hubcache.conf" in tried.stdout
+    assert machine.snapshot() == before
+    assert not any("pull" in call for call in machine.calls)
+
+
+def test_podman_containerd_and_k3s_are_attached_and_detached(machine: Machine) -> None:
+    machine.program("podman", f'if [ "$1" = pull ]; then curl -fsS http://{machine.cache.address}/pull; fi')
+    config = machine.file("/etc/containerd/config.toml")
+    config.parent.mkdir(parents=True)
+    config.write_text('[plugins."io.containerd.grpc.v1.cri".registry]\n  config_path = "/etc/containerd/certs.d"\n')
+    machine.file("/etc/rancher/k3s").mkdir(parents=True)
+    before = machine.snapshot()
+    attached = machine.attach()
+    assert attached.returncode == 0, attached.stderr
+    assert "config_path" not in attached.stdout
+    for path in (
+        "/etc/containerd/certs.d/docker.io/hosts.toml",
+        "/etc/containers/registries.conf.d/50-hubcache.conf",
+        "/etc/rancher/k3s/registries.yaml",
+    ):
+        assert machine.cache.address in machine.file(path).read_text()
+    assert machine.attach("--detach").returncode == 0
+    assert machine.snapshot() == before
+
+
+def test_containerd_without_config_path_is_reported(machine: Machine) -> None:
+    config = machine.file("/etc/containerd/config.toml")
+    config.parent.mkdir(parents=True)
+    config.write_text("version = 2\n")
+    assert "has no config_path" in machine.attach("--no-pull").stdout
+
+
+def test_file_that_was_changed_since_is_not_overwritten_by_detach(machine: Machine) -> None:
+    machine.docker("20.10.24")
+    machine.attach("--no-pull")
+    daemon = machine.file("/etc/docker/daemon.json")
+    daemon.write_text('{"debug": true}')
+    detached = machine.attach("--detach")
+    assert "was changed after it was attached" in detached.stdout
+    assert daemon.read_text() == '{"debug": true}'
+    assert machine.state.exists()
+
+
+def test_pull_that_does_not_come_through_the_cache_is_a_failure(machine: Machine) -> None:
+    machine.docker("20.10.24", through=False)
+    attached = machine.attach()
+    assert attached.returncode == 1
+    assert "did not come through the cache" in attached.stderr
+
+
+@pytest.mark.parametrize("tool", ["jq", "python3"])
+def test_daemon_json_that_is_malformed_is_reported_and_left_alone(machine: Machine, tool: str) -> None:
+    machine.docker("24.0.7")
+    machine.have(tool)
+    daemon = machine.file("/etc/docker/daemon.json")
+    daemon.parent.mkdir(parents=True)
+    daemon.write_text('{"debug": tru')
+    attached = machine.attach()
+    assert attached.returncode == 1
+    assert "daemon.json is not valid JSON" in attached.stderr
+    assert daemon.read_text() == '{"debug": tru'
+
+
+def test_cache_that_does_not_answer_changes_nothing(machine: Machine) -> None:
+    machine.docker("20.10.24")
+    attached = machine.attach(cache="127.0.0.1:1")
+    assert attached.returncode == 1
+    assert "no cache answers" in attached.stderr
+    assert machine.snapshot() == {}
+
+
+def test_machine_without_engines_is_a_failure(machine: Machine) -> None:
+    attached = machine.attach()
+    assert attached.returncode == 1
+    assert "no container engine found" in attached.stderr
+
+
+def test_script_needs_to_know_the_cache(machine: Machine) -> None:
+    alone = subprocess.run(
+        ["dash", str(ATTACH_SCRIPT)], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True
+    )
+    assert alone.returncode == 1
+    assert "--cache HOST" in alone.stderr
+
+
+def test_detach_without_attach_says_so(machine: Machine) -> None:
+    assert "nothing to change" in machine.attach("--detach").stdout
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_script_has_no_faults_that_shellcheck_finds() -> None:
+    checked = subprocess.run(["shellcheck", "-s", "sh", str(ATTACH_SCRIPT)], capture_output=True, text=True)
+    assert checked.stdout == ""
