@@ -1,4 +1,4 @@
-"""Who comes in and where connections go out: what is refused, how that is told, and what still works."""
+"""Which clients may connect, and which destinations they may reach, with the real program."""
 
 import base64
 import contextlib
@@ -15,7 +15,7 @@ WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
 
 
 def sent(port: int, data: bytes, method: str = "GET", source: str = "127.0.0.1") -> Answer:
-    """What a proxy answers to these bytes; the connection is closed then."""
+    """Send bytes, and return the answer, after which the connection is closed."""
     with socket.create_connection(("127.0.0.1", port), TIMEOUT, (source, 0)) as connection:
         connection.sendall(data)
         answer = Exchange(connection, method).finish()
@@ -25,7 +25,7 @@ def sent(port: int, data: bytes, method: str = "GET", source: str = "127.0.0.1")
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """Something of this machine's own, to which nobody may connect."""
+    """A listener of this machine that no client may reach."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         yield server
@@ -56,13 +56,13 @@ def test_request_that_names_no_host_in_its_first_line_is_400_at_the_proxy(progra
     assert sent(program.proxy, data).failure == (400, "NAME_INVALID")
 
 
-def test_own_doors_are_no_way_around(program: Program) -> None:
+def test_own_listeners_are_refused(program: Program) -> None:
     for port in (program.proxy, program.mirror, program.status):
         target = f"127.0.0.1:{port}"
         assert sent(program.proxy, head("CONNECT", target, {"Host": target}), "CONNECT").status == 403
 
 
-def test_pulls_and_pushes_reach_the_registry_wherever_it_is(client: RegistryClient) -> None:
+def test_registry_at_a_local_address_is_reached(client: RegistryClient) -> None:
     """The stand-in Hub is at loopback; a push is passed on by mitmproxy."""
     image = client.hub.image(client.repo, "1", [random_bytes(3_000_000, client.repo)])
     assert client.manifest("1").body == image.manifest
@@ -71,11 +71,11 @@ def test_pulls_and_pushes_reach_the_registry_wherever_it_is(client: RegistryClie
         assert client.request("POST", f"/v2/{client.repo}/blobs/uploads/").status in (202, 401)
 
 
-# -- headers that are not clear
+# -- ambiguous heads
 
 
 @pytest.mark.parametrize("value", [b"a/b,\r\n c/d", b"a/b\nX: y", b"a\0b", b"a/\xfc"], ids=repr)
-def test_unclear_head_is_400_and_the_registry_goes_on(client: RegistryClient, value: bytes) -> None:
+def test_ambiguous_head_is_400_and_does_not_reach_the_registry(client: RegistryClient, value: bytes) -> None:
     image = client.hub.image(client.repo, "1")
     for _ in range(5):
         data = head("GET", f"/v2/{client.repo}/manifests/1", {"Host": HUB_HOST, "Accept": "x"})
@@ -106,7 +106,7 @@ def test_chunked_request_with_trailers_is_answered(client: RegistryClient) -> No
 
 
 @WORKERS
-def test_what_hubcache_tunnel_names_is_reached_and_nothing_else(workers: str) -> None:
+def test_only_destinations_in_hubcache_tunnel_are_reached(workers: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with running_program(
@@ -133,7 +133,7 @@ def test_clients_of_other_networks_are_turned_away(workers: str) -> None:
         assert program.log.count("are turned away") <= int(workers) + 1  # each process says it, the owner as well
 
 
-def test_clients_of_other_networks_are_turned_away_where_mitmproxy_speaks_with_all() -> None:
+def test_clients_of_other_networks_are_turned_away_where_mitmproxy_serves_all() -> None:
     with running_program(hubcache_clients=["127.0.0.1"], flow_detail="2") as program:
         for port in (program.proxy, program.mirror):
             with socket.create_connection(("127.0.0.1", port), TIMEOUT, ("127.0.0.2", 0)) as stranger:
@@ -143,7 +143,7 @@ def test_clients_of_other_networks_are_turned_away_where_mitmproxy_speaks_with_a
 
 @pytest.mark.parametrize("more", [{}, {"flow_detail": "2"}], ids=["direct", "mitmproxy"])
 @pytest.mark.parametrize("said", ["nothing", "a request", "a request that mitmproxy answers"])
-def test_idle_clients_leave_no_other_without_a_descriptor(said: str, more: dict[str, str]) -> None:
+def test_idle_clients_do_not_use_up_descriptors(said: str, more: dict[str, str]) -> None:
     fields = {"Host": HUB_HOST} | ({"TE": "trailers"} if "mitmproxy" in said else {})
     with running_program(**more) as program, contextlib.ExitStack() as stack:
         program.stop()
@@ -168,7 +168,7 @@ def ended(connection: socket.socket) -> bool:
 
 
 @WORKERS
-def test_proxyauth_is_mitmproxys_and_pulls_work_with_it(workers: str) -> None:
+def test_proxyauth_asks_for_a_password_and_pulls_work_with_it(workers: str) -> None:
     target = f"{HUB_HOST}:443"
     with running_program(proxyauth="ann:secret", hubcache_workers=workers) as program:
         image = program.hub.image("library/app", "1", [random_bytes(3_000_000)])

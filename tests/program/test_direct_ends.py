@@ -1,4 +1,4 @@
-"""Clients that leave, dawdle or say nothing: nobody is waited for longer than mitmproxy would, and nothing is left."""
+"""Direct connections whose clients disconnect, are slow or send nothing: they end in time, and nothing stays open."""
 
 import contextlib
 import io
@@ -9,19 +9,29 @@ import pytest
 from support.http_client import TIMEOUT, wait_until
 from support.program import HUB_HOST, RegistryClient, program_fixtures, proxy_client_fixture
 from support.standin import Fault, Synthetic, random_bytes
-from support.tls_client import Client, Witness, ask, is_open, reply, warm, witness_fixture
+from support.tls_client import (
+    NewLog,
+    RawClient,
+    has_file_open,
+    make_certificates,
+    new_log_fixture,
+    read_answer,
+    request_head,
+)
 
 MIB = 1 << 20
 SECONDS = 1
-"""How long a client may be silent. mitmproxy's own default is 600."""
+"""Seconds that a client may be silent. mitmproxy's default is 600."""
 
-program, client = program_fixtures(warm, hubcache_workers="1", hubcache_tag_ttl="600", tcp_timeout=str(SECONDS))
+program, client = program_fixtures(
+    make_certificates, hubcache_workers="1", hubcache_tag_ttl="600", tcp_timeout=str(SECONDS)
+)
 proxy_client = proxy_client_fixture()
-witness = witness_fixture()
+new_log = new_log_fixture()
 
 
-def until_left(connection: socket.socket) -> float:
-    """Seconds until the proxy leaves."""
+def seconds_until_closed(connection: socket.socket) -> float:
+    """Return the seconds until the program closes the connection."""
     begun = time.monotonic()
     with contextlib.suppress(ConnectionResetError):
         while connection.recv(65536):
@@ -29,97 +39,95 @@ def until_left(connection: socket.socket) -> float:
     return time.monotonic() - begun
 
 
-# -- leaving
+# -- clients that disconnect
 
 
-def test_client_that_leaves_during_a_body_does_not_end_the_fill(client: RegistryClient, witness: Witness) -> None:
+def test_fill_goes_on_when_its_client_disconnects(client: RegistryClient, new_log: NewLog) -> None:
     data = random_bytes(MIB, client.repo)
     digest = client.hub.blob(client.repo, data)
     fault = client.hub.faults.add(Fault(kind="cdn", pause_after=MIB // 2))
-    leaver = client.send("GET", f"/v2/{client.repo}/blobs/{digest}")
-    leaver.read(1000)
-    leaver.close()
+    reader = client.send("GET", f"/v2/{client.repo}/blobs/{digest}")
+    reader.read(1000)
+    reader.close()
     client.hub.faults.remove(fault)
     client.wait_until_stored()
     assert client.blob(digest).body == data
-    assert (client.hub.count(kind="cdn"), witness.taken_over) == (1, 0)
+    assert (client.hub.count(kind="cdn"), new_log.mitmproxy_clients) == (1, 0)
 
 
-def test_client_that_leaves_while_its_answer_is_thought_about_leaves_nothing(
-    client: RegistryClient, witness: Witness
+def test_nothing_stays_open_when_a_client_disconnects_before_its_answer(
+    client: RegistryClient, new_log: NewLog
 ) -> None:
     data = random_bytes(MIB, client.repo)
     digest = client.hub.blob(client.repo, data)
     fault = client.hub.faults.add(Fault(kind="blob", delay=0.5))
-    with Client(client) as leaver:
-        leaver.send(ask(client, f"blobs/{digest}"))
+    with RawClient(client) as reader:
+        reader.send(request_head(client, f"blobs/{digest}"))
         wait_until(lambda: client.hub.count(kind="blob") == 1)
     client.hub.faults.remove(fault)
-    wait_until(lambda: any(line.endswith("broken off") for line in witness.lines))
+    wait_until(lambda: any(line.endswith("broken off") for line in new_log.answer_lines))
     client.wait_until_stored()
-    wait_until(lambda: not is_open(client.program, digest))
+    wait_until(lambda: not has_file_open(client.program, digest))
     assert client.blob(digest).body == data
 
 
-def test_file_is_released_when_its_client_leaves(client: RegistryClient, witness: Witness) -> None:
-    """A file that is removed takes no room only when nobody has it open."""
+def test_file_is_closed_when_its_client_disconnects(client: RegistryClient, new_log: NewLog) -> None:
+    """The space of a removed file is free only when no process has it open."""
     large = Synthetic(24 * MIB, seed=client.repo)
     digest = client.hub.blob(client.repo, large)
     client.blob(digest)
     client.wait_until_stored()
     reader = client.send("GET", f"/v2/{client.repo}/blobs/{digest}")
     assert reader.read(MIB) == large.read(0, MIB)
-    assert is_open(client.program, digest)
+    assert has_file_open(client.program, digest)
     reader.close()
-    wait_until(lambda: not is_open(client.program, digest))
-    assert witness.taken_over == 0
+    wait_until(lambda: not has_file_open(client.program, digest))
+    assert new_log.mitmproxy_clients == 0
 
 
-# -- silence
+# -- silent clients
 
 
-def test_client_that_says_nothing_is_left(client: RegistryClient, witness: Witness) -> None:
+def test_silent_client_is_disconnected(client: RegistryClient, new_log: NewLog) -> None:
     port = client.program.proxy if client.is_proxy else client.program.mirror
     with socket.create_connection(("127.0.0.1", port), TIMEOUT) as connection:
-        assert SECONDS / 2 < until_left(connection) < 5 * SECONDS
-    assert witness.taken_over == 0
+        assert SECONDS / 2 < seconds_until_closed(connection) < 5 * SECONDS
+    assert new_log.mitmproxy_clients == 0
 
 
 @pytest.mark.parametrize("said", ["nothing", "half a hello", "a hello"])
-def test_client_that_says_nothing_more_in_a_tunnel_is_left(
-    proxy_client: RegistryClient, witness: Witness, said: str
-) -> None:
+def test_silent_client_of_a_tunnel_is_disconnected(proxy_client: RegistryClient, new_log: NewLog, said: str) -> None:
     with proxy_client.program.tunnel(HUB_HOST, 443) as tunnel:
-        connection = Client(proxy_client, way=tunnel)
+        connection = RawClient(proxy_client, connection=tunnel)
         hello = connection.hello()
         tunnel.sendall({"nothing": b"", "half a hello": hello[:100], "a hello": hello}[said])
-        assert SECONDS / 2 < until_left(tunnel) < 5 * SECONDS
-    assert witness.taken_over == 0
-    assert ("may not trust the proxy's certificate" in witness.log) is (said == "a hello")
+        assert SECONDS / 2 < seconds_until_closed(tunnel) < 5 * SECONDS
+    assert new_log.mitmproxy_clients == 0
+    assert ("may not trust the proxy's certificate" in new_log.text) is (said == "a hello")
 
 
-def test_connection_on_which_nothing_more_is_asked_is_left(client: RegistryClient, witness: Witness) -> None:
+def test_connection_without_further_requests_is_closed(client: RegistryClient, new_log: NewLog) -> None:
     image = client.hub.image(client.repo, "1", [random_bytes(MIB, client.repo)])
     for path in ("manifests/1", f"blobs/{image.layers[0]}"):
-        with Client(client) as connection:
-            connection.send(ask(client, path))
+        with RawClient(client) as connection:
+            connection.send(request_head(client, path))
             begun = time.monotonic()
-            assert reply(io.BytesIO(connection.rest()))[0] == 200
+            assert read_answer(io.BytesIO(connection.receive_all()))[0] == 200
             assert SECONDS / 2 < time.monotonic() - begun < 5 * SECONDS
-    assert witness.taken_over == 0
+    assert new_log.mitmproxy_clients == 0
 
 
-def test_client_that_asks_again_and_again_is_kept(client: RegistryClient) -> None:
+def test_connection_with_further_requests_is_kept(client: RegistryClient) -> None:
     image = client.hub.image(client.repo, "1")
     begun = time.monotonic()
     with client.connect() as kept:
         while time.monotonic() - begun < 2.5 * SECONDS:
-            kept.sendall(ask(client, "manifests/1"))
-            assert reply(kept.makefile("rb")) == (200, image.manifest)
+            kept.sendall(request_head(client, "manifests/1"))
+            assert read_answer(kept.makefile("rb")) == (200, image.manifest)
             time.sleep(SECONDS / 4)
 
 
-def test_client_may_wait_longer_for_its_answer(client: RegistryClient, witness: Witness) -> None:
+def test_client_may_wait_longer_for_its_answer(client: RegistryClient, new_log: NewLog) -> None:
     image = client.hub.image(client.repo, "1", [random_bytes(MIB, client.repo)])
     client.hub.faults.add(Fault(kind="manifest", delay=2 * SECONDS, times=1))
     client.hub.faults.add(Fault(kind="cdn", rate=MIB // 3, times=1))
@@ -128,22 +136,22 @@ def test_client_may_wait_longer_for_its_answer(client: RegistryClient, witness: 
             ("manifests/1", image.manifest),
             (f"blobs/{image.layers[0]}", random_bytes(MIB, client.repo)),
         ):
-            kept.sendall(ask(client, path))
-            assert reply(kept.makefile("rb")) == (200, body)
-    assert witness.taken_over == 0
+            kept.sendall(request_head(client, path))
+            assert read_answer(kept.makefile("rb")) == (200, body)
+    assert new_log.mitmproxy_clients == 0
 
 
-def test_client_that_stops_reading_is_left_and_its_file_released(client: RegistryClient, witness: Witness) -> None:
+def test_file_is_closed_when_its_client_stops_reading(client: RegistryClient, new_log: NewLog) -> None:
     large = Synthetic(24 * MIB, seed=client.repo)
     digest = client.hub.blob(client.repo, large)
     client.blob(digest)
     client.wait_until_stored()
-    dawdler = client.send("GET", f"/v2/{client.repo}/blobs/{digest}")
-    assert is_open(client.program, digest)
-    wait_until(lambda: not is_open(client.program, digest), 5 * SECONDS)
-    answer = dawdler.finish()
+    slow = client.send("GET", f"/v2/{client.repo}/blobs/{digest}")
+    assert has_file_open(client.program, digest)
+    wait_until(lambda: not has_file_open(client.program, digest), 5 * SECONDS)
+    answer = slow.finish()
     assert not answer.complete
     assert len(answer.body) < large.size
-    dawdler.close()
-    wait_until(lambda: any(line.endswith("broken off") for line in witness.lines))
-    assert witness.taken_over == 0
+    slow.close()
+    wait_until(lambda: any(line.endswith("broken off") for line in new_log.answer_lines))
+    assert new_log.mitmproxy_clients == 0

@@ -1,4 +1,4 @@
-"""Where something is mitmproxy's to do it goes on with what was said so far, and clients do not notice."""
+"""Direct connections are handed over to mitmproxy at any point, and clients do not notice."""
 
 import base64
 import hashlib
@@ -11,20 +11,20 @@ from support.http_client import TIMEOUT, head, wait_until
 from support.program import HUB_HOST, Program, RegistryClient, program_fixtures
 from support.standin import random_bytes
 from support.standin.media import OCI_MANIFEST
-from support.tls_client import Client, Witness, ask, reply, warm, witness_fixture
+from support.tls_client import NewLog, RawClient, make_certificates, new_log_fixture, read_answer, request_head
 
 LARGE = 3_000_000
 ALICE = "Basic " + base64.b64encode(b"alice:secret").decode()
 
 program, client = program_fixtures(
-    warm, hubcache_workers="1", hubcache_tag_ttl="600", hubcache_tunnel=["*", "localhost"]
+    make_certificates, hubcache_workers="1", hubcache_tag_ttl="600", hubcache_tunnel=["*", "localhost"]
 )
-witness = witness_fixture()
+new_log = new_log_fixture()
 
 
 @pytest.fixture
 def proxy_client(program: Program) -> Iterator[RegistryClient]:
-    """The proxy door, with a repository of alice's."""
+    """A client of the proxy, with a repository of alice's."""
     program.reset()
     program.hub.user("alice", "secret")
     client = program.client("proxy")
@@ -34,21 +34,21 @@ def proxy_client(program: Program) -> Iterator[RegistryClient]:
 
 
 def authorization(client: RegistryClient) -> dict[str, str]:
-    """What alice's client sends with each request."""
+    """Return the header that alice's client sends with each request."""
     return {"Authorization": f"Bearer {client.token(f'repository:{client.repo}:pull,push', ALICE)}"}
 
 
 def bypassed(client: RegistryClient) -> float:
-    """How many requests were passed on."""
+    """Return the number of requests that were passed on."""
     return client.program.metric("hubcache_requests_total", result="bypass", door="proxy")
 
 
-# -- requests that are passed on, on a connection on which others were answered
+# -- requests that are passed on, after others were answered on the same connection
 
 
 @pytest.mark.parametrize("how", ["in one write", "in two writes", "in small records"])
 @pytest.mark.parametrize("size", [10, 70_000, LARGE])
-def test_upload_goes_through_in_the_middle_of_a_connection(proxy_client: RegistryClient, size: int, how: str) -> None:
+def test_upload_succeeds_on_a_connection_with_other_requests(proxy_client: RegistryClient, size: int, how: str) -> None:
     client, own, data = proxy_client, authorization(proxy_client), random_bytes(size, proxy_client.repo)
     image = client.hub.image(client.repo, "1", [b"layer"])
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
@@ -56,33 +56,33 @@ def test_upload_goes_through_in_the_middle_of_a_connection(proxy_client: Registr
     upload = head(
         "PUT", f"{begun.headers['location']}?digest={digest}", {"Host": HUB_HOST, "Content-Length": str(size), **own}
     )
-    witness = Witness(client.program)
-    with Client(client) as connection:
-        connection.send(ask(client, "manifests/1"))
-        assert reply(connection.answers) == (200, image.manifest)
-        assert witness.taken_over == 0
+    new_log = NewLog(client.program)
+    with RawClient(client) as connection:
+        connection.send(request_head(client, "manifests/1"))
+        assert read_answer(connection.stream) == (200, image.manifest)
+        assert new_log.mitmproxy_clients == 0
         if how == "in one write":
             connection.send(upload + data)
         elif how == "in two writes":
             connection.send(upload)
-            wait_until(lambda: witness.taken_over == 1)
+            wait_until(lambda: new_log.mitmproxy_clients == 1)
             connection.send(data)
         else:
             connection.send(upload[:30], upload[30:], *(data[at : at + 999] for at in range(0, size, 999)))
-        assert reply(connection.answers) == (201, b"")
+        assert read_answer(connection.stream) == (201, b"")
         for _ in range(2):
-            connection.send(ask(client, "manifests/1"))
-            assert reply(connection.answers) == (200, image.manifest)
-            connection.send(ask(client, f"blobs/{image.layers[0]}"))
-            assert reply(connection.answers) == (200, b"layer")
-        connection.send(ask(client, f"blobs/{digest}"))
-        assert reply(connection.answers) == (200, data)
-    assert witness.taken_over == 1
+            connection.send(request_head(client, "manifests/1"))
+            assert read_answer(connection.stream) == (200, image.manifest)
+            connection.send(request_head(client, f"blobs/{image.layers[0]}"))
+            assert read_answer(connection.stream) == (200, b"layer")
+        connection.send(request_head(client, f"blobs/{digest}"))
+        assert read_answer(connection.stream) == (200, data)
+    assert new_log.mitmproxy_clients == 1
     assert {one.user for one in client.hub.requests(kind="upload")} == {"alice"}
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
-def test_push_of_a_manifest_counts_as_one_bypass(proxy_client: RegistryClient, witness: Witness, is_kept: bool) -> None:
+def test_push_of_a_manifest_counts_as_one_bypass(proxy_client: RegistryClient, new_log: NewLog, is_kept: bool) -> None:
     client, own = proxy_client, authorization(proxy_client)
     image = client.hub.image(client.repo, "1", [b"layer"])
     push = head(
@@ -91,21 +91,21 @@ def test_push_of_a_manifest_counts_as_one_bypass(proxy_client: RegistryClient, w
         {"Host": HUB_HOST, "Content-Type": OCI_MANIFEST, "Content-Length": str(len(image.manifest)), **own},
     )
     before = bypassed(client)
-    with Client(client) as connection:
+    with RawClient(client) as connection:
         if is_kept:
-            connection.send(ask(client, "manifests/1"))
-            assert reply(connection.answers) == (200, image.manifest)
+            connection.send(request_head(client, "manifests/1"))
+            assert read_answer(connection.stream) == (200, image.manifest)
         connection.send(push + image.manifest)
-        assert reply(connection.answers) == (201, b"")
-        connection.send(ask(client, "manifests/2"))
-        assert reply(connection.answers) == (200, image.manifest)
-    assert witness.taken_over == 1
+        assert read_answer(connection.stream) == (201, b"")
+        connection.send(request_head(client, "manifests/2"))
+        assert read_answer(connection.stream) == (200, image.manifest)
+    assert new_log.mitmproxy_clients == 1
     assert (bypassed(client) - before, client.hub.count(method="PUT")) == (1, 1)
 
 
 @pytest.mark.parametrize(("what", "status"), [("manifests/1", 200), ("blobs", 307), ("tags/list", 200)])
 def test_request_that_needs_credentials_is_decided_once_and_sent_once(
-    proxy_client: RegistryClient, witness: Witness, what: str, status: int
+    proxy_client: RegistryClient, new_log: NewLog, what: str, status: int
 ) -> None:
     client, public = proxy_client, f"/v2/{proxy_client.repo}-public/manifests/1"
     image = client.hub.image(client.repo, "1")
@@ -113,101 +113,102 @@ def test_request_that_needs_credentials_is_decided_once_and_sent_once(
     client.hub.private(client.repo, {"alice": "secret"})
     own, before = authorization(client), bypassed(client)
     path = f"blobs/{image.layers[0]}" if what == "blobs" else what
-    with Client(client) as connection:
+    with RawClient(client) as connection:
         connection.send(head("GET", public, {"Host": HUB_HOST, **own}))
-        assert reply(connection.answers) == (200, manifest)
-        assert witness.taken_over == 0
+        assert read_answer(connection.stream) == (200, manifest)
+        assert new_log.mitmproxy_clients == 0
         for number in (1, 2):  # the first as it is handed over
-            connection.send(ask(client, path, **own))
-            assert reply(connection.answers)[0] == status
-            assert (witness.taken_over, bypassed(client) - before) == (1, number)
+            connection.send(request_head(client, path, **own))
+            assert read_answer(connection.stream)[0] == status
+            assert (new_log.mitmproxy_clients, bypassed(client) - before) == (1, number)
             assert client.hub.count(user="alice", repo=client.repo) == number
         connection.send(head("GET", public, {"Host": HUB_HOST, **own}))
-        assert reply(connection.answers) == (200, manifest)
+        assert read_answer(connection.stream) == (200, manifest)
     assert own["Authorization"] not in client.program.log
 
 
-def test_client_that_ends_tls_after_a_request_that_is_passed_on_is_left(proxy_client: RegistryClient) -> None:
+def test_connection_closes_when_tls_ends_before_a_request_is_passed_on(proxy_client: RegistryClient) -> None:
     image = proxy_client.hub.image(proxy_client.repo, "1")
     proxy_client.hub.private(proxy_client.repo, {"alice": "secret"})
     own = authorization(proxy_client)
-    with Client(proxy_client) as connection:
-        connection.way.sendall(
-            connection.sealed(ask(proxy_client, f"manifests/{image.digest}", **own)) + connection.goodbye()
+    with RawClient(proxy_client) as connection:
+        connection.socket.sendall(
+            connection.encrypt(request_head(proxy_client, f"manifests/{image.digest}", **own))
+            + connection.close_notify()
         )
-        assert connection.answers.read() == b""
+        assert connection.stream.read() == b""
 
 
-def test_requests_that_are_sent_at_once_keep_their_order(proxy_client: RegistryClient, witness: Witness) -> None:
-    """Two are answered, one is passed on, one is asked behind it."""
+def test_pipelined_requests_keep_their_order(proxy_client: RegistryClient, new_log: NewLog) -> None:
+    """Two are answered, one is passed on, and another one follows."""
     client, own = proxy_client, authorization(proxy_client)
     data = random_bytes(LARGE, client.repo)
     image = client.hub.image(client.repo, "1", [data])
     push = {"Host": HUB_HOST, "Content-Type": OCI_MANIFEST, "Content-Length": str(len(image.manifest)), **own}
-    with Client(client) as connection:
+    with RawClient(client) as connection:
         connection.send(
-            ask(client, f"blobs/{image.layers[0]}")
-            + ask(client, "manifests/2")
+            request_head(client, f"blobs/{image.layers[0]}")
+            + request_head(client, "manifests/2")
             + head("PUT", f"/v2/{client.repo}/manifests/2", push)
             + image.manifest
-            + ask(client, "manifests/2")
+            + request_head(client, "manifests/2")
         )
-        assert reply(connection.answers) == (200, data)
-        assert reply(connection.answers)[0] == 404
-        assert reply(connection.answers) == (201, b"")
-        assert reply(connection.answers) == (200, image.manifest)
-    assert witness.taken_over == 1
+        assert read_answer(connection.stream) == (200, data)
+        assert read_answer(connection.stream)[0] == 404
+        assert read_answer(connection.stream) == (201, b"")
+        assert read_answer(connection.stream) == (200, image.manifest)
+    assert new_log.mitmproxy_clients == 1
 
 
-def test_upload_goes_through_with_tls_1_2(proxy_client: RegistryClient, witness: Witness) -> None:
+def test_upload_succeeds_with_tls_1_2(proxy_client: RegistryClient, new_log: NewLog) -> None:
     client, own, data = proxy_client, authorization(proxy_client), random_bytes(LARGE, proxy_client.repo)
     image = client.hub.image(client.repo, "1")
     begun = client.request("POST", f"/v2/{client.repo}/blobs/uploads/", own | {"Content-Length": "0"})
     upload = head("PATCH", begun.headers["location"], {"Host": HUB_HOST, "Content-Length": str(LARGE), **own})
-    trust, before = client.program.ssl_context(), witness.taken_over
+    trust, before = client.program.ssl_context(), new_log.mitmproxy_clients
     trust.maximum_version = ssl.TLSVersion.TLSv1_2
     with trust.wrap_socket(client.program.tunnel(HUB_HOST, 443), server_hostname=HUB_HOST) as connection:
         for data_sent, expected in ((b"", 200), (upload + data, 202), (b"", 200)):
-            connection.sendall(data_sent or ask(client, "manifests/1"))
-            assert reply(connection.makefile("rb")) == (expected, image.manifest if expected == 200 else b"")
-    assert witness.taken_over - before == 1
+            connection.sendall(data_sent or request_head(client, "manifests/1"))
+            assert read_answer(connection.makefile("rb")) == (expected, image.manifest if expected == 200 else b"")
+    assert new_log.mitmproxy_clients - before == 1
 
 
-# -- requests that are not plain
+# -- unusual requests
 
 
 @pytest.mark.parametrize("at", [1, 20, -1])
-def test_request_that_comes_in_pieces_is_answered(client: RegistryClient, witness: Witness, at: int) -> None:
+def test_request_in_pieces_is_answered(client: RegistryClient, new_log: NewLog, at: int) -> None:
     image = client.hub.image(client.repo, "1")
-    asked = ask(client, "manifests/1")
-    with Client(client) as connection:
+    asked = request_head(client, "manifests/1")
+    with RawClient(client) as connection:
         connection.send(asked + asked[:at])
-        assert reply(connection.answers) == (200, image.manifest)
+        assert read_answer(connection.stream) == (200, image.manifest)
         connection.send(asked[at:])
-        assert reply(connection.answers) == (200, image.manifest)
+        assert read_answer(connection.stream) == (200, image.manifest)
         connection.send(asked)
-        assert reply(connection.answers) == (200, image.manifest)
-    assert witness.taken_over == 0
+        assert read_answer(connection.stream) == (200, image.manifest)
+    assert new_log.mitmproxy_clients == 0
 
 
 def test_request_in_many_records_is_answered(proxy_client: RegistryClient) -> None:
     image = proxy_client.hub.image(proxy_client.repo, "1")
-    asked = ask(proxy_client, "manifests/1")
-    with Client(proxy_client) as connection:
+    asked = request_head(proxy_client, "manifests/1")
+    with RawClient(proxy_client) as connection:
         connection.send(*(asked[at : at + 1] for at in range(len(asked))))
-        assert reply(connection.answers) == (200, image.manifest)
+        assert read_answer(connection.stream) == (200, image.manifest)
         connection.send(asked)
-        assert reply(connection.answers) == (200, image.manifest)
+        assert read_answer(connection.stream) == (200, image.manifest)
 
 
-def test_records_that_arrive_byte_by_byte_are_read(proxy_client: RegistryClient, witness: Witness) -> None:
+def test_records_that_arrive_byte_by_byte_are_read(proxy_client: RegistryClient, new_log: NewLog) -> None:
     image = proxy_client.hub.image(proxy_client.repo, "1")
-    with Client(proxy_client) as connection:
-        connection.way.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for byte in connection.sealed(ask(proxy_client, "manifests/1")):
-            connection.way.sendall(bytes([byte]))
-        assert reply(connection.answers) == (200, image.manifest)
-    assert witness.taken_over == 0
+    with RawClient(proxy_client) as connection:
+        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in connection.encrypt(request_head(proxy_client, "manifests/1")):
+            connection.socket.sendall(bytes([byte]))
+        assert read_answer(connection.stream) == (200, image.manifest)
+    assert new_log.mitmproxy_clients == 0
 
 
 @pytest.mark.parametrize(
@@ -216,46 +217,46 @@ def test_records_that_arrive_byte_by_byte_are_read(proxy_client: RegistryClient,
     ids=lambda fields: next(iter(fields)),
 )
 def test_unusual_request_is_answered_on_a_kept_connection(
-    client: RegistryClient, witness: Witness, fields: dict[str, str]
+    client: RegistryClient, new_log: NewLog, fields: dict[str, str]
 ) -> None:
     image = client.hub.image(client.repo, "1")
-    with Client(client) as connection:
+    with RawClient(client) as connection:
         for more in ({}, fields, {}):
-            connection.send(ask(client, "manifests/1", **more))
-            while (answer := reply(connection.answers))[0] == 100:
+            connection.send(request_head(client, "manifests/1", **more))
+            while (answer := read_answer(connection.stream))[0] == 100:
                 pass
             assert answer == (200, image.manifest)
-    assert witness.taken_over == 1
+    assert new_log.mitmproxy_clients == 1
 
 
 @pytest.mark.parametrize("data", [b"\x16\x03\x01", b"GET / HTTP/1.1\n\n", b"\r\n\r\n\r\n", b"\0" * 70_000])
-def test_no_request_at_all_gets_no_content(client: RegistryClient, data: bytes) -> None:
+def test_bytes_that_are_no_request_get_no_content(client: RegistryClient, data: bytes) -> None:
     image = client.hub.image(client.repo, "1")
-    with Client(client) as connection:
-        connection.send(ask(client, "manifests/1"))
-        assert reply(connection.answers) == (200, image.manifest)
+    with RawClient(client) as connection:
+        connection.send(request_head(client, "manifests/1"))
+        assert read_answer(connection.stream) == (200, image.manifest)
         connection.send(data)
-        connection.end()
-        assert b"HTTP/1.1 200" not in connection.answers.read()
+        connection.half_close()
+        assert b"HTTP/1.1 200" not in connection.stream.read()
 
 
-def test_mirror_tells_that_it_does_not_know_a_namespace(program: Program, witness: Witness) -> None:
+def test_unknown_namespace_at_the_mirror_is_404_on_a_kept_connection(program: Program, new_log: NewLog) -> None:
     program.reset()
     client = program.client("mirror")
     image = client.hub.image(client.repo, "1")
-    with Client(client) as connection:
+    with RawClient(client) as connection:
         for namespace, expected in (("docker.io", 200), ("ghcr.io", 404), ("docker.io", 200)):
-            connection.send(ask(client, f"manifests/1?ns={namespace}"))
-            status, body = reply(connection.answers)
+            connection.send(request_head(client, f"manifests/1?ns={namespace}"))
+            status, body = read_answer(connection.stream)
             assert (status, body == image.manifest) == (expected, expected == 200)
-    assert witness.taken_over == 1
+    assert new_log.mitmproxy_clients == 1
     program.assert_no_errors()
 
 
 # -- tunnels and handshakes
 
 
-def test_tunnel_to_a_host_that_is_not_ours_is_raw(proxy_client: RegistryClient, witness: Witness) -> None:
+def test_tunnel_to_another_host_is_not_decoded(proxy_client: RegistryClient, new_log: NewLog) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         tunnel = proxy_client.program.tunnel("localhost", server.getsockname()[1])
         tunnel.sendall(b"anything \0\xff")
@@ -264,23 +265,23 @@ def test_tunnel_to_a_host_that_is_not_ours_is_raw(proxy_client: RegistryClient, 
             assert connection.recv(100) == b"anything \0\xff"
             connection.sendall(b"at all")
             assert tunnel.recv(100) == b"at all"
-    assert witness.taken_over == 1
+    assert new_log.mitmproxy_clients == 1
 
 
-def test_client_need_not_wait_before_its_hello(proxy_client: RegistryClient, witness: Witness) -> None:
+def test_hello_may_follow_the_connect_at_once(proxy_client: RegistryClient, new_log: NewLog) -> None:
     image = proxy_client.hub.image(proxy_client.repo, "1")
     connect = head("CONNECT", f"{HUB_HOST}:443", {"Host": f"{HUB_HOST}:443"})
     with socket.create_connection(("127.0.0.1", proxy_client.program.proxy), TIMEOUT) as way:
-        connection = Client(proxy_client, way=way)
+        connection = RawClient(proxy_client, connection=way)
         way.sendall(connect + connection.hello())
-        connection.shake(after_connect(way))
-        connection.send(ask(proxy_client, "manifests/1"))
-        assert reply(connection.answers) == (200, image.manifest)
-    assert witness.taken_over == 0
+        connection.handshake(after_connect(way))
+        connection.send(request_head(proxy_client, "manifests/1"))
+        assert read_answer(connection.stream) == (200, image.manifest)
+    assert new_log.mitmproxy_clients == 0
 
 
 def after_connect(way: socket.socket) -> bytes:
-    """What came behind the answer to a CONNECT."""
+    """Return the bytes behind the answer to a CONNECT."""
     received = b""
     while b"\r\n\r\n" not in received:
         received += way.recv(4096)
@@ -288,32 +289,30 @@ def after_connect(way: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
-def test_hello_may_come_in_small_pieces(proxy_client: RegistryClient, witness: Witness, size: int) -> None:
+def test_hello_may_be_sent_in_small_pieces(proxy_client: RegistryClient, new_log: NewLog, size: int) -> None:
     image = proxy_client.hub.image(proxy_client.repo, "1")
     with proxy_client.program.tunnel(HUB_HOST, 443) as way:
         way.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = Client(proxy_client, way=way)
+        connection = RawClient(proxy_client, connection=way)
         hello = connection.hello()
         for at in range(0, len(hello), size):
             way.sendall(hello[at : at + size])
-        connection.shake()
-        connection.send(ask(proxy_client, "manifests/1"))
-        assert reply(connection.answers) == (200, image.manifest)
-    assert witness.taken_over == 0
+        connection.handshake()
+        connection.send(request_head(proxy_client, "manifests/1"))
+        assert read_answer(connection.stream) == (200, image.manifest)
+    assert new_log.mitmproxy_clients == 0
 
 
 @pytest.mark.parametrize("name", [None, "REGISTRY-1.docker.io", "auth.docker.io"])
-def test_client_that_asks_for_another_name_gets_its_tls_from_mitmproxy(
-    proxy_client: RegistryClient, witness: Witness, name: str | None
-) -> None:
+def test_hello_for_another_name_is_handed_over(proxy_client: RegistryClient, new_log: NewLog, name: str | None) -> None:
     image = proxy_client.hub.image(proxy_client.repo, "1")
     with proxy_client.program.tunnel(HUB_HOST, 443) as way:
-        connection = Client(proxy_client, way=way, name=name)
+        connection = RawClient(proxy_client, connection=way, name=name)
         way.sendall(connection.hello())
-        connection.shake()
-        connection.send(ask(proxy_client, "manifests/1"))
-        assert reply(connection.answers) == (200, image.manifest)
-    assert witness.taken_over == 1
+        connection.handshake()
+        connection.send(request_head(proxy_client, "manifests/1"))
+        assert read_answer(connection.stream) == (200, image.manifest)
+    assert new_log.mitmproxy_clients == 1
 
 
 @pytest.mark.parametrize(
@@ -327,7 +326,7 @@ def test_client_that_asks_for_another_name_gets_its_tls_from_mitmproxy(
     ],
     ids=["HTTP", "SSL 2", "too long", "empty", "a name alone"],
 )
-def test_what_is_no_tls_in_a_tunnel_gets_no_content_and_an_end(proxy_client: RegistryClient, data: bytes) -> None:
+def test_tunnel_without_tls_gets_no_content_and_is_closed(proxy_client: RegistryClient, data: bytes) -> None:
     with proxy_client.program.tunnel(HUB_HOST, 443) as tunnel:
         tunnel.sendall(data)
         tunnel.shutdown(socket.SHUT_WR)

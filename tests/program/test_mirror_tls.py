@@ -1,4 +1,4 @@
-"""A client that speaks TLS to the mirror's plain port is told of in words that help."""
+"""A client that speaks TLS to the mirror's plain port gets a log line that says what to change."""
 
 import socket
 import ssl
@@ -11,14 +11,14 @@ from support.program import HUB_HOST, Program, running_program
 LINE = "127.0.0.1 speaks TLS to the mirror's plain port: use http:// or set insecure for this mirror"
 
 
-@pytest.fixture(params=["0", "2"], ids=["ours", "mitmproxy's"])
+@pytest.fixture(params=["0", "2"], ids=["direct", "mitmproxy"])
 def program(request: pytest.FixtureRequest) -> Iterator[Program]:
-    """With clients that are received without mitmproxy, and with mitmproxy doing all of it."""
+    """With direct connections, and with mitmproxy serving all clients."""
     with running_program(flow_detail=request.param) as running:
         yield running
 
 
-def strangers(program: Program, trust: ssl.SSLContext, name: str = "localhost") -> ssl.SSLSocket:
+def connect_with_tls(program: Program, trust: ssl.SSLContext, name: str = "localhost") -> ssl.SSLSocket:
     connection = socket.create_connection(("127.0.0.1", program.mirror), 30)
     try:
         return trust.wrap_socket(connection, server_hostname=name)
@@ -27,13 +27,13 @@ def strangers(program: Program, trust: ssl.SSLContext, name: str = "localhost") 
         raise
 
 
-def test_client_that_verifies_is_told_of_once_in_a_while(program: Program) -> None:
+def test_client_that_verifies_is_logged_once_in_a_while(program: Program) -> None:
     for trust in (ssl.create_default_context(), program.ssl_context(), program.ssl_context()):
         with pytest.raises(ssl.SSLCertVerificationError):
-            strangers(program, trust)
+            connect_with_tls(program, trust)
     program.wait_for_log(LINE)
     with pytest.raises(ssl.SSLCertVerificationError):
-        strangers(program, program.ssl_context())
+        connect_with_tls(program, program.ssl_context())
     assert program.client("mirror").request("GET", "/v2/").status == 200
     assert program.log.count(LINE) == 1
     assert "TLS handshake failed" not in program.log
@@ -43,7 +43,7 @@ def test_client_that_verifies_is_told_of_once_in_a_while(program: Program) -> No
 def test_client_that_does_not_verify_is_served(program: Program) -> None:
     trust = ssl.create_default_context()
     trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
-    with strangers(program, trust) as connection:
+    with connect_with_tls(program, trust) as connection:
         connection.sendall(head("GET", "/v2/", {"Host": HUB_HOST, "Connection": "close"}))
         assert Exchange(connection, "GET").finish().status == 200
     assert LINE not in program.log

@@ -22,7 +22,7 @@ from support.http_client import wait_until
 from support.program import LISTENERS, Program, running_program
 from support.standin import Fault, Hub, random_bytes
 from support.stores import bytes_on_disk
-from support.tls_client import Witness
+from support.tls_client import NewLog
 from support.worker_processes import at_work, workers_of
 
 REPO = "library/app"
@@ -111,13 +111,13 @@ def test_workers_serve_direct_connections_at_both_listeners() -> None:
         wait_until(lambda: at_work(program))
         data = random_bytes(2_000_000)
         image = program.hub.image(REPO, "1", [data, b"small"])
-        witness = Witness(program)
+        new_log = NewLog(program)
         for client in map(program.client, LISTENERS):
             for _ in range(10):
                 assert client.manifest("1", repo=REPO).body == image.manifest
                 assert [client.blob(digest, repo=REPO).body for digest in image.layers] == [data, b"small"]
-        wait_until(lambda: len(witness.lines) + witness.taken_over == 60)
-        assert 1 <= witness.taken_over <= 2
+        wait_until(lambda: len(new_log.answer_lines) + new_log.mitmproxy_clients == 60)
+        assert 1 <= new_log.mitmproxy_clients <= 2
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGTERM, signal.SIGKILL])

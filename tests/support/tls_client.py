@@ -1,4 +1,4 @@
-"""Who speaks with clients, as the product's log tells it; clients that have TLS, and what they send when, in hand."""
+"""Clients that decide which bytes are sent when, and the program's log, which shows what served them."""
 
 import contextlib
 import http.client
@@ -14,178 +14,179 @@ import pytest
 from support.http_client import TIMEOUT, head
 from support.program import HUB_HOST, Fixture, Program, RegistryClient
 
-_LINE = re.compile(r"^(\S+: (?:GET|HEAD) \S+ << \d+ .*)$", re.MULTILINE)
+_ANSWER_LINE = re.compile(r"^(\S+: (?:GET|HEAD) \S+ << \d+ .*)$", re.MULTILINE)
 
 
-def warm(program: Program) -> None:
-    """Have mitmproxy make the leaf certificates: for the first client of a host it does all."""
+def make_certificates(program: Program) -> None:
+    """Have mitmproxy make the leaf certificates, which it does for the first client of each host."""
     client = program.client("proxy")
     assert client.request("GET", "/v2/").status == 401
     assert client.token("repository:library/app:pull")
 
 
-class Witness:
-    """What the product says from now on."""
+class NewLog:
+    """The program's log from now on."""
 
     def __init__(self, program: Program) -> None:
-        self._product = program
+        self._program = program
         self._begin = len(program.log)
 
     @property
-    def log(self) -> str:
-        return self._product.log[self._begin :]
+    def text(self) -> str:
+        return self._program.log[self._begin :]
 
     @property
-    def taken_over(self) -> int:
-        """How many clients mitmproxy took over."""
-        return self.log.count("client connect")
+    def mitmproxy_clients(self) -> int:
+        """The number of clients that mitmproxy served, from the start or after a handover."""
+        return self.text.count("client connect")
 
     @property
-    def lines(self) -> list[str]:
-        """What was told of answers that were given without mitmproxy; its own lines have another form."""
-        return _LINE.findall(self.log)
+    def answer_lines(self) -> list[str]:
+        """The lines about answers of direct connections; mitmproxy's own lines have another form."""
+        return _ANSWER_LINE.findall(self.text)
 
 
-def witness_fixture() -> Fixture:
-    """A fixture for a test module that has a `program`."""
+def new_log_fixture() -> Fixture:
+    """Return a fixture for the log since the begin of a test, in a module that has a `program`."""
 
     @pytest.fixture
-    def witness(program: Program) -> Witness:
-        return Witness(program)
+    def new_log(program: Program) -> NewLog:
+        return NewLog(program)
 
-    return witness
+    return new_log
 
 
-def ask(client: RegistryClient, path: str, method: str = "GET", **headers: str) -> bytes:
-    """The head of a request on a connection that is to be kept."""
+def request_head(client: RegistryClient, path: str, method: str = "GET", **headers: str) -> bytes:
+    """Return the head of a request on a connection that is kept; `path` is inside of the client's repository."""
     return head(method, f"/v2/{client.repo}/{path}", {"Host": HUB_HOST} | headers)
 
 
-def reply(stream: BinaryIO, method: str = "GET") -> tuple[int, bytes]:
-    """Status and body of the next answer; nothing that comes behind it is read."""
+def read_answer(stream: BinaryIO, method: str = "GET") -> tuple[int, bytes]:
+    """Return status and body of the next answer, and read nothing behind it."""
     status = int(stream.readline().split()[1])
     length = int(http.client.parse_headers(stream)["Content-Length"] or 0)
     return status, b"" if method == "HEAD" else stream.read(length)
 
 
-def is_open(program: Program, digest: str) -> bool:
-    """Whether the product holds the stored file of a blob open."""
-    held = Path(f"/proc/{program.pid}/fd")
+def has_file_open(program: Program, digest: str) -> bool:
+    """Whether the program has the stored file of a blob open."""
+    descriptors = Path(f"/proc/{program.pid}/fd")
     name = digest.partition(":")[2]
-    for each in held.iterdir():
+    for each in descriptors.iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed since
             if name in str(each.readlink()):
                 return True
     return False
 
 
-class Client:
-    """A client at one of the doors that says when which bytes are sent: `inside` of TLS, where there is any."""
+class RawClient:
+    """A client of one of the listeners that decides which bytes are sent when, inside of TLS at the proxy."""
 
     def __init__(
-        self, client: RegistryClient, *, way: socket.socket | None = None, name: str | None = HUB_HOST
+        self, client: RegistryClient, *, connection: socket.socket | None = None, name: str | None = HUB_HOST
     ) -> None:
-        """Connected to the door; or on its `way` and before its hello."""
-        self._arrived, self._leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._inside: ssl.SSLObject | None = None
+        """Connect to the listener, or use a `connection` on which the TLS hello is to be sent next."""
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls: ssl.SSLObject | None = None
         self._name = name
         self._trust = client.program.ssl_context()
         self._trust.check_hostname = name == HUB_HOST
-        if way is not None:
-            self.way = way
+        if connection is not None:
+            self.socket = connection
         elif client.is_proxy:
-            self.way = client.program.tunnel(HUB_HOST, 443)
-            self.way.sendall(self.hello())
-            self.shake()
+            self.socket = client.program.tunnel(HUB_HOST, 443)
+            self.socket.sendall(self.hello())
+            self.handshake()
         else:
-            self.way = socket.create_connection(("127.0.0.1", client.program.mirror), TIMEOUT)
-        self.answers = io.BufferedReader(_Received(self))
+            self.socket = socket.create_connection(("127.0.0.1", client.program.mirror), TIMEOUT)
+        self.stream = io.BufferedReader(_Received(self))
 
     def hello(self) -> bytes:
-        """What begins TLS."""
-        self._inside = self._trust.wrap_bio(self._arrived, self._leaving, server_hostname=self._name)
+        """Begin TLS; returns the client's hello."""
+        self._tls = self._trust.wrap_bio(self._incoming, self._outgoing, server_hostname=self._name)
         with contextlib.suppress(ssl.SSLWantReadError):
-            self._inside.do_handshake()
-        return self._leaving.read()
+            self._tls.do_handshake()
+        return self._outgoing.read()
 
-    def shake(self, received: bytes = b"") -> None:
-        """Come to terms, when the hello was sent; raises `ssl.SSLError`."""
-        assert self._inside is not None
-        self._arrived.write(received)
+    def handshake(self, received: bytes = b"") -> None:
+        """Complete the handshake after the hello was sent; raises `ssl.SSLError`."""
+        assert self._tls is not None
+        self._incoming.write(received)
         while True:
             try:
-                self._inside.do_handshake()
+                self._tls.do_handshake()
             except ssl.SSLWantReadError:
-                self._receive()
+                self._receive_ciphertext()
             else:
-                self.way.sendall(self._leaving.read())
+                self.socket.sendall(self._outgoing.read())
                 return
 
-    def sealed(self, *pieces: bytes) -> bytes:
-        """What is to be sent for these, each in records of its own."""
-        if self._inside is None:
+    def encrypt(self, *pieces: bytes) -> bytes:
+        """Return what is to be sent for these pieces, each in records of its own."""
+        if self._tls is None:
             return b"".join(pieces)
         for piece in pieces:
-            self._inside.write(piece)
-        return self._leaving.read()
+            self._tls.write(piece)
+        return self._outgoing.read()
 
     def send(self, *pieces: bytes) -> None:
-        self.way.sendall(self.sealed(*pieces))
+        """Send these pieces, each in records of its own."""
+        self.socket.sendall(self.encrypt(*pieces))
 
-    def goodbye(self) -> bytes:
-        """What ends TLS."""
-        assert self._inside is not None
+    def close_notify(self) -> bytes:
+        """Return the alert that ends TLS."""
+        assert self._tls is not None
         with contextlib.suppress(ssl.SSLWantReadError):
-            self._inside.unwrap()
-        return self._leaving.read()
+            self._tls.unwrap()
+        return self._outgoing.read()
 
-    def end(self) -> None:
-        """Say that nothing more will be said."""
-        self.way.shutdown(socket.SHUT_WR)
+    def half_close(self) -> None:
+        """End the client's side of the connection."""
+        self.socket.shutdown(socket.SHUT_WR)
 
-    def some(self, most: int = 65536) -> bytes:
-        """What comes next; nothing at the end."""
-        if self._inside is None:
-            return self.way.recv(most)
+    def receive(self, most: int = 65536) -> bytes:
+        """Return the next bytes; none at the end of the connection."""
+        if self._tls is None:
+            return self.socket.recv(most)
         while True:
             try:
-                return self._inside.read(most)
+                return self._tls.read(most)
             except ssl.SSLWantReadError:
-                if not self._receive():
+                if not self._receive_ciphertext():
                     return b""
             except ssl.SSLZeroReturnError:
                 return b""
 
-    def rest(self) -> bytes:
-        """All that comes until the connection ends."""
-        return b"".join(iter(self.some, b""))
+    def receive_all(self) -> bytes:
+        """Return all bytes until the connection ends."""
+        return b"".join(iter(self.receive, b""))
 
-    def _receive(self) -> bool:
-        if self._leaving.pending:
-            self.way.sendall(self._leaving.read())
-        data = self.way.recv(65536)
-        self._arrived.write(data)
-        if not data and self._inside is not None and self._inside.version() is None:
+    def _receive_ciphertext(self) -> bool:
+        if self._outgoing.pending:
+            self.socket.sendall(self._outgoing.read())
+        data = self.socket.recv(65536)
+        self._incoming.write(data)
+        if not data and self._tls is not None and self._tls.version() is None:
             raise ssl.SSLEOFError("the connection ended during the handshake")
         return bool(data)
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> "RawClient":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.way.close()
+        self.socket.close()
 
 
 class _Received(io.RawIOBase):
-    """What a client gets, as a file."""
+    """What a client receives, as a file."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: RawClient) -> None:
         self._client = client
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._client.some(len(buffer))
+        data = self._client.receive(len(buffer))
         buffer[: len(data)] = data
         return len(data)

@@ -1,4 +1,4 @@
-"""TLS between a connection of ours and a client's, without a program: options, a hello, and what each sends."""
+"""TLS between the program's connection and a client's, in memory."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -21,8 +21,8 @@ from support.program import HUB_HOST
 VERSIONS = [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION]
 
 
-def known_fixture() -> Any:
-    """A fixture for mitmproxy's options, with a CA."""
+def mitmproxy_fixture() -> Any:
+    """Return a fixture for mitmproxy's options, with a CA."""
 
     @pytest.fixture
     def known(tmp_path: Path) -> Iterator[taddons.context]:
@@ -34,13 +34,13 @@ def known_fixture() -> Any:
 
 
 def tls_contexts(known: taddons.context) -> TlsContexts:
-    """Ours, for the Hub."""
+    """Return the contexts for the Hub."""
     leaf = known.master.addons.get("tlsconfig").get_cert
     return TlsContexts(Interception([Registry.parse(HUB_HOST)]), leaf)
 
 
 def start(known: taddons.context, sni: str | None = HUB_HOST, address: tuple[str, int] | None = None) -> tls.TlsData:
-    """A client's hello for this name in a tunnel to this address."""
+    """Return the event of a client's hello for this name in a tunnel to this address."""
     client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2), timestamp_start=1.0)
     client.sni = sni
     made = context.Context(client, known.options)
@@ -49,7 +49,7 @@ def start(known: taddons.context, sni: str | None = HUB_HOST, address: tuple[str
 
 
 def established(known: taddons.context, version: int = SSL.TLS1_3_VERSION) -> tuple[SSL.Connection, TlsConnection]:
-    """A client's connection and ours, ready for what is sent."""
+    """Return a client's connection and the program's, after their handshake."""
     trusting = SSL.Context(SSL.TLS_CLIENT_METHOD)
     trusting.set_min_proto_version(version)
     trusting.set_max_proto_version(version)
@@ -71,7 +71,7 @@ def shake_hands(client: SSL.Connection, made: SSL.Connection) -> None:
 
 
 def taken_from(connection: SSL.Connection) -> list[bytes]:
-    """As mitmproxy takes it: until there is no more."""
+    """Return the bytes that a connection has to send, as mitmproxy takes them."""
     return list(iter_until(SSL.WantReadError, lambda: bytes(connection.bio_read(65535))))
 
 

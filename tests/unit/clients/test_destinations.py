@@ -1,4 +1,4 @@
-"""Where clients may have the proxy connect to."""
+"""Which destinations clients may reach."""
 
 import asyncio
 import socket
@@ -13,18 +13,18 @@ OWN_PORTS = (8080, 5000, 9090)
 
 
 def resolving(monkeypatch: pytest.MonkeyPatch, **names: list[str]) -> None:
-    """Have these names (with underscores for dots) lead to these addresses; numbers are resolved as ever."""
+    """Have these names (with underscores for dots) resolve to these addresses; IP addresses resolve to themselves."""
     resolve = socket.getaddrinfo
 
     def getaddrinfo(host: str, port: int, **more: Any) -> Any:
-        numbers = names.get(host.replace(".", "_"), [host])
-        return [entry for number in numbers for entry in resolve(number, port, **more)]
+        addresses = names.get(host.replace(".", "_"), [host])
+        return [entry for address in addresses for entry in resolve(address, port, **more)]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
-async def found(host: str, port: int = 443, *patterns: str) -> tuple[str, int] | None:
-    """What is connected to; None where that is refused."""
+async def resolved(host: str, port: int = 443, *patterns: str) -> tuple[str, int] | None:
+    """Return what a destination resolves to; None where it is refused."""
     try:
         return await Destinations(patterns or ("*",), OWN_PORTS).resolve((host, port))
     except Refused:
@@ -60,30 +60,30 @@ async def found(host: str, port: int = 443, *patterns: str) -> tuple[str, int] |
         *("168.63.129.16", "100.100.100.200", "224.0.0.1", "ff02::1"),
     ],
 )
-async def test_what_only_this_machine_may_reach_is_refused(host: str) -> None:
-    assert await found(host) is None
+async def test_address_of_this_machine_is_refused(host: str) -> None:
+    assert await resolved(host) is None
 
 
 @pytest.mark.parametrize("host", ["10.1.2.3", "192.168.1.1", "172.16.0.1", "8.8.8.8", "fd00::1", "2001:4860::1"])
 async def test_other_hosts_are_reached(host: str) -> None:
-    assert await found(host) == (host, 443)
+    assert await resolved(host) == (host, 443)
 
 
-async def test_name_is_judged_by_where_it_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_name_is_checked_by_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     resolving(
         monkeypatch, evil_example=["127.0.0.1"], both_example=["169.254.169.254", "10.0.0.7"], good_example=["10.0.0.8"]
     )
-    assert await found("evil.example") is None
-    assert await found("both.example") == ("10.0.0.7", 443)
-    assert await found("good.example") == ("10.0.0.8", 443)
+    assert await resolved("evil.example") is None
+    assert await resolved("both.example") == ("10.0.0.7", 443)
+    assert await resolved("good.example") == ("10.0.0.8", 443)
 
 
 @pytest.mark.parametrize("port", OWN_PORTS)
-async def test_own_doors_are_refused_at_any_address_of_this_machine(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hubcache.clients.destinations._is_own", lambda number: number == "10.0.0.7")
-    assert await found("10.0.0.7", port) is None
-    assert await found("10.0.0.7", 443) == ("10.0.0.7", 443)
-    assert await found("10.0.0.8", port) == ("10.0.0.8", port)
+async def test_own_listeners_are_refused_at_every_own_address(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hubcache.clients.destinations._is_own", lambda address: address == "10.0.0.7")
+    assert await resolved("10.0.0.7", port) is None
+    assert await resolved("10.0.0.7", 443) == ("10.0.0.7", 443)
+    assert await resolved("10.0.0.8", port) == ("10.0.0.8", port)
 
 
 @pytest.mark.parametrize(("number", "expected"), [("127.0.0.1", True), ("192.0.2.1", False), ("::1", True)])
@@ -116,19 +116,19 @@ def test_own_address_is_what_can_be_bound_to(number: str, expected: bool) -> Non
         (["10.0.0.1"], "10x0y0z1", 443, False),
     ],
 )
-async def test_list_restricts_and_what_it_names_is_reached_wherever_it_is(
+async def test_option_restricts_destinations_and_permits_named_local_ones(
     patterns: list[str], host: str, port: int, expected: bool
 ) -> None:
-    assert (await found(host, port, *patterns) is not None) is expected
+    assert (await resolved(host, port, *patterns) is not None) is expected
 
 
 @pytest.mark.parametrize("host", ["nobody.invalid", "a" * 300, "a..b"])
-async def test_name_of_nobody_is_an_os_error(host: str) -> None:
+async def test_name_that_does_not_resolve_is_an_os_error(host: str) -> None:
     with pytest.raises(OSError, match=r"."):
         await Destinations(("*",), ()).resolve((host, 443))
 
 
-async def test_names_that_no_server_answers_for_delay_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_lookups_delay_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """The event loop's own threads write to the disk, and look up registries."""
     answered, asked = threading.Event(), []
 

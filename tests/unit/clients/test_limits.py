@@ -1,4 +1,4 @@
-"""Who may connect, and which connections are closed when there are too many."""
+"""Which clients may connect, and which connections are closed when there are too many."""
 
 import heapq
 from collections import deque
@@ -9,7 +9,7 @@ from hubcache.clients.limits import ClientLimits
 
 
 class Held:
-    """A connection that knows whether it was closed."""
+    """A connection that notes whether it was closed."""
 
     def __init__(self, clients: ClientLimits) -> None:
         self.clients = clients
@@ -41,7 +41,7 @@ def test_clients_of_named_networks_are_served_and_no_others(address: str, expect
     assert clients.admits(address) is expected
 
 
-def test_that_clients_are_turned_away_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_refused_clients_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     clients = ClientLimits()
     clients.networks = (ip_network("10.0.0.0/8"),)
     for number in range(1, 100):
@@ -51,17 +51,17 @@ def test_that_clients_are_turned_away_is_said_once(caplog: pytest.LogCaptureFixt
     ]
 
 
-def test_oldest_that_waits_is_closed_when_descriptors_run_short() -> None:
+def test_oldest_idle_connection_is_closed_when_descriptors_run_short() -> None:
     clients = ClientLimits(20)
     first, second, third = (entered(clients, f"10.0.0.{number}", 15) for number in range(3))
     clients.mark_busy(first)
-    newcomer = entered(clients, descriptor=16)
-    assert [held.is_disconnected for held in (first, second, third, newcomer)] == [False, True, False, False]
+    latest = entered(clients, descriptor=16)
+    assert [held.is_disconnected for held in (first, second, third, latest)] == [False, True, False, False]
 
 
 @pytest.mark.parametrize("descriptors", [128, 256, 1024, 8192])
-def test_descriptors_are_never_used_up_by_clients_that_wait(descriptors: int) -> None:
-    """The system gives each newcomer the lowest number that is free."""
+def test_idle_clients_never_use_up_descriptors(descriptors: int) -> None:
+    """The system gives each new connection the lowest free number."""
     clients, free, held = ClientLimits(descriptors), list(range(descriptors)), deque[tuple[Held, int]]()
     for _ in range(4 * descriptors):
         number = heapq.heappop(free)
@@ -71,7 +71,7 @@ def test_descriptors_are_never_used_up_by_clients_that_wait(descriptors: int) ->
     assert len(free) > descriptors // 32
 
 
-def test_connection_is_as_old_as_its_last_answer() -> None:
+def test_age_of_an_idle_connection_begins_with_its_last_answer() -> None:
     clients = ClientLimits()
     first, second = entered(clients), entered(clients)
     clients.mark_busy(first)
@@ -80,7 +80,7 @@ def test_connection_is_as_old_as_its_last_answer() -> None:
     assert (first.is_disconnected, second.is_disconnected) == (False, True)
 
 
-def test_nobody_is_closed_who_is_being_answered() -> None:
+def test_busy_connection_is_not_closed() -> None:
     clients = ClientLimits()
     busy = entered(clients)
     clients.mark_busy(busy)
@@ -88,7 +88,7 @@ def test_nobody_is_closed_who_is_being_answered() -> None:
     assert not busy.is_disconnected
 
 
-def test_address_has_a_share_and_its_oldest_makes_room() -> None:
+def test_oldest_connection_of_an_address_is_closed_at_its_limit() -> None:
     clients = ClientLimits(4096)
     other = entered(clients, "10.0.0.2")
     many = [entered(clients) for _ in range(clients.max_per_address)]
@@ -98,7 +98,7 @@ def test_address_has_a_share_and_its_oldest_makes_room() -> None:
     assert [held.is_disconnected for held in (other, *many[:2])] == [False, True, False]
 
 
-def test_address_whose_connections_are_all_busy_gets_no_more() -> None:
+def test_address_with_busy_connections_alone_gets_no_more() -> None:
     clients = ClientLimits(1000)
     for _ in range(clients.max_per_address):
         clients.mark_busy(entered(clients))
@@ -107,7 +107,7 @@ def test_address_whose_connections_are_all_busy_gets_no_more() -> None:
     assert entered(clients, "10.0.0.2")
 
 
-def test_what_has_left_makes_room_and_is_forgotten() -> None:
+def test_removed_connections_are_not_counted() -> None:
     clients = ClientLimits(1000)
     many = [entered(clients) for _ in range(clients.max_per_address)]
     for held in many:

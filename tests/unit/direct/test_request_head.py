@@ -1,4 +1,4 @@
-"""Heads that are read without mitmproxy: what any parser reads in one way, and that ask for an answer and no more."""
+"""Request heads of direct connections: those that all parsers read alike and that need an answer and no more."""
 
 import string
 
@@ -18,8 +18,8 @@ ORDINARY = (
 LIMIT = 16 << 10
 
 
-def plain(**headers: str) -> RequestHead | None:
-    """A GET with these headers beside `Host`; underscores in names stand for hyphens."""
+def parse_get(**headers: str) -> RequestHead | None:
+    """Parse a GET with these headers and `Host`; underscores in names stand for hyphens."""
     fields = {"Host": "registry-1.docker.io"} | {name.replace("_", "-"): value for name, value in headers.items()}
     return RequestHead.parse(head("GET", "/v2/", fields))
 
@@ -29,16 +29,16 @@ def changed(old: bytes, new: bytes) -> bytes:
     return ORDINARY.replace(old, new)
 
 
-# -- what is read
+# -- heads that are parsed
 
 
-def test_head_is_taken_apart() -> None:
+def test_head_is_parsed() -> None:
     headers = {"host": "registry-1.docker.io", "user-agent": "docker/28 go/1.24 (linux)", "accept": "a/b"}
     expected = RequestHead("GET", "/v2/library/app/manifests/1", "ns=docker.io", headers, len(ORDINARY))
     assert RequestHead.parse(ORDINARY) == expected
 
 
-def test_head_may_ask_for_headers_only() -> None:
+def test_method_may_be_head() -> None:
     asked = RequestHead.parse(changed(b"GET", b"HEAD"))
     assert asked is not None
     assert asked.method == "HEAD"
@@ -54,28 +54,28 @@ def test_head_may_ask_for_headers_only() -> None:
         (b'/v2/%2e%2E/"<>\\^`{|}#x', '/v2/%2e%2E/"<>\\^`{|}#x', ""),
     ],
 )
-def test_target_is_as_on_the_wire_and_parted_at_the_first_question_mark(target: bytes, path: str, query: str) -> None:
+def test_target_is_unchanged_and_split_at_the_first_question_mark(target: bytes, path: str, query: str) -> None:
     asked = RequestHead.parse(changed(b"/v2/library/app/manifests/1?ns=docker.io", target))
     assert asked is not None
     assert (asked.path, asked.query) == (path, query)
 
 
 @pytest.mark.parametrize("rest", [ORDINARY, b"GET /v2/ HTTP/1.1\r\nHo", b"\x16\x03\xff", b"\r\n"])
-def test_length_ends_at_the_first_head_whatever_comes_behind(rest: bytes) -> None:
+def test_length_is_that_of_the_first_head(rest: bytes) -> None:
     alone, followed = RequestHead.parse(ORDINARY), RequestHead.parse(ORDINARY + rest)
     assert alone == followed
     assert alone is not None
     assert alone.length == len(ORDINARY)
 
 
-def test_headers_of_one_name_are_one_list_in_their_order() -> None:
+def test_repeated_headers_are_one_list_in_their_order() -> None:
     asked = RequestHead.parse(changed(b"Accept: a/b", b"Accept: a/b\r\naccept:\r\nACCEPT: c/d, e/f"))
     assert asked is not None
     assert asked.headers["accept"] == "a/b, , c/d, e/f"
 
 
 @pytest.mark.parametrize("value", [b"a/b", b"\ta/b", b"  a/b \t "])
-def test_space_around_a_value_is_no_part_of_it(value: bytes) -> None:
+def test_white_space_around_a_value_is_removed(value: bytes) -> None:
     asked = RequestHead.parse(changed(b" a/b", value))
     assert asked is not None
     assert asked.headers["accept"] == "a/b"
@@ -86,12 +86,12 @@ def test_space_around_a_value_is_no_part_of_it(value: bytes) -> None:
     [(None, False), ("keep-alive", False), ("Keep-Alive", False), ("", False), ("close", True), ("Close", True)],
 )
 def test_connection_is_kept_unless_the_client_says_otherwise(value: str | None, is_last: bool) -> None:
-    asked = plain() if value is None else plain(Connection=value)
+    asked = parse_get() if value is None else parse_get(Connection=value)
     assert asked is not None
     assert asked.is_last is is_last
 
 
-# -- what is left to mitmproxy
+# -- heads that are left to mitmproxy
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ def test_connection_is_kept_unless_the_client_says_otherwise(value: str | None, 
     ],
     ids=lambda header: "=".join(*header.items()),
 )
-def test_request_that_asks_for_more_than_an_answer_is_not_plain(header: dict[str, str]) -> None:
-    assert plain(Accept="a/b") is not None
-    assert plain(**header) is None
+def test_request_that_needs_more_than_an_answer_is_unusual(header: dict[str, str]) -> None:
+    assert parse_get(Accept="a/b") is not None
+    assert parse_get(**header) is None
 
 
 @pytest.mark.parametrize(
@@ -160,18 +160,18 @@ def test_request_that_asks_for_more_than_an_answer_is_not_plain(header: dict[str
         ORDINARY.replace(b"\r\n", b"\n"),
     ],
 )
-def test_anything_else_is_not_plain(data: bytes) -> None:
+def test_other_heads_are_unusual(data: bytes) -> None:
     assert RequestHead.parse(data) is None
 
 
 @pytest.mark.parametrize("length", range(len(ORDINARY)))
-def test_head_that_is_not_complete_is_none_yet(length: int) -> None:
+def test_incomplete_head_is_not_parsed(length: int) -> None:
     assert RequestHead.parse(ORDINARY[:length]) is None
 
 
-@pytest.mark.parametrize(("size", "is_plain"), [(LIMIT, True), (LIMIT + 1, False), (1 << 20, False)])
+@pytest.mark.parametrize(("size", "is_parsed"), [(LIMIT, True), (LIMIT + 1, False), (1 << 20, False)])
 @pytest.mark.parametrize("where", ["in one header", "in many", "in the target"])
-def test_head_has_a_limit(size: int, where: str, is_plain: bool) -> None:
+def test_head_has_a_limit(size: int, where: str, is_parsed: bool) -> None:
     missing = size - len(ORDINARY)
     if where == "in one header":
         data = changed(b"a/b", b"a/b" + b"x" * missing)
@@ -181,10 +181,10 @@ def test_head_has_a_limit(size: int, where: str, is_plain: bool) -> None:
     else:
         data = changed(b"docker.io ", b"docker.io" + b"x" * missing + b" ")
     assert len(data) == size
-    assert (RequestHead.parse(data + ORDINARY) is not None) is is_plain
+    assert (RequestHead.parse(data + ORDINARY) is not None) is is_parsed
 
 
-# -- whatever comes
+# -- generated heads
 
 TOKEN = "!#$%&'*+.^_`|~-" + string.digits + string.ascii_letters
 UNUSUAL = ("connection", "content-length", "expect", "te", "trailer", "transfer-encoding", "upgrade")
@@ -200,7 +200,7 @@ lines = st.lists(st.tuples(names, values), max_size=2)
 
 @st.composite
 def heads(draw: st.DrawFn) -> bytes:
-    """Heads that are well-formed, most of them, and not always a matter of ours."""
+    """Heads most of which are well-formed; some are left to mitmproxy."""
     begin = [f"{draw(st.sampled_from(['GET', 'HEAD', 'PUT']))} {draw(targets)} HTTP/1.1"]
     fields = [f"{name}:{value}" for name, value in [*draw(lines), ("Host", "example.com"), *draw(lines)]]
     return "\r\n".join([*begin, *fields, "\r\n"]).encode()
@@ -208,7 +208,7 @@ def heads(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def spoilt(draw: st.DrawFn) -> bytes:
-    """Heads with something else in them."""
+    """Heads with a few bytes replaced."""
     whole = draw(heads())
     at = draw(st.integers(0, len(whole)))
     until = draw(st.integers(at, min(len(whole), at + 3)))
@@ -218,10 +218,10 @@ def spoilt(draw: st.DrawFn) -> bytes:
 
 @given(heads() | spoilt() | st.binary(max_size=200), st.binary(max_size=20))
 @settings(max_examples=400)
-def test_what_is_read_is_what_mitmproxy_reads(data: bytes, rest: bytes) -> None:
-    """Also where heads end: what comes behind may be another request, as one of the two sees it."""
+def test_head_is_parsed_as_by_mitmproxy(data: bytes, rest: bytes) -> None:
+    """Both also agree on the end of the head: a difference would let a client hide a request."""
     asked = RequestHead.parse(data + rest)
-    event("plain" if asked is not None else "not plain")
+    event("parsed" if asked is not None else "left to mitmproxy")
     if asked is None:
         return
     buffer = ReceiveBuffer()
@@ -238,7 +238,7 @@ def test_what_is_read_is_what_mitmproxy_reads(data: bytes, rest: bytes) -> None:
 
 
 @given(lines, targets)
-def test_ordinary_request_is_plain_whatever_it_names(fields: list[tuple[str, str]], target: str) -> None:
+def test_ordinary_request_is_parsed_with_any_target_and_headers(fields: list[tuple[str, str]], target: str) -> None:
     usual = {name: value for name, value in fields if name.lower() not in (*UNUSUAL, "host")}
     asked = RequestHead.parse(head("HEAD", target, {"Host": "example.com"} | usual))
     assert asked is not None
@@ -247,7 +247,7 @@ def test_ordinary_request_is_plain_whatever_it_names(fields: list[tuple[str, str
 
 
 @given(st.lists(heads(), min_size=1, max_size=4))
-def test_requests_in_a_row_are_read_one_by_one(many: list[bytes]) -> None:
+def test_pipelined_requests_are_parsed_one_by_one(many: list[bytes]) -> None:
     alone = [RequestHead.parse(one) for one in many]
     rest, read = b"".join(many), []
     while (asked := RequestHead.parse(rest)) is not None:

@@ -57,7 +57,7 @@ TRICKS = {
 
 @pytest.mark.parametrize("behind", [b"", b"GET / HTTP/1.1\r\nHost: y\r\n\r\n", b"\r\n", b"\x16\x03"])
 @pytest.mark.parametrize(("old", "new"), TRICKS.values(), ids=TRICKS)
-def test_known_trick_is_read_by_all_alike_or_not_without_mitmproxy(old: bytes, new: bytes, behind: bytes) -> None:
+def test_known_trick_is_read_alike_by_all_parsers_or_left_to_mitmproxy(old: bytes, new: bytes, behind: bytes) -> None:
     for ordinary, agree in ((REQUEST, fuzzing.agree_on_request), (CONNECT, fuzzing.agree_on_connect)):
         assert agree(ordinary + behind)
         for count in (1, -1):
@@ -65,7 +65,7 @@ def test_known_trick_is_read_by_all_alike_or_not_without_mitmproxy(old: bytes, n
 
 
 @pytest.mark.parametrize("trick", ["two hosts", "two hosts of other case", "two hosts that are equal"])
-def test_request_for_two_hosts_is_for_none(trick: str) -> None:
+def test_request_with_two_hosts_is_refused(trick: str) -> None:
     """RFC 9112 section 3.2."""
     old, new = TRICKS[trick]
     assert find_ambiguity(REQUEST.replace(old, new)) is not None
@@ -85,7 +85,7 @@ spoilers = st.lists(st.sampled_from(fuzzing._HEAD_WORDS), max_size=2)
 
 @st.composite
 def heads(draw: st.DrawFn, first: st.SearchStrategy[bytes]) -> bytes:
-    """Heads, some with something odd in them."""
+    """Heads some of which have odd bytes in them."""
     fields = draw(st.lists(st.tuples(names, values), max_size=3))
     lines = [draw(first), b"Host: x", *(f"{name}: {value}".encode("latin-1") for name, value in fields)]
     data = b"\r\n".join(lines) + b"\r\n\r\n"
@@ -108,11 +108,11 @@ connects = st.builds(
 
 @given(heads(requests))
 @settings(max_examples=1500, deadline=None)
-def test_request_is_the_same_to_all(data: bytes) -> None:
+def test_all_parsers_read_the_same_request(data: bytes) -> None:
     event("read" if fuzzing.agree_on_request(data) else "left to mitmproxy")
 
 
 @given(heads(connects))
 @settings(max_examples=1500, deadline=None)
-def test_connect_is_the_same_to_all(data: bytes) -> None:
+def test_all_parsers_read_the_same_connect(data: bytes) -> None:
     event("read" if fuzzing.agree_on_connect(data) else "left to mitmproxy")

@@ -1,4 +1,4 @@
-"""From an answer to mitmproxy's response, and what is adapted in answers that pass through."""
+"""Responses that are made from answers, and the headers of answers that are passed on."""
 
 import pytest
 from hubcache.mitm import flow_headers
@@ -17,7 +17,7 @@ def test_answer_from_memory_has_exactly_its_headers_and_length() -> None:
     assert dict(made.headers) == {"Content-Type": "application/json", "Content-Length": "2"}
 
 
-def test_head_has_the_length_of_what_a_get_would_send() -> None:
+def test_head_has_the_length_of_the_body_of_a_get() -> None:
     made = flow_headers.response(Answer(200, {}, Result.HIT, length=1234))
     assert made.raw_content == b""
     assert made.headers["Content-Length"] == "1234"
@@ -60,7 +60,7 @@ def test_location_inside_the_upstream_becomes_relative(location: str, expected: 
     assert passed(HUB, location=location).headers["location"] == expected
 
 
-def test_challenge_of_the_hub_names_the_realm_that_its_clients_know() -> None:
+def test_challenge_of_the_hub_names_the_realm_that_clients_use() -> None:
     challenge = 'Bearer realm="http://localhost:5002/token",service="s",scope="repository:a:push"'
     expected = 'Bearer realm="https://auth.docker.io/token",service="s",scope="repository:a:push"'
     assert passed(HUB, WWW_Authenticate=challenge).headers["www-authenticate"] == expected
@@ -88,7 +88,7 @@ def test_error_of_a_challenge_is_kept_for_the_client_whose_token_it_is_about(err
     assert passed(HUB, True, None, ours, WWW_Authenticate=challenge).headers["www-authenticate"] == told
 
 
-def test_challenge_that_is_right_for_the_client_is_passed_to_the_letter() -> None:
+def test_challenge_that_is_right_for_the_client_is_passed_on_unchanged() -> None:
     challenge = 'Bearer realm="https://ghcr.io/token", service="s",error="invalid_token", error_description="expired"'
     assert passed(GHCR, True, "x", "x", WWW_Authenticate=challenge).headers["www-authenticate"] == challenge
 
@@ -100,7 +100,7 @@ def test_one_of_several_challenges_is_adapted() -> None:
     assert response.headers.get_all("WWW-Authenticate") == expected
 
 
-def test_realm_on_another_host_of_the_registrys_domain_is_told_on_the_registrys_own() -> None:
+def test_realm_on_another_host_of_the_domain_becomes_one_on_the_registrys_host() -> None:
     registry = Registry.parse("registry.gitlab.com")
     header = passed(
         registry, WWW_Authenticate='Bearer realm="https://gitlab.com/jwt/auth",service="container_registry"'
@@ -109,5 +109,5 @@ def test_realm_on_another_host_of_the_registrys_domain_is_told_on_the_registrys_
     assert header.headers["www-authenticate"] == expected
 
 
-def test_what_passed_through_says_so() -> None:
+def test_passed_on_answer_has_a_cache_status() -> None:
     assert passed(HUB).headers["cache-status"] == "hubcache; fwd=bypass"

@@ -1,4 +1,4 @@
-"""The client's side of a connection: bounded heads, and errors as JSON where mitmproxy would tell HTML."""
+"""The HTTP/1 server towards clients: bounded heads, and errors as JSON where mitmproxy sends HTML."""
 
 import json
 
@@ -27,8 +27,8 @@ def made_context() -> context.Context:
     return context.Context(client, options.Options())
 
 
-class Wire:
-    """A server for one client, fed by hand."""
+class ServerHarness:
+    """A server for one client that receives bytes from the test."""
 
     def __init__(self) -> None:
         self.server = RegistryHttp1Server(made_context())
@@ -53,79 +53,79 @@ class Wire:
         return sum(isinstance(command, ReceiveHttp) for command in self.commands)
 
     def answer(self) -> tuple[int, str]:
-        """Status and code of what was sent."""
+        """Return status and code of the answer."""
         head, _, body = self.sent.partition(b"\r\n\r\n")
         assert b"Content-Type: application/json" in head
         assert f"content-length: {len(body)}".encode() in head.lower()
         return int(head.split()[1]), json.loads(body)["errors"][0]["code"]
 
 
-def test_request_is_taken_as_by_mitmproxy() -> None:
-    wire = Wire()
-    wire.feed(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert (wire.requests > 0, wire.sent, wire.is_closed) == (True, b"", False)
+def test_ordinary_request_is_read() -> None:
+    harness = ServerHarness()
+    harness.feed(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (harness.requests > 0, harness.sent, harness.is_closed) == (True, b"", False)
 
 
 @pytest.mark.parametrize("step", [1000, MAX_HEAD + 1, 2 * MAX_HEAD])
 def test_head_without_an_end_is_refused_at_the_limit(step: int) -> None:
-    wire = Wire()
-    wire.feed(b"GET /v2/ HTTP/1.1\r\nCookie: ")
-    fed = 0
-    while not wire.is_closed:
-        wire.feed(b"c" * step)
-        fed += step
-        assert fed <= MAX_HEAD + 2 * step
-    assert wire.answer() == (431, "UNSUPPORTED")
-    assert wire.requests == 0
+    harness = ServerHarness()
+    harness.feed(b"GET /v2/ HTTP/1.1\r\nCookie: ")
+    count = 0
+    while not harness.is_closed:
+        harness.feed(b"c" * step)
+        count += step
+        assert count <= MAX_HEAD + 2 * step
+    assert harness.answer() == (431, "UNSUPPORTED")
+    assert harness.requests == 0
 
 
-def test_head_that_comes_whole_but_is_too_long_is_refused() -> None:
-    wire = Wire()
-    wire.feed(b"GET /v2/ HTTP/1.1\r\nCookie: " + b"c" * MAX_HEAD + b"\r\n\r\n")
-    assert wire.answer() == (431, "UNSUPPORTED")
-    assert wire.requests == 0
+def test_complete_head_that_is_too_long_is_refused() -> None:
+    harness = ServerHarness()
+    harness.feed(b"GET /v2/ HTTP/1.1\r\nCookie: " + b"c" * MAX_HEAD + b"\r\n\r\n")
+    assert harness.answer() == (431, "UNSUPPORTED")
+    assert harness.requests == 0
 
 
 def test_long_body_is_no_long_head() -> None:
-    wire = Wire()
+    harness = ServerHarness()
     size = 3 * MAX_HEAD
-    wire.feed(f"PUT /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode() + b"b" * size)
-    assert wire.requests > 0
-    assert wire.sent == b""
+    harness.feed(f"PUT /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode() + b"b" * size)
+    assert harness.requests > 0
+    assert harness.sent == b""
 
 
 @pytest.mark.parametrize("is_wanted", [True, False])
-def test_body_that_nobody_wants_is_read_and_not_kept(is_wanted: bool) -> None:
-    wire = Wire()
-    wire.feed(b"PUT /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 300\r\n\r\n")
-    assert wire.server.request is not None
+def test_unwanted_body_is_read_and_not_kept(is_wanted: bool) -> None:
+    harness = ServerHarness()
+    harness.feed(b"PUT /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 300\r\n\r\n")
+    assert harness.server.request is not None
     if not is_wanted:
-        drop_body(wire.server.request)
+        drop_body(harness.server.request)
     for _ in range(3):
-        wire.feed(b"b" * 100)
-    received = [command.event for command in wire.commands if isinstance(command, ReceiveHttp)]
+        harness.feed(b"b" * 100)
+    received = [command.event for command in harness.commands if isinstance(command, ReceiveHttp)]
     kept = b"".join(event.data for event in received if isinstance(event, RequestData))
     assert kept == (b"b" * 300 if is_wanted else b"")
     assert isinstance(received[-1], RequestEndOfMessage)
-    assert len(wire.server.buf) == 0
+    assert len(harness.server.buf) == 0
 
 
 def test_head_just_below_the_limit_is_taken() -> None:
-    wire = Wire()
+    harness = ServerHarness()
     head = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nCookie: "
-    wire.feed(head + b"c" * (MAX_HEAD - len(head) - 4) + b"\r\n\r\n")
-    assert wire.requests > 0
-    assert wire.sent == b""
+    harness.feed(head + b"c" * (MAX_HEAD - len(head) - 4) + b"\r\n\r\n")
+    assert harness.requests > 0
+    assert harness.sent == b""
 
 
 @pytest.mark.parametrize(
     "head", [b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nbad\r\n\r\n", b"\xff\xfe \r\n\r\n", b"a b c d\r\n\r\n"]
 )
 def test_malformed_head_is_400_in_json(head: bytes) -> None:
-    wire = Wire()
-    wire.feed(head)
-    assert wire.answer() == (400, "NAME_INVALID")
-    assert wire.is_closed
+    harness = ServerHarness()
+    harness.feed(head)
+    assert harness.answer() == (400, "NAME_INVALID")
+    assert harness.is_closed
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,12 @@ def test_malformed_head_is_400_in_json(head: bytes) -> None:
         (ErrorCode.REQUEST_VALIDATION_FAILED, (400, "NAME_INVALID")),
     ],
 )
-def test_failure_that_mitmproxy_would_tell_as_html_is_json(code: ErrorCode, expected: tuple[int, str]) -> None:
-    wire = Wire()
-    wire.feed(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
-    wire.fail(code)
-    assert wire.answer() == expected
-    assert wire.is_closed
+def test_error_of_mitmproxy_is_sent_as_json(code: ErrorCode, expected: tuple[int, str]) -> None:
+    harness = ServerHarness()
+    harness.feed(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    harness.fail(code)
+    assert harness.answer() == expected
+    assert harness.is_closed
 
 
 @pytest.mark.parametrize(
@@ -151,41 +151,41 @@ def test_failure_that_mitmproxy_would_tell_as_html_is_json(code: ErrorCode, expe
 )
 @pytest.mark.parametrize("from_memory", [True, False])
 def test_answer_from_memory_goes_out_in_one_piece(headers: dict[str, str], body: bytes, from_memory: bool) -> None:
-    wire = Wire()
-    wire.feed(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    harness = ServerHarness()
+    harness.feed(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
     response = http.Response.make(200, b"body", headers)
     response.headers = http.Headers([(b"X", b"y"), *((k.encode(), v.encode()) for k, v in headers.items())])
     if not from_memory:  # streamed: the head must not wait
         response.content = None
-    wire.commands += wire.server.send(ResponseHeaders(1, response, False))
-    assert (wire.sent == b"") is from_memory
-    wire.commands += wire.server.send(ResponseData(1, b"body"))
-    wire.commands += wire.server.send(ResponseEndOfMessage(1))
-    head, _, rest = wire.sent.partition(b"\r\n\r\n")
+    harness.commands += harness.server.send(ResponseHeaders(1, response, False))
+    assert (harness.sent == b"") is from_memory
+    harness.commands += harness.server.send(ResponseData(1, b"body"))
+    harness.commands += harness.server.send(ResponseEndOfMessage(1))
+    head, _, rest = harness.sent.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\nX: y")
     assert rest == body
-    wire.feed(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")  # the connection is kept
-    assert wire.requests > 1
-    assert not wire.is_closed
+    harness.feed(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")  # the connection is kept
+    assert harness.requests > 1
+    assert not harness.is_closed
 
 
 def test_answer_without_a_body_goes_out_at_once() -> None:
-    wire = Wire()
-    wire.feed(b"HEAD /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
-    wire.commands += wire.server.send(ResponseHeaders(1, http.Response.make(200, b""), True))
-    assert wire.sent.endswith(b"\r\n\r\n")
+    harness = ServerHarness()
+    harness.feed(b"HEAD /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    harness.commands += harness.server.send(ResponseHeaders(1, http.Response.make(200, b""), True))
+    assert harness.sent.endswith(b"\r\n\r\n")
 
 
-def test_nothing_is_told_on_a_connection_that_was_answered_and_closed() -> None:
-    wire = Wire()
-    wire.feed(b"GET / HTTP/1.1\r\nbad\r\n\r\n")
-    sent = wire.sent
-    wire.server.conn.state = connection.ConnectionState.CLOSED
-    wire.fail(ErrorCode.REQUEST_VALIDATION_FAILED)
-    assert wire.sent == sent
+def test_nothing_is_sent_on_a_closed_connection() -> None:
+    harness = ServerHarness()
+    harness.feed(b"GET / HTTP/1.1\r\nbad\r\n\r\n")
+    sent = harness.sent
+    harness.server.conn.state = connection.ConnectionState.CLOSED
+    harness.fail(ErrorCode.REQUEST_VALIDATION_FAILED)
+    assert harness.sent == sent
 
 
-def test_http_layer_gets_this_server_wherever_it_is_below() -> None:
+def test_http_layer_below_another_gets_this_server() -> None:
     top = layers.modes.HttpProxy(made_context())
     below = HttpLayer(top.context, HTTPMode.regular)
     top.child_layer = below
@@ -199,10 +199,10 @@ def test_other_layers_are_left_alone() -> None:
     assert not hasattr(tunnel, "connections")
 
 
-# -- what parsers read in different ways
+# -- heads that parsers read in different ways
 
 PLAIN = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nAccept: a/b\r\nUser-Agent: docker\r\n\r\n"
-UNCLEAR = {
+AMBIGUOUS = {
     "folded by a space": PLAIN.replace(b"a/b", b"a/b,\r\n c/d"),
     "folded by a tab": PLAIN.replace(b"a/b", b"a/b\r\n\tc/d"),
     "folded and empty": PLAIN.replace(b"a/b", b"a/b\r\n "),
@@ -227,60 +227,60 @@ UNCLEAR = {
 }
 
 
-@pytest.mark.parametrize("head", UNCLEAR.values(), ids=UNCLEAR)
+@pytest.mark.parametrize("head", AMBIGUOUS.values(), ids=AMBIGUOUS)
 @pytest.mark.parametrize("step", [1, 1000])
-def test_head_that_is_not_clear_to_everybody_is_400(head: bytes, step: int) -> None:
-    wire = Wire()
+def test_ambiguous_head_is_400(head: bytes, step: int) -> None:
+    harness = ServerHarness()
     for at in range(0, len(head), step):
-        wire.feed(head[at : at + step])
-    assert wire.answer() == (400, "NAME_INVALID")
-    assert wire.is_closed
-    assert wire.requests == 0
+        harness.feed(head[at : at + step])
+    assert harness.answer() == (400, "NAME_INVALID")
+    assert harness.is_closed
+    assert harness.requests == 0
 
 
 @pytest.mark.parametrize("head", [PLAIN, PLAIN.replace(b"docker", b"d\xc3\xb6cker \xfc"), b"\r\n" + PLAIN])
 @pytest.mark.parametrize("step", [1, 1000])
-def test_head_that_is_clear_to_everybody_is_read(head: bytes, step: int) -> None:
-    wire = Wire()
+def test_unambiguous_head_is_read(head: bytes, step: int) -> None:
+    harness = ServerHarness()
     for at in range(0, len(head), step):
-        wire.feed(head[at : at + step])
-    assert wire.sent == b""
-    assert wire.requests > 0
+        harness.feed(head[at : at + step])
+    assert harness.sent == b""
+    assert harness.requests > 0
 
 
 def test_trailers_are_dropped_and_the_next_request_is_read() -> None:
-    wire = Wire()
-    wire.feed(b"PUT /v2/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-    wire.feed(b"4\r\nbody\r\n0\r\nX-Sum: 1\r\n")
-    wire.feed(b"\r\n" + PLAIN)
-    received = [command.event for command in wire.commands if isinstance(command, ReceiveHttp)]
+    harness = ServerHarness()
+    harness.feed(b"PUT /v2/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    harness.feed(b"4\r\nbody\r\n0\r\nX-Sum: 1\r\n")
+    harness.feed(b"\r\n" + PLAIN)
+    received = [command.event for command in harness.commands if isinstance(command, ReceiveHttp)]
     assert [type(event).__name__ for event in received] == ["RequestHeaders", "RequestData", "RequestEndOfMessage"]
     response = http.Response.make(200, b"")
-    wire.commands += wire.server.send(ResponseHeaders(1, response, True))
-    wire.commands += wire.server.send(ResponseEndOfMessage(1))
-    assert wire.requests == 5
+    harness.commands += harness.server.send(ResponseHeaders(1, response, True))
+    harness.commands += harness.server.send(ResponseEndOfMessage(1))
+    assert harness.requests == 5
 
 
 def test_trailers_without_an_end_are_refused_at_the_limit() -> None:
-    wire = Wire()
-    wire.feed(b"PUT /v2/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+    harness = ServerHarness()
+    harness.feed(b"PUT /v2/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
     for _ in range(MAX_HEAD // 1000 + 2):
-        wire.feed(b"X: " + b"t" * 995 + b"\r\n")
-    assert wire.answer() == (431, "UNSUPPORTED")
-    assert wire.is_closed
+        harness.feed(b"X: " + b"t" * 995 + b"\r\n")
+    assert harness.answer() == (431, "UNSUPPORTED")
+    assert harness.is_closed
 
 
 @pytest.mark.parametrize("target", [b"/v2/", b"*", b"/"])
-def test_proxy_takes_no_request_that_names_no_host(target: bytes) -> None:
-    wire = Wire()
-    wire.server._is_proxy = True
-    wire.feed(b"OPTIONS " + target + b" HTTP/1.1\r\nHost: localhost:9000\r\n\r\n")
-    assert wire.answer() == (400, "NAME_INVALID")
-    assert wire.requests == 0
+def test_request_without_a_host_is_refused_at_the_proxy(target: bytes) -> None:
+    harness = ServerHarness()
+    harness.server._is_proxy = True
+    harness.feed(b"OPTIONS " + target + b" HTTP/1.1\r\nHost: localhost:9000\r\n\r\n")
+    assert harness.answer() == (400, "NAME_INVALID")
+    assert harness.requests == 0
 
 
-def test_log_tells_a_part_of_what_a_client_said() -> None:
-    wire = Wire()
-    wire.feed(b"GET\r\n" + b"X" * 60_000 + b"\r\n\r\n")
-    (line,) = [command.message for command in wire.commands if isinstance(command, commands.Log)]
+def test_request_is_logged_in_part() -> None:
+    harness = ServerHarness()
+    harness.feed(b"GET\r\n" + b"X" * 60_000 + b"\r\n\r\n")
+    (line,) = [command.message for command in harness.commands if isinstance(command, commands.Log)]
     assert len(line) < 300

@@ -1,4 +1,4 @@
-"""Which requests are the cache's: by the address of the CONNECT, or by the mirror and its `?ns=`."""
+"""Which requests are intercepted: by the address of the CONNECT, or by the mirror and its `?ns=`."""
 
 import re
 
@@ -47,11 +47,11 @@ def request(mode: str, url: str, host_header: str | None = None) -> HTTPFlow:
         ("https://registry-1.docker.io.example.com/v2/", None),
     ],
 )
-def test_proxy_door_goes_by_the_address_connected_to(url: str, place: Place | None) -> None:
+def test_place_at_the_proxy_depends_on_the_address_of_the_connect(url: str, place: Place | None) -> None:
     assert TABLE.place(request("regular", url)) == place
 
 
-def test_proxy_door_does_not_believe_the_host_header() -> None:
+def test_host_header_is_ignored_at_the_proxy() -> None:
     assert TABLE.place(request("regular", "https://example.com/v2/", "registry-1.docker.io")) is None
     flow = request("regular", "https://registry-1.docker.io/v2/", "ghcr.io")
     assert TABLE.place(flow) == Place(HUB, Listener.PROXY)
@@ -72,7 +72,7 @@ def test_proxy_door_does_not_believe_the_host_header() -> None:
         ("reverse:https://quay.io", "?ns=ghcr.io", Place(GHCR, Listener.MIRROR)),
     ],
 )
-def test_mirror_door_goes_by_its_target_and_ns(mode: str, query: str, place: Place | None) -> None:
+def test_place_at_the_mirror_depends_on_its_target_and_ns(mode: str, query: str, place: Place | None) -> None:
     assert TABLE.place(request(mode, f"http://anything.example/v2/{query}")) == place
 
 
@@ -89,9 +89,7 @@ def test_mirror_door_goes_by_its_target_and_ns(mode: str, query: str, place: Pla
         ("?ns=", "ghcr.io", GHCR),
     ],
 )
-def test_namespace_header_means_what_ns_means_and_gives_way_to_it(
-    query: str, header: str, registry: Registry | None
-) -> None:
+def test_namespace_header_counts_where_there_is_no_ns(query: str, header: str, registry: Registry | None) -> None:
     flow = request("reverse:https://registry-1.docker.io", f"http://anything.example/v2/{query}")
     flow.request.headers["OCI-Namespace"] = header
     assert TABLE.place(flow) == (None if registry is None else Place(registry, Listener.MIRROR))
@@ -117,7 +115,7 @@ def test_token_service_is_intercepted_only_with_the_hub() -> None:
         ("production.cloudflare.docker.com:443", False),
     ],
 )
-def test_pattern_for_mitmproxy_matches_these_addresses_and_no_others(address: str, ours: bool) -> None:
+def test_patterns_of_allow_hosts_match_intercepted_addresses_alone(address: str, ours: bool) -> None:
     assert any(re.search(pattern, address, re.IGNORECASE) for pattern in TABLE.allow_hosts) is ours
 
 

@@ -1,4 +1,4 @@
-"""TLS with clients of our hosts: one context each, by mitmproxy's options or not at all; each leaf is the right one."""
+"""TLS with clients: one context for each host, encryption in pieces, and the right certificate for each host."""
 
 import socket
 import ssl
@@ -13,12 +13,12 @@ from OpenSSL._util import lib
 from support.mitm import taddons
 from support.program import HUB_HOST, TOKEN_HOST, Program, running_program
 from support.standin import Hub, random_bytes
-from support.tls_pair import VERSIONS, arrived, established, known_fixture, start, taken_from, tls_contexts
+from support.tls_pair import VERSIONS, arrived, established, mitmproxy_fixture, start, taken_from, tls_contexts
 
-known = known_fixture()
+known = mitmproxy_fixture()
 
 
-def test_of_what_a_client_can_the_fastest_is_taken(known: taddons.context) -> None:
+def test_fastest_cipher_of_a_client_is_used(known: taddons.context) -> None:
     client, _ = established(known)
     assert client.get_cipher_name() == "TLS_AES_128_GCM_SHA256"
 
@@ -36,7 +36,7 @@ def test_connections_to_one_host_share_a_context_and_hosts_do_not(known: taddons
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_client_reads_what_was_sent_in_pieces_of_any_size(known: taddons.context, version: int) -> None:
+def test_pieces_of_any_size_arrive(known: taddons.context, version: int) -> None:
     client, made = established(known, version)
 
     @given(st.lists(st.tuples(st.integers(1, 200_000), st.booleans()), min_size=1, max_size=6))
@@ -56,7 +56,7 @@ def test_client_reads_what_was_sent_in_pieces_of_any_size(known: taddons.context
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("size", [1, 400, 100_000])
 @pytest.mark.parametrize("expected", [0, 2048])
-def test_what_waited_for_the_first_answer_goes_with_it(
+def test_session_tickets_are_sent_with_the_first_answer(
     known: taddons.context, version: int, size: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tls, "_PENDING", expected)
@@ -75,7 +75,7 @@ def test_what_waited_for_the_first_answer_goes_with_it(
 
 @pytest.fixture
 def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A client's and ours, which takes little at once and does not wait."""
+    """The client's socket and ours, which is not blocking and takes little at once."""
     theirs, own = socket.socketpair()
     with theirs, own:
         theirs.settimeout(10)
@@ -85,7 +85,7 @@ def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_chunk_that_a_socket_does_not_take_at_once_is_sent_bit_by_bit(
+def test_chunk_that_a_socket_does_not_take_at_once_is_sent_in_parts(
     known: taddons.context, version: int, sockets: tuple[socket.socket, socket.socket]
 ) -> None:
     client, made = established(known, version)
@@ -104,7 +104,7 @@ def test_chunk_that_a_socket_does_not_take_at_once_is_sent_bit_by_bit(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_comes_while_a_body_goes_to_a_socket_is_decrypted_after_it(
+def test_ciphertext_received_while_attached_is_decrypted_afterwards(
     known: taddons.context, version: int, sockets: tuple[socket.socket, socket.socket]
 ) -> None:
     client, made = established(known, version)
@@ -123,7 +123,7 @@ def test_what_comes_while_a_body_goes_to_a_socket_is_decrypted_after_it(
     assert made.decrypt(taken_from(client)[0]) == (b"", True)
 
 
-def test_client_that_left_its_socket_is_noticed_and_no_other_pays_for_it(
+def test_write_to_a_closed_socket_raises_and_leaves_no_error_for_others(
     known: taddons.context, sockets: tuple[socket.socket, socket.socket]
 ) -> None:
     """OpenSSL has one queue of errors for all connections of a thread."""
@@ -139,18 +139,18 @@ def test_client_that_left_its_socket_is_noticed_and_no_other_pays_for_it(
 
 
 @pytest.mark.parametrize("sni", [None, "example.com", "auth.docker.io", "REGISTRY-1.docker.io"])
-def test_name_that_is_not_the_tunnels_is_left_to_mitmproxy(known: taddons.context, sni: str | None) -> None:
-    """A client could make us keep a context for each name that it can think of."""
+def test_name_other_than_the_tunnels_is_left_to_mitmproxy(known: taddons.context, sni: str | None) -> None:
+    """A client could have any number of contexts made."""
     assert tls_contexts(known).connection_for_hello(start(known, sni)) is None
 
 
-def test_of_all_spellings_of_a_host_one_has_a_context(known: taddons.context) -> None:
-    """A client could make us keep thousands."""
+def test_one_spelling_of_a_host_has_a_context(known: taddons.context) -> None:
+    """A client could have thousands of contexts made."""
     name = "ReGiStRy-1.docker.io"
     assert tls_contexts(known).connection_for_hello(start(known, name, (name, 443))) is None
 
 
-def test_host_that_is_not_ours_is_left_to_mitmproxy(known: taddons.context) -> None:
+def test_other_host_is_left_to_mitmproxy(known: taddons.context) -> None:
     assert tls_contexts(known).connection_for_hello(start(known, "example.com", ("example.com", 443))) is None
     assert tls_contexts(known).connection_for_hello(start(known, HUB_HOST, (HUB_HOST, 444))) is None
 
@@ -177,7 +177,7 @@ def shake(program: Program, host: str, trust: ssl.SSLContext, name: str | None =
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.parametrize("host", [HUB_HOST, TOKEN_HOST])
-def test_each_host_has_its_own_certificate_each_time(program: Program, host: str, version: ssl.TLSVersion) -> None:
+def test_each_host_has_its_own_certificate(program: Program, host: str, version: ssl.TLSVersion) -> None:
     trust = program.ssl_context()
     trust.minimum_version = trust.maximum_version = version
     for _ in range(2):
@@ -191,7 +191,7 @@ def test_each_host_has_its_own_certificate_each_time(program: Program, host: str
     ("offered", "chosen"),
     [([], None), (["http/1.1"], "http/1.1"), (["h2", "http/1.1"], "http/1.1"), (["http/1.0"], "http/1.0")],
 )
-def test_protocol_is_http_1_also_where_the_client_would_rather_have_2(
+def test_protocol_is_http_1_also_for_a_client_that_prefers_2(
     program: Program, offered: list[str], chosen: str | None
 ) -> None:
     trust = program.ssl_context()
@@ -200,13 +200,13 @@ def test_protocol_is_http_1_also_where_the_client_would_rather_have_2(
         assert client.selected_alpn_protocol() == chosen
 
 
-def test_client_that_does_not_trust_us_is_told_in_the_log(program: Program) -> None:
+def test_client_that_does_not_trust_the_ca_is_logged(program: Program) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
         shake(program, HUB_HOST, ssl.create_default_context())
     program.wait_for_log("does not trust the proxy's certificate")
 
 
-def test_version_that_the_user_wants_is_asked_for(hub: Hub) -> None:
+def test_tls_version_of_the_option_is_required(hub: Hub) -> None:
     with running_program(hub, tls_version_client_min="TLS1_3") as program:
         old = program.ssl_context()
         old.maximum_version = ssl.TLSVersion.TLSv1_2

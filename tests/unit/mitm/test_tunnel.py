@@ -123,19 +123,19 @@ def client(program: Program) -> Iterator[RegistryClient]:
 
 
 def test_tunnel_may_carry_plain_http(client: RegistryClient) -> None:
-    """As in mitmproxy: it is no request to the registry, which speaks TLS at this port, and gets no content."""
+    """As in mitmproxy, it is no request to the registry, which speaks TLS at this port, and gets no content."""
     with client.program.tunnel(HUB_HOST, 443) as plain:
         plain.sendall(head("GET", "/v2/", {"Host": HUB_HOST, "Connection": "close"}))
         assert Exchange(plain, "GET").status >= 400
     assert client.hub.count() == 0
 
 
-def test_client_may_leave_before_anything_is_in_the_tunnel(client: RegistryClient) -> None:
+def test_client_may_disconnect_from_an_empty_tunnel(client: RegistryClient) -> None:
     client.program.tunnel(HUB_HOST, 443).close()
     assert client.request("GET", "/v2/").status == 401
 
 
-def test_client_need_not_wait_for_the_answer_to_its_connect(client: RegistryClient) -> None:
+def test_hello_may_follow_the_connect_at_once(client: RegistryClient) -> None:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     inside = client.program.ssl_context().wrap_bio(incoming, outgoing, server_hostname=HUB_HOST)
     with pytest.raises(ssl.SSLWantReadError):
@@ -158,18 +158,18 @@ def test_client_need_not_wait_for_the_answer_to_its_connect(client: RegistryClie
         assert inside.version() == "TLSv1.3"
 
 
-def test_connect_is_seen_by_a_script_that_listens(hub: Hub, tmp_path: Path) -> None:
+def test_script_that_listens_sees_a_connect(hub: Hub, tmp_path: Path) -> None:
     script = tmp_path / "listener.py"
-    script.write_text("def http_connect(flow):\n    print('heard of', flow.request.pretty_host, flush=True)\n")
+    script.write_text("def http_connect(flow):\n    print('script saw', flow.request.pretty_host, flush=True)\n")
     with running_program(hub) as program:
         program.stop()
         program.command += ["-s", str(script)]
         program.start()
         assert program.client("proxy").request("GET", "/v2/").status == 401
-        assert f"heard of {HUB_HOST}" in program.log
+        assert f"script saw {HUB_HOST}" in program.log
 
 
-def test_proxy_that_asks_for_a_password_gets_it_at_the_connect(hub: Hub) -> None:
+def test_proxyauth_is_checked_at_the_connect(hub: Hub) -> None:
     ours = base64.b64encode(b"carol:pass").decode()
     with running_program(hub, proxyauth="carol:pass") as program:
         for headers, status in (({}, b"407"), ({"Proxy-Authorization": f"Basic {ours}"}, b"200")):
