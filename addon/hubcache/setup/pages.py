@@ -12,6 +12,8 @@ ATTACH_SCRIPT = HERE / "attach.sh"
 SOURCE = HERE / "README.md"
 """The page is written once, for readers of the repository and for those of a running cache."""
 
+_FOR_REPOSITORY = re.compile(r"<!-- repository -->.*?<!-- /repository -->\n", re.DOTALL)
+"""What a reader of the repository needs to know, and a client of a running cache does not."""
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
 _TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -68,7 +70,7 @@ def filled_in(text: str, addresses: Addresses) -> str:
 
 def setup_page(addresses: Addresses) -> bytes:
     """Return the set-up page as HTML."""
-    source = filled_in(SOURCE.read_text(), addresses)
+    source = filled_in(_FOR_REPOSITORY.sub("", SOURCE.read_text()), addresses)
     body = MarkdownIt("commonmark").enable("table").render(source)
     return _TEMPLATE.format(title=escape(f"hubcache at {addresses.mirror}"), body=body).encode()
 

@@ -46,6 +46,8 @@ def test_page_is_html_with_this_caches_addresses() -> None:
     assert "http://cache.lan:3128" in page
     assert "CACHE:" not in page
     assert "CACHE_MAX_SIZE" in page
+    assert "Replace" not in page
+    assert "repository -->" not in page
     assert re.search(r"(?:src|href)=\"?https?:", page) is None, "nothing is loaded from elsewhere"
 
 
