@@ -201,7 +201,7 @@ async def test_start_of_a_worker_is_retried(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", launch)
     workers = supervisor.Supervisor(["worker"], 1, [], {}, decider, lambda _: None)
-    keeper = asyncio.create_task(workers._keep(1))
+    keeper = asyncio.create_task(workers._keep_running(1))
     async with asyncio.timeout(5):
         await started.wait()
     keeper.cancel()

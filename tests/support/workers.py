@@ -55,7 +55,7 @@ async def paired(cache: Cache) -> AsyncIterator[Pair]:
     cache.engine.on_change(epoch.advance)
     ours, theirs = socket.socketpair()
     serving = asyncio.create_task(owner.serve(*await asyncio.open_connection(sock=ours)))
-    remote = await OwnerClient.connect(theirs, Epoch.find(epoch.fileno()), lost.set)
+    remote = await OwnerClient.connect(theirs, Epoch.attach(epoch.fileno()), lost.set)
     try:
         yield Pair(cache, remote, workers, lost)
     finally:

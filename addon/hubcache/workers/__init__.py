@@ -1,1 +1,1 @@
-"""Several processes on the same doors: one owns the store and decides, the others speak with clients."""
+"""Worker processes: one process owns the store and decides on answers, the others serve clients at the same ports."""

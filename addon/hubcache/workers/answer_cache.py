@@ -1,6 +1,7 @@
-"""Answers that the owner gave a moment ago and that hold for whoever asks the same: a fleet that pulls one image.
+"""Caches answers of the owner for a moment: a fleet that pulls one image sends the same requests from many clients.
 
-Asking the owner costs two processes more than the answer itself. Only what everybody may see is kept, and in memory.
+A request to the owner costs two processes more than the answer itself. Only answers that every client may receive are
+cached, and only such as are in memory.
 """
 
 import time
@@ -16,78 +17,81 @@ from ..serve.messages import Answer, Request, Result
 from .epoch import Epoch
 
 SECONDS = 1.0
-"""How long an answer is repeated at most: what time alone makes wrong (a tag's lifetime) is late by no more."""
+"""The longest time for which an answer is repeated. What only time changes, as the end of a tag's lifetime, is noticed
+this much later."""
 
 MAX_BYTES = 32 << 20
-"""Bytes that are kept; beyond them the oldest are forgotten."""
+"""Bytes of all cached answers; beyond it the oldest are dropped."""
+
 MAX_COUNTED = 10_000
-"""Answers of a client that are counted until the owner is told; beyond them it is asked again."""
+"""Pairs of answer and client whose repeats are counted until they are reported; beyond it the owner is asked again."""
 
 _OVERHEAD = 2 << 10
-"""Bytes of an answer beside its body, roughly."""
+"""Approximate bytes of an answer in addition to its body."""
 
 type _Key = bytes
-"""A hash: what a client says may be long."""
-_DECIDING = ("accept", "authorization", "if-none-match")
-"""Headers that an answer may depend on, beside the platform in the user agent. A range is not answered from here."""
+"""A hash, since clients write parts of a request, of any length."""
+
+_SELECTING_HEADERS = ("accept", "authorization", "if-none-match")
+"""Headers on which an answer may depend, in addition to the platform in `User-Agent`. Ranges are not cached."""
 
 
 class AnswerCache:
-    """What is kept holds for one epoch. What was repeated is counted, and told to the owner by `take_counts`."""
+    """Answers of one epoch. Repeats are counted, and `take_counts` returns them for the owner."""
 
     def __init__(self, epoch: Epoch, clock: Callable[[], float] = time.monotonic) -> None:
         self._epoch = epoch
         self._number = epoch.number
         self._answers: TTLCache[_Key, Answer] = TTLCache(MAX_BYTES, SECONDS, clock, _size)
         self._counts: Counter[tuple[_Key, str]] = Counter()
-        self._asked: dict[tuple[_Key, str], tuple[Request, Answer]] = {}
+        self._counted: dict[tuple[_Key, str], tuple[Request, Answer]] = {}
 
-    def answer(self, request: Request) -> Answer | None:
-        """The answer that the same question got, if it still holds."""
+    def get(self, request: Request) -> Answer | None:
+        """Return the answer to an equal request, if it is still valid, and count it."""
         epoch = self._epoch.number
         if epoch != self._number:
-            self._forget(epoch)
+            self._clear(epoch)
             return None
-        if not _asks_for_all(request):
+        if not _is_cacheable(request):
             return None
         key = _key(request)
         answer = self._answers.get(key)
-        asked = key, request.client
-        if answer is None or (asked not in self._counts and len(self._counts) >= MAX_COUNTED):
+        counted = key, request.client
+        if answer is None or (counted not in self._counts and len(self._counts) >= MAX_COUNTED):
             return None
-        if asked not in self._counts:
-            self._asked[asked] = replace(request, headers={}, query=""), answer  # nothing else is counted
-        self._counts[asked] += 1
+        if counted not in self._counts:
+            self._counted[counted] = replace(request, headers={}, query=""), answer  # what counting needs
+        self._counts[counted] += 1
         return replace(answer)
 
-    def keep(self, request: Request, answer: object, epoch: int) -> None:
-        """The owner answered a request that was sent in this epoch; it is kept if it may be repeated."""
+    def put(self, request: Request, answer: object, epoch: int) -> None:
+        """Cache the owner's answer to a request that was sent in this epoch, if it may be repeated."""
         if (
             isinstance(answer, Answer)
             and answer.source is None
             and answer.result in (Result.HIT, Result.LOCAL)
             and request.credentials is None
-            and _asks_for_all(request)
+            and _is_cacheable(request)
             and epoch == self._epoch.number
         ):
             if epoch != self._number:
-                self._forget(epoch)
+                self._clear(epoch)
             if _size(answer) <= MAX_BYTES:
                 self._answers[_key(request)] = replace(answer)
 
-    def _forget(self, epoch: int) -> None:
+    def _clear(self, epoch: int) -> None:
         self._number = epoch
         self._answers.clear()
 
     def take_counts(self) -> list[tuple[Request, Answer, int]]:
-        """Requests that were answered from here since the last time, how, and how often each."""
-        counts = [(*self._asked[asked], count) for asked, count in self._counts.items()]
+        """Return the requests that were answered from the cache since the last call, their answers and numbers."""
+        counts = [(*self._counted[counted], count) for counted, count in self._counts.items()]
         self._counts.clear()
-        self._asked.clear()
+        self._counted.clear()
         return counts
 
 
-def _asks_for_all(request: Request) -> bool:
+def _is_cacheable(request: Request) -> bool:
     return request.method in ("GET", "HEAD") and "range" not in request.headers
 
 
@@ -96,10 +100,10 @@ def _size(answer: Answer) -> int:
 
 
 def _key(request: Request) -> _Key:
-    headers = [request.headers.get(name) for name in _DECIDING]
+    headers = [request.headers.get(name) for name in _SELECTING_HEADERS]
     platform = platform_of(request.headers.get("user-agent", ""))
     registry = request.registry
-    what = (request.method, request.path, request.query, registry.host, registry.upstream, request.listener.value)
+    target = (request.method, request.path, request.query, registry.host, registry.upstream, request.listener.value)
     return blake2b(
-        repr((what, request.to_token_service, headers, platform)).encode(errors="surrogateescape"), digest_size=16
+        repr((target, request.to_token_service, headers, platform)).encode(errors="surrogateescape"), digest_size=16
     ).digest()

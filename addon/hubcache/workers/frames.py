@@ -1,6 +1,6 @@
-"""What the owner and its workers say to each other, over a Unix socket: frames of a JSON list and raw bytes.
+"""The messages between the owner and its workers on a Unix socket: frames of a JSON list and raw bytes.
 
-Both ends are this program, started from the same files, so nothing here is versioned or checked.
+Both ends are the same program, started from the same files, so frames have no version and are not checked.
 """
 
 import asyncio
@@ -16,26 +16,26 @@ _LENGTHS = struct.Struct("!II")
 
 
 def frame(head: list[Any], payload: bytes = b"") -> bytes:
-    """One frame as bytes."""
+    """Return a frame."""
     text = json.dumps(head).encode()
     return _LENGTHS.pack(len(text), len(payload)) + text + payload
 
 
 async def read_frame(reader: asyncio.StreamReader) -> tuple[list[Any], bytes]:
-    """The next frame; raises `asyncio.IncompleteReadError` when the other end is gone."""
+    """Read the next frame; raises `asyncio.IncompleteReadError` when the other end has closed the connection."""
     text, payload = _LENGTHS.unpack(await reader.readexactly(_LENGTHS.size))
     return json.loads(await reader.readexactly(text)), await reader.readexactly(payload) if payload else b""
 
 
 def pack_request(request: Request) -> tuple[dict[str, Any], bytes]:
-    """For `unpack_request`."""
+    """Return a request as `unpack_request` takes it."""
     head = {name: getattr(request, name) for name in Request.__slots__}
     head |= {"registry": asdict(request.registry), "listener": request.listener.value, "body": request.body is not None}
     return head, request.body or b""
 
 
 def unpack_request(head: dict[str, Any], payload: bytes) -> Request:
-    """Inverse of `pack_request`."""
+    """Return the request that was packed by `pack_request`."""
     return Request(
         **head
         | {
@@ -47,7 +47,7 @@ def unpack_request(head: dict[str, Any], payload: bytes) -> Request:
 
 
 def pack_outcome(outcome: Answer | Forward | None) -> tuple[list[Any], bytes]:
-    """For `unpack_outcome`. Not the source of an answer: that is read by other frames."""
+    """Return an outcome as `unpack_outcome` takes it, without the source of an answer: other frames read that."""
     if outcome is None:
         return [None], b""
     if isinstance(outcome, Forward):
@@ -57,10 +57,10 @@ def pack_outcome(outcome: Answer | Forward | None) -> tuple[list[Any], bytes]:
 
 
 def unpack_outcome(head: list[Any], payload: bytes) -> Answer | Forward | None:
-    """Inverse of `pack_outcome`."""
+    """Return the outcome that was packed by `pack_outcome`."""
     match head:
-        case ["forward", authorization, moved, kind]:
-            return Forward(authorization, None if moved is None else Change(*moved), kind)
+        case ["forward", authorization, change, kind]:
+            return Forward(authorization, None if change is None else Change(*change), kind)
         case ["answer", status, headers, result, length, size, kind]:
             return Answer(status, headers, Result(result), payload, None, length, size, kind)
     return None

@@ -1,6 +1,6 @@
-"""A worker's end: what the plugin needs of an engine, answered by the owner.
+"""A worker's end of the connection to the owner, which answers requests for it as the engine does.
 
-A worker whose owner is gone has nothing to say, and ends.
+A worker whose owner has ended cannot answer requests, and ends.
 """
 
 import asyncio
@@ -31,78 +31,86 @@ from .frames import frame, pack_outcome, pack_request, read_frame, unpack_outcom
 
 logger = logging.getLogger("hubcache")
 
-_COUNT_SECONDS = 1.0
+_REPORT_SECONDS = 1.0
+"""Time between two reports of what was sent and repeated."""
 
 
 class OwnerClient:
-    """The connection to the owner; `lost` is called when it is gone."""
+    """The connection to the owner; `lost` is called when it ends."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, epoch: Epoch, lost: Callable[[], None]
     ) -> None:
         active = ActiveBodies()
-        self.body_delivery = BodyDelivery(active, self._sent, log_broken_body)
-        self.body_listener = BodyListener(active, self._sent, log_broken_body)
+        self.body_delivery = BodyDelivery(active, self._count_sent, log_broken_body)
+        self.body_listener = BodyListener(active, self._count_sent, log_broken_body)
         self._epoch = epoch
-        self._repeats = AnswerCache(epoch)
+        self._cache = AnswerCache(epoch)
         self._reader = reader
         self._writer = writer
         self._lost = lost
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[tuple[list[Any], bytes]]] = {}
         self._fills: dict[int, Fill] = {}
-        """What goes on at the owner, by the number of who asked for it first."""
+        """Fills that run at the owner, by the number of the first request for each."""
         self._opening: dict[int, Fill] = {}
+        """Fills whose file is about to be opened, by the number of the request."""
         self._counts: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
-        self._told_running: int | None = None
+        self._reported_running: int | None = None
 
     @classmethod
     async def connect(cls, owner: socket.socket, epoch: Epoch, lost: Callable[[], None]) -> Self:
-        """Begin to speak with the owner by a socket that is connected with it, which is owned from now on."""
-        remote = cls(*await asyncio.open_connection(sock=owner), epoch, lost)
-        await remote.body_listener.start()
-        remote._say(["at work"])
-        remote._tasks = [asyncio.create_task(remote._listen()), asyncio.create_task(remote._tell_counts())]
-        return remote
+        """Return a client on a socket that is connected with the owner; the client closes the socket."""
+        client = cls(*await asyncio.open_connection(sock=owner), epoch, lost)
+        await client.body_listener.start()
+        client._send(["ready"])
+        client._tasks = [
+            asyncio.create_task(client._receive_frames()),
+            asyncio.create_task(client._report_counts_periodically()),
+        ]
+        return client
 
     async def close(self) -> None:
-        """Stop; what was held is released by the owner."""
+        """Disconnect; the owner closes what was open for this worker."""
         for task in self._tasks:
             task.cancel()
         for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
             if isinstance(outcome, Exception):  # a defect of this program
-                logger.error("hubcache: a worker does not understand its owner", exc_info=outcome)
+                logger.error("hubcache: a worker failed to handle a message of its owner", exc_info=outcome)
         await self.body_listener.close()
         await self.body_delivery.close()
-        self._tell()
+        self._report_counts()
         self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
 
     async def answer(self, request: Request) -> Answer | Forward | None:
-        """As the engine's, or as it was a moment ago."""
-        repeated = self._repeats.answer(request)
+        """Return the engine's answer, or how to forward the request; None when its body is needed first.
+
+        The answer may be repeated from a moment ago.
+        """
+        repeated = self._cache.get(request)
         if repeated is not None:
             if repeated.kind == "blob" and repeated.body:
-                self._sent("store", len(repeated.body))
+                self._count_sent("store", len(repeated.body))
             return repeated
         epoch = self._epoch.number
-        outcome = await self._ask_owner(request)
-        self._repeats.keep(request, outcome, epoch)
+        outcome = await self._request_answer(request)
+        self._cache.put(request, outcome, epoch)
         return outcome
 
-    async def _ask_owner(self, request: Request) -> Answer | Forward | None:
-        """The engine's answer. A file that was gone before it was opened here is asked for again.
+    async def _request_answer(self, request: Request) -> Answer | Forward | None:
+        """Request an answer from the owner, and again when its file was removed before it was opened here.
 
-        Its fill has ended: well, and the file has its final name now, or not. Where that happens again the blob is to
-        come past the store, which needs no file.
+        Then a fill has ended: the file has its final name now, or was discarded. The last attempt is answered with
+        bytes from the upstream, which needs no file.
         """
         for attempt in range(request.attempt, LAST_ATTEMPT + 1):
             number = next(self._numbers)
             head, body = pack_request(replace(request, attempt=attempt))
             try:
-                (_, _, outcome_head, source), payload = await self._ask(["ask", number, head], body)
+                (_, _, outcome_head, source), payload = await self._request(["request", number, head], body)
                 outcome = unpack_outcome(outcome_head, payload)
                 if source is not None:
                     assert isinstance(outcome, Answer)
@@ -117,17 +125,17 @@ class OwnerClient:
                 return error_answer(error, request.method)
             else:
                 return outcome
-        raise AssertionError("what comes past the store has no file")
+        raise AssertionError("the last attempt is answered without a file")
 
-    async def content_changed(self, registry: Registry, moved: Change, subject: str | None = None) -> None:
-        """As the engine's."""
-        await self._ask(["moved", next(self._numbers), asdict(registry), moved, subject])
+    async def content_changed(self, registry: Registry, change: Change, subject: str | None = None) -> None:
+        """Have the owner invalidate what an accepted push or delete changed; see `Responder`."""
+        await self._request(["changed", next(self._numbers), asdict(registry), change, subject])
 
     def report_running(self, count: int) -> None:
-        """So many downloads go on here, of a worker that is about to end."""
-        if count != self._told_running:
-            self._told_running = count
-            self._say(["running", count])
+        """Report the number of running downloads while this worker is stopping."""
+        if count != self._reported_running:
+            self._reported_running = count
+            self._send(["running", count])
 
     # -- bodies -----------------------------------------------------------------------------------------------------
 
@@ -138,106 +146,108 @@ class OwnerClient:
                     open_regular(Path(path)),
                     end,
                     Path(path),
-                    lambda: self._say(["close", number]),
-                    lambda: self._say(["unreadable", number]),
+                    lambda: self._send(["close", number]),
+                    lambda: self._send(["unreadable", number]),
                 )
                 return FileSource(blob, start, end)
             case ["fill", path, start, end, *_]:
                 fill = self._opening.pop(number)
                 fd = open_regular(Path(path))
-                return FillSource(fill, Path(path), fd, start, end, self._again(request), lambda: self.release(number))
+                return FillSource(
+                    fill, Path(path), fd, start, end, self._fallback(request), lambda: self.release(number)
+                )
             case [_, origin, finished]:
-                return _Asked(self, number, origin, finished)
+                return _OwnerSource(self, number, origin, finished)
         raise AssertionError(how)
 
-    def _again(self, request: Request) -> Callable[[int, int], Source]:
-        """The rest of a body whose file failed, by a new request for the range."""
+    def _fallback(self, request: Request) -> Callable[[int, int], Source]:
+        """Return what reads the rest of a body whose file failed: by a new request for the range."""
 
-        def ask(at: int, end: int) -> Source:
+        def request_rest(at: int, end: int) -> Source:
             headers = request.headers | {"range": f"bytes={at}-{end - 1}"}
-            headers.pop("if-range", None)  # it was the range of the client, who has the beginning by now
-            return _Again(self, replace(request, headers=headers, attempt=LAST_ATTEMPT))
+            headers.pop("if-range", None)  # it is about the client's own range, part of which is sent
+            return _RangeRequestSource(self, replace(request, headers=headers, attempt=LAST_ATTEMPT))
 
-        return ask
+        return request_rest
 
     async def read(self, number: int) -> tuple[bytes, bool]:
-        """The next bytes of a source that the owner reads, and whether they were the last."""
-        head, data = await self._ask(["read", number])
+        """Return the next bytes of a source that the owner reads, and whether they were the last."""
+        head, data = await self._request(["read", number])
         return data, bool(head[2])
 
     def release(self, number: int) -> None:
-        """A body was sent, or nobody wants it any more."""
+        """Have the owner close the source of a request: its body was sent, or the client disconnected."""
         self._opening.pop(number, None)
-        self._say(["close", number])
+        self._send(["close", number])
 
-    def _sent(self, source: str, count: int) -> None:
+    def _count_sent(self, source: str, count: int) -> None:
         self._counts[source] += count
 
-    async def _tell_counts(self) -> None:
+    async def _report_counts_periodically(self) -> None:
         while True:
-            await asyncio.sleep(_COUNT_SECONDS)
-            self._tell()
+            await asyncio.sleep(_REPORT_SECONDS)
+            self._report_counts()
 
-    def _tell(self) -> None:
+    def _report_counts(self) -> None:
         if self._counts:
-            self._say(["sent", self._counts])
+            self._send(["sent", self._counts])
             self._counts = Counter()
-        for request, answer, count in self._repeats.take_counts():
-            self._say(["again", next(self._numbers), pack_request(request)[0], pack_outcome(answer)[0], count])
+        for request, answer, count in self._cache.take_counts():
+            self._send(["repeated", next(self._numbers), pack_request(request)[0], pack_outcome(answer)[0], count])
 
     # -- frames -----------------------------------------------------------------------------------------------------
 
-    def _say(self, head: list[Any], payload: bytes = b"") -> None:
+    def _send(self, head: list[Any], payload: bytes = b"") -> None:
         self._writer.write(frame(head, payload))
 
-    async def _ask(self, head: list[Any], payload: bytes = b"") -> tuple[list[Any], bytes]:
+    async def _request(self, head: list[Any], payload: bytes = b"") -> tuple[list[Any], bytes]:
         number = head[1]
         answer: asyncio.Future[tuple[list[Any], bytes]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
-        self._say(head, payload)
+        self._send(head, payload)
         try:
             return await answer
         except asyncio.CancelledError:
-            if not answer.cancelled():  # the answer came at the same moment, and nobody will have it
+            if not answer.cancelled():  # the answer arrived at the same moment, and is not used
                 self.release(number)
             raise
         finally:
             del self._waiting[number]
 
-    async def _listen(self) -> None:
+    async def _receive_frames(self) -> None:
         try:
             while True:
-                self._hear(*await read_frame(self._reader))
+                self._receive(*await read_frame(self._reader))
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
-        finally:  # after a defect of this program, too: who hears nothing is of no use
+        finally:  # after a defect of this program, too: a worker that receives nothing cannot work
             for answer in self._waiting.values():
                 if not answer.done():
                     answer.set_exception(Unavailable("the cache is shutting down"))
             self._lost()
 
-    def _hear(self, head: list[Any], payload: bytes) -> None:
+    def _receive(self, head: list[Any], payload: bytes) -> None:
         match head:
             case ["readable", first, count]:
                 self._fills[first].advance(count)
-            case ["whole", first]:
+            case ["complete", first]:
                 del self._fills[first]
             case ["broken", first, is_storage, message]:
-                self._break_off(first, StorageError(message) if is_storage else Unavailable(message))
+                self._fail_fill(first, StorageError(message) if is_storage else Unavailable(message))
             case ["failed", number, message] if number in self._fills:
-                self._break_off(number, Unavailable(message))
+                self._fail_fill(number, Unavailable(message))
             case ["failed", number, message]:
                 self._resolve(number, Unavailable(message))
             case ["answered", number, _, ["fill", _, _, _, first, digest]]:
-                if first == number:  # now: its progress may come in the next frame
+                if first == number:  # here: its progress may be in the next frame
                     fill = self._fills[first] = Fill(Digest.parse(digest))
-                    fill.verified = True  # the owner tells only what may be given
+                    fill.verified = True  # the owner reports only bytes that may be sent
                 self._opening[number] = self._fills[first]
                 self._resolve(number, (head, payload))
             case ["answered" | "read" | "done", number, *_]:
                 self._resolve(number, (head, payload))
 
-    def _break_off(self, first: int, error: HubcacheError) -> None:
+    def _fail_fill(self, first: int, error: HubcacheError) -> None:
         fill = self._fills.pop(first)
         fill.error = error
         fill.notify()
@@ -245,26 +255,26 @@ class OwnerClient:
     def _resolve(self, number: int, result: tuple[list[Any], bytes] | HubcacheError) -> None:
         answer = self._waiting.get(number)
         if answer is None or answer.done():
-            self.release(number)  # whoever asked has given up
+            self.release(number)  # the request was cancelled
         elif isinstance(result, HubcacheError):
             answer.set_exception(result)
         else:
             answer.set_result(result)
 
 
-class _Asked(Source):
-    """A source that the owner reads: bytes from the upstream, or a token service's answer."""
+class _OwnerSource(Source):
+    """A source that the owner reads: bytes from the upstream, or of a token service's answer."""
 
-    def __init__(self, remote: OwnerClient, number: int, origin: str, finished: bool) -> None:
+    def __init__(self, client: OwnerClient, number: int, origin: str, finished: bool) -> None:
         self.origin = origin
         self._has_ended = finished
-        self._remote = remote
+        self._client = client
         self._number = number
 
     async def read(self, most: int = CHUNK) -> bytes:
         if self.finished:
             return b""
-        data, self._has_ended = await self._remote.read(self._number)
+        data, self._has_ended = await self._client.read(self._number)
         return data
 
     @property
@@ -272,22 +282,22 @@ class _Asked(Source):
         return self._has_ended
 
     async def close(self) -> None:
-        self._remote.release(self._number)
+        self._client.release(self._number)
 
 
-class _Again(Source):
-    """The rest of a body, asked for when it is first read."""
+class _RangeRequestSource(Source):
+    """The rest of a body, requested when it is first read."""
 
     origin = "upstream"
 
-    def __init__(self, remote: OwnerClient, request: Request) -> None:
-        self._remote = remote
+    def __init__(self, client: OwnerClient, request: Request) -> None:
+        self._client = client
         self._request = request
         self._source: Source | None = None
 
     async def read(self, most: int = CHUNK) -> bytes:
         if self._source is None:
-            answer = await self._remote.answer(self._request)
+            answer = await self._client.answer(self._request)
             if isinstance(answer, Answer):
                 self._source = answer.source
             if not isinstance(answer, Answer) or answer.status != 206 or self._source is None:

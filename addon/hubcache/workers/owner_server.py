@@ -1,6 +1,7 @@
-"""The owner's end: answers what workers ask, and holds what they are sending until they are done with it.
+"""The owner's end: answers the requests of workers, and keeps stored blobs open until workers have sent them.
 
-Bytes of stored and arriving blobs are not passed: the worker opens the file itself, and is told how far it may read.
+The bytes of stored blobs and of fills do not pass through the socket: the worker opens the file itself, and receives
+how far it may read.
 """
 
 import asyncio
@@ -19,39 +20,39 @@ from .frames import frame, pack_outcome, read_frame, unpack_outcome, unpack_requ
 
 logger = logging.getLogger("hubcache")
 
-_PACE_SECONDS = 0.04
-"""A worker is told of a fill's progress no more often than this: each time costs a frame and a look by each reader."""
+_PROGRESS_SECONDS = 0.04
+"""The shortest time between two messages about a fill's progress: each costs a frame and wakes up each reader."""
 
 
 class OwnerServer:
-    """Serves workers' connections; `changed` is called when one comes or goes."""
+    """Serves the connections of workers; `changed` is called with their number when it changes."""
 
     def __init__(self, responder: CountingResponder, changed: Callable[[int], None]) -> None:
         self._responder = responder
         self._changed = changed
         self._serving: set[asyncio.Task[None]] = set()
         self._running: dict[asyncio.Task[None], int] = {}
-        """Downloads of workers that are about to end, and of those that have ended: the latter were cut."""
+        """Number of downloads of workers that are stopping, and of those that have ended: the latter were cut."""
 
     @property
     def running(self) -> int:
-        """How many downloads go on in workers that are about to end, or were cut when they did."""
+        """Number of downloads in workers that are stopping, or that were cut when their worker ended."""
         return sum(self._running.values())
 
     @property
     def have_reported(self) -> bool:
-        """Whether all workers have begun to end, and told of their downloads."""
+        """Whether all workers are stopping and have reported their downloads."""
         return self._serving <= self._running.keys()
 
     @property
     def connected(self) -> int:
-        """How many workers there are."""
+        """Number of connected workers."""
         return len(self._serving)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One worker, from when it is at work until it is gone; what it held is released then."""
+        """Serve one worker, from when it is ready until it disconnects; then release what it held."""
         try:
-            await read_frame(reader)  # it says that it is at work
+            await read_frame(reader)  # "ready"
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
             return
@@ -59,40 +60,40 @@ class OwnerServer:
         assert task is not None
         self._serving.add(task)
         self._changed(self.connected)
-        conversation = _Conversation(self._responder, writer)
+        connection = WorkerConnection(self._responder, writer)
         try:
             while True:
                 head, payload = await read_frame(reader)
                 if head[0] == "running":
                     self._running[task] = head[1]
                 else:
-                    conversation.hear(head, payload)
+                    connection.receive(head, payload)
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the worker ended; whoever started it says why
+            pass  # the worker ended; the supervisor logs why
         finally:
             self._serving.discard(task)
             self._changed(self.connected)
-            await conversation.close()
+            await connection.close()
             writer.close()
 
 
-class _Conversation:
-    """With one worker: what it asked, by the number that it gave."""
+class WorkerConnection:
+    """The requests of one worker, by the number that it gave each."""
 
     def __init__(self, responder: CountingResponder, writer: asyncio.StreamWriter) -> None:
         self._responder = responder
         self._writer = writer
         self._sources: dict[int, Source] = {}
-        self._told: dict[Fill, int] = {}
-        """Of whose progress the worker is being told, once for all its readers, by the number of the first."""
+        self._reported: dict[Fill, int] = {}
+        """Fills whose progress is reported, once for all their readers, by the number of the first request."""
         self._reading: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
 
-    def hear(self, head: list[Any], payload: bytes) -> None:
-        """Act on one frame."""
+    def receive(self, head: list[Any], payload: bytes) -> None:
+        """Handle one frame."""
         match head:
-            case ["ask", number, request]:
+            case ["request", number, request]:
                 self._spawn(number, self._answer(number, unpack_request(request, payload)))
             case ["read", number] if number in self._sources:
                 self._reading[number] = self._spawn(number, self._read(number, self._sources[number]))
@@ -102,12 +103,12 @@ class _Conversation:
                 closing = self._spawn(number, self._close(number, self._sources.pop(number)))
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
-            case ["again", _, request, answer, count]:
-                given = unpack_outcome(answer, b"")
-                assert isinstance(given, Answer)
-                self._responder.count_repeats(unpack_request(request, payload), given, count)
-            case ["moved", number, registry, moved, subject]:
-                self._spawn(number, self._moved(number, Registry(**registry), Change(*moved), subject))
+            case ["repeated", _, request, answer, count]:
+                repeated = unpack_outcome(answer, b"")
+                assert isinstance(repeated, Answer)
+                self._responder.count_repeats(unpack_request(request, payload), repeated, count)
+            case ["changed", number, registry, change, subject]:
+                self._spawn(number, self._content_changed(number, Registry(**registry), Change(*change), subject))
             case ["sent", counts]:
                 for source, count in counts.items():
                     self._responder.count_sent(source, count)
@@ -116,16 +117,16 @@ class _Conversation:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             error = None if task.cancelled() else task.exception()
-            if error is not None:  # a defect of this program: told to both sides, or the client would wait for ever
+            if error is not None:  # a defect of this program; the worker's client must not wait for ever
                 logger.error("hubcache: a request failed", exc_info=error)
-                self._say(["failed", number, "internal error"])
+                self._send(["failed", number, "internal error"])
 
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(ended)
         return task
 
-    def _say(self, head: list[Any], payload: bytes = b"") -> None:
+    def _send(self, head: list[Any], payload: bytes = b"") -> None:
         self._writer.write(frame(head, payload))
 
     async def _answer(self, number: int, request: Request) -> None:
@@ -136,53 +137,55 @@ class _Conversation:
         if isinstance(source, ParallelRange):
             source = await source.choose_source()
         head, payload = pack_outcome(outcome)
-        self._say(["answered", number, head, self._describe(number, source)], payload)
-        if isinstance(source, FillSource) and self._told[source.fill] == number:
-            await self._tell_progress(number, source.fill)
+        self._send(["answered", number, head, self._describe(number, source)], payload)
+        if isinstance(source, FillSource) and self._reported[source.fill] == number:
+            await self._report_progress(number, source.fill)
 
     def _describe(self, number: int, source: Source | None) -> list[Any] | None:
-        """How the worker gets at a source's bytes: the file, or (`origin`, whether there are none) by asking for them.
-        Of a fill it is told under the number of who asked for it first."""
+        """Return how the worker reads a source: from a file, or by requests for its bytes (`origin`, whether it ended).
+
+        A fill's progress is reported under the number of the first request for it.
+        """
         match source:
             case None:
                 return None
             case FileSource():
                 return ["file", str(source.path), source.at, source.end]
             case FillSource(fill=fill):
-                first = self._told.setdefault(fill, number)
+                first = self._reported.setdefault(fill, number)
                 return ["fill", str(source.path), source.at, source.end, first, str(fill.digest)]
         return ["bytes", source.origin, source.finished]
 
-    async def _moved(self, number: int, registry: Registry, moved: Change, subject: str | None) -> None:
-        await self._responder.content_changed(registry, moved, subject)
-        self._say(["done", number])
+    async def _content_changed(self, number: int, registry: Registry, change: Change, subject: str | None) -> None:
+        await self._responder.content_changed(registry, change, subject)
+        self._send(["done", number])
 
-    async def _tell_progress(self, number: int, fill: Fill) -> None:
-        """Until the fill has ended, like that whether or not anybody still reads it."""
+    async def _report_progress(self, number: int, fill: Fill) -> None:
+        """Report the progress of a fill until it ends, whether or not a client still reads it."""
         assert fill.size is not None
-        told = 0
+        reported = 0
         try:
-            while told < fill.size:
-                await fill.wait_readable(told + 1)
-                told = fill.readable
-                self._say(["readable", number, told])
-                await fill.wait_readable(fill.size, _PACE_SECONDS)
-            self._say(["whole", number])
+            while reported < fill.size:
+                await fill.wait_readable(reported + 1)
+                reported = fill.readable
+                self._send(["readable", number, reported])
+                await fill.wait_readable(fill.size, _PROGRESS_SECONDS)
+            self._send(["complete", number])
         except HubcacheError as error:
-            self._say(["broken", number, isinstance(error, StorageError), str(error)])
+            self._send(["broken", number, isinstance(error, StorageError), str(error)])
         finally:
-            del self._told[fill]
+            del self._reported[fill]
 
     async def _read(self, number: int, source: Source) -> None:
         try:
             data = await source.read()
         except HubcacheError as error:
-            self._say(["failed", number, str(error)])
+            self._send(["failed", number, str(error)])
             return
-        self._say(["read", number, source.finished], data)
+        self._send(["read", number, source.finished], data)
 
     async def _close(self, number: int, source: Source) -> None:
-        """Close a source, but not under its reader."""
+        """Close a source, after its reader has ended."""
         reading = self._reading.pop(number, None)
         if reading is not None:
             reading.cancel()
@@ -190,7 +193,7 @@ class _Conversation:
         await source.close()
 
     async def close(self) -> None:
-        """Give up what the worker asked."""
+        """Cancel the worker's requests and close their sources."""
         for task in self._tasks - self._closing:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Starts the workers, starts them again when one dies, and ends them with the owner."""
+"""Starts worker processes, restarts one that ends, and stops them with the owner."""
 
 import asyncio
 import contextlib
@@ -18,72 +18,76 @@ from .owner_server import OwnerServer
 logger = logging.getLogger("hubcache")
 
 OWNER = "HUBCACHE_WORKER"
-"""Environment variable of a worker: the inherited descriptors of its socket to the owner and of the epoch.
+"""The environment variable of a worker with the inherited descriptors of its socket to the owner and of the epoch.
 
-A socket with a name could be left behind by an owner that is killed, and others could try to connect to it."""
+A socket with a name would remain after an owner that is killed, and other programs could connect to it."""
 
 _START_SECONDS = 60.0
 STOP_SECONDS = 5.0
-"""What a worker may take to end after its last download."""
+"""How long a worker may take to end after its last download."""
 _PAUSE_SECONDS = 1.0
 
 
 class Supervisor:
-    """Workers of one owner; each runs `command` and inherits the `doors`, of which `environment` tells it."""
+    """The workers of one owner.
+
+    Each runs `command` and inherits the `listening` sockets, which `environment` describes. `changed` is called with
+    the number of connected workers when it changes.
+    """
 
     def __init__(
         self,
         command: Sequence[str],
         count: int,
-        doors: Iterable[socket.socket],
+        listening: Iterable[socket.socket],
         environment: Mapping[str, str],
         responder: CountingResponder,
         changed: Callable[[int], None],
     ) -> None:
         self._command = command
         self._count = count
-        self._doors = tuple(doors)
+        self._listening = tuple(listening)
         self._environment = environment
-        self._alive = asyncio.Event()
+        self._all_connected = asyncio.Event()
         self._changed = changed
-        self._owner = OwnerServer(responder, self._workers_changed)
+        self._server = OwnerServer(responder, self._workers_changed)
         self._responder = responder
         self._epoch = Epoch.create()
-        self._keepers: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self._processes: set[asyncio.subprocess.Process] = set()
         self._stop_within = 0.0
-        self._conversations: set[asyncio.Task[None]] = set()
+        self._connections: set[asyncio.Task[None]] = set()
 
     @property
     def running(self) -> int:
-        """How many downloads go on in workers that `close` is waiting for, or were cut when they ended."""
-        return self._owner.running
+        """Number of downloads in workers that `close` waits for, or that were cut when their worker ended."""
+        return self._server.running
 
     @property
     def have_reported(self) -> bool:
-        """Whether that is known of all workers."""
-        return self._owner.have_reported
+        """Whether all workers have reported their running downloads."""
+        return self._server.have_reported
 
     def _workers_changed(self, count: int) -> None:
         self._changed(count)
         if count == self._count:
-            self._alive.set()
+            self._all_connected.set()
 
     async def start(self) -> None:
-        """Start all, and wait until they are at work; raises `ConfigError` when one does not come up."""
+        """Start all workers and wait until they are connected; raises `ConfigError` when one is not in time."""
         self._responder.on_change(self._epoch.advance)
-        self._keepers = [asyncio.create_task(self._keep(number)) for number in range(1, self._count + 1)]
+        self._tasks = [asyncio.create_task(self._keep_running(number)) for number in range(1, self._count + 1)]
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await self._alive.wait()
+                await self._all_connected.wait()
         except TimeoutError as error:
             raise ConfigError(f"hubcache_workers: {self._count} processes did not start") from error
 
-    async def _keep(self, number: int) -> None:
+    async def _keep_running(self, number: int) -> None:
         while True:
             try:
                 process = await self._launch()
-            except OSError as error:  # no memory, no descriptors: perhaps in a moment
+            except OSError as error:  # no memory or no descriptors: try again
                 logger.warning("hubcache: worker %d cannot be started: %s", number, error)
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
@@ -99,33 +103,33 @@ class Supervisor:
             logger.warning("hubcache: worker %d ended (%d) and is started again", number, code)
 
     async def _launch(self) -> asyncio.subprocess.Process:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            conversation = asyncio.create_task(self._owner.serve(*await asyncio.open_connection(sock=ours)))
-            self._conversations.add(conversation)
-            conversation.add_done_callback(self._conversations.discard)
-            # A session of its own: Ctrl-C is for the owner, which ends its workers in order.
+        own_end, worker_end = socket.socketpair()
+        with worker_end:
+            connection = asyncio.create_task(self._server.serve(*await asyncio.open_connection(sock=own_end)))
+            self._connections.add(connection)
+            connection.add_done_callback(self._connections.discard)
+            # In a session of its own, so that Ctrl-C reaches only the owner, which then stops its workers.
             return await asyncio.create_subprocess_exec(
                 *self._command,
-                env=os.environ | self._environment | {OWNER: f"{theirs.fileno()},{self._epoch.fileno()}"},
-                pass_fds=[theirs.fileno(), self._epoch.fileno(), *(door.fileno() for door in self._doors)],
+                env=os.environ | self._environment | {OWNER: f"{worker_end.fileno()},{self._epoch.fileno()}"},
+                pass_fds=[worker_end.fileno(), self._epoch.fileno(), *(each.fileno() for each in self._listening)],
                 start_new_session=True,
-            )  # where there is no process, nobody has the other end, and the conversation ends
+            )  # if this fails, the other end is closed, and so the connection ends
 
     async def close(self, stop_within: float = 0.0) -> None:
-        """End all workers, which have so many seconds for downloads."""
-        for door in self._doors:
-            door.close()
+        """Stop all workers, which have `stop_within` seconds for running downloads."""
+        for each in self._listening:
+            each.close()
         self._stop_within = stop_within
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        await asyncio.gather(*self._conversations, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._connections, return_exceptions=True)
         self._responder.on_change(lambda: None)
         self._epoch.close()
 
     def kill(self) -> None:
-        """Have those that are still running end at once."""
+        """Kill the workers that are still running."""
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -143,16 +147,16 @@ async def _end(process: asyncio.subprocess.Process, patience: float) -> None:
 
 
 def inherited() -> tuple[socket.socket, Epoch] | None:
-    """A worker's socket to its owner, and their epoch; None in any other process."""
+    """Return a worker's socket to its owner and their epoch; None in any other process."""
     descriptors = os.environ.get(OWNER)
     if descriptors is None:
         return None
     owner, epoch = map(int, descriptors.split(","))
-    return socket.socket(fileno=owner), Epoch.find(epoch)
+    return socket.socket(fileno=owner), Epoch.attach(epoch)
 
 
 def worker_command() -> list[str]:
-    """How this very program is started as a worker: with the same arguments, and fewer words about its start."""
+    """Return the command that starts this program as a worker: with the same arguments, and fewer log lines."""
     script = Path(__file__).resolve().parents[2] / "worker.py"
     quiet = [] if any("termlog_verbosity" in argument for argument in sys.argv) else ["--set", "termlog_verbosity=warn"]
     return [sys.executable, str(script), *sys.argv[1:], *quiet]

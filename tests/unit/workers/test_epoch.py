@@ -5,7 +5,7 @@ from hubcache.workers.epoch import Epoch
 
 def test_each_change_is_seen_by_all_at_once() -> None:
     owner = Epoch.create()
-    workers = [Epoch.find(owner.fileno()) for _ in range(2)]
+    workers = [Epoch.attach(owner.fileno()) for _ in range(2)]
     seen = {owner.number}
     for _ in range(300):
         owner.advance()
@@ -19,7 +19,7 @@ def test_each_change_is_seen_by_all_at_once() -> None:
 def test_worker_that_is_started_later_sees_the_same_number() -> None:
     owner = Epoch.create()
     owner.advance()
-    worker = Epoch.find(owner.fileno())
+    worker = Epoch.attach(owner.fileno())
     assert worker.number == owner.number
     worker.close()
     owner.close()

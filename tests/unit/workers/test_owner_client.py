@@ -93,8 +93,8 @@ async def test_worker_is_told_of_a_fill_once_for_all_its_readers(
     digest = hub.blob(REPO, DATA)
     fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
     heard: list[list[Any]] = []
-    hear = pair.remote._hear
-    monkeypatch.setattr(pair.remote, "_hear", lambda head, payload: (heard.append(head), hear(head, payload)))
+    hear = pair.remote._receive
+    monkeypatch.setattr(pair.remote, "_receive", lambda head, payload: (heard.append(head), hear(head, payload)))
     early = await asyncio.gather(*(pair.get(f"/v2/{REPO}/blobs/{digest}") for _ in range(8)))
     await until(lambda: any(head[0] == "readable" and head[2] >= 900_000 for head in heard))
     late = await pair.get(f"/v2/{REPO}/blobs/{digest}")
@@ -104,7 +104,7 @@ async def test_worker_is_told_of_a_fill_once_for_all_its_readers(
     hub.faults.remove(fault)
     assert set(await asyncio.gather(*map(read, early))) == {DATA}
     await until(lambda: not pair.remote._fills)
-    numbers = {head[1] for head in heard if head[0] in ("readable", "whole")}
+    numbers = {head[1] for head in heard if head[0] in ("readable", "complete")}
     assert len(numbers) == 1
     counts = [head[2] for head in heard if head[0] == "readable"]
     assert counts == sorted(set(counts))
@@ -151,7 +151,7 @@ async def test_answer_of_a_moment_ago_is_given_again_and_counted(
         labels = {"door": "mirror", "kind": path.split("/")[-2].removesuffix("s"), "result": "hit"}
         before = engine.metrics.registry.get_sample_value("hubcache_requests_total", labels) or 0
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pair.remote, "_ask_owner", None)
+            patch.setattr(pair.remote, "_request_answer", None)
             repeated = [await pair.get(path) for _ in range(3)]
         assert repeated == [kept] * 3
         assert kept.body
@@ -184,7 +184,7 @@ async def test_what_was_repeated_last_is_counted_before_the_end(hub: Hub, tmp_pa
 
 
 async def test_what_was_sent_is_counted_by_the_owner(pair: Pair) -> None:
-    pair.remote._sent("store", 100)
-    pair.remote._sent("store", 23)
+    pair.remote._count_sent("store", 100)
+    pair.remote._count_sent("store", 23)
     text = 'hubcache_sent_bytes_total{source="store"} 123.0'
     await until(lambda: text in pair.cache.engine.metrics.render().decode())

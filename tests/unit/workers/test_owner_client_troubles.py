@@ -12,7 +12,7 @@ from hubcache.oci.errors import HubcacheError
 from hubcache.serve.messages import Answer, Listener
 from hubcache.workers.epoch import Epoch
 from hubcache.workers.owner_client import OwnerClient
-from hubcache.workers.owner_server import _Conversation
+from hubcache.workers.owner_server import WorkerConnection
 from support.engine import read, running
 from support.standin import Fault, Hub
 from support.users import until
@@ -27,7 +27,7 @@ async def test_defect_in_telling_of_a_fill_breaks_its_readers_off(
     async def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(_Conversation, "_tell_progress", broken)
+    monkeypatch.setattr(WorkerConnection, "_report_progress", broken)
     hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
     answer = await pair.get(f"/v2/{REPO}/blobs/{hub.blob(REPO, DATA)}")
     with pytest.raises(HubcacheError, match="internal"):
@@ -38,7 +38,7 @@ async def test_defect_in_telling_of_a_fill_breaks_its_readers_off(
 
 async def test_answer_that_comes_as_its_asker_gives_up_is_released(pair: Pair, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
-    hear = pair.remote._hear
+    hear = pair.remote._receive
     asking: asyncio.Task[Answer] | None = None
 
     def give_up(head: list[Any], payload: bytes) -> None:
@@ -47,7 +47,7 @@ async def test_answer_that_comes_as_its_asker_gives_up_is_released(pair: Pair, h
             asking.cancel()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pair.remote, "_hear", give_up)
+        patch.setattr(pair.remote, "_receive", give_up)
         await pair.get("/v2/")  # whatever waits for a frame already has found the method
         asking = asyncio.create_task(pair.get(f"/v2/{REPO}/blobs/{digest}"))
         with pytest.raises(asyncio.CancelledError):
@@ -153,13 +153,13 @@ async def test_worker_notices_that_its_owner_is_gone(hub: Hub, tmp_path: Path) -
 async def test_worker_that_does_not_understand_its_owner_ends_and_says_so(
     pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pair.remote, "_hear", lambda *_: 1 / 0)
+    monkeypatch.setattr(pair.remote, "_receive", lambda *_: 1 / 0)
     async with asyncio.timeout(5):
         await pair.get("/v2/")  # whatever waits for a frame already has found the method
         assert (await pair.get(f"/v2/{REPO}/manifests/1")).status == 503
         await pair.lost.wait()
     await pair.remote.close()
-    assert "does not understand its owner" in caplog.text
+    assert "failed to handle a message of its owner" in caplog.text
 
 
 async def test_worker_that_dies_releases_what_it_held(hub: Hub, tmp_path: Path) -> None:
@@ -211,11 +211,11 @@ async def test_source_that_is_being_closed_when_the_worker_ends_is_closed() -> N
         async def close(self) -> None:
             closed.set()
 
-    conversation = _Conversation(Any, SimpleNamespace(write=lambda _: None))
+    conversation = WorkerConnection(Any, SimpleNamespace(write=lambda _: None))
     conversation._sources[1] = Slow()
-    conversation.hear(["read", 1], b"")
+    conversation.receive(["read", 1], b"")
     await asyncio.sleep(0)
-    conversation.hear(["close", 1], b"")
+    conversation.receive(["close", 1], b"")
     await asyncio.sleep(0)
     await conversation.close()
     assert closed.is_set()
