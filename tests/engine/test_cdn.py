@@ -11,7 +11,7 @@ from hubcache.transfer import fills as fills_module
 from hubcache.transfer import upstream as upstream_module
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image
-from support.upstreams import line_to
+from support.upstreams import upstream_to
 from support.users import EACH_LISTENER, pull, requests_of, settled, short_times
 
 REPO = "library/app"
@@ -136,7 +136,7 @@ async def test_404_of_another_registry_after_a_redirect_is_manifest_unknown(hub:
         other.image(REPO, "1")
         hub.faults.add(Fault(kind="manifest", path="*/1", redirect=f"{other.url()}/v2/{REPO}/manifests/1"))
         hub.faults.add(Fault(kind="manifest", redirect=f"{other.url()}/v2/{REPO}/manifests/none"))
-        async with line_to(hub) as line:
+        async with upstream_to(hub) as line:
             assert (await line.upstream.get_manifest(REPO, "1", "*/*")).body
             for read in (line.upstream.head_manifest, line.upstream.get_manifest):
                 with pytest.raises(ManifestUnknown):

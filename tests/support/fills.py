@@ -18,7 +18,7 @@ from hubcache.transfer.sources import FillSource, UpstreamSource
 
 from support.standin import Hub, random_bytes
 from support.stores import files_below, opened_store
-from support.upstreams import Line, line_to
+from support.upstreams import UpstreamSetup, upstream_to
 
 REPO = "library/debian"
 LAYER = random_bytes(700_000, "layer")
@@ -31,7 +31,7 @@ class FillHarness:
 
     store: Store
     fills: Fills
-    line: Line
+    line: UpstreamSetup
     directory: Path
 
     def start(self, size: int | None = None) -> Fill:
@@ -79,7 +79,7 @@ def fill_harness_fixture() -> Any:
         monkeypatch.setattr(fills_module, "_BACKOFF_SECONDS", 0.005)
         monkeypatch.setattr(session, "PROGRESS_SECONDS", 1.0)
         hub.image(REPO, "stable", [LAYER])
-        async with opened_store(tmp_path) as store, line_to(hub) as line:
+        async with opened_store(tmp_path) as store, upstream_to(hub) as line:
             fills = Fills(store, line.seen, store.index.staging_failed)
             yield FillHarness(store, fills, line, tmp_path)
             await fills.close()

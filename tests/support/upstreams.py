@@ -21,7 +21,7 @@ from support.standin import Hub
 
 
 @dataclass
-class Recorder:
+class RecordingObserver:
     """An `Observer` that records what it is called with."""
 
     answers: list[tuple[str, str]] = field(default_factory=list)
@@ -47,31 +47,38 @@ class Recorder:
 
 
 @dataclass
-class Line:
+class UpstreamSetup:
     """An upstream and the objects that it uses; `learned` are the challenges that it reported."""
 
     upstream: Upstream
     tokens: Tokens
     client: UpstreamClient
     http: aiohttp.ClientSession
-    seen: Recorder
+    seen: RecordingObserver
     learned: list[Challenge]
 
 
 @asynccontextmanager
-async def line_to(hub: Hub, address: str | None = None, account: Account | None = None) -> AsyncIterator[Line]:
+async def upstream_to(
+    hub: Hub, address: str | None = None, account: Account | None = None
+) -> AsyncIterator[UpstreamSetup]:
     """Connect an upstream to the stand-in Hub (or to `address`)."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if hub.ca_file is not None:
         tls.load_verify_locations(hub.ca_file)
-    http, seen, breakers, learned = open_session(tls, "hubcache-test"), Recorder(), CircuitBreakers(), list[Challenge]()
+    http, seen, breakers, learned = (
+        open_session(tls, "hubcache-test"),
+        RecordingObserver(),
+        CircuitBreakers(),
+        list[Challenge](),
+    )
     guarded = open_session(tls, "hubcache-test", guarded=True)
     client = UpstreamClient(http, seen, breakers, guarded)
     tokens = Tokens(client)
     registry = Registry.parse(f"registry-1.docker.io={address or hub.url()}")
     upstream = Upstream(registry, client, tokens, lambda _, challenge: learned.append(challenge), account)
     try:
-        yield Line(upstream, tokens, client, http, seen, learned)
+        yield UpstreamSetup(upstream, tokens, client, http, seen, learned)
     finally:
         await breakers.close()
         await guarded.close()

@@ -11,7 +11,7 @@ from hubcache.serve.access import remaining_life
 from hypothesis import given
 from hypothesis import strategies as st
 from support.standin import Fault, Hub
-from support.upstreams import line_to
+from support.upstreams import upstream_to
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_unreadable_client_token_has_no_expiry(payload: bytes) -> None:
 @pytest.mark.parametrize("words", [b"[" * 900 + b"]" * 900, b"5", b"null", b"{}"], ids=lambda words: repr(words[:3]))
 async def test_error_message_that_is_not_text_is_omitted(hub: Hub, words: bytes) -> None:
     hub.faults.add(Fault(kind="manifest", status=403, body=b'{"errors": [{"code": "DENIED", "message": %b}]}' % words))
-    async with line_to(hub) as line:
+    async with upstream_to(hub) as line:
         with pytest.raises(Denied) as caught:
             await line.upstream.get_manifest("library/app", "1", "*/*")
     assert isinstance(caught.value.detail, dict)
@@ -70,6 +70,6 @@ async def test_error_message_that_is_not_text_is_omitted(hub: Hub, words: bytes)
 async def test_deeply_nested_json_of_an_upstream_is_a_registry_error(hub: Hub, kind: str, status: int) -> None:
     hub.image("library/app", "1")
     hub.faults.add(Fault(kind=kind, status=status, body=b'{"errors":' * 5000, content_type="application/json"))
-    async with line_to(hub) as line:
+    async with upstream_to(hub) as line:
         with pytest.raises(RegistryError):
             await line.upstream.get_manifest("library/app", "1", "*/*")

@@ -16,7 +16,7 @@ from hubcache.transfer.breaker import CircuitBreakers
 from hubcache.transfer.session import open_session
 from hubcache.transfer.upstream_client import UpstreamClient
 from support.standin import Fault, Hub
-from support.upstreams import Line, Recorder, line_to
+from support.upstreams import RecordingObserver, UpstreamSetup, upstream_to
 from support.users import until
 from yarl import URL
 
@@ -90,19 +90,19 @@ async def test_malformed_response_is_a_client_error(session: aiohttp.ClientSessi
 
 
 @pytest.fixture
-async def line(hub: Hub) -> AsyncIterator[Line]:
+async def line(hub: Hub) -> AsyncIterator[UpstreamSetup]:
     hub.image(REPO, "stable")
-    async with line_to(hub) as opened:
+    async with upstream_to(hub) as opened:
         yield opened
 
 
-async def get(line: Line, hub: Hub, method: str = "GET", body: bytes | None = None) -> int:
+async def get(line: UpstreamSetup, hub: Hub, method: str = "GET", body: bytes | None = None) -> int:
     async with line.client.send("ping", method, URL(f"{hub.url()}/v2/"), {}, body, named_by=URL(hub.url())) as response:
         await response.read()
         return response.status
 
 
-async def test_requests_on_stale_connections_are_repeated(hub: Hub, line: Line) -> None:
+async def test_requests_on_stale_connections_are_repeated(hub: Hub, line: UpstreamSetup) -> None:
     """Also when several stale connections are kept."""
     hub.auth = False
     hub.faults.add(Fault(kind="ping", delay=0.05))
@@ -113,7 +113,7 @@ async def test_requests_on_stale_connections_are_repeated(hub: Hub, line: Line) 
     assert [status for _, status in line.seen.answers] == ["200"] * 17
 
 
-async def test_token_request_on_a_stale_connection_is_repeated(hub: Hub, line: Line) -> None:
+async def test_token_request_on_a_stale_connection_is_repeated(hub: Hub, line: UpstreamSetup) -> None:
     for hub.single_use in (False, True):
         async with line.client.send(
             "token", "POST", URL(hub.realm), {}, b"grant_type=password", named_by=URL(hub.url())
@@ -122,7 +122,7 @@ async def test_token_request_on_a_stale_connection_is_repeated(hub: Hub, line: L
             assert response.status == 200
 
 
-async def test_unsafe_request_on_a_stale_connection_is_not_repeated(hub: Hub, line: Line) -> None:
+async def test_unsafe_request_on_a_stale_connection_is_not_repeated(hub: Hub, line: UpstreamSetup) -> None:
     hub.auth = False
     await get(line, hub)
     hub.single_use = True
@@ -130,7 +130,7 @@ async def test_unsafe_request_on_a_stale_connection_is_not_repeated(hub: Hub, li
         await get(line, hub, "POST", b"grant_type=password")
 
 
-async def test_request_to_a_host_that_closes_connections_is_sent_at_most_twice(hub: Hub, line: Line) -> None:
+async def test_request_to_a_host_that_closes_connections_is_sent_at_most_twice(hub: Hub, line: UpstreamSetup) -> None:
     fault = hub.faults.add(Fault(kind="ping", reset=True))
     with pytest.raises(Unavailable):
         await get(line, hub)
@@ -145,7 +145,7 @@ async def client() -> AsyncIterator[UpstreamClient]:
     """A client with two sessions, as the engine has it."""
     tls = ssl.create_default_context()
     async with open_session(tls, "t") as http, open_session(tls, "t", guarded=True) as guarded:
-        yield UpstreamClient(http, Recorder(), CircuitBreakers(), guarded)
+        yield UpstreamClient(http, RecordingObserver(), CircuitBreakers(), guarded)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ async def test_host_is_probed_with_the_session_of_the_failed_request(
     assert client.may_contact(home)
 
 
-async def test_probe_after_close_reports_failure(hub: Hub, line: Line) -> None:
+async def test_probe_after_close_reports_failure(hub: Hub, line: UpstreamSetup) -> None:
     await line.http.close()
     assert await line.client._probe(line.http, URL(hub.url()))() is False
 

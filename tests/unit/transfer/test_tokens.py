@@ -21,7 +21,7 @@ from hubcache.transfer.upstream_client import UpstreamClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.standin import Fault, Hub
-from support.upstreams import Line, Recorder, line_to
+from support.upstreams import RecordingObserver, UpstreamSetup, upstream_to
 from yarl import URL
 
 SCOPE = pull_scope("library/debian")
@@ -87,9 +87,9 @@ def test_any_header_is_a_challenge_with_a_realm_or_none(header: str) -> None:
 
 
 @pytest.fixture
-async def line(hub: Hub) -> AsyncIterator[Line]:
+async def line(hub: Hub) -> AsyncIterator[UpstreamSetup]:
     hub.image("library/debian", "stable")
-    async with line_to(hub) as opened:
+    async with upstream_to(hub) as opened:
         yield opened
 
 
@@ -97,21 +97,21 @@ def challenge_of(hub: Hub, realm: str | None = None) -> Challenge:
     return Challenge(realm or hub.realm, hub.service, None)
 
 
-async def test_concurrent_requests_share_one_token_fetch(hub: Hub, line: Line) -> None:
+async def test_concurrent_requests_share_one_token_fetch(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="token", delay=0.1))
     tokens = await asyncio.gather(*(line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url())) for _ in range(30)))
     assert len(set(tokens)) == 1
     assert hub.count(kind="token") == 1
 
 
-async def test_token_is_reused_while_valid_for_its_scope_only(hub: Hub, line: Line) -> None:
+async def test_token_is_reused_while_valid_for_its_scope_only(hub: Hub, line: UpstreamSetup) -> None:
     first = await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
     assert await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url())) == first
     assert await line.tokens.get(challenge_of(hub), pull_scope("library/alpine"), URL(hub.url())) != first
     assert hub.count(kind="token") == 2
 
 
-async def test_anonymous_request_has_service_and_scope_only(hub: Hub, line: Line) -> None:
+async def test_anonymous_request_has_service_and_scope_only(hub: Hub, line: UpstreamSetup) -> None:
     await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
     [record] = hub.requests(kind="token")
     assert record.authorization is None
@@ -120,7 +120,7 @@ async def test_anonymous_request_has_service_and_scope_only(hub: Hub, line: Line
     assert "scope=repository:library/debian:pull" in record.path.replace("%3A", ":").replace("%2F", "/")
 
 
-async def test_account_token_and_anonymous_token_are_separate(hub: Hub, line: Line) -> None:
+async def test_account_token_and_anonymous_token_are_separate(hub: Hub, line: UpstreamSetup) -> None:
     hub.user("alice", "s\N{SNOWMAN}cret:")
     account = Account("alice", "s\N{SNOWMAN}cret:")
     anonymous, own = await asyncio.gather(
@@ -137,7 +137,7 @@ async def test_repr_of_an_account_has_no_password() -> None:
 
 @pytest.mark.parametrize("lifetime", [None, 100])
 async def test_token_is_fetched_again_before_it_expires(
-    hub: Hub, line: Line, monkeypatch: pytest.MonkeyPatch, lifetime: int | None
+    hub: Hub, line: UpstreamSetup, monkeypatch: pytest.MonkeyPatch, lifetime: int | None
 ) -> None:
     """Without `expires_in` a token lives 60 seconds (distribution spec)."""
     clock = Clock()
@@ -150,7 +150,7 @@ async def test_token_is_fetched_again_before_it_expires(
     assert await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url())) != first
 
 
-async def test_refused_token_is_forgotten_unless_there_is_a_newer_one(hub: Hub, line: Line) -> None:
+async def test_refused_token_is_forgotten_unless_there_is_a_newer_one(hub: Hub, line: UpstreamSetup) -> None:
     challenge = challenge_of(hub)
     first = await line.tokens.get(challenge, SCOPE, URL(hub.url()))
     line.tokens.forget(challenge, SCOPE, first)
@@ -160,7 +160,7 @@ async def test_refused_token_is_forgotten_unless_there_is_a_newer_one(hub: Hub, 
     assert await line.tokens.get(challenge, SCOPE, URL(hub.url())) == second
 
 
-async def test_next_request_repeats_a_failed_fetch(hub: Hub, line: Line) -> None:
+async def test_next_request_repeats_a_failed_fetch(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="token", status=500, times=1))
     with pytest.raises(Unavailable):
         await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
@@ -190,21 +190,21 @@ async def test_next_request_repeats_a_failed_fetch(hub: Hub, line: Line) -> None
     ],
 )
 async def test_answer_without_a_token_is_a_registry_error(
-    hub: Hub, line: Line, fault: Fault, expected: type[RegistryError]
+    hub: Hub, line: UpstreamSetup, fault: Fault, expected: type[RegistryError]
 ) -> None:
     hub.faults.add(replace(fault, kind="token"))
     with pytest.raises(expected):
         await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
 
 
-async def test_rate_limited_token_service_has_a_retry_after(hub: Hub, line: Line) -> None:
+async def test_rate_limited_token_service_has_a_retry_after(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="token", status=429, body="Too Many Requests", headers={"Retry-After": "17"}))
     with pytest.raises(TooManyRequests) as caught:
         await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
     assert caught.value.retry_after == 17
 
 
-async def test_token_service_that_is_down_is_unavailable(hub: Hub, line: Line) -> None:
+async def test_token_service_that_is_down_is_unavailable(hub: Hub, line: UpstreamSetup) -> None:
     hub.stop("token")
     with pytest.raises(Unavailable):
         await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
@@ -217,7 +217,7 @@ async def test_token_service_that_is_down_is_unavailable(hub: Hub, line: Line) -
      "file:///etc/passwd", "unix:///run/x", "http:///token", "http://" + "a" * 70 + ".example/token", "http://a..b/t",
      "http://\udcff.example/", "http://a b/token", "http://localhost:0/token", "https://:443/", "http://[]@"],
 )  # fmt: skip
-async def test_malformed_realm_is_a_registry_error(line: Line, realm: str) -> None:
+async def test_malformed_realm_is_a_registry_error(line: UpstreamSetup, realm: str) -> None:
     with pytest.raises(RegistryError):
         await line.tokens.get(Challenge(realm, None, None), SCOPE, ORIGIN)
 
@@ -229,7 +229,7 @@ def test_any_realm_is_a_registry_error_when_offline(realm: str) -> None:
 
     async def attempt() -> None:
         http = open_session(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "test")
-        client = UpstreamClient(http, Recorder(), CircuitBreakers())
+        client = UpstreamClient(http, RecordingObserver(), CircuitBreakers())
         client.offline = True
         try:
             with pytest.raises(RegistryError):
@@ -280,7 +280,7 @@ async def test_memory_for_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     assert Challenge.parse('Bearer realm="' + "x" * 5000 + '"') is None
 
 
-async def test_realm_with_a_local_address_is_used_only_for_a_local_registry(hub: Hub, line: Line) -> None:
+async def test_realm_with_a_local_address_is_used_only_for_a_local_registry(hub: Hub, line: UpstreamSetup) -> None:
     hub.realm = hub.realm.replace("localhost", "127.0.0.1")
     with pytest.raises(BadUpstream, match="this machine"):
         await line.tokens.get(challenge_of(hub), SCOPE, URL("http://192.0.2.1"))
@@ -288,7 +288,7 @@ async def test_realm_with_a_local_address_is_used_only_for_a_local_registry(hub:
     assert await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
 
 
-async def test_failure_of_a_token_service_is_remembered_until_it_answers(hub: Hub, line: Line) -> None:
+async def test_failure_of_a_token_service_is_remembered_until_it_answers(hub: Hub, line: UpstreamSetup) -> None:
     fault = hub.faults.add(Fault(kind="token", status=500))
     with pytest.raises(Unavailable, match="token service cannot be reached: it answered 500"):
         await line.tokens.get(challenge_of(hub), SCOPE, URL(hub.url()))
@@ -327,7 +327,7 @@ async def served(body: bytes, asked: list[str] | None = None) -> AsyncIterator[t
     http = open_session(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "test")
     try:
         yield (
-            Tokens(UpstreamClient(http, Recorder(), CircuitBreakers())),
+            Tokens(UpstreamClient(http, RecordingObserver(), CircuitBreakers())),
             f"http://127.0.0.1:{runner.addresses[0][1]}/token",
         )
     finally:

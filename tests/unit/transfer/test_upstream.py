@@ -24,7 +24,7 @@ from hubcache.oci.media import COMMON_TYPES, OCI_MANIFEST
 from hubcache.transfer import session
 from hubcache.transfer import upstream as upstream_module
 from support.standin import Fault, Hub, random_bytes
-from support.upstreams import Line, line_to
+from support.upstreams import UpstreamSetup, upstream_to
 
 REPO = "library/debian"
 ACCEPT = ", ".join(COMMON_TYPES)
@@ -41,13 +41,13 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def line(hub: Hub) -> AsyncIterator[Line]:
+async def line(hub: Hub) -> AsyncIterator[UpstreamSetup]:
     hub.image(REPO, "stable", [LAYER])
-    async with line_to(hub) as opened:
+    async with upstream_to(hub) as opened:
         yield opened
 
 
-async def read_blob(line: Line, start: int = 0, end: int | None = None) -> bytes:
+async def read_blob(line: UpstreamSetup, start: int = 0, end: int | None = None) -> bytes:
     async with line.upstream.open_blob(REPO, DIGEST, start, end) as body:
         return b"".join([chunk async for chunk in body.chunks()])
 
@@ -55,14 +55,14 @@ async def read_blob(line: Line, start: int = 0, end: int | None = None) -> bytes
 # -- responses ------------------------------------------------------------------------------------------------------
 
 
-async def test_manifest_has_its_exact_bytes_media_type_and_digest(hub: Hub, line: Line) -> None:
+async def test_manifest_has_its_exact_bytes_media_type_and_digest(hub: Hub, line: UpstreamSetup) -> None:
     image = hub.image(REPO, "stable", [LAYER])
     fetched = await line.upstream.get_manifest(REPO, "stable", ACCEPT)
     assert (fetched.body, fetched.media_type, str(fetched.digest)) == (image.manifest, OCI_MANIFEST, image.digest)
     assert await line.upstream.get_manifest(REPO, fetched.digest, ACCEPT) == fetched
 
 
-async def test_head_returns_digest_type_and_size_and_is_not_counted(hub: Hub, line: Line) -> None:
+async def test_head_returns_digest_type_and_size_and_is_not_counted(hub: Hub, line: UpstreamSetup) -> None:
     hub.limit(remaining=5)
     head = await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     fetched = await line.upstream.get_manifest(REPO, "stable", ACCEPT)
@@ -70,20 +70,20 @@ async def test_head_returns_digest_type_and_size_and_is_not_counted(hub: Hub, li
     assert line.seen.limits == [("anonymous", 100, 5), ("anonymous", 100, 4)]
 
 
-async def test_blob_is_read_through_the_redirect(hub: Hub, line: Line) -> None:
+async def test_blob_is_read_through_the_redirect(hub: Hub, line: UpstreamSetup) -> None:
     assert await read_blob(line) == LAYER
     assert await line.upstream.head_blob(REPO, DIGEST) == len(LAYER)
     assert line.seen.received == len(LAYER)
 
 
 @pytest.mark.parametrize(("start", "end"), [(100_000, None), (5, 6), (0, 100), (299_999, 300_000)])
-async def test_range_of_a_blob_is_read(line: Line, start: int, end: int | None) -> None:
+async def test_range_of_a_blob_is_read(line: UpstreamSetup, start: int, end: int | None) -> None:
     async with line.upstream.open_blob(REPO, DIGEST, start, end) as body:
         assert (body.start, body.size) == (start, len(LAYER))
         assert b"".join([chunk async for chunk in body.chunks()]) == LAYER[start:end]
 
 
-async def test_body_of_an_upstream_that_ignores_ranges_starts_at_zero(hub: Hub, line: Line) -> None:
+async def test_body_of_an_upstream_that_ignores_ranges_starts_at_zero(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="cdn", status=200, body=LAYER))
     async with line.upstream.open_blob(REPO, DIGEST, 100) as body:
         assert (body.start, body.size) == (0, len(LAYER))
@@ -92,7 +92,7 @@ async def test_body_of_an_upstream_that_ignores_ranges_starts_at_zero(hub: Hub, 
 @pytest.mark.parametrize(("times", "start"), [(1, 100), (2, 0)])
 @pytest.mark.parametrize("wrong", [Fault(headers={"Content-Range": "bytes 7-299999/300000"}), Fault(status=416)])
 async def test_wrong_range_is_requested_again_and_then_the_whole_blob(
-    hub: Hub, line: Line, wrong: Fault, times: int, start: int
+    hub: Hub, line: UpstreamSetup, wrong: Fault, times: int, start: int
 ) -> None:
     hub.faults.add(replace(wrong, kind="cdn", times=times))
     async with line.upstream.open_blob(REPO, DIGEST, 100) as body:
@@ -101,27 +101,27 @@ async def test_wrong_range_is_requested_again_and_then_the_whole_blob(
 
 
 @pytest.mark.parametrize("answer", ["bytes 7-299999/300000", "bytes */300000", "", "lines 100-299999/300000"])
-async def test_persistently_wrong_range_is_refused(hub: Hub, line: Line, answer: str) -> None:
+async def test_persistently_wrong_range_is_refused(hub: Hub, line: UpstreamSetup, answer: str) -> None:
     hub.faults.add(Fault(kind="cdn", status=206, body=LAYER, headers={"Content-Range": answer}))
     with pytest.raises(BadUpstream, match="another range"):
         await read_blob(line, 100)
     assert [record.header("Range") for record in hub.requests(kind="cdn")] == ["bytes=100-", "bytes=100-", None]
 
 
-async def test_requests_accept_identity_only(hub: Hub, line: Line) -> None:
+async def test_requests_accept_identity_only(hub: Hub, line: UpstreamSetup) -> None:
     await read_blob(line)
     await line.upstream.get_manifest(REPO, "stable", ACCEPT)
     assert {record.header("Accept-Encoding") for record in hub.log} == {"identity"}
 
 
 @pytest.mark.parametrize("start", [0, 100])
-async def test_declared_coding_of_a_correct_blob_is_ignored(hub: Hub, line: Line, start: int) -> None:
+async def test_declared_coding_of_a_correct_blob_is_ignored(hub: Hub, line: UpstreamSetup, start: int) -> None:
     """Some servers declare gzip for layers, which are gzip files themselves."""
     hub.faults.add(Fault(kind="cdn", headers={"Content-Encoding": "gzip"}))
     assert await read_blob(line, start) == LAYER[start:]
 
 
-async def test_error_about_a_wrong_blob_names_its_declared_coding(hub: Hub, line: Line) -> None:
+async def test_error_about_a_wrong_blob_names_its_declared_coding(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="cdn", headers={"Content-Encoding": "br"}))
     with pytest.raises(BadUpstream, match="encoded a body although identity"):
         async with line.upstream.open_blob(REPO, DIGEST):
@@ -132,7 +132,7 @@ async def test_error_about_a_wrong_blob_names_its_declared_coding(hub: Hub, line
 @pytest.mark.parametrize("is_encoded", [True, False])
 @pytest.mark.parametrize("digest_is_told", [True, False])
 async def test_manifest_declared_as_gzip_is_read_whether_encoded_or_not(
-    hub: Hub, line: Line, by_digest: bool, is_encoded: bool, digest_is_told: bool
+    hub: Hub, line: UpstreamSetup, by_digest: bool, is_encoded: bool, digest_is_told: bool
 ) -> None:
     image = hub.image(REPO, "stable", [LAYER])
     headers = {"Content-Encoding": "gzip"} | ({"Docker-Content-Digest": image.digest} if digest_is_told else {})
@@ -148,13 +148,15 @@ async def test_manifest_declared_as_gzip_is_read_whether_encoded_or_not(
     [(b"not gzip", "gzip"), (b"\x1f\x8bno", "gzip"), (b"anything", "br"), (gzip.compress(b" " * (5 << 20)), "gzip")],
     ids=["no gzip", "damaged", "brotli", "bomb"],
 )
-async def test_manifest_that_cannot_be_decoded_is_a_clear_error(hub: Hub, line: Line, body: bytes, coding: str) -> None:
+async def test_manifest_that_cannot_be_decoded_is_a_clear_error(
+    hub: Hub, line: UpstreamSetup, body: bytes, coding: str
+) -> None:
     hub.faults.add(Fault(kind="manifest", status=200, body=body, headers={"Content-Encoding": coding}))
     with pytest.raises(BadUpstream, match=r"encoded|labelled gzip|too large"):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
 
 
-async def test_content_length_of_an_encoded_response_is_not_the_manifests_size(hub: Hub, line: Line) -> None:
+async def test_content_length_of_an_encoded_response_is_not_the_manifests_size(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="manifest", method="HEAD", headers={"Content-Encoding": "gzip"}))
     assert (await line.upstream.head_manifest(REPO, "stable", ACCEPT)).size is None
 
@@ -162,7 +164,7 @@ async def test_content_length_of_an_encoded_response_is_not_the_manifests_size(h
 # -- refused responses ----------------------------------------------------------------------------------------------
 
 
-async def test_manifest_that_does_not_match_its_digest_is_refused(hub: Hub, line: Line) -> None:
+async def test_manifest_that_does_not_match_its_digest_is_refused(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="manifest", corrupt_at=10))
     known = Digest.parse(hub.image(REPO, "stable", [LAYER]).digest)
     for reference in ("stable", known):
@@ -170,20 +172,20 @@ async def test_manifest_that_does_not_match_its_digest_is_refused(hub: Hub, line
             await line.upstream.get_manifest(REPO, reference, ACCEPT)
 
 
-async def test_manifest_over_the_limit_is_refused(hub: Hub, line: Line) -> None:
+async def test_manifest_over_the_limit_is_refused(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="manifest", status=200, body=b" " * (MAX_MANIFEST + 1)))
     with pytest.raises(BadUpstream, match="too large"):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
 
 
 @pytest.mark.parametrize("value", ["sha256:abc", "md5:" + "0" * 32, ""])
-async def test_malformed_digest_header_is_refused(hub: Hub, line: Line, value: str) -> None:
+async def test_malformed_digest_header_is_refused(hub: Hub, line: UpstreamSetup, value: str) -> None:
     hub.faults.add(Fault(kind="manifest", headers={"Docker-Content-Digest": value}))
     with pytest.raises(BadUpstream, match="Docker-Content-Digest"):
         await line.upstream.head_manifest(REPO, "stable", ACCEPT)
 
 
-async def test_html_page_in_place_of_a_manifest_is_refused(hub: Hub, line: Line) -> None:
+async def test_html_page_in_place_of_a_manifest_is_refused(hub: Hub, line: UpstreamSetup) -> None:
     known = Digest.parse(hub.image(REPO, "stable", [LAYER]).digest)
     hub.faults.add(Fault(kind="manifest", status=200, body="<html>please log in</html>"))
     with pytest.raises(BadUpstream):
@@ -192,7 +194,7 @@ async def test_html_page_in_place_of_a_manifest_is_refused(hub: Hub, line: Line)
         await line.upstream.get_manifest(REPO, known, ACCEPT)
 
 
-async def test_truncated_manifest_is_unavailable(hub: Hub, line: Line) -> None:
+async def test_truncated_manifest_is_unavailable(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="manifest", close_after=20))
     with pytest.raises(Unavailable):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
@@ -203,7 +205,9 @@ async def test_truncated_manifest_is_unavailable(hub: Hub, line: Line) -> None:
     [Fault(kind="cdn", close_after=1000), Fault(kind="cdn", length=400_000), Fault(kind="cdn", pause_after=1000),
      Fault(kind="cdn", chunked=True, close_after=1000)],
 )  # fmt: skip
-async def test_blob_transfer_that_breaks_off_or_stalls_is_unavailable(hub: Hub, line: Line, fault: Fault) -> None:
+async def test_blob_transfer_that_breaks_off_or_stalls_is_unavailable(
+    hub: Hub, line: UpstreamSetup, fault: Fault
+) -> None:
     hub.faults.add(replace(fault))
     arrived: list[bytes] = []
 
@@ -216,7 +220,7 @@ async def test_blob_transfer_that_breaks_off_or_stalls_is_unavailable(hub: Hub, 
     assert LAYER.startswith(b"".join(arrived))
 
 
-async def test_blob_without_content_length_has_no_size(hub: Hub, line: Line) -> None:
+async def test_blob_without_content_length_has_no_size(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="cdn", chunked=True))
     async with line.upstream.open_blob(REPO, DIGEST) as body:
         assert body.size is None
@@ -230,19 +234,21 @@ async def test_blob_without_content_length_has_no_size(hub: Hub, line: Line) -> 
     [(400, BadUpstream), (403, Denied), (404, ManifestUnknown), (418, BadUpstream), (204, BadUpstream),
      (304, BadUpstream), (500, Unavailable), (503, Unavailable)],
 )  # fmt: skip
-async def test_each_status_becomes_its_error(hub: Hub, line: Line, status: int, expected: type[RegistryError]) -> None:
+async def test_each_status_becomes_its_error(
+    hub: Hub, line: UpstreamSetup, status: int, expected: type[RegistryError]
+) -> None:
     hub.faults.add(Fault(kind="manifest", status=status, body="<html>"))
     with pytest.raises(expected) as caught:
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
     assert json.loads(caught.value.body())["errors"][0]["code"]
 
 
-async def test_registrys_404_for_a_blob_is_blob_unknown(hub: Hub, line: Line) -> None:
+async def test_registrys_404_for_a_blob_is_blob_unknown(hub: Hub, line: UpstreamSetup) -> None:
     with pytest.raises(BlobUnknown):
         await line.upstream.head_blob(REPO, Digest.of(b"nowhere"))
 
 
-async def test_upstreams_own_message_is_in_the_detail(hub: Hub, line: Line) -> None:
+async def test_upstreams_own_message_is_in_the_detail(hub: Hub, line: UpstreamSetup) -> None:
     body = {"errors": [{"code": "DENIED", "message": "billing is overdue"}]}
     hub.faults.add(Fault(kind="manifest", status=403, body=body))
     with pytest.raises(Denied) as caught:
@@ -256,7 +262,9 @@ async def test_upstreams_own_message_is_in_the_detail(hub: Hub, line: Line) -> N
 
 
 @pytest.mark.parametrize("after", ["17", None])
-async def test_rate_limit_is_reported_and_no_further_request_sent(hub: Hub, line: Line, after: str | None) -> None:
+async def test_rate_limit_is_reported_and_no_further_request_sent(
+    hub: Hub, line: UpstreamSetup, after: str | None
+) -> None:
     headers = {"Retry-After": after} if after else {}
     fault = hub.faults.add(Fault(kind="manifest", status=429, body="Too Many Requests", headers=headers))
     for _ in range(5):
@@ -267,7 +275,7 @@ async def test_rate_limit_is_reported_and_no_further_request_sent(hub: Hub, line
     assert await read_blob(line) == LAYER
 
 
-async def test_private_repository_is_unauthorized_with_the_registrys_challenge(hub: Hub, line: Line) -> None:
+async def test_private_repository_is_unauthorized_with_the_registrys_challenge(hub: Hub, line: UpstreamSetup) -> None:
     hub.private(REPO, {"alice": "secret"})
     with pytest.raises(Unauthorized) as caught:
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
@@ -276,7 +284,7 @@ async def test_private_repository_is_unauthorized_with_the_registrys_challenge(h
     assert hub.count(kind="token") == 1
 
 
-async def test_registry_that_always_answers_401_gets_at_most_two_tokens(hub: Hub, line: Line) -> None:
+async def test_registry_that_always_answers_401_gets_at_most_two_tokens(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="manifest", status=401))
     for _ in range(2):
         hub.reset_log()
@@ -291,13 +299,15 @@ async def test_registry_that_always_answers_401_gets_at_most_two_tokens(hub: Hub
 
 @pytest.mark.parametrize("fault", [Fault(status=500), Fault(status=503, body="<html>"), Fault(reset=True)])
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
-async def test_quick_failure_is_retried(hub: Hub, line: Line, fault: Fault, method: str) -> None:
+async def test_quick_failure_is_retried(hub: Hub, line: UpstreamSetup, fault: Fault, method: str) -> None:
     hub.faults.add(replace(fault, kind="manifest", times=1))
     ask = line.upstream.head_manifest if method == "HEAD" else line.upstream.get_manifest
     assert (await ask(REPO, "stable", ACCEPT)).media_type == OCI_MANIFEST
 
 
-async def test_retries_are_few_with_growing_delays(hub: Hub, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retries_are_few_with_growing_delays(
+    hub: Hub, line: UpstreamSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     slept: list[float] = []
 
@@ -314,7 +324,7 @@ async def test_retries_are_few_with_growing_delays(hub: Hub, line: Line, monkeyp
     assert waits == sorted(set(waits))
 
 
-async def test_silent_registry_is_unavailable_after_the_time_out(hub: Hub, line: Line) -> None:
+async def test_silent_registry_is_unavailable_after_the_time_out(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="manifest", blackhole=True))
     begun = time.monotonic()
     with pytest.raises(Unavailable, match="time-out"):
@@ -323,7 +333,7 @@ async def test_silent_registry_is_unavailable_after_the_time_out(hub: Hub, line:
 
 
 async def test_registry_that_does_not_accept_connections_is_unavailable_after_the_time_out(
-    hub: Hub, line: Line
+    hub: Hub, line: UpstreamSetup
 ) -> None:
     hub.blackhole("registry")
     begun = time.monotonic()
@@ -332,7 +342,7 @@ async def test_registry_that_does_not_accept_connections_is_unavailable_after_th
     assert time.monotonic() - begun < 6
 
 
-async def test_response_head_over_the_limit_is_unavailable(hub: Hub, line: Line) -> None:
+async def test_response_head_over_the_limit_is_unavailable(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="manifest", headers={"X-Book": "x" * 100_000}))
     with pytest.raises(Unavailable):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)

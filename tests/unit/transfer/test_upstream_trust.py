@@ -15,7 +15,7 @@ from hubcache.transfer import session
 from hubcache.transfer import upstream as upstream_module
 from hubcache.transfer.realms import may_receive_password
 from support.standin import Fault, Hub, random_bytes
-from support.upstreams import Line, line_to, tokens_sent
+from support.upstreams import UpstreamSetup, tokens_sent, upstream_to
 
 REPO = "library/debian"
 ACCEPT = ", ".join(COMMON_TYPES)
@@ -32,13 +32,13 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def line(hub: Hub) -> AsyncIterator[Line]:
+async def line(hub: Hub) -> AsyncIterator[UpstreamSetup]:
     hub.image(REPO, "stable", [LAYER])
-    async with line_to(hub) as opened:
+    async with upstream_to(hub) as opened:
         yield opened
 
 
-async def read_blob(line: Line, start: int = 0, end: int | None = None) -> bytes:
+async def read_blob(line: UpstreamSetup, start: int = 0, end: int | None = None) -> bytes:
     async with line.upstream.open_blob(REPO, DIGEST, start, end) as body:
         return b"".join([chunk async for chunk in body.chunks()])
 
@@ -46,14 +46,14 @@ async def read_blob(line: Line, start: int = 0, end: int | None = None) -> bytes
 # -- redirects -------------------------------------------------------------------------------------------------------
 
 
-async def test_authorization_is_sent_to_the_registry_but_not_to_redirect_targets(hub: Hub, line: Line) -> None:
+async def test_authorization_is_sent_to_the_registry_but_not_to_redirect_targets(hub: Hub, line: UpstreamSetup) -> None:
     await read_blob(line)
     await read_blob(line, 10)
     assert all(record.authorization for record in hub.requests(kind="blob")[1:])
     assert [record.authorization for record in hub.requests(kind="cdn")] == [None, None]
 
 
-async def test_authorization_is_not_sent_after_a_foreign_host_redirects_back(hub: Hub, line: Line) -> None:
+async def test_authorization_is_not_sent_after_a_foreign_host_redirects_back(hub: Hub, line: UpstreamSetup) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     hub.reset_log()
     hub.faults.add(Fault(kind="cdn", redirect=f"{hub.url()}/v2/{REPO}/tags/list"))
@@ -63,7 +63,7 @@ async def test_authorization_is_not_sent_after_a_foreign_host_redirects_back(hub
     assert hub.count(kind="tags") >= 1
 
 
-async def test_clients_own_authorization_is_not_sent_to_redirect_targets(hub: Hub, line: Line) -> None:
+async def test_clients_own_authorization_is_not_sent_to_redirect_targets(hub: Hub, line: UpstreamSetup) -> None:
     reader = await line.upstream.anonymous_authorization(REPO)
     async with line.upstream.open_blob(REPO, DIGEST, authorization=reader) as body:
         assert body.size == len(LAYER)
@@ -71,7 +71,7 @@ async def test_clients_own_authorization_is_not_sent_to_redirect_targets(hub: Hu
     assert [record.authorization for record in hub.requests(kind="cdn")] == [None]
 
 
-async def test_redirect_loop_is_a_bad_upstream(hub: Hub, line: Line) -> None:
+async def test_redirect_loop_is_a_bad_upstream(hub: Hub, line: UpstreamSetup) -> None:
     fault = hub.faults.add(Fault(kind="blob", redirect="loop"))
     with pytest.raises(BadUpstream, match="loop"):
         await read_blob(line)
@@ -83,14 +83,14 @@ async def test_redirect_loop_is_a_bad_upstream(hub: Hub, line: Line) -> None:
     ["ftp://cdn.example/x", "file:///etc/passwd", "http://", "http://[::1/x", "http://[]@", "http://cdn.example:99999/x",
      "//", "javascript:alert(1)", "http://" + "a" * 70 + ".example/x", "http://a..b/x", "http://a b/"],
 )  # fmt: skip
-async def test_invalid_redirect_is_a_registry_error(hub: Hub, line: Line, target: str) -> None:
+async def test_invalid_redirect_is_a_registry_error(hub: Hub, line: UpstreamSetup, target: str) -> None:
     hub.faults.add(Fault(kind="blob", redirect=target))
     with pytest.raises(RegistryError) as caught:
         await read_blob(line)
     assert caught.value.status in (502, 503)
 
 
-async def test_signed_url_is_requested_unchanged(hub: Hub, line: Line) -> None:
+async def test_signed_url_is_requested_unchanged(hub: Hub, line: UpstreamSetup) -> None:
     signature = "/blobs/x/y?X-Signature=a%2Bb%2f%3D%3d&k=%7E~+%20"
     hub.faults.add(Fault(kind="blob", redirect=hub.url("cdn") + signature))
     with pytest.raises(RegistryError):
@@ -102,7 +102,7 @@ async def test_redirect_from_https_to_http_is_refused() -> None:
     with Hub(tls=True) as secure, Hub() as plain:
         secure.image(REPO, "stable", [LAYER])
         secure.faults.add(Fault(kind="blob", redirect=f"{plain.url('cdn')}/blobs/x/y"))
-        async with line_to(secure) as line:
+        async with upstream_to(secure) as line:
             with pytest.raises(BadUpstream, match="https to http"):
                 await read_blob(line)
         assert plain.count() == 0
@@ -110,14 +110,14 @@ async def test_redirect_from_https_to_http_is_refused() -> None:
 
 async def test_untrusted_certificate_is_unavailable() -> None:
     with Hub(tls=True) as secure:
-        async with line_to(secure, f"https://127.0.0.2:{secure.ports['registry']}") as line:
+        async with upstream_to(secure, f"https://127.0.0.2:{secure.ports['registry']}") as line:
             with pytest.raises(Unavailable):
                 await line.upstream.get_manifest(REPO, "stable", ACCEPT)
         assert secure.count() == 0
 
 
 async def test_remote_registry_cannot_name_local_addresses(
-    hub: Hub, line: Line, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, line: UpstreamSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither in a redirect nor as a realm."""
     monkeypatch.setattr("hubcache.transfer.local_registries.is_local_address", lambda address: False)
@@ -136,14 +136,14 @@ async def test_remote_registry_cannot_name_local_addresses(
 # -- tokens and challenges -------------------------------------------------------------------------------------------
 
 
-async def test_concurrent_requests_share_one_token(hub: Hub, line: Line) -> None:
+async def test_concurrent_requests_share_one_token(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="token", delay=0.05))
     results = await asyncio.gather(*(line.upstream.head_manifest(REPO, "stable", ACCEPT) for _ in range(20)))
     assert len({head.digest for head in results}) == 1
     assert hub.count(kind="token") == 1
 
 
-async def test_expired_token_is_replaced_within_the_request(hub: Hub, line: Line) -> None:
+async def test_expired_token_is_replaced_within_the_request(hub: Hub, line: UpstreamSetup) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     hub.accounts.revoke()
     hub.reset_log()
@@ -155,7 +155,7 @@ async def test_expired_token_is_replaced_within_the_request(hub: Hub, line: Line
 
 
 @pytest.mark.parametrize("is_known", [False, True])
-async def test_new_token_that_is_refused_once_is_replaced(hub: Hub, line: Line, is_known: bool) -> None:
+async def test_new_token_that_is_refused_once_is_replaced(hub: Hub, line: UpstreamSetup, is_known: bool) -> None:
     """Some machines of a registry may not know the token yet."""
     if is_known:
         await line.upstream.head_manifest(REPO, "stable", ACCEPT)
@@ -167,7 +167,7 @@ async def test_new_token_that_is_refused_once_is_replaced(hub: Hub, line: Line, 
     assert (hub.count(kind="manifest"), hub.count(kind="token")) == (3, 2)
 
 
-async def test_new_realm_of_a_registry_is_used(hub: Hub, line: Line) -> None:
+async def test_new_realm_of_a_registry_is_used(hub: Hub, line: UpstreamSetup) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     old = await line.upstream.challenge()
     with Hub() as other:
@@ -181,7 +181,7 @@ async def test_new_realm_of_a_registry_is_used(hub: Hub, line: Line) -> None:
         assert [challenge.realm for challenge in line.learned] == [old.realm, other.realm]
 
 
-async def test_registry_is_pinged_rarely_while_its_token_service_fails(hub: Hub, line: Line) -> None:
+async def test_registry_is_pinged_rarely_while_its_token_service_fails(hub: Hub, line: UpstreamSetup) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     hub.stop("token")
     hub.reset_log()
@@ -191,7 +191,7 @@ async def test_registry_is_pinged_rarely_while_its_token_service_fails(hub: Hub,
     assert [record.kind for record in hub.log] == ["ping"]
 
 
-async def test_no_token_is_fetched_while_offline(hub: Hub, line: Line) -> None:
+async def test_no_token_is_fetched_while_offline(hub: Hub, line: UpstreamSetup) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     hub.reset_log()
     line.client.offline = True
@@ -201,7 +201,7 @@ async def test_no_token_is_fetched_while_offline(hub: Hub, line: Line) -> None:
 
 
 async def test_token_about_to_expire_is_replaced_before_it_is_used(
-    hub: Hub, line: Line, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, line: UpstreamSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await line.upstream.head_manifest(REPO, "stable", ACCEPT)
     hub.reset_log()
@@ -212,7 +212,7 @@ async def test_token_about_to_expire_is_replaced_before_it_is_used(
     assert hub.count(kind="token") == 1
 
 
-async def test_registry_without_authentication_is_read_without_tokens(hub: Hub, line: Line) -> None:
+async def test_registry_without_authentication_is_read_without_tokens(hub: Hub, line: UpstreamSetup) -> None:
     hub.auth = False
     assert await read_blob(line) == LAYER
     assert await line.upstream.challenge() is None
@@ -220,7 +220,7 @@ async def test_registry_without_authentication_is_read_without_tokens(hub: Hub, 
     assert hub.count(kind="token") == 0
 
 
-async def test_challenge_of_the_ping_is_remembered(hub: Hub, line: Line) -> None:
+async def test_challenge_of_the_ping_is_remembered(hub: Hub, line: UpstreamSetup) -> None:
     first = await line.upstream.challenge()
     assert first is not None
     assert (first.realm, first.service) == (hub.realm, hub.service)
@@ -230,7 +230,7 @@ async def test_challenge_of_the_ping_is_remembered(hub: Hub, line: Line) -> None
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-async def test_failed_ping_does_not_mean_that_no_token_is_needed(hub: Hub, line: Line, status: int) -> None:
+async def test_failed_ping_does_not_mean_that_no_token_is_needed(hub: Hub, line: UpstreamSetup, status: int) -> None:
     fault = hub.faults.add(Fault(kind="ping", status=status))
     with pytest.raises(TooManyRequests if status == 429 else Unavailable):
         await line.upstream.challenge()
@@ -239,7 +239,7 @@ async def test_failed_ping_does_not_mean_that_no_token_is_needed(hub: Hub, line:
     assert await line.upstream.challenge() is not None
 
 
-async def test_challenge_of_a_redirect_target_is_ignored(hub: Hub, line: Line) -> None:
+async def test_challenge_of_a_redirect_target_is_ignored(hub: Hub, line: UpstreamSetup) -> None:
     """Else a CDN could make the cache send passwords to a realm of its choice."""
     evil = {"WWW-Authenticate": 'Bearer realm="http://evil.example/token",service="x"'}
     hub.faults.add(Fault(kind="cdn", status=401, headers=evil))
@@ -267,19 +267,19 @@ async def test_bearer_challenge_is_used_beside_a_basic_one() -> None:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     with Hub() as unused:
-        async with line_to(unused, f"http://127.0.0.1:{runner.addresses[0][1]}") as line:
+        async with upstream_to(unused, f"http://127.0.0.1:{runner.addresses[0][1]}") as line:
             assert (await line.upstream.get_manifest(REPO, "stable", ACCEPT)).body == b"{}"
     await runner.cleanup()
 
 
-async def test_malformed_realm_is_a_registry_error(hub: Hub, line: Line) -> None:
+async def test_malformed_realm_is_a_registry_error(hub: Hub, line: UpstreamSetup) -> None:
     for realm in ("nonsense", "ftp://x/token", "http://[", "http://a:99999/"):
         hub.realm = realm
         with pytest.raises(RegistryError):
             await line.upstream.get_manifest(REPO, "stable", ACCEPT)
 
 
-async def test_token_service_that_answers_html_is_unavailable(hub: Hub, line: Line) -> None:
+async def test_token_service_that_answers_html_is_unavailable(hub: Hub, line: UpstreamSetup) -> None:
     hub.faults.add(Fault(kind="token", status=200, body="<html>"))
     with pytest.raises(Unavailable):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
@@ -312,7 +312,7 @@ async def test_accounts_password_is_not_sent_to_a_realm_in_another_domain(hub: H
     hub.image(REPO, "stable", [LAYER])
     hub.user("alice", "secret")
     hub.realm = hub.realm.replace("localhost", "127.0.0.1")
-    async with line_to(hub, account=Account("alice", "secret")) as line:
+    async with upstream_to(hub, account=Account("alice", "secret")) as line:
         assert await line.upstream.account_authorization(REPO) is None
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
     assert {record.authorization for record in hub.requests(kind="token")} <= {None}
@@ -321,7 +321,7 @@ async def test_accounts_password_is_not_sent_to_a_realm_in_another_domain(hub: H
 async def test_account_reads_with_a_token_of_a_realm_in_the_registrys_domain(hub: Hub) -> None:
     hub.image(REPO, "stable", [LAYER])
     hub.private(REPO, {"alice": "secret"})
-    async with line_to(hub, account=Account("alice", "secret")) as line:
+    async with upstream_to(hub, account=Account("alice", "secret")) as line:
         reader = await line.upstream.account_authorization(REPO)
         fetched = await line.upstream.get_manifest(REPO, "stable", ACCEPT, reader)
         assert fetched.digest.hex == hashlib.sha256(fetched.body).hexdigest()
