@@ -111,8 +111,3 @@ def on_signals(signals: Iterable[signal.Signals], action: Callable[[], None]) ->
     with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows, or not in the main thread
         for each in signals:
             loop.add_signal_handler(each, action)
-
-
-def ignore_hangup() -> None:
-    """Have SIGHUP, by which many programs read their configuration again, not end this one."""
-    on_signals((signal.SIGHUP,), lambda: logger.info("hubcache: SIGHUP is ignored: options are read at start"))

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import ssl
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -21,14 +22,15 @@ from .engine import Engine
 from .mitm import compat, proxyserver
 from .mitm.interception import Interception
 from .oci.errors import ConfigError, StoreTooNew
-from .operate import options
+from .operate import config_file, options
 from .operate.ca import ensure_ca
+from .operate.config_file import ConfigFile
 from .operate.line_buffering import print_whole_lines
 from .operate.options import Settings
 from .plugin import FlowHooks
 from .public_hooks import PublicConnectionHooks
 from .setup.setup_pages import SetupPages
-from .shutdown import Shutdown, ignore_hangup
+from .shutdown import Shutdown, on_signals
 from .workers.owner_client import OwnerClient
 from .workers.supervisor import OWNER, Supervisor, inherited, worker_command
 
@@ -48,6 +50,7 @@ class Hubcache:
         self._supervisor: Supervisor | None = None
         self._shutdown = Shutdown()
         self._leaf_timer: asyncio.TimerHandle | None = None
+        self._config_file: ConfigFile | None = None
         self._untested = compat.find_problem()
         """Why internals of mitmproxy and pyOpenSSL are not used, if so."""
         limits = ClientLimits()
@@ -76,7 +79,9 @@ class Hubcache:
         try:
             options.check_names(ctx.options.deferred)
             options.convert_config_file(ctx.options.deferred)
+            fixed = options.command_line_names(ctx.options.deferred)
             ctx.options.process_deferred()
+            self._load_config_file(ConfigFile.find(ctx.options, fixed))
         except (ConfigError, exceptions.OptionsError) as error:
             # An exception would be lost: mitmproxy loads scripts in a task of their own.
             logger.error("hubcache: %s", error)
@@ -87,6 +92,31 @@ class Hubcache:
             http2=False,  # several times slower than HTTP/1.1 inside mitmproxy
             keep_host_header=True,  # the set-up pages contain the name by which the client reached the mirror
         )
+
+    def _load_config_file(self, file: ConfigFile) -> None:
+        text = os.environ[config_file.TEXT] if OWNER in os.environ else file.read()
+        ctx.options.update(**file.load(ctx.options, text))
+        os.environ[config_file.TEXT] = text  # for the workers that this process may start
+        self._config_file = file
+
+    def _reload_config_file(self) -> None:
+        """Apply what changed in the config file. A file with an error changes nothing."""
+        file = self._config_file
+        if file is None or self._engine is None:  # the program is stopping
+            return
+        try:
+            text = file.read()
+            change = file.change_to(ctx.options, text)
+            # The password may have changed in its file, which is read when an option is set.
+            ctx.options.update(hubcache_password_file=ctx.options.hubcache_password_file, **change.now)
+        except (ConfigError, exceptions.OptionsError) as error:
+            logger.error("hubcache: SIGHUP: nothing changed: %s", error)
+            return
+        file.accept(ctx.options, text)
+        os.environ[config_file.TEXT] = text
+        logger.info("hubcache: SIGHUP: %s: %s", file.path, change)
+        if self._supervisor is not None:
+            self._supervisor.reload()
 
     def _without_quic(self) -> None:
         if self._untested is None:
@@ -119,6 +149,7 @@ class Hubcache:
         _set_default(confdir=str(CERTS))  # not before: mitmproxy would make a CA, valid for every site
         if warning and previous is None and OWNER not in os.environ:
             logger.warning("hubcache: %s", warning)
+        own_hosts = self._flows.interception.allow_hosts
         self._settings, self._flows.interception = settings, interception
         self._connections.intercept(interception)
         self._access.apply(settings, interception, _ports(settings))
@@ -135,7 +166,8 @@ class Hubcache:
             if isinstance(mode, ReverseMode) and not interception.serves(mode):
                 raise ConfigError(f"mode {mode.full_spec}: {mode.address[0]} is not in hubcache_registries")
         self._without_quic()
-        _set_default(allow_hosts=interception.allow_hosts)
+        if ctx.options.allow_hosts in ([], own_hosts):
+            ctx.options.update(allow_hosts=interception.allow_hosts)
 
     # -- start ----------------------------------------------------------------------------------------------------
 
@@ -143,7 +175,8 @@ class Hubcache:
         """Start the engine or connect to the owner, serve clients, and log all addresses."""
         if self._settings is None or self._engine is not None:
             return
-        ignore_hangup()
+        hangup = asyncio.Event()
+        on_signals((signal.SIGHUP,), hangup.set)  # at once: by default, the signal would end the program
         # mitmproxy may have read its modes before this script was loaded. It logs what it cannot open.
         if not await proxyserver.open_listeners():
             return
@@ -160,6 +193,9 @@ class Hubcache:
             return
         self._flows.serve(self._engine)
         self._renew_leaves()
+        on_signals((signal.SIGHUP,), self._reload_config_file)
+        if hangup.is_set():
+            self._reload_config_file()
         gc.freeze()  # objects that live as long as the program need no look at each collection
 
     async def _start_engine(self, settings: Settings, servers: tuple[Any, ...]) -> Engine:

@@ -271,13 +271,13 @@ def test_tunnel_in_use_continues_until_it_is_idle(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mitmdump", "workers"])
-def test_sighup_is_ignored_and_logged(kind: str) -> None:
+def test_sighup_without_a_config_file_changes_nothing(kind: str) -> None:
     with started(kind) as program:
         image = program.hub.image(REPO, "1", [b"layer"])
         workers = workers_of(program.pid)
         for pid in (program.pid, *workers):
             os.kill(pid, signal.SIGHUP)
-        program.wait_for_log("SIGHUP is ignored: options are read at start")
+        program.wait_for_log(f"hubcache: SIGHUP: {program.confdir}/hubcache.yaml: nothing changed")
         assert program.client("mirror").manifest("1", repo=REPO).body == image.manifest
         assert workers_of(program.pid) == workers
 

@@ -57,11 +57,11 @@ PURE_LIBRARIES = {"cachetools", "publicsuffixlist"}
 READS_CODE = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "jsonpickle", "marshal", "shelve"}
 
 LIBRARIES = ("mitmproxy", "OpenSSL")
-# What mitmproxy and pyOpenSSL document, and two modules of utilities.
+# What mitmproxy and pyOpenSSL document, and three modules of utilities.
 DOCUMENTED = {
     *("mitmproxy.addonmanager", "mitmproxy.connection", "mitmproxy.ctx", "mitmproxy.exceptions", "mitmproxy.flow"),
     *("mitmproxy.http", "mitmproxy.options", "mitmproxy.tcp", "mitmproxy.tls"),
-    *("mitmproxy.utils.human", "mitmproxy.utils.typecheck"),
+    *("mitmproxy.utils.human", "mitmproxy.utils.typecheck", "mitmproxy.optmanager"),
     *("mitmproxy.version", "mitmproxy.proxy.layer", "mitmproxy.proxy.mode_specs", "mitmproxy.proxy.server_hooks"),
     "OpenSSL.SSL",
 }

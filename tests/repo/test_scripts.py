@@ -360,6 +360,11 @@ class TestPorts:
         assert messages.startswith("hubcache: --mirror-port: ")
         assert "is not a port number" in messages
 
+    @pytest.mark.parametrize("arguments", [["--config", "/a b.yaml"], ["--config=/a b.yaml"]])
+    def test_config_file_is_an_option(self, checkout: Checkout, arguments: list[str]) -> None:
+        status, output, _ = checkout.serve(*arguments, "-q")
+        assert (status, output.split(" ", 4)[4]) == (0, "--set hubcache_config=/a b.yaml -q\n")
+
     def test_help_needs_no_set_up(self, checkout: Checkout) -> None:
         status, output, messages = checkout.serve("--help")
         assert (status, messages) == (0, "")

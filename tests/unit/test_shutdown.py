@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,5 +135,5 @@ async def test_nothing_changes_where_the_event_loop_supports_no_signals(
         raise error
 
     monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", refuse)
-    shutdown.ignore_hangup()
+    shutdown.on_signals((signal.SIGHUP,), lambda: None)
     Shutdown().end_wait_at_signal()

@@ -1,13 +1,13 @@
 """Contains all options, each declared once, and `Settings`, their checked values."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
-from mitmproxy import addonmanager
+from mitmproxy import addonmanager, exceptions, optmanager
 from mitmproxy.utils import typecheck
 
 from ..oci.account import Account
@@ -212,6 +212,15 @@ class Settings:
         "saves no flows to a file, and a change takes effect at the next start.",
         at_start=True,
     )
+    config: Path | None = option(
+        "hubcache_config",
+        "",
+        values.file_path,
+        "YAML file with values for these options, named with or without hubcache_, which is read again at SIGHUP, or "
+        "empty for hubcache.yaml beside mitmproxy's config.yaml, if it exists; values of the command line win, and "
+        "another file takes effect at the next start.",
+        at_start=True,
+    )
     stop_within: float = option(
         "hubcache_stop_within",
         "30s",
@@ -261,6 +270,20 @@ def check_names(given: Iterable[str]) -> None:
             complaints.append(f"{name} is not an option" + (f"; did you mean {close[0]}?" if close else ""))
     if complaints:
         raise ConfigError(", and ".join(complaints))
+
+
+def parse_yaml(text: str) -> object:
+    """Return the document in a config file, `{}` for an empty one; raises `ConfigError` with one line."""
+    try:
+        return optmanager.parse(text)
+    except exceptions.OptionsError as error:
+        first, *snippet = str(error).splitlines()
+        raise ConfigError(" ".join([first, *snippet[-1:]])) from error
+
+
+def command_line_names(given: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names among mitmproxy's deferred options that the command line sets, not a `config.yaml`."""
+    return frozenset(name for name, value in given.items() if not isinstance(value, _YAML_TYPES))
 
 
 def convert_config_file(given: dict[str, Any]) -> None:

@@ -128,6 +128,12 @@ class Supervisor:
         self._responder.on_change(lambda: None)
         self._epoch.close()
 
+    def reload(self) -> None:
+        """Have all workers read the config file again."""
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGHUP)
+
     def kill(self) -> None:
         """Kill the workers that are still running."""
         for process in self._processes:
