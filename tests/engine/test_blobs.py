@@ -58,11 +58,11 @@ class Ranges:
         """Number of requests in addition to the fill's own."""
         return self.hub.count(kind="cdn", method="GET") - 1
 
-    async def ask(self, cache: Cache) -> tuple[Answer, list[Answer], list[asyncio.Task[bytes]]]:
+    async def request(self, cache: Cache) -> tuple[Answer, list[Answer], list[asyncio.Task[bytes]]]:
         """Request the whole blob and the ranges; return the answers, and tasks that read the ranges."""
-        filler = await begin(cache, self.digest)
+        whole = await begin(cache, self.digest)
         answers = [await begin(cache, self.digest, range=f"bytes={at}-{at + 99}") for at in STARTS]
-        return filler, answers, [asyncio.create_task(read(answer)) for answer in answers]
+        return whole, answers, [asyncio.create_task(read(answer)) for answer in answers]
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def ranges(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Ranges:
 async def test_ranges_in_parallel_to_a_fill_are_bounded_and_fetched_in_order(
     cache: Cache, hub: Hub, ranges: Ranges
 ) -> None:
-    filler, _, reading = await ranges.ask(cache)
+    whole, _, reading = await ranges.request(cache)
     await until(lambda: ranges.parallel_requests == MAX_PARALLEL_RANGES)
     await asyncio.wait(reading, timeout=0.1)
     assert ranges.parallel_requests == MAX_PARALLEL_RANGES
@@ -85,14 +85,14 @@ async def test_ranges_in_parallel_to_a_fill_are_bounded_and_fetched_in_order(
     wanted = [record.header("Range") for record in hub.requests(kind="cdn", method="GET")[1:]]
     assert wanted == [f"bytes={at}-{at + 99}" for at in STARTS], "in the order of the requests"
     hub.faults.remove(ranges.fill)
-    assert await read(filler) == DATA
+    assert await read(whole) == DATA
 
 
 async def test_waiting_range_is_read_from_the_fill_when_that_is_faster(cache: Cache, hub: Hub, ranges: Ranges) -> None:
-    filler, _, reading = await ranges.ask(cache)
+    whole, _, reading = await ranges.request(cache)
     await until(lambda: ranges.parallel_requests == MAX_PARALLEL_RANGES)
     hub.faults.remove(ranges.fill)
-    assert await read(filler) == DATA
+    assert await read(whole) == DATA
     assert await asyncio.gather(*reading[MAX_PARALLEL_RANGES:]) == [
         DATA[at : at + 100] for at in STARTS[MAX_PARALLEL_RANGES:]
     ]
@@ -104,12 +104,10 @@ async def test_waiting_range_is_read_from_the_fill_when_that_is_faster(cache: Ca
 async def test_disconnected_client_releases_its_slot_and_its_place_in_the_queue(
     cache: Cache, hub: Hub, ranges: Ranges
 ) -> None:
-    filler, answers, reading = await ranges.ask(cache)
+    whole, answers, reading = await ranges.request(cache)
     await until(lambda: ranges.parallel_requests == MAX_PARALLEL_RANGES)
-    for number in (
-        0,
-        *range(MAX_PARALLEL_RANGES, len(answers) - 1),
-    ):  # one that has a place, all but the last that have none
+    # One that has a slot, and all but the last of those that wait.
+    for number in (0, *range(MAX_PARALLEL_RANGES, len(answers) - 1)):
         reading[number].cancel()
     await asyncio.gather(*(task for task in reading if task.cancelling()), return_exceptions=True)
     await until(lambda: ranges.parallel_requests == MAX_PARALLEL_RANGES + 1)
@@ -117,32 +115,32 @@ async def test_disconnected_client_releases_its_slot_and_its_place_in_the_queue(
     assert last.header("Range") == f"bytes={STARTS[-1]}-{STARTS[-1] + 99}"
     hub.faults.clear()
     assert await reading[-1] == DATA[STARTS[-1] : STARTS[-1] + 100]
-    assert await read(filler) == DATA
+    assert await read(whole) == DATA
     await asyncio.gather(*reading, return_exceptions=True)
 
 
 async def test_range_that_is_refused_upstream_is_read_from_the_fill(cache: Cache, hub: Hub, ranges: Ranges) -> None:
-    filler = await begin(cache, ranges.digest)
+    whole = await begin(cache, ranges.digest)
     hub.faults.remove(ranges.parallel)
     refused = hub.faults.add(Fault(kind="blob", status=429))
     reading = asyncio.create_task(read(await begin(cache, ranges.digest, range="bytes=300000-300099")))
     await until(lambda: refused.hits)
     hub.faults.remove(ranges.fill)
-    assert await read(filler) == DATA
+    assert await read(whole) == DATA
     assert await reading == DATA[300_000:300_100]
 
 
 async def test_range_whose_request_is_not_answered_is_read_from_the_fill(
     cache: Cache, hub: Hub, ranges: Ranges
 ) -> None:
-    filler = await begin(cache, ranges.digest)
+    whole = await begin(cache, ranges.digest)
     hub.faults.remove(ranges.parallel)
     silent = hub.faults.add(Fault(kind="cdn", method="GET", blackhole=True))
     answers = [await begin(cache, ranges.digest, range=f"bytes={at}-{at + 99}") for at in STARTS]
     reading = [asyncio.create_task(read(answer)) for answer in answers]
     await until(lambda: silent.hits == MAX_PARALLEL_RANGES)
     hub.faults.remove(ranges.fill)
-    assert await read(filler) == DATA
+    assert await read(whole) == DATA
     assert await asyncio.wait_for(asyncio.gather(*reading), 10) == [DATA[at : at + 100] for at in STARTS]
     assert silent.hits == MAX_PARALLEL_RANGES
 
@@ -151,12 +149,12 @@ async def test_range_near_a_stalled_fill_is_fetched_in_parallel_after_a_while(
     cache: Cache, hub: Hub, ranges: Ranges, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cached_blobs, "_NEAR_SECONDS", 0.05)
-    filler = await begin(cache, ranges.digest)
+    whole = await begin(cache, ranges.digest)
     hub.faults.remove(ranges.parallel)
     assert await read(await begin(cache, ranges.digest, range="bytes=50000-50099")) == DATA[50_000:50_100]
     assert ranges.parallel_requests == 1
     hub.faults.remove(ranges.fill)
-    assert await read(filler) == DATA
+    assert await read(whole) == DATA
 
 
 async def test_contiguous_chunks_share_even_a_slow_fill(
@@ -165,8 +163,8 @@ async def test_contiguous_chunks_share_even_a_slow_fill(
     """As containerd requests them in its parallel fetch."""
     monkeypatch.setattr(cached_blobs, "_NEAR_SECONDS", 0.02)
     parts = [(at, at + 20_000) for at in range(0, 100_000, 20_000)]
-    asked = [await begin(cache, ranges.digest, range=f"bytes={start}-{end - 1}") for start, end in parts]
-    reading = [asyncio.create_task(read(answer)) for answer in asked]
+    answers = [await begin(cache, ranges.digest, range=f"bytes={start}-{end - 1}") for start, end in parts]
+    reading = [asyncio.create_task(read(answer)) for answer in answers]
     await asyncio.wait(reading, timeout=0.2)
     assert ranges.parallel_requests == 0
     hub.faults.remove(ranges.fill)
@@ -181,10 +179,10 @@ async def test_stored_or_arriving_blob_needs_no_token(
     image = hub.image(REPO, "1", [DATA])
     assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1"))[0] == 200
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000))
-    filler = await begin(cache, image.layers[0])
+    whole = await begin(cache, image.layers[0])
     if stored:
         hub.faults.remove(fault)
-        assert await read(filler) == DATA
+        assert await read(whole) == DATA
         await settled(cache)
 
     async def never(*_: object) -> None:
@@ -199,7 +197,7 @@ async def test_stored_or_arriving_blob_needs_no_token(
     hub.faults.remove(fault)
     assert await read(late) == DATA
     if not stored:
-        assert await read(filler) == DATA
+        assert await read(whole) == DATA
     assert hub.count(kind="cdn", method="GET") == 1
 
 
@@ -207,14 +205,14 @@ async def test_head_during_a_fill_sends_no_request(cache: Cache, hub: Hub) -> No
     image = hub.image(REPO, "1", [DATA])
     await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1")
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000))
-    filler = await begin(cache, image.layers[0])
+    whole = await begin(cache, image.layers[0])
     hub.reset_log()
     outcome, _ = await cache.ask(Listener.MIRROR, "HEAD", path(image.layers[0]))
     assert isinstance(outcome, Answer)
     assert (outcome.status, outcome.length) == (200, len(DATA))
     assert hub.count() == 0
     hub.faults.remove(fault)
-    assert await read(filler) == DATA
+    assert await read(whole) == DATA
 
 
 async def test_unsatisfiable_range_releases_the_stored_file(cache: Cache, hub: Hub) -> None:

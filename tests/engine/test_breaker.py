@@ -92,9 +92,9 @@ async def test_circuit_opens_after_few_failures_and_no_further_request_is_sent(
     monkeypatch.setattr(breaker, "WAIT_SECONDS", 0.0)
     await fail(cache, listener, 1)
     await until_open(cache, address(hub, "registry"))
-    asked = hub.count(listener="registry")
+    sent_before = hub.count(listener="registry")
     await fail(cache, listener, 20)
-    assert hub.count(listener="registry") == asked <= breaker.THRESHOLD + 1, "the failed requests, and a probe"
+    assert hub.count(listener="registry") == sent_before <= breaker.THRESHOLD + 1, "the failed requests, and a probe"
 
 
 @EACH_LISTENER
@@ -175,10 +175,10 @@ async def test_broken_blob_does_not_prevent_others_from_being_fetched(
 ) -> None:
     (broken, _), *others = cold(hub, 15)
     hub.faults.add(replace(fault, kind="cdn", path=f"*{broken.rpartition(':')[2]}*"))
-    asking = [asyncio.create_task(cache.get(listener, broken)) for _ in range(3)]
+    requests = [asyncio.create_task(cache.get(listener, broken)) for _ in range(3)]
     for path, content in others:
         assert await cache.get(listener, path) == (200, content)
-    assert {status for status, _ in await asyncio.gather(*asking)} == {503}
+    assert {status for status, _ in await asyncio.gather(*requests)} == {503}
     await until_closed(cache, address(hub, "cdn"))
 
 

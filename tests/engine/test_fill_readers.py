@@ -44,7 +44,7 @@ class Blobs:
     def data(number: int) -> bytes:
         return random_bytes(SIZE, f"blob {number}")
 
-    async def ask(self, number: int, client: str = "10.0.0.1", **headers: str) -> Answer:
+    async def request(self, number: int, client: str = "10.0.0.1", **headers: str) -> Answer:
         """Request a blob for a client, and return the head of the answer."""
         digest = self.hub.blob(REPO, self.data(number))
         request = self.cache.request(Listener.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}", **headers)
@@ -56,10 +56,10 @@ class Blobs:
     def fill(self, number: int) -> Fill | None:
         return self.cache.engine.fills.get(Digest.of(self.data(number)))
 
-    async def leave(self, *numbers: int) -> None:
+    async def disconnect(self, *numbers: int) -> None:
         """Request blobs, read some bytes, and disconnect."""
         for number in numbers:
-            answer = await self.ask(number)
+            answer = await self.request(number)
             assert answer.source is not None
             await answer.source.read()
             await answer.source.close()
@@ -82,21 +82,21 @@ async def test_few_fills_continue_without_readers_and_others_are_cancelled(
     blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 0.1)
-    await blobs.leave(*range(12))
+    await blobs.disconnect(*range(12))
     blobs.end()
     assert sum(await blobs.stored(*range(12))) == unread_fills.MAX_UNREAD
-    assert [await read(await blobs.ask(number)) == blobs.data(number) for number in range(12)] == [True] * 12
+    assert [await read(await blobs.request(number)) == blobs.data(number) for number in range(12)] == [True] * 12
 
 
 async def test_paused_fill_downloads_nothing_and_continues_for_a_returning_client(blobs: Blobs, hub: Hub) -> None:
-    await blobs.leave(*range(unread_fills.MAX_UNREAD + 1))
+    await blobs.disconnect(*range(unread_fills.MAX_UNREAD + 1))
     blobs.end()
     await until(lambda: len(blobs.cache.engine.fills.progress()) == 1)
-    [standing] = blobs.cache.engine.fills.progress()
-    assert standing.size is not None
+    [paused] = blobs.cache.engine.fills.progress()
+    assert paused.size is not None
     number = next(number for number in range(5) if blobs.fill(number) is not None)
-    rest = await blobs.ask(number, range=f"bytes={standing.written}-")
-    assert await read(rest) == blobs.data(number)[standing.written :]
+    rest = await blobs.request(number, range=f"bytes={paused.written}-")
+    assert await read(rest) == blobs.data(number)[paused.written :]
     assert all(await blobs.stored(*range(5)))
     assert hub.count(kind="cdn", method="GET") == 5, "each was downloaded once"
 
@@ -106,8 +106,8 @@ async def test_most_complete_fills_continue(cache: Cache, hub: Hub, monkeypatch:
     blobs = Blobs(cache, hub, after=50_000)
     blobs.fault.times = unread_fills.MAX_UNREAD
     further = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=300_000))
-    await blobs.leave(*range(unread_fills.MAX_UNREAD))
-    answer = await blobs.ask(9)
+    await blobs.disconnect(*range(unread_fills.MAX_UNREAD))
+    answer = await blobs.request(9)
     fill = blobs.fill(9)
     assert answer.source is not None
     assert fill is not None
@@ -125,21 +125,21 @@ async def test_fill_of_a_nearly_complete_or_popular_blob_continues(
     monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 0.05)
     blobs = Blobs(cache, hub, after=SIZE - 700_000)
     for number in range(6):
-        answer = await blobs.ask(number)
+        answer = await blobs.request(number)
         fill = blobs.fill(number)
         assert fill is not None
         assert answer.source is not None
         await fill.wait_readable(SIZE - 700_000)
         await answer.source.close()
-    nearly = blobs.fault
-    often = Blobs(cache, hub)
-    hub.faults.remove(nearly)
+    first_fault = blobs.fault
+    popular = Blobs(cache, hub)
+    hub.faults.remove(first_fault)
     assert all(await blobs.stored(*range(6)))
     for number in range(10, 18):
-        cache.engine.store.popularity.ensure_admitted(Digest.of(often.data(number)))
-    await often.leave(*range(10, 18))
-    often.end()
-    assert all(await often.stored(*range(10, 18)))
+        cache.engine.store.popularity.ensure_admitted(Digest.of(popular.data(number)))
+    await popular.disconnect(*range(10, 18))
+    popular.end()
+    assert all(await popular.stored(*range(10, 18)))
 
 
 async def test_unread_fills_of_popular_blobs_are_bounded(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ async def test_unread_fills_of_popular_blobs_are_bounded(blobs: Blobs, monkeypat
     numbers = range(unread_fills.MAX_WANTED + 5)
     for number in numbers:
         blobs.cache.engine.store.popularity.ensure_admitted(Digest.of(blobs.data(number)))
-    await blobs.leave(*numbers)
+    await blobs.disconnect(*numbers)
     blobs.end()
     assert sum(await blobs.stored(*numbers)) == unread_fills.MAX_WANTED
 
@@ -161,14 +161,14 @@ async def test_prefetch_counts_as_a_reader(blobs: Blobs, monkeypatch: pytest.Mon
         for digest in digests
     ]
     await until(lambda: [one.readers > 0 for one in blobs.cache.engine.fills.progress()] == [True] * 6)
-    await blobs.leave(*range(6))
+    await blobs.disconnect(*range(6))
     blobs.end()
     await asyncio.gather(*fetching)
     assert all(await blobs.stored(*range(6)))
 
 
 async def test_progress_has_size_bytes_and_readers(blobs: Blobs) -> None:
-    first, second = await blobs.ask(1), await blobs.ask(1, client="10.0.0.2")
+    first, second = await blobs.request(1), await blobs.request(1, client="10.0.0.2")
     fill = blobs.fill(1)
     assert fill is not None
     await fill.wait_readable(100_000)
@@ -180,9 +180,9 @@ async def test_progress_has_size_bytes_and_readers(blobs: Blobs) -> None:
 
 
 async def test_flood_of_one_client_does_not_block_another(blobs: Blobs) -> None:
-    flood = [asyncio.create_task(blobs.ask(number)) for number in range(fill_slots.MAX_FILLS + 10)]
+    flood = [asyncio.create_task(blobs.request(number)) for number in range(fill_slots.MAX_FILLS + 10)]
     await until(lambda: len(blobs.cache.engine.fills.progress()) == len(flood), 60)
-    layers = [asyncio.create_task(blobs.ask(number, client="10.0.0.2")) for number in (1000, 1001, 1002)]
+    layers = [asyncio.create_task(blobs.request(number, client="10.0.0.2")) for number in (1000, 1001, 1002)]
     for answer in await asyncio.wait_for(asyncio.gather(*layers), 60):
         assert answer.source is not None
         await answer.source.close()
@@ -192,14 +192,14 @@ async def test_flood_of_one_client_does_not_block_another(blobs: Blobs) -> None:
 
 
 async def test_fill_that_waits_for_a_slot_is_cancelled_when_its_client_disconnects(blobs: Blobs, hub: Hub) -> None:
-    flood = [asyncio.create_task(blobs.ask(number)) for number in range(fill_slots.MAX_FILLS)]
+    flood = [asyncio.create_task(blobs.request(number)) for number in range(fill_slots.MAX_FILLS)]
     await until(lambda: sum(task.done() for task in flood) == 48, 60)
-    asked = hub.count(kind="cdn", method="GET")
+    requests = hub.count(kind="cdn", method="GET")
     for task in flood:
         task.cancel()
     await asyncio.gather(*flood, return_exceptions=True)
     await until(lambda: len(blobs.cache.engine.fills.progress()) == 48)
-    assert hub.count(kind="cdn", method="GET") == asked
+    assert hub.count(kind="cdn", method="GET") == requests
     blobs.end()
     for task in flood:
         if not task.cancelled():
@@ -220,9 +220,9 @@ async def test_paused_fill_is_cancelled_at_once_when_another_waits_for_a_slot(
     blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 600.0)
-    await blobs.leave(*range(48))
+    await blobs.disconnect(*range(48))
     assert len(blobs.cache.engine.fills.progress()) == 48
-    late = asyncio.create_task(blobs.ask(100))
+    late = asyncio.create_task(blobs.request(100))
     blobs.end()
     assert await read(await asyncio.wait_for(late, 60)) == blobs.data(100)
 
@@ -231,8 +231,8 @@ async def test_waiting_fill_gets_the_slot_of_a_disconnected_client(
     blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unread_fills, "GRACE_SECONDS", 600.0)
-    flood = await asyncio.gather(*(blobs.ask(number) for number in range(48)))
-    late = asyncio.create_task(blobs.ask(100))
+    flood = await asyncio.gather(*(blobs.request(number) for number in range(48)))
+    late = asyncio.create_task(blobs.request(100))
     await until(lambda: blobs.fill(100))
     for answer in flood[: unread_fills.MAX_UNREAD + 1]:
         assert answer.source is not None

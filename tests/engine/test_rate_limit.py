@@ -169,10 +169,10 @@ async def test_upstream_is_contacted_again_after_retry_after(
 ) -> None:
     clock = Clock(monkeypatch, cache)
     hub.limit(0)
-    for ahead, asked in ((0, 1), (55, 1), (61, 2)):
+    for ahead, expected in ((0, 1), (55, 1), (61, 2)):
         clock.ahead = ahead
         assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/1"))[0] == 429
-        assert hub.count(method="GET", status=429) == asked
+        assert hub.count(method="GET", status=429) == expected
     hub.limit(10)
     clock.ahead = 130
     assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/1"))[0] == 200
@@ -217,7 +217,7 @@ async def test_reason_of_a_stale_answer_is_logged(
     hub.faults.add(Fault(kind="manifest", status=429, body="no"))
     with caplog.at_level("INFO", "hubcache"):
         await cache.get(Listener.PROXY, "/v2/library/app/manifests/1")
-    assert "limits our requests" in caplog.text
+    assert "rate limit of the upstream exceeded" in caplog.text
 
 
 async def test_retries_do_not_reach_a_rate_limited_token_service(cache: Cache, hub: Hub, image: Image) -> None:

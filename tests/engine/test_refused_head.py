@@ -110,11 +110,11 @@ async def test_get_is_used_for_a_while_after_refused_heads(
     blobs = [hub.blob(REPO, bytes([number])) for number in range(6)]
     for blob in blobs[:4]:
         assert await head(cache, Listener.MIRROR, f"/v2/{REPO}/blobs/{blob}") == 200
-    asked = fault.hits
-    assert asked <= 3, "the first time: without a token, with one, and with another one"
+    sent_before = fault.hits
+    assert sent_before <= 3, "the first time: without a token, with one, and with another one"
     cache.engine._blobs._blob_access._headless.clear()  # as after its lifetime
     assert await head(cache, Listener.MIRROR, f"/v2/{REPO}/blobs/{blobs[4]}") == 200
-    assert fault.hits > asked
+    assert fault.hits > sent_before
     assert cache.engine._blobs._blob_access._headless.ttl == blob_access.HEADLESS_SECONDS
 
 

@@ -166,16 +166,16 @@ def test_push_in_chunks_and_by_mount_is_stored_and_moves_the_tag(hub: Hub, app: 
     token = bearer(hub, "repository:alice/app:pull,push", BASIC_ALICE)
     base = f"{hub.url()}/v2/alice/app"
     started = fetch(f"{base}/blobs/uploads/", "POST", token)
-    place = hub.url() + started.headers["location"]
-    assert fetch(place, "PATCH", token, b"new ").status == 202
-    assert fetch(f"{place}?digest={sha256(b'new layer')}", "PUT", token, b"layer").status == 201
+    upload_url = hub.url() + started.headers["location"]
+    assert fetch(upload_url, "PATCH", token, b"new ").status == 202
+    assert fetch(f"{upload_url}?digest={sha256(b'new layer')}", "PUT", token, b"layer").status == 201
     mounted = fetch(f"{base}/blobs/uploads/?mount={app.config}&from=library/app", "POST", token)
     assert mounted.status == 201
     put = fetch(f"{base}/manifests/v1", "PUT", {**token, "Content-Type": OCI_MANIFEST}, app.manifest)
     assert put.headers["docker-content-digest"] == app.digest
     assert fetch(f"{base}/manifests/v1", headers=token).body == app.manifest
-    stranger = bearer(hub, "repository:alice/app:pull,push")
-    assert fetch(f"{base}/blobs/uploads/", "POST", stranger).status == 401
+    anonymous = bearer(hub, "repository:alice/app:pull,push")
+    assert fetch(f"{base}/blobs/uploads/", "POST", anonymous).status == 401
 
 
 def test_tags_and_referrers_are_listed(hub: Hub, app: Image) -> None:

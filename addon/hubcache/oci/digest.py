@@ -59,7 +59,7 @@ class Verifier:
         self.received += len(data)
         if self.size is not None and self.received > self.size:
             raise BadUpstream(
-                "upstream sent more bytes than it promised",
+                "upstream sent more bytes than expected",
                 {"digest": str(self.digest), "expected": self.size, "got": self.received},
             )
         self._hash.update(data)
@@ -68,7 +68,7 @@ class Verifier:
         """Raise `BadUpstream` unless size and digest match."""
         if self.size is not None and self.received != self.size:
             raise BadUpstream(
-                "upstream sent fewer bytes than it promised",
+                "upstream sent fewer bytes than expected",
                 {"digest": str(self.digest), "expected": self.size, "got": self.received},
             )
         if self._hash.hexdigest() != self.digest.hex:

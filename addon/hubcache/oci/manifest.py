@@ -65,7 +65,7 @@ def _document(body: bytes) -> dict[str, object]:
     if len(body) > MAX_MANIFEST:
         raise ManifestInvalid("manifest is too large", {"size": len(body), "limit": MAX_MANIFEST})
     if body.count(b"{") > _MAX_OBJECTS or body.count(b",") > _MAX_VALUES:
-        raise ManifestInvalid("manifest refers to too much", {"size": len(body), "limit": MAX_DESCRIPTORS})
+        raise ManifestInvalid("manifest has too many descriptors", {"size": len(body), "limit": MAX_DESCRIPTORS})
     try:
         document = read_json(body, MAX_MANIFEST)
     except ValueError as error:
@@ -78,7 +78,7 @@ def _document(body: bytes) -> dict[str, object]:
 def _references(document: dict[str, object]) -> tuple[Descriptor, ...]:
     count = sum(len(_list(document, key)) for key in ("manifests", "layers", "blobs"))
     if count > MAX_DESCRIPTORS:
-        raise ManifestInvalid("manifest refers to too much", {"descriptors": count, "limit": MAX_DESCRIPTORS})
+        raise ManifestInvalid("manifest has too many descriptors", {"descriptors": count, "limit": MAX_DESCRIPTORS})
     found = [_descriptor(item, is_manifest=True) for item in _list(document, "manifests")]
     if "config" in document:
         found.append(_descriptor(document["config"], is_manifest=False))

@@ -254,7 +254,7 @@ class Fills:
             verifier.size = body.size
         elif body.size is not None and body.size != verifier.size:
             raise BadUpstream(
-                "upstream promises another size than the manifest says",
+                "upstream states another size than the manifest",
                 {"digest": str(fill.digest), "expected": verifier.size, "got": body.size},
             )
         if fill.staged is None:

@@ -27,14 +27,14 @@ class ReferrersPage:
     next_query: str
 
 
-async def read_referrers_page(response: aiohttp.ClientResponse, asked: ReferrersTarget) -> ReferrersPage:
+async def read_referrers_page(response: aiohttp.ClientResponse, requested: ReferrersTarget) -> ReferrersPage:
     """Read a page; raises `Unavailable` when the transfer breaks off, `BadUpstream` when it is not a valid page."""
     body = await read_text_body(response, MAX_MANIFEST, "referrers")
     filters = response.headers.get("OCI-Filters-Applied", "")[:_MAX_FILTERS]
-    return ReferrersPage(body, filters, _next_query(response, asked))
+    return ReferrersPage(body, filters, _next_query(response, requested))
 
 
-def _next_query(response: aiohttp.ClientResponse, asked: ReferrersTarget) -> str:
+def _next_query(response: aiohttp.ClientResponse, requested: ReferrersTarget) -> str:
     """Return the query of the next page (RFC 8288, `rel="next"`).
 
     Only the query of the link is used, since a registry may have another name for itself than the cache has for it. A
@@ -45,8 +45,10 @@ def _next_query(response: aiohttp.ClientResponse, asked: ReferrersTarget) -> str
             return ""
         url = response.links["next"]["url"]
         query = referrers_query(url.raw_query_string) if isinstance(url, URL) else ""
-        if isinstance(url, URL) and parse_target(url.raw_path) == asked and len(query) <= _MAX_QUERY:
+        if isinstance(url, URL) and parse_target(url.raw_path) == requested and len(query) <= _MAX_QUERY:
             return query
     except (ValueError, IndexError, RegistryError):  # raised by yarl for malformed URLs, and for a path outside the API
         pass
-    raise BadUpstream("upstream's next page of referrers is somewhere else", {"repository": asked.repository})
+    raise BadUpstream(
+        "upstream's link to the next page of referrers has another path", {"repository": requested.repository}
+    )

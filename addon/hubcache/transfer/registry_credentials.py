@@ -104,7 +104,7 @@ class RegistryCredentials:
         """Return an anonymous `Authorization` by the last challenge; None without a challenge.
 
         When that token service fails, the registry is pinged now and then, in case it names another one by now: it
-        could not say so without a request that lacks a token.
+        can do so only in response to a request without a token.
         """
         known = self.last_challenge
         if known is None:
@@ -125,10 +125,10 @@ class RegistryCredentials:
 
     async def renewed(self, challenge: Challenge, scope: str, refused: str | None) -> str:
         """Return an anonymous `Authorization` with a new token, after the registry refused one, or demanded one."""
-        asked = Challenge(challenge.realm, challenge.service, None)
+        known = Challenge(challenge.realm, challenge.service, None)
         if refused is not None:
-            self._tokens.forget(asked, scope, refused.removeprefix("Bearer "), self.account)
-        return await self._bearer(asked, scope)
+            self._tokens.forget(known, scope, refused.removeprefix("Bearer "), self.account)
+        return await self._bearer(known, scope)
 
     def kind(self, authorization: str | None, scope: str) -> str:
         """Return whose credentials these are: `anonymous`, `account` or `client` (the label in metrics)."""

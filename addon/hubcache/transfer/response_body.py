@@ -52,8 +52,8 @@ def decode_body(response: aiohttp.ClientResponse, body: bytes, limit: int) -> by
         try:
             plain = zlib.decompressobj(wbits=31).decompress(body, limit + 1)
         except zlib.error as error:
-            raise BadUpstream("upstream sent a body that is labelled gzip and is not", {"encoding": coding}) from error
+            raise BadUpstream("upstream declared gzip for a body that is not gzip", {"encoding": coding}) from error
         if len(plain) > limit:
             raise BadUpstream("upstream's answer is too large", {"limit": limit})
         return plain
-    raise BadUpstream("upstream encoded a body although identity was asked for", {"encoding": coding})
+    raise BadUpstream("upstream encoded a body although identity was requested", {"encoding": coding})

@@ -181,7 +181,7 @@ class UpstreamSource(Source):
                 if self.finished:
                     await self._verify()
                 return data
-        raise BadUpstream("upstream sent fewer bytes than it promised")
+        raise BadUpstream("upstream sent fewer bytes than expected")
 
     async def _verify(self) -> None:
         """Verify the digest; all bytes have arrived."""

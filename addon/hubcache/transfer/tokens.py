@@ -82,7 +82,7 @@ class Tokens:
             return known[0]
         left = self._paused.get((challenge.realm, account), 0.0) - self._now()
         if left > 0:
-            raise TooManyRequests("token service limits our requests", left)
+            raise TooManyRequests("rate limit of the token service exceeded", left)
         return await self._fetches.run(key, lambda: self._fetch(challenge, scope, registry, account))
 
     def has(self, challenge: Challenge, scope: str) -> bool:
@@ -132,11 +132,13 @@ class Tokens:
             if response.status == 429:
                 seconds = pause_seconds(response)
                 self._paused[challenge.realm, account] = self._now() + seconds
-                raise TooManyRequests("token service limits our requests", seconds)
+                raise TooManyRequests("rate limit of the token service exceeded", seconds)
             if response.status in (401, 403):
                 self.record_success(challenge.realm)
-                asked = Challenge(challenge.realm, challenge.service, scope)
-                raise Unauthorized("token service refuses", asked.render(), {"upstream_status": response.status})
+                required = Challenge(challenge.realm, challenge.service, scope)
+                raise Unauthorized(
+                    "token service refused access", required.render(), {"upstream_status": response.status}
+                )
             if response.status != 200:
                 raise Unavailable(f"it answered {response.status}")
             found = parse_token(await read_text_body(response, _MAX_BODY, "its answer"))

@@ -115,7 +115,7 @@ class Upstream:
         return self._credentials.token_service_failure
 
     def is_rate_limited(self, kind: str, authorization: str) -> bool:
-        """Whether the registry answered 429 to these credentials, and the pause that it asked for is not over."""
+        """Whether the registry answered 429 to these credentials, and its pause is not over."""
         return self._paused.get(_pause_key(kind, authorization), 0.0) > self._now()
 
     # -- credentials ------------------------------------------------------------------------------------------------
@@ -195,23 +195,23 @@ class Upstream:
         """Open a blob from byte `start` to before byte `end`. An upstream may ignore this: see `BlobBody.start`."""
         ranged = start > 0 or end is not None
         headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if ranged else {}
-        for asked in (headers, headers, {}) if ranged else (headers,):
-            async with self._read("blob", repository, f"blobs/{digest}", "GET", asked, authorization) as response:
-                body = self._body(response, start, asked)
+        for sent in (headers, headers, {}) if ranged else (headers,):
+            async with self._read("blob", repository, f"blobs/{digest}", "GET", sent, authorization) as response:
+                body = self._body(response, start, sent)
                 if body is not None:
                     with explain_content_coding(response):
                         yield body
                     return
-        raise BadUpstream("upstream answered another range than asked for", {"asked": start})
+        raise BadUpstream("upstream sent another range than requested", {"requested": start})
 
-    def _body(self, response: aiohttp.ClientResponse, start: int, asked: dict[str, str]) -> BlobBody | None:
+    def _body(self, response: aiohttp.ClientResponse, start: int, sent: dict[str, str]) -> BlobBody | None:
         """Return the body from `start`, or from 0; None when it has another range, which is worth another request."""
         if response.status == 416:
             return None
         if response.status == 200:
             return BlobBody(response, 0, content_length(response), self._client.observer)
         first, size = content_range(response)
-        is_right = first == (start if asked else 0)
+        is_right = first == (start if sent else 0)
         return BlobBody(response, first, size, self._client.observer) if is_right else None
 
     # -- requests ---------------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ class Upstream:
         pause_key = _pause_key(kind, given or "")
         left = self._paused.get(pause_key, 0.0) - self._now()
         if left > 0:
-            raise TooManyRequests("upstream limits our requests", left)
+            raise TooManyRequests("rate limit of the upstream exceeded", left)
         url = URL(f"{self.registry.upstream}/v2/{repository}/{path}")
         scope = pull_scope(repository)
         authorization = given
@@ -272,7 +272,7 @@ class Upstream:
         """
         if response.status in (200, 206):
             if response.content_type == "text/html":
-                raise BadUpstream(f"upstream answers HTML where a {kind} was expected")
+                raise BadUpstream(f"upstream sent an HTML page instead of a {kind}")
             return
         if response.status == 416 and kind == "blob":
             return  # see `open_blob`

@@ -79,7 +79,7 @@ class UpstreamClient:
         try:
             response = await self._request(session, kind, method, url, headers, body)
         except ValueError as error:  # raised only for a URL that an upstream named; nothing was sent
-            raise BadUpstream("upstream named a URL that cannot be asked for") from error
+            raise BadUpstream("upstream named an invalid URL") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             self.observer.upstream_answered(host, kind, "error")
             raise self._record_error(session, kind, url, error) from error

@@ -43,7 +43,7 @@ def error_of_registry(response: aiohttp.ClientResponse, kind: str, repository: s
         case 404:
             return ManifestUnknown("manifest unknown", detail)
         case 429:
-            return TooManyRequests("upstream limits our requests", retry_after(response))
+            return TooManyRequests("rate limit of the upstream exceeded", retry_after(response))
         case status if status >= 500:
             return Unavailable(f"upstream answered {status}", detail)
         case status:

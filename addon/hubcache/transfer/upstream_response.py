@@ -53,7 +53,7 @@ def explain_content_coding(response: aiohttp.ClientResponse) -> Iterator[None]:
         if coding is None:
             raise
         detail = {"encoding": coding, "found": error.message}
-        raise BadUpstream("upstream encoded a body although identity was asked for", detail) from error
+        raise BadUpstream("upstream encoded a body although identity was requested", detail) from error
 
 
 def challenge_header(response: aiohttp.ClientResponse) -> str | None:

@@ -94,8 +94,8 @@ class Registry:
         if not self._hub.auth:
             return None
         action = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}.get(request.method, "push")
-        asked = {"pull": "pull", "push": "pull,push", "delete": "delete"}[action]
-        scope = f"repository:{record.repo}:{asked}" if record.repo else ""
+        actions = {"pull": "pull", "push": "pull,push", "delete": "delete"}[action]
+        scope = f"repository:{record.repo}:{actions}" if record.repo else ""
         if token is None:
             return self.challenge(scope, "" if state == "none" else "invalid_token")
         if record.repo and action not in token.access.get(record.repo, ()):

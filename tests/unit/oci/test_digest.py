@@ -1,4 +1,4 @@
-"""Digests cannot exist malformed, and the verifier accepts the promised bytes and no others."""
+"""Digests cannot exist malformed, and the verifier accepts the expected bytes only."""
 
 import hashlib
 

@@ -55,9 +55,13 @@ def test_unreadable_client_token_has_no_expiry(payload: bytes) -> None:
     assert remaining_life(claims(b'{"exp": 60}'), 0.0) == 60
 
 
-@pytest.mark.parametrize("words", [b"[" * 900 + b"]" * 900, b"5", b"null", b"{}"], ids=lambda words: repr(words[:3]))
-async def test_error_message_that_is_not_text_is_omitted(hub: Hub, words: bytes) -> None:
-    hub.faults.add(Fault(kind="manifest", status=403, body=b'{"errors": [{"code": "DENIED", "message": %b}]}' % words))
+@pytest.mark.parametrize(
+    "message", [b"[" * 900 + b"]" * 900, b"5", b"null", b"{}"], ids=lambda message: repr(message[:3])
+)
+async def test_error_message_that_is_not_text_is_omitted(hub: Hub, message: bytes) -> None:
+    hub.faults.add(
+        Fault(kind="manifest", status=403, body=b'{"errors": [{"code": "DENIED", "message": %b}]}' % message)
+    )
     async with upstream_to(hub) as line:
         with pytest.raises(Denied) as caught:
             await line.upstream.get_manifest("library/app", "1", "*/*")

@@ -47,7 +47,7 @@ def test_body_that_is_not_a_json_object_is_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoiled",
+    "invalid",
     [
         {"digest": None},
         {"digest": "sha256:abc"},
@@ -60,10 +60,10 @@ def test_body_that_is_not_a_json_object_is_refused(body: bytes) -> None:
         {"size": True},
     ],
 )
-@pytest.mark.parametrize("place", ["manifests", "layers", "blobs", "config"])
-def test_descriptor_without_a_valid_digest_and_size_is_refused(place: str, spoiled: dict[str, object]) -> None:
-    descriptor = {key: value for key, value in (GOOD | spoiled).items() if value is not None}
-    document = {place: descriptor if place == "config" else [GOOD, descriptor]}
+@pytest.mark.parametrize("field", ["manifests", "layers", "blobs", "config"])
+def test_descriptor_without_a_valid_digest_and_size_is_refused(field: str, invalid: dict[str, object]) -> None:
+    descriptor = {key: value for key, value in (GOOD | invalid).items() if value is not None}
+    document = {field: descriptor if field == "config" else [GOOD, descriptor]}
     with pytest.raises(ManifestInvalid) as caught:
         parse_manifest(json.dumps(document).encode())
     assert caught.value.code == "MANIFEST_INVALID"

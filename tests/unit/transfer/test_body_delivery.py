@@ -133,11 +133,11 @@ async def test_client_that_accepts_everything_at_once_does_not_block_others(harn
 
 
 async def test_chunks_are_smaller_when_many_bodies_are_active(harness: DeliveryHarness) -> None:
-    asked: list[int] = []
+    requested: list[int] = []
 
     class Measured(Pieces):
         async def read(self, most: int = CHUNK) -> bytes:
-            asked.append(most)
+            requested.append(most)
             return await super().read(most)
 
     with contextlib.ExitStack() as others:
@@ -146,4 +146,4 @@ async def test_chunks_are_smaller_when_many_bodies_are_active(harness: DeliveryH
                 others.enter_context(harness.active.counted())
             await harness.delivery.send(b"", Measured(b"x"), Client(512 << 10))
             await harness.delivery.send(b"", Measured(b"x"), Client(1000))
-    assert asked == [512 << 10, 1000, 512 << 10, 1000, 256 << 10, 1000, 64 << 10, 1000]
+    assert requested == [512 << 10, 1000, 512 << 10, 1000, 256 << 10, 1000, 64 << 10, 1000]

@@ -301,22 +301,22 @@ async def test_failure_of_a_token_service_is_remembered_until_it_answers(hub: Hu
 @pytest.mark.parametrize("lifetime", ["1e400", "Infinity", "1e18"])
 async def test_no_token_is_kept_for_longer_than_a_day(monkeypatch: pytest.MonkeyPatch, lifetime: str) -> None:
     clock = Clock()
-    asked: list[str] = []
-    async with served(b'{"token": "x", "expires_in": ' + lifetime.encode() + b"}", asked) as (tokens, realm):
+    requested: list[str] = []
+    async with served(b'{"token": "x", "expires_in": ' + lifetime.encode() + b"}", requested) as (tokens, realm):
         monkeypatch.setattr(tokens, "_clock", clock)
         await tokens.get(Challenge(realm, None, None), SCOPE, ORIGIN)
         clock.now += 86400.0
         await tokens.get(Challenge(realm, None, None), SCOPE, ORIGIN)
-    assert len(asked) == 2
+    assert len(requested) == 2
 
 
 @asynccontextmanager
-async def served(body: bytes, asked: list[str] | None = None) -> AsyncIterator[tuple[Tokens, str]]:
+async def served(body: bytes, requested: list[str] | None = None) -> AsyncIterator[tuple[Tokens, str]]:
     """Tokens, and the realm of a service that answers with `body`."""
 
     async def answer(request: web.Request) -> web.Response:
-        if asked is not None:
-            asked.append(request.path)
+        if requested is not None:
+            requested.append(request.path)
         return web.Response(body=body, content_type="application/json")
 
     application = web.Application()

@@ -152,7 +152,7 @@ async def test_manifest_that_cannot_be_decoded_is_a_clear_error(
     hub: Hub, line: UpstreamSetup, body: bytes, coding: str
 ) -> None:
     hub.faults.add(Fault(kind="manifest", status=200, body=body, headers={"Content-Encoding": coding}))
-    with pytest.raises(BadUpstream, match=r"encoded|labelled gzip|too large"):
+    with pytest.raises(BadUpstream, match=r"encoded|declared gzip|too large"):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
 
 
@@ -301,8 +301,8 @@ async def test_registry_that_always_answers_401_gets_at_most_two_tokens(hub: Hub
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 async def test_quick_failure_is_retried(hub: Hub, line: UpstreamSetup, fault: Fault, method: str) -> None:
     hub.faults.add(replace(fault, kind="manifest", times=1))
-    ask = line.upstream.head_manifest if method == "HEAD" else line.upstream.get_manifest
-    assert (await ask(REPO, "stable", ACCEPT)).media_type == OCI_MANIFEST
+    read = line.upstream.head_manifest if method == "HEAD" else line.upstream.get_manifest
+    assert (await read(REPO, "stable", ACCEPT)).media_type == OCI_MANIFEST
 
 
 async def test_retries_are_few_with_growing_delays(
