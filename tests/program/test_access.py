@@ -130,7 +130,7 @@ def test_clients_of_other_networks_are_turned_away(workers: str) -> None:
         assert program.client("mirror").request("GET", "/v2/").status == 200
         assert program.client("proxy").request("GET", "/v2/").status == 401
         wait_until(lambda: "such as 127.0.0.2" in program.log)
-        assert program.log.count("are turned away") <= int(workers) + 1  # each process says it, the owner as well
+        assert program.log.count("are turned away") <= int(workers) + 1  # each process logs it, the owner as well
 
 
 def test_clients_of_other_networks_are_turned_away_where_mitmproxy_serves_all() -> None:
@@ -142,9 +142,9 @@ def test_clients_of_other_networks_are_turned_away_where_mitmproxy_serves_all() 
 
 
 @pytest.mark.parametrize("more", [{}, {"flow_detail": "2"}], ids=["direct", "mitmproxy"])
-@pytest.mark.parametrize("said", ["nothing", "a request", "a request that mitmproxy answers"])
-def test_idle_clients_do_not_use_up_descriptors(said: str, more: dict[str, str]) -> None:
-    fields = {"Host": HUB_HOST} | ({"TE": "trailers"} if "mitmproxy" in said else {})
+@pytest.mark.parametrize("sends", ["nothing", "a request", "a request that mitmproxy answers"])
+def test_idle_clients_do_not_use_up_descriptors(sends: str, more: dict[str, str]) -> None:
+    fields = {"Host": HUB_HOST} | ({"TE": "trailers"} if "mitmproxy" in sends else {})
     with running_program(**more) as program, contextlib.ExitStack() as stack:
         program.stop()
         program.command[:0] = ["sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"]
@@ -152,7 +152,7 @@ def test_idle_clients_do_not_use_up_descriptors(said: str, more: dict[str, str])
         for number in range(400):
             address = ("127.0.0.1", program.mirror), TIMEOUT, (f"127.0.0.{2 + number % 8}", 0)
             idle = stack.enter_context(socket.create_connection(*address))
-            if said != "nothing":
+            if sends != "nothing":
                 idle.sendall(head("GET", "/v2/", fields))
                 assert Exchange(idle, "GET").finish().status == 200
         assert program.client("mirror").request("GET", "/v2/").status == 200

@@ -220,7 +220,7 @@ def test_broken_tls_ends_the_connection_and_logs_no_error(proxy_client: Registry
             connection.send(request_head(client, "manifests/1"))
             wait_until(lambda: client.hub.count(kind="manifest") == 1)
             connection.socket.sendall(garbage)
-        with contextlib.suppress(ConnectionResetError, ssl.SSLError):  # the alert that tells it why, or just the end
+        with contextlib.suppress(ConnectionResetError, ssl.SSLError):  # the alert with the reason, or just the end
             connection.stream.read()
     assert client.request("GET", "/v2/").status == 401  # and the log has no complaint: see `Program.assert_no_errors`
 
@@ -255,7 +255,7 @@ def test_no_line_is_written_with_flow_detail_0(hub: Hub) -> None:
         for name in LISTENERS:
             client = program.client(name)
             assert client.manifest("1").status in (401, 404)
-        program.stop()  # all that it says is written by then
+        program.stop()  # all of its output is written by then
         assert (new_log.mitmproxy_clients, "GET" in new_log.text) == (0, False)
 
 

@@ -95,15 +95,15 @@ def test_silent_client_is_disconnected(client: RegistryClient, new_log: NewLog) 
     assert new_log.mitmproxy_clients == 0
 
 
-@pytest.mark.parametrize("said", ["nothing", "half a hello", "a hello"])
-def test_silent_client_of_a_tunnel_is_disconnected(proxy_client: RegistryClient, new_log: NewLog, said: str) -> None:
+@pytest.mark.parametrize("sent", ["nothing", "half a hello", "a hello"])
+def test_silent_client_of_a_tunnel_is_disconnected(proxy_client: RegistryClient, new_log: NewLog, sent: str) -> None:
     with proxy_client.program.tunnel(HUB_HOST, 443) as tunnel:
         connection = RawClient(proxy_client, connection=tunnel)
         hello = connection.hello()
-        tunnel.sendall({"nothing": b"", "half a hello": hello[:100], "a hello": hello}[said])
+        tunnel.sendall({"nothing": b"", "half a hello": hello[:100], "a hello": hello}[sent])
         assert SECONDS / 2 < seconds_until_closed(tunnel) < 5 * SECONDS
     assert new_log.mitmproxy_clients == 0
-    assert ("may not trust the proxy's certificate" in new_log.text) is (said == "a hello")
+    assert ("may not trust the proxy's certificate" in new_log.text) is (sent == "a hello")
 
 
 def test_connection_without_further_requests_is_closed(client: RegistryClient, new_log: NewLog) -> None:

@@ -1,4 +1,4 @@
-"""A client that speaks TLS to the mirror's plain port gets a log line that says what to change."""
+"""A client that speaks TLS to the mirror's plain port gets a log line with advice."""
 
 import socket
 import ssl

@@ -30,7 +30,7 @@ def running():
 
 @contextlib.contextmanager
 def untested_program(directory: Path, **options: str | list[str]) -> Iterator[Program]:
-    """Run the program in a mitmproxy that says that it is another version."""
+    """Run the program in a mitmproxy that reports another version."""
     script = directory / "other_version.py"
     script.write_text(SCRIPT)
     with running_program(None, **options) as program:

@@ -1,4 +1,4 @@
-"""The rooms of the program and the arrows between them, read from its imports."""
+"""The areas of the program and the arrows between them, read from its imports."""
 
 import ast
 import sys
@@ -11,7 +11,7 @@ from support.paths import ADDON
 PACKAGE = "hubcache"
 MAX_LINES = 400
 
-# What each room may import besides itself. Arrows point down: a room that is not named here does not exist.
+# What each area may import besides itself. Arrows point down: an area that is not named here does not exist.
 WINGS = {
     "oci": set[str](),
     "decide": {"oci"},
@@ -38,9 +38,9 @@ TOP = {
         *("access_hooks", "public_hooks", "connection_hooks", "plugin", "shutdown"),
     },
 }
-ROOMS = WINGS | TOP
+AREAS = WINGS | TOP
 # Single arrows beyond these: what is shown of an outage is the state of the circuit breakers, what is logged of a
-# request is what `serve` says of it.
+# request is what `serve` reports about it.
 ALLOWED = {
     ("hubcache.operate.access_log", "hubcache.serve.messages"),
     ("hubcache.operate.metrics", "hubcache.transfer.breaker"),
@@ -81,7 +81,7 @@ NAMES = {dotted(path) for path in MODULES}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Absolute names of all that a file imports, wherever in it the import is; modules, where they can be told."""
+    """Absolute names of all that a file imports, anywhere in it: of modules, where modules are imported."""
     own = dotted(path)
     package = own if path.name == "__init__.py" else own.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_bytes())):
@@ -153,7 +153,7 @@ def defined_names(path: Path) -> Iterator[str]:
             yield node.id
 
 
-def room(name: str) -> str:
+def area(name: str) -> str:
     """The wing, or the module at the top, that a module of the package is in; the package itself is in none."""
     return name.split(".")[1] if "." in name else ""
 
@@ -182,8 +182,8 @@ def test_the_reader_of_imports_sees_every_kind() -> None:
     assert set(imports(ADDON / "cache.py")) == {"hubcache.startup"}
 
 
-def test_every_module_has_its_room() -> None:
-    assert {room(name) for name in NAMES} - {""} == set(ROOMS)
+def test_every_module_is_in_an_area() -> None:
+    assert {area(name) for name in NAMES} - {""} == set(AREAS)
     assert all((ADDON / PACKAGE / wing / "__init__.py").is_file() for wing in WINGS)
     assert not (ADDON / "__init__.py").exists(), "mitmproxy puts addon/ on sys.path; it is not a package"
 
@@ -193,7 +193,7 @@ def test_arrows_point_down() -> None:
     wrong = {
         f"{module} imports {name}"
         for module, name in arrows - ALLOWED
-        if room(name) != room(module) and room(name) not in ROOMS.get(room(module), set())
+        if area(name) != area(module) and area(name) not in AREAS.get(area(module), set())
     }
     assert wrong == set()
     assert arrows >= ALLOWED, "an exception that is not needed any more"
@@ -208,7 +208,7 @@ def test_what_decides_is_pure() -> None:
     wrong = {
         f"{dotted(path)} imports {name}"
         for path in MODULES
-        if room(dotted(path)) in PURE
+        if area(dotted(path)) in PURE
         for name in imports(path)
         if (third_party(name) and name not in PURE_LIBRARIES) or name in IMPURE or name.partition(".")[0] in IMPURE
     }
@@ -216,20 +216,20 @@ def test_what_decides_is_pure() -> None:
 
 
 def test_every_arrow_is_used() -> None:
-    used = {(room(dotted(path)), room(name)) for path in MODULES for name in imports(path) if inside(name)}
-    assert {(source, target) for source, targets in ROOMS.items() for target in targets} - used == set()
+    used = {(area(dotted(path)), area(name)) for path in MODULES for name in imports(path) if inside(name)}
+    assert {(source, target) for source, targets in AREAS.items() for target in targets} - used == set()
 
 
 def test_mitmproxy_stays_at_the_top() -> None:
     allowed = {"hubcache.operate.options", "worker"}
-    assert {room(name) for name in importers("mitmproxy") - allowed} <= {"clients", "mitm", "direct", *TOP}
+    assert {area(name) for name in importers("mitmproxy") - allowed} <= {"clients", "mitm", "direct", *TOP}
 
 
 def test_internals_of_mitmproxy_and_pyopenssl_are_imported_in_one_wing() -> None:
     wrong = {
         f"{dotted(path)} imports {name}"
         for path in MODULES
-        if room(dotted(path)) != "mitm"
+        if area(dotted(path)) != "mitm"
         for name in imported_names(path)
         if is_internal(name)
     }
@@ -241,7 +241,7 @@ def test_private_names_of_others_are_used_in_one_wing() -> None:
     wrong = {
         f"{dotted(path)} uses {name}"
         for path in MODULES
-        if room(dotted(path)) != "mitm" and any(name.startswith(LIBRARIES) for name in imports(path))
+        if area(dotted(path)) != "mitm" and any(name.startswith(LIBRARIES) for name in imports(path))
         for name in used_names(path)
         if name in UNDOCUMENTED or (name.startswith("_") and not name.startswith("__") and name not in own)
     }
@@ -249,7 +249,7 @@ def test_private_names_of_others_are_used_in_one_wing() -> None:
 
 
 def test_reader_of_private_names_finds_those_of_the_wing() -> None:
-    used = {name for path in MODULES if room(dotted(path)) == "mitm" for name in used_names(path)}
+    used = {name for path in MODULES if area(dotted(path)) == "mitm" for name in used_names(path)}
     assert {"_servers", "_raise_ssl_error", "transports", "vars()[]"} <= used
 
 
@@ -273,7 +273,7 @@ def test_untested_versions_import_no_internals() -> None:
 
 
 def test_diskcache_stays_in_the_store() -> None:
-    assert {room(name) for name in importers("diskcache")} == {"store"}
+    assert {area(name) for name in importers("diskcache")} == {"store"}
 
 
 def test_nothing_stored_is_read_as_code() -> None:

@@ -33,7 +33,7 @@ async def test_values_that_the_user_set_are_kept(hub: Hub, tmp_path: Path) -> No
     with taddons.context(Proxyserver(), NextLayer(), TlsConfig()) as context:
         context.options.update(connection_strategy="eager", mode=["regular@1234"], allow_hosts=["example"])
         context.options.update(confdir=str(tmp_path / "ca"))
-        # "eager" and others are mitmproxy's own defaults: only what differs from them can be told from "not set".
+        # "eager" and others are mitmproxy's defaults: values that equal them cannot be distinguished from unset ones.
         context.master.addons.add(addon)
         assert context.options.mode == ["regular@1234"]
         assert context.options.allow_hosts == ["example"]

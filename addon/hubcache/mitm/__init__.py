@@ -1,1 +1,1 @@
-"""All that uses internals of mitmproxy or pyOpenSSL; `compat` says with which versions."""
+"""All that uses internals of mitmproxy or pyOpenSSL; `compat` has the tested versions."""

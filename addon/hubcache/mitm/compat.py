@@ -1,4 +1,4 @@
-"""Says whether the installed mitmproxy and pyOpenSSL have the internals that this package uses.
+"""Finds out whether the installed mitmproxy and pyOpenSSL have the internals that this package uses.
 
 Internals are names that a library does not document, and may change in any release. They were read in mitmproxy 12.3.1
 and pyOpenSSL 26.4.0. With other versions than the tested ones, or where a name is missing, no module that uses them is

@@ -47,7 +47,7 @@ class Protocol(asyncio.Protocol):
 
 @dataclass
 class Client:
-    """A client that reads when the test says so; `writer` writes to it, by `transport`."""
+    """A client that reads when the test calls it; `writer` writes to it, by `transport`."""
 
     socket: socket.socket
     tls: SSL.Connection | None

@@ -80,12 +80,12 @@ def test_challenges_of_other_registries_and_of_the_mirror_stay_as_they_are() -> 
 @pytest.mark.parametrize("error", ["insufficient_scope", "invalid_token"])
 def test_error_of_a_challenge_is_kept_for_the_client_whose_token_it_is_about(error: str) -> None:
     challenge = f'Bearer realm="http://localhost:5002/token",service="s",scope="repository:a:pull",error="{error}"'
-    told = 'Bearer realm="https://auth.docker.io/token",service="s",scope="repository:a:pull"'
-    own, ours = "Bearer own", "Bearer ours"
+    expected = 'Bearer realm="https://auth.docker.io/token",service="s",scope="repository:a:pull"'
+    own, other = "Bearer own", "Bearer other"
     assert passed(HUB, True, own, own, WWW_Authenticate=challenge).headers["www-authenticate"] == (
-        f'{told},error="{error}"'
+        f'{expected},error="{error}"'
     )
-    assert passed(HUB, True, None, ours, WWW_Authenticate=challenge).headers["www-authenticate"] == told
+    assert passed(HUB, True, None, other, WWW_Authenticate=challenge).headers["www-authenticate"] == expected
 
 
 def test_challenge_that_is_right_for_the_client_is_passed_on_unchanged() -> None:

@@ -102,7 +102,7 @@ def test_token_service_is_intercepted_only_with_the_hub() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "ours"),
+    ("address", "expected"),
     [
         ("registry-1.docker.io:443", True),
         ("auth.docker.io:443", True),
@@ -115,8 +115,8 @@ def test_token_service_is_intercepted_only_with_the_hub() -> None:
         ("production.cloudflare.docker.com:443", False),
     ],
 )
-def test_patterns_of_allow_hosts_match_intercepted_addresses_alone(address: str, ours: bool) -> None:
-    assert any(re.search(pattern, address, re.IGNORECASE) for pattern in TABLE.allow_hosts) is ours
+def test_patterns_of_allow_hosts_match_intercepted_addresses_alone(address: str, expected: bool) -> None:
+    assert any(re.search(pattern, address, re.IGNORECASE) for pattern in TABLE.allow_hosts) is expected
 
 
 @pytest.mark.parametrize("address", ["[::1]:443", "::1:443"])

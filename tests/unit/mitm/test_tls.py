@@ -24,9 +24,9 @@ def test_fastest_cipher_of_a_client_is_used(known: taddons.context) -> None:
 
 
 def test_connections_to_one_host_share_a_context_and_hosts_do_not(known: taddons.context) -> None:
-    ours = tls_contexts(known)
-    one, two = ours.connection_for_hello(start(known)), ours.connection_for_hello(start(known))
-    other = ours.connection_for_hello(start(known, TOKEN_HOST, (TOKEN_HOST, 443)))
+    contexts = tls_contexts(known)
+    one, two = contexts.connection_for_hello(start(known)), contexts.connection_for_hello(start(known))
+    other = contexts.connection_for_hello(start(known, TOKEN_HOST, (TOKEN_HOST, 443)))
     assert one is not None
     assert two is not None
     assert other is not None
@@ -75,7 +75,7 @@ def test_session_tickets_are_sent_with_the_first_answer(
 
 @pytest.fixture
 def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The client's socket and ours, which is not blocking and takes little at once."""
+    """The client's socket, and the program's, which does not block and takes little at once."""
     theirs, own = socket.socketpair()
     with theirs, own:
         theirs.settimeout(10)

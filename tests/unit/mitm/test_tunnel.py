@@ -170,9 +170,9 @@ def test_script_that_listens_sees_a_connect(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_proxyauth_is_checked_at_the_connect(hub: Hub) -> None:
-    ours = base64.b64encode(b"carol:pass").decode()
+    password = base64.b64encode(b"carol:pass").decode()
     with running_program(hub, proxyauth="carol:pass") as program:
-        for headers, status in (({}, b"407"), ({"Proxy-Authorization": f"Basic {ours}"}, b"200")):
+        for headers, status in (({}, b"407"), ({"Proxy-Authorization": f"Basic {password}"}, b"200")):
             with socket.create_connection(("127.0.0.1", program.proxy), TIMEOUT) as client:
                 client.sendall(head("CONNECT", f"{HUB_HOST}:443", headers))
                 assert client.recv(4096).split()[1] == status
