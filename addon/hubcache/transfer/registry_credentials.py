@@ -61,7 +61,7 @@ class RegistryCredentials:
         if self.last_challenge is None:
             ping = URL(f"{self._registry.upstream}/v2/")
             async with self._client.send("ping", "GET", ping, {}, named_by=self._origin) as response:
-                if response.status == 429 or response.status >= 500:  # says nothing about authentication
+                if response.status == 429 or response.status >= 500:  # no statement about authentication
                     raise error_of_registry(response, "ping", "", b"")
                 self.learn(response)
         return self.last_challenge

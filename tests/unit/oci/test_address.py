@@ -1,4 +1,4 @@
-"""Which addresses are this machine's own or its link's."""
+"""Recognition of local addresses."""
 
 import pytest
 from hubcache.oci.address import is_local_address

@@ -1,4 +1,4 @@
-"""Real failures of connections, and what is said of them."""
+"""Descriptions of connection failures, for real failures."""
 
 import asyncio
 import ssl

@@ -139,7 +139,7 @@ async def test_repr_of_an_account_has_no_password() -> None:
 async def test_token_is_fetched_again_before_it_expires(
     hub: Hub, line: UpstreamSetup, monkeypatch: pytest.MonkeyPatch, lifetime: int | None
 ) -> None:
-    """Without `expires_in` a token lives 60 seconds (distribution spec)."""
+    """Without `expires_in` a token is valid for 60 seconds (distribution spec)."""
     clock = Clock()
     monkeypatch.setattr(line.tokens, "_clock", clock)
     hub.accounts.expires_in = lifetime
