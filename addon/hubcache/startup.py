@@ -14,7 +14,6 @@ from typing import Any
 import certifi
 from mitmproxy import addonmanager, ctx, exceptions
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
-from mitmproxy.utils import human
 
 from .access_hooks import AccessHooks
 from .clients.limits import ClientLimits
@@ -31,6 +30,7 @@ from .plugin import FlowHooks
 from .public_hooks import PublicConnectionHooks
 from .setup.setup_pages import SetupPages
 from .shutdown import Shutdown, on_signals
+from .start_report import log_addresses, log_store
 from .workers.owner_client import OwnerClient
 from .workers.supervisor import OWNER, Supervisor, inherited, worker_command
 
@@ -179,6 +179,7 @@ class Hubcache:
         on_signals((signal.SIGHUP,), hangup.set)  # at once: by default, the signal would end the program
         # mitmproxy may have read its modes before this script was loaded. It logs what it cannot open.
         if not await proxyserver.open_listeners():
+            logger.error("hubcache: choose other ports with scripts/serve --proxy-port N --mirror-port N")
             return
         servers = proxyserver.open_servers()
         try:
@@ -201,12 +202,13 @@ class Hubcache:
     async def _start_engine(self, settings: Settings, servers: tuple[Any, ...]) -> Engine:
         engine = await Engine.start(settings, _tls_context(), _setup_pages(servers))
         self._engine = engine  # stopped by `done` also where the start of workers fails
-        _log_addresses(settings, engine, servers)
+        log_addresses(settings, servers, ctx.options.confdir)
         count = self._worker_count(settings)
         if count > 1:
             self._supervisor = await _start_workers(count, servers, engine)
         else:
             self._connections.serve(servers, engine)
+        log_store(engine.store)  # last, because it may be a warning
         return engine
 
     def _worker_count(self, settings: Settings) -> int:
@@ -274,19 +276,6 @@ async def _start_workers(count: int, servers: tuple[Any, ...], engine: Engine) -
     await supervisor.start()
     logger.info("hubcache: %d workers", count)
     return supervisor
-
-
-def _log_addresses(settings: Settings, engine: Engine, servers: Iterable[Any]) -> None:
-    for server in servers:
-        kind = "mirror" if isinstance(server.mode, ReverseMode) else "proxy"
-        address = ", ".join(human.format_address(each) for each in server.listen_addrs[:1])
-        logger.info("hubcache: %s at %s", kind, address)
-    store = engine.store
-    logger.info("hubcache: CA certificate %s", Path(ctx.options.confdir).expanduser() / "mitmproxy-ca-cert.pem")
-    used, capacity = human.pretty_size(store.usage.used), human.pretty_size(store.capacity.max_bytes)
-    logger.info("hubcache: store %s, %s of %s used", store.directory, used, capacity)
-    if settings.status is not None:
-        logger.info("hubcache: status at http://%s", human.format_address(settings.status))
 
 
 def _setup_pages(servers: Iterable[Any]) -> SetupPages:

@@ -136,4 +136,12 @@ def test_listeners_without_options_are_the_two_of_the_readme(programs: list[Prog
         program.proxy, program.mirror = port, 5000
         assert program.client("proxy").request("GET", "/v2/").status == 401
         assert program.client("mirror").request("GET", "/v2/").status == 200
+        if workers == "1":
+            programs.append(second := Program(tmp_path / "second", hub, {"listen_port": str(free_port())}))
+            second.command = [part for part in second.command if part != "--mode" and "@" not in part]
+            second.launch()
+            assert second.wait_for_exit() == 1
+            assert "127.0.0.1:5000" in second.log
+            assert "choose other ports with scripts/serve --proxy-port N --mirror-port N" in second.log
+            assert "Traceback" not in second.log
         program.stop()

@@ -63,6 +63,12 @@ def complaints(program: Program) -> list[str]:
     return [line for line in program.log.splitlines() if not any(words in line for words in usual)]
 
 
+def last_line_of_start(program: Program) -> str:
+    """Return the last line that the start logs; requests are logged without `hubcache:`."""
+    lines = [line for line in program.log.splitlines() if "hubcache: " in line]
+    return next(line for line in reversed(lines) if "status at" not in line and "pulls go on uncached" not in line)
+
+
 def layer_files(program: Program) -> list[Path]:
     """Return the files of all stored layers."""
     return [path for path in (program.store / "store" / "blobs").glob("*/*") if path.stat().st_size == LAYER]
@@ -75,6 +81,7 @@ def test_pulls_are_uncached_when_the_store_directory_is_a_file(program: Program,
     program.store.write_text("not a directory")
     program.start()
     pull_uncached(program, "store directory")
+    assert f"hubcache: not storing: store directory {program.store} cannot be used: " in last_line_of_start(program)
     assert program.store.read_text() == "not a directory"
     program.assert_no_errors()
 
@@ -85,6 +92,8 @@ def test_pulls_are_uncached_when_another_process_uses_the_store(hub: Hub) -> Non
         running_program(hub, hubcache_dir=str(first.store)) as second,
     ):
         pull_uncached(second, "in use by another process")
+        assert "hubcache: not storing: " in (line := last_line_of_start(second))
+        assert "in use by another process" in line
         client = first.client("mirror")
         pull(client, image(client))
         assert first.health["status"] == "ok"
@@ -271,6 +280,22 @@ def test_pulls_are_uncached_until_a_full_disk_has_free_space(small_disk: Path, h
         pull(other, later)
         assert hub.count(kind="cdn", method="GET") == 0
         assert program.health["status"] == "ok"
+
+
+def test_size_that_does_not_fit_is_a_warning_at_start(small_disk: Path, hub: Hub) -> None:
+    with running_program(hub, hubcache_dir=str(small_disk / "store"), hubcache_size="2g") as program:
+        program.wait_for_log("hubcache: hubcache_size is 2.0g, but the file system of the store has 3.0m")
+    with running_program(hub, hubcache_size="1023m") as program:
+        program.wait_for_log("hubcache: hubcache_size is 1023m: many images are larger")
+
+
+def test_store_on_a_read_only_file_system_stores_nothing(small_disk: Path, hub: Hub) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with running_program(hub, hubcache_dir=str(small_disk / "store")) as program:
+        pull_uncached(program, "Read-only file system")
+        line = last_line_of_start(program)
+        assert "hubcache: not storing: " in line
+        assert "Read-only file system" in line
 
 
 def test_blob_larger_than_the_capacity_is_passed_on(hub: Hub) -> None:

@@ -33,9 +33,10 @@ TOP = {
     "connection_hooks": {"serve", "clients", "mitm", "direct", "public_hooks"},
     "plugin": {"oci", "transfer", "serve", "workers", "mitm", "engine", "access_hooks"},
     "shutdown": {"workers", "clients", "mitm", "engine"},
+    "start_report": {"store", "operate"},
     "startup": {
         *("oci", "setup", "operate", "workers", "clients", "mitm", "engine"),
-        *("access_hooks", "public_hooks", "connection_hooks", "plugin", "shutdown"),
+        *("access_hooks", "public_hooks", "connection_hooks", "plugin", "shutdown", "start_report"),
     },
 }
 AREAS = WINGS | TOP
