@@ -5,20 +5,18 @@ import gc
 import logging
 import os
 import signal
-import ssl
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import certifi
 from mitmproxy import addonmanager, ctx, exceptions
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 
 from .access_hooks import AccessHooks
 from .clients.limits import ClientLimits
 from .engine import Engine
-from .mitm import compat, proxyserver
+from .mitm import compat, mitmproxy_options, proxyserver
 from .mitm.interception import Interception
 from .oci.errors import ConfigError, StoreTooNew
 from .operate import config_file, options
@@ -73,7 +71,8 @@ class Hubcache:
         """Declare the options, and give mitmproxy's own the defaults that a registry cache needs."""
         print_whole_lines()
         if self._untested is not None:
-            logger.warning("hubcache: %s; serving through its public hooks only", self._untested)
+            whose = "its" if self._untested.startswith("mitmproxy ") else "mitmproxy's"
+            logger.warning("hubcache: %s; serving through %s public hooks only", self._untested, whose)
         self._without_quic()  # at once: mitmproxy is about to open the listeners of the command line
         options.declare(loader)
         try:
@@ -86,7 +85,7 @@ class Hubcache:
             # An exception would be lost: mitmproxy loads scripts in a task of their own.
             logger.error("hubcache: %s", error)
             return
-        _set_default(
+        mitmproxy_options.set_defaults(
             connection_strategy="lazy",  # a CONNECT must not connect upstream: it would fail in an outage
             upstream_cert=False,
             http2=False,  # several times slower than HTTP/1.1 inside mitmproxy
@@ -144,21 +143,22 @@ class Hubcache:
         previous = self._settings
         if previous is not None and self._engine is not None:
             previous.check_change_to(settings)
-        confdir = CERTS if _is_default("confdir") else Path(ctx.options.confdir).expanduser()
+        confdir = CERTS if mitmproxy_options.is_default("confdir") else Path(ctx.options.confdir).expanduser()
         warning = ensure_ca(confdir, interception.hosts, datetime.now(UTC)).warning
-        _set_default(confdir=str(CERTS))  # not before: mitmproxy would make a CA, valid for every site
+        mitmproxy_options.set_defaults(confdir=str(CERTS))  # else mitmproxy makes a CA, for every site
         if warning and previous is None and OWNER not in os.environ:
             logger.warning("hubcache: %s", warning)
         own_hosts = self._flows.interception.allow_hosts
         self._settings, self._flows.interception = settings, interception
         self._connections.intercept(interception)
-        self._access.apply(settings, interception, _ports(settings))
+        ports = mitmproxy_options.listening_ports()  # the body listener is at loopback, which is refused anyway
+        self._access.apply(settings, interception, [*ports, *(settings.status or ())[1:]])
         if isinstance(self._engine, Engine):
             self._engine.apply(settings)
         host = settings.registries[0].host
-        _set_default(
+        mitmproxy_options.set_defaults(
             mode=[
-                f"regular@{PROXY_PORT}" if _is_default("listen_port") else "regular",
+                f"regular@{PROXY_PORT}" if mitmproxy_options.is_default("listen_port") else "regular",
                 f"reverse:https://{host}@{MIRROR_PORT}",
             ]
         )
@@ -200,7 +200,7 @@ class Hubcache:
         gc.freeze()  # objects that live as long as the program need no look at each collection
 
     async def _start_engine(self, settings: Settings, servers: tuple[Any, ...]) -> Engine:
-        engine = await Engine.start(settings, _tls_context(), _setup_pages(servers))
+        engine = await Engine.start(settings, mitmproxy_options.upstream_tls_context(), _setup_pages(servers))
         self._engine = engine  # stopped by `done` also where the start of workers fails
         log_addresses(settings, servers, ctx.options.confdir)
         count = self._worker_count(settings)
@@ -284,32 +284,3 @@ def _setup_pages(servers: Iterable[Any]) -> SetupPages:
     mirror = next((port for is_mirror, port in ports if is_mirror), MIRROR_PORT)
     proxy = next((port for is_mirror, port in ports if not is_mirror), PROXY_PORT)
     return SetupPages(Path(ctx.options.confdir).expanduser() / "mitmproxy-ca-cert.pem", mirror, proxy)
-
-
-def _ports(settings: Settings) -> list[int]:
-    """Return the ports that this program listens on, except that of the body listener, which is at loopback."""
-    listening = [ProxyMode.parse(mode).listen_port(ctx.options.listen_port) for mode in ctx.options.mode]
-    return [port for port in (*listening, settings.status and settings.status[1]) if port]
-
-
-def _is_default(name: str) -> bool:
-    return bool(getattr(ctx.options, name) == ctx.options.default(name))
-
-
-def _set_default(**values: object) -> None:
-    """Set mitmproxy options that the user did not set."""
-    unset = {name: value for name, value in values.items() if _is_default(name)}
-    if unset:
-        ctx.options.update(**unset)
-
-
-def _tls_context() -> ssl.SSLContext:
-    """Return the trust for the cache's own connections, by mitmproxy's options for its connections."""
-    context = ssl.create_default_context(
-        cafile=ctx.options.ssl_verify_upstream_trusted_ca or certifi.where(),
-        capath=ctx.options.ssl_verify_upstream_trusted_confdir,
-    )
-    if ctx.options.ssl_insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hubcache import startup
+from hubcache.mitm import mitmproxy_options
 from hubcache.oci.registry import HUB_HOST
 from hubcache.startup import Hubcache
 from mitmproxy import exceptions
@@ -79,5 +79,5 @@ async def test_upstream_certificates_are_verified_as_mitmproxys_options_say(
 ) -> None:
     with taddons.context() as context:
         context.options.update(ssl_insecure=insecure)
-        mode = startup._tls_context().verify_mode
+        mode = mitmproxy_options.upstream_tls_context().verify_mode
     assert mode is (ssl.CERT_NONE if insecure else ssl.CERT_REQUIRED)

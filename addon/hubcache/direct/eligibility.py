@@ -33,19 +33,9 @@ them, it serves all clients."""
 _NEUTRAL = frozenset(
     {
         *("allow_hosts", "block_global", "cert_passphrase", "certs", "confdir", "connection_strategy", "flow_detail"),
-        *(
-            "http2",
-            "keep_host_header",
-            "key_size",
-            "listen_host",
-            "listen_port",
-            "mode",
-            "scripts",
-            "ssl_insecure",
-            "tcp_timeout",
-        ),
-        *("ssl_verify_upstream_trusted_ca", "ssl_verify_upstream_trusted_confdir", "termlog_verbosity"),
-        *("upstream_cert",),
+        *("http2", "keep_host_header", "key_size", "listen_host", "listen_port", "mode", "scripts", "ssl_insecure"),
+        *("ssl_verify_upstream_trusted_ca", "ssl_verify_upstream_trusted_confdir", "tcp_timeout"),
+        *("termlog_verbosity", "upstream_cert"),
     }
 )
 """Options that change no answer, or whose values are looked at here."""
