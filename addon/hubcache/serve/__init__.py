@@ -1,1 +1,1 @@
-"""What a request to a registry is answered, without any of mitmproxy's types."""
+"""Decides what requests to registries are answered, independent of mitmproxy."""

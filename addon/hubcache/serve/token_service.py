@@ -1,6 +1,7 @@
-"""The token service as clients see it: anonymous clients are answered here, logged-in ones by the real service.
+"""Answers token requests of clients: anonymous ones from the cache, others by the real token service.
 
-So a warm anonymous pull contacts nobody, and a dead token service stops no pull of a stored public image.
+So an anonymous pull of a stored image sends no request upstream, and succeeds while the token service is down. See
+"Token Authentication" of the distribution project, and RFC 6749 for the form of requests with a body.
 """
 
 import asyncio
@@ -29,15 +30,15 @@ from .messages import LOCAL_TOKEN, UNVERIFIED_TOKEN, Answer, Listener, Request, 
 
 _LIFETIME = 300
 _UNVERIFIED_LIFETIME = 60
-"""Seconds; no client takes less. After that a user is asked for a token of the real service again."""
+"""In seconds; clients accept no shorter lifetime. Afterwards a user's client requests a token again."""
 
 _PATIENCE_SECONDS = 5.0
 _MAX_BODY = 1 << 20
-_PASSED_ON = ("content-type", "accept", "user-agent")
+_FORWARDED_HEADERS = ("content-type", "accept", "user-agent")
 
 
 class TokenService:
-    """Answers token requests. `upstreams` is by registry host."""
+    """Answers token requests. `upstreams` is by registry host; `clock` returns seconds since the epoch."""
 
     def __init__(
         self,
@@ -54,13 +55,15 @@ class TokenService:
         self._clock = clock
 
     def serves(self, request: Request) -> bool:
-        """Whether a request to a registry's own host is one to its token service: to the realm of ours, or to one of
-        the registry's there (ghcr.io, quay.io and others)."""
+        """Whether a request to a registry's own host is for its token service.
+
+        That is, for the realm of the cache, or for the registry's if it is on that host (ghcr.io, quay.io and others).
+        """
         if request.listener is not Listener.PROXY or request.path.startswith("/v2/"):
             return False
         if request.path == TOKEN_PATH:
             return True
-        known = self._known(request.registry)
+        known = self._last_challenge(request.registry)
         try:
             return (
                 known is not None
@@ -70,14 +73,14 @@ class TokenService:
         except BadUpstream:
             return False
 
-    def _known(self, registry: Registry) -> Challenge | None:
-        """The registry's challenge as it was last heard; after a restart in an outage, before that."""
+    def _last_challenge(self, registry: Registry) -> Challenge | None:
+        """Return the last challenge of the registry; after a restart in an outage, the stored one."""
         upstream = self._upstreams.get(registry.host)
-        heard = upstream.last_challenge if upstream is not None else None
-        return heard or Challenge.parse(self._store.registries.challenge(registry.host))
+        last = upstream.last_challenge if upstream is not None else None
+        return last or Challenge.parse(self._store.registries.challenge(registry.host))
 
     async def answer(self, request: Request) -> Answer:
-        """A token, or the real service's refusal; an error of our own when neither can be had."""
+        """Return a token or the real service's refusal; an error answer of the cache when it cannot be reached."""
         try:
             outcome = await self._answer(request)
         except RegistryError as error:
@@ -87,13 +90,13 @@ class TokenService:
 
     async def _answer(self, request: Request) -> Answer:
         if request.method == "GET" and request.credentials is None:
-            return self._local(LOCAL_TOKEN, _LIFETIME)
-        only_pulls = _asks_only_for_pulls(request)
+            return self._local_token(LOCAL_TOKEN, _LIFETIME)
+        only_pulls = _has_only_pull_scopes(request)
         realm = None
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS if only_pulls else None):
                 realm = await self._realm(request.registry)
-                answer = await self._ask(request, realm)
+                answer = await self._request(request, realm)
                 self._tokens.record_success(realm)
                 return answer
         except (Unavailable, BadUpstream, TooManyRequests, TimeoutError) as error:
@@ -101,25 +104,25 @@ class TokenService:
             if realm is not None:
                 self._tokens.record_failure(realm, reason)
             if only_pulls:
-                return self._local(UNVERIFIED_TOKEN, _UNVERIFIED_LIFETIME)
+                return self._local_token(UNVERIFIED_TOKEN, _UNVERIFIED_LIFETIME)
             if isinstance(error, Unavailable):
                 error.add_context("token service cannot be reached")
             elif isinstance(error, TimeoutError):
                 raise Unavailable("token service is slow") from error
             raise
 
-    def _local(self, value: str, lifetime: int) -> Answer:
+    def _local_token(self, value: str, lifetime: int) -> Answer:
         issued = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         token = {"token": value, "access_token": value, "expires_in": lifetime, "issued_at": issued}
         body = json.dumps(token).encode()
         headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
         return Answer(200, headers, Result.LOCAL, body=body, length=len(body))
 
-    async def _ask(self, request: Request, realm: str) -> Answer:
-        """The real service's answer. Its body goes out as a stream, so that no token stays in a recorded flow.
+    async def _request(self, request: Request, realm: str) -> Answer:
+        """Return the real service's answer. Its body is sent from a source, so that no token stays in a recorded flow.
 
-        A client that was told another realm than the upstream's own trusts that its password stays in the registry's
-        domain; with a replaced upstream nothing else would see to that.
+        A client that received another realm than the upstream's trusts that its password stays in the registry's
+        domain: with a replaced upstream, only this check ensures that.
         """
         upstream = request.registry.upstream
         if not may_receive_password(upstream, realm):
@@ -128,7 +131,7 @@ class TokenService:
                 "not protected as the registry is"
             )
         url = _with_query(parse_realm(realm), request)
-        headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+        headers = {name: request.headers[name] for name in _FORWARDED_HEADERS if name in request.headers}
         if request.credentials is not None:
             headers["Authorization"] = request.credentials
         form, origin = request.body or None, URL(upstream)
@@ -139,7 +142,7 @@ class TokenService:
                 raise Unavailable(f"it answered {response.status}")
             body = await read_text_body(response, _MAX_BODY, "its answer")
             if response.status == 200:
-                parse_token(body)  # raises when there is none in it: a maintenance page, say
+                parse_token(body)  # raises when it contains none, as a maintenance page
             kept = {"Content-Type": response.headers.get("Content-Type", "application/json")}
             for name in ("WWW-Authenticate", "Retry-After"):
                 if name in response.headers:
@@ -150,21 +153,21 @@ class TokenService:
     async def _realm(self, registry: Registry) -> str:
         if registry.is_hub and registry.upstream == f"https://{registry.host}":
             return HUB_REALM
-        challenge = self._known(registry) or await self._upstreams[registry.host].challenge()
+        challenge = self._last_challenge(registry) or await self._upstreams[registry.host].challenge()
         if challenge is None:
             raise BadUpstream("upstream needs no tokens")
         return challenge.realm
 
 
 def _with_query(realm: URL, request: Request) -> URL:
-    """The realm with the client's query; its own first, where the client was told another realm and cannot know it."""
+    """Return the realm with the client's query, after its own query where the client received another realm."""
     own = realm.raw_query_string if request.to_token_service or request.path == TOKEN_PATH else ""
     query = "&".join(filter(None, (own, request.query)))
     return URL(f"{realm.with_query(None)}?{query}", encoded=True) if query else realm
 
 
-def _asks_only_for_pulls(request: Request) -> bool:
-    """Whether a local token would do. Not for `docker login` (no scope): it must not succeed without a check."""
+def _has_only_pull_scopes(request: Request) -> bool:
+    """Whether a token of the cache suffices. Not for `docker login` (no scope), which must not succeed unchecked."""
     text = request.query if request.method == "GET" else (request.body or b"").decode("latin-1")
     scopes = " ".join(parse_qs(text).get("scope", [])).split()
     return bool(scopes) and all(scope.startswith("repository:") and scope.endswith(":pull") for scope in scopes)
