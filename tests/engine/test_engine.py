@@ -1,4 +1,4 @@
-"""The engine's life: what it does at start, every few seconds, when options change, and at its end."""
+"""The engine from start to shutdown: its store, periodic work and changes of options."""
 
 import asyncio
 import json
@@ -30,9 +30,7 @@ def quick_housekeeping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(housekeeping, "_REOPEN_SECONDS", 0.05)
 
 
-async def test_store_that_cannot_be_used_is_opened_once_it_can(
-    quick_housekeeping: None, hub: Hub, tmp_path: Path
-) -> None:
+async def test_unusable_store_is_opened_once_it_can_be_used(quick_housekeeping: None, hub: Hub, tmp_path: Path) -> None:
     directory = tmp_path / "store"
     directory.touch()
     image = hub.image(REPO, "1")
@@ -49,7 +47,7 @@ async def test_store_that_cannot_be_used_is_opened_once_it_can(
         assert cache.engine.store.problem is None
 
 
-async def test_trouble_with_the_store_is_said_once(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_storage_error_is_logged_once(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "store").touch()
     hub.image(REPO, "1")
     async with running(hub, tmp_path / "store") as cache:
@@ -87,8 +85,8 @@ async def test_status_pages_are_served_while_it_runs(hub: Hub, tmp_path: Path) -
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-async def test_what_was_asked_for_survives_a_restart(hub: Hub, tmp_path: Path) -> None:
-    """Popularity is written behind, and at the latest at the end."""
+async def test_request_counts_survive_a_restart(hub: Hub, tmp_path: Path) -> None:
+    """Popularity is written with a delay, and at the latest at shutdown."""
     image = hub.image(REPO, "1")
     async with running(hub, tmp_path / "store") as cache:
         for _ in range(3):
@@ -100,7 +98,7 @@ async def test_what_was_asked_for_survives_a_restart(hub: Hub, tmp_path: Path) -
     assert after == pytest.approx(before, abs=0.01)
 
 
-async def test_options_that_change_count_at_once(hub: Hub, tmp_path: Path) -> None:
+async def test_changed_options_take_effect_at_once(hub: Hub, tmp_path: Path) -> None:
     hub.image(REPO, "1")
     async with running(hub, tmp_path / "store") as cache:
         assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 200
@@ -114,8 +112,10 @@ async def test_options_that_change_count_at_once(hub: Hub, tmp_path: Path) -> No
         assert hub.count() == 0
 
 
-async def test_warm_pull_waits_for_no_write(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it counts is written behind."""
+async def test_pull_of_stored_image_waits_for_no_write(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Request counts are written with a delay."""
     async with running(hub, tmp_path / "store") as cache:
         image = hub.image(REPO, "1", [random_bytes(100_000)])
         assert set(await pull(cache, image)) == {200}
@@ -134,7 +134,7 @@ async def test_warm_pull_waits_for_no_write(hub: Hub, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("listener", list(Listener), ids=lambda listener: listener.value)
-async def test_pull_of_an_index_is_one_of_it_and_one_of_its_platforms_manifest(
+async def test_pull_of_an_index_counts_once_for_it_and_once_for_the_platforms_manifest(
     hub: Hub, tmp_path: Path, listener: Listener
 ) -> None:
     """By tag or digest, HEAD included."""
@@ -150,7 +150,7 @@ async def test_pull_of_an_index_is_one_of_it_and_one_of_its_platforms_manifest(
             assert retention.requests(Digest.parse(digest), time.time()) == pytest.approx(1, abs=0.01)
 
 
-async def test_end_during_a_fill_leaves_no_file_and_waits_for_nobody(hub: Hub, tmp_path: Path) -> None:
+async def test_shutdown_during_a_fill_leaves_no_file_and_does_not_wait(hub: Hub, tmp_path: Path) -> None:
     digest = hub.blob(REPO, random_bytes(500_000))
     hub.faults.add(Fault(kind="cdn", pause_after=100_000))
     async with asyncio.timeout(5):
@@ -168,7 +168,7 @@ async def _begin(cache: Cache, digest: str) -> Answer:
     return outcome
 
 
-async def test_directory_can_be_used_again_after_the_end(hub: Hub, tmp_path: Path) -> None:
+async def test_directory_can_be_used_again_after_shutdown(hub: Hub, tmp_path: Path) -> None:
     for _ in range(2):
         async with running(hub, tmp_path / "store") as cache:
             assert cache.engine.store.is_open

@@ -1,4 +1,4 @@
-"""Docker Engine 29 pulls an attested image: once it is stored nobody is asked, and an outage is none."""
+"""Docker Engine 29 pulls an attested image: once it is stored, no request is sent upstream, also in an outage."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,7 +26,7 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 
 
 async def replay(cache: Cache, index: Image, action: str, listener: Listener) -> None:
-    """The engine's requests in order; each is answered here as the engine needs it."""
+    """Send the engine's requests in order, and assert that each is answered as the engine needs."""
     for one in engine29.asked(action, index):
         path = one.path if listener is Listener.MIRROR else one.at_registry
         headers = {name.replace("-", "_"): value for name, value in one.headers.items()}
@@ -39,7 +39,7 @@ async def replay(cache: Cache, index: Image, action: str, listener: Listener) ->
 
 @EACH_LISTENER
 @pytest.mark.parametrize("action", ACTIONS)
-async def test_warm_pull_asks_nobody(cache: Cache, hub: Hub, listener: Listener, action: str) -> None:
+async def test_pull_of_a_stored_image_sends_no_request(cache: Cache, hub: Hub, listener: Listener, action: str) -> None:
     index = attested(hub)
     await replay(cache, index, "pull", listener)
     hub.reset_log()
@@ -49,7 +49,7 @@ async def test_warm_pull_asks_nobody(cache: Cache, hub: Hub, listener: Listener,
 
 @EACH_LISTENER
 @pytest.mark.parametrize("action", ACTIONS)
-async def test_pull_through_one_door_serves_the_other(cache: Cache, hub: Hub, listener: Listener, action: str) -> None:
+async def test_pull_at_one_listener_serves_the_other(cache: Cache, hub: Hub, listener: Listener, action: str) -> None:
     index = attested(hub)
     await replay(cache, index, "pull", Listener.MIRROR if listener is Listener.PROXY else Listener.PROXY)
     hub.reset_log()
@@ -59,7 +59,7 @@ async def test_pull_through_one_door_serves_the_other(cache: Cache, hub: Hub, li
 
 @EACH_LISTENER
 @pytest.mark.parametrize("age", [0.0, TTL + 1, MAX_STALE / 2])
-async def test_pull_succeeds_while_the_registry_is_dead(
+async def test_pull_succeeds_while_the_registry_is_down(
     cache: Cache, hub: Hub, listener: Listener, age: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index, clock = attested(hub), Clock(monkeypatch, cache)
@@ -72,10 +72,10 @@ async def test_pull_succeeds_while_the_registry_is_dead(
 
 @EACH_LISTENER
 @pytest.mark.parametrize("trouble", ["offline", "dead", "503", "429"])
-async def test_image_that_no_engine_of_today_pulled_before_is_pulled_in_an_outage(
+async def test_image_whose_referrers_were_never_requested_is_pulled_in_an_outage(
     cache: Cache, hub: Hub, listener: Listener, trouble: str
 ) -> None:
-    """What was never asked about its attestations is answered 404, which ends no pull."""
+    """Referrers that were never requested are answered with 404, with which the pull continues."""
     index = attested(hub)
     for one in engine29.asked("pull", index):
         if one.expected == 200:

@@ -1,4 +1,4 @@
-"""What fails x what is asked x which door x what is stored: each answer as the table in the README says."""
+"""Every combination of fault, request, listener and stored content is answered as the table of faults says."""
 
 from collections.abc import AsyncIterator
 from hashlib import sha256
@@ -17,7 +17,7 @@ FAULTS = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 @pytest.fixture(autouse=True)
 def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time-outs as in production would make a test of them last minutes."""
+    """Shorten time-outs: with those of production, tests of them would last minutes."""
     monkeypatch.setattr(session, "CONNECT_SECONDS", 1.0)
     monkeypatch.setattr(session, "PROGRESS_SECONDS", 1.0)
     monkeypatch.setattr(upstream_client, "_PROBE_SECONDS", 0.3)
@@ -36,7 +36,7 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 
 
 def break_it(hub: Hub, row: Row) -> None:
-    """Bring about the row's fault."""
+    """Cause the row's fault."""
     what, how = row.name.split()
     listeners = {"registry": ["registry"], "token": ["token"], "cdn": ["cdn"], "all": ["registry", "token", "cdn"]}[
         what
@@ -57,7 +57,7 @@ def break_it(hub: Hub, row: Row) -> None:
 
 
 async def pull(cache: Cache, image: Image) -> None:
-    """Have the image in the store."""
+    """Pull the image, so that it is stored."""
     assert (await cache.get(Listener.PROXY, f"/v2/{image.repo}/manifests/{image.tag}"))[0] == 200
     for blob in (image.config, *image.layers):
         assert (await cache.get(Listener.PROXY, f"/v2/{image.repo}/blobs/{blob}"))[0] == 200
@@ -69,7 +69,9 @@ def digest_of(image: Image) -> str:
 
 @EACH_LISTENER
 @FAULTS
-async def test_stored_image_is_served_whole(cache: Cache, hub: Hub, image: Image, row: Row, listener: Listener) -> None:
+async def test_stored_image_is_served_completely(
+    cache: Cache, hub: Hub, image: Image, row: Row, listener: Listener
+) -> None:
     await pull(cache, image)
     cache.engine._tokens._known.clear()
     break_it(hub, row)
@@ -95,7 +97,7 @@ async def assert_served_whole(cache: Cache, image: Image, listener: Listener) ->
 
 @EACH_LISTENER
 @FAULTS
-async def test_stale_tag_is_served_and_says_so(
+async def test_stale_tag_is_served_and_marked(
     cache: Cache, hub: Hub, image: Image, row: Row, listener: Listener
 ) -> None:
     await pull(cache, image)
@@ -116,7 +118,7 @@ async def test_stale_tag_is_served_and_says_so(
 
 @EACH_LISTENER
 @FAULTS
-async def test_what_is_not_stored_gets_a_clear_error(
+async def test_content_that_is_not_stored_gets_a_clear_error(
     cache: Cache, hub: Hub, image: Image, row: Row, listener: Listener
 ) -> None:
     break_it(hub, row)
@@ -129,7 +131,7 @@ async def test_what_is_not_stored_gets_a_clear_error(
 
 @EACH_LISTENER
 @FAULTS
-async def test_restart_in_the_outage_changes_nothing(
+async def test_stored_image_is_served_after_a_restart_in_the_outage(
     hub: Hub, image: Image, row: Row, listener: Listener, tmp_path: Path
 ) -> None:
     async with running(hub, tmp_path / "store") as before:
@@ -140,7 +142,7 @@ async def test_restart_in_the_outage_changes_nothing(
 
 
 @FAULTS
-async def test_anonymous_token_is_to_be_had(cache: Cache, hub: Hub, row: Row) -> None:
+async def test_anonymous_token_is_issued(cache: Cache, hub: Hub, row: Row) -> None:
     break_it(hub, row)
     query = "/token?service=registry.docker.io&scope=repository:library/app:pull"
     answer = await cache.engine.token_service.answer(cache.request(Listener.PROXY, "GET", query))

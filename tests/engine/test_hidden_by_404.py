@@ -24,7 +24,7 @@ def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["NAME_UNKNOWN", "MANIFEST_UNKNOWN"])
 def code(request: pytest.FixtureRequest) -> str:
-    """What the registry says to an anonymous client."""
+    """The error code of the registry for an anonymous client."""
     return str(request.param)
 
 
@@ -52,7 +52,7 @@ def clock(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 async def hidden(cache: Cache, hub: Hub, clock: Clock) -> Image:
-    """An image that was made after the repository turned private, and that alice has pulled since."""
+    """An image that was pushed after the repository turned private, and that alice has pulled."""
     before = hub.image(REPO, "1", [random_bytes(100_000, "public")])
     assert set(await pull(cache, before)) == {200}
     turn_private(hub, REPO)
@@ -63,7 +63,7 @@ async def hidden(cache: Cache, hub: Hub, clock: Clock) -> Image:
 
 
 @EACH_LISTENER
-async def test_what_a_user_pulled_is_nobody_elses_in_an_outage(
+async def test_image_that_a_user_pulled_is_served_to_no_other_client_in_an_outage(
     cache: Cache, hub: Hub, hidden: Image, listener: Listener
 ) -> None:
     hub.stop()
@@ -75,7 +75,7 @@ async def test_what_a_user_pulled_is_nobody_elses_in_an_outage(
     await settled(cache)
 
 
-async def test_user_sees_what_refers_to_an_image_although_others_do_not(cache: Cache, hub: Hub, hidden: Image) -> None:
+async def test_user_can_list_referrers_that_are_hidden_from_the_public(cache: Cache, hub: Hub, hidden: Image) -> None:
     tag = hidden.digest.replace(":", "-") + ".sig"
     signature = hub.image(REPO, tag, [b"signature"], subject=hidden, artifact_type="signature")
     own = bearer(hub, "alice", REPO)

@@ -1,4 +1,4 @@
-"""Images that are made to cost: indexes of indexes, and manifests of thousands of layers."""
+"""Images that are made to consume resources: indexes of indexes, and manifests with thousands of layers."""
 
 import asyncio
 import itertools
@@ -38,7 +38,7 @@ def index_of(*children: str, note: str = "") -> bytes:
 
 
 async def tree(store: Store, depth: int, width: int) -> tuple[Digest, int]:
-    """Indexes, each naming the one below it `width` times, down to an image; the root and how many there are."""
+    """Return the root of a tree of indexes, each of `width` children, down to an image, and the number of manifests."""
     digest = Digest.of(manifest_of())
     await store.put_manifest(digest, ManifestRecord(OCI_MANIFEST, manifest_of()))
     for level in range(depth):
@@ -49,7 +49,7 @@ async def tree(store: Store, depth: int, width: int) -> tuple[Digest, int]:
 
 
 def count_looks(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Counter[Digest]:
-    """How often each manifest is looked at."""
+    """Count how often each manifest is read."""
     looks, look = Counter[Digest](), cache.engine._mirror._prefetch.children
 
     def counted(digest: Digest) -> object:
@@ -61,7 +61,7 @@ def count_looks(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Counter[Digest
 
 
 async def turns_during(work: asyncio.Task[object]) -> int:
-    """How often others had their turn."""
+    """Return how often other tasks ran meanwhile."""
     turns = 0
     while not work.done():
         turns += 1
@@ -70,7 +70,7 @@ async def turns_during(work: asyncio.Task[object]) -> int:
 
 
 @pytest.mark.parametrize(("depth", "is_image"), [(1, True), (2, True), (prefetch.MAX_DEPTH, True), (8, False)])
-async def test_each_manifest_of_a_tree_is_looked_at_once_and_no_deeper_than_images_are(
+async def test_each_manifest_of_a_tree_is_read_once_and_depth_is_bounded(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, depth: int, is_image: bool
 ) -> None:
     root, count = await tree(cache.engine.store, depth, 9)
@@ -80,10 +80,10 @@ async def test_each_manifest_of_a_tree_is_looked_at_once_and_no_deeper_than_imag
     assert work.result() is is_image
     assert set(looks.values()) == {1}
     assert len(looks) == min(count, prefetch.MAX_DEPTH + 1)
-    assert turns >= len(looks), "others have their turn between any two"
+    assert turns >= len(looks), "other tasks run between any two"
 
 
-async def test_wide_tree_is_not_walked_beyond_what_an_image_has(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_walk_of_a_wide_tree_is_bounded(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     store = cache.engine.store
     leaves = []
     for number in range(prefetch.MAX_MANIFESTS + 10):
@@ -97,7 +97,7 @@ async def test_wide_tree_is_not_walked_beyond_what_an_image_has(cache: Cache, mo
     assert len(looks) <= prefetch.MAX_MANIFESTS
 
 
-async def test_whether_an_image_is_complete_is_found_out_once_until_the_store_changes(
+async def test_completeness_is_checked_once_until_the_store_changes(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = cache.engine.store
@@ -111,7 +111,7 @@ async def test_whether_an_image_is_complete_is_found_out_once_until_the_store_ch
 
 
 @pytest.mark.parametrize("depth", [3, 8])
-async def test_fetching_a_tree_asks_for_each_manifest_once_and_ends(cache: Cache, hub: Hub, depth: int) -> None:
+async def test_fetch_of_a_tree_requests_each_manifest_once_and_ends(cache: Cache, hub: Hub, depth: int) -> None:
     digest = hub.manifest(REPO, None, manifest_of(), OCI_MANIFEST)
     for level in range(depth):
         digest = hub.manifest(REPO, None, index_of(*[digest] * 9, note=str(level)), OCI_INDEX)
@@ -153,14 +153,14 @@ def layers(count: int) -> list[tuple[Digest, int]]:
 
 
 @pytest.mark.parametrize("key", ["layers", "manifests", "blobs"])
-def test_manifest_has_no_more_descriptors_than_real_ones(key: str) -> None:
+def test_number_of_descriptors_in_a_manifest_is_bounded(key: str) -> None:
     entry = {"digest": Digest.of(b""), "size": 0}
     assert len(parse_manifest(json.dumps({key: [entry] * MAX_DESCRIPTORS}).encode())) == MAX_DESCRIPTORS
     with pytest.raises(ManifestInvalid):
         parse_manifest(json.dumps({key: [entry] * (MAX_DESCRIPTORS + 1)}).encode())
 
 
-def test_descriptors_are_counted_over_all_fields_and_before_they_are_read() -> None:
+def test_descriptors_of_all_fields_are_counted_before_they_are_parsed() -> None:
     entries: list[object] = [None] * (MAX_DESCRIPTORS // 2 + 1)
     with pytest.raises(ManifestInvalid) as caught:
         parse_manifest(json.dumps({"layers": entries, "manifests": entries}).encode())
@@ -168,21 +168,19 @@ def test_descriptors_are_counted_over_all_fields_and_before_they_are_read() -> N
 
 
 @pytest.mark.parametrize("body", [b"{}," * 40_000, b"1," * 100_000], ids=["objects", "numbers"])
-def test_manifest_of_very_many_values_is_refused_without_being_parsed(
-    body: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_manifest_with_too_many_values_is_refused_without_parsing(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json, "loads", lambda _: pytest.fail("it was parsed"))
     with pytest.raises(ManifestInvalid, match="too many descriptors"):
         parse_manifest(b'{"layers": [' + body + b"1]}")
 
 
-async def test_manifest_with_too_many_layers_is_no_answer_of_a_registry(cache: Cache, hub: Hub) -> None:
+async def test_manifest_with_too_many_layers_is_an_invalid_upstream_answer(cache: Cache, hub: Hub) -> None:
     hub.manifest(REPO, "1", manifest_of(*layers(MAX_DESCRIPTORS + 1)), OCI_MANIFEST)
     assert (await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1"))[0] == 502
     assert not cache.engine.store.usage.sizes
 
 
-async def test_links_of_a_large_manifest_are_not_read_on_the_loop(
+async def test_links_of_a_large_manifest_are_not_read_on_the_event_loop(
     cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.manifest(REPO, "1", manifest_of(*layers(MAX_DESCRIPTORS)), OCI_MANIFEST)
@@ -200,7 +198,7 @@ async def test_links_of_a_large_manifest_are_not_read_on_the_loop(
         assert store.links.get("registry-1.docker.io", REPO, digest) == Link(size, confirmed=False)
 
 
-async def test_many_links_written_at_once_leave_what_is_better_known(tmp_path: Path) -> None:
+async def test_writing_many_links_does_not_overwrite_better_ones(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         place, told = ("registry-1.docker.io", REPO), dict(layers(100))
         (first, _), (second, _), *_ = told.items()

@@ -1,4 +1,4 @@
-"""Knowing a digest is not a right: it is served for the repositories that it is known to belong to."""
+"""Knowing a digest grants no access: content is served for the repositories that it is known to belong to."""
 
 import asyncio
 import json
@@ -26,14 +26,14 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 
 
 def set_trap(hub: Hub, blob: str) -> None:
-    """A public manifest that names the digest of somebody else's layer."""
+    """Push a public manifest that names the digest of another user's layer."""
     layers = [{"mediaType": OCI_LAYER, "digest": blob, "size": 100_000}]
     body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": layers}).encode()
     hub.manifest("mallory/trap", "1", body, OCI_MANIFEST)
 
 
 @EACH_LISTENER
-async def test_private_digest_asked_for_through_a_public_repository_is_asked_upstream(
+async def test_private_digest_requested_in_a_public_repository_is_checked_upstream(
     cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
     public = hub.image("library/app", "1")
@@ -49,7 +49,7 @@ async def test_private_digest_asked_for_through_a_public_repository_is_asked_ups
 
 
 @EACH_LISTENER
-async def test_manifest_that_only_names_a_private_digest_opens_nothing(
+async def test_manifest_that_names_a_private_digest_grants_no_access(
     cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
     """A registry takes manifests whose layers it does not have (foreign layers, OCI 1.1 sparse ones): anybody may
@@ -60,12 +60,12 @@ async def test_manifest_that_only_names_a_private_digest_opens_nothing(
     for method in ("HEAD", "GET"):
         answer, given = await cache_with_secret.ask(listener, method, f"/v2/mallory/trap/blobs/{blob}")
         assert isinstance(answer, Answer)
-        assert answer.status == 404, "served from the store without the upstream's word"
+        assert answer.status == 404, "served from the store without a request upstream"
         assert random_bytes(100_000, "secret") != given
 
 
 @EACH_LISTENER
-async def test_index_that_only_names_a_private_manifest_opens_nothing(
+async def test_index_that_names_a_private_manifest_grants_no_access(
     cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
     hub.index("mallory/trap", "1", {"linux/amd64": secret})
@@ -75,7 +75,7 @@ async def test_index_that_only_names_a_private_manifest_opens_nothing(
 
 
 @EACH_LISTENER
-async def test_blob_that_a_private_and_a_public_repository_share_stays_served_for_the_public_one(
+async def test_blob_in_a_private_and_a_public_repository_is_served_for_the_public_one(
     cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
     public = hub.image("library/app", "1", [random_bytes(100_000, "secret")])
@@ -89,7 +89,7 @@ async def test_blob_that_a_private_and_a_public_repository_share_stays_served_fo
 
 
 @EACH_LISTENER
-async def test_blob_of_two_public_repositories_stays_served_when_one_turns_private(
+async def test_blob_of_two_public_repositories_is_served_after_one_turns_private(
     cache: Cache, hub: Hub, listener: Listener
 ) -> None:
     mine, theirs = hub.image("alice/app", "1"), hub.image("library/app", "1")
@@ -103,7 +103,7 @@ async def test_blob_of_two_public_repositories_stays_served_when_one_turns_priva
 
 
 @EACH_LISTENER
-async def test_request_for_a_repository_without_the_blob_does_not_spoil_a_pull_from_one_that_has_it(
+async def test_request_in_a_repository_without_the_blob_does_not_disturb_a_pull_from_one_with_it(
     cache: Cache, hub: Hub, listener: Listener
 ) -> None:
     image = hub.image("library/app", "1", [random_bytes(100_000)])
@@ -116,10 +116,10 @@ async def test_request_for_a_repository_without_the_blob_does_not_spoil_a_pull_f
 
 
 @EACH_LISTENER
-async def test_manifest_that_names_what_turned_private_opens_nothing(
+async def test_manifest_that_names_content_that_turned_private_grants_no_access(
     cache: Cache, hub: Hub, listener: Listener
 ) -> None:
-    """It was stored when everybody might see it; since then only its digest is known."""
+    """The manifest was stored while the layer was public; now only the digest of the layer is known."""
     app = hub.image("alice/app", "1", [random_bytes(100_000)])
     hub.image("alice/app", "2", [b"two"])
     assert set(await pull(cache, app)) == {200}

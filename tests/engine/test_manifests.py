@@ -1,4 +1,4 @@
-"""Manifests over time: how long a tag is fresh, what clocks that jump do, and what must not be remembered."""
+"""Manifests over time: freshness of tags, clocks that are set, and answers that must not be remembered."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ async def result(cache: Cache, path: str = TAG, method: str = "GET") -> Result:
     return outcome.result
 
 
-async def test_tag_is_fresh_for_its_lifetime_and_then_asked_again(cache: Cache, hub: Hub, clock: Clock) -> None:
+async def test_tag_is_fresh_for_its_lifetime_and_then_validated(cache: Cache, hub: Hub, clock: Clock) -> None:
     image(hub)
     found = []
     for ahead in (0, 59, 61, 100, 122):
@@ -56,8 +56,8 @@ async def test_head_and_get_share_the_lifetime(cache: Cache, hub: Hub) -> None:
     assert (status, body) == (200, current.manifest)
 
 
-async def test_clock_that_was_set_back_makes_a_tag_stale(cache: Cache, hub: Hub, clock: Clock) -> None:
-    """Else it would stay fresh until the clock catches up."""
+async def test_tag_is_stale_after_the_clock_was_set_back(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """Otherwise it would be fresh until the clock catches up."""
     image(hub)
     clock.ahead = 86400
     await result(cache)
@@ -66,7 +66,7 @@ async def test_clock_that_was_set_back_makes_a_tag_stale(cache: Cache, hub: Hub,
     assert await result(cache) is Result.HIT
 
 
-async def test_lifetime_that_changes_while_running_counts_for_what_is_known(cache: Cache, hub: Hub) -> None:
+async def test_changed_lifetime_applies_to_known_tags(cache: Cache, hub: Hub) -> None:
     image(hub)
     await result(cache)
     cache.apply(tag_ttl=0.0)
@@ -75,10 +75,8 @@ async def test_lifetime_that_changes_while_running_counts_for_what_is_known(cach
     assert await result(cache) is Result.HIT
 
 
-async def test_lifetime_begins_when_the_upstream_was_asked_not_when_it_answered(
-    cache: Cache, hub: Hub, clock: Clock
-) -> None:
-    """It may have moved the tag in between."""
+async def test_lifetime_begins_with_the_request_and_not_with_the_answer(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """The tag may have moved in between."""
     image(hub)
     fault = hub.faults.add(Fault(kind="manifest", pause_after=0))
     asked = asyncio.create_task(result(cache))
@@ -90,7 +88,7 @@ async def test_lifetime_begins_when_the_upstream_was_asked_not_when_it_answered(
     assert await result(cache) is Result.REVALIDATED
 
 
-async def test_tag_that_was_pushed_while_it_was_asked_for_is_asked_again(cache: Cache, hub: Hub) -> None:
+async def test_tag_that_is_pushed_during_a_request_is_requested_again(cache: Cache, hub: Hub) -> None:
     image(hub, 1)
     fault = hub.faults.add(Fault(kind="manifest", pause_after=0))
     asked = asyncio.create_task(cache.get(Listener.MIRROR, TAG))
@@ -102,8 +100,8 @@ async def test_tag_that_was_pushed_while_it_was_asked_for_is_asked_again(cache: 
     assert (await cache.get(Listener.MIRROR, TAG))[1] == moved.manifest
 
 
-async def test_question_that_differs_only_in_older_types_shares_the_answer(cache: Cache, hub: Hub) -> None:
-    """dockerd and containerd list the same four types beside others."""
+async def test_accept_that_differs_only_in_older_types_shares_the_answer(cache: Cache, hub: Hub) -> None:
+    """dockerd and containerd list the same four types besides others."""
     image(hub)
     await result(cache)
     hub.reset_log()
@@ -114,7 +112,7 @@ async def test_question_that_differs_only_in_older_types_shares_the_answer(cache
     assert hub.count() == 0
 
 
-async def test_manifest_that_was_evicted_is_fetched_again_by_its_tag(cache: Cache, hub: Hub) -> None:
+async def test_evicted_manifest_is_fetched_again_by_its_tag(cache: Cache, hub: Hub) -> None:
     current = image(hub)
     await result(cache)
     await cache.engine.store.remove(Digest.parse(current.digest))
@@ -123,7 +121,7 @@ async def test_manifest_that_was_evicted_is_fetched_again_by_its_tag(cache: Cach
     assert (status, body) == (200, current.manifest)
 
 
-async def test_client_that_leaves_while_a_manifest_is_fetched_leaves_it_to_others(cache: Cache, hub: Hub) -> None:
+async def test_fetch_of_a_manifest_continues_when_one_client_disconnects(cache: Cache, hub: Hub) -> None:
     current = image(hub)
     fault = hub.faults.add(Fault(kind="manifest", pause_after=0))
     first = asyncio.create_task(cache.get(Listener.MIRROR, TAG))
@@ -138,10 +136,10 @@ async def test_client_that_leaves_while_a_manifest_is_fetched_leaves_it_to_other
 
 
 @pytest.mark.parametrize("asked_first", ["blob", "manifest"])
-async def test_digest_that_is_absent_as_one_kind_is_not_absent_as_the_other(
+async def test_missing_blob_does_not_make_a_manifest_with_its_digest_missing(
     cache: Cache, hub: Hub, asked_first: str
 ) -> None:
-    """Else anybody could make a manifest vanish for a while by asking for a blob of its digest."""
+    """Otherwise any client could make a manifest unavailable for a while by requesting a blob with its digest."""
     current = image(hub)
     await result(cache)
     if asked_first == "blob":

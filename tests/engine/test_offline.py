@@ -1,4 +1,4 @@
-"""No upstream at all, by choice or by outage: what is stored is served for as long as the options say."""
+"""No upstream, by option or by outage: stored content is served for as long as the options say."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ def image(hub: Hub) -> Image:
 
 @pytest.fixture
 async def cache(hub: Hub, image: Image, tmp_path: Path) -> AsyncIterator[Cache]:
-    """With the image in its store."""
+    """A cache with the image in its store."""
     async with running(hub, tmp_path / "store", tag_ttl=TTL, max_stale=MAX_STALE) as started:
         assert set(await pull(started, image)) == {200}
         hub.reset_log()
@@ -37,7 +37,7 @@ async def cache(hub: Hub, image: Image, tmp_path: Path) -> AsyncIterator[Cache]:
 
 
 @EACH_LISTENER
-async def test_offline_serves_what_is_stored_however_old_and_contacts_nobody(
+async def test_offline_serves_stored_content_of_any_age_without_requests(
     cache: Cache, hub: Hub, image: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
@@ -53,7 +53,7 @@ async def test_offline_serves_what_is_stored_however_old_and_contacts_nobody(
 
 
 @EACH_LISTENER
-async def test_offline_answers_for_all_else_at_once_and_contacts_nobody(
+async def test_offline_answers_other_requests_at_once_without_requests(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     hub.image("library/other", "1", [b"another"])
@@ -78,7 +78,7 @@ async def test_offline_answers_for_all_else_at_once_and_contacts_nobody(
     assert hub.count() == 0
 
 
-async def test_offline_gives_users_tokens_for_pulls_and_no_login(cache: Cache, hub: Hub) -> None:
+async def test_offline_issues_tokens_for_pulls_but_not_for_login(cache: Cache, hub: Hub) -> None:
     cache.apply(offline=True)
     own = basic("alice", "alice's")
     for query, status in (("&scope=repository:library/app:pull", 200), ("", 503)):
@@ -88,7 +88,7 @@ async def test_offline_gives_users_tokens_for_pulls_and_no_login(cache: Cache, h
 
 
 @EACH_LISTENER
-async def test_offline_from_the_start_needs_nothing_but_the_store(
+async def test_offline_from_the_start_needs_only_the_store(
     hub: Hub, image: Image, listener: Listener, tmp_path: Path
 ) -> None:
     async with running(hub, tmp_path / "store", tag_ttl=TTL) as before:
@@ -100,10 +100,10 @@ async def test_offline_from_the_start_needs_nothing_but_the_store(
     assert hub.count() == 0
 
 
-async def test_going_offline_ends_the_probes_of_an_open_circuit(
+async def test_going_offline_ends_probes_of_an_open_circuit(
     cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The circuit opened before; offline means that nobody is contacted from now on, not even to see if it works."""
+    """The circuit opened before; offline means that no request is sent, not even a probe."""
     monkeypatch.setattr("hubcache.transfer.breaker._FIRST_PROBE_SECONDS", 0.05)
     monkeypatch.setattr("hubcache.transfer.breaker._LAST_PROBE_SECONDS", 0.05)
     hub.stop()
@@ -115,7 +115,7 @@ async def test_going_offline_ends_the_probes_of_an_open_circuit(
     assert hub.count() == 0
 
 
-async def test_going_online_again_asks_upstream(cache: Cache, hub: Hub) -> None:
+async def test_upstream_is_asked_after_going_online_again(cache: Cache, hub: Hub) -> None:
     cache.apply(offline=True)
     assert (await cache.get(Listener.PROXY, "/v2/library/new/manifests/1"))[0] == 503
     hub.image("library/new", "1", [b"new"])
@@ -127,7 +127,7 @@ async def test_going_online_again_asks_upstream(cache: Cache, hub: Hub) -> None:
 
 
 @EACH_LISTENER
-async def test_stale_tag_is_served_in_an_outage_until_max_stale_and_not_longer(
+async def test_stale_tag_is_served_in_an_outage_until_max_stale(
     cache: Cache, hub: Hub, image: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
@@ -143,7 +143,7 @@ async def test_stale_tag_is_served_in_an_outage_until_max_stale_and_not_longer(
 
 
 @EACH_LISTENER
-async def test_age_of_a_stale_answer_is_told(
+async def test_stale_answer_states_its_age(
     cache: Cache, hub: Hub, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
@@ -176,10 +176,10 @@ async def test_max_stale_0_never_serves_a_stale_tag(
 
 
 @EACH_LISTENER
-async def test_content_by_digest_does_not_age_but_the_verdict_on_its_repository_does(
+async def test_content_by_digest_does_not_age_but_the_visibility_of_its_repository_does(
     cache: Cache, hub: Hub, image: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In an outage nobody can say that the repository is still public; `hubcache_max_stale` bounds that, too."""
+    """In an outage the visibility of a repository cannot be validated; `hubcache_max_stale` bounds that, too."""
     clock = Clock(monkeypatch, cache)
     hub.stop()
     by_digest = [one for one in requests_of(image) if ":" in one[1]]
@@ -193,9 +193,7 @@ async def test_content_by_digest_does_not_age_but_the_verdict_on_its_repository_
 
 
 @EACH_LISTENER
-async def test_outage_that_ends_makes_the_tag_fresh_again(
-    cache: Cache, hub: Hub, image: Image, listener: Listener
-) -> None:
+async def test_tag_is_fresh_again_after_the_outage(cache: Cache, hub: Hub, image: Image, listener: Listener) -> None:
     cache.apply(tag_ttl=0.0)
     hub.stop()
     answer, _ = await cache.ask(listener, "GET", "/v2/library/app/manifests/1")

@@ -1,4 +1,4 @@
-"""Who may read what: private images pass through or are kept for their users, and nobody else ever gets them."""
+"""Private images are forwarded, or stored for their users, and never served to other clients."""
 
 import asyncio
 import base64
@@ -30,8 +30,9 @@ from support.users import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def short_time_outs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that wait for one. Elsewhere a busy machine would exceed them."""
     short_times(monkeypatch)
 
 
@@ -45,7 +46,7 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 # -- bypass ----------------------------------------------------------------------------------------------------------
 
 
-async def test_private_image_passes_through_with_the_clients_own_credentials_and_nothing_is_stored(
+async def test_private_image_is_forwarded_with_the_clients_credentials_and_not_stored(
     cache: Cache, hub: Hub, secret: Image
 ) -> None:
     own = bearer(hub, "alice", SECRET)
@@ -58,16 +59,19 @@ async def test_private_image_passes_through_with_the_clients_own_credentials_and
 
 
 @EACH_LISTENER
-async def test_stranger_gets_nothing_of_a_private_image(cache: Cache, secret: Image, listener: Listener) -> None:
+async def test_anonymous_client_gets_nothing_of_a_private_image(
+    cache: Cache, secret: Image, listener: Listener
+) -> None:
     await assert_refused(cache, secret, listener)
 
 
-async def test_clients_own_credentials_are_for_the_proxy_door_only(cache: Cache, hub: Hub, secret: Image) -> None:
+async def test_client_credentials_are_used_at_the_proxy_only(cache: Cache, hub: Hub, secret: Image) -> None:
     await assert_refused(cache, secret, Listener.MIRROR, authorization=bearer(hub, "alice", SECRET))
     assert hub.count(user="alice") == 0
 
 
-async def test_dead_upstream_does_not_make_clients_of_private_images_wait(
+@pytest.mark.usefixtures("short_time_outs")
+async def test_clients_of_private_images_do_not_wait_while_upstream_is_down(
     cache: Cache, hub: Hub, secret: Image
 ) -> None:
     own = bearer(hub, "alice", SECRET)
@@ -81,16 +85,16 @@ async def test_dead_upstream_does_not_make_clients_of_private_images_wait(
 # -- authorize -------------------------------------------------------------------------------------------------------
 
 
-async def test_kept_private_image_costs_its_user_no_pull_and_no_transfer(
+async def test_stored_private_image_costs_its_user_no_pull_and_no_download(
     cache_with_secret: Cache, hub: Hub, secret: Image
 ) -> None:
     assert set(await pull(cache_with_secret, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
     assert hub.count(method="GET", kind="manifest", user="alice") == 0
     assert hub.count(kind="cdn", method="GET") == 0
-    assert hub.count(method="HEAD", user="alice") == 1, "one yes, for this token and repository"
+    assert hub.count(method="HEAD", user="alice") == 1, "one check for this token and repository"
 
 
-async def test_kept_private_image_is_served_byte_for_byte(cache_with_secret: Cache, hub: Hub, secret: Image) -> None:
+async def test_stored_private_image_is_served_byte_for_byte(cache_with_secret: Cache, hub: Hub, secret: Image) -> None:
     own = bearer(hub, "alice", SECRET)
     answer, body = await cache_with_secret.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/manifests/1", authorization=own)
     assert body == secret.manifest
@@ -103,39 +107,41 @@ async def test_kept_private_image_is_served_byte_for_byte(cache_with_secret: Cac
 
 
 @EACH_LISTENER
-async def test_stranger_gets_nothing_of_a_kept_private_image(
+async def test_anonymous_client_gets_nothing_of_a_stored_private_image(
     cache_with_secret: Cache, secret: Image, listener: Listener
 ) -> None:
     await assert_refused(cache_with_secret, secret, listener)
 
 
-async def test_another_user_gets_nothing_of_a_kept_private_image(
+async def test_other_user_gets_nothing_of_a_stored_private_image(
     cache_with_secret: Cache, hub: Hub, secret: Image
 ) -> None:
     await assert_refused(cache_with_secret, secret, Listener.PROXY, authorization=bearer(hub, "bob", SECRET))
 
 
-async def test_made_up_token_gets_nothing_of_a_kept_private_image(cache_with_secret: Cache, secret: Image) -> None:
+async def test_invented_token_gets_nothing_of_a_stored_private_image(cache_with_secret: Cache, secret: Image) -> None:
     await assert_refused(cache_with_secret, secret, Listener.PROXY, authorization="Bearer hub-alice-0123")
 
 
-async def test_refusal_of_a_kept_private_image_names_the_realm_that_clients_know(
+async def test_refusal_of_a_stored_private_image_names_the_realm_of_the_hub(
     cache_with_secret: Cache, hub: Hub, secret: Image
 ) -> None:
-    """Also where the client came with credentials of its own: it is told to get others."""
+    """Also for a client with credentials of its own, which has to get others."""
     for headers in ({}, {"authorization": bearer(hub, "bob", SECRET)}):
         answer, _ = await cache_with_secret.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/manifests/1", **headers)
         assert isinstance(answer, Answer)
         assert answer.headers["WWW-Authenticate"].startswith('Bearer realm="https://auth.docker.io/token"')
 
 
-async def test_mirror_never_serves_a_kept_private_image_even_to_its_user(
+async def test_mirror_does_not_serve_a_stored_private_image_even_to_its_user(
     cache_with_secret: Cache, hub: Hub, secret: Image
 ) -> None:
     await assert_refused(cache_with_secret, secret, Listener.MIRROR, authorization=bearer(hub, "alice", SECRET))
 
 
-async def test_yes_for_one_token_is_not_a_yes_for_another(cache_with_secret: Cache, hub: Hub, secret: Image) -> None:
+async def test_accepted_token_does_not_make_another_token_accepted(
+    cache_with_secret: Cache, hub: Hub, secret: Image
+) -> None:
     path = f"/v2/{SECRET}/blobs/{secret.layers[0]}"
     first, second = bearer(hub, "alice", SECRET), bearer(hub, "alice", SECRET)
     for own, asked in ((first, 1), (first, 1), (second, 2), (first, 2), (second, 2)):
@@ -143,10 +149,10 @@ async def test_yes_for_one_token_is_not_a_yes_for_another(cache_with_secret: Cac
         assert hub.count(method="HEAD", user="alice", kind="blob") == asked
 
 
-async def test_yes_for_one_repository_is_not_a_yes_for_another(
+async def test_token_accepted_for_one_repository_is_checked_for_another(
     cache_with_secret: Cache, hub: Hub, secret: Image
 ) -> None:
-    """The layer is the same; the token is good for one of them."""
+    """Both repositories have the layer; the token is valid for one of them."""
     hub.image("alice/other", "1", [random_bytes(100_000, "secret")])
     hub.private("alice/other", {"alice"})
     own = bearer(hub, "alice", SECRET)
@@ -159,7 +165,7 @@ async def test_yes_for_one_repository_is_not_a_yes_for_another(
     assert status == 401
 
 
-async def test_revoked_token_is_refused_as_soon_as_its_yes_is_over(
+async def test_revoked_token_is_refused_when_its_acceptance_expires(
     cache_with_secret: Cache, hub: Hub, secret: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache_with_secret)
@@ -171,7 +177,7 @@ async def test_revoked_token_is_refused_as_soon_as_its_yes_is_over(
     assert set(await pull(cache_with_secret, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
 
 
-async def test_user_who_lost_the_right_is_refused_as_soon_as_the_yes_is_over(
+async def test_user_who_lost_access_is_refused_when_the_acceptance_expires(
     cache_with_secret: Cache, hub: Hub, secret: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache_with_secret)
@@ -181,8 +187,9 @@ async def test_user_who_lost_the_right_is_refused_as_soon_as_the_yes_is_over(
     await assert_refused(cache_with_secret, secret, Listener.PROXY, authorization=bearer(hub, "alice", SECRET))
 
 
+@pytest.mark.usefixtures("short_time_outs")
 @pytest.mark.parametrize("fault", ["stopped", "blackholed", "500", "429", "html"])
-async def test_without_an_answer_from_upstream_there_is_no_private_image(
+async def test_private_image_is_not_served_while_upstream_does_not_answer(
     cache_with_secret: Cache, hub: Hub, secret: Image, fault: str
 ) -> None:
     own = bearer(hub, "alice", SECRET)
@@ -203,7 +210,7 @@ async def test_without_an_answer_from_upstream_there_is_no_private_image(
         assert isinstance(outcome, Forward) or outcome.status in (429, 502, 503)
 
 
-async def test_private_image_that_was_kept_is_not_given_after_switching_to_bypass(
+async def test_stored_private_image_is_not_served_after_switching_to_bypass(
     cache_with_secret: Cache, hub: Hub, secret: Image
 ) -> None:
     cache_with_secret.apply(authorize=False)
@@ -227,10 +234,10 @@ async def test_private_image_stays_private_after_a_restart(hub: Hub, secret: Ima
             assert answer.status in (401, 503)
 
 
-async def test_strangers_request_does_not_spoil_the_users_pull_of_the_same_blob(
+async def test_refused_anonymous_request_does_not_disturb_the_users_pull_of_the_same_blob(
     authorizing_cache: Cache, hub: Hub, secret: Image
 ) -> None:
-    """Both ask for what is not stored: the stranger's refusal is the stranger's."""
+    """Both request what is not stored: the refusal of the anonymous client does not apply to the user."""
     path = f"/v2/{SECRET}/blobs/{secret.layers[0]}"
     slow = hub.faults.add(Fault(kind="blob", method="GET", delay=0.4, times=1))
     stranger = asyncio.create_task(authorizing_cache.get(Listener.PROXY, path))
@@ -254,7 +261,7 @@ async def with_account(hub: Hub, secret: Image, tmp_path: Path) -> AsyncIterator
 
 @EACH_LISTENER
 @pytest.mark.parametrize("authorize", [False, True], ids=["bypass", "authorize"])
-async def test_account_that_may_read_a_private_image_reads_it_for_nobody(
+async def test_account_with_access_does_not_read_a_private_image_for_anonymous_clients(
     with_account: Cache, hub: Hub, secret: Image, listener: Listener, authorize: bool
 ) -> None:
     with_account.apply(authorize=authorize)
@@ -263,7 +270,7 @@ async def test_account_that_may_read_a_private_image_reads_it_for_nobody(
     assert hub.count(user="robot", status=200, kind="[mb]*") == 0
 
 
-async def test_account_that_may_read_a_private_image_does_not_help_another_user(
+async def test_account_with_access_does_not_read_a_private_image_for_another_user(
     with_account: Cache, hub: Hub, secret: Image
 ) -> None:
     with_account.apply(authorize=True)
@@ -273,10 +280,10 @@ async def test_account_that_may_read_a_private_image_does_not_help_another_user(
 @EACH_LISTENER
 @pytest.mark.parametrize("what", ["digest", "tag", "layer"])
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
-async def test_account_does_not_read_what_became_private_since_the_verdict(
+async def test_account_does_not_read_content_pushed_after_the_repository_turned_private(
     with_account: Cache, hub: Hub, listener: Listener, method: str, what: str
 ) -> None:
-    """What was pushed after the change was never public, whatever the verdict of before says."""
+    """What was pushed after the change was never public, although the repository is still recorded as public."""
     public = hub.image("alice/app", "1")
     assert set(await pull(with_account, public)) == {200}
     turn_private(hub, "alice/app", robot="robot's")
@@ -289,10 +296,10 @@ async def test_account_does_not_read_what_became_private_since_the_verdict(
 
 
 @EACH_LISTENER
-async def test_users_own_reading_does_not_publish_what_became_private_since_the_verdict(
+async def test_users_read_does_not_publish_content_pushed_after_the_repository_turned_private(
     cache: Cache, hub: Hub, listener: Listener
 ) -> None:
-    """alice reads by digest with her own token; that proves nothing about the public."""
+    """alice reads by digest with her own token, which does not show what the public may read."""
     public = hub.image("alice/app", "1")
     assert set(await pull(cache, public)) == {200}
     turn_private(hub, "alice/app")
@@ -305,7 +312,7 @@ async def test_users_own_reading_does_not_publish_what_became_private_since_the_
 
 @EACH_LISTENER
 async def test_account_reads_public_images(with_account: Cache, hub: Hub, listener: Listener) -> None:
-    """The positive of the tests above: it is used, where anybody may read."""
+    """The opposite of the tests above: the account is used for public repositories."""
     image = hub.image("library/app", "1")
     status, body = await with_account.get(listener, "/v2/library/app/manifests/1")
     assert (status, sha256(body).hexdigest()) == (200, image.digest.removeprefix("sha256:"))
@@ -313,10 +320,10 @@ async def test_account_reads_public_images(with_account: Cache, hub: Hub, listen
 
 
 @EACH_LISTENER
-async def test_page_of_html_proves_nothing_about_a_private_repository(
+async def test_html_page_does_not_make_a_private_repository_public(
     cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
-    """A portal or a page of maintenance answers 200 to everything, and to strangers too."""
+    """A captive portal or a maintenance page answers 200 to every request, also without credentials."""
     assert set(await pull(cache_with_secret, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
     hub.faults.add(Fault(kind="[mb]*", status=200, body="<html>maintenance</html>"))
     unknown = f"sha256:{'0' * 64}"
@@ -330,27 +337,28 @@ async def test_page_of_html_proves_nothing_about_a_private_repository(
     await assert_refused(cache_with_secret, secret, listener)
 
 
-async def test_stranger_who_asks_while_a_private_blob_begins_to_be_fetched_is_refused(
+async def test_invalid_token_is_refused_while_a_private_fill_starts(
     cache_with_secret: Cache, hub: Hub, secret: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both find no fill; the one whose fill begins first proves nothing about the other."""
+    """Both find no fill; that one may read the blob does not show that the other may."""
     blob = f"/v2/{SECRET}/blobs/{hub.blob(SECRET, random_bytes(200_000, 'new'))}"
     assert (await cache_with_secret.get(Listener.PROXY, blob))[0] == 401
-    await settled(cache_with_secret)  # or the stranger might find the public's fill, and be refused before
-    memory, both = cache_with_secret.engine._writer, asyncio.Event()
-    waiting: list[Digest] = []
-    private = memory.mark_private
+    await settled(cache_with_secret)  # or the other client might find the public fill, and be refused earlier
+    engine = cache_with_secret.engine
+    mark_private, both = engine._writer.mark_private, asyncio.Event()
+    marked: list[Digest] = []
 
-    async def slowly(digest: Digest) -> bool:
-        waiting.append(digest)
-        if len(waiting) == 2:
+    async def mark_in_turn(digest: Digest) -> bool:
+        """Let both requests find no fill; the second goes on when the first has started its fill."""
+        is_first = not marked
+        marked.append(digest)
+        if not is_first:
             both.set()
-        turn = len(waiting)
+            await until(lambda: engine.fills.get(digest) is not None)
         await both.wait()
-        await asyncio.sleep(0.05 * turn)
-        return await private(digest)
+        return await mark_private(digest)
 
-    monkeypatch.setattr(memory, "mark_private", slowly)
+    monkeypatch.setattr(engine._writer, "mark_private", mark_in_turn)
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000))
     tokens = (bearer(hub, "alice", SECRET), "Bearer stolen-and-over")
     requests = [cache_with_secret.request(Listener.PROXY, "GET", blob, authorization=token) for token in tokens]
@@ -375,17 +383,17 @@ async def test_stranger_who_asks_while_a_private_blob_begins_to_be_fetched_is_re
         (b"\xff", inf),
     ],
 )
-def test_token_tells_when_it_ends(claims: bytes, left: float) -> None:
+def test_remaining_life_is_read_from_a_token(claims: bytes, left: float) -> None:
     encoded = base64.urlsafe_b64encode(claims).decode().rstrip("=")
     assert access.remaining_life(f"Bearer e30.{encoded}.sig", 100) == left
 
 
 @pytest.mark.parametrize("reader", ["Bearer opaque", "Basic YTpi", "Bearer a.b", "Bearer a.b.c", "Bearer e30.\u00e9.x"])
-def test_what_is_no_json_web_token_tells_nothing(reader: str) -> None:
+def test_remaining_life_of_other_credentials_is_infinite(reader: str) -> None:
     assert access.remaining_life(reader, 100) == inf
 
 
-async def test_yes_to_a_token_does_not_outlive_the_token(
+async def test_acceptance_of_a_token_ends_with_the_token(
     cache_with_secret: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache_with_secret)

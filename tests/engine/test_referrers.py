@@ -1,4 +1,4 @@
-"""What refers to a manifest is listed from the store as the registry listed it, for as long as a tag is served."""
+"""Referrers are served from the store as the registry listed them, with the lifetimes of tags."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 
 @pytest.fixture
 async def image(hub: Hub, cache: Cache) -> Image:
-    """Pulled, so that its digest is known to be the repository's; signed, and with an SBOM."""
+    """A signed image with an SBOM, pulled, so that its digest is known to belong to the repository."""
     image = hub.image(REPO, "1")
     hub.image(REPO, None, [b"sbom"], subject=image, artifact_type=SBOM)
     hub.image(REPO, None, [b"signature"], subject=image, artifact_type=SIGNATURE)
@@ -77,11 +77,11 @@ def make_trouble(cache: Cache, hub: Hub, trouble: str, monkeypatch: pytest.Monke
             hub.faults.add(Fault(status=int(status)))
 
 
-# -- as a tag --------------------------------------------------------------------------------------------------------
+# -- freshness -------------------------------------------------------------------------------------------------------
 
 
 @EACH_LISTENER
-async def test_listing_is_asked_for_once_in_a_tags_lifetime(
+async def test_referrers_are_requested_once_in_a_tags_lifetime(
     cache: Cache, hub: Hub, image: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
@@ -108,7 +108,7 @@ async def test_head_has_the_length_and_no_body(cache: Cache, image: Image, liste
 
 @TROUBLES
 @EACH_LISTENER
-async def test_listing_is_served_stale_when_the_registry_gives_none(
+async def test_stale_referrers_are_served_when_the_registry_fails(
     cache: Cache, hub: Hub, image: Image, listener: Listener, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
@@ -125,7 +125,7 @@ async def test_listing_is_served_stale_when_the_registry_gives_none(
 @TROUBLES
 @EACH_LISTENER
 @pytest.mark.parametrize("suffix", ["", ".sig", ".att", ".sbom"])
-async def test_what_was_never_asked_for_is_a_clean_404_when_the_registry_gives_no_answer(
+async def test_referrers_that_were_never_requested_are_404_when_the_registry_fails(
     cache: Cache, hub: Hub, image: Image, listener: Listener, trouble: str, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_trouble(cache, hub, trouble, monkeypatch)
@@ -138,7 +138,7 @@ async def test_what_was_never_asked_for_is_a_clean_404_when_the_registry_gives_n
 
 
 @EACH_LISTENER
-async def test_ordinary_tag_stays_an_error_when_the_registry_is_dead(
+async def test_other_tag_is_an_error_when_the_registry_is_down(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     hub.stop()
@@ -148,7 +148,7 @@ async def test_ordinary_tag_stays_an_error_when_the_registry_is_dead(
 
 @EACH_LISTENER
 @pytest.mark.parametrize("body", ["404 page not found\n", {"errors": [{"code": "NOT_FOUND", "message": "no"}]}])
-async def test_registry_without_the_api_is_asked_once_in_a_tags_lifetime(
+async def test_registry_without_referrers_api_is_asked_once_in_a_tags_lifetime(
     cache: Cache, hub: Hub, image: Image, listener: Listener, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
@@ -164,7 +164,7 @@ async def test_registry_without_the_api_is_asked_once_in_a_tags_lifetime(
     assert (await cache.get(listener, f"/v2/{REPO}/manifests/1"))[0] == 200
 
 
-async def test_negative_answers_are_known_after_a_restart(hub: Hub, tmp_path: Path) -> None:
+async def test_404_is_remembered_after_a_restart(hub: Hub, tmp_path: Path) -> None:
     image = hub.image(REPO, "1")
     tag = f"/v2/{REPO}/manifests/{image.digest.replace(':', '-')}.sig"
     async with running(hub, tmp_path / "store", tag_ttl=TTL) as cache:
@@ -176,7 +176,7 @@ async def test_negative_answers_are_known_after_a_restart(hub: Hub, tmp_path: Pa
     assert hub.count() == 0
 
 
-async def test_tag_made_from_a_digest_is_found_once_it_is_there(
+async def test_fallback_tag_is_found_once_it_is_pushed(
     cache: Cache, hub: Hub, image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
@@ -190,11 +190,11 @@ async def test_tag_made_from_a_digest_is_found_once_it_is_there(
     assert await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{tag}") == (200, signature.manifest)
 
 
-# -- questions ---------------------------------------------------------------------------------------------------------
+# -- queries -----------------------------------------------------------------------------------------------------------
 
 
 @EACH_LISTENER
-async def test_listing_by_type_is_an_answer_of_its_own(
+async def test_referrers_filtered_by_type_are_a_separate_answer(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     for _ in range(2):
@@ -206,16 +206,14 @@ async def test_listing_by_type_is_an_answer_of_its_own(
 
 
 @EACH_LISTENER
-async def test_same_question_in_other_words_is_asked_once(
-    cache: Cache, hub: Hub, image: Image, listener: Listener
-) -> None:
+async def test_equivalent_queries_are_requested_once(cache: Cache, hub: Hub, image: Image, listener: Listener) -> None:
     for query in ("artifactType=a%2Fb&n=3", "n=3&artifactType=a/b", "ns=docker.io&n=3&artifactType=a%2fb"):
         assert (await ask(cache, image, listener, query)).status == 200
     assert hub.count(kind="referrers") == 1
 
 
 @EACH_LISTENER
-async def test_pages_lead_on_at_the_same_door_and_none_names_the_registry(
+async def test_next_page_is_at_the_same_listener_and_does_not_name_the_registry(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     hub.referrers_page = 1
@@ -243,7 +241,7 @@ async def test_pages_lead_on_at_the_same_door_and_none_names_the_registry(
         f"<?last={'x' * 5000}>",
     ],
 )
-async def test_listing_whose_next_page_is_no_page_of_it_is_not_served_as_if_it_were_whole(
+async def test_referrers_with_an_invalid_next_page_are_not_served_as_complete(
     cache: Cache, hub: Hub, image: Image, link: str
 ) -> None:
     hub.faults.add(Fault(kind="referrers", headers={"Link": f'{link}; rel="next"'}))
@@ -251,19 +249,19 @@ async def test_listing_whose_next_page_is_no_page_of_it_is_not_served_as_if_it_w
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", "{}", '{"manifests": 5}', '{"manifests": [{}]}', "[" * 100_000])
-async def test_what_is_no_listing_is_not_served(cache: Cache, hub: Hub, image: Image, body: str) -> None:
+async def test_invalid_referrers_page_is_not_served(cache: Cache, hub: Hub, image: Image, body: str) -> None:
     hub.faults.add(Fault(kind="referrers", status=200, body=body, content_type=OCI_INDEX))
     assert (await ask(cache, image)).status == 404
     hub.faults.clear()
     assert types(await ask(cache, image)) == sorted([SBOM, SIGNATURE])
 
 
-async def test_empty_listing_is_one_however_it_is_written(cache: Cache, hub: Hub, image: Image) -> None:
+async def test_empty_referrers_page_is_accepted_in_any_form(cache: Cache, hub: Hub, image: Image) -> None:
     hub.faults.add(Fault(kind="referrers", status=200, body='{"manifests": null}', content_type=OCI_INDEX))
     assert (await ask(cache, image)).status == 200
 
 
-async def test_clients_questions_about_what_is_not_there_leave_no_trace(cache: Cache, hub: Hub, image: Image) -> None:
+async def test_requests_for_unknown_subjects_are_not_stored(cache: Cache, hub: Hub, image: Image) -> None:
     for number in range(50):
         stranger = Digest.of(str(number).encode())
         await cache.get(Listener.PROXY, f"/v2/{REPO}/referrers/{stranger}")
@@ -277,10 +275,8 @@ async def test_clients_questions_about_what_is_not_there_leave_no_trace(cache: C
 
 
 @pytest.mark.parametrize("what", ["listing", "tag"])
-async def test_404_that_was_on_its_way_during_a_push_is_not_remembered(
-    cache: Cache, hub: Hub, image: Image, what: str
-) -> None:
-    """It is from before: who pushes a signature looks for it next."""
+async def test_404_that_arrives_after_a_push_is_not_remembered(cache: Cache, hub: Hub, image: Image, what: str) -> None:
+    """The 404 is older than the push, and a client that pushes a signature requests it next."""
     tag = image.digest.replace(":", "-") + ".sig"
     path = f"/v2/{REPO}/" + (f"referrers/{image.digest}" if what == "listing" else f"manifests/{tag}")
     late = hub.faults.add(Fault(path=f"{path}*", status=404, delay=0.3, times=1))
@@ -292,10 +288,12 @@ async def test_404_that_was_on_its_way_during_a_push_is_not_remembered(
     assert (await cache.get(Listener.PROXY, path))[0] == 200
 
 
-# -- rights ------------------------------------------------------------------------------------------------------------
+# -- access ------------------------------------------------------------------------------------------------------------
 
 
-async def test_private_listing_is_for_those_who_may_read_it(cache_with_secret: Cache, hub: Hub, secret: Image) -> None:
+async def test_private_referrers_are_served_to_clients_with_access_only(
+    cache_with_secret: Cache, hub: Hub, secret: Image
+) -> None:
     hub.referrers = True
     hub.image(SECRET, None, [b"sbom"], subject=secret, artifact_type=SBOM)
     alice = bearer(hub, "alice", SECRET)
@@ -304,7 +302,7 @@ async def test_private_listing_is_for_those_who_may_read_it(cache_with_secret: C
     kept = await ask(cache_with_secret, secret, authorization=alice)
     assert kept.result is Result.HIT
     hosts = cache_with_secret.engine.store.private.sources(Digest.of(kept.body))
-    assert hosts == {"registry-1.docker.io"}, "for as long as what else is private"
+    assert hosts == {"registry-1.docker.io"}, "while other private content is, too"
     assert (await ask(cache_with_secret, secret)).status == 401
     assert (await ask(cache_with_secret, secret, Listener.MIRROR)).status == 404
     assert (await ask(cache_with_secret, secret, authorization=bearer(hub, "bob", SECRET))).status in (401, 403, 404)
@@ -313,7 +311,7 @@ async def test_private_listing_is_for_those_who_may_read_it(cache_with_secret: C
         assert (await ask(cache_with_secret, secret, **headers)).status in (401, 404)
 
 
-async def test_client_that_may_not_look_does_not_hide_the_listing_from_others(
+async def test_refused_client_does_not_hide_referrers_from_others(
     cache_with_secret: Cache, hub: Hub, secret: Image
 ) -> None:
     hub.referrers = True
@@ -324,14 +322,14 @@ async def test_client_that_may_not_look_does_not_hide_the_listing_from_others(
     assert types(await ask(cache_with_secret, secret, authorization=bearer(hub, "alice", SECRET))) == [SBOM]
 
 
-async def test_private_listing_passes_through_where_private_images_do(cache: Cache, hub: Hub, secret: Image) -> None:
+async def test_private_referrers_are_forwarded_where_private_images_are(cache: Cache, hub: Hub, secret: Image) -> None:
     path = f"/v2/{SECRET}/referrers/{secret.digest}"
     outcome, _ = await cache.ask(Listener.PROXY, "GET", path, authorization=bearer(hub, "alice", SECRET))
     assert not isinstance(outcome, Answer)
     assert (await ask(cache, secret)).status == 401
 
 
-async def test_listing_of_a_repository_that_turned_private_is_not_given_any_more(
+async def test_referrers_of_a_repository_that_turned_private_are_not_served(
     cache: Cache, hub: Hub, image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
@@ -344,10 +342,10 @@ async def test_listing_of_a_repository_that_turned_private_is_not_given_any_more
 
 @EACH_LISTENER
 @pytest.mark.parametrize("outage", [False, True])
-async def test_listing_that_a_user_got_is_nobody_elses_while_the_repository_counts_as_public(
+async def test_referrers_that_a_user_got_are_not_served_to_the_public(
     cache: Cache, hub: Hub, image: Image, listener: Listener, outage: bool
 ) -> None:
-    """The repository turned private a moment ago: of that a listing is no proof, but neither is it public."""
+    """The repository turned private a moment ago, which a page of referrers does not show; nor is the page public."""
     cache.apply(authorize=True)
     turn_private(hub, REPO, alice="alice's")
     assert types(await ask(cache, image, authorization=bearer(hub, "alice", REPO))) == sorted([SBOM, SIGNATURE])
@@ -356,16 +354,18 @@ async def test_listing_that_a_user_got_is_nobody_elses_while_the_repository_coun
     assert (await ask(cache, image, listener)).status in (401, 404)
 
 
-async def test_listing_proves_nothing_about_who_may_read_the_repository(cache: Cache, hub: Hub, secret: Image) -> None:
-    """There are registries that list nothing (200) for whatever they are asked."""
+async def test_referrers_do_not_make_a_repository_public(cache: Cache, hub: Hub, secret: Image) -> None:
+    """Some registries answer 200 with an empty page for any repository."""
     hub.faults.add(Fault(kind="referrers", status=200, body='{"manifests": []}', content_type=OCI_INDEX))
     assert (await ask(cache, secret)).status == 200
     assert cache.engine.store.registries.visibility("registry-1.docker.io", SECRET) is None
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_refused_listing_makes_no_image_private(cache: Cache, hub: Hub, image: Image, status: int) -> None:
-    """There are registries that have no referrers API for anonymous readers of public images."""
+async def test_refused_referrers_do_not_make_a_repository_private(
+    cache: Cache, hub: Hub, image: Image, status: int
+) -> None:
+    """Some registries have no referrers API for anonymous clients of public images."""
     hub.faults.add(Fault(kind="referrers", status=status, body={"errors": []}))
     assert (await ask(cache, image)).status == status
     hub.stop()
@@ -373,7 +373,7 @@ async def test_refused_listing_makes_no_image_private(cache: Cache, hub: Hub, im
 
 
 @EACH_LISTENER
-async def test_client_with_an_account_gets_the_same_of_a_public_image(
+async def test_logged_in_client_gets_the_same_referrers_of_a_public_image(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     hub.user("carol", "carol's")
@@ -390,8 +390,8 @@ async def test_client_with_an_account_gets_the_same_of_a_public_image(
     assert answer.status == 404
 
 
-async def test_404_for_a_clients_own_token_is_none_of_the_public(cache: Cache, hub: Hub, image: Image) -> None:
-    """The tag is there for the public by its HEAD; the GET is made with the client's token first, and refused."""
+async def test_404_for_a_clients_token_does_not_apply_to_the_public(cache: Cache, hub: Hub, image: Image) -> None:
+    """A HEAD shows that the public has the tag; the GET is tried with the client's token first, and refused."""
     hub.user("carol", "carol's")
     tag = image.digest.replace(":", "-") + ".sig"
     signature = hub.image(REPO, tag, [b"signed"])
@@ -409,10 +409,10 @@ async def test_404_for_a_clients_own_token_is_none_of_the_public(cache: Cache, h
 
 @EACH_LISTENER
 @pytest.mark.parametrize("by", ["tag", "api"])
-async def test_what_was_verified_online_is_verified_offline(
+async def test_signature_verified_online_is_verified_offline(
     cache: Cache, hub: Hub, image: Image, listener: Listener, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As cosign asks: the image's digest, its signatures (by tag, or listed by type), a signature's layers."""
+    """The requests of cosign: the image's digest, its signatures (by tag, or by type), a signature's layers."""
     clock = Clock(monkeypatch, cache)
     tag = image.digest.replace(":", "-") + ".sig"
     signature = hub.image(REPO, tag if by == "tag" else None, [b"signed"], subject=image, artifact_type=SIGNATURE)
@@ -433,7 +433,7 @@ async def test_what_was_verified_online_is_verified_offline(
 # -- workers --------------------------------------------------------------------------------------------------------
 
 
-async def test_worker_tells_the_owner_what_a_push_is_about(hub: Hub, tmp_path: Path) -> None:
+async def test_worker_passes_the_subject_of_a_push_to_the_owner(hub: Hub, tmp_path: Path) -> None:
     hub.referrers = True
     image, other = hub.image(REPO, "1", [b"one"]), hub.image(REPO, "2", [b"two"])
     async with running(hub, tmp_path / "store", tag_ttl=TTL) as cache, paired(cache) as pair:

@@ -1,4 +1,4 @@
-"""Tags that are asked for often are kept in step with the Hub, so that no client waits for it."""
+"""Tags that are requested often are validated before they become stale, so that no client waits for the Hub."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,10 +24,10 @@ def clock(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @EACH_LISTENER
-async def test_popular_tag_is_validated_before_it_goes_stale(
+async def test_popular_tag_is_validated_before_it_becomes_stale(
     cache: Cache, hub: Hub, clock: Clock, listener: Listener
 ) -> None:
-    """For free, and the client who comes after its first lifetime is answered without the upstream."""
+    """The validation counts no pull, and a client after the first lifetime is answered without the upstream."""
     hub.limit(50)
     image = hub.image("library/app", "1")
     await popular(cache, image, listener)
@@ -43,7 +43,7 @@ async def test_popular_tag_is_validated_before_it_goes_stale(
     assert hub.count() == 0
 
 
-async def test_tag_that_is_far_from_stale_is_left_alone(cache: Cache, hub: Hub, clock: Clock) -> None:
+async def test_tag_far_from_stale_is_not_validated(cache: Cache, hub: Hub, clock: Clock) -> None:
     await popular(cache, hub.image("library/app", "1"))
     hub.reset_log()
     for ahead in (0, TTL / 4, TTL / 2, TTL * 0.75):
@@ -52,7 +52,7 @@ async def test_tag_that_is_far_from_stale_is_left_alone(cache: Cache, hub: Hub, 
     assert hub.count() == 0
 
 
-async def test_tag_that_is_asked_for_seldom_is_left_alone(cache: Cache, hub: Hub, clock: Clock) -> None:
+async def test_tag_requested_seldom_is_not_validated(cache: Cache, hub: Hub, clock: Clock) -> None:
     image = hub.image("library/app", "1")
     assert (await ask_tag(cache, image))[0].status == 200
     hub.reset_log()
@@ -61,7 +61,7 @@ async def test_tag_that_is_asked_for_seldom_is_left_alone(cache: Cache, hub: Hub
     assert hub.count() == 0
 
 
-async def test_tag_that_nobody_asks_for_any_more_is_left_alone(cache: Cache, hub: Hub, clock: Clock) -> None:
+async def test_tag_no_longer_requested_is_not_validated(cache: Cache, hub: Hub, clock: Clock) -> None:
     await popular(cache, hub.image("library/app", "1"))
     clock.ahead = 86400
     hub.reset_log()
@@ -69,7 +69,7 @@ async def test_tag_that_nobody_asks_for_any_more_is_left_alone(cache: Cache, hub
     assert hub.count() == 0
 
 
-async def test_tag_of_a_private_repository_is_left_alone(cache: Cache, hub: Hub, clock: Clock) -> None:
+async def test_tag_of_a_private_repository_is_not_validated(cache: Cache, hub: Hub, clock: Clock) -> None:
     hub.image("alice/secret", "1")
     hub.private("alice/secret", {"alice": "alice's"})
     for _ in range(OFTEN_ENOUGH):
@@ -81,7 +81,7 @@ async def test_tag_of_a_private_repository_is_left_alone(cache: Cache, hub: Hub,
 
 
 async def test_validations_are_spread_over_time(cache: Cache, hub: Hub, clock: Clock) -> None:
-    """Tags that were all asked for at the same time are not all validated at the same time."""
+    """Tags that were requested at the same time are validated at different times."""
     for number in range(12):
         image = hub.image("library/app", str(number), [b"layer"])
         for _ in range(OFTEN_ENOUGH):
@@ -98,8 +98,8 @@ async def test_validations_are_spread_over_time(cache: Cache, hub: Hub, clock: C
     assert len(times) >= 4
 
 
-async def test_no_popular_tag_is_ever_stale_however_the_ticks_fall(cache: Cache, hub: Hub, clock: Clock) -> None:
-    """At the pace at which the engine looks, with the lifetime that users have by default, while people ask."""
+async def test_popular_tag_is_never_stale_whenever_ticks_occur(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """With the engine's tick, the default lifetime, and clients that request the tag."""
     images = [hub.image("library/app", str(number), [b"layer"]) for number in range(20)]
     for image in images:
         for _ in range(OFTEN_ENOUGH):
@@ -120,7 +120,7 @@ async def test_no_popular_tag_is_ever_stale_however_the_ticks_fall(cache: Cache,
 
 
 @EACH_LISTENER
-async def test_stale_popular_tag_is_not_asked_for_again_and_again_in_an_outage(
+async def test_stale_popular_tag_is_not_requested_repeatedly_in_an_outage(
     cache: Cache, hub: Hub, clock: Clock, listener: Listener
 ) -> None:
     image = hub.image("library/app", "1")
@@ -135,7 +135,7 @@ async def test_stale_popular_tag_is_not_asked_for_again_and_again_in_an_outage(
 
 
 @pytest.mark.parametrize("off", [{"sync": False}, {"offline": True}, {"tag_ttl": 0.0}], ids=lambda off: next(iter(off)))
-async def test_it_can_be_switched_off(cache: Cache, hub: Hub, clock: Clock, off: dict[str, float]) -> None:
+async def test_tag_refresh_can_be_switched_off(cache: Cache, hub: Hub, clock: Clock, off: dict[str, float]) -> None:
     await popular(cache, hub.image("library/app", "1"))
     hub.reset_log()
     cache.apply(**off)

@@ -1,4 +1,4 @@
-"""What keeping tags in step may cost a registry, and what it remembers of tags."""
+"""The requests that tag refresh may send to a registry, and what it keeps of tags."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -38,7 +38,7 @@ async def many(cache: Cache, hub: Hub, count: int, times: int = OFTEN_ENOUGH) ->
 
 
 async def lifetimes(cache: Cache, clock: Clock, count: float) -> None:
-    """So much time goes by, at the pace at which the engine looks."""
+    """Let this time pass, with the ticks of the engine."""
     for _ in range(int(count * TTL / TICK_SECONDS)):
         clock.ahead += TICK_SECONDS
         await tick(cache)
@@ -56,8 +56,8 @@ async def test_registry_gets_no_more_requests_than_the_budget(
     assert hub.count() == hub.count(method="HEAD")
 
 
-async def test_tags_that_were_asked_for_a_few_times_cost_little(cache: Cache, hub: Hub, clock: Clock) -> None:
-    """Then nobody asks. Also with a budget that would permit anything."""
+async def test_tags_requested_a_few_times_cost_little(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """Afterwards no client requests them. Also with a budget that permits any number of requests."""
     cache.apply(sync_rate=1000.0)
     images = await many(cache, hub, 30, times=4)
     await lifetimes(cache, clock, 10)
@@ -67,15 +67,15 @@ async def test_tags_that_were_asked_for_a_few_times_cost_little(cache: Cache, hu
     assert hub.count() == 0
 
 
-async def test_budget_of_nothing_looks_at_nothing(cache: Cache, hub: Hub, clock: Clock) -> None:
+async def test_budget_of_zero_allows_no_validation(cache: Cache, hub: Hub, clock: Clock) -> None:
     cache.apply(sync_rate=0.0)
     await many(cache, hub, 3)
     await lifetimes(cache, clock, 2)
     assert hub.count() == 0
 
 
-async def test_popular_tags_get_what_there_is(cache: Cache, hub: Hub, clock: Clock) -> None:
-    cache.apply(sync_rate=0.01)  # one request, and then none for long
+async def test_popular_tags_get_the_budget(cache: Cache, hub: Hub, clock: Clock) -> None:
+    cache.apply(sync_rate=0.01)  # one request, and no further one for a long time
     images = await many(cache, hub, 8)
     for _ in range(30):
         await ask_tag(cache, images[5])
@@ -92,8 +92,8 @@ async def test_unmoved_tag_costs_one_request(cache: Cache, hub: Hub, clock: Cloc
     assert hub.count() == hub.count(method="HEAD", kind="manifest") == 1
 
 
-async def test_manifests_that_are_fetched_ahead_count(cache: Cache, hub: Hub, clock: Clock) -> None:
-    """A budget of three requests: the look, the manifest, and the validation that moves the tag."""
+async def test_prefetched_manifests_count_against_the_budget(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """A budget of three requests: the check, the manifest, and the validation that moves the tag."""
     image = hub.image("library/app", "1", [b"one"])
     await popular(cache, image)
     moved = hub.image("library/app", "1", [b"two"])
@@ -104,7 +104,7 @@ async def test_manifests_that_are_fetched_ahead_count(cache: Cache, hub: Hub, cl
     assert not cache.engine._tag_refresh._budgets[HOST].spend(clock.time())
 
 
-async def test_fetching_ahead_waits_for_the_budget(cache: Cache, hub: Hub, clock: Clock) -> None:
+async def test_prefetch_waits_for_the_budget(cache: Cache, hub: Hub, clock: Clock) -> None:
     image = hub.image("library/app", "1", [b"one"])
     await popular(cache, image)
     moved = hub.image("library/app", "1", [b"two"])
@@ -116,11 +116,11 @@ async def test_fetching_ahead_waits_for_the_budget(cache: Cache, hub: Hub, clock
     assert hub.count(kind="manifest", method="GET") == 0
     assert (await ask_tag(cache, image))[0].result is Result.HIT, "nobody waits meanwhile"
     clock.ahead = TTL * 3
-    assert (await ask_tag(cache, image))[1] == moved.manifest, "a client's own request is not part of the budget"
+    assert (await ask_tag(cache, image))[1] == moved.manifest, "requests of clients are not part of the budget"
 
 
 @EACH_LISTENER
-async def test_429_to_a_head_pauses_all_looks_at_that_registry(
+async def test_429_to_a_head_pauses_all_validations_at_that_registry(
     cache: Cache, hub: Hub, clock: Clock, listener: Listener
 ) -> None:
     images = [hub.image("library/app", str(number)) for number in range(6)]
@@ -146,7 +146,7 @@ async def test_429_to_a_head_pauses_all_looks_at_that_registry(
     assert hub.count() >= len(images), "and then they go on"
 
 
-async def test_429_pauses_fetching_ahead(cache: Cache, hub: Hub, clock: Clock) -> None:
+async def test_429_pauses_prefetch(cache: Cache, hub: Hub, clock: Clock) -> None:
     assert cache.engine._may_spend(HOST)
     await popular(cache, hub.image("library/app", "1"))
     hub.faults.add(Fault(kind="manifest", method="HEAD", status=429, body="no", headers={"Retry-After": "90"}))
@@ -155,7 +155,7 @@ async def test_429_pauses_fetching_ahead(cache: Cache, hub: Hub, clock: Clock) -
     assert not cache.engine._may_spend(HOST)
 
 
-async def test_registry_that_refuses_a_look_is_believed(cache: Cache, hub: Hub, clock: Clock) -> None:
+async def test_refused_validation_makes_the_repository_unreadable(cache: Cache, hub: Hub, clock: Clock) -> None:
     image = hub.image("alice/app", "1")
     await popular(cache, image)
     hub.private("alice/app", {"alice": "alice's"})
@@ -168,8 +168,8 @@ async def test_registry_that_refuses_a_look_is_believed(cache: Cache, hub: Hub, 
     assert cache.engine.store.tags.get(HOST, "alice/app", "1") == {}
 
 
-async def test_tag_is_looked_at_once_at_a_time(cache: Cache, hub: Hub, clock: Clock) -> None:
-    """However often it is asked for meanwhile."""
+async def test_tag_has_one_validation_at_a_time(cache: Cache, hub: Hub, clock: Clock) -> None:
+    """However often it is requested meanwhile."""
     image = hub.image("library/app", "1")
     await popular(cache, image)
     hub.reset_log()
@@ -185,7 +185,7 @@ async def test_tag_is_looked_at_once_at_a_time(cache: Cache, hub: Hub, clock: Cl
     await idle(cache)
 
 
-async def test_hour_at_which_a_tag_moves_outlives_a_restart(
+async def test_hour_of_a_tags_moves_survives_a_restart(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = hub.image("library/app", "1", [b"one"])
@@ -205,21 +205,21 @@ async def test_hour_at_which_a_tag_moves_outlives_a_restart(
         assert len(stored.times) == 4
     async with in_step(hub, tmp_path / "store") as cache:
         later = Clock(monkeypatch, cache)
-        for hours in range(1, 9):  # not often enough to be validated ahead
+        for hours in range(1, 9):  # not often enough to be validated before it becomes stale
             later.ahead = 3 * DAY + hours * 3600
             await ask_tag(cache, image)
         await tick(cache)
         hub.reset_log()
         later.ahead = 4 * DAY - 1800
         (watched,) = cache.engine._tag_refresh._watched.values()
-        watched.record_validation(None, later.time())  # somebody looked, and so it is not simply time again
+        watched.record_validation(None, later.time())  # it was validated, and is not due again
         for minute in range(20, 60):
             later.ahead = 4 * DAY + (minute - 40) * 60
             await tick(cache)
         assert hub.count(kind="manifest", method="HEAD") >= 5
 
 
-async def test_clock_that_was_set_back_ends_nothing(cache: Cache, hub: Hub, clock: Clock) -> None:
+async def test_validations_continue_after_the_clock_was_set_back(cache: Cache, hub: Hub, clock: Clock) -> None:
     image = hub.image("library/app", "1")
     clock.ahead = DAY
     await popular(cache, image)
@@ -234,8 +234,8 @@ async def test_clock_that_was_set_back_ends_nothing(cache: Cache, hub: Hub, cloc
     assert hub.count(kind="manifest", method="HEAD") == 1
 
 
-async def test_what_is_watched_is_bounded(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody asked for longest is forgotten, and not looked at any more."""
+async def test_number_of_watched_tags_is_bounded(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tag that was not requested for longest is dropped, and no longer validated."""
     monkeypatch.setattr(tag_refresh, "MAX_TAGS", 5)
     async with in_step(hub, tmp_path / "store") as cache:
         clock = Clock(monkeypatch, cache)
@@ -246,7 +246,7 @@ async def test_what_is_watched_is_bounded(hub: Hub, tmp_path: Path, monkeypatch:
         assert {record.path.rpartition("/")[2] for record in hub.requests()} == {"7", "8", "9", "10", "11"}
 
 
-async def test_tag_that_is_asked_for_with_a_long_accept_is_not_watched(cache: Cache, hub: Hub) -> None:
+async def test_tag_requested_with_a_long_accept_is_not_watched(cache: Cache, hub: Hub) -> None:
     """Clients write it: 200,000 of 8 KB would be 1.6 GB."""
     image = hub.image("library/app", "1")
     for number in range(3):
@@ -257,10 +257,10 @@ async def test_tag_that_is_asked_for_with_a_long_accept_is_not_watched(cache: Ca
     assert len(cache.engine._tag_refresh._watched) == 1
 
 
-async def test_much_that_is_due_is_looked_at_bit_by_bit(
+async def test_many_due_tags_are_validated_in_slices(
     cache: Cache, hub: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within one tick, with pauses for those who ask."""
+    """Within one tick, with pauses in which requests are answered."""
     monkeypatch.setattr(tag_refresh, "_SLICE", 2)
     cache.apply(sync_rate=1000.0)
     images = await many(cache, hub, 15)
@@ -271,7 +271,7 @@ async def test_much_that_is_due_is_looked_at_bit_by_bit(
     await idle(cache)
 
 
-async def test_registry_that_is_not_configured_any_more_is_not_looked_at(cache: Cache, hub: Hub, clock: Clock) -> None:
+async def test_removed_registry_gets_no_validations(cache: Cache, hub: Hub, clock: Clock) -> None:
     await many(cache, hub, 2)
     cache.engine._tag_refresh.apply(1.0, {})
     await lifetimes(cache, clock, 2)

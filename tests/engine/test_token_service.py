@@ -54,7 +54,7 @@ def break_token_service(hub: Hub, fault: str) -> None:
 async def ask(
     cache: Cache, method: str, *scopes: str, user: str = "alice", password: str = "alice's"
 ) -> tuple[Answer, bytes]:
-    """A token request as docker (GET) or podman (POST) makes it; without a user, an anonymous GET."""
+    """Send a token request as docker (GET) or podman (POST) does; without a user, an anonymous GET."""
     fields = [("service", "registry.docker.io"), *(("scope", scope) for scope in scopes)]
     if method == "GET":
         headers = {"authorization": basic(user, password)} if user else {}
@@ -77,13 +77,13 @@ def value_of(body: bytes) -> str:
 
 
 @pytest.mark.parametrize("scope", [PULL, "repository:alice/secret:pull", f"repository:{REPO}:pull,push"])
-async def test_anonymous_token_is_made_here(cache: Cache, hub: Hub, scope: str) -> None:
+async def test_anonymous_token_is_issued_by_the_cache(cache: Cache, hub: Hub, scope: str) -> None:
     answer, body = await ask(cache, "GET", scope, user="")
     assert (answer.status, answer.result, value_of(body)) == (200, Result.LOCAL, LOCAL_TOKEN)
     assert hub.count() == 0
 
 
-async def test_anonymous_token_gives_no_right_to_a_private_image(cache: Cache) -> None:
+async def test_anonymous_token_grants_no_access_to_a_private_image(cache: Cache) -> None:
     own = f"Bearer {LOCAL_TOKEN}"
     assert (await cache.get(Listener.PROXY, "/v2/alice/secret/manifests/1", authorization=own))[0] == 401
 
@@ -91,10 +91,10 @@ async def test_anonymous_token_gives_no_right_to_a_private_image(cache: Cache) -
 @EACH_LISTENER
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 @pytest.mark.parametrize("token", [LOCAL_TOKEN, UNVERIFIED_TOKEN])
-async def test_local_token_never_goes_upstream(
+async def test_local_token_is_never_sent_upstream(
     cache: Cache, hub: Hub, image: Image, listener: Listener, scheme: str, token: str
 ) -> None:
-    """Whatever is asked with it: pulls cold and warm, private repositories, pass-through, pushes."""
+    """With any request: pulls of missing and stored images, private repositories, forwarded reads, pushes."""
     own = f"{scheme} {token}"
     assert set(await pull(cache, image, listener, authorization=own)) == {200}
     for method, path in (
@@ -112,7 +112,7 @@ async def test_local_token_never_goes_upstream(
     assert hub.count(token="unknown") == 0
 
 
-async def test_own_anonymous_tokens_are_fetched_once_per_scope(cache: Cache, hub: Hub, image: Image) -> None:
+async def test_anonymous_tokens_of_the_cache_are_fetched_once_per_scope(cache: Cache, hub: Hub, image: Image) -> None:
     other = hub.image("library/other", "1", [b"another"])
     for _ in range(2):
         cache.apply(tag_ttl=0.0)
@@ -134,7 +134,7 @@ async def test_users_token_comes_from_the_real_service(cache: Cache, hub: Hub, m
 
 
 @WAYS
-async def test_users_token_is_passed_on_as_it_is(cache: Cache, hub: Hub, method: str) -> None:
+async def test_users_token_is_returned_unchanged(cache: Cache, hub: Hub, method: str) -> None:
     document = {"token": "x", "access_token": "x", "refresh_token": "y", "unheard-of": 1}
     hub.faults.add(Fault(kind="token", status=200, body=document))
     _, body = await ask(cache, method, PULL)
@@ -142,7 +142,7 @@ async def test_users_token_is_passed_on_as_it_is(cache: Cache, hub: Hub, method:
 
 
 @WAYS
-async def test_users_token_is_not_kept_for_another_request(cache: Cache, hub: Hub, method: str) -> None:
+async def test_users_token_is_not_reused_for_another_request(cache: Cache, hub: Hub, method: str) -> None:
     values = {value_of((await ask(cache, method, PULL))[1]) for _ in range(2)}
     assert len(values) == hub.count(kind="token") == 2
 
@@ -172,19 +172,19 @@ async def test_stored_image_is_pulled_by_a_user_while_the_token_service_is_down(
 
 @WAYS
 @DOWN
-async def test_no_local_token_for_anything_but_pulls(cache: Cache, hub: Hub, method: str, fault: str) -> None:
-    """`docker login` (no scope) above all: it must not succeed with a password that nobody checked."""
+async def test_local_token_is_issued_for_pulls_only(cache: Cache, hub: Hub, method: str, fault: str) -> None:
+    """Above all not for `docker login` (no scope), which must not succeed with an unchecked password."""
     break_token_service(hub, fault)
     push = f"repository:{REPO}:push"
     for scopes in ((), (f"{PULL},push",), (PULL, push), (f"{PULL} {push}",), ("registry:catalog:*",)):
         answer, body = await ask(cache, method, *scopes, password="guess")
         assert b"hubcache-" not in body, scopes
-        if fault not in ("429", "html"):  # those are the service's own words, and passed on
+        if fault not in ("429", "html"):  # errors of the service itself, which are forwarded
             assert (answer.status, json.loads(body)["errors"][0]["code"]) == (503, "UNAVAILABLE")
 
 
 @WAYS
-async def test_local_token_after_an_outage_is_worth_nothing_for_private_images(
+async def test_local_token_grants_no_access_to_private_images_after_the_outage(
     cache: Cache, hub: Hub, method: str
 ) -> None:
     hub.stop("token")
@@ -198,7 +198,7 @@ async def test_local_token_after_an_outage_is_worth_nothing_for_private_images(
 
 
 @WAYS
-async def test_user_does_not_wait_for_a_slow_token_service_without_end(
+async def test_wait_for_a_slow_token_service_is_bounded(
     cache: Cache, hub: Hub, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hubcache.serve.token_service._PATIENCE_SECONDS", 0.2)
@@ -208,8 +208,8 @@ async def test_user_does_not_wait_for_a_slow_token_service_without_end(
     assert value_of(body) == UNVERIFIED_TOKEN
 
 
-async def test_users_token_is_had_while_the_registry_is_down(cache: Cache, hub: Hub, image: Image) -> None:
-    """Once the registry's challenge is known."""
+async def test_users_token_is_issued_while_the_registry_is_down(cache: Cache, hub: Hub, image: Image) -> None:
+    """The registry's challenge is known."""
     await pull(cache, image)
     hub.stop("registry")
     answer, body = await ask(cache, "GET", "repository:alice/secret:pull")
@@ -217,7 +217,7 @@ async def test_users_token_is_had_while_the_registry_is_down(cache: Cache, hub: 
     assert value_of(body) in hub.accounts.tokens
 
 
-async def test_users_own_token_is_used_upstream_and_no_other(cache: Cache, hub: Hub) -> None:
+async def test_only_the_users_token_is_used_upstream(cache: Cache, hub: Hub) -> None:
     own = bearer(hub, "alice", "alice/secret")
     outcome, _ = await cache.ask(Listener.PROXY, "GET", "/v2/alice/secret/manifests/1", authorization=own)
     assert isinstance(outcome, Forward)

@@ -1,4 +1,4 @@
-"""Repositories that turn private, or public: when that is noticed, and what is given until then."""
+"""Repositories that turn private or public: when that is noticed, and what is served until then."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -36,7 +36,7 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 
 @pytest.fixture
 async def app(cache: Cache, hub: Hub) -> Image:
-    """A public image of alice in the store; there is another tag that is not."""
+    """A stored public image of alice, whose repository has another tag that is not stored."""
     image = hub.image("alice/app", "1", [random_bytes(100_000)])
     hub.image("alice/app", "2", [b"two"])
     assert set(await pull(cache, image)) == {200}
@@ -46,10 +46,10 @@ async def app(cache: Cache, hub: Hub) -> Image:
 
 @EACH_LISTENER
 @pytest.mark.parametrize("status", [401, 403])
-async def test_repository_that_turned_private_is_closed_at_once_when_upstream_says_so(
+async def test_repository_is_unreadable_at_once_when_upstream_refuses_one_tag(
     cache: Cache, hub: Hub, app: Image, status: int, listener: Listener
 ) -> None:
-    """The upstream's word on one tag closes all that is stored, and an outage does not open it again."""
+    """A refusal of one tag makes all stored content unreadable, also in a later outage."""
     turn_private(hub, "alice/app")
     if status == 403:
         hub.faults.add(Fault(kind="[mb]*", status=403, body={"errors": [{"code": "DENIED", "message": "no"}]}))
@@ -68,10 +68,8 @@ async def test_repository_that_turned_private_is_closed_at_once_when_upstream_sa
 
 
 @EACH_LISTENER
-async def test_404_is_a_sign_of_change_that_makes_the_upstream_be_asked_again(
-    cache: Cache, hub: Hub, app: Image, listener: Listener
-) -> None:
-    """Some registries say 404 of what an anonymous client may not see."""
+async def test_404_makes_the_next_request_ask_upstream(cache: Cache, hub: Hub, app: Image, listener: Listener) -> None:
+    """Some registries answer 404 for what an anonymous client may not read."""
     hub.faults.add(Fault(kind="[mb]*", status=404, body={"errors": [{"code": "NAME_UNKNOWN", "message": "no"}]}))
     assert (await cache.get(listener, "/v2/alice/app/manifests/2"))[0] == 404
     for method, path in requests_of(app):
@@ -81,7 +79,7 @@ async def test_404_is_a_sign_of_change_that_makes_the_upstream_be_asked_again(
 
 
 @EACH_LISTENER
-async def test_what_upstream_denied_to_have_is_not_served_in_an_outage_that_follows(
+async def test_content_that_upstream_answered_404_for_is_not_served_in_a_later_outage(
     cache: Cache, hub: Hub, app: Image, listener: Listener
 ) -> None:
     cache.apply(negative_ttl=0.0)
@@ -95,7 +93,7 @@ async def test_what_upstream_denied_to_have_is_not_served_in_an_outage_that_foll
 
 
 @EACH_LISTENER
-async def test_mistyped_tag_does_not_close_a_public_repository(
+async def test_mistyped_tag_does_not_make_a_public_repository_unreadable(
     cache: Cache, hub: Hub, app: Image, listener: Listener
 ) -> None:
     assert (await cache.get(listener, "/v2/alice/app/manifests/latets"))[0] == 404
@@ -104,10 +102,10 @@ async def test_mistyped_tag_does_not_close_a_public_repository(
 
 
 @EACH_LISTENER
-async def test_repository_that_turned_private_unseen_is_closed_within_the_verdicts_lifetime(
+async def test_repository_that_turned_private_unnoticed_is_unreadable_after_the_lifetime_of_its_visibility(
     cache: Cache, hub: Hub, app: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fresh tag gives nobody a reason to ask; the verdict runs out before it."""
+    """While the tag is fresh there is no request upstream; the visibility of the repository expires before it."""
     cache.apply(tag_ttl=VISIBILITY_LIFETIME * 10)
     clock = Clock(monkeypatch, cache)
     turn_private(hub, "alice/app")
@@ -122,7 +120,7 @@ async def test_repository_that_turned_private_unseen_is_closed_within_the_verdic
 
 
 @EACH_LISTENER
-async def test_verdict_outlives_a_restart_but_not_its_lifetime(
+async def test_visibility_survives_a_restart_within_its_lifetime(
     hub: Hub, listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = hub.image("alice/app", "1")
@@ -137,10 +135,10 @@ async def test_verdict_outlives_a_restart_but_not_its_lifetime(
 
 
 @EACH_LISTENER
-async def test_repository_that_turned_public_is_served_to_all_when_the_refusal_is_forgotten(
+async def test_repository_that_turned_public_is_served_when_the_refusal_expires(
     cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not only when the token that it was refused with is over: that has no right to what is public since."""
+    """Not only after the refused token has expired, which grants no access to what is public now."""
     clock = Clock(monkeypatch, cache_with_secret)
     await assert_refused(cache_with_secret, secret, listener)
     hub.public(SECRET)
@@ -148,7 +146,7 @@ async def test_repository_that_turned_public_is_served_to_all_when_the_refusal_i
     assert set(await pull(cache_with_secret, secret, listener)) == {200}
 
 
-async def test_user_of_a_repository_that_turned_private_goes_on_reading_it(cache: Cache, hub: Hub, app: Image) -> None:
+async def test_user_can_read_a_repository_after_it_turned_private(cache: Cache, hub: Hub, app: Image) -> None:
     turn_private(hub, "alice/app")
     cache.apply(tag_ttl=0.0)
     own = bearer(hub, "alice", "alice/app")
@@ -157,8 +155,8 @@ async def test_user_of_a_repository_that_turned_private_goes_on_reading_it(cache
     assert outcome.authorization == own
 
 
-async def test_names_of_no_repository_leave_nothing_behind(cache: Cache, hub: Hub) -> None:
-    """The Hub refuses what does not exist as it refuses what is private: names can be made up without end."""
+async def test_names_of_missing_repositories_are_not_kept(cache: Cache, hub: Hub) -> None:
+    """The Hub refuses missing repositories as private ones, and clients can invent names without end."""
     for number in range(20):
         assert (await cache.get(Listener.MIRROR, f"/v2/nobody/r{number}/manifests/1"))[0] == 404
     assert not cache.engine._access._visibility._recent

@@ -1,4 +1,4 @@
-"""`hubcache_stale_while_revalidate` (RFC 5861 section 3): a tag is served at once while the registry is asked."""
+"""`hubcache_stale_while_revalidate` (RFC 5861 section 3): a stale tag is served at once while it is validated."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ def clock(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 async def image(cache: Cache, hub: Hub, clock: Clock) -> Image:
-    """A pulled one, whose tag went stale ten seconds ago."""
+    """A stored image whose tag became stale ten seconds ago."""
     found = hub.image("library/app", "1", [b"one"])
     await pull(cache, found)
     hub.reset_log()
@@ -49,7 +49,7 @@ async def revalidated(cache: Cache) -> None:
 
 
 @EACH_LISTENER
-async def test_tag_is_served_at_once_while_the_registry_is_asked(
+async def test_stale_tag_is_served_at_once_while_it_is_validated(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     held = hub.faults.add(Fault(kind="manifest", blackhole=True))
@@ -62,7 +62,7 @@ async def test_tag_is_served_at_once_while_the_registry_is_asked(
     await revalidated(cache)
 
 
-async def test_answer_after_that_is_what_the_registry_said(cache: Cache, hub: Hub, image: Image) -> None:
+async def test_next_answer_is_the_validated_one(cache: Cache, hub: Hub, image: Image) -> None:
     moved = hub.image("library/app", "1", [b"two"])
     assert (await ask(cache))[1] == image.manifest
     await revalidated(cache)
@@ -72,14 +72,14 @@ async def test_answer_after_that_is_what_the_registry_said(cache: Cache, hub: Hu
     assert hub.count() == 0
 
 
-async def test_head_is_served_at_once_too(cache: Cache, hub: Hub, image: Image) -> None:
+async def test_head_of_a_stale_tag_is_answered_at_once(cache: Cache, hub: Hub, image: Image) -> None:
     answer, _ = await ask(cache, method="HEAD")
     assert (answer.result, answer.length) == (Result.STALE, len(image.manifest))
     await revalidated(cache)
     assert hub.count(kind="manifest", method="HEAD") == 1
 
 
-async def test_however_many_ask_the_registry_is_asked_once(cache: Cache, hub: Hub, image: Image) -> None:
+async def test_many_clients_cause_one_validation(cache: Cache, hub: Hub, image: Image) -> None:
     held = hub.faults.add(Fault(kind="manifest", blackhole=True))
     answers = await asyncio.gather(*(ask(cache, method=method) for method in ("GET", "HEAD") * 10))
     assert {answer.result for answer, _ in answers} == {Result.STALE}
@@ -89,23 +89,25 @@ async def test_however_many_ask_the_registry_is_asked_once(cache: Cache, hub: Hu
     await revalidated(cache)
 
 
-async def test_beyond_the_window_the_client_waits(cache: Cache, hub: Hub, image: Image, clock: Clock) -> None:
+async def test_client_waits_after_the_window(cache: Cache, hub: Hub, image: Image, clock: Clock) -> None:
     clock.ahead = TTL + WINDOW + 1
     assert (await ask(cache))[0].result is Result.REVALIDATED
 
 
-async def test_off_means_off(cache: Cache, hub: Hub, image: Image) -> None:
+async def test_client_waits_when_the_option_is_off(cache: Cache, hub: Hub, image: Image) -> None:
     cache.apply(while_revalidate=0.0)
     assert (await ask(cache))[0].result is Result.REVALIDATED
 
 
-async def test_tag_from_the_future_is_not_served_so(cache: Cache, hub: Hub, image: Image, clock: Clock) -> None:
-    """The clock was set back: who knows how old it is."""
+async def test_tag_validated_in_the_future_is_not_served_while_revalidating(
+    cache: Cache, hub: Hub, image: Image, clock: Clock
+) -> None:
+    """The clock was set back, so that the age is not known."""
     clock.ahead = -TTL
     assert (await ask(cache))[0].result is not Result.STALE
 
 
-async def test_what_is_not_stored_is_waited_for(cache: Cache, hub: Hub, clock: Clock) -> None:
+async def test_client_waits_for_a_manifest_that_is_not_stored(cache: Cache, hub: Hub, clock: Clock) -> None:
     image = hub.image("library/app", "1", [b"one"])
     await ask(cache, method="HEAD")
     clock.ahead = TTL + 10
@@ -114,16 +116,16 @@ async def test_what_is_not_stored_is_waited_for(cache: Cache, hub: Hub, clock: C
     assert body == image.manifest
 
 
-async def test_tag_that_is_gone_is_served_no_more(cache: Cache, hub: Hub, image: Image) -> None:
+async def test_missing_tag_is_not_served_after_the_validation(cache: Cache, hub: Hub, image: Image) -> None:
     hub.faults.add(Fault(kind="manifest", status=404, body={"errors": [{"code": "MANIFEST_UNKNOWN"}]}))
     assert (await ask(cache))[0].status == 200
     await revalidated(cache)
     hub.reset_log()
     assert (await ask(cache))[0].status == 404
-    assert hub.count() == 0, "remembered as any answer of that kind"
+    assert hub.count() == 0, "remembered as any other error"
 
 
-async def test_repository_that_turned_private_is_served_no_more(cache: Cache, hub: Hub, image: Image) -> None:
+async def test_tag_is_not_served_after_the_validation_was_refused(cache: Cache, hub: Hub, image: Image) -> None:
     turn_private(hub, "library/app")
     assert (await ask(cache))[0].status == 200
     await revalidated(cache)
@@ -131,8 +133,8 @@ async def test_repository_that_turned_private_is_served_no_more(cache: Cache, hu
         assert (await ask(cache, path=path))[0].status == 401
 
 
-async def test_registry_that_is_down_is_no_news(cache: Cache, hub: Hub, image: Image, clock: Clock) -> None:
-    """Until the window is over, and then it is an outage as any other."""
+async def test_tag_is_served_while_the_registry_is_down(cache: Cache, hub: Hub, image: Image, clock: Clock) -> None:
+    """Until the window ends; then `hubcache_max_stale` applies, as in any outage."""
     hub.stop()
     for ahead in (TTL + 10, TTL + 20, TTL + WINDOW + 1):
         clock.ahead = ahead
@@ -142,8 +144,10 @@ async def test_registry_that_is_down_is_no_news(cache: Cache, hub: Hub, image: I
     assert "revalidating" not in answer.headers["Cache-Status"]
 
 
-async def test_readers_private_view_always_waits(cache: Cache, hub: Hub, secret: Image, clock: Clock) -> None:
-    """Whether the reader may still see it, is for the registry to say."""
+async def test_client_with_credentials_waits_for_the_validation(
+    cache: Cache, hub: Hub, secret: Image, clock: Clock
+) -> None:
+    """Only the registry can tell whether the client may still read it."""
     path = f"/v2/{SECRET}/manifests/1"
     alice = bearer(hub, "alice", SECRET)
     cache.apply(tag_ttl=20.0, negative_ttl=1000.0)
@@ -155,9 +159,9 @@ async def test_readers_private_view_always_waits(cache: Cache, hub: Hub, secret:
     assert (await ask(cache, path=path))[0].status == 401
 
 
-async def test_what_runs_in_the_background_is_bounded(
+async def test_number_of_background_validations_is_bounded(
     cache: Cache, hub: Hub, image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond that a client waits for its own validation."""
+    """Beyond the bound a client waits for its own validation."""
     monkeypatch.setattr(cached_manifests, "MAX_REVALIDATIONS", 0)
     assert (await ask(cache))[0].result is Result.REVALIDATED

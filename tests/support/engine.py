@@ -1,4 +1,4 @@
-"""The whole cache but mitmproxy, in front of the stand-in Hub."""
+"""The engine in front of the stand-in Hub, without mitmproxy."""
 
 import ssl
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ SETUP = SetupPages(Path(__file__), 5000, 8080)
 
 
 def settings(hub: Hub, directory: Path, **changes: Any) -> Settings:
-    """Settings with which tests begin."""
+    """Return the settings of tests, with changes."""
     plain = Settings(
         directory=directory,
         size=1 << 30,
@@ -58,37 +58,37 @@ def settings(hub: Hub, directory: Path, **changes: Any) -> Settings:
 
 @dataclass
 class Cache:
-    """A running engine, and how a client speaks with it."""
+    """A running engine, and requests to it."""
 
     engine: Engine
     settings: Settings
 
     def apply(self, **changes: Any) -> None:
-        """Change settings while it runs."""
+        """Change settings while the engine runs."""
         self.settings = replace(self.settings, **changes)
         self.engine.apply(self.settings)
 
     def request(self, listener: Listener, method: str, path: str, **headers: str) -> Request:
-        """A request as the plugin makes it; header names with underscores."""
+        """Return a request as the plugin makes it; header names have underscores."""
         given = {"accept": ACCEPT} | {name.replace("_", "-"): value for name, value in headers.items()}
         path, _, query = path.partition("?")
         return Request(method, path, self.settings.registries[0], listener, given, query)
 
     async def ask(self, listener: Listener, method: str, path: str, **headers: str) -> tuple[Answer | Forward, bytes]:
-        """The answer, and its body read to the end."""
+        """Return the answer and its complete body."""
         outcome = await self.engine.answer(self.request(listener, method, path, **headers))
         assert outcome is not None
         return outcome, await read(outcome)
 
     async def get(self, listener: Listener, path: str, **headers: str) -> tuple[int, bytes]:
-        """Status and body of a GET that is answered here."""
+        """Return status and body of a GET that the cache answers."""
         outcome, body = await self.ask(listener, "GET", path, **headers)
         assert isinstance(outcome, Answer)
         return outcome.status, body
 
 
 async def read(outcome: Answer | Forward) -> bytes:
-    """The whole body; raises what breaks it off."""
+    """Return the complete body; raises the error that cuts it short."""
     if isinstance(outcome, Forward):
         return b""
     if outcome.source is None:
@@ -104,7 +104,7 @@ async def read(outcome: Answer | Forward) -> bytes:
 
 @asynccontextmanager
 async def running(hub: Hub, directory: Path, **changes: Any) -> AsyncIterator[Cache]:
-    """A cache with its store in `directory`."""
+    """Run a cache with its store in `directory`."""
     chosen = settings(hub, directory, **changes)
     engine = await Engine.start(chosen, ssl.create_default_context(), SETUP)
     try:

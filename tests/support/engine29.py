@@ -1,6 +1,6 @@
-"""What a real Docker Engine 29 asks of a registry in a pull of an attested image, in its order and with its headers.
+"""The requests of a real Docker Engine 29 in a pull of an attested image, in its order and with its headers.
 
-`recorded/engine-29.jsonl` was recorded in front of a plain registry: tokens are cut out of it, digests have names.
+`recorded/engine-29.jsonl` was recorded in front of a plain registry: without tokens, with names for digests.
 """
 
 import json
@@ -18,7 +18,7 @@ MAY_BE_MISSING = ("/referrers/", "/manifests/sha256-")
 
 
 class Asked(NamedTuple):
-    """One request; `path` with its query, which names the registry as at a mirror."""
+    """A request; `path` includes the query, which names the registry as at a mirror."""
 
     method: str
     path: str
@@ -26,24 +26,24 @@ class Asked(NamedTuple):
 
     @property
     def expected(self) -> int:
-        """The status with which the pull goes on, where nothing refers to the attestation."""
+        """The status with which the pull continues when the attestation has no referrers."""
         return 404 if any(part in self.path for part in MAY_BE_MISSING) else 200
 
     @property
     def at_registry(self) -> str:
-        """The path as the registry itself is asked."""
+        """The path of the request to the registry itself."""
         return self.path.partition("?")[0]
 
 
 def attested(hub: Hub, repo: str = REPO) -> Image:
-    """An image of four layers with an attestation, as the recorded one."""
+    """Push an image of four layers with an attestation, as the recorded one."""
     layers = [random_bytes(20_000, f"{repo} {number}") for number in range(4)]
     image = hub.image(repo, None, layers)
     return hub.index(repo, "latest", {"linux/amd64": image}, attested=True)
 
 
 def asked(action: str, index: Image) -> Iterator[Asked]:
-    """What the engine asks when nobody demands a token and blobs are not redirected."""
+    """Yield the engine's requests when no token is required and blobs are not redirected."""
     image, attestation = index.images["linux/amd64"], index.attestations["linux/amd64"]
     names = {f"<layer {number}>": digest for number, digest in enumerate(image.layers, 1)} | {
         "<index>": index.digest,
@@ -60,7 +60,7 @@ def asked(action: str, index: Image) -> Iterator[Asked]:
         recorded = json.loads(line)
         path = recorded["path"]
         if recorded["action"] != action or not path.startswith("/v2/") or (recorded["method"], path) == last:
-            continue  # a token was asked for, or the CDN; and after a challenge the same again
+            continue  # a request for a token or to the CDN, or the same request again after a challenge
         last = recorded["method"], path
         for name, digest in names.items():
             path = path.replace(name, digest)

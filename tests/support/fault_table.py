@@ -1,11 +1,11 @@
-"""What fails, and what clients then get: the table that the README shows and test_faults.py runs."""
+"""The table of faults and their answers, which the README shows and test_faults.py runs."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Row:
-    """One fault, and the status for what is not stored. What is stored is always served."""
+    """A fault, and the status for what is not stored. Stored content is always served."""
 
     name: str
     text: str
@@ -13,12 +13,12 @@ class Row:
 
     @property
     def validates(self) -> bool:
-        """Whether a tag past its lifetime can be validated all the same."""
+        """Whether a tag past its lifetime can be validated in spite of the fault."""
         return self.name.startswith("cdn")
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
-        """The row as the README shows it."""
+        """The cells of the row in the README."""
         codes = {429: "429 `TOOMANYREQUESTS`", 502: "502 `UNAVAILABLE`", 503: "503 `UNAVAILABLE`", 200: "fetched"}
         stored = "served"
         stale = "served, validated" if self.validates else "served, marked stale"

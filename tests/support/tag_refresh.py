@@ -1,4 +1,4 @@
-"""A cache whose time goes by as the test says, and tags in it that are asked for often."""
+"""A cache whose clock the test sets, and popular tags in it."""
 
 import math
 from collections.abc import AsyncIterator
@@ -20,14 +20,14 @@ OFTEN_ENOUGH = math.ceil(OFTEN) + 2
 
 @asynccontextmanager
 async def in_step(hub: Hub, directory: Path) -> AsyncIterator[Cache]:
-    """Running, and looking at tags when `tick` says so."""
+    """Run a cache whose tags are validated by `tick`."""
     async with running(hub, directory, sync=True, tag_ttl=TTL) as started:
         await started.engine._housekeeping.close()
         yield started
 
 
 async def tick(cache: Cache) -> None:
-    """One look at what is due, and all that follows from it."""
+    """Validate the tags that are due, and wait for what follows."""
     cache.engine._tag_refresh.tick()
     await idle(cache)
 
@@ -38,7 +38,7 @@ async def idle(cache: Cache) -> None:
 
 
 async def popular(cache: Cache, image: Image, listener: Listener = Listener.PROXY) -> None:
-    """A pulled image whose tag is asked for often."""
+    """Pull an image and request its tag often."""
     assert set(await pull(cache, image, listener)) == {200}
     for _ in range(OFTEN_ENOUGH):
         assert (await cache.get(listener, f"/v2/{image.repo}/manifests/{image.tag}"))[0] == 200

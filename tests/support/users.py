@@ -22,18 +22,18 @@ EACH_LISTENER = pytest.mark.parametrize("listener", list(Listener), ids=lambda l
 
 
 def basic(user: str, password: str) -> str:
-    """What a client sends to the token service after `docker login`."""
+    """Return the `Authorization` of a client for the token service after `docker login`."""
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def bearer(hub: Hub, user: str, repo: str) -> str:
-    """The `Authorization` of a logged-in client, with a new token of the real service for what the user may do."""
+    """Return the `Authorization` of a logged-in client, with a new token of the real service for the user's access."""
     granted = hub.accounts.granted(user, repo, exists=True)
     return "Bearer " + hub.accounts.issue(user, {repo: granted} if granted else {}).value
 
 
 class Clock(SimpleNamespace):
-    """Time as the cache sees it: `ahead` seconds before the real one. Timers of the event loop are not touched."""
+    """The cache's clock, `ahead` seconds before the real one. Timers of the event loop are not changed."""
 
     def __init__(self, patch: pytest.MonkeyPatch, cache: Cache) -> None:
         super().__init__()
@@ -53,14 +53,14 @@ class Clock(SimpleNamespace):
 
 
 def short_times(patch: pytest.MonkeyPatch) -> None:
-    """Time-outs as in production would make tests of them last minutes."""
+    """Shorten time-outs: with those of production, tests of them would last minutes."""
     patch.setattr(session, "CONNECT_SECONDS", 1.0)
     patch.setattr(session, "PROGRESS_SECONDS", 1.0)
     patch.setattr(upstream_client, "_PROBE_SECONDS", 1.0)
 
 
 async def pull(cache: Cache, image: Image, listener: Listener = Listener.PROXY, **headers: str) -> list[int]:
-    """Ask for tag, manifest, config and layers as docker does; returns the status of each answer."""
+    """Request tag, manifest, config and layers as docker does; return the status of each answer."""
     found = []
     for method, path in requests_of(image):
         answer, _ = await cache.ask(listener, method, path, **headers)
@@ -71,19 +71,19 @@ async def pull(cache: Cache, image: Image, listener: Listener = Listener.PROXY, 
 
 
 async def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    """Wait for something that happens beside the test; fails it when it does not."""
+    """Wait for a condition that another task fulfils; raises `TimeoutError` after `seconds`."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - what is waited for tells nobody
             await asyncio.sleep(0.005)
 
 
 async def settled(cache: Cache) -> None:
-    """Wait until what was fetched is in the store; the last byte goes out a little before."""
+    """Wait until fetched content is stored; its last byte is sent a little earlier."""
     await until(lambda: not cache.engine.fills._tasks)
 
 
 def requests_of(image: Image) -> list[tuple[str, str]]:
-    """All that can be asked of an image: method and path."""
+    """Return method and path of all possible requests for an image."""
     paths = [f"manifests/{image.digest}", *(f"blobs/{blob}" for blob in (image.config, *image.layers))]
     if image.tag is not None:
         paths.insert(0, f"manifests/{image.tag}")
@@ -91,7 +91,7 @@ def requests_of(image: Image) -> list[tuple[str, str]]:
 
 
 async def assert_refused(cache: Cache, image: Image, listener: Listener, **headers: str) -> None:
-    """No part of the image is given, and a GET says why in the form of the spec."""
+    """Assert that no part of the image is served, and that a GET is refused with an error of the distribution spec."""
     for method, path in requests_of(image):
         answer, body = await cache.ask(listener, method, path, **headers)
         assert isinstance(answer, Answer)
@@ -100,7 +100,7 @@ async def assert_refused(cache: Cache, image: Image, listener: Listener, **heade
 
 
 def turn_private(hub: Hub, repo: str, **users: str) -> None:
-    """A public repository becomes alice's own (and that of `users`); anonymous tokens of before are over."""
+    """Make a public repository private to alice (and `users`), and revoke earlier anonymous tokens."""
     hub.private(repo, {"alice": "alice's", **users})
     for value, token in list(hub.accounts.tokens.items()):
         if not token.user:

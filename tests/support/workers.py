@@ -1,4 +1,4 @@
-"""An engine, and a worker of it in the same process."""
+"""An engine and a worker of it, in the same process."""
 
 import asyncio
 import socket
@@ -22,7 +22,7 @@ DATA = random_bytes(3_000_000)
 
 
 class Pair:
-    """An engine, and a worker of it in the same process."""
+    """An engine and a worker of it, in the same process."""
 
     def __init__(self, cache: Cache, remote: OwnerClient, workers: list[int], lost: asyncio.Event) -> None:
         self.cache = cache
@@ -40,14 +40,14 @@ class Pair:
 
 
 def requests(pair: Pair) -> float:
-    """How many the owner has counted."""
+    """Return the number of requests that the owner has counted."""
     [family] = [one for one in pair.cache.engine.metrics.registry.collect() if one.name == "hubcache_requests"]
     return sum(sample.value for sample in family.samples)
 
 
 @asynccontextmanager
 async def paired(cache: Cache) -> AsyncIterator[Pair]:
-    """A worker of this engine."""
+    """Connect a worker to this engine."""
     workers: list[int] = []
     lost = asyncio.Event()
     owner = OwnerServer(cache.engine, workers.append)
@@ -67,7 +67,7 @@ async def paired(cache: Cache) -> AsyncIterator[Pair]:
 
 
 def pair_fixture() -> Any:
-    """A fixture for such a pair."""
+    """Return a fixture for an engine with a worker."""
 
     @pytest.fixture
     async def pair(hub: Hub, tmp_path: Path) -> AsyncIterator[Pair]:

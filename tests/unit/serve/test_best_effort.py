@@ -1,4 +1,4 @@
-"""What was learned is written at best effort: a store that cannot take it is reported, and the pull goes on."""
+"""Writes that may fail: a storage error is reported and the pull continues."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ DIGEST = Digest.of(BODY)
 RECORD = TagRecord(DIGEST, "application/json", len(BODY), 1000.0)
 
 
-async def test_facts_are_kept_in_the_store(tmp_path: Path) -> None:
+async def test_facts_are_written_to_the_store(tmp_path: Path) -> None:
     failures: list[StorageError] = []
     async with opened_store(tmp_path) as store:
         writer = BestEffortWriter(store, failures.append)
@@ -36,7 +36,7 @@ async def test_facts_are_kept_in_the_store(tmp_path: Path) -> None:
     assert failures == []
 
 
-async def test_tag_that_was_moved_meanwhile_is_not_remembered_as_it_was(tmp_path: Path) -> None:
+async def test_tag_that_changed_meanwhile_is_not_written(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         writer = BestEffortWriter(store, lambda _: None)
         before = writer.change_number(HOST, REPO, "latest")
@@ -47,7 +47,7 @@ async def test_tag_that_was_moved_meanwhile_is_not_remembered_as_it_was(tmp_path
         assert store.tags.get(HOST, REPO, "latest") == {"*/*": RECORD}
 
 
-async def test_move_of_one_tag_does_not_concern_others(tmp_path: Path) -> None:
+async def test_change_of_one_tag_does_not_affect_others(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         writer = BestEffortWriter(store, lambda _: None)
         for host, repo, tag in ((HOST, REPO, "other"), (HOST, "library/other", "latest"), ("ghcr.io", REPO, "latest")):
@@ -56,7 +56,7 @@ async def test_move_of_one_tag_does_not_concern_others(tmp_path: Path) -> None:
             assert writer.change_number(host, repo, tag) == before
 
 
-async def test_known_links_cost_no_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_known_links_are_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened_store(tmp_path) as store:
         writer, written = BestEffortWriter(store, lambda _: None), []
         original = store.index.write
@@ -72,9 +72,9 @@ async def test_known_links_cost_no_write(tmp_path: Path, monkeypatch: pytest.Mon
         assert store.links.get(HOST, REPO, DIGEST) == Link(5, confirmed=True)
 
 
-async def test_store_that_takes_nothing_is_reported_and_nothing_raises(tmp_path: Path) -> None:
+async def test_store_error_is_reported_and_not_raised(tmp_path: Path) -> None:
     failures: list[StorageError] = []
-    writer = BestEffortWriter(Store(tmp_path, 1 << 20), failures.append)  # never opened
+    writer = BestEffortWriter(Store(tmp_path, 1 << 20), failures.append)  # the store is not open
     assert not await writer.put_manifest(DIGEST, ManifestRecord("application/json", BODY))
     await writer.put_tag(HOST, REPO, "latest", "*/*", RECORD, 0)
     await writer.drop_tag(HOST, REPO, "latest")
@@ -84,7 +84,7 @@ async def test_store_that_takes_nothing_is_reported_and_nothing_raises(tmp_path:
     assert len(failures) == 6
 
 
-async def test_registry_that_gave_the_bytes_of_private_content_is_a_source_of_it(tmp_path: Path) -> None:
+async def test_registry_that_delivered_private_content_is_recorded_as_source(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         writer = BestEffortWriter(store, lambda _: None)
         assert await writer.record_source("ghcr.io", REPO, DIGEST, 5)
@@ -98,6 +98,6 @@ async def test_registry_that_gave_the_bytes_of_private_content_is_a_source_of_it
         assert (link.size, link.given) == (5, True)
 
 
-async def test_source_that_cannot_be_remembered_is_told(tmp_path: Path) -> None:
-    writer = BestEffortWriter(Store(tmp_path, 1 << 20), lambda _: None)  # never opened
+async def test_source_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    writer = BestEffortWriter(Store(tmp_path, 1 << 20), lambda _: None)  # the store is not open
     assert not await writer.record_source(HOST, REPO, DIGEST, None, private=True)

@@ -1,4 +1,4 @@
-"""`Cache-Status` values are what RFC 9211 allows, and say what was done."""
+"""`Cache-Status` values conform to RFC 9211 and name how the answer was made."""
 
 import re
 
@@ -23,7 +23,7 @@ MEMBER = re.compile(r'hubcache(?:; [a-z-]+(?:=(?:-?[0-9]+|[a-z-]+|"[\x20-\x21\x2
         (cache_status.bypassed(), "hubcache; fwd=bypass"),
     ],
 )
-def test_value_says_what_was_done(value: str, words: str) -> None:
+def test_value_names_how_the_answer_was_made(value: str, words: str) -> None:
     assert value == words
     assert MEMBER.fullmatch(value)
 
@@ -34,5 +34,5 @@ def test_stale_answer_has_a_negative_ttl_even_when_just_over() -> None:
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
-def test_no_reason_breaks_the_form_of_the_header(reason: str) -> None:
+def test_reason_cannot_break_the_syntax_of_the_field(reason: str) -> None:
     assert MEMBER.fullmatch(cache_status.stale(5, reason))

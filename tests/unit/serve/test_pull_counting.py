@@ -1,4 +1,4 @@
-"""Which requests are one pull."""
+"""Which requests count as one pull."""
 
 import pytest
 from hubcache.serve import pull_counting
@@ -6,7 +6,7 @@ from hubcache.serve.pull_counting import SAME_PULL_SECONDS, PullCounter
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that the test sets."""
 
     now = 0.0
 
@@ -14,7 +14,7 @@ class Clock:
         return self.now
 
 
-def test_client_that_asks_again_at_once_makes_one_pull() -> None:
+def test_repeated_requests_of_a_client_are_one_pull() -> None:
     clock = Clock()
     seen = PullCounter(clock)
     assert seen.is_new_pull("10.0.0.1", "digest")
@@ -22,8 +22,8 @@ def test_client_that_asks_again_at_once_makes_one_pull() -> None:
     assert not seen.is_new_pull("10.0.0.1", "digest")
 
 
-def test_address_that_never_stops_asking_makes_a_pull_again_and_again() -> None:
-    """Of a fleet behind one address, there is always one that asks."""
+def test_address_with_constant_requests_makes_several_pulls() -> None:
+    """Of a fleet behind one address, some machine is always requesting."""
     clock = Clock()
     seen = PullCounter(clock)
     begun = 0
@@ -33,7 +33,7 @@ def test_address_that_never_stops_asking_makes_a_pull_again_and_again() -> None:
     assert begun == 10
 
 
-def test_later_another_client_and_other_content_are_other_pulls() -> None:
+def test_later_requests_other_clients_and_other_content_are_new_pulls() -> None:
     clock = Clock()
     seen = PullCounter(clock)
     assert seen.is_new_pull("10.0.0.1", "digest")
@@ -51,10 +51,10 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(seen._recent) <= 10
 
 
-def test_what_clients_say_is_not_kept() -> None:
+def test_text_of_clients_is_not_kept() -> None:
     seen = PullCounter(Clock())
     agents = ["x" * 14_000 + str(number) for number in range(100)]
     assert all(seen.is_new_pull("image", ("10.0.0.1", agent)) for agent in agents)
     assert not any(seen.is_new_pull("image", ("10.0.0.1", agent)) for agent in agents)
     assert all(len(key) == 16 for key in seen._recent)
-    assert seen.is_new_pull("\udcff")  # bytes that are no UTF-8, as mitmproxy gives them
+    assert seen.is_new_pull("\udcff")  # bytes that are not UTF-8, as mitmproxy decodes them

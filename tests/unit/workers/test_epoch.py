@@ -1,9 +1,9 @@
-"""The number that owner and workers share."""
+"""The epoch that owner and workers share."""
 
 from hubcache.workers.epoch import Epoch
 
 
-def test_each_change_is_seen_by_all_at_once() -> None:
+def test_change_is_visible_to_all_processes_at_once() -> None:
     owner = Epoch.create()
     workers = [Epoch.attach(owner.fileno()) for _ in range(2)]
     seen = {owner.number}
@@ -16,7 +16,7 @@ def test_each_change_is_seen_by_all_at_once() -> None:
         each.close()
 
 
-def test_worker_that_is_started_later_sees_the_same_number() -> None:
+def test_worker_that_attaches_later_reads_the_same_number() -> None:
     owner = Epoch.create()
     owner.advance()
     worker = Epoch.attach(owner.fileno())

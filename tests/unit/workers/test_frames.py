@@ -1,4 +1,4 @@
-"""Whatever is said between owner and worker arrives as it was said."""
+"""Frames between owner and worker are read as they were written."""
 
 import asyncio
 
@@ -32,7 +32,7 @@ async def passed_on(data: bytes) -> tuple[list[object], bytes]:
     to_token_service=st.booleans(),
     body=st.none() | st.binary(max_size=100),
 ))  # fmt: skip
-def test_request_arrives_as_it_was(request: Request) -> None:
+def test_request_is_equal_after_packing_and_unpacking(request: Request) -> None:
     head, body = pack_request(request)
     (received,), payload = asyncio.run(passed_on(frame([head], body)))
     assert isinstance(received, dict)
@@ -55,14 +55,14 @@ def test_request_arrives_as_it_was(request: Request) -> None:
     size=st.integers(0, 1 << 40),
     kind=st.text(max_size=5),
 ))  # fmt: skip
-def test_outcome_arrives_as_it_was(outcome: Answer | Forward | None) -> None:
+def test_outcome_is_equal_after_packing_and_unpacking(outcome: Answer | Forward | None) -> None:
     head, body = pack_outcome(outcome)
     (received,), payload = asyncio.run(passed_on(frame([head], body)))
     assert isinstance(received, list)
     assert unpack_outcome(received, payload) == outcome
 
 
-async def test_end_within_a_frame_is_noticed() -> None:
+async def test_end_within_a_frame_raises() -> None:
     for length in range(1, len(whole := frame(["a"], b"payload"))):
         with pytest.raises(asyncio.IncompleteReadError):
             await passed_on(whole[:length])

@@ -1,4 +1,4 @@
-"""A worker gets from its owner what the engine would have given, bytes of stored and arriving blobs included."""
+"""A worker answers as the engine does, with bytes of stored blobs and of fills."""
 
 import asyncio
 from pathlib import Path
@@ -16,7 +16,7 @@ from support.workers import DATA, REPO, Pair, pair_fixture, paired, requests
 pair = pair_fixture()
 
 
-async def test_whole_image_cold_and_warm_and_what_it_held_is_released(pair: Pair, hub: Hub) -> None:
+async def test_image_is_served_before_and_after_it_is_stored_and_released(pair: Pair, hub: Hub) -> None:
     image = hub.image(REPO, "1", [DATA])
     store = pair.cache.engine.store
     for wanted in (Result.MISS, Result.HIT):
@@ -34,7 +34,7 @@ async def test_whole_image_cold_and_warm_and_what_it_held_is_released(pair: Pair
     assert (await pair.get(f"/v2/{REPO}/manifests/none")).status == 404
 
 
-async def test_bytes_arrive_while_the_fill_goes_on(pair: Pair, hub: Hub) -> None:
+async def test_bytes_arrive_while_the_fill_runs(pair: Pair, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
     fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
     answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
@@ -46,7 +46,7 @@ async def test_bytes_arrive_while_the_fill_goes_on(pair: Pair, hub: Hub) -> None
     assert first + rest == DATA
 
 
-async def test_client_of_a_worker_that_leaves_is_a_reader_no_more(pair: Pair, hub: Hub) -> None:
+async def test_disconnected_client_of_a_worker_is_no_reader_of_the_fill(pair: Pair, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
     fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
     readers = lambda: [one.readers for one in pair.cache.engine.fills.progress()]  # noqa: E731
@@ -61,14 +61,14 @@ async def test_client_of_a_worker_that_leaves_is_a_reader_no_more(pair: Pair, hu
     assert pair.cache.engine.store.has(Digest.parse(digest))
 
 
-async def test_many_readers_of_one_cold_blob_are_one_fetch(pair: Pair, hub: Hub) -> None:
+async def test_many_readers_of_one_missing_blob_are_one_fetch(pair: Pair, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
     answers = await asyncio.gather(*(pair.get(f"/v2/{REPO}/blobs/{digest}") for _ in range(16)))
     assert set(await asyncio.gather(*map(read, answers))) == {DATA}
     assert hub.count(kind="cdn", method="GET") == 1
 
 
-async def test_range_that_the_fill_has_not_reached_is_fetched_beside_it_or_comes_from_it(
+async def test_range_ahead_of_the_fill_is_fetched_in_parallel_or_read_from_it(
     pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cached_blobs, "FAR_AHEAD", 100_000)
@@ -87,7 +87,7 @@ async def test_range_that_the_fill_has_not_reached_is_fetched_beside_it_or_comes
     assert hub.count(kind="cdn", method="GET") == 2
 
 
-async def test_worker_is_told_of_a_fill_once_for_all_its_readers(
+async def test_progress_of_a_fill_is_reported_once_for_all_its_readers(
     pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hub.blob(REPO, DATA)
@@ -112,7 +112,7 @@ async def test_worker_is_told_of_a_fill_once_for_all_its_readers(
     assert pair.remote._opening == {}
 
 
-async def test_blob_that_the_store_does_not_take_is_passed_on(pair: Pair, hub: Hub) -> None:
+async def test_blob_that_cannot_be_stored_is_served(pair: Pair, hub: Hub) -> None:
     pair.cache.apply(max_blob=1000)
     answer = await pair.get(f"/v2/{REPO}/blobs/{hub.blob(REPO, DATA)}")
     assert await read(answer) == DATA
@@ -126,7 +126,7 @@ async def test_token_request_is_answered_when_its_body_is_there(pair: Pair, hub:
     assert await pair.remote.answer(request) is None
 
 
-async def test_push_is_forwarded_and_what_it_moved_is_asked_anew(pair: Pair, hub: Hub) -> None:
+async def test_push_is_forwarded_and_invalidates_the_tag(pair: Pair, hub: Hub) -> None:
     hub.image(REPO, "1", [b"old"])
     await pair.get(f"/v2/{REPO}/manifests/1")
     request = pair.cache.request(Listener.PROXY, "PUT", f"/v2/{REPO}/manifests/1", authorization="Bearer own")
@@ -137,9 +137,7 @@ async def test_push_is_forwarded_and_what_it_moved_is_asked_anew(pair: Pair, hub
     assert (await pair.get(f"/v2/{REPO}/manifests/1")).body == new.manifest
 
 
-async def test_answer_of_a_moment_ago_is_given_again_and_counted(
-    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_recent_answer_is_repeated_and_counted(pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hubcache.workers.answer_cache.SECONDS", 60.0)
     hub.image(REPO, "1", [b"layer"])
     engine = pair.cache.engine
@@ -162,8 +160,8 @@ async def test_answer_of_a_moment_ago_is_given_again_and_counted(
         await until(told)
 
 
-async def test_answer_is_not_given_again_after_the_content_was_removed(pair: Pair, hub: Hub) -> None:
-    """By fetches: a blob that is in the store by the time that the worker looks for its staged file is a hit."""
+async def test_answer_is_not_repeated_after_the_content_was_removed(pair: Pair, hub: Hub) -> None:
+    """Counted by fetches: a blob that is stored before the worker opens its staged file is a hit."""
     path = f"/v2/{REPO}/blobs/{hub.blob(REPO, b'layer')}"
     for _ in range(3):
         assert await read(await pair.get(path)) == b"layer"
@@ -174,7 +172,7 @@ async def test_answer_is_not_given_again_after_the_content_was_removed(pair: Pai
     assert hub.count(kind="cdn", method="GET") == 2
 
 
-async def test_what_was_repeated_last_is_counted_before_the_end(hub: Hub, tmp_path: Path) -> None:
+async def test_last_repeats_are_counted_before_the_worker_ends(hub: Hub, tmp_path: Path) -> None:
     hub.image(REPO, "1", [b"layer"])
     async with running(hub, tmp_path / "store") as cache:
         async with paired(cache) as pair:
@@ -183,7 +181,7 @@ async def test_what_was_repeated_last_is_counted_before_the_end(hub: Hub, tmp_pa
         assert requests(pair) == 5
 
 
-async def test_what_was_sent_is_counted_by_the_owner(pair: Pair) -> None:
+async def test_sent_bytes_are_counted_by_the_owner(pair: Pair) -> None:
     pair.remote._count_sent("store", 100)
     pair.remote._count_sent("store", 23)
     text = 'hubcache_sent_bytes_total{source="store"} 123.0'

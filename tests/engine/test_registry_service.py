@@ -1,4 +1,4 @@
-"""How requests are routed and answered: pass-through, conditions, doors, and what each answer is counted as."""
+"""How requests are routed and answered: forwarding, conditional requests, listeners, and the kind of each answer."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -42,7 +42,7 @@ async def forward(cache: Cache, listener: Listener, method: str, path: str, **he
         ("/v2/UPPER/manifests/1", "other"),
     ],
 )
-async def test_each_outcome_tells_what_was_asked_for(cache: Cache, image: Image, path: str, kind: str) -> None:
+async def test_each_outcome_has_the_kind_of_its_target(cache: Cache, image: Image, path: str, kind: str) -> None:
     outcome, _ = await cache.ask(Listener.PROXY, "GET", path)
     assert outcome.kind == kind
 
@@ -56,7 +56,7 @@ async def test_ping_with_any_credentials_is_200(cache: Cache, hub: Hub, listener
 
 @EACH_LISTENER
 @pytest.mark.parametrize("method", ["PUT", "POST", "PATCH", "DELETE"])
-async def test_writes_pass_through_with_the_clients_own_credentials(
+async def test_writes_are_forwarded_with_the_clients_credentials(
     cache: Cache, image: Image, listener: Listener, method: str
 ) -> None:
     for path in (f"/v2/{REPO}/manifests/1", f"/v2/{REPO}/blobs/uploads/", "/v2/"):
@@ -64,14 +64,14 @@ async def test_writes_pass_through_with_the_clients_own_credentials(
 
 
 @EACH_LISTENER
-async def test_writes_without_credentials_get_none_of_ours(cache: Cache, image: Image, listener: Listener) -> None:
+async def test_writes_without_credentials_are_forwarded_without(cache: Cache, image: Image, listener: Listener) -> None:
     for headers in ({}, {"authorization": f"Bearer {LOCAL_TOKEN}"}):
         passed = await forward(cache, listener, "POST", f"/v2/{REPO}/blobs/uploads/", **headers)
         assert passed.authorization is None
 
 
 @EACH_LISTENER
-async def test_other_reads_without_credentials_get_an_anonymous_token_of_the_repository(
+async def test_other_anonymous_reads_are_forwarded_with_an_anonymous_token(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
     passed = await forward(cache, listener, "GET", f"/v2/{REPO}/tags/list")
@@ -80,7 +80,7 @@ async def test_other_reads_without_credentials_get_an_anonymous_token_of_the_rep
     assert passed.authorization is None
 
 
-async def test_only_what_is_written_moves_something(cache: Cache, image: Image) -> None:
+async def test_only_writes_change_content(cache: Cache, image: Image) -> None:
     assert (await forward(cache, Listener.PROXY, "PUT", f"/v2/{REPO}/manifests/1")).change == Change(REPO, "1")
     assert (await forward(cache, Listener.PROXY, "DELETE", f"/v2/{REPO}/manifests/{image.digest}")).change == Change(
         REPO, image.digest
@@ -93,14 +93,14 @@ async def test_only_what_is_written_moves_something(cache: Cache, image: Image) 
     assert (await forward(cache, Listener.PROXY, "GET", f"/v2/{REPO}/tags/list")).change is None
 
 
-async def test_credentials_that_reach_a_mirror_read_nothing_more(cache: Cache, hub: Hub, image: Image) -> None:
+async def test_credentials_at_a_mirror_grant_no_access(cache: Cache, hub: Hub, image: Image) -> None:
     hub.private(REPO, {"alice": "secret"})
     own = bearer(hub, "alice", REPO)
     assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1", authorization=own))[0] == 404
     assert [record for record in hub.log if record.authorization == own] == []
 
 
-async def test_credentials_of_a_client_read_what_the_public_may_not(cache: Cache, hub: Hub) -> None:
+async def test_client_credentials_read_what_the_public_may_not(cache: Cache, hub: Hub) -> None:
     private = hub.image("team/app", "1")
     hub.private("team/app", {"alice": "secret"})
     own = bearer(hub, "alice", "team/app")
@@ -131,7 +131,7 @@ async def test_if_none_match_is_compared_with_the_digest(
 
 
 @EACH_LISTENER
-async def test_store_that_breaks_in_between_is_503_in_json(
+async def test_store_error_is_503_in_json(
     cache: Cache, image: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
@@ -144,7 +144,7 @@ async def test_store_that_breaks_in_between_is_503_in_json(
 
 
 @EACH_LISTENER
-async def test_error_to_a_head_has_no_body_but_its_length(cache: Cache, image: Image, listener: Listener) -> None:
+async def test_error_to_a_head_has_a_length_and_no_body(cache: Cache, image: Image, listener: Listener) -> None:
     asked, body = await cache.ask(listener, "HEAD", f"/v2/{REPO}/manifests/none")
     whole, expected = await cache.ask(listener, "GET", f"/v2/{REPO}/manifests/none")
     assert isinstance(asked, Answer)
@@ -153,15 +153,15 @@ async def test_error_to_a_head_has_no_body_but_its_length(cache: Cache, image: I
     assert asked.result is Result.ERROR
 
 
-async def test_namespace_is_told_by_the_mirror_only(cache: Cache, image: Image) -> None:
+async def test_only_a_mirror_returns_the_namespace(cache: Cache, image: Image) -> None:
     for listener, told in ((Listener.MIRROR, "docker.io"), (Listener.PROXY, None)):
         outcome, _ = await cache.ask(listener, "GET", f"/v2/{REPO}/manifests/1")
         assert isinstance(outcome, Answer)
         assert outcome.headers.get("OCI-Namespace") == told
 
 
-async def test_delete_by_digest_ends_what_is_remembered_of_the_repository(cache: Cache, hub: Hub, image: Image) -> None:
-    """Registries delete by digest; the tags of it are gone then, too."""
+async def test_delete_by_digest_invalidates_the_tags_of_the_manifest(cache: Cache, hub: Hub, image: Image) -> None:
+    """Registries delete by digest, and with the manifest its tags."""
     for reference in ("1", image.digest):
         await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{reference}")
     held = hub.memory.repository(REPO)

@@ -1,4 +1,4 @@
-"""What clients' words can grow is bounded; where a bound is hit, rights are forgotten, and never granted."""
+"""Caches that clients can fill are bounded; at a bound, access is lost and never granted."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ MISSING = ManifestUnknown("manifest unknown", {"upstream_code": None})
 
 
 class Clock:
-    """Set by hand."""
+    """A clock that the test sets."""
 
     now = 1000.0
 
@@ -27,10 +27,10 @@ class Clock:
         return self.now
 
 
-# -- moves -------------------------------------------------------------------------------------------------------------
+# -- change numbers ----------------------------------------------------------------------------------------------------
 
 
-def test_number_changes_with_a_move_of_the_same_thing_only() -> None:
+def test_change_number_changes_for_its_key_only() -> None:
     seen = ChangeNumbers()
     before, other = seen.current(HOST, REPO), seen.current(HOST, "library/other")
     seen.advance(HOST, REPO)
@@ -38,7 +38,7 @@ def test_number_changes_with_a_move_of_the_same_thing_only() -> None:
     assert seen.current(HOST, "library/other") == other
 
 
-def test_move_that_is_forgotten_still_makes_what_was_asked_before_it_old(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropped_change_still_invalidates_earlier_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(change_numbers, "MAX_RECENT", 10)
     seen = ChangeNumbers()
     before = seen.current(HOST, REPO)
@@ -50,10 +50,10 @@ def test_move_that_is_forgotten_still_makes_what_was_asked_before_it_old(monkeyp
     assert seen.current(HOST, REPO) not in (before, after)
 
 
-# -- what is missing ---------------------------------------------------------------------------------------------------
+# -- error answers -----------------------------------------------------------------------------------------------------
 
 
-def test_answers_are_remembered_for_their_time_and_no_longer() -> None:
+def test_errors_are_remembered_for_their_lifetime() -> None:
     clock = Clock()
     known = NegativeCache(clock)
     known.remember(HOST, REPO, "latest", MISSING, 30.0, 0)
@@ -64,7 +64,7 @@ def test_answers_are_remembered_for_their_time_and_no_longer() -> None:
     known.raise_remembered(HOST, REPO, "latest")
 
 
-def test_remembered_errors_hold_no_frames_however_often_they_are_given() -> None:
+def test_remembered_errors_hold_no_stack_frames() -> None:
     known = NegativeCache(Clock())
     try:
         raise MISSING
@@ -78,7 +78,7 @@ def test_remembered_errors_hold_no_frames_however_often_they_are_given() -> None
     assert value[1].__traceback__ is None
 
 
-def test_bytes_of_what_is_remembered_are_bounded_whatever_clients_and_upstreams_write(
+def test_bytes_of_remembered_errors_are_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(negative_cache, "MAX_BYTES", 1 << 20)
@@ -92,7 +92,7 @@ def test_bytes_of_what_is_remembered_are_bounded_whatever_clients_and_upstreams_
         known.raise_remembered(HOST, "r2999", "a/b," * 2000 + "2999")
 
 
-def test_push_forgets_what_was_missing_in_its_repository_only() -> None:
+def test_push_forgets_errors_of_its_repository_only() -> None:
     known = NegativeCache(Clock())
     since = known.raise_remembered(HOST, REPO, "latest")
     for repository in (REPO, "library/other"):
@@ -104,18 +104,18 @@ def test_push_forgets_what_was_missing_in_its_repository_only() -> None:
         known.raise_remembered(HOST, "library/other", "latest")
 
 
-# -- rights ------------------------------------------------------------------------------------------------------------
+# -- access ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All bounds are ten."""
+    """Set all bounds to ten."""
     monkeypatch.setattr(visibility, "MAX_REPOSITORIES", 10)
     monkeypatch.setattr(gate_module, "MAX_AUTHORIZED", 10)
 
 
 @pytest.mark.usefixtures("small")
-async def test_yes_to_a_token_is_forgotten_when_there_are_many(tmp_path: Path) -> None:
+async def test_number_of_accepted_tokens_is_bounded(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         access = Access(store, BestEffortWriter(store, lambda _: None))
         for number in range(50):
@@ -126,7 +126,7 @@ async def test_yes_to_a_token_is_forgotten_when_there_are_many(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("small")
-async def test_verdicts_in_memory_are_bounded_and_the_stores_go_on(tmp_path: Path) -> None:
+async def test_visibility_in_memory_is_bounded_and_the_stored_one_is_used(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         clock = Clock()
         access = Access(store, BestEffortWriter(store, lambda _: None), clock)
@@ -144,7 +144,7 @@ async def test_verdicts_in_memory_are_bounded_and_the_stores_go_on(tmp_path: Pat
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("how", ["refused", "doubted"])
-async def test_refusal_that_the_store_does_not_take_opens_nothing_when_it_is_forgotten(
+async def test_dropped_refusal_that_is_not_stored_makes_no_repository_public(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened_store(tmp_path) as store:
@@ -170,7 +170,7 @@ async def test_refusal_that_the_store_does_not_take_opens_nothing_when_it_is_for
         assert access.can_read_repository(HOST, "r0", None)
 
 
-async def test_verdict_that_the_store_has_is_not_kept_as_unwritten(tmp_path: Path) -> None:
+async def test_stored_visibility_is_not_kept_as_unwritten(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         access = Access(store, BestEffortWriter(store, lambda _: None), Clock())
         await access.record_accepted(HOST, REPO, None)
@@ -179,8 +179,8 @@ async def test_verdict_that_the_store_has_is_not_kept_as_unwritten(tmp_path: Pat
         assert store.registries.visibility(HOST, REPO) == Visibility(False, 1000.0)
 
 
-async def test_names_that_never_were_public_leave_nothing_behind(tmp_path: Path) -> None:
-    store = Store(tmp_path, 1 << 20)  # never opened
+async def test_repositories_that_never_were_public_are_not_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path, 1 << 20)  # the store is not open
     access = Access(store, BestEffortWriter(store, lambda _: None), Clock())
     for number in range(100):
         await access.record_refused(HOST, f"r{number}", None)

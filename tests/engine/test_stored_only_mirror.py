@@ -1,4 +1,4 @@
-"""The mirror door that offers only what it has."""
+"""A mirror that serves only complete images (`hubcache_mirror_miss=notfound`)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -35,13 +35,13 @@ async def ask(
 
 
 async def settled(cache: Cache) -> None:
-    """Wait until nothing is fetched in the background."""
+    """Wait until no fetch runs in the background."""
     while tasks := list(cache.engine._mirror._fetching.values()):
         await asyncio.wait(tasks)
 
 
 async def pull(cache: Cache, image: Image, client: str = "10.0.0.1", agent: str = AMD64) -> int:
-    """As dockerd asks a mirror: HEAD, and after a failure GET; returns the last status."""
+    """Request as dockerd does at a mirror: HEAD, and after a failure GET. Return the last status."""
     path = f"/v2/{image.repo}/manifests/{image.tag}"
     status, _ = await ask(cache, path, method="HEAD", client=client, agent=agent)
     if status != 200:
@@ -54,7 +54,7 @@ def digest_of(image: Image) -> str:
     return f"sha256:{sha256(image.manifest).hexdigest()}"
 
 
-async def test_image_is_offered_whole_after_it_was_asked_for_often_enough(cache: Cache, hub: Hub) -> None:
+async def test_image_is_served_after_it_was_requested_often_enough(cache: Cache, hub: Hub) -> None:
     image = hub.image("library/app", "1", layers=[random_bytes(50_000)])
     assert await pull(cache, image, "10.0.0.1") == 404
     assert hub.count(kind="manifest") == 0
@@ -75,7 +75,7 @@ async def test_head_and_get_of_one_client_are_one_pull(cache: Cache, hub: Hub) -
     assert hub.log == []
 
 
-async def test_only_the_platforms_that_were_asked_for_are_fetched_and_offered(cache: Cache, hub: Hub) -> None:
+async def test_only_requested_platforms_are_fetched_and_served(cache: Cache, hub: Hub) -> None:
     images = {
         platform: hub.image("library/multi", None, layers=[platform.encode()], platform=platform)
         for platform in ("linux/amd64", "linux/arm64")
@@ -90,7 +90,7 @@ async def test_only_the_platforms_that_were_asked_for_are_fetched_and_offered(ca
     assert await pull(cache, index, "10.0.0.3", ARM64) == 200
 
 
-async def test_image_that_lost_a_blob_is_not_offered(cache: Cache, hub: Hub) -> None:
+async def test_image_that_lost_a_blob_is_not_served(cache: Cache, hub: Hub) -> None:
     image = hub.image("library/app", "1", layers=[random_bytes(50_000)])
     for client in ("10.0.0.1", "10.0.0.2"):
         await pull(cache, image, client)
@@ -101,7 +101,7 @@ async def test_image_that_lost_a_blob_is_not_offered(cache: Cache, hub: Hub) -> 
     await settled(cache)
 
 
-async def test_moved_tag_is_fetched_before_it_is_offered(cache: Cache, hub: Hub) -> None:
+async def test_image_of_a_moved_tag_is_fetched_before_it_is_served(cache: Cache, hub: Hub) -> None:
     old = hub.image("library/app", "1", layers=[b"old"])
     for client in ("10.0.0.1", "10.0.0.2"):
         await pull(cache, old, client)
@@ -113,7 +113,7 @@ async def test_moved_tag_is_fetched_before_it_is_offered(cache: Cache, hub: Hub)
     assert (await ask(cache, f"/v2/{old.repo}/blobs/{new.layers[0]}"))[1] == b"new"
 
 
-async def test_private_image_is_never_offered(cache: Cache, hub: Hub) -> None:
+async def test_private_image_is_never_served(cache: Cache, hub: Hub) -> None:
     image = hub.image("acme/secret", "1", layers=[b"x"])
     hub.private("acme/secret", {"ann": "pw"})
     for client in range(4):
@@ -121,7 +121,7 @@ async def test_private_image_is_never_offered(cache: Cache, hub: Hub) -> None:
     assert not cache.engine.store.has(Digest.parse(image.layers[0]))
 
 
-async def test_offered_image_survives_an_outage(cache: Cache, hub: Hub) -> None:
+async def test_complete_image_is_served_in_an_outage(cache: Cache, hub: Hub) -> None:
     image = hub.image("library/app", "1", layers=[b"x"])
     for client in ("10.0.0.1", "10.0.0.2"):
         await pull(cache, image, client)
@@ -131,12 +131,12 @@ async def test_offered_image_survives_an_outage(cache: Cache, hub: Hub) -> None:
     assert (await ask(cache, f"/v2/{image.repo}/blobs/{image.layers[0]}"))[1] == b"x"
 
 
-async def test_proxy_door_is_not_touched_by_the_mirror_option(cache: Cache, hub: Hub) -> None:
+async def test_option_does_not_affect_the_proxy(cache: Cache, hub: Hub) -> None:
     image = hub.image("library/app", "1", layers=[b"x"])
     assert await cache.get(Listener.PROXY, f"/v2/{image.repo}/manifests/1") == (200, image.manifest)
 
 
-async def test_what_clients_say_of_themselves_is_not_kept(cache: Cache, hub: Hub) -> None:
+async def test_user_agents_are_not_kept(cache: Cache, hub: Hub) -> None:
     image = hub.image("library/app", "1", layers=[b"x"])
     for number in range(50):
         agent = f"docker os/o{number} arch/a{number} {'x' * 14_000}"
@@ -145,7 +145,7 @@ async def test_what_clients_say_of_themselves_is_not_kept(cache: Cache, hub: Hub
     assert counted[1] == {platform_of("")}
 
 
-async def test_no_more_is_fetched_at_once_than_is_in_mind(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_number_of_concurrent_fetches_is_bounded(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored_only_mirror, "_MAX_FETCHING", 3)
     for number in range(10):
         for client in ("10.0.0.1", "10.0.0.2"):
@@ -155,7 +155,7 @@ async def test_no_more_is_fetched_at_once_than_is_in_mind(cache: Cache, monkeypa
 
 
 @pytest.mark.parametrize("agent", ["os/linux arch/vax", "os/plan9 arch/amd64", "os/linux arch/amd64x", "os/ arch/"])
-def test_platform_that_there_is_not_counts_as_our_own(agent: str) -> None:
+def test_unknown_platform_counts_as_the_machines_own(agent: str) -> None:
     assert platform_of(agent) == platform_of("")
 
 

@@ -1,4 +1,4 @@
-"""What is not there: remembered for a short while, so that a typo in a fleet is no storm upstream."""
+"""Error answers are remembered for a short time, so that a mistyped name in a fleet does not flood the registry."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,16 +26,16 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 
 
 def asked(hub: Hub, path: str) -> int:
-    """Requests upstream about a path that carried a token: the first without one is answered before it is looked up."""
+    """Count requests upstream for a path with a token: the first one, without, is answered before it is looked up."""
     return hub.count(path=f"/v2/{path}*", token="valid")
 
 
 @EACH_LISTENER
 @pytest.mark.parametrize(("path", "count"), list(zip(PATHS, (1, 1, 2), strict=True)), ids=["tag", "digest", "blob"])
-async def test_storm_of_clients_that_ask_for_nothing_is_one_request_upstream(
+async def test_many_requests_for_missing_content_are_one_request_upstream(
     cache: Cache, hub: Hub, listener: Listener, path: str, count: int
 ) -> None:
-    """For a blob it is two: who comes while it is being fetched has it looked up by a HEAD of its own."""
+    """For a blob it is two: a client that arrives during the fetch has access checked by a HEAD."""
     at_once = await asyncio.gather(*(cache.get(listener, f"/v2/{path}") for _ in range(25)))
     later = [await cache.get(listener, f"/v2/{path}") for _ in range(25)]
     assert {status for status, _ in at_once + later} == {404}
@@ -44,8 +44,8 @@ async def test_storm_of_clients_that_ask_for_nothing_is_one_request_upstream(
 
 @EACH_LISTENER
 @pytest.mark.parametrize("path", PATHS, ids=["tag", "digest", "blob"])
-async def test_head_and_get_share_what_is_remembered(cache: Cache, hub: Hub, listener: Listener, path: str) -> None:
-    """Every docker client follows a failed HEAD of a manifest by a GET."""
+async def test_head_and_get_share_a_remembered_error(cache: Cache, hub: Hub, listener: Listener, path: str) -> None:
+    """docker clients send a GET after a failed HEAD of a manifest."""
     for method in ("HEAD", "GET") * 5:
         answer, _ = await cache.ask(listener, method, f"/v2/{path}")
         assert isinstance(answer, Answer)
@@ -54,7 +54,7 @@ async def test_head_and_get_share_what_is_remembered(cache: Cache, hub: Hub, lis
 
 
 @EACH_LISTENER
-async def test_refusal_of_strangers_is_remembered_too(cache: Cache, hub: Hub, listener: Listener) -> None:
+async def test_refusal_of_anonymous_clients_is_remembered(cache: Cache, hub: Hub, listener: Listener) -> None:
     for _ in range(50):
         assert (await cache.get(listener, "/v2/alice/secret/manifests/1"))[0] == (
             401 if listener is Listener.PROXY else 404
@@ -63,7 +63,7 @@ async def test_refusal_of_strangers_is_remembered_too(cache: Cache, hub: Hub, li
 
 
 @EACH_LISTENER
-async def test_it_is_asked_again_when_the_time_is_over(
+async def test_upstream_is_asked_again_after_the_lifetime(
     cache: Cache, hub: Hub, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
@@ -79,10 +79,10 @@ async def test_it_is_asked_again_when_the_time_is_over(
 @EACH_LISTENER
 @pytest.mark.parametrize("path", PATHS, ids=["tag", "digest", "blob"])
 @pytest.mark.parametrize("status", [404, 401, 403])
-async def test_answer_that_is_remembered_is_not_renewed_by_being_given(
+async def test_use_of_a_remembered_error_does_not_extend_its_lifetime(
     cache: Cache, hub: Hub, listener: Listener, path: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that asks again and again would else never hear that it is there by now."""
+    """Otherwise a client that repeats its request would never find content that exists by now."""
     clock = Clock(monkeypatch, cache)
     fault = hub.faults.add(Fault(kind="[mb]*", status=status, body={"errors": []}))
     refused = status if listener is Listener.PROXY else 404
@@ -101,8 +101,8 @@ async def test_answer_that_is_remembered_is_not_renewed_by_being_given(
     assert hub.count(path=f"/v2/{path}*") > seen, "asked again"
 
 
-async def test_answer_that_was_on_its_way_during_a_push_is_not_remembered(cache: Cache, hub: Hub) -> None:
-    """It is from before."""
+async def test_error_that_arrives_after_a_push_is_not_remembered(cache: Cache, hub: Hub) -> None:
+    """The error is older than the push."""
     for path in PATHS:
         fault = hub.faults.add(Fault(kind="[mb]*", path=f"/v2/{path}*", delay=0.3, times=1))
         asking = asyncio.create_task(cache.get(Listener.PROXY, f"/v2/{path}"))
@@ -123,10 +123,8 @@ async def test_negative_ttl_0_remembers_nothing(cache: Cache, hub: Hub) -> None:
 
 
 @EACH_LISTENER
-async def test_what_is_remembered_of_one_question_is_no_answer_to_another(
-    cache: Cache, hub: Hub, listener: Listener
-) -> None:
-    """Another tag, another repository, another kind of client."""
+async def test_remembered_error_does_not_apply_to_other_requests(cache: Cache, hub: Hub, listener: Listener) -> None:
+    """Another tag, another repository, another `Accept`."""
     index = hub.index("library/app", "multi", {"linux/arm64": hub.image("library/app", None, platform="linux/arm64")})
     assert (await cache.get(listener, "/v2/library/app/manifests/multi", accept=OCI_MANIFEST))[0] == 404
     assert (await cache.get(listener, "/v2/library/app/manifests/latets"))[0] == 404
@@ -134,7 +132,7 @@ async def test_what_is_remembered_of_one_question_is_no_answer_to_another(
     assert (await cache.get(listener, "/v2/library/app/manifests/1"))[0] == 200
 
 
-async def test_refusal_of_strangers_is_none_of_a_user(cache: Cache, hub: Hub) -> None:
+async def test_refusal_of_anonymous_clients_does_not_apply_to_a_user(cache: Cache, hub: Hub) -> None:
     for authorize in (False, True):
         cache.apply(authorize=authorize)
         assert (await cache.get(Listener.PROXY, "/v2/alice/secret/manifests/1"))[0] == 401
@@ -144,10 +142,10 @@ async def test_refusal_of_strangers_is_none_of_a_user(cache: Cache, hub: Hub) ->
         assert isinstance(outcome, Forward) or outcome.status == 200
 
 
-async def test_storm_of_logged_in_clients_at_a_public_repository_is_one_request_upstream(
+async def test_many_requests_of_logged_in_clients_in_a_public_repository_are_one_request_upstream(
     cache: Cache, hub: Hub
 ) -> None:
-    """That the repository is public is known: what the public does not find there, nobody does."""
+    """The repository is known to be public: credentials show no more content in it."""
     assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/1"))[0] == 200
     own = bearer(hub, "alice", "library/app")
     path = "/v2/library/app/manifests/latets"
@@ -155,8 +153,8 @@ async def test_storm_of_logged_in_clients_at_a_public_repository_is_one_request_
     assert len([outcome for outcome in outcomes if isinstance(outcome, Forward)]) <= 1
 
 
-async def test_what_is_remembered_does_not_keep_those_who_were_told(cache: Cache, hub: Hub) -> None:
-    """An exception that is raised again and again keeps the frames of all who heard it, and their requests."""
+async def test_remembered_errors_hold_no_references_to_requests(cache: Cache, hub: Hub) -> None:
+    """An exception that is raised repeatedly holds the frames of all its callers, with their requests."""
     for _ in range(20):
         assert (await cache.get(Listener.PROXY, "/v2/library/app/manifests/none"))[0] in (401, 404)
     remembered = [error for _, error in cache.engine._access._negative_cache._errors.values()]

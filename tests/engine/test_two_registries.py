@@ -1,4 +1,4 @@
-"""Two registries: what one says of a digest opens nothing that another gave for somebody's credentials."""
+"""Two registries: what one claims about a digest grants no access to bytes that another delivered for credentials."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def other() -> Iterator[Hub]:
-    """A second registry, that needs no tokens."""
+    """A second registry, which needs no tokens."""
     with Hub() as running_hub:
         running_hub.auth = False
         running_hub.image(REPO, "own", [b"its own"])
@@ -41,7 +41,7 @@ def other() -> Iterator[Hub]:
 
 @asynccontextmanager
 async def both(hub: Hub, other: Hub, directory: Path, **changes: Any) -> AsyncIterator[Cache]:
-    """A cache of both registries that keeps private images for their users."""
+    """A cache of both registries that stores private images for their users."""
     registries = tuple(Registry.parse(text) for text in (f"{HUB_HOST}={hub.url()}", f"{OTHER}={other.url()}"))
     async with running(hub, directory, **({"registries": registries, "authorize": True} | changes)) as cache:
         yield cache
@@ -49,7 +49,7 @@ async def both(hub: Hub, other: Hub, directory: Path, **changes: Any) -> AsyncIt
 
 @pytest.fixture
 async def cache(hub: Hub, other: Hub, secret: Image, tmp_path: Path) -> AsyncIterator[Cache]:
-    """It has alice's private image from the Hub."""
+    """A cache that has alice's private image from the Hub."""
     async with both(hub, other, tmp_path / "both") as started:
         assert set(await pull(started, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
         hub.reset_log()
@@ -59,7 +59,7 @@ async def cache(hub: Hub, other: Hub, secret: Image, tmp_path: Path) -> AsyncIte
 async def answer(
     cache: Cache, method: str, path: str, listener: Listener = Listener.PROXY, **headers: str
 ) -> Answer | Forward:
-    """What a client of the second registry gets."""
+    """Return the answer to a client of the second registry."""
     request = replace(cache.request(listener, method, path, **headers), registry=cache.settings.registries[1])
     outcome = await cache.engine.answer(request)
     assert outcome is not None
@@ -69,7 +69,7 @@ async def answer(
 async def given(
     cache: Cache, method: str, path: str, listener: Listener = Listener.PROXY, **headers: str
 ) -> tuple[int, bytes]:
-    """Status and body; whatever arrives before it breaks off."""
+    """Return status and body, as far as the body arrives before it is cut short."""
     outcome = await answer(cache, method, path, listener, **headers)
     assert isinstance(outcome, Answer)
     try:
@@ -79,7 +79,7 @@ async def given(
 
 
 def claim(other: Hub, image: Image) -> None:
-    """The second registry says to a HEAD that it has everything, and to a GET that it has nothing of it."""
+    """Have the second registry answer any HEAD with 200 and any GET with 404."""
     for kind, digest, length in (("manifest", image.digest, len(image.manifest)), ("blob", image.layers[0], 100_000)):
         headers = {"Docker-Content-Digest": digest}
         other.faults.add(
@@ -88,7 +88,7 @@ def claim(other: Hub, image: Image) -> None:
 
 
 def lie(other: Hub) -> None:
-    """And to a GET it gives something else, of the right length."""
+    """Have it answer a GET with other bytes, of the right length."""
     other.faults.add(Fault(kind="blob", method="GET", status=200, body=b"\x00" * 100_000, content_type="a/b"))
     other.faults.add(Fault(kind="manifest", method="GET", status=200, body=b"{}", content_type=OCI_MANIFEST))
 
@@ -107,7 +107,7 @@ def assert_nothing(image: Image, body: bytes) -> None:
 @EACH_LISTENER
 @pytest.mark.parametrize("lies", [False, True], ids=["claims", "lies"])
 @pytest.mark.parametrize("headers", [{}, {"range": "bytes=5000-9999"}, {"authorization": "Bearer bobs"}], ids=str)
-async def test_registry_that_claims_to_have_private_content_gets_nothing_of_it(
+async def test_registry_that_claims_private_content_does_not_make_it_readable(
     cache: Cache, other: Hub, secret: Image, listener: Listener, lies: bool, headers: dict[str, str]
 ) -> None:
     claim(other, secret)
@@ -128,7 +128,7 @@ async def test_registry_that_claims_to_have_private_content_gets_nothing_of_it(
 
 
 @EACH_LISTENER
-async def test_size_that_is_told_is_the_claiming_registrys_own(
+async def test_size_is_the_one_that_the_claiming_registry_returns(
     cache: Cache, other: Hub, secret: Image, listener: Listener
 ) -> None:
     headers = {"Docker-Content-Digest": secret.digest}
@@ -141,10 +141,10 @@ async def test_size_that_is_told_is_the_claiming_registrys_own(
 
 
 @EACH_LISTENER
-async def test_condition_on_a_private_digest_is_answered_by_the_registrys_word(
+async def test_conditional_request_for_a_private_digest_is_answered_with_404(
     cache: Cache, other: Hub, secret: Image, listener: Listener
 ) -> None:
-    """It has nothing: 404, and not the 304 that tells what is here."""
+    """The registry does not have it: the answer is 404, and not the 304 that shows what is stored."""
     path = f"/v2/{REPO}/blobs/{secret.layers[0]}"
     claim(other, secret)
     for _ in range(2):
@@ -152,9 +152,7 @@ async def test_condition_on_a_private_digest_is_answered_by_the_registrys_word(
 
 
 @EACH_LISTENER
-async def test_claim_is_worth_nothing_in_an_outage_either(
-    cache: Cache, other: Hub, secret: Image, listener: Listener
-) -> None:
+async def test_claim_grants_no_access_in_an_outage(cache: Cache, other: Hub, secret: Image, listener: Listener) -> None:
     claim(other, secret)
     for path in paths(secret):
         await given(cache, "HEAD", path, listener)
@@ -167,7 +165,7 @@ async def test_claim_is_worth_nothing_in_an_outage_either(
 
 
 @EACH_LISTENER
-async def test_claim_is_worth_nothing_after_a_restart(
+async def test_claim_grants_no_access_after_a_restart(
     hub: Hub, other: Hub, secret: Image, listener: Listener, tmp_path: Path
 ) -> None:
     claim(other, secret)
@@ -183,7 +181,7 @@ async def test_claim_is_worth_nothing_after_a_restart(
 
 
 @EACH_LISTENER
-async def test_claim_does_not_join_a_fill_that_somebodys_credentials_began(
+async def test_claim_does_not_join_a_fill_with_a_users_credentials(
     hub: Hub, other: Hub, secret: Image, listener: Listener, tmp_path: Path
 ) -> None:
     claim(other, secret)
@@ -201,9 +199,7 @@ async def test_claim_does_not_join_a_fill_that_somebodys_credentials_began(
         assert await read(filling) == LAYER
 
 
-async def test_mirror_that_offers_what_it_has_offers_nothing_for_a_claim(
-    cache: Cache, other: Hub, secret: Image
-) -> None:
+async def test_stored_only_mirror_serves_nothing_for_a_claim(cache: Cache, other: Hub, secret: Image) -> None:
     claim(other, secret)
     for path in paths(secret):
         await given(cache, "HEAD", path)
@@ -215,7 +211,7 @@ async def test_mirror_that_offers_what_it_has_offers_nothing_for_a_claim(
             assert_nothing(secret, body)
 
 
-async def test_fetching_ahead_takes_no_claim_for_the_bytes(cache: Cache, other: Hub, secret: Image) -> None:
+async def test_prefetch_does_not_take_a_claim_for_the_bytes(cache: Cache, other: Hub, secret: Image) -> None:
     claim(other, secret)
     view = RepositoryView(cache.engine.service._upstreams[OTHER], REPO)
     with pytest.raises(HubcacheError):
@@ -227,7 +223,7 @@ async def test_fetching_ahead_takes_no_claim_for_the_bytes(cache: Cache, other: 
 
 @EACH_LISTENER
 @pytest.mark.parametrize("ahead", [False, True], ids=["pull", "ahead"])
-async def test_registry_that_gives_the_bytes_is_a_source_from_then_on(
+async def test_registry_that_delivers_the_bytes_becomes_a_source(
     cache: Cache, hub: Hub, other: Hub, secret: Image, listener: Listener, ahead: bool
 ) -> None:
     mine = other.image("library/app", "1", [LAYER])
@@ -247,10 +243,10 @@ async def test_registry_that_gives_the_bytes_is_a_source_from_then_on(
     assert hub.count(kind="cdn", method="GET") == 0
 
 
-async def test_store_of_before_knows_no_source_and_each_registry_gives_the_bytes_once_more(
+async def test_private_content_without_a_known_source_is_fetched_once_more_from_each_registry(
     cache: Cache, hub: Hub, other: Hub, secret: Image
 ) -> None:
-    """Its rows say that content is private, and not from where."""
+    """Rows of an earlier version say that content is private, but not from which registry."""
     index = cache.engine.store.index.opened()
     for digest in (secret.digest, secret.config, *secret.layers):
         index.set(f"private/{digest}", "")
@@ -266,10 +262,10 @@ async def test_store_of_before_knows_no_source_and_each_registry_gives_the_bytes
 @EACH_LISTENER
 @pytest.mark.parametrize("noticed", ["another tag", "tag", "manifest", "layer"])
 @pytest.mark.parametrize("status", [401, 403, 404])
-async def test_public_content_is_shared_until_it_turns_private_and_its_source_keeps_it(
+async def test_public_content_is_shared_until_it_turns_private(
     hub: Hub, other: Hub, listener: Listener, tmp_path: Path, noticed: str, status: int
 ) -> None:
-    """Some registries say 404 of what turned private; then it is known of what was asked for."""
+    """Some registries answer 404 for what turned private; then only the requested content is known to be private."""
     app = hub.image("alice/app", "1", [LAYER])
     hub.image("alice/app", "2", [b"two"])
     parts = {"tag": "manifests/1", "manifest": f"manifests/{app.digest}", "layer": f"blobs/{app.layers[0]}"}
@@ -277,7 +273,7 @@ async def test_public_content_is_shared_until_it_turns_private_and_its_source_ke
         assert set(await pull(cache, app)) == {200}
         claim(other, app)
         shared = f"/v2/{REPO}/blobs/{app.layers[0]}"
-        assert await given(cache, "GET", shared, listener) == (200, LAYER), "as anybody might have had it"
+        assert await given(cache, "GET", shared, listener) == (200, LAYER), "as it was public"
         turn_private(hub, "alice/app")
         refusal = hub.faults.add(Fault(kind="[mb]*", status=status, body={"errors": []}))
         cache.engine._access._visibility._recent.clear()
@@ -295,11 +291,11 @@ async def test_public_content_is_shared_until_it_turns_private_and_its_source_ke
         own = bearer(hub, "alice", "alice/app")
         for path, wanted in ((f"blobs/{app.layers[0]}", LAYER), (f"manifests/{app.digest}", app.manifest)):
             assert await cache.get(Listener.PROXY, f"/v2/alice/app/{path}", authorization=own) == (200, wanted)
-        assert hub.count(kind="cdn", method="GET") == 0, "the Hub gave the bytes before"
+        assert hub.count(kind="cdn", method="GET") == 0, "the Hub delivered the bytes before"
         assert hub.count(kind="manifest", method="GET", status=200) == 0
 
 
-async def test_content_that_was_evicted_is_private_when_it_comes_again(
+async def test_evicted_content_is_private_when_it_is_stored_again(
     cache: Cache, hub: Hub, other: Hub, secret: Image
 ) -> None:
     digest = Digest.parse(secret.layers[0])
@@ -310,7 +306,7 @@ async def test_content_that_was_evicted_is_private_when_it_comes_again(
     assert_nothing(secret, (await given(cache, "GET", f"/v2/{REPO}/blobs/{digest}"))[1])
 
 
-async def test_slow_fill_from_one_registry_does_not_hold_up_clients_of_another(
+async def test_slow_fill_from_one_registry_does_not_delay_clients_of_another(
     hub: Hub, other: Hub, tmp_path: Path
 ) -> None:
     layer = hub.blob("library/app", LAYER)
@@ -325,11 +321,11 @@ async def test_slow_fill_from_one_registry_does_not_hold_up_clients_of_another(
         assert await read(slow) == LAYER
 
 
-# -- what a manifest is called ---------------------------------------------------------------------------------------
+# -- media types -----------------------------------------------------------------------------------------------------
 
 
 @EACH_LISTENER
-async def test_registry_cannot_rename_another_registrys_manifest(
+async def test_registry_cannot_change_the_media_type_of_another_registrys_manifest(
     hub: Hub, other: Hub, listener: Listener, tmp_path: Path
 ) -> None:
     app = hub.image("library/app", "1")

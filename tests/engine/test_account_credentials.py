@@ -30,7 +30,7 @@ def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def with_account(hub: Hub, directory: Path, **changes: Any) -> AsyncIterator[Cache]:
-    """The configured account may read whatever alice may."""
+    """The configured account may read everything that alice may read."""
     hub.user("robot", "robot's")
     async with running(hub, directory, account=Account("robot", "robot's"), **changes) as started:
         yield started
@@ -44,7 +44,7 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 
 @pytest.fixture
 async def app(cache: Cache, hub: Hub) -> Image:
-    """A public image: its manifests are stored, its layer is not, and nobody noticed yet that it turned private."""
+    """A public image whose manifests are stored, but not its layer. It has turned private, which is not noticed yet."""
     image = hub.image(REPO, "1", [LAYER])
     index = hub.index(REPO, "multi", {"linux/amd64": image})
     for reference in ("1", index.digest):
@@ -62,7 +62,7 @@ async def body_of(outcome: Answer | Forward) -> bytes:
 
 
 def fetched_with(hub: Hub) -> set[str]:
-    """Whose credentials fetched anything."""
+    """The users whose credentials fetched something."""
     return {record.user for status in (200, 206, 307) for record in hub.requests(method="GET", status=status)
             if record.kind in ("manifest", "blob")}  # fmt: skip
 
@@ -76,10 +76,10 @@ async def is_stored_for(cache: Cache, image: Image) -> bool:
 @pytest.mark.parametrize(
     ("method", "headers"), [("GET", {}), ("GET", {"range": "bytes=1000-1999"}), ("HEAD", {})], ids=str
 )
-async def test_layer_of_what_is_private_by_now_is_not_fetched_with_the_account(
+async def test_layer_of_a_repository_that_turned_private_is_not_fetched_with_the_account(
     cache: Cache, hub: Hub, app: Image, listener: Listener, method: str, headers: dict[str, str]
 ) -> None:
-    """Within the hour of the verdict, too."""
+    """Also within the lifetime of the repository's visibility."""
     path = f"/v2/{REPO}/blobs/{app.layers[0]}"
     for _ in range(2):
         answer, body = await cache.ask(listener, method, path, **headers)
@@ -101,7 +101,7 @@ async def test_layer_of_what_is_private_by_now_is_not_fetched_with_the_account(
     ],
     ids=["429", "500", "slow", "reset"],
 )
-async def test_account_is_no_substitute_for_an_anonymous_yes(
+async def test_account_does_not_replace_the_anonymous_check(
     cache: Cache, hub: Hub, app: Image, listener: Listener, fault: Fault, age: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Clock(monkeypatch, cache).ahead = age
@@ -118,22 +118,20 @@ async def test_account_is_no_substitute_for_an_anonymous_yes(
     assert not await is_stored_for(cache, app)
 
 
-async def test_users_own_token_does_not_publish_a_layer_of_what_is_private_by_now(
+async def test_users_token_does_not_publish_a_layer_of_a_repository_that_turned_private(
     cache: Cache, hub: Hub, app: Image
 ) -> None:
     path = f"/v2/{REPO}/blobs/{app.layers[0]}"
     for _ in range(2):
         outcome, _ = await cache.ask(Listener.PROXY, "GET", path, authorization=bearer(hub, "alice", REPO))
-        assert isinstance(outcome, Forward), "with the credentials of its own, and past the store"
+        assert isinstance(outcome, Forward), "with its own credentials, and not stored"
         for listener in Listener:
             assert (await cache.get(listener, path))[0] == REFUSED[listener]
     assert not await is_stored_for(cache, app)
 
 
 @EACH_LISTENER
-async def test_transfer_that_breaks_off_is_not_resumed_with_the_account(
-    cache: Cache, hub: Hub, listener: Listener
-) -> None:
+async def test_interrupted_download_is_not_resumed_with_the_account(cache: Cache, hub: Hub, listener: Listener) -> None:
     image = hub.image(REPO, "1", [LAYER])
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=50_000, close_after=100_000, times=1))
     path = f"/v2/{REPO}/blobs/{image.layers[0]}"
@@ -149,7 +147,7 @@ async def test_transfer_that_breaks_off_is_not_resumed_with_the_account(
 
 
 @EACH_LISTENER
-async def test_range_beside_a_fill_is_not_fetched_with_the_account(
+async def test_range_ahead_of_a_fill_is_not_fetched_with_the_account(
     cache: Cache, hub: Hub, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The repository turns private while a fill of the layer is running."""
@@ -170,10 +168,10 @@ async def test_range_beside_a_fill_is_not_fetched_with_the_account(
 
 
 @EACH_LISTENER
-async def test_transfer_past_the_store_is_not_made_with_the_account_either(
+async def test_download_that_bypasses_the_store_does_not_use_the_account(
     hub: Hub, listener: Listener, tmp_path: Path
 ) -> None:
-    """The store cannot be used; the size is told by an earlier HEAD or by nobody."""
+    """The store cannot be used; the size is known from an earlier HEAD, or not at all."""
     (tmp_path / "store").touch()
     image = hub.image(REPO, "1", [LAYER])
     async with with_account(hub, tmp_path / "store") as cache:
@@ -187,7 +185,9 @@ async def test_transfer_past_the_store_is_not_made_with_the_account_either(
         assert fetched_with(hub) == set()
 
 
-async def test_nothing_is_fetched_ahead_with_the_account(cache: Cache, hub: Hub, app: Image) -> None:
+async def test_prefetch_does_not_use_the_account_for_a_repository_that_turned_private(
+    cache: Cache, hub: Hub, app: Image
+) -> None:
     view = RepositoryView(cache.engine.service._upstreams[HOST], REPO)
     new = hub.image(REPO, "2", [b"another"])
     for work in (
@@ -213,7 +213,7 @@ async def test_account_reads_nothing_private_after_a_restart(hub: Hub, listener:
 
 
 @EACH_LISTENER
-async def test_cold_blob_costs_one_head_more_where_there_is_an_account_and_none_else(
+async def test_missing_blob_costs_one_more_head_only_with_an_account(
     cache: Cache, hub: Hub, listener: Listener, tmp_path: Path
 ) -> None:
     image = hub.image(REPO, "1", [LAYER])
@@ -228,7 +228,7 @@ async def test_cold_blob_costs_one_head_more_where_there_is_an_account_and_none_
         assert fetched_with(hub) == {""}
 
 
-# -- what is missing for some ------------------------------------------------------------------------------------------
+# -- content that is missing for some clients --------------------------------------------------------------------------
 
 
 def hidden_from(hub: Hub, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def hidden_from(hub: Hub, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("part", ["tag", "digest", "layer"])
-async def test_404_for_a_clients_own_token_is_nobody_elses_and_not_even_its_own(
+async def test_404_for_a_clients_token_is_not_remembered(
     hub: Hub, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = hub.image(REPO, "1", [LAYER])
@@ -264,10 +264,10 @@ async def test_404_for_a_clients_own_token_is_nobody_elses_and_not_even_its_own(
             assert await cache.get(listener, f"/v2/{REPO}/{path}") == (200, wanted)
 
 
-async def test_404_for_a_reader_does_not_drop_the_publics_tag(
+async def test_404_for_a_user_does_not_drop_the_public_tag(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where private images are kept, a reader's view is looked at when the public's was refused for a moment."""
+    """Where private images are stored, a user's credentials are tried when the public was refused for a moment."""
     image = hub.image(REPO, "1", [LAYER])
     own = bearer(hub, "bob", REPO)
     async with running(hub, tmp_path / "store", authorize=True) as cache:
@@ -284,10 +284,10 @@ async def test_404_for_a_reader_does_not_drop_the_publics_tag(
         assert set(await pull(cache, image)) == {200}
 
 
-async def test_many_at_once_while_a_repository_turns_private_get_what_was_public_or_nothing(
+async def test_concurrent_clients_get_only_public_content_while_a_repository_turns_private(
     cache: Cache, hub: Hub
 ) -> None:
-    """Whatever the order: nobody gets, and nothing stores, what was pushed after the change."""
+    """In any order, content that was pushed after the change is neither served nor stored."""
     for number in range(10):
         repo = f"alice/race{number}"
         assert set(await pull(cache, hub.image(repo, "1", [b"public"]))) == {200}

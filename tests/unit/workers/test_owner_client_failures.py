@@ -1,4 +1,4 @@
-"""A worker and its owner in trouble: a file, a client, a worker or the owner that is gone, and defects of either."""
+"""Failures between a worker and its owner: files, clients or processes that disappear, and defects of either."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from support.workers import DATA, REPO, Pair, pair_fixture, paired, requests
 pair = pair_fixture()
 
 
-async def test_defect_in_telling_of_a_fill_breaks_its_readers_off(
+async def test_defect_in_progress_reports_ends_the_readers_bodies(
     pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*_: object) -> None:
@@ -36,7 +36,7 @@ async def test_defect_in_telling_of_a_fill_breaks_its_readers_off(
     assert pair.remote._fills == {}
 
 
-async def test_answer_that_comes_as_its_asker_gives_up_is_released(pair: Pair, hub: Hub) -> None:
+async def test_answer_that_arrives_as_its_request_is_cancelled_is_released(pair: Pair, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
     hear = pair.remote._receive
     asking: asyncio.Task[Answer] | None = None
@@ -48,7 +48,7 @@ async def test_answer_that_comes_as_its_asker_gives_up_is_released(pair: Pair, h
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pair.remote, "_receive", give_up)
-        await pair.get("/v2/")  # whatever waits for a frame already has found the method
+        await pair.get("/v2/")  # a call that already waits for a frame uses the original method
         asking = asyncio.create_task(pair.get(f"/v2/{REPO}/blobs/{digest}"))
         with pytest.raises(asyncio.CancelledError):
             await asking
@@ -57,7 +57,7 @@ async def test_answer_that_comes_as_its_asker_gives_up_is_released(pair: Pair, h
     assert pair.remote._opening == {}
 
 
-async def test_wrong_bytes_break_the_body_off(pair: Pair, hub: Hub) -> None:
+async def test_wrong_bytes_cut_the_body_short(pair: Pair, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
     hub.faults.add(Fault(kind="cdn", corrupt_at=len(DATA) - 1, pause_after=1_000_000, times=1))
     answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
@@ -66,7 +66,7 @@ async def test_wrong_bytes_break_the_body_off(pair: Pair, hub: Hub) -> None:
         await read(answer)
 
 
-async def test_file_that_is_always_gone_before_it_is_opened_costs_the_client_nothing(
+async def test_body_is_complete_when_its_file_is_always_removed_before_it_is_opened(
     pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hub.blob(REPO, DATA)
@@ -79,7 +79,7 @@ async def test_file_that_is_always_gone_before_it_is_opened_costs_the_client_not
     assert requests(pair) == 1
 
 
-async def test_file_that_was_gone_before_it_was_opened_is_found_again_and_counted_once(
+async def test_request_is_repeated_and_counted_once_when_its_file_was_removed(
     pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pair.cache.apply(access_log=tmp_path / "access")
@@ -102,7 +102,7 @@ async def test_file_that_was_gone_before_it_was_opened_is_found_again_and_counte
 
 
 @pytest.mark.parametrize("condition", [{}, {"range": "bytes=5-", "if_range": '"another"'}])
-async def test_store_that_fails_in_the_middle_costs_the_client_nothing(
+async def test_body_is_complete_when_the_store_fails_during_a_fill(
     pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch, condition: dict[str, str]
 ) -> None:
     digest = hub.blob(REPO, DATA)
@@ -123,7 +123,7 @@ def _no_space(*_: object) -> int:
     raise OSError(28, "No space left on device")
 
 
-async def test_defect_in_the_owner_is_an_error_and_no_hang(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_defect_in_the_owner_is_an_error_answer(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(_: object) -> None:
         raise ZeroDivisionError
 
@@ -132,7 +132,7 @@ async def test_defect_in_the_owner_is_an_error_and_no_hang(pair: Pair, monkeypat
         assert (await pair.get(f"/v2/{REPO}/manifests/1")).status == 503
 
 
-async def test_worker_notices_that_its_owner_is_gone(hub: Hub, tmp_path: Path) -> None:
+async def test_worker_notices_that_its_owner_has_ended(hub: Hub, tmp_path: Path) -> None:
     lost = asyncio.Event()
     owner, theirs = socket.socketpair()
     epoch = Epoch.create()
@@ -150,19 +150,19 @@ async def test_worker_notices_that_its_owner_is_gone(hub: Hub, tmp_path: Path) -
     epoch.close()
 
 
-async def test_worker_that_does_not_understand_its_owner_ends_and_says_so(
+async def test_worker_that_cannot_handle_a_message_logs_it_and_ends(
     pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pair.remote, "_receive", lambda *_: 1 / 0)
     async with asyncio.timeout(5):
-        await pair.get("/v2/")  # whatever waits for a frame already has found the method
+        await pair.get("/v2/")  # a call that already waits for a frame uses the original method
         assert (await pair.get(f"/v2/{REPO}/manifests/1")).status == 503
         await pair.lost.wait()
     await pair.remote.close()
     assert "failed to handle a message of its owner" in caplog.text
 
 
-async def test_worker_that_dies_releases_what_it_held(hub: Hub, tmp_path: Path) -> None:
+async def test_blobs_of_a_worker_that_ends_are_released(hub: Hub, tmp_path: Path) -> None:
     async with running(hub, tmp_path / "store") as cache:
         digest = hub.blob(REPO, DATA)
         async with paired(cache) as pair:
@@ -178,7 +178,7 @@ async def test_worker_that_dies_releases_what_it_held(hub: Hub, tmp_path: Path) 
         await answer.source.close()
 
 
-async def test_blob_that_the_worker_cannot_open_is_an_error_and_is_released(
+async def test_blob_that_a_worker_cannot_open_is_an_error_and_is_released(
     pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hub.blob(REPO, DATA)
@@ -195,8 +195,8 @@ async def test_blob_that_the_worker_cannot_open_is_an_error_and_is_released(
     assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
 
 
-async def test_source_that_is_being_closed_when_the_worker_ends_is_closed() -> None:
-    """It may be waiting for its reader; what it holds would else be held for ever."""
+async def test_source_is_closed_when_the_worker_ends_during_its_close() -> None:
+    """It may be waiting for its reader; otherwise its blob would stay open for ever."""
     closed = asyncio.Event()
 
     class Slow:
