@@ -16,7 +16,7 @@ from support.engine import Cache, read, running
 from support.engine29 import ACTIONS, REPO, attested
 from support.standin import Hub, Image
 from support.stores import opened_store, put_image
-from support.tag_refresh import TTL, in_step, popular, tick
+from support.tag_refresh import TTL, popular, running_with_manual_ticks, tick
 from support.users import EACH_LISTENER, Clock, pull, settled, until
 
 AMD64 = "docker/29.0.0 go/go1.25 os/linux arch/amd64 UpstreamClient(Docker-Client/29.0.0)"
@@ -32,7 +32,7 @@ async def stored_only(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 async def statuses(cache: Cache, index: Image, action: str, listener: Listener, client: str = "10.0.0.1") -> list[int]:
     """Return the statuses of the answers to the requests of a Docker Engine, in order."""
     found = []
-    for one in engine29.asked(action, index):
+    for one in engine29.recorded_requests(action, index):
         headers = {name.replace("-", "_"): value for name, value in one.headers.items()}
         request = cache.request(
             listener, one.method, one.path if listener is Listener.MIRROR else one.at_registry, **headers
@@ -46,7 +46,7 @@ async def statuses(cache: Cache, index: Image, action: str, listener: Listener, 
 
 
 def expected(index: Image, action: str) -> list[int]:
-    return [one.expected for one in engine29.asked(action, index)]
+    return [one.expected for one in engine29.recorded_requests(action, index)]
 
 
 async def fetch_into_mirror(cache: Cache, index: Image) -> None:
@@ -59,7 +59,7 @@ async def fetch_into_mirror(cache: Cache, index: Image) -> None:
 @EACH_LISTENER
 async def test_prefetched_image_needs_no_upstream_requests(hub: Hub, tmp_path: Path, listener: Listener) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        async with in_step(hub, tmp_path / "store") as cache:
+        async with running_with_manual_ticks(hub, tmp_path / "store") as cache:
             clock = Clock(patch, cache)
             old = hub.index(REPO, "latest", {"linux/amd64": hub.image(REPO, None, [b"old"])}, attested=True)
             await popular(cache, replace(old, config=old.images["linux/amd64"].config))

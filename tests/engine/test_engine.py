@@ -53,8 +53,8 @@ async def test_storage_error_is_logged_once(hub: Hub, tmp_path: Path, caplog: py
     async with running(hub, tmp_path / "store") as cache:
         for _ in range(5):
             await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1")
-    said = [record for record in caplog.records if "not storing, pulls go on uncached" in record.getMessage()]
-    assert len(said) == 1
+    logged = [record for record in caplog.records if "not storing, pulls go on uncached" in record.getMessage()]
+    assert len(logged) == 1
 
 
 async def test_store_of_a_newer_version_is_refused(hub: Hub, tmp_path: Path) -> None:

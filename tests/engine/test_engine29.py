@@ -27,7 +27,7 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 
 async def replay(cache: Cache, index: Image, action: str, listener: Listener) -> None:
     """Send the engine's requests in order, and assert that each is answered as the engine needs."""
-    for one in engine29.asked(action, index):
+    for one in engine29.recorded_requests(action, index):
         path = one.path if listener is Listener.MIRROR else one.at_registry
         headers = {name.replace("-", "_"): value for name, value in one.headers.items()}
         answer = await cache.engine.answer(cache.request(listener, one.method, path, **headers))
@@ -77,7 +77,7 @@ async def test_image_whose_referrers_were_never_requested_is_pulled_in_an_outage
 ) -> None:
     """Referrers that were never requested are answered with 404, with which the pull continues."""
     index = attested(hub)
-    for one in engine29.asked("pull", index):
+    for one in engine29.recorded_requests("pull", index):
         if one.expected == 200:
             await cache.ask(listener, one.method, one.at_registry, accept=one.headers["accept"])
     await settled(cache)

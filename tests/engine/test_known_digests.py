@@ -58,10 +58,10 @@ async def test_manifest_that_names_a_private_digest_grants_no_access(
     set_trap(hub, blob)
     assert (await cache_with_secret.get(listener, "/v2/mallory/trap/manifests/1"))[0] == 200
     for method in ("HEAD", "GET"):
-        answer, given = await cache_with_secret.ask(listener, method, f"/v2/mallory/trap/blobs/{blob}")
+        answer, body = await cache_with_secret.ask(listener, method, f"/v2/mallory/trap/blobs/{blob}")
         assert isinstance(answer, Answer)
         assert answer.status == 404, "served from the store without a request upstream"
-        assert random_bytes(100_000, "secret") != given
+        assert random_bytes(100_000, "secret") != body
 
 
 @EACH_LISTENER
@@ -128,6 +128,6 @@ async def test_manifest_that_names_content_that_turned_private_grants_no_access(
     set_trap(hub, app.layers[0])
     assert (await cache.get(listener, "/v2/mallory/trap/manifests/1"))[0] == 200
     for method in ("HEAD", "GET"):
-        answer, given = await cache.ask(listener, method, f"/v2/mallory/trap/blobs/{app.layers[0]}")
+        answer, body = await cache.ask(listener, method, f"/v2/mallory/trap/blobs/{app.layers[0]}")
         assert isinstance(answer, Answer)
-        assert (answer.status, random_bytes(100_000) == given) == (404, False)
+        assert (answer.status, random_bytes(100_000) == body) == (404, False)

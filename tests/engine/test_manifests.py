@@ -79,11 +79,11 @@ async def test_lifetime_begins_with_the_request_and_not_with_the_answer(cache: C
     """The tag may have moved in between."""
     image(hub)
     fault = hub.faults.add(Fault(kind="manifest", pause_after=0))
-    asked = asyncio.create_task(result(cache))
+    requesting = asyncio.create_task(result(cache))
     await until(lambda: hub.count(kind="manifest", status=200))
     clock.ahead = 50
     hub.faults.remove(fault)
-    await asked
+    await requesting
     clock.ahead = 61
     assert await result(cache) is Result.REVALIDATED
 
@@ -91,12 +91,12 @@ async def test_lifetime_begins_with_the_request_and_not_with_the_answer(cache: C
 async def test_tag_that_is_pushed_during_a_request_is_requested_again(cache: Cache, hub: Hub) -> None:
     image(hub, 1)
     fault = hub.faults.add(Fault(kind="manifest", pause_after=0))
-    asked = asyncio.create_task(cache.get(Listener.MIRROR, TAG))
+    requesting = asyncio.create_task(cache.get(Listener.MIRROR, TAG))
     await until(lambda: hub.count(kind="manifest", status=200))
     moved = image(hub, 2)
     await cache.engine.service.content_changed(cache.settings.registries[0], Change(REPO, "1"))
     hub.faults.remove(fault)
-    await asked
+    await requesting
     assert (await cache.get(Listener.MIRROR, TAG))[1] == moved.manifest
 
 

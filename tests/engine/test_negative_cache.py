@@ -25,7 +25,7 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
         yield started
 
 
-def asked(hub: Hub, path: str) -> int:
+def upstream_requests(hub: Hub, path: str) -> int:
     """Count requests upstream for a path with a token: the first one, without, is answered before it is looked up."""
     return hub.count(path=f"/v2/{path}*", token="valid")
 
@@ -39,7 +39,7 @@ async def test_many_requests_for_missing_content_are_one_request_upstream(
     at_once = await asyncio.gather(*(cache.get(listener, f"/v2/{path}") for _ in range(25)))
     later = [await cache.get(listener, f"/v2/{path}") for _ in range(25)]
     assert {status for status, _ in at_once + later} == {404}
-    assert asked(hub, path) <= count
+    assert upstream_requests(hub, path) <= count
 
 
 @EACH_LISTENER
@@ -50,7 +50,7 @@ async def test_head_and_get_share_a_remembered_error(cache: Cache, hub: Hub, lis
         answer, _ = await cache.ask(listener, method, f"/v2/{path}")
         assert isinstance(answer, Answer)
         assert answer.status == 404
-    assert asked(hub, path) == 1
+    assert upstream_requests(hub, path) == 1
 
 
 @EACH_LISTENER
@@ -59,7 +59,7 @@ async def test_refusal_of_anonymous_clients_is_remembered(cache: Cache, hub: Hub
         assert (await cache.get(listener, "/v2/alice/secret/manifests/1"))[0] == (
             401 if listener is Listener.PROXY else 404
         )
-    assert asked(hub, "alice/secret/manifests/1") == 1
+    assert upstream_requests(hub, "alice/secret/manifests/1") == 1
 
 
 @EACH_LISTENER
@@ -70,7 +70,7 @@ async def test_upstream_is_asked_again_after_the_lifetime(
     for ahead, count in ((0, 1), (TTL - 1, 1), (TTL + 1, 2), (TTL * 2, 2)):
         clock.ahead = ahead
         assert (await cache.get(listener, "/v2/library/app/manifests/new"))[0] == 404
-        assert asked(hub, "library/app/manifests/new") == count
+        assert upstream_requests(hub, "library/app/manifests/new") == count
     image = hub.image("library/app", "new", [b"new"])
     clock.ahead = TTL * 2 + 5
     assert await cache.get(listener, "/v2/library/app/manifests/new") == (200, image.manifest)
@@ -98,7 +98,7 @@ async def test_use_of_a_remembered_error_does_not_extend_its_lifetime(
     clock.ahead = TTL + 2
     seen = hub.count(path=f"/v2/{path}*")
     await cache.ask(listener, "HEAD", f"/v2/{path}")
-    assert hub.count(path=f"/v2/{path}*") > seen, "asked again"
+    assert hub.count(path=f"/v2/{path}*") > seen, "requested again"
 
 
 async def test_error_that_arrives_after_a_push_is_not_remembered(cache: Cache, hub: Hub) -> None:
@@ -110,16 +110,16 @@ async def test_error_that_arrives_after_a_push_is_not_remembered(cache: Cache, h
         moved = Change("library/app", path.rpartition("/")[2], is_blob="/blobs/" in path)
         await cache.engine.content_changed(cache.settings.registries[0], moved)
         assert (await asking)[0] == 404
-        seen = asked(hub, path)
+        seen = upstream_requests(hub, path)
         await cache.get(Listener.PROXY, f"/v2/{path}")
-        assert asked(hub, path) == seen + 1
+        assert upstream_requests(hub, path) == seen + 1
 
 
 async def test_negative_ttl_0_remembers_nothing(cache: Cache, hub: Hub) -> None:
     cache.apply(negative_ttl=0.0)
     for _ in range(3):
         await cache.get(Listener.PROXY, "/v2/library/app/manifests/new")
-    assert asked(hub, "library/app/manifests/new") == 3
+    assert upstream_requests(hub, "library/app/manifests/new") == 3
 
 
 @EACH_LISTENER

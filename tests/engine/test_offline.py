@@ -151,9 +151,9 @@ async def test_stale_answer_states_its_age(
     clock.ahead = TTL + 1000
     answer, _ = await cache.ask(listener, "GET", "/v2/library/app/manifests/1")
     assert isinstance(answer, Answer)
-    told, _, reason = answer.headers["Cache-Status"].partition("; detail=")
-    assert told.startswith("hubcache; hit; ttl=-")
-    assert 990 <= int(told.rpartition("-")[2]) <= 1010
+    state, _, reason = answer.headers["Cache-Status"].partition("; detail=")
+    assert state.startswith("hubcache; hit; ttl=-")
+    assert 990 <= int(state.rpartition("-")[2]) <= 1010
     assert "localhost" in reason
 
 

@@ -11,13 +11,13 @@ from hubcache.serve.messages import Answer, Listener, Result
 from hubcache.serve.tag_refresh import TICK_SECONDS
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image, random_bytes
-from support.tag_refresh import OFTEN_ENOUGH, TTL, ask_tag, idle, in_step, popular, tick
+from support.tag_refresh import OFTEN_ENOUGH, TTL, ask_tag, idle, popular, running_with_manual_ticks, tick
 from support.users import EACH_LISTENER, Clock, requests_of, settled, turn_private, until
 
 
 @pytest.fixture
 async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    async with in_step(hub, tmp_path / "store") as started:
+    async with running_with_manual_ticks(hub, tmp_path / "store") as started:
         yield started
 
 

@@ -144,9 +144,9 @@ async def test_accepted_token_does_not_make_another_token_accepted(
 ) -> None:
     path = f"/v2/{SECRET}/blobs/{secret.layers[0]}"
     first, second = bearer(hub, "alice", SECRET), bearer(hub, "alice", SECRET)
-    for own, asked in ((first, 1), (first, 1), (second, 2), (first, 2), (second, 2)):
+    for own, checks in ((first, 1), (first, 1), (second, 2), (first, 2), (second, 2)):
         assert (await cache_with_secret.get(Listener.PROXY, path, authorization=own))[0] == 200
-        assert hub.count(method="HEAD", user="alice", kind="blob") == asked
+        assert hub.count(method="HEAD", user="alice", kind="blob") == checks
 
 
 async def test_token_accepted_for_one_repository_is_checked_for_another(
@@ -240,11 +240,11 @@ async def test_refused_anonymous_request_does_not_disturb_the_users_pull_of_the_
     """Both request what is not stored: the refusal of the anonymous client does not apply to the user."""
     path = f"/v2/{SECRET}/blobs/{secret.layers[0]}"
     slow = hub.faults.add(Fault(kind="blob", method="GET", delay=0.4, times=1))
-    stranger = asyncio.create_task(authorizing_cache.get(Listener.PROXY, path))
+    anonymous = asyncio.create_task(authorizing_cache.get(Listener.PROXY, path))
     await until(lambda: slow.hits)
     own = bearer(hub, "alice", SECRET)
     assert (await authorizing_cache.get(Listener.PROXY, path, authorization=own))[0] == 200
-    assert (await stranger)[0] == 401
+    assert (await anonymous)[0] == 401
 
 
 # -- the configured account ------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ async def test_invalid_token_is_refused_while_a_private_fill_starts(
 
     monkeypatch.setattr(engine._writer, "mark_private", mark_in_turn)
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000))
-    tokens = (bearer(hub, "alice", SECRET), "Bearer stolen-and-over")
+    tokens = (bearer(hub, "alice", SECRET), "Bearer stolen-and-expired")
     requests = [cache_with_secret.request(Listener.PROXY, "GET", blob, authorization=token) for token in tokens]
     answers = await asyncio.gather(*(cache_with_secret.engine.service.answer(request) for request in requests))
     hub.faults.remove(fault)
@@ -373,7 +373,7 @@ async def test_invalid_token_is_refused_while_a_private_fill_starts(
 
 
 @pytest.mark.parametrize(
-    ("claims", "left"),
+    ("claims", "expected"),
     [
         (b'{"exp": 110}', 10),
         (b'{"exp": 90.5}', -9.5),
@@ -383,9 +383,9 @@ async def test_invalid_token_is_refused_while_a_private_fill_starts(
         (b"\xff", inf),
     ],
 )
-def test_remaining_life_is_read_from_a_token(claims: bytes, left: float) -> None:
+def test_remaining_life_is_read_from_a_token(claims: bytes, expected: float) -> None:
     encoded = base64.urlsafe_b64encode(claims).decode().rstrip("=")
-    assert access.remaining_life(f"Bearer e30.{encoded}.sig", 100) == left
+    assert access.remaining_life(f"Bearer e30.{encoded}.sig", 100) == expected
 
 
 @pytest.mark.parametrize("reader", ["Bearer opaque", "Basic YTpi", "Bearer a.b", "Bearer a.b.c", "Bearer e30.\u00e9.x"])

@@ -12,7 +12,7 @@ from support.engine import Cache, running
 from support.standin import Fault, Hub, Image
 from support.standin.media import OCI_INDEX
 from support.users import EACH_LISTENER, SECRET, Clock, bearer, pull, short_times, turn_private, until
-from support.workers import paired
+from support.workers import connected_worker
 
 REPO, TTL, MAX_STALE = "library/app", 600.0, 10_000.0
 SBOM, SIGNATURE = "text/spdx+json", "application/vnd.dev.cosign.simplesigning.v1+json"
@@ -154,13 +154,13 @@ async def test_registry_without_referrers_api_is_asked_once_in_a_tags_lifetime(
     clock = Clock(monkeypatch, cache)
     hub.faults.add(Fault(kind="referrers", status=404, body=body))
     path = f"/v2/{REPO}/manifests/{image.digest.replace(':', '-')}"
-    for age, asked in ((0, 1), (TTL - 1, 1), (TTL + 1, 2)):
+    for age, requests in ((0, 1), (TTL - 1, 1), (TTL + 1, 2)):
         clock.ahead = age
         for _ in range(2):
             assert (await ask(cache, image, listener)).status == 404
             assert (await cache.get(listener, path))[0] == 404
-        assert hub.count(kind="referrers") == asked
-        assert hub.count(kind="manifest", path="*sha256-*") == asked
+        assert hub.count(kind="referrers") == requests
+        assert hub.count(kind="manifest", path="*sha256-*") == requests
     assert (await cache.get(listener, f"/v2/{REPO}/manifests/1"))[0] == 200
 
 
@@ -263,9 +263,9 @@ async def test_empty_referrers_page_is_accepted_in_any_form(cache: Cache, hub: H
 
 async def test_requests_for_unknown_subjects_are_not_stored(cache: Cache, hub: Hub, image: Image) -> None:
     for number in range(50):
-        stranger = Digest.of(str(number).encode())
-        await cache.get(Listener.PROXY, f"/v2/{REPO}/referrers/{stranger}")
-        await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{stranger.replace(':', '-')}.{number}")
+        unknown = Digest.of(str(number).encode())
+        await cache.get(Listener.PROXY, f"/v2/{REPO}/referrers/{unknown}")
+        await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{unknown.replace(':', '-')}.{number}")
         await cache.get(Listener.PROXY, f"/v2/{REPO}/referrers/{image.digest}?artifactType={number}")
         await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/{image.digest.replace(':', '-')}.{number}")
     store = cache.engine.store
@@ -436,7 +436,7 @@ async def test_signature_verified_online_is_verified_offline(
 async def test_worker_passes_the_subject_of_a_push_to_the_owner(hub: Hub, tmp_path: Path) -> None:
     hub.referrers = True
     image, other = hub.image(REPO, "1", [b"one"]), hub.image(REPO, "2", [b"two"])
-    async with running(hub, tmp_path / "store", tag_ttl=TTL) as cache, paired(cache) as pair:
+    async with running(hub, tmp_path / "store", tag_ttl=TTL) as cache, connected_worker(cache) as pair:
         paths = [f"/v2/{REPO}/referrers/{one.digest}" for one in (image, other)]
         for one in (image, other):
             assert (await pair.get(f"/v2/{REPO}/manifests/{one.tag}")).status == 200

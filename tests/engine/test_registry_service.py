@@ -145,19 +145,19 @@ async def test_store_error_is_503_in_json(
 
 @EACH_LISTENER
 async def test_error_to_a_head_has_a_length_and_no_body(cache: Cache, image: Image, listener: Listener) -> None:
-    asked, body = await cache.ask(listener, "HEAD", f"/v2/{REPO}/manifests/none")
+    answer, body = await cache.ask(listener, "HEAD", f"/v2/{REPO}/manifests/none")
     whole, expected = await cache.ask(listener, "GET", f"/v2/{REPO}/manifests/none")
-    assert isinstance(asked, Answer)
+    assert isinstance(answer, Answer)
     assert isinstance(whole, Answer)
-    assert (asked.status, asked.length, body) == (whole.status, len(expected), b"")
-    assert asked.result is Result.ERROR
+    assert (answer.status, answer.length, body) == (whole.status, len(expected), b"")
+    assert answer.result is Result.ERROR
 
 
 async def test_only_a_mirror_returns_the_namespace(cache: Cache, image: Image) -> None:
-    for listener, told in ((Listener.MIRROR, "docker.io"), (Listener.PROXY, None)):
+    for listener, namespace in ((Listener.MIRROR, "docker.io"), (Listener.PROXY, None)):
         outcome, _ = await cache.ask(listener, "GET", f"/v2/{REPO}/manifests/1")
         assert isinstance(outcome, Answer)
-        assert outcome.headers.get("OCI-Namespace") == told
+        assert outcome.headers.get("OCI-Namespace") == namespace
 
 
 async def test_delete_by_digest_invalidates_the_tags_of_the_manifest(cache: Cache, hub: Hub, image: Image) -> None:

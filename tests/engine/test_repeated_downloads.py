@@ -13,7 +13,7 @@ from hubcache.store.file_check import PIECE
 from support.damage import LAYER, REPO, blob_file, cache_with_blobs, flip_bit
 from support.engine import Cache, read
 from support.standin import Hub, random_bytes
-from support.workers import paired
+from support.workers import connected_worker
 
 
 async def test_unreadable_blob_breaks_off_and_is_fetched_at_the_retry(
@@ -101,7 +101,7 @@ async def test_small_damaged_blob_is_not_served(hub: Hub, tmp_path: Path) -> Non
     """A worker repeats answers of this size for a second to all clients."""
     small = random_bytes(5000)
     digest = hub.blob(REPO, small)
-    async with cache_with_blobs(hub, tmp_path, digest) as cache, paired(cache) as pair:
+    async with cache_with_blobs(hub, tmp_path, digest) as cache, connected_worker(cache) as pair:
         flip_bit(blob_file(tmp_path / "store"))
         for _ in range(2):
             assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == small
@@ -110,7 +110,7 @@ async def test_small_damaged_blob_is_not_served(hub: Hub, tmp_path: Path) -> Non
 
 async def test_client_of_a_worker_that_repeats_a_download_gets_the_correct_blob(hub: Hub, tmp_path: Path) -> None:
     digest = hub.blob(REPO, LAYER)
-    async with cache_with_blobs(hub, tmp_path, digest) as cache, paired(cache) as pair:
+    async with cache_with_blobs(hub, tmp_path, digest) as cache, connected_worker(cache) as pair:
         request = replace(cache.request(Listener.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}"), client="192.0.2.1")
         flip_bit(blob_file(tmp_path / "store"))
         bodies = []
@@ -126,7 +126,7 @@ async def test_blob_that_is_unreadable_in_a_worker_is_fetched_at_the_retry(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hub.blob(REPO, LAYER)
-    async with cache_with_blobs(hub, tmp_path, digest) as cache, paired(cache) as pair:
+    async with cache_with_blobs(hub, tmp_path, digest) as cache, connected_worker(cache) as pair:
         bad, pread = blob_file(tmp_path / "store").stat().st_ino, os.pread
 
         def failing(fd: int, count: int, at: int) -> bytes:

@@ -8,13 +8,13 @@ from hubcache.serve.messages import Listener, Result
 from hubcache.serve.tag_refresh import TICK_SECONDS
 from support.engine import Cache
 from support.standin import Hub
-from support.tag_refresh import OFTEN_ENOUGH, TTL, ask_tag, idle, in_step, popular, tick
+from support.tag_refresh import OFTEN_ENOUGH, TTL, ask_tag, idle, popular, running_with_manual_ticks, tick
 from support.users import EACH_LISTENER, Clock
 
 
 @pytest.fixture
 async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    async with in_step(hub, tmp_path / "store") as started:
+    async with running_with_manual_ticks(hub, tmp_path / "store") as started:
         yield started
 
 

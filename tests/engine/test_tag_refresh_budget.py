@@ -10,7 +10,7 @@ from hubcache.serve.messages import Listener, Result
 from hubcache.serve.tag_refresh import TICK_SECONDS
 from support.engine import Cache
 from support.standin import Fault, Hub, Image
-from support.tag_refresh import OFTEN_ENOUGH, TTL, ask_tag, idle, in_step, popular, tick
+from support.tag_refresh import OFTEN_ENOUGH, TTL, ask_tag, idle, popular, running_with_manual_ticks, tick
 from support.users import EACH_LISTENER, Clock, until
 
 HOST = "registry-1.docker.io"
@@ -19,7 +19,7 @@ DAY = 86400.0
 
 @pytest.fixture
 async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    async with in_step(hub, tmp_path / "store") as started:
+    async with running_with_manual_ticks(hub, tmp_path / "store") as started:
         yield started
 
 
@@ -114,7 +114,7 @@ async def test_prefetch_waits_for_the_budget(cache: Cache, hub: Hub, clock: Cloc
     cache.engine._tag_refresh.tick()
     await until(lambda: cache.engine._tag_refresh._budgets[HOST].wait(clock.time()) > 15000)
     assert hub.count(kind="manifest", method="GET") == 0
-    assert (await ask_tag(cache, image))[0].result is Result.HIT, "nobody waits meanwhile"
+    assert (await ask_tag(cache, image))[0].result is Result.HIT, "no client waits meanwhile"
     clock.ahead = TTL * 3
     assert (await ask_tag(cache, image))[1] == moved.manifest, "requests of clients are not part of the budget"
 
@@ -189,7 +189,7 @@ async def test_hour_of_a_tags_moves_survives_a_restart(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = hub.image("library/app", "1", [b"one"])
-    async with in_step(hub, tmp_path / "store") as cache:
+    async with running_with_manual_ticks(hub, tmp_path / "store") as cache:
         clock = Clock(monkeypatch, cache)
         for day in range(4):
             clock.ahead = day * DAY
@@ -203,7 +203,7 @@ async def test_hour_of_a_tags_moves_survives_a_restart(
         stored = cache.engine.store.tags.changes(HOST, "library/app", "1")
         assert stored is not None
         assert len(stored.times) == 4
-    async with in_step(hub, tmp_path / "store") as cache:
+    async with running_with_manual_ticks(hub, tmp_path / "store") as cache:
         later = Clock(monkeypatch, cache)
         for hours in range(1, 9):  # not often enough to be validated before it becomes stale
             later.ahead = 3 * DAY + hours * 3600
@@ -237,7 +237,7 @@ async def test_validations_continue_after_the_clock_was_set_back(cache: Cache, h
 async def test_number_of_watched_tags_is_bounded(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tag that was not requested for longest is dropped, and no longer validated."""
     monkeypatch.setattr(tag_refresh, "MAX_TAGS", 5)
-    async with in_step(hub, tmp_path / "store") as cache:
+    async with running_with_manual_ticks(hub, tmp_path / "store") as cache:
         clock = Clock(monkeypatch, cache)
         await many(cache, hub, 12)
         assert len(cache.engine._tag_refresh._watched) == 5

@@ -88,8 +88,8 @@ async def test_content_that_upstream_answered_404_for_is_not_served_in_a_later_o
     for method, path in requests_of(app):
         await cache.ask(listener, method, path)
     hub.stop()
-    given = {path: (await cache.get(listener, path))[0] for method, path in requests_of(app) if method == "GET"}
-    assert set(given.values()) == {503}, given
+    statuses = {path: (await cache.get(listener, path))[0] for method, path in requests_of(app) if method == "GET"}
+    assert set(statuses.values()) == {503}, statuses
 
 
 @EACH_LISTENER

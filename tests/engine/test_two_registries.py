@@ -66,7 +66,7 @@ async def answer(
     return outcome
 
 
-async def given(
+async def response(
     cache: Cache, method: str, path: str, listener: Listener = Listener.PROXY, **headers: str
 ) -> tuple[int, bytes]:
     """Return status and body, as far as the body arrives before it is cut short."""
@@ -148,18 +148,18 @@ async def test_conditional_request_for_a_private_digest_is_answered_with_404(
     path = f"/v2/{REPO}/blobs/{secret.layers[0]}"
     claim(other, secret)
     for _ in range(2):
-        assert (await given(cache, "GET", path, listener, if_none_match=f'"{secret.layers[0]}"'))[0] == 404
+        assert (await response(cache, "GET", path, listener, if_none_match=f'"{secret.layers[0]}"'))[0] == 404
 
 
 @EACH_LISTENER
 async def test_claim_grants_no_access_in_an_outage(cache: Cache, other: Hub, secret: Image, listener: Listener) -> None:
     claim(other, secret)
     for path in paths(secret):
-        await given(cache, "HEAD", path, listener)
+        await response(cache, "HEAD", path, listener)
     other.stop()
     cache.engine._access._negative_cache._errors.clear()
     for path in paths(secret):
-        status, body = await given(cache, "GET", path, listener)
+        status, body = await response(cache, "GET", path, listener)
         assert status == 503
         assert_nothing(secret, body)
 
@@ -172,10 +172,10 @@ async def test_claim_grants_no_access_after_a_restart(
     async with both(hub, other, tmp_path / "store") as before:
         assert set(await pull(before, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
         for path in paths(secret):
-            await given(before, "HEAD", path, listener)
+            await response(before, "HEAD", path, listener)
     async with both(hub, other, tmp_path / "store") as after:
         for path in paths(secret):
-            status, body = await given(after, "GET", path, listener)
+            status, body = await response(after, "GET", path, listener)
             assert status in (401, 404)
             assert_nothing(secret, body)
 
@@ -192,7 +192,7 @@ async def test_claim_does_not_join_a_fill_with_a_users_credentials(
         filling = await cache.engine.answer(cache.request(Listener.PROXY, "GET", path, authorization=own))
         assert isinstance(filling, Answer)
         for method in ("HEAD", "GET", "GET"):
-            status, body = await given(cache, method, f"/v2/{REPO}/blobs/{secret.layers[0]}", listener)
+            status, body = await response(cache, method, f"/v2/{REPO}/blobs/{secret.layers[0]}", listener)
             assert status == (200 if method == "HEAD" else 404)
             assert_nothing(secret, body)
         hub.faults.remove(fault)
@@ -202,11 +202,11 @@ async def test_claim_does_not_join_a_fill_with_a_users_credentials(
 async def test_stored_only_mirror_serves_nothing_for_a_claim(cache: Cache, other: Hub, secret: Image) -> None:
     claim(other, secret)
     for path in paths(secret):
-        await given(cache, "HEAD", path)
+        await response(cache, "HEAD", path)
     cache.apply(offer_only=True)
     for path in paths(secret):
         for method in ("HEAD", "GET"):
-            status, body = await given(cache, method, path, Listener.MIRROR)
+            status, body = await response(cache, method, path, Listener.MIRROR)
             assert status == 404
             assert_nothing(secret, body)
 
@@ -216,7 +216,7 @@ async def test_prefetch_does_not_take_a_claim_for_the_bytes(cache: Cache, other:
     view = RepositoryView(cache.engine.service._upstreams[OTHER], REPO)
     with pytest.raises(HubcacheError):
         await cache.engine._blobs.fetch(view, Digest.parse(secret.layers[0]))
-    status, body = await given(cache, "GET", f"/v2/{REPO}/blobs/{secret.layers[0]}")
+    status, body = await response(cache, "GET", f"/v2/{REPO}/blobs/{secret.layers[0]}")
     assert status == 404
     assert_nothing(secret, body)
 
@@ -234,7 +234,7 @@ async def test_registry_that_delivers_the_bytes_becomes_a_source(
     for _ in range(3):
         for path in (f"manifests/{mine.digest}", "manifests/1", f"blobs/{mine.layers[0]}"):
             wanted = LAYER if path.startswith("blobs") else mine.manifest
-            assert await given(cache, "GET", f"/v2/library/app/{path}", listener) == (200, wanted)
+            assert await response(cache, "GET", f"/v2/library/app/{path}", listener) == (200, wanted)
         await settled(cache)
     assert other.count(kind="cdn", method="GET") == 1
     assert other.count(kind="manifest", method="GET", status=200) == 2, "by digest, and by tag"
@@ -252,7 +252,7 @@ async def test_private_content_without_a_known_source_is_fetched_once_more_from_
         index.set(f"private/{digest}", "")
     claim(other, secret)
     for path in paths(secret):
-        assert_nothing(secret, (await given(cache, "GET", path))[1])
+        assert_nothing(secret, (await response(cache, "GET", path))[1])
     for transfers in (2, 0):
         assert set(await pull(cache, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
         assert hub.count(kind="cdn", method="GET") == transfers
@@ -273,7 +273,7 @@ async def test_public_content_is_shared_until_it_turns_private(
         assert set(await pull(cache, app)) == {200}
         claim(other, app)
         shared = f"/v2/{REPO}/blobs/{app.layers[0]}"
-        assert await given(cache, "GET", shared, listener) == (200, LAYER), "as it was public"
+        assert await response(cache, "GET", shared, listener) == (200, LAYER), "as it was public"
         turn_private(hub, "alice/app")
         refusal = hub.faults.add(Fault(kind="[mb]*", status=status, body={"errors": []}))
         cache.engine._access._visibility._recent.clear()
@@ -285,7 +285,7 @@ async def test_public_content_is_shared_until_it_turns_private(
         hub.faults.remove(refusal)
         hub.reset_log()
         for claimed in paths(app):
-            found, body = await given(cache, "GET", claimed, listener)
+            found, body = await response(cache, "GET", claimed, listener)
             assert found == 404
             assert_nothing(app, body)
         own = bearer(hub, "alice", "alice/app")
@@ -303,7 +303,7 @@ async def test_evicted_content_is_private_when_it_is_stored_again(
     own = bearer(hub, "alice", SECRET)
     assert await cache.get(Listener.PROXY, f"/v2/{SECRET}/blobs/{digest}", authorization=own) == (200, LAYER)
     claim(other, secret)
-    assert_nothing(secret, (await given(cache, "GET", f"/v2/{REPO}/blobs/{digest}"))[1])
+    assert_nothing(secret, (await response(cache, "GET", f"/v2/{REPO}/blobs/{digest}"))[1])
 
 
 async def test_slow_fill_from_one_registry_does_not_delay_clients_of_another(
@@ -342,7 +342,7 @@ async def test_registry_cannot_change_the_media_type_of_another_registrys_manife
     async with both(hub, other, tmp_path / "store") as cache:
         for body, wanted in kinds.items():
             path = f"/v2/library/app/manifests/{Digest.of(body)}"
-            assert (await given(cache, "GET", path, listener))[0] == 200
+            assert (await response(cache, "GET", path, listener))[0] == 200
             for method in ("GET", "HEAD", "GET"):
                 outcome, found = await cache.ask(listener, method, path)
                 assert isinstance(outcome, Answer)

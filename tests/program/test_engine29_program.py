@@ -40,7 +40,7 @@ def client(request: pytest.FixtureRequest, program: Program) -> Iterator[Registr
 
 def replay(client: RegistryClient, index: Image, action: str) -> None:
     """Send the recorded requests of an action; each must have the status with which the engine goes on."""
-    requests = list(engine29.asked(action, index))
+    requests = list(engine29.recorded_requests(action, index))
     assert requests
     for recorded in requests:
         path = recorded.at_registry if client.is_proxy else recorded.path

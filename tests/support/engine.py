@@ -70,9 +70,9 @@ class Cache:
 
     def request(self, listener: Listener, method: str, path: str, **headers: str) -> Request:
         """Return a request as the plugin makes it; header names have underscores."""
-        given = {"accept": ACCEPT} | {name.replace("_", "-"): value for name, value in headers.items()}
+        all_headers = {"accept": ACCEPT} | {name.replace("_", "-"): value for name, value in headers.items()}
         path, _, query = path.partition("?")
-        return Request(method, path, self.settings.registries[0], listener, given, query)
+        return Request(method, path, self.settings.registries[0], listener, all_headers, query)
 
     async def ask(self, listener: Listener, method: str, path: str, **headers: str) -> tuple[Answer | Forward, bytes]:
         """Return the answer and its complete body."""

@@ -17,7 +17,7 @@ MAY_BE_MISSING = ("/referrers/", "/manifests/sha256-")
 """In the paths of requests that an engine takes a 404 for."""
 
 
-class Asked(NamedTuple):
+class RecordedRequest(NamedTuple):
     """A request; `path` includes the query, which names the registry as at a mirror."""
 
     method: str
@@ -42,7 +42,7 @@ def attested(hub: Hub, repo: str = REPO) -> Image:
     return hub.index(repo, "latest", {"linux/amd64": image}, attested=True)
 
 
-def asked(action: str, index: Image) -> Iterator[Asked]:
+def recorded_requests(action: str, index: Image) -> Iterator[RecordedRequest]:
     """Yield the engine's requests when no token is required and blobs are not redirected."""
     image, attestation = index.images["linux/amd64"], index.attestations["linux/amd64"]
     names = {f"<layer {number}>": digest for number, digest in enumerate(image.layers, 1)} | {
@@ -66,4 +66,4 @@ def asked(action: str, index: Image) -> Iterator[Asked]:
             path = path.replace(name, digest)
         assert "<" not in path, path
         headers = {name: value for name, value in recorded["headers"].items() if name != "authorization"}
-        yield Asked(recorded["method"], path, headers)
+        yield RecordedRequest(recorded["method"], path, headers)

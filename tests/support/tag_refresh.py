@@ -19,7 +19,7 @@ OFTEN_ENOUGH = math.ceil(OFTEN) + 2
 
 
 @asynccontextmanager
-async def in_step(hub: Hub, directory: Path) -> AsyncIterator[Cache]:
+async def running_with_manual_ticks(hub: Hub, directory: Path) -> AsyncIterator[Cache]:
     """Run a cache whose tags are validated by `tick`."""
     async with running(hub, directory, sync=True, tag_ttl=TTL) as started:
         await started.engine._housekeeping.close()

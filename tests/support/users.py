@@ -73,7 +73,7 @@ async def pull(cache: Cache, image: Image, listener: Listener = Listener.PROXY, 
 async def until(condition: Callable[[], object], seconds: float = 10) -> None:
     """Wait for a condition that another task fulfils; raises `TimeoutError` after `seconds`."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what is waited for tells nobody
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.005)
 
 

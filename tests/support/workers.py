@@ -21,7 +21,7 @@ REPO = "library/app"
 DATA = random_bytes(3_000_000)
 
 
-class Pair:
+class EngineWithWorker:
     """An engine and a worker of it, in the same process."""
 
     def __init__(self, cache: Cache, remote: OwnerClient, workers: list[int], lost: asyncio.Event) -> None:
@@ -39,14 +39,14 @@ class Pair:
         await until(lambda: not self.cache.engine.fills._tasks)
 
 
-def requests(pair: Pair) -> float:
+def requests(pair: EngineWithWorker) -> float:
     """Return the number of requests that the owner has counted."""
     [family] = [one for one in pair.cache.engine.metrics.registry.collect() if one.name == "hubcache_requests"]
     return sum(sample.value for sample in family.samples)
 
 
 @asynccontextmanager
-async def paired(cache: Cache) -> AsyncIterator[Pair]:
+async def connected_worker(cache: Cache) -> AsyncIterator[EngineWithWorker]:
     """Connect a worker to this engine."""
     workers: list[int] = []
     lost = asyncio.Event()
@@ -57,7 +57,7 @@ async def paired(cache: Cache) -> AsyncIterator[Pair]:
     serving = asyncio.create_task(owner.serve(*await asyncio.open_connection(sock=ours)))
     remote = await OwnerClient.connect(theirs, Epoch.attach(epoch.fileno()), lost.set)
     try:
-        yield Pair(cache, remote, workers, lost)
+        yield EngineWithWorker(cache, remote, workers, lost)
     finally:
         await remote.close()
         await serving
@@ -66,12 +66,12 @@ async def paired(cache: Cache) -> AsyncIterator[Pair]:
         epoch.close()
 
 
-def pair_fixture() -> Any:
+def engine_with_worker_fixture() -> Any:
     """Return a fixture for an engine with a worker."""
 
     @pytest.fixture
-    async def pair(hub: Hub, tmp_path: Path) -> AsyncIterator[Pair]:
-        async with running(hub, tmp_path / "store") as cache, paired(cache) as found:
+    async def pair(hub: Hub, tmp_path: Path) -> AsyncIterator[EngineWithWorker]:
+        async with running(hub, tmp_path / "store") as cache, connected_worker(cache) as found:
             yield found
 
     return pair

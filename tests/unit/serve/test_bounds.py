@@ -154,7 +154,7 @@ async def test_dropped_refusal_that_is_not_stored_makes_no_repository_public(
             await access.record_accepted(HOST, f"r{number}", None)
 
         async def full(registry: str, repository: str, visibility: Visibility) -> None:
-            raise StorageError("no room")
+            raise StorageError("no space")
 
         monkeypatch.setattr(store.registries, "put_visibility", full)
         clock.now += 10

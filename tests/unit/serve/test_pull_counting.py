@@ -26,11 +26,11 @@ def test_address_with_constant_requests_makes_several_pulls() -> None:
     """Of a fleet behind one address, some machine is always requesting."""
     clock = Clock()
     seen = PullCounter(clock)
-    begun = 0
+    pulls = 0
     for _ in range(100):
-        begun += seen.is_new_pull("10.0.0.1", "digest")
+        pulls += seen.is_new_pull("10.0.0.1", "digest")
         clock.now += SAME_PULL_SECONDS / 10
-    assert begun == 10
+    assert pulls == 10
 
 
 def test_later_requests_other_clients_and_other_content_are_new_pulls() -> None:

@@ -45,7 +45,7 @@ async def test_small_part_of_a_large_blob_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "asked", "reads"),
+    ("size", "request_", "reads"),
     [
         (MAX_SMALL_BODY + 1, request(), False),
         (100, request(Listener.PROXY, authorization="Bearer own"), False),
@@ -56,11 +56,11 @@ async def test_small_part_of_a_large_blob_is_read(tmp_path: Path) -> None:
     ids=["large", "proxy, own credentials", "proxy, local token", "proxy, anonymous", "mirror has no accounts"],
 )
 async def test_only_a_small_body_that_every_client_may_read_is_read(
-    tmp_path: Path, size: int, asked: Request, reads: bool
+    tmp_path: Path, size: int, request_: Request, reads: bool
 ) -> None:
     async with opened_store(tmp_path) as store:
         answer = await stored_answer(store, random_bytes(size))
-        assert await read_small_body(asked, answer) == (size if reads else 0)
+        assert await read_small_body(request_, answer) == (size if reads else 0)
         assert (answer.source is None, bool(answer.body)) == (reads, reads)
         if answer.source is not None:
             assert await answer.source.read() == random_bytes(size)

@@ -11,12 +11,12 @@ from hubcache.serve.messages import Change, Forward, Listener, Result
 from support.engine import read, running
 from support.standin import Fault, Hub
 from support.users import basic, until
-from support.workers import DATA, REPO, Pair, pair_fixture, paired, requests
+from support.workers import DATA, REPO, EngineWithWorker, connected_worker, engine_with_worker_fixture, requests
 
-pair = pair_fixture()
+pair = engine_with_worker_fixture()
 
 
-async def test_image_is_served_before_and_after_it_is_stored_and_released(pair: Pair, hub: Hub) -> None:
+async def test_image_is_served_before_and_after_it_is_stored_and_released(pair: EngineWithWorker, hub: Hub) -> None:
     image = hub.image(REPO, "1", [DATA])
     store = pair.cache.engine.store
     for wanted in (Result.MISS, Result.HIT):
@@ -34,7 +34,7 @@ async def test_image_is_served_before_and_after_it_is_stored_and_released(pair: 
     assert (await pair.get(f"/v2/{REPO}/manifests/none")).status == 404
 
 
-async def test_bytes_arrive_while_the_fill_runs(pair: Pair, hub: Hub) -> None:
+async def test_bytes_arrive_while_the_fill_runs(pair: EngineWithWorker, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
     fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
     answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
@@ -46,22 +46,22 @@ async def test_bytes_arrive_while_the_fill_runs(pair: Pair, hub: Hub) -> None:
     assert first + rest == DATA
 
 
-async def test_disconnected_client_of_a_worker_is_no_reader_of_the_fill(pair: Pair, hub: Hub) -> None:
+async def test_disconnected_client_of_a_worker_is_no_reader_of_the_fill(pair: EngineWithWorker, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
     fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
     readers = lambda: [one.readers for one in pair.cache.engine.fills.progress()]  # noqa: E731
     first, second = await pair.get(f"/v2/{REPO}/blobs/{digest}"), await pair.get(f"/v2/{REPO}/blobs/{digest}")
     assert readers() == [2]
-    for answer, left in ((first, 1), (second, 0)):
+    for answer, remaining in ((first, 1), (second, 0)):
         assert answer.source is not None
         await answer.source.close()
-        await until(lambda left=left: readers() == [left])
+        await until(lambda remaining=remaining: readers() == [remaining])
     hub.faults.remove(fault)
     await pair.settled()
     assert pair.cache.engine.store.has(Digest.parse(digest))
 
 
-async def test_many_readers_of_one_missing_blob_are_one_fetch(pair: Pair, hub: Hub) -> None:
+async def test_many_readers_of_one_missing_blob_are_one_fetch(pair: EngineWithWorker, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
     answers = await asyncio.gather(*(pair.get(f"/v2/{REPO}/blobs/{digest}") for _ in range(16)))
     assert set(await asyncio.gather(*map(read, answers))) == {DATA}
@@ -69,7 +69,7 @@ async def test_many_readers_of_one_missing_blob_are_one_fetch(pair: Pair, hub: H
 
 
 async def test_range_ahead_of_the_fill_is_fetched_in_parallel_or_read_from_it(
-    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    pair: EngineWithWorker, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cached_blobs, "FAR_AHEAD", 100_000)
     digest = hub.blob(REPO, DATA)
@@ -88,15 +88,15 @@ async def test_range_ahead_of_the_fill_is_fetched_in_parallel_or_read_from_it(
 
 
 async def test_progress_of_a_fill_is_reported_once_for_all_its_readers(
-    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    pair: EngineWithWorker, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hub.blob(REPO, DATA)
     fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
-    heard: list[list[Any]] = []
-    hear = pair.remote._receive
-    monkeypatch.setattr(pair.remote, "_receive", lambda head, payload: (heard.append(head), hear(head, payload)))
+    received: list[list[Any]] = []
+    receive = pair.remote._receive
+    monkeypatch.setattr(pair.remote, "_receive", lambda head, payload: (received.append(head), receive(head, payload)))
     early = await asyncio.gather(*(pair.get(f"/v2/{REPO}/blobs/{digest}") for _ in range(8)))
-    await until(lambda: any(head[0] == "readable" and head[2] >= 900_000 for head in heard))
+    await until(lambda: any(head[0] == "readable" and head[2] >= 900_000 for head in received))
     late = await pair.get(f"/v2/{REPO}/blobs/{digest}")
     assert late.source is not None
     first = await late.source.read()
@@ -104,29 +104,29 @@ async def test_progress_of_a_fill_is_reported_once_for_all_its_readers(
     hub.faults.remove(fault)
     assert set(await asyncio.gather(*map(read, early))) == {DATA}
     await until(lambda: not pair.remote._fills)
-    numbers = {head[1] for head in heard if head[0] in ("readable", "complete")}
+    numbers = {head[1] for head in received if head[0] in ("readable", "complete")}
     assert len(numbers) == 1
-    counts = [head[2] for head in heard if head[0] == "readable"]
+    counts = [head[2] for head in received if head[0] == "readable"]
     assert counts == sorted(set(counts))
     assert first + await read(late) == DATA
     assert pair.remote._opening == {}
 
 
-async def test_blob_that_cannot_be_stored_is_served(pair: Pair, hub: Hub) -> None:
+async def test_blob_that_cannot_be_stored_is_served(pair: EngineWithWorker, hub: Hub) -> None:
     pair.cache.apply(max_blob=1000)
     answer = await pair.get(f"/v2/{REPO}/blobs/{hub.blob(REPO, DATA)}")
     assert await read(answer) == DATA
     assert "stored" not in answer.headers["Cache-Status"]
 
 
-async def test_token_request_is_answered_when_its_body_is_there(pair: Pair, hub: Hub) -> None:
+async def test_token_request_is_answered_when_its_body_is_there(pair: EngineWithWorker, hub: Hub) -> None:
     hub.user("alice", "secret")
     plain = pair.cache.request(Listener.PROXY, "POST", "/token", authorization=basic("alice", "secret"))
     request = type(plain)(**{name: getattr(plain, name) for name in plain.__slots__} | {"to_token_service": True})
     assert await pair.remote.answer(request) is None
 
 
-async def test_push_is_forwarded_and_invalidates_the_tag(pair: Pair, hub: Hub) -> None:
+async def test_push_is_forwarded_and_invalidates_the_tag(pair: EngineWithWorker, hub: Hub) -> None:
     hub.image(REPO, "1", [b"old"])
     await pair.get(f"/v2/{REPO}/manifests/1")
     request = pair.cache.request(Listener.PROXY, "PUT", f"/v2/{REPO}/manifests/1", authorization="Bearer own")
@@ -137,7 +137,9 @@ async def test_push_is_forwarded_and_invalidates_the_tag(pair: Pair, hub: Hub) -
     assert (await pair.get(f"/v2/{REPO}/manifests/1")).body == new.manifest
 
 
-async def test_recent_answer_is_repeated_and_counted(pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_recent_answer_is_repeated_and_counted(
+    pair: EngineWithWorker, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hubcache.workers.answer_cache.SECONDS", 60.0)
     hub.image(REPO, "1", [b"layer"])
     engine = pair.cache.engine
@@ -154,13 +156,13 @@ async def test_recent_answer_is_repeated_and_counted(pair: Pair, hub: Hub, monke
         assert repeated == [kept] * 3
         assert kept.body
 
-        def told(labels: dict[str, str] = labels, expected: float = before + 3) -> bool:
+        def is_counted(labels: dict[str, str] = labels, expected: float = before + 3) -> bool:
             return engine.metrics.registry.get_sample_value("hubcache_requests_total", labels) == expected
 
-        await until(told)
+        await until(is_counted)
 
 
-async def test_answer_is_not_repeated_after_the_content_was_removed(pair: Pair, hub: Hub) -> None:
+async def test_answer_is_not_repeated_after_the_content_was_removed(pair: EngineWithWorker, hub: Hub) -> None:
     """Counted by fetches: a blob that is stored before the worker opens its staged file is a hit."""
     path = f"/v2/{REPO}/blobs/{hub.blob(REPO, b'layer')}"
     for _ in range(3):
@@ -175,13 +177,13 @@ async def test_answer_is_not_repeated_after_the_content_was_removed(pair: Pair, 
 async def test_last_repeats_are_counted_before_the_worker_ends(hub: Hub, tmp_path: Path) -> None:
     hub.image(REPO, "1", [b"layer"])
     async with running(hub, tmp_path / "store") as cache:
-        async with paired(cache) as pair:
+        async with connected_worker(cache) as pair:
             for _ in range(5):
                 await pair.get(f"/v2/{REPO}/manifests/1")
         assert requests(pair) == 5
 
 
-async def test_sent_bytes_are_counted_by_the_owner(pair: Pair) -> None:
+async def test_sent_bytes_are_counted_by_the_owner(pair: EngineWithWorker) -> None:
     pair.remote._count_sent("store", 100)
     pair.remote._count_sent("store", 23)
     text = 'hubcache_sent_bytes_total{source="store"} 123.0'

@@ -16,13 +16,13 @@ from hubcache.workers.owner_server import WorkerConnection
 from support.engine import read, running
 from support.standin import Fault, Hub
 from support.users import until
-from support.workers import DATA, REPO, Pair, pair_fixture, paired, requests
+from support.workers import DATA, REPO, EngineWithWorker, connected_worker, engine_with_worker_fixture, requests
 
-pair = pair_fixture()
+pair = engine_with_worker_fixture()
 
 
 async def test_defect_in_progress_reports_ends_the_readers_bodies(
-    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    pair: EngineWithWorker, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*_: object) -> None:
         raise ZeroDivisionError
@@ -36,13 +36,13 @@ async def test_defect_in_progress_reports_ends_the_readers_bodies(
     assert pair.remote._fills == {}
 
 
-async def test_answer_that_arrives_as_its_request_is_cancelled_is_released(pair: Pair, hub: Hub) -> None:
+async def test_answer_that_arrives_as_its_request_is_cancelled_is_released(pair: EngineWithWorker, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
-    hear = pair.remote._receive
+    receive = pair.remote._receive
     asking: asyncio.Task[Answer] | None = None
 
     def give_up(head: list[Any], payload: bytes) -> None:
-        hear(head, payload)
+        receive(head, payload)
         if head[0] == "answered" and asking is not None:
             asking.cancel()
 
@@ -57,7 +57,7 @@ async def test_answer_that_arrives_as_its_request_is_cancelled_is_released(pair:
     assert pair.remote._opening == {}
 
 
-async def test_wrong_bytes_cut_the_body_short(pair: Pair, hub: Hub) -> None:
+async def test_wrong_bytes_cut_the_body_short(pair: EngineWithWorker, hub: Hub) -> None:
     digest = hub.blob(REPO, DATA)
     hub.faults.add(Fault(kind="cdn", corrupt_at=len(DATA) - 1, pause_after=1_000_000, times=1))
     answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
@@ -67,7 +67,7 @@ async def test_wrong_bytes_cut_the_body_short(pair: Pair, hub: Hub) -> None:
 
 
 async def test_body_is_complete_when_its_file_is_always_removed_before_it_is_opened(
-    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    pair: EngineWithWorker, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hub.blob(REPO, DATA)
 
@@ -80,7 +80,7 @@ async def test_body_is_complete_when_its_file_is_always_removed_before_it_is_ope
 
 
 async def test_request_is_repeated_and_counted_once_when_its_file_was_removed(
-    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    pair: EngineWithWorker, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pair.cache.apply(access_log=tmp_path / "access")
     digest = hub.blob(REPO, DATA)
@@ -103,7 +103,7 @@ async def test_request_is_repeated_and_counted_once_when_its_file_was_removed(
 
 @pytest.mark.parametrize("condition", [{}, {"range": "bytes=5-", "if_range": '"another"'}])
 async def test_body_is_complete_when_the_store_fails_during_a_fill(
-    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch, condition: dict[str, str]
+    pair: EngineWithWorker, hub: Hub, monkeypatch: pytest.MonkeyPatch, condition: dict[str, str]
 ) -> None:
     digest = hub.blob(REPO, DATA)
     fault = hub.faults.add(Fault(kind="cdn", pause_after=1_000_000))
@@ -123,7 +123,7 @@ def _no_space(*_: object) -> int:
     raise OSError(28, "No space left on device")
 
 
-async def test_defect_in_the_owner_is_an_error_answer(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_defect_in_the_owner_is_an_error_answer(pair: EngineWithWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(_: object) -> None:
         raise ZeroDivisionError
 
@@ -151,7 +151,7 @@ async def test_worker_notices_that_its_owner_has_ended(hub: Hub, tmp_path: Path)
 
 
 async def test_worker_that_cannot_handle_a_message_logs_it_and_ends(
-    pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    pair: EngineWithWorker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pair.remote, "_receive", lambda *_: 1 / 0)
     async with asyncio.timeout(5):
@@ -165,7 +165,7 @@ async def test_worker_that_cannot_handle_a_message_logs_it_and_ends(
 async def test_blobs_of_a_worker_that_ends_are_released(hub: Hub, tmp_path: Path) -> None:
     async with running(hub, tmp_path / "store") as cache:
         digest = hub.blob(REPO, DATA)
-        async with paired(cache) as pair:
+        async with connected_worker(cache) as pair:
             await read(await pair.get(f"/v2/{REPO}/blobs/{digest}"))
             await pair.settled()
             answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
@@ -179,7 +179,7 @@ async def test_blobs_of_a_worker_that_ends_are_released(hub: Hub, tmp_path: Path
 
 
 async def test_blob_that_a_worker_cannot_open_is_an_error_and_is_released(
-    pair: Pair, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    pair: EngineWithWorker, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hub.blob(REPO, DATA)
     assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
