@@ -19,7 +19,9 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from .clients.destinations import Address, Destinations, Refused
 from .clients.limits import REQUEST_SECONDS, ClientLimits
+from .decide.outbound_proxy import OutboundProxies, OutboundProxy
 from .decide.throttle import Throttle
+from .mitm import proxied_flows
 from .mitm.flow_headers import drop_body
 from .mitm.interception import Interception
 from .operate.options import Settings
@@ -52,14 +54,22 @@ class AccessHooks:
         """Where this program directed the flows of a client, by the flow's id."""
         self._resolved: WeakKeyDictionary[Client, tuple[Address, Address]] = WeakKeyDictionary()
         """The address that a client named last, and what it was resolved to."""
+        self._proxies = OutboundProxies()
+        self._tunnel_proxies: WeakKeyDictionary[Client, Address] = WeakKeyDictionary()
+        """The address of the outbound proxy through which a client's tunnel goes."""
+        self._targets: WeakKeyDictionary[Client, dict[str, Address]] = WeakKeyDictionary()
+        """Host and port of requests that were sent to an outbound proxy in absolute form, by the flow's id."""
         self._names: WeakKeyDictionary[Server, Address] = WeakKeyDictionary()
         """The named addresses of connections that are about to be made."""
         self._handled: WeakKeyDictionary[Client, _HandledClient] = WeakKeyDictionary()
         self._throttle = Throttle(_LOG_SECONDS, time.monotonic)
 
-    def apply(self, settings: Settings, interception: Interception, ports: Iterable[int]) -> None:
+    def apply(
+        self, settings: Settings, interception: Interception, ports: Iterable[int], proxies: OutboundProxies
+    ) -> None:
         """Use these option values, at start and later; `ports` are those that this program listens on."""
         self._interception = interception
+        self._proxies = proxies
         self._destinations = Destinations(settings.tunnel, ports)
         self.limits.networks = settings.clients
 
@@ -125,7 +135,16 @@ class AccessHooks:
 
     async def _check(self, flow: http.HTTPFlow) -> None:
         address = flow.request.host, flow.request.port
+        is_tunnel = flow.request.method == "CONNECT"
+        proxy = self._proxies.find("https" if is_tunnel else flow.request.scheme, *address)
         try:
+            if proxied_flows.has_passed(flow.request):
+                raise Refused("the outbound proxy sends requests back to this cache")
+            if proxy is not None:
+                self._destinations.check_unresolved(address)
+                if not is_tunnel:
+                    self._connect_through(flow, proxy)
+                return
             self._resolved[flow.client_conn] = address, await self._destinations.resolve(address)
         except Refused as refused:
             self._log_refused(flow.client_conn, refused)
@@ -143,9 +162,49 @@ class AccessHooks:
     # -- upstream connections -------------------------------------------------------------------------------------
 
     def directed(self, flow: http.HTTPFlow) -> None:
-        """Permit the connection of a flow that this program directed to an upstream or to the body listener."""
+        """Permit the direct connection of a flow that this program directed to an upstream or to the body listener."""
+        proxied_flows.connect_directly(flow)
         addresses = self._directed.setdefault(flow.client_conn, {})
         addresses[flow.id] = flow.request.host, flow.request.port
+
+    def directed_upstream(self, flow: http.HTTPFlow) -> None:
+        """Permit the connection of a flow that this program directed to an upstream, and have it go through the
+        outbound proxy if there is one."""
+        proxy = self._proxies.find(flow.request.scheme, flow.request.host, flow.request.port)
+        if proxy is None:
+            self.directed(flow)
+        else:
+            self._connect_through(flow, proxy)
+
+    def _connect_through(self, flow: http.HTTPFlow, proxy: OutboundProxy) -> None:
+        self._directed.setdefault(flow.client_conn, {})[flow.id] = proxy.address
+        self._targets.setdefault(flow.client_conn, {})[flow.id] = flow.request.host, flow.request.port
+        proxied_flows.connect_through(flow, proxy)
+
+    def tunnel_proxy(self, client: Client, address: Address) -> OutboundProxy | None:
+        """Return the outbound proxy for a client's tunnel, to which connections are then permitted; None for a tunnel
+        that is direct or refused."""
+        proxy = self._proxies.find("https", *address)
+        if proxy is None:
+            return None
+        try:
+            self._destinations.check_unresolved(address)
+        except Refused:
+            return None
+        self._tunnel_proxies[client] = proxy.address
+        return proxy
+
+    def http_connect_upstream(self, flow: http.HTTPFlow) -> None:
+        """Add credentials to mitmproxy's CONNECT to an outbound proxy."""
+        proxy = self._proxies.at(flow.server_conn.address) if flow.server_conn.address is not None else None
+        if proxy is not None:
+            proxied_flows.authenticate_connect(flow, proxy)
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        """Show a request's own host again, in place of the outbound proxy's."""
+        target = self._targets.get(flow.client_conn, {}).pop(flow.id, None)
+        if target is not None:
+            proxied_flows.show_target(flow, target)
 
     def response(self, flow: http.HTTPFlow) -> None:
         """Note that a flow is complete."""
@@ -154,6 +213,7 @@ class AccessHooks:
 
     def error(self, flow: http.HTTPFlow) -> None:
         """Note that a flow failed."""
+        self.responseheaders(flow)
         self.response(flow)
 
     def server_connect(self, data: ServerConnectionHookData) -> Awaitable[None] | None:
@@ -165,12 +225,16 @@ class AccessHooks:
             return None
         if isinstance(mode, UpstreamMode) and address[:2] == mode.address:
             return None
+        if address[:2] == self._tunnel_proxies.get(data.client):
+            return None
         return self._pin(data, (address[0], address[1]))
 
     async def _pin(self, data: ServerConnectionHookData, address: Address) -> None:
         named, resolved = self._resolved.pop(data.client, (None, None))
         try:
             if named != address or resolved is None:
+                if self._proxies.find("https", *address) is not None:
+                    raise Refused(f"{address[0]}:{address[1]} is reached through an outbound proxy only")
                 resolved = await self._destinations.resolve(address)
         except Refused as refused:
             self._log_refused(data.client, refused)

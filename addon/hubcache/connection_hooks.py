@@ -15,7 +15,7 @@ from .clients.limits import ClientLimits
 from .direct.acceptor import DirectAcceptor
 from .direct.dependencies import DirectDependencies
 from .direct.eligibility import Eligibility
-from .mitm import handover, http1_server, listeners, proxyserver
+from .mitm import handover, http1_server, listeners, proxied_tunnel, proxyserver
 from .mitm.handled_clients import HandledClients
 from .mitm.interception import Interception
 from .mitm.mirror_tls import MirrorTlsAdvice
@@ -29,10 +29,11 @@ from .serve.responder import Responder
 
 
 class ConnectionHooks(PublicConnectionHooks):
-    """The hooks. `limits` counts direct connections."""
+    """The hooks. `limits` counts direct connections; `outbound_proxy` returns that of a client's tunnel, if any."""
 
-    def __init__(self, limits: ClientLimits) -> None:
+    def __init__(self, limits: ClientLimits, outbound_proxy: proxied_tunnel.FindProxy) -> None:
         super().__init__()
+        self._outbound_proxy = outbound_proxy
         self.addons = []
         self._limits = limits
         self._direct_clients = ClientGroup()
@@ -112,6 +113,8 @@ class ConnectionHooks(PublicConnectionHooks):
             data.layer = handover.first_layer(data.context, state)
         if data.layer is None and self._eligibility.answers_connect(client.proxy_mode):
             data.layer = self._connects.first_layer(data)
+        if data.layer is None:
+            data.layer = proxied_tunnel.first_layer(data.context, self._interception, self._outbound_proxy)
         proxyserver.choose_layer(data)
         if state is not None and state.decision is not None:
             self._decisions[client] = state.decision

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Self
 
+from .decide.outbound_proxy import OutboundProxies
 from .decide.throttle import Throttle
 from .housekeeping import Housekeeping
 from .oci.errors import ConfigError, NotStored, StorageError
@@ -115,13 +116,16 @@ class Engine:
         return store
 
     @classmethod
-    async def start(cls, settings: Settings, tls: ssl.SSLContext, setup: SetupPages) -> Self:
-        """Return an engine that answers requests; `tls` is for connections to registries.
+    async def start(
+        cls, settings: Settings, tls: ssl.SSLContext, setup: SetupPages, proxies: OutboundProxies | None = None
+    ) -> Self:
+        """Return an engine that answers requests; `tls` is for connections to registries, which go through `proxies`.
 
         Raises `StoreTooNew` for a store of a newer version, and `ConfigError` when the status address cannot be used.
         """
         _raise_descriptor_limit()
         engine = cls(settings, tls, setup)
+        engine.use_proxies(proxies or OutboundProxies())
         await engine.body_listener.start()
         try:
             if engine._status is not None and settings.status is not None:
@@ -132,6 +136,12 @@ class Engine:
         engine._housekeeping.start()
         engine._scrub.start()
         return engine
+
+    def use_proxies(self, proxies: OutboundProxies) -> None:
+        """Send requests through these outbound proxies from now on."""
+        if proxies and str(proxies) != str(self._client.proxies):
+            logger.info("hubcache: registries are reached through the outbound proxy %s", proxies)
+        self._client.proxies = proxies
 
     def apply(self, settings: Settings) -> None:
         """Apply option values, at start and while running."""

@@ -144,8 +144,8 @@ class FlowHooks:
         flow.request.host = upstream.hostname or ""
         flow.request.port = upstream.port or (443 if upstream.scheme == "https" else 80)
         flow.request.stream = True
-        self._access.directed(flow)
         credentials.send(flow.request, forward.authorization)
+        self._access.directed_upstream(flow)
         self._forwards[flow.id] = (place, forward, presented)
 
     def responseheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:

@@ -18,6 +18,7 @@ from .clients.limits import ClientLimits
 from .engine import Engine
 from .mitm import compat, mitmproxy_options, proxyserver
 from .mitm.interception import Interception
+from .mitm.outbound_proxies import find_outbound_proxies
 from .oci.errors import ConfigError, StoreTooNew
 from .operate import config_file, options
 from .operate.ca import ensure_ca
@@ -65,7 +66,7 @@ class Hubcache:
             return PublicConnectionHooks()
         from .connection_hooks import ConnectionHooks  # with an untested version, its imports may fail
 
-        return ConnectionHooks(limits)
+        return ConnectionHooks(limits, self._access.tunnel_proxy)
 
     def load(self, loader: addonmanager.Loader) -> None:
         """Declare the options, and give mitmproxy's own the defaults that a registry cache needs."""
@@ -127,7 +128,8 @@ class Hubcache:
 
     def configure(self, updated: set[str]) -> None:
         """Check options: at start an error ends the program, later it is refused and nothing changes."""
-        relevant = any(name.startswith("hubcache_") for name in updated) or {"mode", "confdir"} & updated
+        others = {"mode", "confdir", "upstream_auth"}
+        relevant = any(name.startswith("hubcache_") for name in updated) or others & updated
         if not relevant:
             return
         try:
@@ -139,6 +141,7 @@ class Hubcache:
 
     def _configure(self) -> None:
         settings = Settings.parse(ctx.options)
+        proxies = find_outbound_proxies(ctx.options, os.environ, mitmproxy_options.listening_ports())
         interception = Interception(settings.registries)
         previous = self._settings
         if previous is not None and self._engine is not None:
@@ -152,8 +155,9 @@ class Hubcache:
         self._settings, self._flows.interception = settings, interception
         self._connections.intercept(interception)
         ports = mitmproxy_options.listening_ports()  # the body listener is at loopback, which is refused anyway
-        self._access.apply(settings, interception, [*ports, *(settings.status or ())[1:]])
+        self._access.apply(settings, interception, [*ports, *(settings.status or ())[1:]], proxies)
         if isinstance(self._engine, Engine):
+            self._engine.use_proxies(proxies)
             self._engine.apply(settings)
         host = settings.registries[0].host
         mitmproxy_options.set_defaults(
@@ -200,7 +204,9 @@ class Hubcache:
         gc.freeze()  # objects that live as long as the program need no look at each collection
 
     async def _start_engine(self, settings: Settings, servers: tuple[Any, ...]) -> Engine:
-        engine = await Engine.start(settings, mitmproxy_options.upstream_tls_context(), _setup_pages(servers))
+        proxies = find_outbound_proxies(ctx.options, os.environ, mitmproxy_options.listening_ports())
+        tls = mitmproxy_options.upstream_tls_context()
+        engine = await Engine.start(settings, tls, _setup_pages(servers), proxies)
         self._engine = engine  # stopped by `done` also where the start of workers fails
         log_addresses(settings, servers, ctx.options.confdir)
         count = self._worker_count(settings)

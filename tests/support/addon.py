@@ -13,6 +13,7 @@ from mitmproxy.addons.modifyheaders import ModifyHeaders
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.addons.tlsconfig import TlsConfig
+from mitmproxy.addons.upstream_auth import UpstreamAuth
 from mitmproxy.http import HTTPFlow, Response
 from mitmproxy.proxy.mode_specs import ProxyMode
 
@@ -72,7 +73,7 @@ class AddonHarness:
 def loaded_addon(hub: Hub, directory: Path) -> Iterator[AddonHarness]:
     """Load the addon with a store and a CA in `directory`, in front of `hub`. It is not started."""
     addon = Hubcache()
-    with taddons.context(Proxyserver(), NextLayer(), TlsConfig(), ModifyHeaders(), addon) as context:
+    with taddons.context(Proxyserver(), NextLayer(), TlsConfig(), ModifyHeaders(), UpstreamAuth(), addon) as context:
         context.options.update(
             confdir=str(directory / "ca"),
             hubcache_dir=str(directory / "store"),

@@ -149,6 +149,8 @@ class Program:
         self.store = directory / "store"
         self.confdir = directory / "ca"
         self.log_file = directory / "program.log"
+        self.environment: dict[str, str] = {}
+        """Variables besides those of `plain_environment`."""
         hosts = [HUB_HOST, TOKEN_HOST]
         hosts += [Registry.parse(one).hostname for one in options.get("hubcache_registries", [])]
         # Where `confdir` holds no CA, mitmproxy makes one that may sign for every host. Without the option `confdir`,
@@ -178,7 +180,11 @@ class Program:
         """Start the process without waiting for it."""
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command, env=plain_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self.command,
+                env=plain_environment() | self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
 
     def start(self) -> None:
@@ -293,14 +299,20 @@ class Program:
 
 
 @contextlib.contextmanager
-def running_program(hub: Hub | None = None, mirror_of: str = HUB_HOST, **options: str | list[str]) -> Iterator[Program]:
-    """Run the program with these options in front of `hub`, or of an empty Hub of its own."""
+def running_program(
+    hub: Hub | None = None,
+    mirror_of: str = HUB_HOST,
+    environment: Mapping[str, str] | None = None,
+    **options: str | list[str],
+) -> Iterator[Program]:
+    """Run the program with these options and variables in front of `hub`, or of an empty Hub of its own."""
     with contextlib.ExitStack() as stack:
         if hub is None:
             hub = stack.enter_context(Hub())
         directory = Path(tempfile.mkdtemp(prefix="hubcache-test-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         program = Program(directory, hub, options, mirror_of)
+        program.environment = dict(environment or {})
         stack.callback(program.stop)
         program.start()
         yield program

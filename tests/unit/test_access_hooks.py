@@ -86,7 +86,10 @@ async def test_name_is_resolved_once_for_a_connect_and_its_connection() -> None:
     """DNS may answer differently the next time."""
     hooks, client = resolving(Hooks().hooks, "10.0.0.7"), made_client()
     flow: Any = SimpleNamespace(
-        response=None, error=None, client_conn=client, request=SimpleNamespace(host="example.com", port=443)
+        response=None,
+        error=None,
+        client_conn=client,
+        request=SimpleNamespace(method="CONNECT", host="example.com", port=443, headers={}),
     )
     checking = hooks.http_connect(flow)
     assert checking is not None
@@ -111,6 +114,7 @@ async def test_flow_may_connect_where_it_was_directed_until_it_ends() -> None:
     hooks, client, other = Hooks().hooks, made_client(), made_client()
     flow = flow_of(client)
     flow.request = SimpleNamespace(host="127.0.0.1", port=5001)
+    flow.server_conn = Server(address=None)
     hooks.directed(flow)
     assert (await connect(hooks, client, "127.0.0.1", 5001)).error is None
     assert (await connect(hooks, client, "127.0.0.1", 5002)).error is not None

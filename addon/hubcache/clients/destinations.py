@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import ip_address
 
-from ..oci.address import is_local_address
+from ..oci.address import is_local_address, is_local_host, literal_address
 
 type Address = tuple[str, int]
 """Host, as a name or an IP address, and port."""
@@ -28,6 +28,18 @@ _MAX_SHOWN = 100
 
 class Refused(Exception):
     """A client may not reach a destination; the message is for the client."""
+
+
+def is_own_listener(address: Address, ports: Iterable[int]) -> bool:
+    """Whether an address, whose name is resolved, is one of this machine with one of these ports."""
+    host, port = address
+    if port not in ports:
+        return False
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return any(_is_own(str(entry[4][0])) for entry in found)
 
 
 class Destinations:
@@ -60,10 +72,22 @@ class Destinations:
             return resolved[0], port
         permitted = [each for each in resolved if self._permits(each, port)]
         if not permitted:
-            raise Refused(
-                f"{_shown(address)} is an address of this machine or its link; hubcache_tunnel does not name it"
-            )
+            raise Refused(_local(address))
         return permitted[0], port
+
+    def check_unresolved(self, address: Address) -> None:
+        """Raise `Refused` for a destination that a client may not reach through an outbound proxy.
+
+        The outbound proxy resolves names: only hosts that are IP addresses, and `localhost`, are checked.
+        """
+        host, port = _normalized(address[0]), address[1]
+        if not _matches(self._patterns, host, port):
+            raise Refused(f"{_shown(address)} is not in hubcache_tunnel")
+        if _matches(self._literals, host, port):
+            return
+        number = literal_address(host)
+        if is_local_host(host) or (number is not None and not self._permits(str(number), port)):
+            raise Refused(_local(address))
 
     def _permits(self, resolved: str, port: int) -> bool:
         if is_local_address(resolved):
@@ -101,6 +125,10 @@ def _is_own(resolved: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def _local(address: Address) -> str:
+    return f"{_shown(address)} is an address of this machine or its link; hubcache_tunnel does not name it"
 
 
 def _shown(address: Address) -> str:

@@ -55,6 +55,7 @@ NAMES = {
         *("Http1Server.buf", "Http1Server.done", "Http1Server.mark_done", "Http1Server.read_body"),
         *("Http1Server.read_headers", "Http1Server.request", "Http1Server.send", "Http1Server.stream_id"),
     ),
+    "mitmproxy.proxy.layers.http._upstream_proxy": ("HttpUpstreamProxy.make",),
     "mitmproxy.proxy.mode_servers": (
         *("AsyncioServerInstance._servers", "AsyncioServerInstance.listen", "ServerInstance.handle_stream"),
     ),

@@ -6,17 +6,26 @@ HIDDEN = "[hidden by hubcache]"
 
 
 class SecretHeaders(http.Headers):
-    """Headers one of which has its value in the bytes that are sent, but not in fields, state or copies."""
+    """Headers some of which have their values in the bytes that are sent, but not in fields, state or copies."""
 
     def __init__(self, headers: http.Headers, name: str, value: str) -> None:
         super().__init__(headers.fields)
-        self._name = name.lower().encode()
-        self._line = name.encode() + b": " + value.encode("latin-1", "replace") + b"\r\n"
+        self._lines: dict[bytes, bytes] = dict(headers._lines) if isinstance(headers, SecretHeaders) else {}
+        self._lines[name.lower().encode()] = name.encode() + b": " + value.encode("latin-1", "replace") + b"\r\n"
+
+    def __setitem__(self, key: str | bytes, value: str | bytes) -> None:
+        """Set a header that is not secret; a secret one keeps its value and its placeholder.
+
+        mitmproxy's option `upstream_auth` sets `Proxy-Authorization` again, which would show it.
+        """
+        name = key if isinstance(key, bytes) else key.encode()
+        if name.lower() not in self._lines:
+            super().__setitem__(key, value)
 
     def __bytes__(self) -> bytes:
         # mitmproxy 12.3.1 sends a head as `bytes(headers)`. If it did not, upstream would get the placeholder.
-        shown = http.Headers(field for field in self.fields if field[0].lower() != self._name)
-        return bytes(shown) + self._line
+        shown = http.Headers(field for field in self.fields if field[0].lower() not in self._lines)
+        return bytes(shown) + b"".join(self._lines.values())
 
 
 def hide(request: http.Request) -> None:
@@ -36,6 +45,12 @@ def hide_signature(response: http.Response) -> None:
     if separator and not location.startswith("/"):
         response.headers["Location"] = f"{shown}?{HIDDEN}"
         response.headers = SecretHeaders(response.headers, "Location", location)
+
+
+def add_secret(request: http.Request, name: str, value: str) -> None:
+    """Send a header with the request whose value the flow does not show."""
+    request.headers[name] = HIDDEN
+    request.headers = SecretHeaders(request.headers, name, value)
 
 
 def send(request: http.Request, authorization: str | None) -> None:

@@ -4,10 +4,12 @@ Neither an upstream nor a client may make the proxy connect to one.
 """
 
 import ipaddress
+import re
 
 _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")))
 """Metadata services of AWS over IPv6, Alibaba, Azure and Oracle. Others use 169.254.169.254, which is link-local."""
 
+_IPV4_PART = re.compile(r"0[xX][0-9a-fA-F]{1,8}|0[0-7]{0,11}|[1-9][0-9]{0,9}")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -18,6 +20,35 @@ def parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """
     found = ipaddress.ip_address(text.partition("%")[0])
     return getattr(found, "ipv4_mapped", None) or found
+
+
+def literal_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is without name resolution; None for a name.
+
+    Resolvers also take IPv4 addresses of fewer parts, and octal and hexadecimal ones (POSIX `inet_addr`): `127.1`.
+    """
+    host = host.strip("[]")
+    try:
+        return parse_address(host)
+    except ValueError:
+        pass
+    parts = host.removesuffix(".").split(".")
+    if len(parts) > 4 or not all(map(_IPV4_PART.fullmatch, parts)):
+        return None
+    *first, last = (int(part, 0 if part[:2].lower() == "0x" else 8 if part[0] == "0" else 10) for part in parts)
+    if any(number > 255 for number in first) or last >= 1 << 8 * (4 - len(first)):
+        return None
+    return ipaddress.IPv4Address(sum(number << 8 * (3 - place) for place, number in enumerate(first)) + last)
+
+
+def is_local_host(host: str) -> bool:
+    """Whether a host is a local address without name resolution: a literal one, or `localhost` (RFC 6761 section
+    6.3)."""
+    name = host.lower().rstrip(".")
+    address = literal_address(name)
+    if address is None:
+        return name == "localhost" or name.endswith(".localhost")
+    return is_local_address(str(address))
 
 
 def is_local_address(text: str) -> bool:

@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 import aiohttp
 from yarl import URL
 
+from ..decide.outbound_proxy import OutboundProxies
 from ..oci.errors import BadUpstream, HeaderInvalid, Unavailable, UpstreamNotContacted
 from .breaker import CircuitBreakers, Probe
 from .connection_errors import describe
 from .connector import REFUSED_ADDRESS, Attempt
 from .local_registries import LocalRegistries
 from .observer import Observer
+from .proxied_requests import check_target, failure_of_proxy, proxy_arguments
 from .session import parse_url
 
 _MAX_REDIRECTS = 5
@@ -41,6 +43,7 @@ class UpstreamClient:
         guarded: aiohttp.ClientSession | None = None,
     ) -> None:
         self.offline = False
+        self.proxies = OutboundProxies()
         self.observer = observer
         self._http = http
         self._guarded = guarded or http
@@ -66,7 +69,8 @@ class UpstreamClient:
 
         `named_by` is the origin of the registry that named this URL, in a redirect or as its realm; for the registry's
         own URLs it is their origin. A registry must not name a local address unless it has one itself. Raises
-        `BadUpstream` for such an address, `Unavailable` without a response or when none is to be expected.
+        `BadUpstream` for such an address, `Unavailable` without a response or when none is to be expected. With an
+        outbound proxy, which resolves names itself, only hosts that are IP addresses are checked.
         """
         host = url.authority
         if self.offline:
@@ -130,7 +134,12 @@ class UpstreamClient:
             attempt = Attempt()
             try:
                 return await session.request(
-                    method, url, headers=headers, data=body, allow_redirects=False, trace_request_ctx=attempt
+                    method,
+                    url,
+                    data=body,
+                    allow_redirects=False,
+                    trace_request_ctx=attempt,
+                    **proxy_arguments(self.proxies, url, headers),
                 )
             except aiohttp.ClientConnectorError as error:
                 if REFUSED_ADDRESS in str(error.os_error):
@@ -142,6 +151,9 @@ class UpstreamClient:
         raise aiohttp.ServerDisconnectedError
 
     async def _session(self, url: URL, named_by: URL) -> aiohttp.ClientSession:
+        if self.proxies.find(url.scheme, url.host or "", url.port):
+            check_target(url, named_by)
+            return self._http
         may_be_local = url.origin() == named_by.origin() or await self._local_registries.is_local(named_by)
         return self._http if may_be_local else self._guarded
 
@@ -151,8 +163,12 @@ class UpstreamClient:
         """Record a request without a response: as a failure of the host if there was no connection, else as one of the
         object. Return the error to raise."""
         timed_out = isinstance(error, TimeoutError)
-        reason = describe(error)
-        no_connection = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+        proxy = self.proxies.find(url.scheme, url.host or "", url.port)
+        proxy_failure = failure_of_proxy(proxy, error) if proxy is not None else None
+        reason = proxy_failure or describe(error)
+        no_connection = proxy_failure or isinstance(
+            error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError
+        )
         of = None if no_connection else _object_of(kind, url)
         self._breakers.record_failure(url.authority, reason, self._probe(session, url), of=of, at_once=timed_out)
         return Unavailable(f"{url.authority} cannot be reached: {reason}")
@@ -169,7 +185,8 @@ class UpstreamClient:
                 return False
             try:
                 timeout = aiohttp.ClientTimeout(total=_PROBE_SECONDS)
-                async with session.get(target, timeout=timeout, allow_redirects=False) as response:
+                arguments = proxy_arguments(self.proxies, target, {}) | {"timeout": timeout}
+                async with session.get(target, allow_redirects=False, **arguments) as response:
                     self.observer.upstream_answered(url.authority, "probe", str(response.status))
                     return response.status < 500
             except (aiohttp.ClientError, TimeoutError):

@@ -177,6 +177,7 @@ class Hub:
             self._used.add(transport)
         kind, repo, name = classify(listener, request.path)
         record = Record(listener, request.method, request.raw_path, repo, kind, dict(request.headers))
+        record.remote = request.remote or ""
         self.log.append(record)
         try:
             fault = self.faults.take(kind, request.method, request.raw_path)

@@ -22,6 +22,8 @@ class Record:
     user: str = ""
     started: float = field(default_factory=time.monotonic)
     finished: float | None = None
+    remote: str = ""
+    """The address that the connection came from."""
 
     @property
     def authorization(self) -> str | None:

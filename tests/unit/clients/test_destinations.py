@@ -144,3 +144,30 @@ async def test_slow_lookups_delay_nothing_else(monkeypatch: pytest.MonkeyPatch) 
     assert await asyncio.wait_for(asyncio.to_thread(answered.is_set), 5) is False
     answered.set()
     assert all(isinstance(each, OSError) for each in await asyncio.gather(*looking, return_exceptions=True))
+
+
+def refused_unresolved(host: str, port: int = 443, *patterns: str) -> bool:
+    try:
+        Destinations(patterns or ("*",), OWN_PORTS).check_unresolved((host, port))
+    except Refused:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "localhost", "a.localhost.", "[::1]", "169.254.169.254"])
+def test_local_address_is_refused_without_name_resolution(host: str) -> None:
+    assert refused_unresolved(host)
+    assert not refused_unresolved(host, 443, host.lower().rstrip("."))
+
+
+def test_names_are_permitted_without_name_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "getaddrinfo")
+    assert not refused_unresolved("example.com")
+    assert refused_unresolved("example.com", 443, "*.example.org")
+
+
+def test_own_ports_are_refused_without_name_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hubcache.clients.destinations._is_own", lambda number: number == "10.0.0.7")
+    assert refused_unresolved("10.0.0.7", 8080)
+    assert not refused_unresolved("10.0.0.7", 22)
+    assert not refused_unresolved("10.0.0.8", 8080)

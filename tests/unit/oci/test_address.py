@@ -1,7 +1,7 @@
 """Recognition of local addresses."""
 
 import pytest
-from hubcache.oci.address import is_local_address
+from hubcache.oci.address import is_local_address, is_local_host, literal_address
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,32 @@ def test_addresses_of_this_machine_its_link_and_metadata_services_are_local(addr
 )  # fmt: skip
 def test_addresses_of_public_and_private_networks_are_not_local(address: str) -> None:
     assert not is_local_address(address)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.1", "127.0.0.1"), ("0x7f.1", "127.0.0.1"), ("2130706433", "127.0.0.1"), ("017700000001", "127.0.0.1"),
+     ("10.0.0.1.", "10.0.0.1"), ("1.256", "1.0.1.0"), ("0", "0.0.0.0"), ("[::1]", "::1"), ("::ffff:1.2.3.4", "1.2.3.4"),
+     ("0XA.0.0.1", "10.0.0.1")],
+)  # fmt: skip
+def test_literal_address_has_every_spelling_that_resolvers_take(host: str, expected: str) -> None:
+    assert str(literal_address(host)) == expected
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["registry.example", "1.2.3.4.5", "256.1", "1.2.3.256", "4294967296", "08.1", "0x", "", ".", "1..2", "-1",
+     "\uff11"],
+)  # fmt: skip
+def test_name_is_not_a_literal_address(host: str) -> None:
+    assert literal_address(host) is None
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "a.localhost", "127.1", "[::1]", "169.254.169.254"])
+def test_host_that_is_local_without_name_resolution(host: str) -> None:
+    assert is_local_host(host)
+
+
+@pytest.mark.parametrize("host", ["localhost.example", "notlocalhost", "10.0.0.1", "registry.example"])
+def test_host_that_is_not_local_without_name_resolution(host: str) -> None:
+    assert not is_local_host(host)
