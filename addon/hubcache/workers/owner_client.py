@@ -24,10 +24,11 @@ from ..transfer.active_bodies import ActiveBodies
 from ..transfer.body_delivery import BodyDelivery, log_broken_body
 from ..transfer.body_listener import BodyListener
 from ..transfer.fill import Fill
-from ..transfer.sources import CHUNK, FileSource, FillSource, Source
+from ..transfer.sources import FileSource, FillSource, Source
 from .answer_cache import AnswerCache
 from .epoch import Epoch
 from .frames import frame, pack_outcome, pack_request, read_frame, unpack_outcome
+from .owner_sources import OwnerSource, RangeRequestSource
 
 logger = logging.getLogger("hubcache")
 
@@ -157,7 +158,7 @@ class OwnerClient:
                     fill, Path(path), fd, start, end, self._fallback(request), lambda: self.release(number)
                 )
             case [_, origin, finished]:
-                return _OwnerSource(self, number, origin, finished)
+                return OwnerSource(lambda: self.read(number), lambda: self.release(number), origin, finished)
         raise AssertionError(how)
 
     def _fallback(self, request: Request) -> Callable[[int, int], Source]:
@@ -166,7 +167,7 @@ class OwnerClient:
         def request_rest(at: int, end: int) -> Source:
             headers = request.headers | {"range": f"bytes={at}-{end - 1}"}
             headers.pop("if-range", None)  # it is about the client's own range, part of which is sent
-            return _RangeRequestSource(self, replace(request, headers=headers, attempt=LAST_ATTEMPT))
+            return RangeRequestSource(self.answer, replace(request, headers=headers, attempt=LAST_ATTEMPT))
 
         return request_rest
 
@@ -260,54 +261,3 @@ class OwnerClient:
             answer.set_exception(result)
         else:
             answer.set_result(result)
-
-
-class _OwnerSource(Source):
-    """A source that the owner reads: bytes from the upstream, or of a token service's answer."""
-
-    def __init__(self, client: OwnerClient, number: int, origin: str, finished: bool) -> None:
-        self.origin = origin
-        self._has_ended = finished
-        self._client = client
-        self._number = number
-
-    async def read(self, most: int = CHUNK) -> bytes:
-        if self.finished:
-            return b""
-        data, self._has_ended = await self._client.read(self._number)
-        return data
-
-    @property
-    def finished(self) -> bool:
-        return self._has_ended
-
-    async def close(self) -> None:
-        self._client.release(self._number)
-
-
-class _RangeRequestSource(Source):
-    """The rest of a body, requested when it is first read."""
-
-    origin = "upstream"
-
-    def __init__(self, client: OwnerClient, request: Request) -> None:
-        self._client = client
-        self._request = request
-        self._source: Source | None = None
-
-    async def read(self, most: int = CHUNK) -> bytes:
-        if self._source is None:
-            answer = await self._client.answer(self._request)
-            if isinstance(answer, Answer):
-                self._source = answer.source
-            if not isinstance(answer, Answer) or answer.status != 206 or self._source is None:
-                raise Unavailable("the rest of the blob cannot be had")
-        return await self._source.read(most)
-
-    @property
-    def finished(self) -> bool:
-        return self._source is not None and self._source.finished
-
-    async def close(self) -> None:
-        if self._source is not None:
-            await self._source.close()
