@@ -3,12 +3,14 @@ or in part."""
 
 import contextlib
 from collections.abc import Iterable
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from mitmproxy import addonmanager, ctx, tls
 from mitmproxy.connection import Client
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.mode_specs import ReverseMode
+from OpenSSL import SSL
 
 from .clients.draining import ClientGroup, ClientGroups
 from .clients.limits import ClientLimits
@@ -21,7 +23,7 @@ from .mitm.interception import Interception
 from .mitm.mirror_tls import MirrorTlsAdvice
 from .mitm.other_addons import OtherAddons
 from .mitm.streams import Server
-from .mitm.tls import TlsContexts
+from .mitm.tls import TlsContexts, load_mirror_certificate
 from .mitm.tunnel import Connects
 from .public_hooks import PublicConnectionHooks
 from .serve.messages import Forward
@@ -40,6 +42,7 @@ class ConnectionHooks(PublicConnectionHooks):
         self._interception = Interception(())
         self._connects = Connects(self._interception)
         self._mirror_tls = MirrorTlsAdvice()
+        self._mirror_context: SSL.Context | None = None
         self._decisions: WeakKeyDictionary[Client, Forward] = WeakKeyDictionary()
 
     @property
@@ -69,6 +72,11 @@ class ConnectionHooks(PublicConnectionHooks):
         self._eligibility.intercept(interception)
         self._forget_tls_contexts()
 
+    def use_mirror_certificate(self, path: Path | None) -> None:
+        """Serve TLS at mirrors with the certificate in this file from now on; raises `ConfigError`."""
+        self._mirror_context = load_mirror_certificate(path) if path is not None else None
+        self._forget_tls_contexts()
+
     def serve(self, servers: Iterable[Server], responder: Responder) -> None:
         """Accept the clients of these servers, and have `responder` answer those that bypass mitmproxy."""
         self._limits.set_descriptors()  # the limit may have been raised
@@ -81,7 +89,8 @@ class ConnectionHooks(PublicConnectionHooks):
         self._forget_tls_contexts()
 
     def _forget_tls_contexts(self) -> None:
-        self._tls_contexts = TlsContexts(self._interception, ctx.master.addons.get("tlsconfig").get_cert)
+        get_leaf = ctx.master.addons.get("tlsconfig").get_cert
+        self._tls_contexts = TlsContexts(self._interception, get_leaf, self._mirror_context)
         self._acceptor.options_changed()
 
     def _dependencies(self) -> DirectDependencies:
@@ -118,13 +127,15 @@ class ConnectionHooks(PublicConnectionHooks):
         proxyserver.choose_layer(data)
         if state is not None and state.decision is not None:
             self._decisions[client] = state.decision
-        if isinstance(client.proxy_mode, ReverseMode):
+        if isinstance(client.proxy_mode, ReverseMode) and self._mirror_context is None:
             self._mirror_tls.watch(data.layer)
         if data.layer is not None:
             http1_server.install(data.layer)
 
     def tls_start_client(self, data: tls.TlsData) -> None:
         """Make the TLS connection, unless an addon or an option of the user concerns it."""
+        if isinstance(data.context.client.proxy_mode, ReverseMode) and data.ssl_conn is None and not data.is_dtls:
+            data.ssl_conn = self._tls_contexts.mirror_connection()
         if data.ssl_conn is None and self._eligibility.bypass.tls:
             data.ssl_conn = self._tls_contexts.connection_for_hello(data)
 

@@ -4,13 +4,16 @@ They serve all clients where an untested mitmproxy or pyOpenSSL is installed; `c
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from mitmproxy import http, tls
 from mitmproxy.connection import Client
+from mitmproxy.proxy.mode_specs import ReverseMode
 
 from .clients.draining import Draining
 from .mitm.interception import Interception
+from .oci.errors import ConfigError
 from .serve.messages import Forward
 
 
@@ -60,6 +63,13 @@ class PublicConnectionHooks:
     def intercept(self, _interception: Interception) -> None:
         """Use these registries from now on."""
 
+    def use_mirror_certificate(self, path: Path | None) -> None:
+        """Raise `ConfigError` for a certificate: TLS at mirrors needs internals."""
+        if path is not None:
+            raise ConfigError(
+                "hubcache_mirror_certificate: not possible with these versions of mitmproxy and pyOpenSSL"
+            )
+
     def serve(self, _servers: Iterable[Any], _responder: Any) -> None:
         """Serve clients of these servers; mitmproxy does already."""
 
@@ -78,7 +88,8 @@ class PublicConnectionHooks:
     def tls_clienthello(self, data: tls.ClientHelloData) -> None:
         """Have the certificate made for the address of the CONNECT alone where the client sends no server name: a
         registry that is an IP address has none. mitmproxy would add the proxy's own address, which the CA's name
-        constraints do not permit."""
-        address = data.context.server.address
-        if data.context.client.sni is None and address is not None:
-            data.context.client.sni = address[0]
+        constraints do not permit. A mirror's client sends the mirror's name, which mitmproxy would send to the
+        registry."""
+        client, address = data.context.client, data.context.server.address
+        if address is not None and (client.sni is None or isinstance(client.proxy_mode, ReverseMode)):
+            client.sni = address[0]

@@ -151,6 +151,7 @@ class Hubcache:
         mitmproxy_options.set_defaults(confdir=str(CERTS))  # else mitmproxy makes a CA, for every site
         if warning and previous is None and OWNER not in os.environ:
             logger.warning("hubcache: %s", warning)
+        self._connections.use_mirror_certificate(settings.mirror_certificate)
         own_hosts = self._flows.interception.allow_hosts
         self._settings, self._flows.interception = settings, interception
         self._connections.intercept(interception)

@@ -46,6 +46,7 @@ def programs(tmp_path: Path, hub: Hub) -> Iterator[list[Program]]:
             ("hubcache_sise=5g", "hubcache: hubcache_sise is not an option; did you mean hubcache_size?"),
             ("HUBCACHE_OFFLINE", "hubcache: HUBCACHE_OFFLINE is not an option; did you mean hubcache_offline?"),
             ("hubcache_admit_after=many", "hubcache_admit_after"),
+            ("hubcache_mirror_certificate=/no/where.pem", "/no/where.pem cannot be read: No such file or directory"),
         ],
     ],
     ids=["text", "typed", "names"],

@@ -29,7 +29,7 @@ TOP = {
     "housekeeping": {"oci", "store", "serve"},
     "engine": {"oci", "decide", "store", "transfer", "serve", "setup", "operate", "housekeeping"},
     "access_hooks": {"decide", "operate", "clients", "mitm"},
-    "public_hooks": {"serve", "clients", "mitm"},
+    "public_hooks": {"oci", "serve", "clients", "mitm"},
     "connection_hooks": {"serve", "clients", "mitm", "direct", "public_hooks"},
     "plugin": {"oci", "transfer", "serve", "workers", "mitm", "engine", "access_hooks"},
     "shutdown": {"workers", "clients", "mitm", "engine"},

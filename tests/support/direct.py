@@ -67,7 +67,7 @@ def dependencies(**changes: Any) -> DirectDependencies:
     parts: dict[str, Any] = {
         "interception": Interception([Registry.parse(HUB_HOST)]),
         "connects": unused,
-        "tls_contexts": unused,
+        "tls_contexts": SimpleNamespace(serves_mirror=False),
         "responder": unused,
         "idle_seconds": 60.0,
         "log_answer": None,

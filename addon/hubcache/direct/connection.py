@@ -20,7 +20,7 @@ from ..serve.messages import Answer
 from .answer_sender import AnswerSender
 from .dependencies import DirectDependencies
 from .request_head import RequestHead
-from .tunnel_setup import Next, TunnelSetup
+from .tunnel_setup import MirrorSetup, Next, TunnelSetup
 from .writer import DirectWriter
 
 logger = logging.getLogger("hubcache")
@@ -45,9 +45,11 @@ class DirectConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._state = HandoverState()
         self._setup: TunnelSetup | None = None
-        """The set-up of the tunnel, until it is complete."""
+        """The set-up of the tunnel, or of TLS at a mirror, until it is complete."""
         if not isinstance(server.mode, ReverseMode):
             self._setup = TunnelSetup(dependencies.connects, dependencies.tls_contexts, self._state, client)
+        elif dependencies.tls_contexts.serves_mirror:
+            self._setup = MirrorSetup(dependencies.connects, dependencies.tls_contexts, self._state, client)
         self._received = b""
         """Bytes that are not read yet; once there is TLS, its content."""
         self._has_ended = False
@@ -146,7 +148,7 @@ class DirectConnection(asyncio.Protocol):
         self._has_ended |= step.has_ended
         if step.to_send:
             self._transport.write(step.to_send)
-        if self._state.is_secure:
+        if setup.is_complete:
             self._setup = None
         return self._hand_over() if step.next is Next.HAND_OVER else step.next is Next.CONTINUE
 

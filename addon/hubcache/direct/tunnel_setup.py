@@ -1,4 +1,4 @@
-"""The set-up of a direct connection at the proxy: CONNECT, TLS hello, TLS handshake."""
+"""The set-up of a direct connection: CONNECT and TLS hello at the proxy, TLS handshake at the proxy or a mirror."""
 
 import logging
 import re
@@ -56,6 +56,11 @@ class TunnelSetup:
         return self._state.address is None
 
     @property
+    def is_complete(self) -> bool:
+        """Whether requests are to be received next."""
+        return self._state.is_secure
+
+    @property
     def is_shaking_hands(self) -> bool:
         """Whether the TLS handshake has begun and is not complete."""
         return self._state.tls is not None and not self._state.is_secure
@@ -105,7 +110,35 @@ class TunnelSetup:
 
     def log_distrust(self, reason: str) -> None:
         """Log the usual reason of a failed handshake; clients often show their users less."""
-        assert self._state.address is not None
         verb = "does not" if _UNTRUSTED.search(reason) else "may not"
-        client, host = human.format_address(self._client), self._state.address[0]
-        logger.warning("hubcache: %s %s trust the proxy's certificate for %s: %s", client, verb, host, reason)
+        client = human.format_address(self._client)
+        logger.warning("hubcache: %s %s trust the %s: %s", client, verb, self._certificate_name(), reason)
+
+    def _certificate_name(self) -> str:
+        assert self._state.address is not None
+        return f"proxy's certificate for {self._state.address[0]}"
+
+
+class MirrorSetup(TunnelSetup):
+    """The set-up at a mirror with a certificate, which serves TLS and plain HTTP."""
+
+    _is_plain = False
+
+    @property
+    def awaits_connect(self) -> bool:
+        return False
+
+    @property
+    def is_complete(self) -> bool:
+        return self._is_plain or self._state.is_secure
+
+    def advance(self, received: bytes) -> Step:
+        if self._state.tls is None:
+            self._is_plain = received[0] != _HANDSHAKE
+            if self._is_plain:
+                return Step(Next.CONTINUE, received)
+            self._state.tls = self._tls_contexts.mirror_connection()
+        return self._handshake(received)
+
+    def _certificate_name(self) -> str:
+        return "mirror's certificate"

@@ -31,7 +31,7 @@ class HandoverState:
     address: tuple[str, int] | None = None
     """Host and port of the CONNECT that was accepted, if there was one."""
     tls: TlsConnection | None = None
-    """TLS inside of the tunnel, once the client's hello was received."""
+    """TLS inside of the tunnel, or at a mirror, once the client's hello was received."""
     is_secure: bool = False
     """Whether the TLS handshake is complete."""
     received: bytes = b""
@@ -74,9 +74,10 @@ def take_state(client: Client, handler: ConnectionHandler | None) -> HandoverSta
 
 def first_layer(at: context.Context, state: HandoverState) -> layer.Layer | None:
     """Return mitmproxy's first layer for a client that was handed over; None where it has sent nothing before."""
-    if state.address is None:
+    if state.address is not None:
+        at.server.address = state.address
+    elif not state.is_secure:
         return None
-    at.server.address = state.address
     if state.is_secure and state.tls is not None:
         return _Secured(at, state.tls, state.received)
     return Inside(at)

@@ -7,6 +7,7 @@ certificates, and the whole connection where an option of the user concerns TLS.
 import contextlib
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from mitmproxy import tls
@@ -16,6 +17,7 @@ from mitmproxy.proxy.layers.tls import HTTP1_ALPNS
 from OpenSSL import SSL
 from OpenSSL._util import ffi, lib, no_zero_allocator
 
+from ..oci.errors import ConfigError
 from .interception import Interception
 
 # OpenSSL._util and the attributes of SSL.Connection with an underscore were read in pyOpenSSL 26.4.0, the rest in
@@ -172,9 +174,15 @@ class TlsConnection(SSL.Connection):
 class TlsContexts:
     """OpenSSL contexts for the hosts of `interception`. `leaf` finds or makes the certificate for a connection."""
 
-    def __init__(self, interception: Interception, leaf: Callable[[Context], CertStoreEntry]) -> None:
+    def __init__(
+        self,
+        interception: Interception,
+        leaf: Callable[[Context], CertStoreEntry],
+        mirror: SSL.Context | None = None,
+    ) -> None:
         self._interception = interception
         self._leaf = leaf
+        self._mirror = mirror
         self._contexts: dict[str, SSL.Context] = {}
 
     def connection_for_hello(self, start: tls.TlsData) -> TlsConnection | None:
@@ -190,22 +198,46 @@ class TlsContexts:
 
     def connection(self, host: str) -> TlsConnection | None:
         """Return a connection to a client whose hello has this name; None where there was none for the host before."""
-        context = self._contexts.get(host)
-        if context is None:
-            return None
-        made = TlsConnection(context)
-        made.set_accept_state()
-        return made
+        return _accepting(self._contexts.get(host))
+
+    @property
+    def serves_mirror(self) -> bool:
+        """Whether mirrors have a certificate."""
+        return self._mirror is not None
+
+    def mirror_connection(self) -> TlsConnection | None:
+        """Return a connection to a client of a mirror; None without `hubcache_mirror_certificate`."""
+        return _accepting(self._mirror)
+
+
+def load_mirror_certificate(path: Path) -> SSL.Context:
+    """Return a context with the key and the certificate chain in a PEM file; raises `ConfigError`."""
+    made = _new_context()
+    try:
+        with path.open("rb"):
+            pass  # for the operating system's reason, which OpenSSL does not tell
+        made.use_certificate_chain_file(str(path))
+        made.use_privatekey_file(str(path))
+        made.check_privatekey()
+    except OSError as error:
+        raise ConfigError(f"hubcache_mirror_certificate: {path} cannot be read: {error.strerror}") from error
+    except SSL.Error as error:
+        raise ConfigError(
+            f"hubcache_mirror_certificate: {path} is not a PEM file with a certificate chain and its private key"
+        ) from error
+    return made
+
+
+def _accepting(context: SSL.Context | None) -> TlsConnection | None:
+    if context is None:
+        return None
+    made = TlsConnection(context)
+    made.set_accept_state()
+    return made
 
 
 def _context(entry: CertStoreEntry) -> SSL.Context:
-    made = SSL.Context(SSL.TLS_SERVER_METHOD)
-    lib.SSL_CTX_clear_mode(made._context, lib.SSL_MODE_ENABLE_PARTIAL_WRITE)  # else each record needs a call
-    made.set_min_proto_version(SSL.TLS1_2_VERSION)
-    made.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_COMPRESSION)
-    made.set_cipher_list(_CIPHERS)
-    made.set_tls13_ciphersuites(_SUITES)
-    made.set_alpn_select_callback(_select_protocol)
+    made = _new_context()
     made.use_certificate(entry.cert.to_cryptography())
     made.use_privatekey(entry.privatekey)
     if entry.chain_file is not None:
@@ -213,6 +245,18 @@ def _context(entry: CertStoreEntry) -> SSL.Context:
     elif len(entry.chain_certs) > 1:
         for one in entry.chain_certs:
             made.add_extra_chain_cert(one.to_cryptography())
+    return made
+
+
+def _new_context() -> SSL.Context:
+    """Return a context without a certificate."""
+    made = SSL.Context(SSL.TLS_SERVER_METHOD)
+    lib.SSL_CTX_clear_mode(made._context, lib.SSL_MODE_ENABLE_PARTIAL_WRITE)  # else each record needs a call
+    made.set_min_proto_version(SSL.TLS1_2_VERSION)
+    made.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_COMPRESSION)
+    made.set_cipher_list(_CIPHERS)
+    made.set_tls13_ciphersuites(_SUITES)
+    made.set_alpn_select_callback(_select_protocol)
     return made
 
 

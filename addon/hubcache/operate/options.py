@@ -189,6 +189,13 @@ class Settings:
         "Answer at the mirror port for an image that is not stored completely: 'fetch' gets it from the registry, "
         "'notfound' answers 404 and fetches it in the background after hubcache_admit_after requests.",
     )
+    mirror_certificate: Path | None = option(
+        "hubcache_mirror_certificate",
+        "",
+        values.file_path,
+        "PEM file with a private key and the certificate chain of the mirror's host name, with which the mirror port "
+        "serves TLS beside plain HTTP, or empty for plain HTTP only; SIGHUP reads the file again.",
+    )
     access_log: Path | None = option(
         "hubcache_access_log",
         "",
