@@ -3,7 +3,7 @@
 import math
 
 BURST_SECONDS = 10.0
-"""The burst: after a pause, the requests of this many seconds may be made at once."""
+"""Size of the burst: after a pause, as many requests may be made at once as the rate permits in this many seconds."""
 
 
 class Budget:
@@ -51,6 +51,6 @@ class Budget:
         return (1.0 - self._saved) / self._rate if self._rate > 0 else math.inf
 
     def _save(self, now: float) -> None:
-        """Save up to `now`. A clock that was set back adds nothing, and takes nothing away."""
+        """Add the requests saved since the last call. A clock that was set back neither adds nor removes any."""
         self._saved = min(self.burst, self._saved + max(0.0, now - self._at) * self._rate)
         self._at = now

@@ -1,4 +1,4 @@
-"""What the retention policy decides: what is evicted and why, or why content is refused."""
+"""The decisions of the retention policy: what is evicted and why, or why content is refused."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -36,7 +36,7 @@ class Eviction[K]:
 
 @dataclass(frozen=True, slots=True)
 class Decision[K]:
-    """What is evicted to make space, the least requested first, and why there is not enough space nevertheless."""
+    """The content to evict for space, the least requested first; `refusal` is the reason when that does not suffice."""
 
     victims: tuple[Eviction[K], ...] = ()
     refusal: Refusal | None = None

@@ -1,4 +1,4 @@
-"""Freshness of tags (RFC 9111 section 4.2) and of verdicts on repositories: pure functions of records and the time."""
+"""Freshness of tags (RFC 9111 section 4.2) and visibility of repositories: pure functions of records and the time."""
 
 from enum import Enum
 
@@ -30,8 +30,8 @@ def freshness(record: TagRecord | ReferrersRecord | None, now: float, lifetime: 
 def is_public(visibility: Visibility | None, now: float, max_stale: float = 0.0) -> bool:
     """Whether a repository may be served to every client without a request to the upstream.
 
-    A verdict holds for `VERDICT_LIFETIME`, and `max_stale` seconds longer while the upstream does not answer. In that
-    case a verdict from the future holds, too: the clock was set back, and stored images must stay available.
+    The visibility holds for `VISIBILITY_LIFETIME`, and `max_stale` seconds longer while the upstream does not answer.
+    In that case a visibility from the future holds, too: the clock was set back, and stored images must stay available.
     """
     if visibility is None or not visibility.public:
         return False

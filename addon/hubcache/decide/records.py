@@ -63,7 +63,8 @@ class Link:
     """Whether the upstream gave the bytes through this repository, which is more than confirming that it has them."""
 
     def encode(self) -> str:
-        """Return JSON text. A program that does not know `given` reads it as not confirmed, and asks the upstream."""
+        """Return JSON text. An older program, which does not know `given`, reads the link as not confirmed, and asks
+        the upstream."""
         return json.dumps([self.size, "given" if self.given else self.confirmed])
 
     @classmethod

@@ -7,19 +7,19 @@ most hits (the size, as in GDSF) and most bytes (1). `scripts/simulate` measures
 
 * Every request halves the older ones by their age and adds one: `requests = requests * 2^(-age / half_life) + 1`.
 * The rank of stored content is updated when it is requested: `rank = clock + requests / sqrt(size in KiB)`, unless that
-  is lower than its present rank: a request never does harm. (Measured: makes no difference to the hits.)
+  is lower than its present rank: a request never lowers a rank. (By measurement this does not change the hits.)
 * Content is evicted from the lowest rank upwards, and only while the ranks are below that of the new content. The clock
-  rises to the highest rank that lost, be it of evicted content or of refused new content. So what is not requested
-  falls behind, at the speed at which the store turns over, without any work for it.
+  rises to the highest rank of evicted content and of refused new content. So content without requests falls behind as
+  fast as the store turns over, without an update of its rank.
 * When the store is full, new content must have been requested `admit_after` times, so that a scan displaces nothing.
 
-**Time** is the policy's own, in seconds, and only goes forward: each call adds what has passed since the last one, but
-nothing when the clock was set back, and at most `MAX_STEP` when it jumped ahead. So no jump of the clock evicts more
-than one idle day would, and time in which no client could make a request (the machine was off) does not count as idle.
-The caller has to call something at least every few hours.
+**Time** is the policy's own, in seconds, and only goes forward: each call adds the time since the last one, but nothing
+when the clock was set back, and at most `MAX_STEP` when it jumped ahead. So no jump of the clock evicts more than one
+idle day would, and time in which no client could make a request (the machine was off) does not count as idle. The
+caller has to call something at least every few hours.
 
-What `admit`, `evict`, `evict_idle` and `purge` return is no longer stored for this module: the caller removes it from
-the disk, or reverts that with `record_stored`.
+This module counts the content that `admit`, `evict`, `evict_idle` and `purge` return as removed: the caller removes it
+from the disk, or reverts the count with `record_stored`.
 """
 
 from collections import OrderedDict
@@ -126,8 +126,8 @@ class Retention[K]:
     # -- decisions ----------------------------------------------------------------------------------------------------
 
     def is_admitted(self, key: K, now: float) -> bool:
-        """Whether it was requested `admit_after` times: one request less never suffices, and that many do as long as
-        the older ones have not lost one whole request to decay.
+        """Whether it was requested `admit_after` times. One request less never suffices; `admit_after` requests do
+        unless decay has reduced their count by a whole request.
         """
         return self.admit_after <= 0 or self.requests(key, now) > self.admit_after - 1
 

@@ -19,7 +19,7 @@ OFTEN = 3.0
 
 CONSTANTLY = 16.0
 """Requests (decayed) from which on a tag is requested in nine of ten lifetimes. A validation ahead then replaces one on
-behalf of a client, and so costs the registry nothing, however long the tag did not change."""
+behalf of a client, and so costs the registry nothing, even if the tag has not changed for long."""
 
 _HALF_LIFE = 5.0
 """Half-life of a request, in lifetimes of a tag."""
@@ -49,7 +49,7 @@ class WatchedTag:
     digest: Digest | None = None
     validated_at: float = 0.0
     changes: TagChanges | None = None
-    """None until there is something to remember, which is so for most tags."""
+    """None until a change of the tag was seen; most tags never change."""
     prefetch_tried: Digest | None = None
     """The digest whose prefetch was tried last; each digest is tried once."""
     is_validating: bool = False

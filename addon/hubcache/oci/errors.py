@@ -190,7 +190,7 @@ class ContentDamaged(StorageError):
 
 
 class NotStored(StorageError):
-    """The admission policy does not store this content, which is passed on. Not a failure."""
+    """The admission policy refuses to store this content; clients receive it from the upstream. Not a failure."""
 
 
 class StoreTooNew(HubcacheError):

@@ -108,7 +108,7 @@ def _descriptor(item: object, *, is_manifest: bool) -> Descriptor:
 
 
 def _attested(annotations: object) -> Digest | None:
-    """Return the manifest that an image index entry has the attestations of, by its annotations."""
+    """Return the manifest whose attestations an entry of an image index contains, from the entry's annotations."""
     if not isinstance(annotations, dict) or annotations.get(_KIND) != _ATTESTATION:
         return None
     try:

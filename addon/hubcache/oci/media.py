@@ -27,8 +27,8 @@ def normalize_accept(accept: str | None) -> str:
     """Return the `Accept` header to send upstream for a client's header; equal results mean equal responses.
 
     dockerd, containerd, podman and skopeo all list the four common types beside various older ones, so they share one
-    value. A client that omits one of the four (because it does not support image indexes) gets a value of its own, and
-    so the response that the upstream would send to it. Types with `q=0` are not accepted. After 32 types the rest is
+    value. A client that omits one of the four (because it does not support image indexes) gets another value, and so
+    the response that the upstream would send to it. Types with `q=0` are not accepted. After 32 types the rest is
     dropped: no client sends more.
     """
     accepted = set()

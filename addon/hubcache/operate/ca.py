@@ -157,7 +157,7 @@ def _constraints(domains: Sequence[str]) -> x509.NameConstraints:
 
 
 def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
-    """Write `data` to `path` atomically; without `replace`, keep a file that another process created meanwhile."""
+    """Write `data` to `path` atomically; without `replace`, keep a file that another process has created."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:

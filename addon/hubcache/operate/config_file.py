@@ -11,13 +11,13 @@ from .options import OPTIONS, convert_config_file, parse_yaml
 
 FILE_NAME = "hubcache.yaml"
 TEXT = "HUBCACHE_CONFIG_TEXT"
-"""Environment variable with the text of the file as the owner process read it: a worker that starts later must not get
-a newer text that nobody has checked."""
+"""Environment variable with the text of the file as the owner process read it: a worker that starts later must not read
+a newer text that the owner has not checked."""
 
 _PREFIX = "hubcache_"
 _OWN_NAME = "hubcache_config"
 _MAX_BYTES = 64 << 10
-"""Of the file: Linux limits an environment variable to 128 KiB."""
+"""Largest size of the file in bytes: Linux limits an environment variable to 128 KiB."""
 _KNOWN = {each.name: each for each in OPTIONS if each.name != _OWN_NAME}
 
 

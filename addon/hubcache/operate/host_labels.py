@@ -12,7 +12,7 @@ UNUSED_SECONDS = 3600.0
 """A host loses its label when it received no request for this time."""
 
 OTHER = "other"
-"""The label of all hosts without one of their own."""
+"""The label that all other hosts share."""
 
 
 class Hosts:

@@ -264,7 +264,7 @@ def declare(loader: addonmanager.Loader) -> None:
 
 
 def check_names(given: Iterable[str]) -> None:
-    """Raise `ConfigError` for names that begin like those of this program's options but are none.
+    """Raise `ConfigError` for unknown names that begin with the prefix of this program's options.
 
     mitmproxy keeps unknown names of the command line and of `config.yaml` for addons that may be loaded later.
     """
@@ -297,8 +297,8 @@ def convert_config_file(given: dict[str, Any]) -> None:
     """Convert values of a `config.yaml` that mitmproxy has deferred; raises `ConfigError` for those of a wrong type.
 
     A number such as `30` becomes text when the option also accepts text such as `30d`. A value of a wrong type is
-    removed, because mitmproxy would read it again and raise a `TypeError`. Command line values are in a type of their
-    own, which mitmproxy converts.
+    removed, because mitmproxy would read it again and raise a `TypeError`. Values of the command line have another
+    type, which mitmproxy converts.
     """
     complaints = []
     for each in OPTIONS:

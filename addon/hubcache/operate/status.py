@@ -25,7 +25,7 @@ exist (`svc`; `svc.cluster.local` ends in `local`)."""
 
 
 class Status:
-    """An HTTP server on a port of its own."""
+    """The HTTP server of the status listener."""
 
     def __init__(self, store: Store, metrics: Metrics, breakers: CircuitBreakers, setup: SetupPages) -> None:
         self._store = store

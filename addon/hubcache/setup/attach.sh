@@ -96,7 +96,7 @@ remember() {
     printf '%s\n' "$1" >>"$state/files"
 }
 
-# has_changed FILE: whether somebody else has changed it since this script wrote it.
+# has_changed FILE: whether the file was changed after this script wrote it.
 has_changed() {
     written=$state/$(key "$1").written
     [ -e "$root$1" ] && [ -e "$written" ] && [ "$(cksum <"$root$1")" != "$(cat "$written")" ]

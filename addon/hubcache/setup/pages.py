@@ -13,7 +13,7 @@ SOURCE = HERE / "README.md"
 """The page is written once, for readers of the repository and for those of a running cache."""
 
 _FOR_REPOSITORY = re.compile(r"<!-- repository -->.*?<!-- /repository -->\n", re.DOTALL)
-"""What a reader of the repository needs to know, and a client of a running cache does not."""
+"""Parts of the page for readers of the repository, which the page of a running cache omits."""
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
 _TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -46,7 +46,7 @@ class Addresses(NamedTuple):
     def of(cls, authority: str, mirror_port: int, proxy_port: int) -> "Addresses":
         """Return the addresses for a client that named the cache so in `Host`; a malformed name becomes a placeholder.
 
-        What a client sends is written into a script that is run as root: only letters that no shell interprets.
+        The name is written into a script that runs as root, so it may contain only characters that no shell interprets.
         """
         found = _HOST.fullmatch(authority)
         return cls(found["name"] if found else "CACHE", mirror_port, proxy_port)

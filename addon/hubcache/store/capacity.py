@@ -42,7 +42,7 @@ class Removal:
 class Capacity:
     """`max_bytes`, `max_blob` (0 = no limit) and `min_free` are in bytes and may be changed at any time.
 
-    `min_free` is None for the smaller of 1 GB and a twentieth of the file system.
+    When `min_free` is None, it is the smaller of 1 GB and a twentieth of the file system.
     """
 
     def __init__(self, directory: Path, max_bytes: int, usage: Usage, clock: Callable[[], float] = time.time) -> None:
@@ -67,8 +67,8 @@ class Capacity:
                 state = os.statvfs(self._directory)
             except OSError as error:
                 raise StorageError(f"cannot read how much of the disk is free: {error}") from error
-            # The file system counts what is reserved but not yet written as free. The limit is too high by these
-            # bytes: `hubcache_min_free` is a soft limit, checked again each time.
+            # The file system counts reserved but unwritten bytes as free, so the limit is too high by these bytes:
+            # `hubcache_min_free` is a soft limit, checked again each time.
             floor = min(1 << 30, state.f_blocks * state.f_frsize // 20) if self.min_free is None else self.min_free
             limit = min(limit, self._usage.on_disk + state.f_bavail * state.f_frsize - floor)
         return limit
@@ -77,8 +77,8 @@ class Capacity:
         """Reserve `size` bytes for `digest`, evicting content for it; raises `NotStored` when the policy refuses, and
         `StorageError` when there is no space.
 
-        One reservation at a time: space that is being freed for one is not yet free for another, and content that is
-        being removed cannot be evicted again.
+        Reservations run one at a time: another one must not count space that is being freed for this one, nor evict
+        content that is already being removed.
         """
         async with self._turn:
             await self._reserve(digest, size, index_bytes, remove)
@@ -131,14 +131,14 @@ class Capacity:
         return eviction is not None
 
     def keep(self, digest: Digest) -> None:
-        """Record in the policy that content stays which it counts as removed, unless it was removed meanwhile."""
+        """Record in the policy that content which it counts as removed is still stored, unless it has been removed."""
         size = self._usage.sizes.get(digest)
         if size is not None:
             self.retention.record_stored(digest, size_on_disk(size), self._clock())
 
     async def _evict(self, victims: Sequence[Eviction[Digest]], remove: Remove) -> None:
-        """Remove these. The policy counts them as removed already; it is corrected for each that stays: one that a
-        client began to read while those before it were removed, and all that come after a removal that failed."""
+        """Remove these victims. The policy already counts them as removed, so it is corrected for those that stay:
+        content that a client began to read in the meantime, and everything after a failed removal."""
         pending = deque(victims)
         try:
             while pending:

@@ -60,7 +60,7 @@ class DamagedContent:
     async def quarantine(self, digest: Digest, content: Path | bytes, why: str) -> None:
         """Move damaged content to the quarantine: the file of a blob, or the row of a manifest.
 
-        Nothing happens when the index has other content for the digest by then.
+        Does nothing if the index now has other content for the digest.
         """
 
         async def remove(digest: Digest) -> None:
@@ -87,7 +87,7 @@ class DamagedContent:
         return self._quarantine.trim()
 
     async def recount(self) -> None:
-        """Trim the quarantine if there was something in it, and count what stays: users may delete its files."""
+        """Trim the quarantine unless it was empty, and count its bytes again: users may delete its files."""
         if self._usage.quarantined:
             self._usage.quarantined = await self._index.run(self.trim)
 
@@ -108,7 +108,7 @@ class DamagedContent:
             return (kept if kept is not None and os.path.lexists(kept) else None), total
 
         moved = await self._index.write(move)
-        if moved is None:  # it was fetched again meanwhile
+        if moved is None:  # it has been fetched again
             self._capacity.keep(digest)
             return
         kept, self._usage.quarantined = moved

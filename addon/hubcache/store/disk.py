@@ -59,7 +59,7 @@ class FileDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no type
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
                 target.hardlink_to(value.path)
-            except OSError:  # a file system without links (exFAT, SMB): requests in between go upstream
+            except OSError:  # no hard links (exFAT, SMB); until the row is written, requests for the blob go upstream
                 value.path.replace(target)
             return value.size, MODE_BINARY, name, None
         if type(value) in (str, bytes):

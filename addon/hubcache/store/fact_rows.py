@@ -13,8 +13,8 @@ FACT_LIFETIME = 90 * 86400.0
 """Seconds after which a fact that was not written again, and that is not about stored content, is deleted."""
 
 TENTATIVE_LIFETIME = 86400.0
-"""Seconds for which content counts as private because a client tried to fetch it with credentials. The registry may
-refuse it, and digests and tokens can be made up without end."""
+"""Seconds for which content counts as private because a client tried to fetch it with credentials. The time is short
+because the registry may refuse the request, and clients can invent any number of digests and tokens."""
 
 _SOON_SECONDS = 86400.0
 
@@ -28,7 +28,8 @@ def decode_or[T, E](decode: Callable[[str], T], row: object, default: E) -> T | 
 
 
 def renew_facts(index: Index, stored: Container[str]) -> None:
-    """Extend the lifetime of facts about stored content: links are written once, and during an outage nothing is."""
+    """Extend the lifetime of facts about stored content: links are written only once, and no fact is written during an
+    outage."""
     expiring = index.expiring(FACT_LIFETIME / 2)
     if not expiring:
         return
@@ -54,8 +55,8 @@ def renew_facts(index: Index, stored: Container[str]) -> None:
 
 
 def renew_private(index: Index, stored: Container[str]) -> None:
-    """Keep stored private content private, however long this program did not run, or never ran long enough for
-    `renew_facts`. To be called before anything is served.
+    """Renew the rows of stored private content, so that it stays private even if the program was off for long, or never
+    ran long enough for `renew_facts`. Call this before anything is served.
     """
     expiring = (row for row in index.expiring(_SOON_SECONDS) if row[0].startswith("private/"))
     rows = {key: value for key, value in expiring if key.removeprefix("private/") in stored}

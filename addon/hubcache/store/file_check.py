@@ -14,7 +14,7 @@ PIECE = 1 << 20
 
 class FileCheck:
     """Verifies one file in steps of one piece, in any thread. The file is not open between two steps, so that the disk
-    space of a file that is evicted meanwhile is freed.
+    space of a file that is evicted during the check is freed.
 
     `from_disk` drops the file's pages from the page cache before they are read, because the disk is to be verified, and
     again afterwards, so that reading every file does not displace pages that are read often.
@@ -32,7 +32,7 @@ class FileCheck:
         """Read the next piece; return whether there are more.
 
         Raises `ContentDamaged` when the file does not match or the disk cannot read it, and `OSError` for other errors
-        (the file is missing, no descriptors).
+        (a missing file, no free descriptors).
         """
         try:
             data = self._read()

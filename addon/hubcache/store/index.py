@@ -48,7 +48,7 @@ class Index:
                 size_limit=_UNBOUNDED,
                 statistics=0,
                 sqlite_journal_size_limit=16 << 20,
-                sqlite_wal_autocheckpoint=256,  # pages: the log counts towards the cap, see `capacity.ALLOWANCE`
+                sqlite_wal_autocheckpoint=256,  # pages; small because the log counts towards the cap (`ALLOWANCE`)
             )
             self._file = self._identity()
         except (sqlite3.Error, diskcache.Timeout) as error:
@@ -113,7 +113,7 @@ class Index:
             self._translate(lambda: self._cache.set(key, value, expire=lifetime))
         except StorageError:
             if isinstance(value, StagedFile):
-                self.sweep()  # the file was linked before the write of its row failed, and must not stay uncounted
+                self.sweep()  # the file was linked before the failed write of its row, and must be counted or removed
             raise
 
     def update(self, key: str, change: Callable[[Any], object], lifetime: float | None = None) -> None:
@@ -167,8 +167,8 @@ class Index:
             self._translate(lambda key=key: self._cache.delete(key))  # type: ignore[misc]
 
     def checkpoint(self) -> None:
-        """Write the log to the database, so that committed rows survive a power loss: it may undo the last of them
-        otherwise."""
+        """Write the log to the database, so that committed rows survive a power loss, which may otherwise undo the last
+        of them."""
         list(self._query("PRAGMA wal_checkpoint"))
 
     def forget_expired(self) -> None:

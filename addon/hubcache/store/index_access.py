@@ -62,7 +62,7 @@ class IndexAccess:
         return result
 
     async def run[T](self, action: Callable[[], T]) -> T:
-        """Run `action` in the writer thread, without consequences for `problem`."""
+        """Run `action` in the writer thread; a failure does not change `problem`."""
         return await asyncio.get_running_loop().run_in_executor(self._writer, action)
 
     def note_failure(self, error: StorageError) -> None:

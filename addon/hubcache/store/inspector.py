@@ -1,8 +1,8 @@
 """Decides which stored files are verified before they are served, and verifies them.
 
 Verifying takes most of a second per gigabyte. A large file therefore counts as good while its size and its time of
-change are those it was stored with, unless a check is required: they do not change when a disk returns other bytes than
-were written. A small file is verified each time.
+change are those it was stored with. These do not show that a disk returns other bytes than were written: for that, a
+check can be required. A small file is verified each time.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from .disk import is_unchanged
 from .file_check import FileCheck
 
 SUSPECT_SECONDS = 3600.0
-"""For this long, a blob that was found good is not verified again because it is suspect: of many machines behind one
-address that pull the same blob, each but the first looks like a client that repeats its download."""
+"""Seconds for which a blob that was found good is not verified again on suspicion: when many machines behind one
+address pull the same blob, every machine but the first looks like a client that repeats its download."""
 
 SMALL = 64 << 10
-"""Bytes up to which a file is verified each time, in some 50 microseconds at most: workers repeat answers of this size
-for a second, also to clients that found that the digest does not match."""
+"""Files of up to this many bytes are verified at each request, in at most 50 microseconds or so: workers repeat answers
+of this size for a second, even to clients that found that the digest does not match."""
 
 _MAX_REMEMBERED = 50_000
 """Files, and digests, whose verification is remembered."""
@@ -48,7 +48,7 @@ class Inspector:
         self._required.add(digest)
 
     def suspect(self, digest: Digest) -> None:
-        """Require the same unless the content was found good within the last hour."""
+        """Require a check unless the content was found good within the last hour."""
         if digest not in self._found_good:
             self._required.add(digest)
 
@@ -58,7 +58,7 @@ class Inspector:
         return tuple(self._required)
 
     def clear(self, digest: Digest) -> None:
-        """Require no check any more: the content was verified, or removed."""
+        """Withdraw the requirement of a check: the content was verified or removed."""
         self._required.discard(digest)
 
     async def check(self, fd: int, path: Path, digest: Digest, size: int) -> None:

@@ -16,8 +16,8 @@ from .popularity import CLOCK
 from .usage import Usage, size_on_disk
 
 _LAST_NANOSECONDS = 300 * 10**9
-"""Time before the last write in which content may not have reached the disk when the power failed: far more than a disk
-takes to write its cache."""
+"""Nanoseconds before the last write: content stored in this time may not have reached the disk when the power failed. A
+disk writes its cache in far less."""
 
 
 def children_of(record: ManifestRecord) -> tuple[Digest, ...]:

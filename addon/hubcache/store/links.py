@@ -9,11 +9,11 @@ from .fact_rows import decode_or
 from .index_access import IndexAccess
 
 UNCONFIRMED = Link(None, confirmed=False)
-"""What counts as known where a row cannot be read: the registry confirmed nothing."""
+"""The link that is assumed where a row cannot be read: the registry confirmed nothing."""
 
 _MAX_LOOKUPS = 16
-"""Links that the caller's thread looks up before a write. More are left to the writer thread: each lookup takes some
-12 microseconds."""
+"""Number of links that are looked up on the caller's thread before a write. The writer thread looks up larger numbers:
+each lookup takes some 12 microseconds."""
 
 
 class Links:

@@ -48,8 +48,8 @@ class PrivateContent:
         return None
 
     async def add(self, digest: Digest, *registries: str) -> None:
-        """Store that content is private, and that these registries gave its bytes; without any, that it may be private
-        soon: a client is about to fetch it with its own credentials.
+        """Store that content is private, and that these registries gave its bytes. Without registries, the content only
+        counts as private for a limited time: a client is about to fetch it with its own credentials.
         """
         index, key = self._index.opened(), f"private/{digest}"
 
@@ -64,8 +64,8 @@ class PrivateContent:
         await self._write(write)
 
     async def add_repository(self, registry: str, repository: str, only: Digest | None = None) -> None:
-        """Mark the content of a repository as private: the repository turned private, or (`only`) lost one digest,
-        which is how some registries answer for a repository that turned private.
+        """Mark the content of a repository as private, because the repository turned private. With `only`, mark that
+        digest alone: the registry answered 404 for it, as some registries do when a repository turns private.
 
         Content that another public repository of the registry is confirmed to have stays public. The sources of what
         becomes private are the registries that gave the bytes, as far as that is known.
@@ -99,11 +99,11 @@ class PrivateContent:
         await self._write(write)
 
     def clear_cache(self) -> None:
-        """Read the index again for every digest: it may be another one now."""
+        """Forget the negative answers, because the index may be another one now."""
         self._not_private.clear()
 
     async def _write(self, write: Callable[[], None]) -> None:
-        """Write, and drop the negative answers, those included that are read while this writes."""
+        """Run `write`, and drop the negative answers, including those that are read during the write."""
         self._not_private.clear()
         try:
             await self._index.write(write)

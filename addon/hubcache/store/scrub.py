@@ -24,24 +24,24 @@ _ROW = "scrub"
 """Row of the position, for the next start."""
 
 _POLL_SECONDS = 5.0
-"""Time after which a required check, a new pace or new content is noticed."""
+"""Seconds within which a required check, a changed speed or new content is noticed."""
 
 _MIN_FILE_SPEED = 8 << 20
-"""Bytes per second at which a file is read at least: it must be read to its end while the process runs."""
+"""Lowest speed within a file, in bytes per second: at a lower one, the process might end before the file is read."""
 
 _URGENT_SPEED = 32 << 20
 """Bytes per second after an unclean stop, until everything was verified once."""
 
 _MIN_OBJECT_BYTES = 128 << 10
-"""Bytes that an object counts as at least: finding and opening it takes as long as reading these."""
+"""Smallest size that an object counts as, in bytes: finding and opening it takes as long as reading this much."""
 
 _QUEUE_LENGTH = 1000
-"""Objects that are sorted at once."""
+"""Number of objects that are sorted at once."""
 
 _SAVE_SECONDS = 60.0
 
 _REST_SECONDS = 3600.0
-"""Time between two rounds at a given rate: a small store would otherwise be read again and again."""
+"""Seconds between two rounds when `rate` is set: a small store would otherwise be read again and again."""
 
 
 class Scrub:
@@ -60,7 +60,7 @@ class Scrub:
         self._clock = clock
         self._position = ""
         self._queue: list[Digest] = []
-        """The next objects, the first last."""
+        """The next objects in reverse order: the last one is verified first."""
         self._remaining = 0
         """Objects until the end of the round."""
         self._credit = 0.0
@@ -113,7 +113,7 @@ class Scrub:
                 continue
             if blob is not None:
                 blob.close()
-            if self._store.blob_size(digest) is None:  # otherwise the check is still required, unless it succeeded
+            if self._store.blob_size(digest) is None:  # it was removed; if stored, only a successful check clears it
                 self._store.inspector.clear(digest)
         if self._is_due():
             await self._next()

@@ -138,10 +138,10 @@ class Store:
     def _recover(self, index: Index, *, verify: bool) -> None:
         """After an unclean stop, remove files without a row and rows without a file, and mark content for verification.
 
-        A killed process damages nothing: a row is written when its file is on disk. A power cut can, on a disk that had
-        not written what it had acknowledged. That concerns the last moments: what was stored last is verified before it
-        is first served, and the rest by the scrub. To verify everything first would take a second per GB at a moment
-        when all clients return.
+        A killed process damages nothing: a row is written when its file is on disk. A power cut can damage content if
+        the disk had not written what it had acknowledged. Only the last writes are at risk, so the content stored last
+        is verified before it is first served, and the rest by the scrub. To verify everything first would take a second
+        per GB at a moment when all clients return.
         """
         for digest in stored_last(index.reconcile()):
             if verify:

@@ -13,7 +13,7 @@ DAMAGE = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ELOOP, errno.
 
 @dataclass(slots=True)
 class StoredBlob:
-    """An open stored blob, to be closed after use. Its bytes stay readable even if it is removed meanwhile."""
+    """An open stored blob, to be closed after use. Its bytes stay readable even if the blob is removed."""
 
     fd: int
     size: int

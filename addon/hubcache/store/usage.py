@@ -1,4 +1,4 @@
-"""What the store holds, in memory: sizes, what manifests refer to, what is in use or pinned, and what is reserved.
+"""An in-memory account of the store: sizes, references of manifests, content in use or pinned, and reservations.
 
 It is rebuilt from the rows at start, and answers without SQLite, so that a hit needs no query for its size.
 """
@@ -16,9 +16,10 @@ MAX_CLOSURE = 20_000
 
 
 class Usage:
-    """Bytes used, in whole blocks: `used` is what is on disk plus what is reserved for content that is being staged.
+    """Bytes used, in whole blocks: `used` is the bytes on disk plus those reserved for content that is being staged.
 
-    On disk is more than what is stored: quarantined content, and removed content that a reader still has open.
+    Besides stored content, the bytes on disk include quarantined content, and removed content that a reader still has
+    open.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class Usage:
         self._removed_in_use: Counter[Digest] = Counter()
         """Bytes of removed files that may still be open, by digest."""
         self.version = 0
-        """Changes with what is stored, so that results derived from it can be cached until then."""
+        """Changes whenever the stored content changes, so that results derived from it can be cached until then."""
 
     @property
     def on_disk(self) -> int:
@@ -69,7 +70,7 @@ class Usage:
             self._removed_in_use[digest] += size
 
     def restore(self, sizes: dict[Digest, int], children: dict[Digest, tuple[Digest, ...]]) -> None:
-        """Replace what is stored; what is reserved does not change."""
+        """Replace the account of stored content; reservations do not change."""
         self.version += 1
         self.sizes, self.children = sizes, children
         self.stored = sum(map(size_on_disk, sizes.values()))
@@ -99,8 +100,9 @@ class Usage:
     def closure(
         self, roots: Iterable[Digest], referrers: Mapping[Digest, Set[Digest]] | None = None
     ) -> frozenset[Digest]:
-        """Return these manifests, everything that stored ones among them refer to at any depth, and what refers to any
-        of these (signatures, attestations) by `referrers`. The nearest `MAX_CLOSURE` at most, each visited once.
+        """Return these manifests, all content that they refer to at any depth (as far as the manifests are stored), and
+        by `referrers` the content that refers to any of it (signatures, attestations). At most `MAX_CLOSURE` digests,
+        the nearest first, each visited once.
         """
         found: set[Digest] = set()
         pending = deque(roots)

@@ -27,7 +27,7 @@ class Challenge:
             return None
         fields: dict[str, str] = {}
         for name, quoted, plain in _PARAMETER.findall(rest):
-            fields.setdefault(name.lower(), quoted or plain)  # a second challenge in the header comes later
+            fields.setdefault(name.lower(), quoted or plain)  # keeps the first challenge of the header
         if not fields.get("realm"):
             return None
         return cls(fields["realm"], fields.get("service"), fields.get("scope"), fields.get("error"))

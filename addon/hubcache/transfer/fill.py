@@ -23,7 +23,7 @@ _MAX_CHUNK = 32 << 20
 does."""
 
 _MANY_READERS = 100
-"""From this number on the readers of a fill are not examined one by one."""
+"""With this many readers or more, the readers of a fill are not examined one by one."""
 
 
 class FileReader(Protocol):
@@ -54,7 +54,8 @@ class Fill:
         self.readers = 0
         """Number of tasks that read its file, or wait for it to be opened or stored."""
         self.unread_since = 0.0
-        """When the last reader ended (monotonic clock). A task that waited for it to open reads it a moment later."""
+        """When the number of readers last fell to 0 (monotonic clock). A task that waited for the fill to open counts
+        as a reader again only when it reads, a moment later."""
         self._readers_changed = readers_changed
         self._running = asyncio.Event()
         """Set unless the fill is paused."""
@@ -66,12 +67,12 @@ class Fill:
 
     @property
     def written(self) -> int:
-        """Bytes that have arrived."""
+        """Number of bytes that have arrived."""
         return self._written
 
     @property
     def readable(self) -> int:
-        """Bytes that readers may have."""
+        """Number of bytes that readers may read."""
         if self.verified or self.size is None:
             return self._written
         return min(self._written, max(0, self.size - 1))

@@ -22,7 +22,7 @@ class Ticket:
     def __init__(self) -> None:
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.requesters: set[str] = set()
-        """In whose queues it is; it takes the first turn that comes."""
+        """The requesters in whose queues the ticket is; it takes the first turn of any of them."""
         self.holder: str | None = None
 
     @property
@@ -59,7 +59,7 @@ class FillSlots:
             self._grant()
 
     def release(self, ticket: Ticket) -> None:
-        """Take back a slot, or a ticket that still waits; what waits for it is cancelled."""
+        """Free the ticket's slot, or remove a waiting ticket from the queues and cancel the task that waits for it."""
         self._leave_queues(ticket)
         ticket.granted.cancel()
         if ticket.holder is not None:

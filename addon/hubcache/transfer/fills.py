@@ -33,8 +33,8 @@ _OPEN_SECONDS = 45.0
 """No further attempt to open after this time: each may cost a time-out, and clients wait one to five minutes."""
 _ATTEMPTS_WITHOUT_PROGRESS = 5
 _PROGRESS_BYTES = 1 << 20
-"""An attempt that brought this many bytes does not count as a failure. A smaller bound would not do: with an upstream
-that breaks off after each packet, a gigabyte would take a million requests."""
+"""An attempt that brought this many bytes does not count as a failure. With a smaller bound, an upstream that breaks
+off after each packet would be sent a million requests for a gigabyte."""
 _BACKOFF_SECONDS = 0.2
 _JOIN_SECONDS = 1.0
 """A client that has received a blob's size begins to read its bytes within this time."""
@@ -89,7 +89,8 @@ class Fills:
         self._hashing = ThreadPoolExecutor(2, thread_name_prefix="fill")
 
     def get(self, digest: Digest, requester: str | None = None) -> Fill | None:
-        """Return the running fill of a digest, None without one; from now on it takes turns of `requester`, too."""
+        """Return the running fill of a digest, or None. While the fill waits for a slot, it also waits in the queue of
+        `requester`."""
         fill = self._running.get(digest)
         if fill is not None and requester is not None:
             self._slots.join(self._jobs[fill].ticket, requester)
@@ -259,7 +260,7 @@ class Fills:
             )
         if fill.staged is None:
             fill.staged = await job.uncancelled(self._store.stage(fill.digest, verifier.size or 0))
-            fill.raise_error()  # it may have been cancelled meanwhile, and the first bytes may arrive late
+            fill.raise_error()  # it may have been cancelled during this wait, and the first bytes may arrive late
         if fill.size is None and verifier.size is not None and fill.staged.reserved >= verifier.size:
             fill.size = verifier.size
             fill.notify()

@@ -17,7 +17,8 @@ class ParallelRange(Source):
     def __init__(self, following: FillSource, separate: UpstreamSource, patience: float) -> None:
         """`following` and `separate` read the same range, and are owned by this source.
 
-        For `patience` seconds only the fill is waited for, and as long again while other ranges cover the gap.
+        The separate request is sent only after `patience` seconds without the fill reaching the range, and after as
+        long again while other ranges cover the gap.
         """
         self.origin = following.origin
         self._following = following

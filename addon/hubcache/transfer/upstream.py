@@ -45,8 +45,8 @@ _RETRY_WITHIN_SECONDS = 2.0
 _MAX_PAUSED = 10_000
 _INSUFFICIENT_SCOPE = "insufficient_scope"
 _MAX_REQUESTS = 3
-"""Requests for one read: without a token or with an old one, with a new one, and with another one when the registry did
-not know the new one yet."""
+"""Requests for one read: the first without a token or with an old one, the second with a new token, and the third with
+another token when the registry did not know the new one yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,8 @@ class Upstream:
         raise BadUpstream("upstream sent another range than requested", {"requested": start})
 
     def _body(self, response: aiohttp.ClientResponse, start: int, sent: dict[str, str]) -> BlobBody | None:
-        """Return the body from `start`, or from 0; None when it has another range, which is worth another request."""
+        """Return the body, which begins at `start` or at 0; None when it has another range, and the request is to be
+        repeated."""
         if response.status == 416:
             return None
         if response.status == 200:
@@ -239,7 +240,7 @@ class Upstream:
         for left_over in reversed(range(_MAX_REQUESTS)):
             authorized = headers | ({"Authorization": authorization} if authorization else {})
             async with self._client.send_following_redirects(kind, method, url, authorized) as response:
-                is_own = response.url.origin() == url.origin()  # else a CDN's: no matter for tokens and limits
+                is_own = response.url.origin() == url.origin()  # else a CDN's, unrelated to tokens and limits
                 if is_own:
                     self._report_limit(response, scope, given)
                 challenge = self._credentials.learn(response) if response.status == 401 and is_own else None

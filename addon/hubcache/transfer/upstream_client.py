@@ -127,9 +127,9 @@ class UpstreamClient:
         headers: dict[str, str],
         body: bytes | None,
     ) -> aiohttp.ClientResponse:
-        """Send a request, again if necessary: the server may have closed a kept connection, and all others with it. A
-        request that may be sent twice is repeated until it is sent on a new connection (RFC 9112 section 9.3.1). These
-        are requests with safe methods, and POSTs for a token, which change no state that matters."""
+        """Send a request, and repeat it where the server has closed a kept connection: it may have closed all of them.
+        A request that may be sent twice is repeated until it is sent on a new connection (RFC 9112 section 9.3.1): one
+        with a safe method, or a POST for a token, which changes no state that matters."""
         for _ in range(_MAX_ATTEMPTS):
             attempt = Attempt()
             try:
@@ -160,8 +160,8 @@ class UpstreamClient:
     def _record_error(
         self, session: aiohttp.ClientSession, kind: str, url: URL, error: aiohttp.ClientError | TimeoutError
     ) -> Unavailable:
-        """Record a request without a response: as a failure of the host if there was no connection, else as one of the
-        object. Return the error to raise."""
+        """Record a request without a response, as a failure of the host if there was no connection, else as a failure
+        of the requested object. Return the error to raise."""
         timed_out = isinstance(error, TimeoutError)
         proxy = self.proxies.find(url.scheme, url.host or "", url.port)
         proxy_failure = failure_of_proxy(proxy, error) if proxy is not None else None
