@@ -3,6 +3,7 @@
 import select
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from support.ports import free_port
 from support.program import HUB_HOST, LISTENERS, Program, running_program
 from support.pushes import credentials, manifest, push_blob, push_manifest
 from support.standin import Hub, random_bytes
+from support.standin.tls import make as make_certificate
 from support.tinyproxy import PASSWORD, SOURCE, USER, Tinyproxy, running_tinyproxy
 from support.users import basic
 
@@ -21,11 +23,13 @@ SIZE = 3_000_000
 
 
 class Relay:
-    """Forwards connections from a port of its own to another, as a port of a container is forwarded."""
+    """Forwards connections from a port of its own to another, as a port of a container is forwarded; with `tls` it
+    decrypts them."""
 
-    def __init__(self) -> None:
-        self.target = 0
+    def __init__(self, target: int = 0, tls: ssl.SSLContext | None = None) -> None:
+        self.target = target
         self.connections = 0
+        self._tls = tls
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), self._forward)
         self._server.daemon_threads = True
 
@@ -35,10 +39,12 @@ class Relay:
 
     def _forward(self, request: socket.socket, *_: object) -> None:
         self.connections += 1
-        with socket.create_connection(("127.0.0.1", self.target), TIMEOUT) as onward:
+        if self._tls is not None:
+            request = self._tls.wrap_socket(request, server_side=True)
+        with request, socket.create_connection(("127.0.0.1", self.target), TIMEOUT) as onward:
             while ready := select.select([request, onward], [], [], TIMEOUT)[0]:
                 for source in ready:
-                    data = source.recv(1 << 16)
+                    data = source.recv(1 << 16)  # more than a TLS record, so that nothing stays in its buffer
                     if not data:
                         return
                     (onward if source is request else request).sendall(data)
@@ -155,6 +161,22 @@ def test_everything_goes_through_the_proxy_of_the_environment(
         assert_tunnel_works(program, SOURCE)
         assert_all_came_from(hub, SOURCE)
         assert_password_is_absent(program)
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["https", "http"])
+def test_proxy_itself_may_speak_tls(outbound: Tinyproxy, tls: bool, tmp_path: Path) -> None:
+    with Hub(tls=tls) as hub:
+        ca_file, context = make_certificate(tmp_path, ["localhost"])
+        trusted = tmp_path / "trusted.pem"
+        trusted.write_text(ca_file.read_text() + (hub.ca_file.read_text() if hub.ca_file else ""))
+        with Relay(outbound.port, context) as relay:
+            url = f"https://{USER}:{PASSWORD}@localhost:{relay.url.rpartition(':')[2]}"
+            options = {"ssl_verify_upstream_trusted_ca": str(trusted), "hubcache_tunnel": "localhost"}
+            with running_program(hub, HUB_HOST, environment(url), **options) as program:
+                assert [pull(program, listener) for listener in LISTENERS] == [200, 200]
+                push_and_pull_private(program)
+                assert_tunnel_works(program, SOURCE)
+                assert_all_came_from(hub, SOURCE)
 
 
 def test_everything_goes_through_the_proxy_of_the_upstream_mode(outbound: Tinyproxy, tmp_path: Path) -> None:
