@@ -49,9 +49,12 @@ class AccessHooks:
         self._disconnect = disconnect
         self._rename = rename
         self._interception = Interception(())
-        self._destinations = Destinations((), ())
+        self._destinations = self._registries = Destinations((), ())
+        """Where clients may go through the proxy, and where registries may be that clients named."""
         self._directed: WeakKeyDictionary[Client, dict[str, Address]] = WeakKeyDictionary()
         """Where this program directed the flows of a client, by the flow's id."""
+        self._to_named: WeakKeyDictionary[Client, dict[str, Address]] = WeakKeyDictionary()
+        """The registries named by a client to which this program directed its flows, by the flow's id."""
         self._resolved: WeakKeyDictionary[Client, tuple[Address, Address]] = WeakKeyDictionary()
         """The address that a client named last, and what it was resolved to."""
         self._proxies = OutboundProxies()
@@ -70,7 +73,8 @@ class AccessHooks:
         """Use these option values, at start and later; `ports` are those that this program listens on."""
         self._interception = interception
         self._proxies = proxies
-        self._destinations = Destinations(settings.tunnel, ports)
+        ports = tuple(ports)
+        self._destinations, self._registries = Destinations(settings.tunnel, ports), Destinations(("*",), ports)
         self.limits.networks = settings.clients
 
     # -- clients --------------------------------------------------------------------------------------------------
@@ -167,14 +171,18 @@ class AccessHooks:
         addresses = self._directed.setdefault(flow.client_conn, {})
         addresses[flow.id] = flow.request.host, flow.request.port
 
-    def directed_upstream(self, flow: http.HTTPFlow) -> None:
+    def directed_upstream(self, flow: http.HTTPFlow, *, is_named_by_client: bool = False) -> None:
         """Permit the connection of a flow that this program directed to an upstream, and have it go through the
-        outbound proxy if there is one."""
+        outbound proxy if there is one. A direct one to a registry that the client named is permitted unless its
+        address is local."""
         proxy = self._proxies.find(flow.request.scheme, flow.request.host, flow.request.port)
-        if proxy is None:
-            self.directed(flow)
-        else:
+        if proxy is not None:
             self._connect_through(flow, proxy)
+        elif is_named_by_client:
+            proxied_flows.connect_directly(flow)
+            self._to_named.setdefault(flow.client_conn, {})[flow.id] = flow.request.host, flow.request.port
+        else:
+            self.directed(flow)
 
     def _connect_through(self, flow: http.HTTPFlow, proxy: OutboundProxy) -> None:
         self._directed.setdefault(flow.client_conn, {})[flow.id] = proxy.address
@@ -208,7 +216,8 @@ class AccessHooks:
 
     def response(self, flow: http.HTTPFlow) -> None:
         """Note that a flow is complete."""
-        self._directed.get(flow.client_conn, {}).pop(flow.id, None)
+        for directed in (self._directed, self._to_named):
+            directed.get(flow.client_conn, {}).pop(flow.id, None)
         self._flow_ended(flow)
 
     def error(self, flow: http.HTTPFlow) -> None:
@@ -231,14 +240,19 @@ class AccessHooks:
 
     async def _pin(self, data: ServerConnectionHookData, address: Address) -> None:
         named, resolved = self._resolved.pop(data.client, (None, None))
+        is_registry = address in self._to_named.get(data.client, {}).values()
         try:
-            if named != address or resolved is None:
+            if is_registry:
+                resolved = await self._registries.resolve(address)
+            elif named != address or resolved is None:
                 if self._proxies.find("https", *address) is not None:
                     raise Refused(f"{address[0]}:{address[1]} is reached through an outbound proxy only")
                 resolved = await self._destinations.resolve(address)
         except Refused as refused:
             self._log_refused(data.client, refused)
-            data.server.error = str(refused)
+            data.server.error = (
+                "the registry has a local address, and is not configured" if is_registry else str(refused)
+            )
         except OSError as error:
             data.server.error = f"cannot be resolved: {error.strerror or error}"
         else:

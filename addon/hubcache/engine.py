@@ -6,12 +6,14 @@ import resource
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Self
 
 from .decide.outbound_proxy import OutboundProxies
 from .decide.throttle import Throttle
 from .housekeeping import Housekeeping
-from .oci.errors import ConfigError, NotStored, StorageError
+from .oci.account import Account
+from .oci.errors import ConfigError, NotStored, StorageError, Unavailable
 from .oci.registry import HUB_HOST, Registry
 from .operate.access_log import AccessLog
 from .operate.metrics import Metrics
@@ -24,6 +26,7 @@ from .serve.cached_blobs import CachedBlobs
 from .serve.cached_manifests import CachedManifests
 from .serve.cached_referrers import CachedReferrers
 from .serve.content_service import ContentService
+from .serve.errors import error_answer
 from .serve.manifest_validation import ManifestValidation
 from .serve.messages import Answer, Change, Forward, Request, Result
 from .serve.prefetch import Prefetch
@@ -46,6 +49,7 @@ from .transfer.session import open_session
 from .transfer.tokens import Tokens
 from .transfer.upstream import Upstream
 from .transfer.upstream_client import UpstreamClient
+from .transfer.upstreams import Upstreams
 
 logger = logging.getLogger("hubcache")
 
@@ -66,7 +70,7 @@ class Engine:
         self._throttle = Throttle(_REPEAT_SECONDS, time.monotonic)
         self._access_log: AccessLog | None = None
         self._background: set[asyncio.Task[None]] = set()
-        self._upstreams: dict[str, Upstream] = {}
+        self._upstreams = Upstreams(self._open_upstream, self._apply_tag_refresh)
         self.store = self._opened_store(settings)
         self.metrics = Metrics()
         active = ActiveBodies()
@@ -80,6 +84,10 @@ class Engine:
         self._guarded = open_session(tls, user_agent, guarded=True)
         self._client = UpstreamClient(self._http, self.metrics, self.breakers, self._guarded)
         self._tokens = Tokens(self._client)
+        self._guarded_client = UpstreamClient(
+            self._http, self.metrics, self.breakers, self._guarded, guards_registries=True
+        )
+        self._guarded_tokens = Tokens(self._guarded_client)
         self._scrub = Scrub(self.store, self.report_storage_error)
         self.fills = Fills(self.store, self.metrics, self._fill_failed)
         self._writer = writer = BestEffortWriter(self.store, self.report_storage_error)
@@ -94,7 +102,7 @@ class Engine:
         self._mirror = StoredOnlyMirror(
             self.store, self._access, manifests, validation, self._blobs, prefetch, self._may_spend
         )
-        self.token_service = TokenService(self.store, self._client, self._tokens, self._upstreams)
+        self.token_service = TokenService(self.store, self._upstreams)
         self._content = ContentService(
             self.store, manifests, self._blobs, self._referrers, self._tag_refresh, self._mirror
         )
@@ -141,7 +149,7 @@ class Engine:
         """Send requests through these outbound proxies from now on."""
         if proxies and str(proxies) != str(self._client.proxies):
             logger.info("hubcache: registries are reached through the outbound proxy %s", proxies)
-        self._client.proxies = proxies
+        self._client.proxies = self._guarded_client.proxies = proxies
 
     def apply(self, settings: Settings) -> None:
         """Apply option values, at start and while running."""
@@ -158,7 +166,7 @@ class Engine:
         )
         self._scrub.period = settings.scrub.period if settings.scrub else None
         self._scrub.rate = settings.scrub.rate if settings.scrub else None
-        self._client.offline = settings.offline
+        self._client.offline = self._guarded_client.offline = settings.offline
         self._manifests.tag_lifetime = settings.tag_ttl
         self._manifests.max_stale = self._access.max_stale = settings.max_stale
         self._access.negative_ttl = settings.negative_ttl
@@ -172,26 +180,22 @@ class Engine:
             settings.sync and settings.sync_rate > 0 and settings.tag_ttl > 0 and not settings.offline
         )
         self.service.authorize, self._content.stored_only = settings.authorize, settings.offer_only
-        self._apply_registries(settings)
-        self._tag_refresh.apply(
-            settings.sync_rate, {each.host: self._upstreams[each.host] for each in settings.registries}
-        )
+        self._upstreams.configure(settings.registries, settings.registry_patterns)
+        for upstream in self._upstreams.values():
+            upstream.account = self._account(upstream.registry)
+        self._apply_tag_refresh()
 
-    def _apply_registries(self, settings: Settings) -> None:
-        """Add and replace upstreams.
+    def _apply_tag_refresh(self) -> None:
+        self._tag_refresh.apply(self._settings.sync_rate, self._upstreams.active)
 
-        An upstream whose registry did not change keeps its state: a pause that the registry asked for does not end
-        because another option changed. One that is no longer configured stays for the requests in progress.
-        """
-        for registry in settings.registries:
-            account = settings.account if registry.is_hub else None
-            known = self._upstreams.get(registry.host)
-            if known is not None and known.registry == registry:
-                known.account = account
-            else:
-                self._upstreams[registry.host] = Upstream(
-                    registry, self._client, self._tokens, self._remember_challenge, account
-                )
+    def _account(self, registry: Registry) -> Account | None:
+        return self._settings.account if registry.is_hub else None
+
+    def _open_upstream(self, registry: Registry) -> Upstream:
+        client, tokens = self._client, self._tokens
+        if registry.is_named_by_client:
+            client, tokens = self._guarded_client, self._guarded_tokens
+        return Upstream(registry, client, tokens, self._remember_challenge, self._account(registry))
 
     async def answer(self, request: Request) -> Answer | Forward | None:
         """Return the answer to a request, or how to forward it, and count it; None when its body is needed first.
@@ -201,6 +205,14 @@ class Engine:
         page = self._setup.answer(request)
         if page is not None:
             return page
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._upstreams.in_use(request.registry))
+            except Unavailable as error:
+                return error_answer(error, request.method)
+            return await self._answer(request)
+
+    async def _answer(self, request: Request) -> Answer | Forward | None:
         outcome: Answer | Forward
         if request.to_token_service or self.token_service.serves(request):
             if request.method == "POST" and request.body is None:

@@ -145,7 +145,7 @@ class FlowHooks:
         flow.request.port = upstream.port or (443 if upstream.scheme == "https" else 80)
         flow.request.stream = True
         credentials.send(flow.request, forward.authorization)
-        self._access.directed_upstream(flow)
+        self._access.directed_upstream(flow, is_named_by_client=place.registry.is_named_by_client)
         self._forwards[flow.id] = (place, forward, presented)
 
     def responseheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:

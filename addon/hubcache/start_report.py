@@ -9,6 +9,7 @@ from typing import Any
 from mitmproxy.proxy.mode_specs import ReverseMode
 from mitmproxy.utils import human
 
+from .operate.ca import CERTIFICATE_FILE, describe
 from .operate.options import Settings
 from .store.store import Store
 
@@ -24,7 +25,8 @@ def log_addresses(settings: Settings, servers: Iterable[Any], confdir: str) -> N
         kind = "mirror" if isinstance(server.mode, ReverseMode) else "proxy"
         address = ", ".join(human.format_address(each) for each in server.listen_addrs[:1])
         logger.info("hubcache: %s at %s", kind, address)
-    logger.info("hubcache: CA certificate %s", Path(confdir).expanduser() / "mitmproxy-ca-cert.pem")
+    directory = Path(confdir).expanduser()
+    logger.info("hubcache: CA certificate %s %s", directory / CERTIFICATE_FILE, describe(directory))
     if settings.status is not None:
         logger.info("hubcache: status at http://%s", human.format_address(settings.status))
 

@@ -142,7 +142,7 @@ class Hubcache:
     def _configure(self) -> None:
         settings = Settings.parse(ctx.options)
         proxies = find_outbound_proxies(ctx.options, os.environ, mitmproxy_options.listening_ports())
-        interception = Interception(settings.registries)
+        interception = Interception(settings.registries, settings.registry_patterns)
         previous = self._settings
         if previous is not None and self._engine is not None:
             previous.check_change_to(settings)

@@ -96,12 +96,18 @@ def test_recipe_for_daemon_json(
     assert hub.count() == 0
 
 
+@pytest.mark.parametrize(("name", "directory"), [("containerd-hosts", "docker.io"), ("containerd-any", "_default")])
 def test_recipe_for_containerd(
-    mirror_settings: ClientSettings, written: Callable[[str], Recipe], workspace: Path, upstream: Upstream
+    mirror_settings: ClientSettings,
+    written: Callable[[str], Recipe],
+    workspace: Path,
+    upstream: Upstream,
+    name: str,
+    directory: str,
 ) -> None:
-    hosts = workspace / "certs.d/docker.io/hosts.toml"
+    hosts = workspace / "certs.d" / directory / "hosts.toml"
     hosts.parent.mkdir(parents=True)
-    hosts.write_text(written("containerd-hosts").text)
+    hosts.write_text(written(name).text)
     containerd = Containerd(workspace, mirror_settings)
     try:
         containerd("images", "pull", "--hosts-dir", str(hosts.parent.parent), upstream.webapp.full_name)

@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 from _pytest.fixtures import FixtureFunctionDefinition
 from hubcache.oci.registry import Registry
+from hubcache.oci.registry_pattern import RegistryPattern, is_pattern
 from hubcache.operate.ca import ensure_ca
 
 from support.http_client import TIMEOUT, Answer, Exchange, head, wait_until
@@ -152,7 +153,9 @@ class Program:
         self.environment: dict[str, str] = {}
         """Variables besides those of `plain_environment`."""
         hosts = [HUB_HOST, TOKEN_HOST]
-        hosts += [Registry.parse(one).hostname for one in options.get("hubcache_registries", [])]
+        for one in options.get("hubcache_registries", []):
+            domain = RegistryPattern.parse(one).domain if is_pattern(one) else Registry.parse(one).hostname
+            hosts += [] if domain is None else [domain]
         # Where `confdir` holds no CA, mitmproxy makes one that may sign for every host. Without the option `confdir`,
         # users have the constrained CA that is made here.
         ensure_ca(self.confdir, hosts, datetime.now(UTC))

@@ -9,6 +9,7 @@ All operations take logarithmic time; an entry that was replaced stays in its qu
 import heapq
 import itertools
 import math
+from collections.abc import Collection
 
 from .watched_tag import WatchedTag
 
@@ -45,6 +46,12 @@ class Schedule:
         self._entries.clear()
         self._waiting.clear()
         self._due.clear()
+
+    def retain(self, hosts: Collection[str]) -> None:
+        """Remove the due tags of all other registries, which no check would take out."""
+        for host in [host for host in self._due if host not in hosts]:
+            for _, entry in self._due.pop(host):
+                self._entries.pop(entry, None)
 
     def put(self, watched: WatchedTag, due: float) -> None:
         """Schedule a tag for this time, instead of the time it was scheduled for."""

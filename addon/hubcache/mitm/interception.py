@@ -10,6 +10,8 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 
 from ..oci.reference import is_api_path
 from ..oci.registry import HUB_INDEX_HOST, HUB_REALM, Registry
+from ..oci.registry_pattern import RegistryPattern, registry_named
+from ..serve.challenges import TOKEN_PATH
 from ..serve.messages import Listener, Request
 
 HUB_TOKEN_HOST = HUB_REALM.split("/")[2]
@@ -40,10 +42,15 @@ class Place:
 
 
 class Interception:
-    """The table of hosts, made from the configured registries."""
+    """The table of hosts, made from the configured registries, and the patterns of those that clients may name.
 
-    def __init__(self, registries: Iterable[Registry]) -> None:
+    At the proxy a pattern needs a domain, for which the CA can sign; `*` holds for mirrors.
+    """
+
+    def __init__(self, registries: Iterable[Registry], patterns: Iterable[RegistryPattern] = ()) -> None:
         self.registries = tuple(registries)
+        self._patterns = tuple(patterns)
+        self._intercepted = tuple(pattern for pattern in self._patterns if pattern.domain is not None)
         self._places = {
             (registry.hostname, registry.port): Place(registry, Listener.PROXY) for registry in self.registries
         }
@@ -54,21 +61,25 @@ class Interception:
 
     @property
     def hosts(self) -> list[str]:
-        """Host names for which leaf certificates are made."""
-        return [host for host, _ in self._places]
+        """Host names, and domains of host names, for which leaf certificates are made."""
+        return [host for host, _ in self._places] + [str(pattern.domain) for pattern in self._intercepted]
 
     @property
     def allow_hosts(self) -> list[str]:
         """Patterns for mitmproxy's option of that name: the contents of any other tunnel are not decoded."""
-        return [rf"^\[?{re.escape(host)}\]?:{port}$" for host, port in self._places]
+        hosts = [rf"^\[?{re.escape(host)}\]?:{port}$" for host, port in self._places]
+        return hosts + [
+            rf"^[0-9a-z_.-]+\.{re.escape(str(pattern.domain))}:{pattern.port or '[0-9]+'}$"
+            for pattern in self._intercepted
+        ]
 
     def has(self, host: str, port: int) -> bool:
         """Whether connections to that address are intercepted."""
-        return (host.lower(), port) in self._places
+        return (host.lower(), port) in self._places or self._named((host, port), self._intercepted) is not None
 
     def serves(self, mode: ReverseMode) -> bool:
         """Whether a mirror's target is one of the registries."""
-        return self.has(*mode.address)
+        return (mode.address[0].lower(), mode.address[1]) in self._places
 
     def place(self, flow: http.HTTPFlow) -> Place | None:
         """Return the place of a request; None for one that is only passed through.
@@ -85,10 +96,15 @@ class Interception:
     def place_of(self, address: tuple[str, int], path: str) -> Place | None:
         """Return the place of a request inside of a tunnel to that address.
 
-        `index.docker.io` has more than the registry API (`docker search` requests `/v1/search`), and is alone in that.
+        `index.docker.io` has more than the registry API (`docker search` requests `/v1/search`), as may a host that
+        only a pattern names: it need not be a registry.
         """
         host, port = address[0].lower(), address[1]
-        return None if host == HUB_INDEX_HOST and not is_api_path(path) else self._places.get((host, port))
+        place = self._places.get((host, port))
+        if place is None and (is_api_path(path) or path == TOKEN_PATH):
+            registry = self._named(address, self._intercepted)
+            return None if registry is None else Place(registry, Listener.PROXY)
+        return None if host == HUB_INDEX_HOST and not is_api_path(path) else place
 
     def place_in_mirror(self, mode: ReverseMode, query: str, header: str | None) -> Place | None:
         """Return the place of a request to a mirror; `header` is its `OCI-Namespace`.
@@ -104,4 +120,15 @@ class Interception:
         for registry in self.registries:
             if registry.matches_namespace(named[0]):
                 return Place(registry, Listener.MIRROR)
-        return None
+        by_client = registry_named(named[0])
+        found = by_client and self._named((by_client.hostname, by_client.port), self._patterns)
+        return None if found is None else Place(found, Listener.MIRROR)
+
+    def _named(self, address: tuple[str, int], patterns: Iterable[RegistryPattern]) -> Registry | None:
+        """Return the registry at an address that a client names, if a pattern permits it; a configured one where it is
+        another name of that."""
+        host, port = address[0].lower(), address[1]
+        registry = registry_named(f"{host}:{port}")
+        if registry is None or not any(pattern.matches(host, port) for pattern in patterns):
+            return None
+        return next((each for each in self.registries if each.host == registry.host), registry)

@@ -10,6 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from cachetools import LRUCache
 from mitmproxy import tls
 from mitmproxy.certs import CertStoreEntry
 from mitmproxy.proxy.context import Context
@@ -33,6 +34,10 @@ _PENDING = 2 << 10
 """Bytes that usually wait to be sent before a body: two session tickets."""
 _PIECE = 4 * _RECORD
 """Bytes encrypted at a time: with their copies they fit into a processor's own cache."""
+
+
+MAX_CONTEXTS = 256
+"""Hosts whose contexts are kept: below the domain of a pattern of registries, clients choose the names."""
 
 
 def raises_connection_reset[**P](send: Callable[P, None]) -> Callable[P, None]:
@@ -183,7 +188,7 @@ class TlsContexts:
         self._interception = interception
         self._leaf = leaf
         self._mirror = mirror
-        self._contexts: dict[str, SSL.Context] = {}
+        self._contexts: LRUCache[str, SSL.Context] = LRUCache(MAX_CONTEXTS)
 
     def connection_for_hello(self, start: tls.TlsData) -> TlsConnection | None:
         """Return a connection that is ready for the client's hello; None where mitmproxy is to make it."""

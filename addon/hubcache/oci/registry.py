@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 from .errors import ConfigError
 
 _LABEL = r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?"
-_HOSTNAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+HOSTNAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+"""A host name in lower case."""
 
 HUB_HOST = "registry-1.docker.io"
 HUB_REALM = "https://auth.docker.io/token"
@@ -25,6 +26,9 @@ class Registry:
 
     host: str
     upstream: str
+    is_named_by_client: bool = False
+    """Whether it is not configured: a client named it, and a pattern permits it. Its own host may then not have a local
+    address."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -80,7 +84,7 @@ def _origin(url: str, text: str) -> str:
         raise ConfigError(f"{text!r}: {error}; expected HOST or HOST=UPSTREAM_URL") from error
     if not url.isascii():
         raise ConfigError(f"{text!r}: write an international host name in its xn-- form")
-    if parts.hostname and ":" not in parts.hostname and _HOSTNAME.fullmatch(parts.hostname) is None:
+    if parts.hostname and ":" not in parts.hostname and HOSTNAME.fullmatch(parts.hostname) is None:
         raise ConfigError(f"{text!r}: {parts.hostname!r} is not a host name; give several registries one by one")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
         raise ConfigError(f"{text!r}: expected HOST or HOST=UPSTREAM_URL with an http or https URL")

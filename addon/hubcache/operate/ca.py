@@ -96,6 +96,19 @@ def ensure_ca(directory: Path, hosts: Sequence[str], now: datetime) -> Authority
     return Authority(certificate_file, warning)
 
 
+def describe(directory: Path) -> str:
+    """Return what the CA in `directory` can sign, and how to change that, in one line; the CA was checked before."""
+    key_file, limit = directory / KEY_FILE, "any host"
+    certificate = x509.load_pem_x509_certificate((directory / CERTIFICATE_FILE).read_bytes())
+    for extension in certificate.extensions:
+        if isinstance(extension.value, x509.NameConstraints):
+            limit = ", ".join(str(name.value) for name in extension.value.permitted_subtrees or ())
+    return (
+        f"can sign for {limit}; registries elsewhere need a new CA: move {key_file} away, start again, and have every "
+        "client of the proxy trust the new certificate"
+    )
+
+
 def _renewal(key_file: Path) -> str:
     return f"to renew it, move {key_file} away and start again; every client must then trust the new {CERTIFICATE_FILE}"
 

@@ -15,6 +15,10 @@ from .host_labels import Hosts
 
 _STATUSES = frozenset(str(status.value) for status in HTTPStatus) | {"error"}
 
+MAX_LIMITS = 64
+"""Rate limits that are remembered, by registry and kind of credential; beyond them, the one that was not reported for
+longest is forgotten: clients may name registries."""
+
 logger = logging.getLogger("hubcache")
 
 
@@ -150,8 +154,14 @@ class Metrics:
         self._received.labels(self._hosts.label(host)).inc(count)
 
     def rate_limit_seen(self, host: str, credential: str, limit: int | None, remaining: int) -> None:
-        self._remaining.labels(host, credential).set(remaining)
+        self._last_remaining.pop((host, credential), None)
+        if len(self._last_remaining) >= MAX_LIMITS:
+            oldest = next(iter(self._last_remaining))
+            del self._last_remaining[oldest]
+            self._remaining.remove(*oldest)
+            self._limit.remove(*oldest)
         self._last_remaining[host, credential] = remaining
+        self._remaining.labels(host, credential).set(remaining)
         if limit is not None:
             self._limit.labels(host, credential).set(limit)
 

@@ -13,6 +13,7 @@ from ..oci.account import Account
 from ..oci.errors import ConfigError, RegistryError
 from ..oci.image_name import ImageName
 from ..oci.registry import HUB_HOST, Registry
+from ..oci.registry_pattern import RegistryPattern, is_pattern, registry_named
 
 type Network = IPv4Network | IPv6Network
 
@@ -138,15 +139,27 @@ def file_path(text: str) -> Path | None:
 
 
 def registries(texts: Sequence[str]) -> tuple[Registry, ...]:
-    """Return at least one registry; no host occurs twice."""
-    found = tuple(Registry.parse(text) for text in texts)
+    """Return the registries that are no patterns, the default first; at least one, and no host twice.
+
+    Where `*` is before all others, Docker Hub is the default.
+    """
+    registry_patterns(texts)  # raises for those that are malformed
+    found = tuple(Registry.parse(text) for text in texts if not is_pattern(text))
+    if texts and texts[0].strip() == "*":
+        hub = next((registry for registry in found if registry.is_hub), Registry.parse(HUB_HOST))
+        found = (hub, *(registry for registry in found if registry is not hub))
     if not found:
-        raise ConfigError(f"no registry is named; expected at least one, such as {HUB_HOST}")
+        raise ConfigError(f"no registry is named; expected at least one without a *, such as {HUB_HOST}")
     hosts = [registry.host for registry in found]
     for host in hosts:
         if hosts.count(host) > 1:
             raise ConfigError(f"{host} is named twice; expected each registry once")
     return found
+
+
+def registry_patterns(texts: Sequence[str]) -> tuple[RegistryPattern, ...]:
+    """Return the patterns among the registries."""
+    return tuple(RegistryPattern.parse(text) for text in texts if is_pattern(text))
 
 
 def pins(texts: Sequence[str]) -> tuple[ImageName, ...]:
@@ -208,11 +221,13 @@ def account(username: str, password_file: str) -> Account | None:
     return Account(username, password)
 
 
-def check_pins(images: Sequence[ImageName], of: Sequence[Registry]) -> None:
-    """Raise `ConfigError` unless all images are in one of these registries."""
+def check_pins(images: Sequence[ImageName], of: Sequence[Registry], patterns: Sequence[RegistryPattern] = ()) -> None:
+    """Raise `ConfigError` unless all images are in one of these registries, or in one that a pattern permits."""
     hosts = [registry.host for registry in of]
     for image in images:
-        if image.host not in hosts:
+        named = registry_named(image.host)
+        is_permitted = named is not None and any(each.matches(named.hostname, named.port) for each in patterns)
+        if image.host not in hosts and not is_permitted:
             raise ConfigError(f"hubcache_pins: {image.host} of {image.repository} is not in hubcache_registries")
 
 

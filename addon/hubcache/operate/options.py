@@ -14,6 +14,7 @@ from ..oci.account import Account
 from ..oci.errors import ConfigError
 from ..oci.image_name import ImageName
 from ..oci.registry import HUB_HOST, Registry
+from ..oci.registry_pattern import RegistryPattern
 from . import option_values as values
 from .option import declared_options, option
 from .option_values import Network, Scrub
@@ -93,8 +94,11 @@ class Settings:
         "hubcache_registries",
         [HUB_HOST],
         values.registries,
-        "Registries to cache, each HOST or HOST=UPSTREAM_URL; connections to all other hosts are tunnelled unchanged.",
+        "Registries to cache, each HOST or HOST=UPSTREAM_URL, and patterns of others that clients may name: *.DOMAIN, "
+        "or * at mirrors only; connections to all other hosts are tunnelled unchanged.",
     )
+    registry_patterns: tuple[RegistryPattern, ...] = ()
+    """The patterns among the values of `registries`."""
     tunnel: tuple[str, ...] = option(
         "hubcache_tunnel",
         ["*"],
@@ -240,9 +244,11 @@ class Settings:
         """Check the values of mitmproxy's options; raises `ConfigError` that names the option."""
         fields = declared_options(cls)
         settings = cls(**{field: each.parse(getattr(options, each.name)) for field, each in fields.items()})
-        values.check_pins(settings.pins, settings.registries)
+        patterns = values.registry_patterns(options.hubcache_registries)
+        values.check_pins(settings.pins, settings.registries, patterns)
         return replace(
             settings,
+            registry_patterns=patterns,
             account=values.account(settings.username, settings.password_file),
             max_stale=math.inf if settings.offline else settings.max_stale,
         )

@@ -36,7 +36,9 @@ def _client_realm(registry: Registry, realm: str) -> str:
     if registry.is_hub:
         return HUB_REALM
     try:
-        if is_on_registry_host(registry, realm) or not may_receive_password(registry.upstream, realm):
+        if not may_receive_password(registry.upstream, realm):
+            return realm
+        if is_on_registry_host(registry, realm) and not registry.is_named_by_client:  # else that path is not served
             return realm
     except BadUpstream:  # not a URL: leave it to the client
         return realm

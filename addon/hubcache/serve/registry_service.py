@@ -5,6 +5,7 @@ Every `RegistryError` becomes an answer here, or the request is forwarded with t
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ..decide.throttle import Throttle
@@ -67,7 +68,7 @@ class RegistryService:
         validation: ManifestValidation,
         blobs: CachedBlobs,
         referrers: CachedReferrers,
-        upstreams: dict[str, Upstream],
+        upstreams: Mapping[str, Upstream],
     ) -> None:
         self.authorize = False
         self._store = store

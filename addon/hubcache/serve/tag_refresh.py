@@ -101,6 +101,8 @@ class TagRefresh:
             self._budgets.setdefault(host, Budget(rate, now))
         for budget in self._budgets.values():
             budget.change(rate, now)
+        for host in [host for host in self._budgets if host not in upstreams and not self._running[host]]:
+            del self._budgets[host], self._running[host]
 
     def _drop(self, _: _Key, watched: WatchedTag) -> None:
         watched.is_dropped = True
@@ -163,6 +165,7 @@ class TagRefresh:
                 self._place(watched, now)
         if self._moves.has_unwritten:
             self._spawn(self._moves.write_some())
+        self._schedule.retain(self.upstreams)
         more = self._schedule.collect_due(now, self._manifests.tag_lifetime, _SLICE)
         for host in self.upstreams:
             more = self._start_checks(host, len(self.upstreams)) or more

@@ -7,7 +7,7 @@ So an anonymous pull of a stored image sends no request upstream, and succeeds w
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from urllib.parse import parse_qs
 
@@ -21,9 +21,8 @@ from ..transfer.realms import may_receive_password, parse_realm
 from ..transfer.response_body import read_text_body
 from ..transfer.retry_after import retry_after
 from ..transfer.sources import BytesSource
-from ..transfer.tokens import Tokens, parse_token
+from ..transfer.tokens import parse_token
 from ..transfer.upstream import Upstream
-from ..transfer.upstream_client import UpstreamClient
 from .challenges import TOKEN_PATH, is_on_registry_host
 from .errors import error_answer
 from .messages import LOCAL_TOKEN, UNVERIFIED_TOKEN, Answer, Listener, Request, Result
@@ -43,14 +42,10 @@ class TokenService:
     def __init__(
         self,
         store: Store,
-        client: UpstreamClient,
-        tokens: Tokens,
-        upstreams: dict[str, Upstream],
+        upstreams: Mapping[str, Upstream],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
-        self._client = client
-        self._tokens = tokens
         self._upstreams = upstreams
         self._clock = clock
 
@@ -92,17 +87,18 @@ class TokenService:
         if request.method == "GET" and request.credentials is None:
             return self._local_token(LOCAL_TOKEN, _LIFETIME)
         only_pulls = _has_only_pull_scopes(request)
+        tokens = self._upstreams[request.registry.host].tokens
         realm = None
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS if only_pulls else None):
                 realm = await self._realm(request.registry)
                 answer = await self._request(request, realm)
-                self._tokens.record_success(realm)
+                tokens.record_success(realm)
                 return answer
         except (Unavailable, BadUpstream, TooManyRequests, TimeoutError) as error:
             reason = error.message if isinstance(error, RegistryError) else "it is slow"
             if realm is not None:
-                self._tokens.record_failure(realm, reason)
+                tokens.record_failure(realm, reason)
             if only_pulls:
                 return self._local_token(UNVERIFIED_TOKEN, _UNVERIFIED_LIFETIME)
             if isinstance(error, Unavailable):
@@ -135,7 +131,8 @@ class TokenService:
         if request.credentials is not None:
             headers["Authorization"] = request.credentials
         form, origin = request.body or None, URL(upstream)
-        async with self._client.send("token", request.method, url, headers, form, named_by=origin) as response:
+        client = self._upstreams[request.registry.host].client
+        async with client.send("token", request.method, url, headers, form, named_by=origin) as response:
             if response.status == 429:
                 raise TooManyRequests("token service limits requests", retry_after(response))
             if response.status >= 500 or response.content_type == "text/html":

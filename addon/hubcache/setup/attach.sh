@@ -12,17 +12,21 @@ root=${HUBCACHE_ATTACH_ROOT:-} # prefix of all files; tests set it
 image=hello-world
 mode=attach
 by=mirror
+registry=docker.io # the directory of hosts.toml: of one registry, or _default
 dry=
 prove=yes
 
 usage() {
     cat <<'END'
-usage: attach [--cache HOST] [--mirror HOST:PORT] [--proxy [HOST:PORT]] [--dry-run] [--no-pull] [--image IMAGE]
+usage: attach [--cache HOST] [--mirror HOST:PORT] [--proxy [HOST:PORT]] [--all-registries] [--dry-run] [--no-pull]
+              [--image IMAGE]
        attach --detach [--dry-run]
 
   --cache HOST         the machine of the cache; its mirror is at port 5000, its proxy at port 8080
   --mirror HOST:PORT   the address of the mirror, if the port is another one
   --proxy [HOST:PORT]  attach Docker Engine by the proxy (logged-in pulls, pushes, other registries); restarts it
+  --all-registries     send pulls from all registries to the mirror (it needs hubcache_registries=*), not only those
+                       from Docker Hub; for Docker Engine that reads hosts.toml, and containerd
   --dry-run            show what would be changed, and change nothing
   --no-pull            do not prove it with a pull
   --image IMAGE        the image to pull for that (default: hello-world)
@@ -129,9 +133,8 @@ restore() {
 # --- Engines -------------------------------------------------------------------------------------------------------
 
 hosts_toml() { # hosts_toml CAPABILITIES
+    if [ "$registry" = docker.io ]; then printf 'server = "https://registry-1.docker.io"\n\n'; fi
     cat <<END
-server = "https://registry-1.docker.io"
-
 [host."http://$mirror"]
 capabilities = [$1]
 END
@@ -215,8 +218,11 @@ attach_docker() {
         attach_docker_proxy
     elif docker_reads_hosts; then
         say "Docker Engine reads hosts.toml at each pull: no restart"
-        change /etc/docker/certs.d/docker.io/hosts.toml "$(hosts_toml "$(docker_capabilities)")"
+        change "/etc/docker/certs.d/$registry/hosts.toml" "$(hosts_toml "$(docker_capabilities)")"
     else
+        if [ "$registry" = _default ]; then
+            say "this Docker Engine has mirrors for Docker Hub only (all registries: version 28 with the containerd image store)"
+        fi
         text=$(daemon_json "$root/etc/docker/daemon.json" "http://$mirror") || exit 1
         change /etc/docker/daemon.json "$text"
         if [ -n "$changed" ]; then reload_docker; fi
@@ -256,7 +262,7 @@ attach_containerd() {
     [ -f "$config" ] || return 0
     found=yes
     changed=
-    change /etc/containerd/certs.d/docker.io/hosts.toml "$(hosts_toml '"pull", "resolve"')"
+    change "/etc/containerd/certs.d/$registry/hosts.toml" "$(hosts_toml '"pull", "resolve"')"
     any=$any$changed
     if ! grep -q '^[[:space:]]*config_path[[:space:]]*=[[:space:]]*["'\''][^"'\'']*/etc/containerd/certs\.d' "$config"; then
         say "/etc/containerd/config.toml has no config_path = \"/etc/containerd/certs.d\": add it for pulls by Kubernetes (see /setup)"
@@ -360,6 +366,7 @@ while [ $# -gt 0 ]; do
         image=$2
         shift
         ;;
+    --all-registries) registry=_default ;;
     --dry-run) dry=yes ;;
     --no-pull) prove= ;;
     --detach) mode=detach ;;

@@ -75,6 +75,7 @@ class Upstream:
     ) -> None:
         self.registry = registry
         self._client = client
+        self._tokens = tokens
         self._clock = clock
         self._credentials = RegistryCredentials(registry, client, tokens, learned, account, self._now)
         self._origin = URL(registry.upstream)
@@ -84,6 +85,16 @@ class Upstream:
         return self._clock()
 
     # -- state ------------------------------------------------------------------------------------------------------
+
+    @property
+    def client(self) -> UpstreamClient:
+        """The HTTP client that decides which addresses the registry and its token service may have."""
+        return self._client
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens of the registry's token service."""
+        return self._tokens
 
     @property
     def account(self) -> Account | None:

@@ -32,7 +32,8 @@ UTF-8."""
 class UpstreamClient:
     """The HTTP client for all upstream hosts. With `offline` it sends nothing.
 
-    `http` is for URLs of the configured registries, `guarded` for those that upstreams name.
+    `http` is for URLs of the configured registries, `guarded` for those that upstreams name. With `guards_registries`,
+    as for registries that clients named, not even a registry's own URLs may have local addresses.
     """
 
     def __init__(
@@ -41,12 +42,15 @@ class UpstreamClient:
         observer: Observer,
         breakers: CircuitBreakers,
         guarded: aiohttp.ClientSession | None = None,
+        *,
+        guards_registries: bool = False,
     ) -> None:
         self.offline = False
         self.proxies = OutboundProxies()
         self.observer = observer
         self._http = http
         self._guarded = guarded or http
+        self._guards_registries = guards_registries
         self._local_registries = LocalRegistries()
         self._breakers = breakers
 
@@ -154,6 +158,8 @@ class UpstreamClient:
         if self.proxies.find(url.scheme, url.host or "", url.port):
             check_target(url, named_by)
             return self._http
+        if self._guards_registries:
+            return self._guarded
         may_be_local = url.origin() == named_by.origin() or await self._local_registries.is_local(named_by)
         return self._http if may_be_local else self._guarded
 

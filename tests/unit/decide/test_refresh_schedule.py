@@ -46,6 +46,17 @@ def test_each_registry_has_its_own_queue() -> None:
     assert drained(schedule, 0.0) == ["popular"]
 
 
+def test_due_tags_of_registries_that_are_gone_are_removed() -> None:
+    schedule, gone, kept = Schedule(), tag("gone", host="ghcr.io"), tag("kept")
+    for each in (gone, kept):
+        schedule.put(each, 0.0)
+    schedule.collect_due(0.0, LIFETIME, 10)
+    schedule.retain([HOST])
+    assert (schedule.has(gone), schedule.has(kept), len(schedule)) == (False, True, 1)
+    schedule.put(gone, 0.0)
+    assert drained(schedule, 0.0, "ghcr.io") == ["gone"]
+
+
 def test_tag_is_due_at_the_time_it_was_last_scheduled_for() -> None:
     schedule, one, two = Schedule(), tag(1), tag(2)
     for due in (50.0, 10.0, 30.0):

@@ -4,7 +4,8 @@ import re
 
 import pytest
 from hubcache.mitm.interception import Interception, Place
-from hubcache.oci.registry import Registry
+from hubcache.oci.registry import HUB_HOST, Registry
+from hubcache.oci.registry_pattern import RegistryPattern
 from hubcache.serve.messages import Listener
 from mitmproxy.http import HTTPFlow
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
@@ -138,3 +139,86 @@ def test_mirror_must_be_of_a_configured_registry(mode: str, served: bool) -> Non
     parsed = ProxyMode.parse(mode)
     assert isinstance(parsed, ReverseMode)
     assert TABLE.serves(parsed) is served
+
+
+# -- registries that clients name
+
+ANY = Interception((HUB, GHCR), [RegistryPattern.parse("*")])
+BELOW = Interception((HUB, GHCR), [RegistryPattern.parse("*.example.com"), RegistryPattern.parse("*.docker.io")])
+
+
+@pytest.mark.parametrize(
+    ("namespace", "registry"),
+    [
+        ("quay.io", Registry("quay.io", "https://quay.io", is_named_by_client=True)),
+        ("quay.io:5000", Registry("quay.io:5000", "https://quay.io:5000", is_named_by_client=True)),
+        ("docker.io", HUB),
+        ("ghcr.io", GHCR),
+        ("GHCR.io:443", GHCR),
+        ("index.docker.io:443", HUB),
+        ("localhost:2375", None),
+        ("127.0.0.1:2375", None),
+        ("metadata.google.internal", None),
+        ("quay.io=http://localhost:2375", None),
+        ("quay.io%3Dhttp://localhost:2375", None),
+    ],
+)
+@pytest.mark.parametrize("by", ["query", "header"])
+def test_namespace_that_a_pattern_permits_is_a_registry(namespace: str, registry: Registry | None, by: str) -> None:
+    query = f"?ns={namespace}" if by == "query" else ""
+    flow = request(f"reverse:https://{HUB_HOST}", f"http://anything.example/v2/{query}")
+    if by == "header":
+        flow.request.headers["OCI-Namespace"] = namespace
+    assert ANY.place(flow) == (None if registry is None else Place(registry, Listener.MIRROR))
+
+
+@pytest.mark.parametrize(
+    ("url", "registry"),
+    [
+        ("https://r.example.com/v2/", Registry("r.example.com", "https://r.example.com", is_named_by_client=True)),
+        (
+            "https://R.example.com/.hubcache/token",
+            Registry("r.example.com", "https://r.example.com", is_named_by_client=True),
+        ),
+        ("https://r.example.com/", None),
+        ("https://r.example.com/v20/", None),
+        ("https://r.example.com:8443/v2/", None),
+        ("https://example.com/v2/", None),
+        ("https://docker.io/v2/", None),
+        ("http://r.example.com/v2/", None),
+        ("https://registry-1.docker.io/anything", HUB),
+    ],
+)
+def test_registry_below_a_domain_is_answered_below_v2_at_the_proxy(url: str, registry: Registry | None) -> None:
+    assert BELOW.place(request("regular", url)) == (None if registry is None else Place(registry, Listener.PROXY))
+
+
+@pytest.mark.parametrize(
+    ("address", "ours"),
+    [
+        (("r.example.com", 443), True),
+        (("a.R.example.com", 443), True),
+        (("example.com", 443), False),
+        (("xexample.com", 443), False),
+        (("r.example.com", 22), False),
+        (("r.example.com.evil.org", 443), False),
+    ],
+)
+def test_hosts_below_a_domain_are_intercepted(address: tuple[str, int], ours: bool) -> None:
+    assert BELOW.has(*address) is ours
+    text = f"{address[0]}:{address[1]}"
+    assert any(re.search(pattern, text, re.IGNORECASE) for pattern in BELOW.allow_hosts) is ours
+
+
+def test_any_registry_is_not_intercepted_and_the_ca_is_not_widened() -> None:
+    plain = Interception((HUB, GHCR))
+    assert (ANY.hosts, ANY.allow_hosts) == (plain.hosts, plain.allow_hosts)
+    assert not ANY.has("quay.io", 443)
+    assert ANY.place(request("regular", "https://quay.io/v2/")) is None
+    assert BELOW.hosts == [*plain.hosts, "example.com", "docker.io"]
+
+
+def test_mirror_is_of_a_registry_that_is_configured_by_its_name() -> None:
+    mode = ProxyMode.parse("reverse:https://r.example.com@5000")
+    assert isinstance(mode, ReverseMode)
+    assert not BELOW.serves(mode)

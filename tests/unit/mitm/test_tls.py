@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 from hubcache.mitm import tls
+from hubcache.mitm.interception import Interception
+from hubcache.oci.registry import Registry
+from hubcache.oci.registry_pattern import RegistryPattern
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from OpenSSL import SSL
@@ -148,6 +151,16 @@ def test_one_spelling_of_a_host_has_a_context(known: taddons.context) -> None:
     """A client could have thousands of contexts made."""
     name = "ReGiStRy-1.docker.io"
     assert tls_contexts(known).connection_for_hello(start(known, name, (name, 443))) is None
+
+
+def test_contexts_of_hosts_below_a_domain_are_bounded(known: taddons.context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "MAX_CONTEXTS", 2)
+    interception = Interception([Registry.parse(HUB_HOST)], [RegistryPattern.parse("*.example.com")])
+    contexts = tls.TlsContexts(interception, known.master.addons.get("tlsconfig").get_cert)
+    names = [f"r{number}.example.com" for number in range(3)]
+    for name in names:
+        assert contexts.connection_for_hello(start(known, name, (name, 443))) is not None
+    assert [contexts.connection(name) is not None for name in names] == [False, True, True]
 
 
 def test_other_host_is_left_to_mitmproxy(known: taddons.context) -> None:

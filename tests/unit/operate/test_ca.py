@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hubcache.oci.errors import ConfigError
-from hubcache.operate.ca import CERTIFICATE_FILE, KEY_FILE, VALIDITY, constrained_domains, ensure_ca
+from hubcache.operate.ca import CERTIFICATE_FILE, KEY_FILE, VALIDITY, constrained_domains, describe, ensure_ca
 from mitmproxy.certs import CertStore
 
 HUB = ["registry-1.docker.io", "auth.docker.io"]
@@ -124,6 +124,13 @@ class TestDomains:
 
 class TestNew:
     """A CA created at the first start."""
+
+    def test_description_says_what_it_can_sign_and_how_to_change_that(self, tmp_path: Path) -> None:
+        ensure_ca(tmp_path, [*HUB, "example.com", "10.0.0.1"], NOW)
+        text = describe(tmp_path)
+        assert text.startswith("can sign for 10.0.0.1, docker.com, docker.io, example.com, 10.0.0.1/32; ")
+        assert f"move {tmp_path / KEY_FILE} away" in text
+        assert "\n" not in text
 
     def test_certificate_is_valid_for_ten_years_and_has_a_p256_key(self, tmp_path: Path) -> None:
         authority = ensure_ca(tmp_path / "certs", HUB, NOW)

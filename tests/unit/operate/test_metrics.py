@@ -6,7 +6,7 @@ import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import BadUpstream, FillCancelled, StorageError
 from hubcache.operate import host_labels
-from hubcache.operate.metrics import Metrics
+from hubcache.operate.metrics import MAX_LIMITS, Metrics
 from hubcache.store.store import Store
 from hubcache.transfer.breaker import Circuit, CircuitBreakers
 from prometheus_client.parser import text_string_to_metric_families
@@ -53,6 +53,17 @@ def test_rate_limit_is_the_last_reported_for_each_credential() -> None:
     assert value(metrics, "hubcache_ratelimit_remaining", host="hub", credential="anonymous") == 97
     assert metrics.remaining("hub", "anonymous") == 97
     assert metrics.remaining("hub", "account") == 5
+
+
+def test_rate_limits_of_endless_registries_are_bounded() -> None:
+    metrics = Metrics()
+    for number in range(MAX_LIMITS + 1):
+        metrics.rate_limit_seen("hub", "anonymous", 100, 98)
+        metrics.rate_limit_seen(f"r{number}", "anonymous", 100 if number else None, 98)
+    assert metrics.remaining("hub", "anonymous") == 98
+    assert metrics.remaining("r1", "anonymous") is None
+    assert metrics.render().count(b"\nhubcache_ratelimit_remaining{") == MAX_LIMITS
+    assert metrics.render().count(b"\nhubcache_ratelimit_limit{") == MAX_LIMITS
 
 
 def test_fills_are_counted_in_flight_and_by_result(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hubcache.decide.retention import Retention
 from hubcache.oci.errors import ConfigError
 from hubcache.oci.image_name import ImageName
-from hubcache.oci.registry import Registry
+from hubcache.oci.registry import HUB_HOST, Registry
 from hubcache.operate import options
 from hubcache.operate.options import OPTIONS, Settings
 from mitmproxy import exceptions
@@ -94,6 +94,32 @@ def test_registries_are_parsed_with_and_without_an_upstream(context: taddons.con
     assert hosts == ["registry-1.docker.io", "ghcr.io"]
 
 
+@pytest.mark.parametrize(
+    ("texts", "hosts"),
+    [
+        (["*"], [HUB_HOST]),
+        (["*", "ghcr.io"], [HUB_HOST, "ghcr.io"]),
+        (["*", "ghcr.io", f"{HUB_HOST}=http://localhost:5001"], [HUB_HOST, "ghcr.io"]),
+        (["ghcr.io", "*"], ["ghcr.io"]),
+        (["*.example.com", "ghcr.io"], ["ghcr.io"]),
+    ],
+)
+def test_first_registry_is_the_default_and_any_means_docker_hub(
+    context: taddons.context, texts: list[str], hosts: list[str]
+) -> None:
+    settings = parse(context, hubcache_registries=texts)
+    assert [registry.host for registry in settings.registries] == hosts
+    assert len(settings.registry_patterns) == 1
+    assert settings.registries[0].upstream.startswith("http://localhost" if "=" in texts[-1] else "https://")
+
+
+def test_pins_may_be_images_of_registries_that_a_pattern_permits(context: taddons.context) -> None:
+    settings = parse(context, hubcache_registries=["ghcr.io", "*.example.com"], hubcache_pins=["r.example.com/a/b"])
+    assert settings.pins == (ImageName.parse("r.example.com/a/b"),)
+    with pytest.raises(ConfigError, match="is not in hubcache_registries"):
+        parse(context, hubcache_registries=["ghcr.io", "*.example.com"], hubcache_pins=["r.example.org/a/b"])
+
+
 def test_pins_are_images_of_configured_registries(context: taddons.context) -> None:
     texts = ["debian:12", "ghcr.io/owner/name"]
     settings = parse(context, hubcache_registries=["registry-1.docker.io", "ghcr.io"], hubcache_pins=texts)
@@ -136,6 +162,8 @@ def test_password_is_read_from_its_file_and_not_in_the_repr(context: taddons.con
         ("hubcache_status", "host:http"),
         ("hubcache_registries", []),
         ("hubcache_registries", [""]),
+        ("hubcache_registries", ["*.example.com"]),
+        ("hubcache_registries", ["ghcr.io", "*.com"]),
         ("hubcache_registries", ["ghcr.io", "GHCR.io:443"]),
         ("hubcache_registries", ["ghcr.io=ftp://x"]),
         ("hubcache_registries", ["ghcr.io="]),

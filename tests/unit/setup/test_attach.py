@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -203,6 +204,30 @@ def test_newer_docker_gets_hosts_toml_and_no_restart(machine: Machine, version: 
     assert not machine.file("/etc/docker/daemon.json").exists()
     assert machine.attach("--detach").returncode == 0
     assert machine.snapshot() == before, "directories that did not exist are removed again"
+
+
+def test_all_registries_are_sent_to_the_mirror_where_the_engine_can(machine: Machine) -> None:
+    machine.docker("29.1.0", "[[driver-type io.containerd.snapshotter.v1]]")
+    config = machine.file("/etc/containerd/config.toml")
+    config.parent.mkdir(parents=True)
+    config.write_text('[plugins."io.containerd.grpc.v1.cri".registry]\n  config_path = "/etc/containerd/certs.d"\n')
+    before = machine.snapshot()
+    attached = machine.attach("--all-registries")
+    assert attached.returncode == 0, attached.stderr
+    for engine, capabilities in (("docker", ["pull", "resolve", "referrers"]), ("containerd", ["pull", "resolve"])):
+        assert not machine.file(f"/etc/{engine}/certs.d/docker.io").exists()
+        text = machine.file(f"/etc/{engine}/certs.d/_default/hosts.toml").read_text()
+        assert tomllib.loads(text) == {"host": {f"http://{machine.cache.address}": {"capabilities": capabilities}}}
+    assert machine.attach("--detach").returncode == 0
+    assert machine.snapshot() == before
+
+
+def test_older_docker_says_that_its_mirror_is_for_docker_hub_only(machine: Machine) -> None:
+    machine.docker("24.0.7")
+    attached = machine.attach("--all-registries")
+    assert attached.returncode == 0
+    assert "mirrors for Docker Hub only" in attached.stdout
+    assert machine.file("/etc/docker/daemon.json").exists()
 
 
 def test_newer_docker_without_the_containerd_store_gets_daemon_json(machine: Machine) -> None:

@@ -1,0 +1,99 @@
+"""The upstreams of all registries: those that are configured, and a bounded number of those that clients named."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from ..oci.errors import Unavailable
+from ..oci.registry import Registry
+from ..oci.registry_pattern import RegistryPattern
+from .upstream import Upstream
+
+MAX_NAMED = 256
+"""Registries named by clients whose upstreams are kept. Clients choose the names, so their number has a bound."""
+
+
+class Upstreams(Mapping[str, Upstream]):
+    """Upstreams by the host of their registry. `open_upstream` makes one; `on_change` is called when a registry was
+    added or removed."""
+
+    def __init__(self, open_upstream: Callable[[Registry], Upstream], on_change: Callable[[], None]) -> None:
+        self._open = open_upstream
+        self._on_change = on_change
+        self._upstreams: dict[str, Upstream] = {}
+        """The configured ones, and those that were configured before, and those that clients named; the last are in
+        the order of their use."""
+        self._configured: frozenset[str] = frozenset()
+        self._requests = Counter[str]()
+        """Requests that are being answered, by the host of a registry that a client named."""
+
+    def __getitem__(self, host: str) -> Upstream:
+        return self._upstreams[host]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._upstreams)
+
+    def __len__(self) -> int:
+        return len(self._upstreams)
+
+    @property
+    def active(self) -> dict[str, Upstream]:
+        """The upstreams that are configured, and those that clients named."""
+        return {
+            host: upstream
+            for host, upstream in self._upstreams.items()
+            if host in self._configured or upstream.registry.is_named_by_client
+        }
+
+    def configure(self, registries: Iterable[Registry], patterns: Collection[RegistryPattern]) -> None:
+        """Use these configured registries from now on, and these patterns of others.
+
+        An upstream whose registry did not change keeps its state: a pause that the registry asked for does not end
+        because another option changed. One that is no longer configured stays for the requests in progress.
+        """
+        registries = tuple(registries)
+        self._configured = frozenset(registry.host for registry in registries)
+        for registry in registries:
+            known = self._upstreams.get(registry.host)
+            if known is None or known.registry != registry:
+                self._upstreams[registry.host] = self._open(registry)
+        for host, upstream in tuple(self._upstreams.items()):
+            named = upstream.registry
+            is_permitted = any(pattern.matches(named.hostname, named.port) for pattern in patterns)
+            if named.is_named_by_client and not is_permitted and host not in self._requests:
+                del self._upstreams[host]
+
+    @contextmanager
+    def in_use(self, registry: Registry) -> Iterator[None]:
+        """Have an upstream for this registry while a request is answered.
+
+        For a new one, the least recently used one without a request is removed where there are `MAX_NAMED`; what else
+        uses that, a fill or a prefetch, goes on with it. Raises `Unavailable` where all have requests.
+        """
+        host = registry.host
+        if not registry.is_named_by_client or host in self._configured:
+            yield
+            return
+        self._add(registry)
+        self._requests[host] += 1
+        try:
+            yield
+        finally:
+            self._requests[host] -= 1
+            if not self._requests[host]:
+                del self._requests[host]
+
+    def _add(self, registry: Registry) -> None:
+        """Add the upstream of a registry that a client named, or note its use."""
+        known = self._upstreams.get(registry.host)
+        if known is not None and known.registry == registry:
+            self._upstreams[registry.host] = self._upstreams.pop(registry.host)
+            return
+        named = [host for host, upstream in self._upstreams.items() if upstream.registry.is_named_by_client]
+        if len(named) >= MAX_NAMED:
+            oldest = next((host for host in named if host not in self._requests), None)
+            if oldest is None:
+                raise Unavailable(f"{MAX_NAMED} registries that are not configured are in use; try again later")
+            del self._upstreams[oldest]
+        self._upstreams[registry.host] = self._open(registry)
+        self._on_change()
