@@ -1,4 +1,5 @@
-"""The account's credentials, and a client's own, fetch for the public only what the public may read at that moment."""
+"""Content that was fetched with credentials is served to the public only if anonymous clients may read it at that
+moment."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -90,7 +91,7 @@ async def test_layer_of_a_repository_that_turned_private_is_not_fetched_with_the
 
 
 @EACH_LISTENER
-@pytest.mark.parametrize("age", [0.0, 7200.0], ids=["in the verdict's hour", "after it"])
+@pytest.mark.parametrize("age", [0.0, 7200.0], ids=["while the visibility is fresh", "after that"])
 @pytest.mark.parametrize(
     "fault",
     [
@@ -267,7 +268,8 @@ async def test_404_for_a_clients_token_is_not_remembered(
 async def test_404_for_a_user_does_not_drop_the_public_tag(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where private images are stored, a user's credentials are tried when the public was refused for a moment."""
+    """With `hubcache_private=authorize`, a user's credentials are tried where an anonymous request was refused a moment
+    ago."""
     image = hub.image(REPO, "1", [LAYER])
     own = bearer(hub, "bob", REPO)
     async with running(hub, tmp_path / "store", authorize=True) as cache:
@@ -287,7 +289,7 @@ async def test_404_for_a_user_does_not_drop_the_public_tag(
 async def test_concurrent_clients_get_only_public_content_while_a_repository_turns_private(
     cache: Cache, hub: Hub
 ) -> None:
-    """In any order, content that was pushed after the change is neither served nor stored."""
+    """Content that was pushed after the change is neither served nor stored, in whatever order the clients come."""
     for number in range(10):
         repo = f"alice/race{number}"
         assert set(await pull(cache, hub.image(repo, "1", [b"public"]))) == {200}

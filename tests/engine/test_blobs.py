@@ -106,7 +106,7 @@ async def test_disconnected_client_releases_its_slot_and_its_place_in_the_queue(
 ) -> None:
     whole, answers, reading = await ranges.request(cache)
     await until(lambda: ranges.parallel_requests == MAX_PARALLEL_RANGES)
-    # One that has a slot, and all but the last of those that wait.
+    # Disconnect the client of one range that has a slot, and those of all waiting ranges but the last.
     for number in (0, *range(MAX_PARALLEL_RANGES, len(answers) - 1)):
         reading[number].cancel()
     await asyncio.gather(*(task for task in reading if task.cancelling()), return_exceptions=True)
@@ -160,7 +160,7 @@ async def test_range_near_a_stalled_fill_is_fetched_in_parallel_after_a_while(
 async def test_contiguous_chunks_share_even_a_slow_fill(
     cache: Cache, hub: Hub, ranges: Ranges, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As containerd requests them in its parallel fetch."""
+    """containerd requests such chunks in its parallel fetch."""
     monkeypatch.setattr(cached_blobs, "_NEAR_SECONDS", 0.02)
     parts = [(at, at + 20_000) for at in range(0, 100_000, 20_000)]
     answers = [await begin(cache, ranges.digest, range=f"bytes={start}-{end - 1}") for start, end in parts]
@@ -236,7 +236,7 @@ async def test_unsatisfiable_range_releases_the_stored_file(cache: Cache, hub: H
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_wrong_size_of_an_upstream_is_not_remembered(cache: Cache, hub: Hub, fault: Fault, method: str) -> None:
-    """Else the blob could never be fetched: each correct response would have another size."""
+    """If it were remembered, every later correct response would be refused because of its size."""
     data = random_bytes(300_000)
     digest = hub.blob(REPO, data)
     hub.faults.add(fault)
@@ -250,7 +250,7 @@ async def test_wrong_size_of_an_upstream_is_not_remembered(cache: Cache, hub: Hu
 
 
 async def test_fill_fails_when_the_upstream_always_breaks_off_after_a_few_bytes(cache: Cache, hub: Hub) -> None:
-    """Else a blob of a gigabyte would take a million requests."""
+    """Otherwise a blob of a gigabyte would cost a million requests."""
     digest = hub.blob(REPO, DATA)
     hub.faults.add(Fault(kind="cdn", close_after=500))
     outcome = await begin(cache, digest)
@@ -270,7 +270,7 @@ async def test_empty_blob_is_verified_before_it_is_served(cache: Cache, hub: Hub
 
 
 async def test_failed_fill_is_an_error_for_later_readers(cache: Cache, hub: Hub) -> None:
-    """They do not get the same wrong bytes without verification."""
+    """Otherwise they would get the same wrong bytes without verification."""
     digest = hub.blob(REPO, DATA)
     hub.faults.add(Fault(kind="cdn", status=200, body=b"x" * 1000))
     outcome = await begin(cache, digest)

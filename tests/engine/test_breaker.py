@@ -35,7 +35,7 @@ def image(hub: Hub) -> Image:
 
 @pytest.fixture
 async def cache(hub: Hub, image: Image, tmp_path: Path) -> AsyncIterator[Cache]:
-    """With a status listener, and the image in its store."""
+    """A cache with a status listener, and the image in its store."""
     async with running(hub, tmp_path / "store", status=("127.0.0.1", free_port())) as started:
         assert set(await pull(started, image)) == {200}
         hub.reset_log()
@@ -67,7 +67,7 @@ async def until_open(cache: Cache, host: str) -> None:
 
 
 async def until_probed(cache: Cache, host: str) -> None:
-    """Until the circuit is open and its first probe has failed."""
+    """Wait until the circuit is open and its first probe has failed."""
     await until_open(cache, host)
     await cache.engine.breakers.circuits[host].probed.wait()
 
@@ -145,7 +145,7 @@ async def test_one_time_out_opens_the_circuit_and_no_further_request_waits(
 async def test_stale_copy_is_served_without_waiting_for_a_slow_upstream(
     cache: Cache, hub: Hub, image: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even for the first time-out, which in production is 30 seconds."""
+    """The client does not wait even for the first time-out, which in production is 30 seconds."""
     monkeypatch.setattr("hubcache.serve.cached_manifests.PATIENCE_SECONDS", 0.1)
     cache.apply(tag_ttl=0.0)
     hub.faults.add(Fault(kind="manifest", blackhole=True))
@@ -317,7 +317,7 @@ async def test_reopened_circuit_has_one_probe(monkeypatch: pytest.MonkeyPatch) -
 async def test_background_probe_closes_the_circuit(
     cache: Cache, hub: Hub, image: Image, listener: Listener, fault: str
 ) -> None:
-    """Without any request of a client."""
+    """No client sends a request."""
     match fault:
         case "stopped":
             hub.stop("registry")
@@ -357,7 +357,7 @@ async def test_each_host_has_its_own_circuit(cache: Cache, hub: Hub) -> None:
 
 
 async def test_state_and_reason_are_reported(cache: Cache, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
-    """In `/healthz`, in metrics and in the log; also when the host works again."""
+    """They are in `/healthz`, in the metrics and in the log, also when the host works again."""
     host = address(hub, "registry")
     assert json.loads(await page(cache, "/healthz"))["status"] == "ok"
     assert f'hubcache_upstream_up{{host="{host}"}} 1.0' in await page(cache, "/metrics")

@@ -231,7 +231,7 @@ OPERATIONS = st.lists(
     min_size=3,
     max_size=6,
 )
-"""Per user: the operations, each with a content, and how often it is requested or how long it is read."""
+"""For each user a list of operations: which content, how often it is requested, and how long it is read."""
 
 
 class Users:

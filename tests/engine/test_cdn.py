@@ -49,7 +49,7 @@ async def cold(cache: Cache, listener: Listener) -> int:
 async def test_refusal_of_a_cdn_makes_no_repository_private(
     cache: Cache, hub: Hub, image: Image, tmp_path: Path, listener: Listener, status: int
 ) -> None:
-    """In an outage right after it, what is stored is served as before, also after a restart."""
+    """In an outage right after the refusal, stored content is still served, also after a restart."""
     hub.faults.add(Fault(kind="cdn", status=status, body="<Error>AccessDenied</Error>"))
     assert await cold(cache, listener) == 503
     hub.stop()

@@ -22,7 +22,7 @@ from support.users import settled, until
 
 REPO = "library/app"
 SIZE = 1_500_000
-"""Bytes of a blob: so many that no fill is nearly complete after its first bytes."""
+"""Bytes of a blob: enough that no fill is nearly complete after its first bytes."""
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ async def test_waiting_fill_gets_the_slot_of_a_disconnected_client(
 
 
 async def test_fill_that_was_just_cancelled_is_granted_no_slot(cache: Cache) -> None:
-    """Its task is cancelled a moment later; meanwhile the slot of another fill becomes free."""
+    """Its task ends a moment later, and the slot of another fill becomes free before that."""
 
     @asynccontextmanager
     async def hang(_: int) -> AsyncIterator[Any]:

@@ -1,5 +1,5 @@
-"""Registries that say 404, not 401, of what an anonymous client may not see: nothing that a user sees becomes public by
-that, and nothing is hidden from the user."""
+"""Registries that answer anonymous clients 404, not 401, for private content: users still see it, and it does not
+become public."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

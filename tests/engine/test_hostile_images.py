@@ -61,7 +61,7 @@ def count_looks(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Counter[Digest
 
 
 async def turns_during(work: asyncio.Task[object]) -> int:
-    """Return how often other tasks ran meanwhile."""
+    """Return how often other tasks ran until this one was done."""
     turns = 0
     while not work.done():
         turns += 1

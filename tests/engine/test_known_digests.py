@@ -52,8 +52,8 @@ async def test_private_digest_requested_in_a_public_repository_is_checked_upstre
 async def test_manifest_that_names_a_private_digest_grants_no_access(
     cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener
 ) -> None:
-    """A registry takes manifests whose layers it does not have (foreign layers, OCI 1.1 sparse ones): anybody may
-    push one that names what he wants to read."""
+    """A registry takes manifests whose layers it does not have (foreign layers, OCI 1.1 sparse ones): any client may
+    push a manifest with the digest of content that it wants to read."""
     blob = secret.layers[0]
     set_trap(hub, blob)
     assert (await cache_with_secret.get(listener, "/v2/mallory/trap/manifests/1"))[0] == 200

@@ -26,7 +26,8 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 
 
 def upstream_requests(hub: Hub, path: str) -> int:
-    """Count requests upstream for a path with a token: the first one, without, is answered before it is looked up."""
+    """Count the requests upstream for a path that had a token. The first request, without a token, only gets a
+    challenge."""
     return hub.count(path=f"/v2/{path}*", token="valid")
 
 
@@ -35,7 +36,7 @@ def upstream_requests(hub: Hub, path: str) -> int:
 async def test_many_requests_for_missing_content_are_one_request_upstream(
     cache: Cache, hub: Hub, listener: Listener, path: str, count: int
 ) -> None:
-    """For a blob it is two: a client that arrives during the fetch has access checked by a HEAD."""
+    """A missing blob costs two: for clients that arrive during the fetch, a HEAD checks whether they may read it."""
     at_once = await asyncio.gather(*(cache.get(listener, f"/v2/{path}") for _ in range(25)))
     later = [await cache.get(listener, f"/v2/{path}") for _ in range(25)]
     assert {status for status, _ in at_once + later} == {404}

@@ -103,7 +103,7 @@ async def test_offline_from_the_start_needs_only_the_store(
 async def test_going_offline_ends_probes_of_an_open_circuit(
     cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The circuit opened before; offline means that no request is sent, not even a probe."""
+    """The circuit opened earlier; an offline cache sends no requests, not even probes."""
     monkeypatch.setattr("hubcache.transfer.breaker._FIRST_PROBE_SECONDS", 0.05)
     monkeypatch.setattr("hubcache.transfer.breaker._LAST_PROBE_SECONDS", 0.05)
     hub.stop()

@@ -27,7 +27,7 @@ def clock(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def release(hub: Hub, version: int) -> tuple[Image, dict[str, Image]]:
-    """Push a new image index to the same tag; each platform has a layer of its own and one that all share."""
+    """Push a new image index to the same tag; each platform has one layer that no other has, and one that all share."""
     base = random_bytes(20_000, "base")
     images = {
         platform: hub.image("library/app", None, [base, f"{platform} {version}".encode()], platform=platform)
@@ -91,7 +91,7 @@ async def test_only_platforms_that_clients_pull_are_prefetched(cache: Cache, hub
 async def test_tag_keeps_its_digest_until_all_content_is_prefetched(
     cache: Cache, hub: Hub, clock: Clock, listener: Listener
 ) -> None:
-    """No client waits meanwhile, even when the prefetch takes longer than the tag's lifetime."""
+    """No client waits for the prefetch, even when it takes longer than the tag's lifetime."""
     before, _ = release(hub, 1)
     index, _ = await changed_tag(cache, hub, clock)
     fault = hub.faults.add(Fault(kind="cdn", pause_after=3))
@@ -129,7 +129,7 @@ async def test_repository_that_turns_private_during_a_prefetch_is_not_served(
 async def test_tag_stays_fresh_during_a_prefetch_longer_than_its_lifetime(
     cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the real clock and a lifetime of two seconds."""
+    """This test uses the real clock and a lifetime of two seconds."""
     cache.apply(tag_ttl=2.0)
     image = hub.image("library/app", "1", [b"one"])
     await popular(cache, image)
@@ -199,7 +199,7 @@ async def test_prefetch_of_an_image_index_stops_at_the_reserve(cache: Cache, hub
 async def test_background_validation_below_the_reserve_makes_no_counted_request(
     cache: Cache, hub: Hub, clock: Clock
 ) -> None:
-    """Also when clients made HEAD requests only, and the manifest is not stored."""
+    """This includes tags for which clients sent only HEAD requests, so that the manifest is not stored."""
     hub.limit(5)
     hub.image("library/app", "1")
     for _ in range(OFTEN_ENOUGH):

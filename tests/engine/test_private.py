@@ -32,7 +32,7 @@ from support.users import (
 
 @pytest.fixture
 def short_time_outs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that wait for one. Elsewhere a busy machine would exceed them."""
+    """Short time-outs for tests that wait for one. In other tests a busy machine would exceed them."""
     short_times(monkeypatch)
 
 
@@ -126,7 +126,7 @@ async def test_invented_token_gets_nothing_of_a_stored_private_image(cache_with_
 async def test_refusal_of_a_stored_private_image_names_the_realm_of_the_hub(
     cache_with_secret: Cache, hub: Hub, secret: Image
 ) -> None:
-    """Also for a client with credentials of its own, which has to get others."""
+    """A client that sent credentials is refused in the same way, so that it gets a token with the right scope."""
     for headers in ({}, {"authorization": bearer(hub, "bob", SECRET)}):
         answer, _ = await cache_with_secret.ask(Listener.PROXY, "GET", f"/v2/{SECRET}/manifests/1", **headers)
         assert isinstance(answer, Answer)
@@ -237,7 +237,7 @@ async def test_private_image_stays_private_after_a_restart(hub: Hub, secret: Ima
 async def test_refused_anonymous_request_does_not_disturb_the_users_pull_of_the_same_blob(
     authorizing_cache: Cache, hub: Hub, secret: Image
 ) -> None:
-    """Both request what is not stored: the refusal of the anonymous client does not apply to the user."""
+    """The blob is not stored, and the refusal of the anonymous client does not apply to the user."""
     path = f"/v2/{SECRET}/blobs/{secret.layers[0]}"
     slow = hub.faults.add(Fault(kind="blob", method="GET", delay=0.4, times=1))
     anonymous = asyncio.create_task(authorizing_cache.get(Listener.PROXY, path))
@@ -340,7 +340,7 @@ async def test_html_page_does_not_make_a_private_repository_public(
 async def test_invalid_token_is_refused_while_a_private_fill_starts(
     cache_with_secret: Cache, hub: Hub, secret: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both find no fill; that one may read the blob does not show that the other may."""
+    """Both requests find no fill, and the access of one client does not show that the other may read the blob."""
     blob = f"/v2/{SECRET}/blobs/{hub.blob(SECRET, random_bytes(200_000, 'new'))}"
     assert (await cache_with_secret.get(Listener.PROXY, blob))[0] == 401
     await settled(cache_with_secret)  # or the other client might find the public fill, and be refused earlier

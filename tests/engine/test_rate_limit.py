@@ -127,7 +127,7 @@ async def test_tag_that_moved_to_a_stored_manifest_costs_no_counted_request(
 async def test_immediate_retries_after_a_429_cause_one_upstream_request(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
-    """As containerd does: a HEAD, a GET, and five more GETs without a delay."""
+    """containerd sends a HEAD, a GET, and five more GETs without a delay."""
     hub.limit(0)
     for method in ("HEAD", *("GET",) * 6):
         answer, body = await cache.ask(listener, method, "/v2/library/app/manifests/1")
@@ -152,7 +152,7 @@ async def test_concurrent_clients_cause_one_upstream_429(
 async def test_retries_of_a_user_without_remaining_pulls_cause_one_upstream_request(
     cache: Cache, hub: Hub, image: Image
 ) -> None:
-    """All credentials were used; further requests with the user's own are not sent upstream."""
+    """All credentials have been tried; further requests with the user's own are not sent upstream."""
     hub.user("bob", "bob's")
     own = bearer(hub, "bob", "library/app")
     hub.faults.add(Fault(kind="manifest", method="GET", status=429, headers={"Retry-After": "60"}))
@@ -196,7 +196,7 @@ async def test_pause_lasts_for_retry_after_or_a_minute(
 async def test_stored_image_is_served_when_no_pulls_remain(
     cache: Cache, hub: Hub, image: Image, listener: Listener
 ) -> None:
-    """Also when its tag moved: then the old image, marked as stale."""
+    """If its tag has moved, the old image is served and marked as stale."""
     await pull(cache, image)
     cache.apply(tag_ttl=0.0)
     hub.limit(0)

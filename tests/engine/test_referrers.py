@@ -276,7 +276,7 @@ async def test_requests_for_unknown_subjects_are_not_stored(cache: Cache, hub: H
 
 @pytest.mark.parametrize("what", ["listing", "tag"])
 async def test_404_that_arrives_after_a_push_is_not_remembered(cache: Cache, hub: Hub, image: Image, what: str) -> None:
-    """The 404 is older than the push, and a client that pushes a signature requests it next."""
+    """The 404 is older than the push, and a client that has pushed a signature then requests it."""
     tag = image.digest.replace(":", "-") + ".sig"
     path = f"/v2/{REPO}/" + (f"referrers/{image.digest}" if what == "listing" else f"manifests/{tag}")
     late = hub.faults.add(Fault(path=f"{path}*", status=404, delay=0.3, times=1))
@@ -345,7 +345,7 @@ async def test_referrers_of_a_repository_that_turned_private_are_not_served(
 async def test_referrers_that_a_user_got_are_not_served_to_the_public(
     cache: Cache, hub: Hub, image: Image, listener: Listener, outage: bool
 ) -> None:
-    """The repository turned private a moment ago, which a page of referrers does not show; nor is the page public."""
+    """The repository turned private a moment ago, and the answer to a user's request does not show that."""
     cache.apply(authorize=True)
     turn_private(hub, REPO, alice="alice's")
     assert types(await ask(cache, image, authorization=bearer(hub, "alice", REPO))) == sorted([SBOM, SIGNATURE])
@@ -391,7 +391,7 @@ async def test_logged_in_client_gets_the_same_referrers_of_a_public_image(
 
 
 async def test_404_for_a_clients_token_does_not_apply_to_the_public(cache: Cache, hub: Hub, image: Image) -> None:
-    """A HEAD shows that the public has the tag; the GET is tried with the client's token first, and refused."""
+    """A HEAD shows that the tag is public; the GET is first sent with the client's token, and answered with 404."""
     hub.user("carol", "carol's")
     tag = image.digest.replace(":", "-") + ".sig"
     signature = hub.image(REPO, tag, [b"signed"])

@@ -105,7 +105,7 @@ async def test_blob_is_404_when_get_is_404(cache: Cache, hub: Hub, listener: Lis
 async def test_get_is_used_for_a_while_after_refused_heads(
     cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else each blob would cost two requests."""
+    """Otherwise each blob would cost two requests."""
     fault = refuse_heads(hub)
     blobs = [hub.blob(REPO, bytes([number])) for number in range(6)]
     for blob in blobs[:4]:

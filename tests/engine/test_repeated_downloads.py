@@ -72,7 +72,7 @@ async def test_request_of_another_client_or_kind_requires_no_check(
 
 
 async def test_concurrent_downloads_require_no_check(hub: Hub, tmp_path: Path) -> None:
-    """As several machines behind one address do."""
+    """Several machines behind one address cause such downloads."""
     digest = hub.blob(REPO, LAYER)
     async with cache_with_blobs(hub, tmp_path, digest) as cache:
         answers = [await ask(cache, digest) for _ in range(4)]
@@ -98,7 +98,7 @@ async def pull(cache: Cache, digest: str, **who: str) -> bytes:
 
 
 async def test_small_damaged_blob_is_not_served(hub: Hub, tmp_path: Path) -> None:
-    """A worker repeats answers of this size for a second to all clients."""
+    """Workers repeat small answers for a second to all clients, so that a small blob is verified each time."""
     small = random_bytes(5000)
     digest = hub.blob(REPO, small)
     async with cache_with_blobs(hub, tmp_path, digest) as cache, connected_worker(cache) as pair:

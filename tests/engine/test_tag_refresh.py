@@ -27,7 +27,8 @@ def clock(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Clock:
 async def test_popular_tag_is_validated_before_it_becomes_stale(
     cache: Cache, hub: Hub, clock: Clock, listener: Listener
 ) -> None:
-    """The validation counts no pull, and a client after the first lifetime is answered without the upstream."""
+    """The validation does not count as a pull, and after the first lifetime a client is answered without a request
+    upstream."""
     hub.limit(50)
     image = hub.image("library/app", "1")
     await popular(cache, image, listener)
@@ -99,7 +100,7 @@ async def test_validations_are_spread_over_time(cache: Cache, hub: Hub, clock: C
 
 
 async def test_popular_tag_is_never_stale_whenever_ticks_occur(cache: Cache, hub: Hub, clock: Clock) -> None:
-    """With the engine's tick, the default lifetime, and clients that request the tag."""
+    """This test uses the engine's interval between ticks, the default lifetime, and clients that request the tag."""
     images = [hub.image("library/app", str(number), [b"layer"]) for number in range(20)]
     for image in images:
         for _ in range(OFTEN_ENOUGH):

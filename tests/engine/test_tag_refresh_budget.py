@@ -57,7 +57,7 @@ async def test_registry_gets_no_more_requests_than_the_budget(
 
 
 async def test_tags_requested_a_few_times_cost_little(cache: Cache, hub: Hub, clock: Clock) -> None:
-    """Afterwards no client requests them. Also with a budget that permits any number of requests."""
+    """Even if the budget permits any number of requests, tags that no client requests any more are not validated."""
     cache.apply(sync_rate=1000.0)
     images = await many(cache, hub, 30, times=4)
     await lifetimes(cache, clock, 10)
@@ -169,7 +169,7 @@ async def test_refused_validation_makes_the_repository_unreadable(cache: Cache, 
 
 
 async def test_tag_has_one_validation_at_a_time(cache: Cache, hub: Hub, clock: Clock) -> None:
-    """However often it is requested meanwhile."""
+    """The tag is requested several times during the validation."""
     image = hub.image("library/app", "1")
     await popular(cache, image)
     hub.reset_log()
@@ -235,7 +235,7 @@ async def test_validations_continue_after_the_clock_was_set_back(cache: Cache, h
 
 
 async def test_number_of_watched_tags_is_bounded(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tag that was not requested for longest is dropped, and no longer validated."""
+    """The least recently requested tag is dropped, and no longer validated."""
     monkeypatch.setattr(tag_refresh, "MAX_TAGS", 5)
     async with running_with_manual_ticks(hub, tmp_path / "store") as cache:
         clock = Clock(monkeypatch, cache)
@@ -247,7 +247,7 @@ async def test_number_of_watched_tags_is_bounded(hub: Hub, tmp_path: Path, monke
 
 
 async def test_tag_requested_with_a_long_accept_is_not_watched(cache: Cache, hub: Hub) -> None:
-    """Clients write it: 200,000 of 8 KB would be 1.6 GB."""
+    """Clients choose its length: 200,000 headers of 8 KB would take 1.6 GB."""
     image = hub.image("library/app", "1")
     for number in range(3):
         accept = ", ".join([image.media_type, *(f"a/{number}{kind:0>250}" for kind in range(31))])
@@ -260,7 +260,7 @@ async def test_tag_requested_with_a_long_accept_is_not_watched(cache: Cache, hub
 async def test_many_due_tags_are_validated_in_slices(
     cache: Cache, hub: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within one tick, with pauses in which requests are answered."""
+    """All are validated within one tick, with pauses in which requests are answered."""
     monkeypatch.setattr(tag_refresh, "_SLICE", 2)
     cache.apply(sync_rate=1000.0)
     images = await many(cache, hub, 15)

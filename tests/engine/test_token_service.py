@@ -1,5 +1,5 @@
-"""Tokens for clients: anonymous ones are made here, a user's come from the real service, and in an outage there are
-local ones for pulls of what everybody may see."""
+"""Tokens for clients: the cache issues anonymous tokens, the real service those of users. In an outage, users also get
+local tokens, for pulls of public content."""
 
 import asyncio
 import json
@@ -94,7 +94,7 @@ async def test_anonymous_token_grants_no_access_to_a_private_image(cache: Cache)
 async def test_local_token_is_never_sent_upstream(
     cache: Cache, hub: Hub, image: Image, listener: Listener, scheme: str, token: str
 ) -> None:
-    """With any request: pulls of missing and stored images, private repositories, forwarded reads, pushes."""
+    """The requests are pulls of missing and stored images, of private repositories, forwarded reads and pushes."""
     own = f"{scheme} {token}"
     assert set(await pull(cache, image, listener, authorization=own)) == {200}
     for method, path in (
@@ -173,7 +173,7 @@ async def test_stored_image_is_pulled_by_a_user_while_the_token_service_is_down(
 @WAYS
 @DOWN
 async def test_local_token_is_issued_for_pulls_only(cache: Cache, hub: Hub, method: str, fault: str) -> None:
-    """Above all not for `docker login` (no scope), which must not succeed with an unchecked password."""
+    """`docker login`, which names no scope, must not succeed with an unchecked password."""
     break_token_service(hub, fault)
     push = f"repository:{REPO}:push"
     for scopes in ((), (f"{PULL},push",), (PULL, push), (f"{PULL} {push}",), ("registry:catalog:*",)):
@@ -209,7 +209,7 @@ async def test_wait_for_a_slow_token_service_is_bounded(
 
 
 async def test_users_token_is_issued_while_the_registry_is_down(cache: Cache, hub: Hub, image: Image) -> None:
-    """The registry's challenge is known."""
+    """The registry's challenge is known from an earlier request."""
     await pull(cache, image)
     hub.stop("registry")
     answer, body = await ask(cache, "GET", "repository:alice/secret:pull")

@@ -69,7 +69,7 @@ async def test_repository_is_unreadable_at_once_when_upstream_refuses_one_tag(
 
 @EACH_LISTENER
 async def test_404_makes_the_next_request_ask_upstream(cache: Cache, hub: Hub, app: Image, listener: Listener) -> None:
-    """Some registries answer 404 for what an anonymous client may not read."""
+    """Some registries answer 404 for content that an anonymous client may not read."""
     hub.faults.add(Fault(kind="[mb]*", status=404, body={"errors": [{"code": "NAME_UNKNOWN", "message": "no"}]}))
     assert (await cache.get(listener, "/v2/alice/app/manifests/2"))[0] == 404
     for method, path in requests_of(app):
@@ -105,7 +105,7 @@ async def test_mistyped_tag_does_not_make_a_public_repository_unreadable(
 async def test_repository_that_turned_private_unnoticed_is_unreadable_after_the_lifetime_of_its_visibility(
     cache: Cache, hub: Hub, app: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the tag is fresh there is no request upstream; the visibility of the repository expires before it."""
+    """No request is sent upstream while the tag is fresh, but the visibility of the repository expires earlier."""
     cache.apply(tag_ttl=VISIBILITY_LIFETIME * 10)
     clock = Clock(monkeypatch, cache)
     turn_private(hub, "alice/app")
@@ -138,7 +138,7 @@ async def test_visibility_survives_a_restart_within_its_lifetime(
 async def test_repository_that_turned_public_is_served_when_the_refusal_expires(
     cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not only after the refused token has expired, which grants no access to what is public now."""
+    """It is served before the refused token, which still shows no access, has expired."""
     clock = Clock(monkeypatch, cache_with_secret)
     await assert_refused(cache_with_secret, secret, listener)
     hub.public(SECRET)

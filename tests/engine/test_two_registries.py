@@ -144,7 +144,7 @@ async def test_size_is_the_one_that_the_claiming_registry_returns(
 async def test_conditional_request_for_a_private_digest_is_answered_with_404(
     cache: Cache, other: Hub, secret: Image, listener: Listener
 ) -> None:
-    """The registry does not have it: the answer is 404, and not the 304 that shows what is stored."""
+    """The registry does not have the content, and a 304 would show that it is stored."""
     path = f"/v2/{REPO}/blobs/{secret.layers[0]}"
     claim(other, secret)
     for _ in range(2):
@@ -211,7 +211,7 @@ async def test_stored_only_mirror_serves_nothing_for_a_claim(cache: Cache, other
             assert_nothing(secret, body)
 
 
-async def test_prefetch_does_not_take_a_claim_for_the_bytes(cache: Cache, other: Hub, secret: Image) -> None:
+async def test_prefetch_does_not_accept_a_claim_in_place_of_the_bytes(cache: Cache, other: Hub, secret: Image) -> None:
     claim(other, secret)
     view = RepositoryView(cache.engine.service._upstreams[OTHER], REPO)
     with pytest.raises(HubcacheError):

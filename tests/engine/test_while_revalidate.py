@@ -134,7 +134,7 @@ async def test_tag_is_not_served_after_the_validation_was_refused(cache: Cache, 
 
 
 async def test_tag_is_served_while_the_registry_is_down(cache: Cache, hub: Hub, image: Image, clock: Clock) -> None:
-    """Until the window ends; then `hubcache_max_stale` applies, as in any outage."""
+    """It is served until the window ends; then `hubcache_max_stale` applies, as in any outage."""
     hub.stop()
     for ahead in (TTL + 10, TTL + 20, TTL + WINDOW + 1):
         clock.ahead = ahead

@@ -27,7 +27,7 @@ def flow_of(client: Client, number: str = "1", status: int = 200) -> Any:
 
 
 class Hooks:
-    """Hooks that note whom they disconnect."""
+    """Hooks that record the clients that they disconnect."""
 
     def __init__(self, limits: ClientLimits | None = None) -> None:
         self.disconnected: list[Client] = []
@@ -36,7 +36,7 @@ class Hooks:
 
 
 class Resolver:
-    """Destinations that resolve to these addresses, each once."""
+    """Stands in for destinations: each call resolves to the next of these addresses."""
 
     def __init__(self, *addresses: str) -> None:
         self._addresses = list(addresses)

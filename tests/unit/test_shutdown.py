@@ -1,4 +1,4 @@
-"""An orderly stop: how it waits, what it logs, and what it cancels at its begin."""
+"""An orderly stop: how it waits, what it logs, and what it cancels at its start."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ def log_lines(caplog: pytest.LogCaptureFixture) -> Any:
     return lambda: [message.removeprefix("hubcache: stopping: ") for message in caplog.messages]
 
 
-async def test_number_of_downloads_is_logged_at_the_begin_meanwhile_and_at_the_end(
+async def test_number_of_downloads_is_logged_throughout_the_wait(
     log_lines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutdown, "_POLL_SECONDS", 0.001)
@@ -54,7 +54,7 @@ async def test_wait_ends_after_its_time(log_lines: Any) -> None:
     assert log_lines()[-1] == "2 downloads were cut"
 
 
-async def test_wait_of_no_time_ends_at_once(log_lines: Any) -> None:
+async def test_wait_of_zero_seconds_ends_at_once(log_lines: Any) -> None:
     async with asyncio.timeout(1):
         await Shutdown().wait_for_downloads(lambda: 2, lambda number: not number, 0.0)
     assert log_lines()[-1] == "2 downloads were cut"

@@ -1,4 +1,4 @@
-"""Tags are fresh strictly within their lifetime, and never because a clock was set back."""
+"""Tags are fresh only within their lifetime, and stale when the clock was set back before their validation."""
 
 import pytest
 from hubcache.decide.policy import VISIBILITY_LIFETIME, Freshness, freshness, is_public

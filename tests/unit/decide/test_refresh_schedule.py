@@ -109,7 +109,7 @@ def test_many_due_tags_are_collected_in_several_calls() -> None:
     st.integers(10, 40),
 )
 def test_unpopular_due_tag_is_returned_eventually(requests: list[float], rate: float, crowd: int) -> None:
-    """Popular tags that are due again and again use up the budget; each of the others is returned nevertheless."""
+    """Popular tags that become due again and again use up the budget, and yet each other tag is returned."""
     schedule, budget, now, seen = Schedule(), Budget(rate, 0.0), 0.0, set[str]()
     for name, count in enumerate(requests):
         schedule.put(tag(name, count), 0.0)

@@ -171,7 +171,7 @@ def test_evict_frees_space_from_all_unprotected_content(sizes: list[int], needed
 
 
 @given(st.lists(st.tuples(st.sampled_from("xyzm"), st.floats(0, DAY)), max_size=40))
-def test_additional_request_never_does_harm(events: list[tuple[str, float]]) -> None:
+def test_additional_requests_never_lower_a_rank(events: list[tuple[str, float]]) -> None:
     """Key 1 is requested whenever key 0 is, and additional times."""
     retention, now, number = filled(*(9 * KIB for _ in range(2)), KIB, 2 * KIB), NOW, 99
     for event, gap in events:
@@ -204,7 +204,7 @@ def test_content_that_is_no_longer_requested_is_evicted_as_the_store_turns_over(
 # -- other reasons, and explanations
 
 
-def test_eviction_explains_itself() -> None:
+def test_eviction_has_reason_score_requests_and_idle_time() -> None:
     retention = filled(4 * KIB, requests=2)
     later = NOW + 3600
     expected = Eviction(0, 4 * KIB, Reason.SPACE, 1.0, 2 * 2 ** (-3600 / retention.half_life), 3600.0)

@@ -1,4 +1,4 @@
-"""Normalized `Accept` headers: clients that would get the same response share one value, others never do."""
+"""Normalized `Accept` headers: two clients share one value only if they would get the same response."""
 
 import json
 

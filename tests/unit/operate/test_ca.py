@@ -29,7 +29,7 @@ def own_ca(
     signs: bool = True,
     encryption: serialization.KeySerializationEncryption = PLAIN,
 ) -> bytes:
-    """Write a CA of the user to the directory; return the bytes of its file."""
+    """Write a CA that the user created to the directory; return the bytes of its file."""
     key = ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Example Corp")])
     builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
@@ -118,7 +118,7 @@ class TestDomains:
         assert constrained_domains([host]) == domains
         assert constrained_domains(domains) == domains
 
-    def test_domain_of_several_hosts_is_named_once(self) -> None:
+    def test_domain_of_several_hosts_is_listed_once(self) -> None:
         assert constrained_domains([*HUB, "quay.io", "cdn.quay.io"]) == ["docker.com", "docker.io", "quay.io"]
 
 
@@ -168,7 +168,7 @@ class TestNew:
         ensure_ca(tmp_path, HUB, NOW + timedelta(days=1))
         assert loaded(tmp_path) == first
 
-    def test_processes_that_start_at_once_create_one(self, tmp_path: Path) -> None:
+    def test_processes_that_start_at_once_create_one_ca(self, tmp_path: Path) -> None:
         with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
             results = [pool.submit(ensure_ca, tmp_path, HUB, NOW) for _ in range(6)]
             assert {future.result().certificate_file for future in results} == {tmp_path / CERTIFICATE_FILE}
@@ -265,7 +265,7 @@ class TestExisting:
             x509.NameConstraints([x509.DNSName("docker.io")], [x509.DNSName("")]),
         ],
     )
-    def test_constraints_that_openssl_enforces_are_refused(
+    def test_ca_is_refused_when_openssl_would_reject_its_leaf_for_a_host(
         self, tmp_path: Path, constraints: x509.NameConstraints
     ) -> None:
         own_ca(tmp_path, constraints)
@@ -279,11 +279,11 @@ class TestExisting:
         ensure_ca(tmp_path, HUB, NOW)
         handshake(tmp_path, "auth.docker.io")
 
-    def test_certificate_that_is_no_ca_is_refused(self, tmp_path: Path) -> None:
+    def test_certificate_that_is_not_a_ca_is_refused(self, tmp_path: Path) -> None:
         own_ca(tmp_path, is_ca=False)
         assert "is not a CA certificate that can sign certificates" in error_of(tmp_path, HUB)
 
-    def test_ca_without_the_usage_to_sign_is_refused(self, tmp_path: Path) -> None:
+    def test_ca_whose_key_usage_does_not_permit_signing_is_refused(self, tmp_path: Path) -> None:
         own_ca(tmp_path, signs=False)
         assert "is not a CA certificate that can sign certificates" in error_of(tmp_path, HUB)
 

@@ -71,7 +71,7 @@ def test_error_is_one_line(text: str, message: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_command_line_wins() -> None:
+def test_value_of_the_command_line_wins() -> None:
     assert in_force("size: 1G\npins: [a]", options(), frozenset({"hubcache_size"})).values == {"hubcache_pins": ["a"]}
 
 

@@ -78,7 +78,7 @@ def test_fills_are_counted_in_flight_and_by_result(caplog: pytest.LogCaptureFixt
     assert [record.getMessage() for record in caplog.records] == [
         f"hubcache: fetching {DIGEST} failed: content does not match its digest"
     ]
-    metrics.fill_ended(DIGEST, FillCancelled("nobody waits for the blob any more"))
+    metrics.fill_ended(DIGEST, FillCancelled("no client waits for the blob any more"))
     assert value(metrics, "hubcache_fills_total", result="abandoned") == 1
     assert len(caplog.records) == 1, "an abandoned fill is not logged"
 
@@ -119,7 +119,7 @@ def series(metrics: Metrics) -> set[str]:
 
 
 def test_hosts_beyond_the_maximum_share_one_label(tmp_path: Path) -> None:
-    """A registry that redirects to always new hosts must not add series without limit."""
+    """A registry that redirects to ever new hosts must not add series without limit."""
     metrics, breakers = Metrics(), CircuitBreakers()
     metrics.watch(Store(tmp_path, 1 << 20), breakers)
     for number in range(1000):

@@ -267,7 +267,7 @@ def test_options_of_this_program_and_of_other_addons_are_accepted() -> None:
 
 
 def test_unknown_name_is_refused_while_the_program_runs(context: taddons.context) -> None:
-    """By mitmproxy itself: `set` in the console, `update` in mitmweb."""
+    """mitmproxy itself refuses it: `set` in the console, `update` in mitmweb."""
     with pytest.raises(exceptions.OptionsError, match="hubcache_sise"):
         context.options.set("hubcache_sise=5G")
     with pytest.raises(KeyError, match="hubcache_sise"):

@@ -19,7 +19,8 @@ TOOLS = "sh cat sed grep cp mv rm mkdir rmdir dirname chmod stat cksum mktemp tr
 
 
 class Cache(ThreadingHTTPServer):
-    """Stands in for the cache: it answers the ping, its CA certificate, and how many requests it has answered."""
+    """A stand-in for the cache: it serves the ping, a CA certificate, and the number of requests that it has
+    answered."""
 
     answered = 0
 
@@ -49,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Machine:
-    """A machine with some engines: a root directory, and programs on a PATH of its own."""
+    """A machine with some engines: a root directory, and a directory of programs that is its PATH."""
 
     def __init__(self, directory: Path, cache: Cache) -> None:
         self.root, self.programs, self.state = directory / "root", directory / "bin", directory / "state"
@@ -61,20 +62,20 @@ class Machine:
                 (self.programs / tool).symlink_to(path)
 
     def program(self, name: str, script: str) -> None:
-        """Install a program."""
+        """Install a shell script as a program that records its calls."""
         path = self.programs / name
         path.write_text(f'#!/bin/sh\necho {name} "$@" >>{self.root.parent}/calls\n{script}\n')
         path.chmod(0o755)
 
     def have(self, tool: str) -> None:
-        """Install a program of the machine that runs the tests."""
+        """Make a real program of this machine available; skips the test if there is none."""
         path = sys.executable if tool == "python3" else shutil.which(tool)
         if path is None:
             pytest.skip(f"{tool} is not installed")
         self.program(tool, f'exec {path} "$@"')
 
     def docker(self, version: str, driver: str = "overlay2", *, through: bool = True) -> None:
-        """Install Docker Engine; its pulls come through the cache unless told otherwise."""
+        """Install a stand-in for Docker Engine, which pulls through the cache if `through` is true."""
         pull = f"curl -fsS http://{self.cache.address}/pull" if through else "true"
         self.program(
             "docker",
@@ -133,7 +134,7 @@ def machine(tmp_path: Path, cache: Cache) -> Machine:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_older_docker_gets_the_mirror_in_daemon_json_and_back(machine: Machine, shell: str) -> None:
+def test_older_docker_is_attached_by_daemon_json_and_detached(machine: Machine, shell: str) -> None:
     machine.docker("20.10.24")
     machine.have("jq")
     daemon = machine.file("/etc/docker/daemon.json")
@@ -275,7 +276,7 @@ def test_containerd_without_config_path_is_reported(machine: Machine) -> None:
     assert "has no config_path" in machine.attach("--no-pull").stdout
 
 
-def test_file_that_was_changed_since_is_not_overwritten_by_detach(machine: Machine) -> None:
+def test_file_that_was_changed_after_attach_is_not_overwritten_by_detach(machine: Machine) -> None:
     machine.docker("20.10.24")
     machine.attach("--no-pull")
     daemon = machine.file("/etc/docker/daemon.json")
@@ -320,7 +321,7 @@ def test_machine_without_engines_is_a_failure(machine: Machine) -> None:
     assert "no container engine found" in attached.stderr
 
 
-def test_script_needs_to_know_the_cache(machine: Machine) -> None:
+def test_script_without_an_address_of_a_cache_fails(machine: Machine) -> None:
     alone = subprocess.run(
         ["dash", str(ATTACH_SCRIPT)], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True
     )
@@ -328,11 +329,11 @@ def test_script_needs_to_know_the_cache(machine: Machine) -> None:
     assert "--cache HOST" in alone.stderr
 
 
-def test_detach_without_attach_says_so(machine: Machine) -> None:
+def test_detach_without_an_earlier_attach_changes_nothing(machine: Machine) -> None:
     assert "nothing to change" in machine.attach("--detach").stdout
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_script_has_no_faults_that_shellcheck_finds() -> None:
+def test_shellcheck_finds_no_fault_in_the_script() -> None:
     checked = subprocess.run(["shellcheck", "-s", "sh", str(ATTACH_SCRIPT)], capture_output=True, text=True)
     assert checked.stdout == ""

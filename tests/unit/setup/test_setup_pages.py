@@ -1,4 +1,4 @@
-"""The set-up pages are served at the mirror, to clients of any method that reads, and nowhere else."""
+"""The set-up pages are served at the mirror for GET and HEAD, and nowhere else."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_page_carries_the_name_that_the_client_used(setup: SetupPages) -> None:
     assert b"http://cache.lan:5000" in page.body
 
 
-def test_certificate_is_the_cas(setup: SetupPages) -> None:
+def test_certificate_is_that_of_the_ca(setup: SetupPages) -> None:
     assert answer(setup, "/ca.crt").body == b"PEM"
 
 
@@ -47,7 +47,7 @@ def test_other_paths_are_left_to_the_registry(setup: SetupPages, path: str) -> N
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-def test_pages_cannot_be_written(setup: SetupPages, method: str) -> None:
+def test_methods_that_write_get_no_page(setup: SetupPages, method: str) -> None:
     assert setup.answer(asked("/setup", method)) is None
 
 

@@ -150,7 +150,7 @@ async def test_idle_content_is_removed_and_recorded_in_the_history(tmp_path: Pat
     store = Store(tmp_path, 64 * MIB, lambda: now)
     store.open()
     old, used = await put_blob(store, blob(1)), await put_blob(store, blob(2))
-    for _ in range(31):  # the policy counts a jump of the clock as a day at most
+    for _ in range(31):  # the policy counts a jump of the clock as one day at most
         now += 86400
         store.popularity.count_request(used)
     await store.expire()
@@ -190,7 +190,8 @@ async def test_content_larger_than_the_cap_is_refused_at_once(tmp_path: Path) ->
 
 
 async def test_request_counts_survive_a_crash_after_they_were_written(tmp_path: Path) -> None:
-    """The copy is what is on disk after maintenance, which runs every few seconds, while the process still runs."""
+    """The copy has the files as they are after maintenance, which runs every few seconds, while the process still
+    runs."""
     async with opened_store(tmp_path / "store") as store:
         digest = await put_blob(store, blob(1))
         for _ in range(3):

@@ -19,7 +19,7 @@ HUB = "registry-1.docker.io"
 async def test_facts_about_stored_content_outlive_their_lifetime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a long outage, or offline, they are not written again; and links are written only once."""
+    """Facts are not written again during a long outage or offline, and links are written only once."""
     monkeypatch.setattr(fact_rows, "FACT_LIFETIME", 2.0)
     async with opened_store(tmp_path) as store:
         stored, absent = await put_blob(store, b"stored"), Digest.of(b"absent")

@@ -150,7 +150,7 @@ def test_database_locked_by_another_connection_raises_storage_error(
 
 
 def refuse(directory: Path, event: str) -> None:
-    """Make the database fail in the middle of a transaction, as on a full disk."""
+    """Make the database fail within a transaction, as on a full disk."""
     connection = sqlite3.connect(directory / "cache.db")
     connection.execute(f"CREATE TRIGGER refuse BEFORE {event} ON Cache BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
     connection.commit()

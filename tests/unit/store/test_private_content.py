@@ -30,7 +30,7 @@ async def test_content_of_a_private_repository_is_private_unless_a_public_one_ha
 
 
 async def test_sources_of_private_content_are_the_registries_that_gave_it(tmp_path: Path) -> None:
-    """A registry that only confirms a link is no source; there may be no known source."""
+    """A registry that only confirms a link is not a source; private content may have no known source."""
     given, said, elsewhere = (Digest.of(text) for text in (b"given", b"said", b"elsewhere"))
     async with opened_store(tmp_path) as store:
         await store.registries.put_visibility(HUB, "alice/app", Visibility(True, NOW))

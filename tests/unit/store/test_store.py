@@ -305,7 +305,7 @@ async def test_cap_holds_when_large_manifests_are_stored(tmp_path: Path) -> None
 
 
 async def test_space_is_reserved_only_after_the_evicted_file_is_removed(tmp_path: Path) -> None:
-    """The writer thread may be busy with a long sync; an evicted file is on disk until it is removed there."""
+    """The writer thread, which removes evicted files, may be busy with a long sync."""
     async with opened_store(tmp_path, CAPACITY) as store:
         await put_blob(store, random_bytes(1_900_000, "old"))
         store.popularity.ensure_admitted(Digest.of(b"evicting"))

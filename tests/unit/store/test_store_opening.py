@@ -134,7 +134,8 @@ async def test_files_are_listed_only_after_an_unclean_stop(tmp_path: Path) -> No
 
 
 async def test_power_cut_does_not_restore_the_row_of_a_clean_stop(tmp_path: Path) -> None:
-    """It may undo what is in the log and not yet in the database; files written after that have no row."""
+    """A power cut may undo changes that are in the log and not yet in the database. If it undid the deletion of this
+    row, the next start would not look for files without a row."""
     async with opened_store(tmp_path) as store:
         await put_blob(store, b"layer")
     async with opened_store(tmp_path) as store:
@@ -183,7 +184,7 @@ async def test_refused_store_leaves_no_open_connection(tmp_path: Path) -> None:
     with pytest.raises(StoreTooNew):
         store.open()
     await store.close()
-    gc.collect()  # an open connection warns here
+    gc.collect()  # Python would warn here about an open connection
 
 
 async def test_store_with_a_damaged_database_opens_without_content(tmp_path: Path) -> None:

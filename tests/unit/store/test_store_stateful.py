@@ -36,7 +36,7 @@ def digest_of_key(key: str) -> Digest:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Stage, write, commit, cancel, read, remove, restart, in any order."""
+    """Operations on a store in any order: stage, write, commit, cancel, read, remove, restart."""
 
     staged = Bundle("staged")
     opened = Bundle("opened")

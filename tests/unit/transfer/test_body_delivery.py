@@ -65,7 +65,7 @@ async def test_body_is_written_piece_by_piece_without_a_wait_after_the_last(harn
 
 
 class PiecesOnFile(Pieces):
-    """A source whose pieces are on a file, up to one that is `None`."""
+    """A source whose pieces are in a file, up to the first that is `None`; those after it are in memory."""
 
     async def file_reader(self) -> ReadInto | None:
         return self._read_into if self._pieces[0] is not None else self._pieces.pop(0)
@@ -80,7 +80,7 @@ class PiecesOnFile(Pieces):
         return count
 
 
-async def test_bytes_on_a_file_are_read_by_the_writer_and_the_rest_is_written(harness: DeliveryHarness) -> None:
+async def test_bytes_in_a_file_are_read_by_the_writer_and_the_rest_is_written(harness: DeliveryHarness) -> None:
     source, client = PiecesOnFile(b"1234567", None, b"89"), Client(chunk_size=4)
     await harness.delivery.send(b"head", source, client)
     assert client.events == [b"head", "drained", b"1234", "drained", b"567", "drained", b"89"]

@@ -98,7 +98,7 @@ async def test_request_with_an_unknown_path_gets_nothing(harness: ListenerHarnes
 async def test_malformed_request_gets_nothing_and_does_no_harm(harness: ListenerHarness, request_text: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", harness.listener.port)
     writer.write(request_text)
-    with contextlib.suppress(ConnectionError):  # closed before our bytes were read
+    with contextlib.suppress(ConnectionError):  # the connection was closed before these bytes were read
         assert await reader.read() == b""
     writer.close()
     path, streamed = harness.listener.register(Pieces(b"fine"))

@@ -86,15 +86,15 @@ async def test_plain_http_at_a_tls_port_names_the_option() -> None:
     assert "set hubcache_registries=HOST=http://HOST:PORT" in text
 
 
-async def test_connection_closed_without_a_response() -> None:
+async def test_connection_closed_without_a_response_is_described() -> None:
     assert await failure_at(disconnect, scheme="http") == "it closed the connection without a response"
 
 
-async def test_response_that_is_not_http() -> None:
+async def test_response_that_is_not_http_is_described() -> None:
     assert await failure_at(speak_nonsense, scheme="http") == "its response is not valid HTTP"
 
 
-def test_time_outs_differ_by_what_did_not_come() -> None:
+def test_time_out_of_a_connection_differs_from_that_of_a_response() -> None:
     assert describe(aiohttp.ConnectionTimeoutError()).startswith("time-out of the connection; a firewall may drop")
     assert describe(aiohttp.SocketTimeoutError()) == "time-out; no response came"
 

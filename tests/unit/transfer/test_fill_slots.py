@@ -34,7 +34,7 @@ async def test_requesters_are_granted_slots_in_turn() -> None:
     assert sum(ticket in first for ticket in order) == 0, "the flood holds more than its share"
 
 
-async def test_few_slots_are_granted_at_once_during_anothers_flood() -> None:
+async def test_requester_with_few_slots_gets_one_at_once_during_the_flood_of_another() -> None:
     slots = FillSlots()
     flood = [slots.request("flood") for _ in range(1000)]
     layers = [slots.request("docker") for _ in range(5)]

@@ -28,7 +28,7 @@ async def test_retry_after_is_parsed_as_seconds_or_as_a_date(value: str, seconds
         assert (retry_after(response), pause_seconds(response)) == (seconds, paused)
 
 
-async def test_retry_after_date_without_a_date_header_is_compared_with_our_clock() -> None:
+async def test_retry_after_date_without_a_date_header_is_compared_with_the_local_clock() -> None:
     async def answer(_: web.Request) -> web.Response:
         until = email.utils.formatdate(time.time() + 100, usegmt=True)
         return web.Response(status=429, headers={"Retry-After": until, "Date": "today"})

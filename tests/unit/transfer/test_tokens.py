@@ -73,12 +73,12 @@ def test_first_of_two_challenges_in_a_header_is_used() -> None:
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer ", "Basic realm=x", 'Bearer service="r"', 'Bearer realm=""', "Bearerrealm=x"]
 )
-def test_header_without_a_bearer_challenge_and_a_realm_is_none(header: str | None) -> None:
+def test_header_without_a_bearer_challenge_and_a_realm_is_parsed_to_none(header: str | None) -> None:
     assert Challenge.parse(header) is None
 
 
 @given(st.text(max_size=60) | st.text('realm="\\,= ', max_size=60).map(lambda text: "Bearer " + text))
-def test_any_header_is_a_challenge_with_a_realm_or_none(header: str) -> None:
+def test_any_header_is_parsed_to_a_challenge_with_a_realm_or_to_none(header: str) -> None:
     challenge = Challenge.parse(header)
     assert challenge is None or challenge.realm
 
