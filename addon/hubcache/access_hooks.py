@@ -91,6 +91,8 @@ class AccessHooks:
             client.error = "too many connections of one address"
         else:
             self._handled[client] = handled
+            if self._disconnect is None:  # no idle connection can be closed for a new one, which is refused instead
+                self.limits.mark_busy(handled)
             if isinstance(client.proxy_mode, RegularMode | ReverseMode | UpstreamMode):
                 handled.expect_request()
 
@@ -114,7 +116,7 @@ class AccessHooks:
         has_switched = flow.response is not None and flow.response.status_code == 101  # to a protocol other than HTTP
         if handled is not None and not has_switched:
             handled.flows.discard(flow.id)
-            if not handled.flows:
+            if not handled.flows and self._disconnect is not None:
                 self.limits.mark_idle(handled)
 
     def tcp_start(self, flow: tcp.TCPFlow) -> None:

@@ -108,7 +108,7 @@ class Hubcache:
             text = file.read()
             change = file.change_to(ctx.options, text)
             # The password may have changed in its file, which is read when an option is set.
-            ctx.options.update(hubcache_password_file=ctx.options.hubcache_password_file, **change.now)
+            ctx.options.update(**{"hubcache_password_file": ctx.options.hubcache_password_file} | change.now)
         except (ConfigError, exceptions.OptionsError) as error:
             logger.error("hubcache: SIGHUP: nothing changed: %s", error)
             return
@@ -212,7 +212,9 @@ class Hubcache:
         log_addresses(settings, servers, ctx.options.confdir)
         count = self._worker_count(settings)
         if count > 1:
-            self._supervisor = await _start_workers(count, servers, engine)
+            self._supervisor = _make_supervisor(count, servers, engine)  # before the workers start: `done` stops them
+            await self._supervisor.start()
+            logger.info("hubcache: %d workers", count)
         else:
             self._connections.serve(servers, engine)
         log_store(engine.store)  # last, because it may be a warning
@@ -268,11 +270,12 @@ class Hubcache:
         self._flows.stop()
 
 
-async def _start_workers(count: int, servers: tuple[Any, ...], engine: Engine) -> Supervisor:
+def _make_supervisor(count: int, servers: tuple[Any, ...], engine: Engine) -> Supervisor:
+    """Return the supervisor of `count` workers that share the listeners of `servers`."""
     from .mitm import listeners
 
     sockets = listeners.take_sockets(servers)
-    supervisor = Supervisor(
+    return Supervisor(
         worker_command(),
         count,
         [each for of_mode in sockets.values() for each in of_mode],
@@ -280,9 +283,6 @@ async def _start_workers(count: int, servers: tuple[Any, ...], engine: Engine) -
         engine,
         engine.metrics.workers_changed,
     )
-    await supervisor.start()
-    logger.info("hubcache: %d workers", count)
-    return supervisor
 
 
 def _setup_pages(servers: Iterable[Any]) -> SetupPages:

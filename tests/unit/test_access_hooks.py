@@ -176,6 +176,20 @@ async def test_address_with_too_many_clients_gets_no_more() -> None:
     assert at.limits._counts == {}
 
 
+async def test_too_many_idle_clients_of_an_address_are_refused_where_none_can_be_disconnected() -> None:
+    limits = ClientLimits(1000)
+    hooks = AccessHooks(limits)
+    clients = [made_client() for _ in range(limits.max_per_address + 1)]
+    for client in clients:
+        hooks.client_connected(client)
+        hooks.request_received(flow_of(client))
+        hooks.response(flow_of(client))
+    assert [client.error for client in clients[-2:]] == [None, "too many connections of one address"]
+    for client in clients:
+        hooks.client_disconnected(client)
+    assert limits._counts == {}
+
+
 async def test_client_that_another_addon_refuses_is_not_counted() -> None:
     """mitmproxy's `block_global` comes first; for a client that it refuses there is no `client_disconnected`."""
     at, client = Hooks(), made_client()

@@ -1,11 +1,15 @@
 """Start-up: options of this program and of mitmproxy, at start and later."""
 
+import contextlib
 import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hubcache import startup
 from hubcache.mitm import mitmproxy_options
+from hubcache.oci.account import Account
+from hubcache.oci.errors import ConfigError
 from hubcache.oci.registry import HUB_HOST
 from hubcache.startup import Hubcache
 from mitmproxy import exceptions
@@ -71,6 +75,47 @@ async def test_change_while_running_takes_effect_at_once(harness: AddonHarness, 
     hub.reset_log()
     await harness.request("GET", f"/v2/{REPO}/manifests/1")
     assert {record.method for record in hub.requests(kind="manifest")} == {"HEAD"}
+
+
+async def test_another_password_file_in_the_config_file_takes_effect(harness: AddonHarness, tmp_path: Path) -> None:
+    file = harness.addon._config_file
+    assert file is not None
+    file.path = tmp_path / "own.yaml"
+    for password in ("first", "second"):
+        (tmp_path / password).write_text(password)
+        file.path.write_text(f"username: alice\npassword_file: {tmp_path / password}\n")
+        harness.addon._reload_config_file()
+        assert harness.engine._settings.account == Account("alice", password)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_workers_that_do_not_start_are_stopped(
+    harness: AddonHarness, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Also where the program is stopped while they start."""
+    made = []
+
+    class Workers:
+        def __init__(self) -> None:
+            made.append(self)
+
+        async def start(self) -> None:
+            assert harness.addon._supervisor is self
+            if fails:
+                raise ConfigError("hubcache_workers: 2 processes did not start")
+
+    async def start(*_: object) -> object:
+        return harness.engine
+
+    monkeypatch.setattr(startup.Engine, "start", start)
+    monkeypatch.setattr(startup, "_make_supervisor", lambda *_: Workers())
+    monkeypatch.setattr(Hubcache, "_worker_count", lambda *_: 2)
+    settings = harness.addon._settings
+    assert settings is not None
+    with pytest.raises(ConfigError) if fails else contextlib.nullcontext():
+        await harness.addon._start_engine(settings, ())
+    assert made == [harness.addon._supervisor]
+    harness.addon._supervisor = None
 
 
 @pytest.mark.parametrize("insecure", [True, False])

@@ -68,7 +68,7 @@ change() {
     remember "$1"
     mkdir -p "$(dirname "$path")"
     temporary=$path.hubcache-new
-    printf '%s\n' "$2" >"$temporary"
+    (umask 077 && printf '%s\n' "$2" >"$temporary")
     if [ -e "$path" ]; then
         chmod --reference="$path" "$temporary" 2>/dev/null || chmod "$(mode_of "$path")" "$temporary"
     else
@@ -85,17 +85,17 @@ remember() {
     name=$state/$(key "$1")
     mkdir -p "$state"
     chmod 700 "$state"
-    if [ -e "$name.original" ] || [ -e "$name.absent" ]; then return 0; fi
+    if grep -qxF -- "$1" "$state/files" 2>/dev/null; then return 0; fi
+    rm -f "$name.original" "$name.absent" # incomplete, if this was interrupted: the file is not changed yet
     if [ -e "$root$1" ]; then
         cp -p "$root$1" "$name.original"
     else
         directory=$(dirname "$1")
-        : >"$name.absent.new"
+        : >"$name.absent"
         while [ ! -d "$root$directory" ]; do
-            printf '%s\n' "$directory" >>"$name.absent.new"
+            printf '%s\n' "$directory" >>"$name.absent"
             directory=$(dirname "$directory")
         done
-        mv "$name.absent.new" "$name.absent"
     fi
     printf '%s\n' "$1" >>"$state/files"
 }
@@ -127,6 +127,9 @@ restore() {
         rm -f "$path"
         while read -r directory; do rmdir "$root$directory" 2>/dev/null || true; done <"$name.absent"
     fi
+    # A file that is restored is never restored again: the next --detach would remove it.
+    grep -vxF -- "$1" "$state/files" >"$state/files.new" || true
+    mv -f "$state/files.new" "$state/files"
     rm -f "$name.original" "$name.absent" "$name.written"
 }
 

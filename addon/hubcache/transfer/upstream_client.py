@@ -86,10 +86,11 @@ class UpstreamClient:
             raise Unavailable("the cache is shutting down")
         try:
             response = await self._request(session, kind, method, url, headers, body)
+        except aiohttp.ClientConnectorCertificateError as error:  # before `ValueError`, which it is as well
+            raise self._record_error(session, kind, url, error) from error
         except ValueError as error:  # raised only for a URL that an upstream named; nothing was sent
             raise BadUpstream("upstream named an invalid URL") from error
         except (aiohttp.ClientError, TimeoutError) as error:
-            self.observer.upstream_answered(host, kind, "error")
             raise self._record_error(session, kind, url, error) from error
         self.observer.upstream_answered(host, kind, str(response.status))
         if response.status >= 500:
@@ -168,6 +169,7 @@ class UpstreamClient:
     ) -> Unavailable:
         """Record a request without a response, as a failure of the host if there was no connection, else as a failure
         of the requested object. Return the error to raise."""
+        self.observer.upstream_answered(url.authority, kind, "error")
         timed_out = isinstance(error, TimeoutError)
         proxy = self.proxies.find(url.scheme, url.host or "", url.port)
         proxy_failure = failure_of_proxy(proxy, error) if proxy is not None else None

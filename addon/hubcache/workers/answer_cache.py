@@ -70,6 +70,7 @@ class AnswerCache:
             isinstance(answer, Answer)
             and answer.source is None
             and answer.result in (Result.HIT, Result.LOCAL)
+            and answer.kind != "setup"  # such a page depends on the client's address and on its `Host`
             and request.credentials is None
             and _is_cacheable(request)
             and epoch == self._epoch.number

@@ -287,6 +287,35 @@ def test_file_that_was_changed_after_attach_is_not_overwritten_by_detach(machine
     assert machine.state.exists()
 
 
+def test_second_detach_leaves_files_alone_that_the_first_restored(machine: Machine) -> None:
+    machine.program("podman", "")
+    hosts = machine.file("/etc/containerd/certs.d/docker.io/hosts.toml")
+    hosts.parent.mkdir(parents=True)
+    hosts.write_text("own = true\n")
+    machine.file("/etc/containerd/config.toml").write_text("version = 2\n")
+    assert machine.attach("--no-pull").returncode == 0
+    mirror = machine.file("/etc/containers/registries.conf.d/50-hubcache.conf")
+    mirror.write_text("changed\n")
+    for _ in range(2):
+        detached = machine.attach("--detach")
+        assert detached.returncode == 0, detached.stderr
+        assert hosts.read_text() == "own = true\n"
+        assert mirror.read_text() == "changed\n"
+
+
+def test_attach_that_was_interrupted_while_it_kept_a_file_keeps_it_whole_the_next_time(machine: Machine) -> None:
+    machine.docker("20.10.24")
+    machine.have("jq")
+    daemon = machine.file("/etc/docker/daemon.json")
+    daemon.parent.mkdir(parents=True)
+    daemon.write_text('{"debug": true}')
+    machine.state.mkdir()
+    (machine.state / "%2Fetc%2Fdocker%2Fdaemon.json.original").write_text('{"deb')
+    assert machine.attach("--no-pull").returncode == 0
+    assert machine.attach("--detach").returncode == 0
+    assert daemon.read_text() == '{"debug": true}'
+
+
 def test_pull_that_does_not_come_through_the_cache_is_a_failure(machine: Machine) -> None:
     machine.docker("20.10.24", through=False)
     attached = machine.attach()

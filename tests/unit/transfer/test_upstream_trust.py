@@ -108,11 +108,12 @@ async def test_redirect_from_https_to_http_is_refused() -> None:
         assert plain.count() == 0
 
 
-async def test_untrusted_certificate_is_unavailable() -> None:
-    with Hub(tls=True) as secure:
-        async with upstream_to(secure, f"https://127.0.0.2:{secure.ports['registry']}") as line:
-            with pytest.raises(Unavailable):
+async def test_untrusted_certificate_is_unavailable_and_the_error_says_so() -> None:
+    with Hub(tls=True) as secure, Hub(tls=True) as other:
+        async with upstream_to(other, secure.url()) as line:
+            with pytest.raises(Unavailable, match="its certificate is not trusted"):
                 await line.upstream.get_manifest(REPO, "stable", ACCEPT)
+            assert not line.upstream.is_reachable, "a failure of the host, which opens its circuit"
         assert secure.count() == 0
 
 

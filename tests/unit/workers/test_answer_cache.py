@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hubcache.oci.registry import Registry
 from hubcache.serve.messages import LOCAL_TOKEN, Answer, Forward, Listener, Request, Result
+from hubcache.setup.setup_pages import SetupPages
 from hubcache.transfer.sources import BytesSource
 from hubcache.workers import answer_cache
 from hubcache.workers.answer_cache import SECONDS, AnswerCache
@@ -117,6 +119,17 @@ def test_only_answers_from_the_store_are_repeated(harness: CacheHarness, answer:
     harness.put()
     harness.put(answer=answer)
     assert harness.get() == ANSWER
+
+
+@pytest.mark.parametrize("path", ["/setup", "/setup/attach", "/setup/answered", "/ca.crt"])
+def test_setup_page_is_not_repeated_to_a_client_with_another_host(harness: CacheHarness, path: str) -> None:
+    """A client could otherwise have others run an attach script that names its own machine."""
+    request = replace(REQUEST, path=path, listener=Listener.MIRROR, headers={"host": "attacker.example"})
+    pages = SetupPages(Path(__file__), 5000, 8080)
+    page = pages.answer(request)
+    assert page is not None
+    harness.put(request, page)
+    assert harness.get(replace(request, headers={"host": "cache.lan"}, client="10.0.0.2")) is None
 
 
 def test_answer_is_repeated_for_a_short_time(harness: CacheHarness) -> None:
