@@ -48,16 +48,16 @@ async def tree(store: Store, depth: int, width: int) -> tuple[Digest, int]:
     return digest, depth + 1
 
 
-def count_looks(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Counter[Digest]:
+def count_manifest_reads(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Counter[Digest]:
     """Count how often each manifest is read."""
-    looks, look = Counter[Digest](), cache.engine._mirror._prefetch.children
+    counts, children_of = Counter[Digest](), cache.engine._mirror._prefetch.children
 
     def counted(digest: Digest) -> object:
-        looks[digest] += 1
-        return look(digest)
+        counts[digest] += 1
+        return children_of(digest)
 
     monkeypatch.setattr(cache.engine._mirror._prefetch, "children", counted)
-    return looks
+    return counts
 
 
 async def turns_during(work: asyncio.Task[object]) -> int:
@@ -74,13 +74,13 @@ async def test_each_manifest_of_a_tree_is_read_once_and_depth_is_bounded(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, depth: int, is_image: bool
 ) -> None:
     root, count = await tree(cache.engine.store, depth, 9)
-    looks = count_looks(cache, monkeypatch)
+    counts = count_manifest_reads(cache, monkeypatch)
     work = asyncio.create_task(cache.engine._mirror._prefetch.is_complete(root, {PLATFORM}))
     turns = await turns_during(work)
     assert work.result() is is_image
-    assert set(looks.values()) == {1}
-    assert len(looks) == min(count, prefetch.MAX_DEPTH + 1)
-    assert turns >= len(looks), "other tasks run between any two"
+    assert set(counts.values()) == {1}
+    assert len(counts) == min(count, prefetch.MAX_DEPTH + 1)
+    assert turns >= len(counts), "other tasks run between any two"
 
 
 async def test_walk_of_a_wide_tree_is_bounded(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,9 +92,9 @@ async def test_walk_of_a_wide_tree_is_bounded(cache: Cache, monkeypatch: pytest.
         await store.put_manifest(leaves[-1], ManifestRecord(OCI_MANIFEST, body))
     root = Digest.of(index_of(*leaves))
     await store.put_manifest(root, ManifestRecord(OCI_INDEX, index_of(*leaves)))
-    looks = count_looks(cache, monkeypatch)
+    counts = count_manifest_reads(cache, monkeypatch)
     assert not await cache.engine._mirror._prefetch.is_complete(root, {PLATFORM})
-    assert len(looks) <= prefetch.MAX_MANIFESTS
+    assert len(counts) <= prefetch.MAX_MANIFESTS
 
 
 async def test_completeness_is_checked_once_until_the_store_changes(
@@ -102,10 +102,10 @@ async def test_completeness_is_checked_once_until_the_store_changes(
 ) -> None:
     store = cache.engine.store
     root, count = await tree(store, 2, 9)
-    looks = count_looks(cache, monkeypatch)
+    counts = count_manifest_reads(cache, monkeypatch)
     for _ in range(5):
         assert await cache.engine._mirror._prefetch.is_complete(root, {PLATFORM})
-    assert looks.total() == count
+    assert counts.total() == count
     await store.remove(Digest.of(manifest_of()))
     assert not await cache.engine._mirror._prefetch.is_complete(root, {PLATFORM})
 
@@ -130,16 +130,16 @@ async def test_fetch_of_a_tree_requests_each_manifest_once_and_ends(cache: Cache
 
 def test_closure_visits_each_digest_once_and_is_bounded() -> None:
     class Counted(dict[Digest, tuple[Digest, ...]]):
-        looks = 0
+        counts = 0
 
         def get(self, key: Digest, default: object = None) -> object:  # type: ignore[override]
-            Counted.looks += 1
+            Counted.counts += 1
             return super().get(key, default)  # type: ignore[arg-type]
 
     usage, levels = Usage(), [Digest.of(str(level).encode()) for level in range(9)]
     usage.children = Counted({above: (below,) * 9 for above, below in itertools.pairwise(levels)})
     assert usage.closure([levels[0]]) == set(levels)
-    assert Counted.looks == len(levels)
+    assert Counted.counts == len(levels)
     many = tuple(Digest.of(str(number).encode()) for number in range(MAX_CLOSURE + 100))
     usage.children = {levels[0]: many}
     assert len(usage.closure([levels[0]])) == MAX_CLOSURE

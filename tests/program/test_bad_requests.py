@@ -163,7 +163,7 @@ def test_connect_to_an_invalid_target_is_refused(program: Program) -> None:
 
 
 def test_host_header_does_not_select_the_registry(client: RegistryClient) -> None:
-    """At the proxy the CONNECT selects it, at the mirror its configuration."""
+    """At the proxy the target of the CONNECT selects it, at the mirror the configuration."""
     image = client.hub.image(client.repo, "latest")
     answer = client.manifest("latest", {"Host": "registry.example.com"})
     assert answer.body == image.manifest

@@ -57,7 +57,7 @@ def program(tmp_path: Path, hub: Hub, options: dict[str, str]) -> Iterator[Progr
     program.stop(signal.SIGKILL)
 
 
-def complaints(program: Program) -> list[str]:
+def unusual_lines(program: Program) -> list[str]:
     """Return the log without the lines of every start."""
     usual = ("Loading script", "listening at", "Error logged during startup")
     return [line for line in program.log.splitlines() if not any(words in line for words in usual)]
@@ -105,7 +105,7 @@ def test_store_of_a_newer_version_ends_the_start_with_one_line(program: Program)
     index.close()
     program.launch()
     assert program.wait_for_exit() == 1
-    (complaint,) = complaints(program)
+    (complaint,) = unusual_lines(program)
     assert "format 99" in complaint
     assert "use the newer program, or another hubcache_dir" in complaint
     assert "Traceback" not in program.log
@@ -156,7 +156,7 @@ def test_blob_files_of_another_size_are_downloaded_again(program: Program, hub: 
 
 
 def test_pulls_succeed_after_a_killed_process(program: Program, hub: Hub) -> None:
-    """The unfinished file is removed, stored content is still there, and the blob is downloaded again."""
+    """The unfinished file is removed, stored content is kept, and the blob is downloaded again."""
     program.start()
     done, half = program.client("mirror"), program.client("proxy")
     stored, wanted = image(done), image(half)

@@ -193,7 +193,7 @@ def test_failed_blob_is_an_error_that_is_not_cached(
 def test_wrong_body_is_never_complete_and_never_stored(
     client: RegistryClient, fault: Fault, with_manifest: bool
 ) -> None:
-    """With and without a stored manifest that has the size of the blob."""
+    """A stored manifest states the size of the blob, or does not."""
     digest, data = image(client).layers[0], random_bytes(300_000, client.repo)
     if with_manifest:
         client.manifest("latest")
@@ -248,7 +248,7 @@ def test_blob_whose_size_is_not_that_of_the_manifest_is_refused(client: Registry
 
 
 def test_stored_image_is_served_without_waiting_for_a_blackholed_upstream(clients: list[RegistryClient]) -> None:
-    """Time-outs are those of production. The first client of a stale tag waits for less than any of them."""
+    """This test uses the time-outs of production. The first client of a stale tag waits for less than any of them."""
     first = clients[0]
     current = image(first)
     assert first.manifest("latest").status == first.blob(current.layers[0]).status == 200

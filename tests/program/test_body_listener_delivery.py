@@ -1,4 +1,5 @@
-"""Bodies that mitmproxy sends, because another addon or an option concerns them, come whole from the body listener."""
+"""Bodies that mitmproxy has to send, because another addon or an option processes them, arrive complete from the body
+listener."""
 
 import socket
 import ssl
@@ -11,7 +12,7 @@ from support.program import HUB_HOST, LISTENERS, RegistryClient, running_program
 from support.standin import Hub, random_bytes
 
 LARGE = 5_000_000
-BY_PUMP = "server connect 127.0.0.1"
+CONNECTS_TO_LISTENER = "server connect 127.0.0.1"
 """What mitmproxy logs when it connects to the body listener."""
 
 
@@ -26,7 +27,7 @@ def bodies(client: RegistryClient, digest: str, times: int, **headers: str) -> l
 
 
 @pytest.mark.parametrize("hook", ["request", "responseheaders", "response"])
-def test_script_sees_flows_whose_bodies_come_from_the_pump(hub: Hub, tmp_path: Path, hook: str) -> None:
+def test_script_sees_flows_whose_bodies_come_from_the_body_listener(hub: Hub, tmp_path: Path, hook: str) -> None:
     script = tmp_path / "listens.py"
     script.write_text(f"def {hook}(flow):\n    print('script saw', flow.request.url, flush=True)\n")
     with running_program(hub, hubcache_tag_ttl="600") as program:
@@ -40,7 +41,7 @@ def test_script_sees_flows_whose_bodies_come_from_the_pump(hub: Hub, tmp_path: P
             assert bodies(client, digest, 3) == [data] * 3
             assert bodies(client, digest, 2, range="bytes=70000-4000000") == [data[70_000:4_000_001]] * 2
         assert "script saw" in program.log
-        assert BY_PUMP in program.log
+        assert CONNECTS_TO_LISTENER in program.log
 
 
 def test_header_that_an_option_adds_is_added_to_answers_with_bodies(hub: Hub) -> None:
@@ -52,7 +53,7 @@ def test_header_that_an_option_adds_is_added_to_answers_with_bodies(hub: Hub) ->
             assert (answer.body == data, answer.headers["x-added"]) == (True, "yes")
 
 
-def test_body_inside_tls_inside_tls_arrives_whole(hub: Hub) -> None:
+def test_body_inside_tls_inside_tls_arrives_complete(hub: Hub) -> None:
     """The client speaks TLS to the proxy, too."""
     with running_program(hub) as program:
         client = program.client("proxy")
@@ -70,11 +71,11 @@ def test_body_inside_tls_inside_tls_arrives_whole(hub: Hub) -> None:
             inner.send(head("GET", f"/v2/{client.repo}/blobs/{digest}", {"Host": HUB_HOST, "Connection": "close"}))
             received = b"".join(inner.receive())
         assert received.partition(b"\r\n\r\n")[2] == data
-        assert BY_PUMP in program.log
+        assert CONNECTS_TO_LISTENER in program.log
 
 
 class Inner:
-    """TLS with the registry inside of TLS with the proxy."""
+    """A TLS connection with the registry inside a TLS connection with the proxy."""
 
     def __init__(self, outer: ssl.SSLSocket, trust: ssl.SSLContext) -> None:
         self._outer = outer

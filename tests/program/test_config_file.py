@@ -41,7 +41,7 @@ def test_file_is_read_at_start_and_command_line_wins(program: Program) -> None:
     program.start()
     assert capacity(program) == 2 << 30
     assert program.client("mirror").request("GET", "/v2/", host=HUB_HOST).status == 200
-    program.stop()  # within the second of the command line
+    program.stop()  # the command line sets `hubcache_stop_within` to one second
     program.assert_no_errors()
 
 
@@ -67,7 +67,7 @@ def test_invalid_file_ends_the_start_with_one_line(program: Program, name: str, 
 
 def test_sighup_applies_changes_and_names_those_that_need_a_restart(program: Program) -> None:
     program.start()
-    hang_up(program, "size: 3G\nworkers: 2\ntag_ttl: 5m\n")  # workers are at the command line
+    hang_up(program, "size: 3G\nworkers: 2\ntag_ttl: 5m\n")  # the command line sets `workers`
     program.wait_for_log("hubcache.yaml: changed: hubcache_size=3G, hubcache_tag_ttl=5m")
     assert capacity(program) == 3 << 30
     hang_up(program, "size: 3G\ntag_ttl: soon\n")
@@ -105,7 +105,7 @@ def test_workers_apply_changes_too_and_a_new_worker_gets_no_unchecked_text(progr
 @pytest.mark.parametrize("options", [{}, {"flow_detail": "2"}], ids=["direct", "mitmproxy"])
 def test_added_registry_is_cached_at_once(tmp_path: Path, hub: Hub, options: dict[str, str]) -> None:
     registries = [f"{HUB_HOST}={hub.url()}", f"registry.example={hub.url()}"]
-    program = Program(tmp_path, hub, options | {"hubcache_registries": registries})  # with a CA for both
+    program = Program(tmp_path, hub, options | {"hubcache_registries": registries})  # creates a CA for both
     for each in registries:
         index = program.command.index(f"hubcache_registries={each}")
         del program.command[index - 1 : index + 1]

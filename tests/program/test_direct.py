@@ -163,11 +163,11 @@ def test_first_client_of_a_host_is_served_by_mitmproxy_which_makes_the_certifica
 
 # -- ends
 
-WHAT = ["cold manifest", "warm manifest", "cold blob", "warm blob"]
+CONTENT = ["cold manifest", "warm manifest", "cold blob", "warm blob"]
 
 
-def something(client: RegistryClient, what: str) -> tuple[str, bytes]:
-    """Return path and body of a manifest or a blob, which is in the store when it is warm."""
+def put_content(client: RegistryClient, what: str) -> tuple[str, bytes]:
+    """Put a manifest or a blob, and store it if `what` begins with "warm"; returns its path and body."""
     data = random_bytes(LARGE, client.repo)
     image = client.hub.image(client.repo, "1", [data])
     path, body = ("manifests/1", image.manifest) if "manifest" in what else (f"blobs/{image.layers[0]}", data)
@@ -177,11 +177,11 @@ def something(client: RegistryClient, what: str) -> tuple[str, bytes]:
     return path, body
 
 
-@pytest.mark.parametrize("what", WHAT)
+@pytest.mark.parametrize("what", CONTENT)
 def test_half_closed_connection_gets_its_answer_and_is_closed(
     client: RegistryClient, new_log: NewLog, what: str
 ) -> None:
-    path, body = something(client, what)
+    path, body = put_content(client, what)
     with RawClient(client) as connection:
         connection.send(request_head(client, path))
         connection.half_close()
@@ -191,11 +191,11 @@ def test_half_closed_connection_gets_its_answer_and_is_closed(
     assert new_log.mitmproxy_clients == 0
 
 
-@pytest.mark.parametrize("what", WHAT)
+@pytest.mark.parametrize("what", CONTENT)
 def test_client_that_ends_tls_after_its_request_is_answered(
     proxy_client: RegistryClient, new_log: NewLog, what: str
 ) -> None:
-    path, body = something(proxy_client, what)
+    path, body = put_content(proxy_client, what)
     with RawClient(proxy_client) as connection:
         connection.socket.sendall(connection.encrypt(request_head(proxy_client, path)) + connection.close_notify())
         answers = io.BytesIO(connection.receive_all())
@@ -220,9 +220,9 @@ def test_broken_tls_ends_the_connection_and_logs_no_error(proxy_client: Registry
             connection.send(request_head(client, "manifests/1"))
             wait_until(lambda: client.hub.count(kind="manifest") == 1)
             connection.socket.sendall(garbage)
-        with contextlib.suppress(ConnectionResetError, ssl.SSLError):  # the alert with the reason, or just the end
+        with contextlib.suppress(ConnectionResetError, ssl.SSLError):  # a TLS alert, or only the end of the connection
             connection.stream.read()
-    assert client.request("GET", "/v2/").status == 401  # and the log has no complaint: see `Program.assert_no_errors`
+    assert client.request("GET", "/v2/").status == 401  # the fixture checks that the log has no errors
 
 
 # -- options and scripts of the user

@@ -104,7 +104,7 @@ def test_push_of_a_manifest_counts_as_one_bypass(proxy_client: RegistryClient, n
 
 
 @pytest.mark.parametrize(("what", "status"), [("manifests/1", 200), ("blobs", 307), ("tags/list", 200)])
-def test_request_that_needs_credentials_is_decided_once_and_sent_once(
+def test_request_that_needs_credentials_is_sent_upstream_once(
     proxy_client: RegistryClient, new_log: NewLog, what: str, status: int
 ) -> None:
     client, public = proxy_client, f"/v2/{proxy_client.repo}-public/manifests/1"
@@ -117,7 +117,7 @@ def test_request_that_needs_credentials_is_decided_once_and_sent_once(
         connection.send(head("GET", public, {"Host": HUB_HOST, **own}))
         assert read_answer(connection.stream) == (200, manifest)
         assert new_log.mitmproxy_clients == 0
-        for number in (1, 2):  # the first as it is handed over
+        for number in (1, 2):  # the first request causes the handover
             connection.send(request_head(client, path, **own))
             assert read_answer(connection.stream)[0] == status
             assert (new_log.mitmproxy_clients, bypassed(client) - before) == (1, number)
@@ -140,7 +140,7 @@ def test_connection_closes_when_tls_ends_before_a_request_is_passed_on(proxy_cli
 
 
 def test_pipelined_requests_keep_their_order(proxy_client: RegistryClient, new_log: NewLog) -> None:
-    """Two are answered, one is passed on, and another one follows."""
+    """Of four requests, the third is passed on and the others are answered by the cache."""
     client, own = proxy_client, authorization(proxy_client)
     data = random_bytes(LARGE, client.repo)
     image = client.hub.image(client.repo, "1", [data])
@@ -281,7 +281,7 @@ def test_hello_may_follow_the_connect_at_once(proxy_client: RegistryClient, new_
 
 
 def after_connect(way: socket.socket) -> bytes:
-    """Return the bytes behind the answer to a CONNECT."""
+    """Return the bytes that follow the answer to a CONNECT."""
     received = b""
     while b"\r\n\r\n" not in received:
         received += way.recv(4096)

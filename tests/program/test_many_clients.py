@@ -145,7 +145,7 @@ def test_clients_that_stop_reading_use_little_memory(client: RegistryClient, pro
     client.wait_until_stored()
     before = resident_bytes(program)
     stalled = [client.send("GET", f"/v2/{client.repo}/blobs/{digest}") for _ in range(16)]
-    assert client.blob(digest).status == 200  # meanwhile the stalled clients are sent all that they accept
+    assert client.blob(digest).status == 200  # by its end, the stalled clients have been sent all that they accept
     assert resident_bytes(program) - before < 60 * MIB
     for exchange in stalled:
         exchange.close()
@@ -164,7 +164,7 @@ def paused_fill(client: RegistryClient, size: int) -> tuple[Synthetic, str, Faul
     return large, digest, fault, exchange
 
 
-def test_range_far_ahead_of_a_slow_fill_has_a_request_of_its_own(client: RegistryClient) -> None:
+def test_range_far_ahead_of_a_slow_fill_is_requested_separately(client: RegistryClient) -> None:
     large, digest, fault, exchange = paused_fill(client, 48 * MIB)
     answer = client.blob(digest, {"Range": f"bytes={40 * MIB}-{40 * MIB + 99_999}"})
     assert (answer.status, answer.body) == (206, large.read(40 * MIB, 40 * MIB + 100_000))
@@ -177,7 +177,7 @@ def test_range_far_ahead_of_a_slow_fill_has_a_request_of_its_own(client: Registr
     exchange.close()
 
 
-def test_range_near_a_slow_fill_waits_for_it_without_a_request_of_its_own(client: RegistryClient) -> None:
+def test_range_near_a_slow_fill_waits_for_it_without_a_separate_request(client: RegistryClient) -> None:
     large, digest, fault, exchange = paused_fill(client, 4 * MIB)
     fields = {"Host": HUB_HOST, "Connection": "close", "Range": f"bytes={2 * MIB}-{2 * MIB + 9}"}
     with client.connect() as connection:

@@ -19,7 +19,7 @@ LINE = "127.0.0.1 speaks TLS to the mirror's plain port: use http:// or set inse
 
 @pytest.fixture(params=["0", "2"], ids=["direct", "mitmproxy"])
 def program(request: pytest.FixtureRequest) -> Iterator[Program]:
-    """With direct connections, and with mitmproxy serving all clients."""
+    """A program with direct connections, and one in which mitmproxy serves all clients."""
     with running_program(flow_detail=request.param) as running:
         yield running
 
@@ -33,7 +33,7 @@ def connect_with_tls(program: Program, trust: ssl.SSLContext, name: str = "local
         raise
 
 
-def test_client_that_verifies_is_logged_once_in_a_while(program: Program) -> None:
+def test_clients_that_verify_are_logged_in_one_line(program: Program) -> None:
     for trust in (ssl.create_default_context(), program.ssl_context(), program.ssl_context()):
         with pytest.raises(ssl.SSLCertVerificationError):
             connect_with_tls(program, trust)

@@ -1,4 +1,4 @@
-"""Pushes and deletions through the proxy have the answers that they have without it.
+"""Pushes and deletions get the same answers through the proxy as without it.
 
 The push and delete parts of the conformance suite run both ways at one registry, one after the other, and are compared
 answer by answer.
@@ -19,7 +19,7 @@ program, _ = program_fixtures(hubcache_tag_ttl="600", hubcache_negative_ttl="600
 
 @pytest.fixture(params=["accounts", "open"])
 def push_client(request: pytest.FixtureRequest, program: Program) -> Iterator[RegistryClient]:
-    """A client of the proxy; its registry has accounts, or everybody may push and delete."""
+    """A client of the proxy; its registry has accounts, or permits all clients to push and delete."""
     program.reset()
     program.hub.redirects = False
     program.hub.user("alice", "alice's")
@@ -42,7 +42,7 @@ def credentials(hub: Hub, *repos: str) -> dict[str, str]:
 
 
 def recorded_steps(push_client: RegistryClient, route: str) -> list[Step]:
-    """Run the requests by a route ("direct" or "proxy") in repositories of its own."""
+    """Run the requests by a route ("direct" or "proxy") in repositories that no other run uses."""
     repos = (f"alice/{route}-{mode(push_client)}", f"alice/{route}-{mode(push_client)}-other")
     own = credentials(push_client.hub, *repos)
     ask = push_client.request if route == "proxy" else functools.partial(request, push_client.hub.ports["registry"])

@@ -22,7 +22,7 @@ def test_blob_upload_reaches_the_upstream(push_client: RegistryClient) -> None:
 
 
 def test_upload_location_leads_back_through_the_proxy(push_client: RegistryClient) -> None:
-    """The upstream sends an absolute URL of its own."""
+    """The upstream sends an absolute URL with its own address."""
     location = f"{push_client.hub.url()}/v2/{push_client.repo}/blobs/uploads/1?_state=a%2Fb"
     push_client.hub.faults.add(Fault(kind="upload", status=202, headers={"Location": location}))
     answer = push_client.request("POST", f"/v2/{push_client.repo}/blobs/uploads/", credentials(push_client) | EMPTY)
@@ -52,7 +52,7 @@ def test_pushed_tag_is_served_to_the_next_pull(push_client: RegistryClient, prog
 def test_pushed_tag_is_served_after_a_404(
     push_client: RegistryClient, program: Program, repository_exists: bool
 ) -> None:
-    """For a repository that does not exist, the proxy answers 401, as Docker Hub does."""
+    """Before the push the repository does not exist, and the proxy answers 401, as Docker Hub does."""
     headers = credentials(push_client)
     if repository_exists:
         assert push_manifest(push_client, "other", manifest(), headers).status == 201
@@ -95,7 +95,7 @@ def test_mount_from_another_repository_passes_through(push_client: RegistryClien
 
 
 def test_push_without_credentials_is_refused_by_the_upstream(client: RegistryClient) -> None:
-    """The cache adds none of its own tokens: they permit pulls alone."""
+    """The cache does not add its own tokens: they permit only pulls."""
     answer = client.request("POST", f"/v2/{client.repo}/blobs/uploads/", EMPTY)
     assert answer.status == 401
     (record,) = client.hub.requests(kind="upload")

@@ -61,7 +61,7 @@ def test_pushed_signature_is_listed_and_other_images_are_not_requested_again(pus
 
 
 def test_pushed_signature_is_listed_when_the_registry_sends_no_oci_subject(push_client: RegistryClient) -> None:
-    """Without the header the push may concern any image of the repository."""
+    """Without the header, the signature may belong to any image of the repository."""
     image = pulled(push_client, "1")
     assert referrers(push_client, image) == []
     signature = unpushed_signature(push_client, image)

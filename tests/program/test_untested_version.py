@@ -55,7 +55,7 @@ def client(request: pytest.FixtureRequest, program: Program) -> Iterator[Registr
     program.assert_no_errors()
 
 
-def test_it_is_logged_once_and_no_module_with_internals_is_loaded(program: Program) -> None:
+def test_untested_version_is_logged_once_and_no_module_with_internals_is_loaded(program: Program) -> None:
     program.wait_for_log("modules:")
     loaded = next(line for line in program.log.splitlines() if line.startswith("modules:")).split()
     assert "hubcache.plugin" in loaded
@@ -87,7 +87,7 @@ def test_requests_on_a_kept_connection_are_answered(client: RegistryClient) -> N
             assert Exchange(kept, "GET").finish().body == data
 
 
-def test_token_is_given_and_a_push_is_passed_on(program: Program) -> None:
+def test_token_is_issued_and_a_push_is_passed_on(program: Program) -> None:
     client = program.client("proxy")
     assert client.token("repository:library/app:pull")
     assert client.request("POST", f"/v2/{client.repo}/blobs/uploads/").status in (202, 401)
@@ -118,7 +118,7 @@ def test_stop_waits_for_a_download(tmp_path: Path) -> None:
         assert "0 downloads were cut" in program.log
 
 
-def test_there_is_one_process(tmp_path: Path) -> None:
+def test_program_runs_as_one_process(tmp_path: Path) -> None:
     with untested_program(tmp_path, hubcache_workers="2") as program:
         assert program.client("mirror").request("GET", "/v2/").status == 200
         assert program.client("proxy").request("GET", "/v2/").status == 401

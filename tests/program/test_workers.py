@@ -92,7 +92,7 @@ def test_request_during_the_commit_of_a_blob_causes_no_download(program: Program
     assert program.hub.count(kind="cdn", method="GET") == 1
 
 
-def test_worker_that_dies_is_replaced_and_clients_are_served_meanwhile(program: Program) -> None:
+def test_worker_that_dies_is_replaced_and_clients_are_still_served(program: Program) -> None:
     image = program.hub.image(REPO, "1", [b"layer"])
     client = program.client("mirror")
     assert client.manifest("1", repo=REPO).body == image.manifest
@@ -106,7 +106,8 @@ def test_worker_that_dies_is_replaced_and_clients_are_served_meanwhile(program: 
 
 
 def test_workers_serve_direct_connections_at_both_listeners() -> None:
-    """Except for the first client of each worker at the proxy listener, for which mitmproxy creates the certificate."""
+    """The exception is the first client of each worker at the proxy listener, for which mitmproxy creates the
+    certificate."""
     with running_program(hubcache_workers="2", termlog_verbosity="info") as program:
         wait_until(lambda: at_work(program))
         data = random_bytes(2_000_000)

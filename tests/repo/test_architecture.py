@@ -40,8 +40,8 @@ TOP = {
     },
 }
 AREAS = WINGS | TOP
-# Single arrows beyond these: what is shown of an outage is the state of the circuit breakers, what is logged of a
-# request is what `serve` reports about it.
+# Additional imports of single modules: metrics and the status page show the circuit breakers, and the access log writes
+# the requests that `serve` reports.
 ALLOWED = {
     ("hubcache.operate.access_log", "hubcache.serve.messages"),
     ("hubcache.operate.metrics", "hubcache.transfer.breaker"),
@@ -58,7 +58,7 @@ PURE_LIBRARIES = {"cachetools", "publicsuffixlist"}
 READS_CODE = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "jsonpickle", "marshal", "shelve"}
 
 LIBRARIES = ("mitmproxy", "OpenSSL")
-# What mitmproxy and pyOpenSSL document, and three modules of utilities.
+# The modules that mitmproxy and pyOpenSSL document, and three undocumented modules of utilities.
 DOCUMENTED = {
     *("mitmproxy.addonmanager", "mitmproxy.connection", "mitmproxy.ctx", "mitmproxy.exceptions", "mitmproxy.flow"),
     *("mitmproxy.http", "mitmproxy.options", "mitmproxy.tcp", "mitmproxy.tls"),
@@ -66,7 +66,8 @@ DOCUMENTED = {
     *("mitmproxy.version", "mitmproxy.proxy.layer", "mitmproxy.proxy.mode_specs", "mitmproxy.proxy.server_hooks"),
     "OpenSSL.SSL",
 }
-# Names without an underscore that no documentation of mitmproxy has; `vars()[]` is how a check of its is passed by.
+# Names without an underscore that mitmproxy does not document. `vars(x)["name"] = ...` sets an attribute without the
+# check that an assignment would run.
 UNDOCUMENTED = {"certstore", "lookup", "timeout_watchdog", "transports", "vars()[]"}
 
 FILES = sorted(path for path in ADDON.rglob("*.py"))
@@ -132,7 +133,7 @@ def is_internal(name: str) -> bool:
 
 
 def used_names(path: Path) -> Iterator[str]:
-    """Names of attributes that a file uses of other objects than `self`, and `vars()[]` for a look into one."""
+    """Names of attributes that a file uses of any object, and `vars()[]` where it uses an item of `vars(object)`."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Attribute):
             yield node.attr
@@ -177,7 +178,7 @@ def importers(*roots: str) -> set[str]:
     }
 
 
-def test_the_reader_of_imports_sees_every_kind() -> None:
+def test_imports_finds_every_kind_of_import() -> None:
     plugin = set(imports(ADDON / PACKAGE / "plugin.py"))
     assert {"asyncio", "mitmproxy", "hubcache.engine", "hubcache.oci.errors", "hubcache.serve.messages"} <= plugin
     assert set(imports(ADDON / "cache.py")) == {"hubcache.startup"}
@@ -200,12 +201,12 @@ def test_arrows_point_down() -> None:
     assert arrows >= ALLOWED, "an exception that is not needed any more"
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
+def test_no_imports_form_a_cycle() -> None:
     graph = {dotted(path): [name for name in imports(path) if name in NAMES] for path in MODULES}
     assert len(list(TopologicalSorter(graph).static_order())) == len(NAMES)
 
 
-def test_what_decides_is_pure() -> None:
+def test_oci_and_decide_have_no_side_effects() -> None:
     wrong = {
         f"{dotted(path)} imports {name}"
         for path in MODULES
@@ -221,7 +222,7 @@ def test_every_arrow_is_used() -> None:
     assert {(source, target) for source, targets in AREAS.items() for target in targets} - used == set()
 
 
-def test_mitmproxy_stays_at_the_top() -> None:
+def test_mitmproxy_is_imported_only_at_the_top() -> None:
     allowed = {"hubcache.operate.options", "worker"}
     assert {area(name) for name in importers("mitmproxy") - allowed} <= {"clients", "mitm", "direct", *TOP}
 
@@ -249,13 +250,13 @@ def test_private_names_of_others_are_used_in_one_wing() -> None:
     assert wrong == set()
 
 
-def test_reader_of_private_names_finds_those_of_the_wing() -> None:
+def test_used_names_finds_the_private_names_of_the_wing() -> None:
     used = {name for path in MODULES if area(dotted(path)) == "mitm" for name in used_names(path)}
     assert {"_servers", "_raise_ssl_error", "transports", "vars()[]"} <= used
 
 
 def test_untested_versions_import_no_internals() -> None:
-    """What is imported at the top of these modules must exist in any mitmproxy."""
+    """Modules that are loaded with an untested mitmproxy import only names that exist in any version."""
     reached, waiting = set[str](), ["hubcache.startup"]
     paths = {dotted(path): path for path in MODULES}
     while waiting:
@@ -273,14 +274,14 @@ def test_untested_versions_import_no_internals() -> None:
     assert wrong == set()
 
 
-def test_diskcache_stays_in_the_store() -> None:
+def test_diskcache_is_imported_only_in_the_store() -> None:
     assert {area(name) for name in importers("diskcache")} == {"store"}
 
 
-def test_nothing_stored_is_read_as_code() -> None:
+def test_no_module_imports_pickle_or_its_like() -> None:
     assert importers(*READS_CODE) == set()
 
 
-def test_files_are_short_and_say_what_they_are_for() -> None:
+def test_files_are_short_and_have_docstrings() -> None:
     assert [path for path in FILES if len(path.read_text().splitlines()) > MAX_LINES] == []
     assert [path for path in FILES if not ast.get_docstring(ast.parse(path.read_bytes()))] == []

@@ -25,7 +25,7 @@ with socket.socket() as any_socket:
     fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh22x", b"lo", 0x41))  # SIOCSIFFLAGS: IFF_UP, IFF_RUNNING
 os.execv(sys.argv[1], sys.argv[1:])
 """
-"""A program that runs another one in a network namespace of its own, which has loopback only."""
+"""A program that runs another one in a new network namespace, which has only loopback."""
 STATUS = """
 import http.client, os, sys
 os.setns(os.open(sys.argv[1], os.O_RDONLY))
@@ -53,7 +53,7 @@ class Clone:
                 shutil.copy2(source, copy)
 
     def version(self) -> "subprocess.CompletedProcess[str]":
-        """Set up what is missing, and print the version."""
+        """Set up the environment if it is missing, and print the version."""
         return subprocess.run(
             [self.script, "--version"],
             env=self.environment,

@@ -49,7 +49,7 @@ esac
 
 
 def program(path: Path, body: str) -> Path:
-    """An executable shell script."""
+    """Write an executable shell script, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(body if body.startswith("#!") else f"#!{BASH}\n{body}\n")
     path.chmod(0o755)
@@ -341,7 +341,9 @@ class TestPorts:
             (["--set=hubcache_registries=docker.io", "--mirror-port", "80"], 8080, "registry-1.docker.io@80"),
         ],
     )
-    def test_ports_become_modes(self, checkout: Checkout, arguments: list[str], proxy: int, mirror: str) -> None:
+    def test_port_arguments_set_the_modes_of_mitmproxy(
+        self, checkout: Checkout, arguments: list[str], proxy: int, mirror: str
+    ) -> None:
         status, output, _ = checkout.serve(*arguments, "-q")
         assert status == 0
         assert output.endswith(f" -q --mode regular@{proxy} --mode reverse:{mirror}\n")
@@ -354,7 +356,7 @@ class TestPorts:
         assert re.fullmatch(r"hubcache: \S+( mode)? cannot be combined with --proxy-port or .*\n", messages)
 
     @pytest.mark.parametrize("port", [["65536"], ["x"], ["0"], []])
-    def test_port_that_is_none_is_an_error(self, checkout: Checkout, port: list[str]) -> None:
+    def test_invalid_port_is_an_error(self, checkout: Checkout, port: list[str]) -> None:
         status, output, messages = checkout.serve("--mirror-port", *port)
         assert (status, output) == (1, "")
         assert messages.startswith("hubcache: --mirror-port: ")
@@ -450,7 +452,7 @@ class TestTest:
         ]
         assert "failed:" not in lines
 
-    def test_failed_stage_hides_no_later_one_and_is_repeated_at_the_end(self, checkout: Checkout) -> None:
+    def test_stages_after_a_failed_one_run_and_the_failure_is_repeated_at_the_end(self, checkout: Checkout) -> None:
         code, lines, _ = self.run(checkout, mypy=2, pytest=1)
         assert (code, len([line for line in lines if line.startswith("ran ")])) == (1, 6)
         assert lines[lines.index("failed:") :] == [
@@ -465,7 +467,7 @@ class TestTest:
         code, lines, _ = self.run(checkout, "tests/a.py", pytest=3)
         assert (code, lines[-1]) == (1, "  chosen tests: exit status 3, see above")
 
-    def test_newest_runs_the_fast_stages_in_an_environment_of_its_own(self, checkout: Checkout) -> None:
+    def test_newest_runs_the_fast_stages_in_a_separate_environment(self, checkout: Checkout) -> None:
         code, lines, messages = self.run(checkout, "--newest")
         ran = [line for line in lines if line.startswith("ran ")]
         assert (code, ran) == (0, ["ran ruff check", "ran ruff format", "ran mypy ", "ran pytest -m"]), messages
@@ -477,7 +479,7 @@ class TestTest:
         assert [line for line in messages.splitlines() if "ruff==" in line] == ["locked: ruff==1", "newest: ruff==2"]
         assert checkout.lock.read_text() == "one\n"
 
-    def test_newest_that_cannot_be_installed_is_one_line(self, checkout: Checkout) -> None:
+    def test_failed_installation_of_the_newest_releases_is_one_line(self, checkout: Checkout) -> None:
         code, lines, messages = self.run(checkout, "--newest", uv_fails="no network")
         assert (code, lines) == (1, [])
         assert messages.splitlines()[-1].startswith("hubcache: failed: installing the newest releases: error: ")

@@ -1,4 +1,4 @@
-"""scripts/soak finds what is wrong, does not take missing measurements for success, and succeeds in a short run."""
+"""scripts/soak reports faults, treats missing measurements as failures, and succeeds in a short run."""
 
 import asyncio
 import io
@@ -81,20 +81,20 @@ def test_damage_to_a_store_is_found(
     assert {line.partition(":")[0] for line in found.lines} == names
 
 
-def test_a_whole_store_is_found_whole(stored: Path, tmp_path: Path) -> None:
+def test_an_undamaged_store_has_no_findings(stored: Path, tmp_path: Path) -> None:
     digest = str(Digest.of(DATA))
     found, content = inspect(tmp_path, CAPACITY, {digest})
     assert stored.exists()
     assert (found, content) == (Findings(), {digest})
 
 
-def test_a_damaged_blob_that_the_program_finds_is_no_fault(stored: Path, tmp_path: Path) -> None:
+def test_a_damaged_blob_that_the_program_finds_is_not_a_finding(stored: Path, tmp_path: Path) -> None:
     flip_a_bit(stored)
     found, content = inspect(tmp_path, CAPACITY, damaged={str(Digest.of(DATA))})
     assert (found, content) == (Findings(), set())
 
 
-def test_content_that_should_be_there_is_missed(tmp_path: Path) -> None:
+def test_missing_content_is_found(tmp_path: Path) -> None:
     found, _ = inspect(tmp_path, CAPACITY, {"sha256:0"})
     assert found.lost == ["sha256:0"]
 
@@ -197,7 +197,7 @@ def test_a_fuzz_target_that_tried_nothing_is_a_finding(monkeypatch: pytest.Monke
 
 
 async def test_a_crash_of_the_sampler_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is raised at once."""
+    """The error is raised at once."""
 
     def crash(*_: object) -> int:
         raise ZeroDivisionError
@@ -233,7 +233,7 @@ async def test_clients_that_end_before_the_last_fault_end_the_run(
 def test_an_excess_over_the_cap_is_measured_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, walks: list[int], over: int
 ) -> None:
-    """A walk through files that change meanwhile is no snapshot."""
+    """Files change while they are counted, so that one count may be wrong."""
     left = iter(walks)
     monkeypatch.setattr(inspection, "disk_bytes", lambda directory: (100 + next(left), 0))
     assert bytes_over_cap(tmp_path, 100) == over
@@ -281,7 +281,7 @@ def test_an_attacker_that_ends_too_early_is_an_error() -> None:
         time.sleep(1.0)
 
 
-def test_an_attacker_that_lasts_reports_its_connections() -> None:
+def test_an_attacker_that_runs_to_the_end_reports_its_connections() -> None:
     code = "print('ready\\n20 connections\\n15 connections', flush=True); time.sleep(60)"
     with attacking(python(code), []) as attacker:
         time.sleep(0.1)
@@ -307,7 +307,7 @@ def test_an_attack_on_a_port_where_nothing_listens_is_never_ready() -> None:
 async def test_connections_that_the_server_closed_are_not_held(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], attack: Callable[[Target], Awaitable[None]]
 ) -> None:
-    """Not even where the client has not yet read all that was sent before."""
+    """This includes connections from which the client has not yet read everything that was sent."""
     writers: list[asyncio.StreamWriter] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -328,14 +328,14 @@ async def test_connections_that_the_server_closed_are_not_held(
     assert (ready, counts[-1]) == ("ready", "3 connections")
 
 
-def test_the_most_of_all_measurements_counts() -> None:
+def test_the_highest_measurement_counts() -> None:
     values = [7, 9, 5, None]
     with sampling(lambda: values.pop() if values else 7) as peak:
         wait_until(lambda: not values)
     assert peak.most == 9
 
 
-def test_no_measurement_is_an_error() -> None:
+def test_a_missing_measurement_is_an_error() -> None:
     with pytest.raises(AttackFailedError, match="never measured"), sampling(lambda: None):
         pass
 
@@ -363,5 +363,5 @@ def test_a_short_soak_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     code = main(
         ["--kills", "10", "--program-kills", "2", "--seconds", "20", "--troubles", "3", "--fuzz", "7", "--attacks"]
     )
-    said = capsys.readouterr()
-    assert code == 0, said.out + said.err
+    captured = capsys.readouterr()
+    assert code == 0, captured.out + captured.err

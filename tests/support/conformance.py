@@ -28,7 +28,7 @@ type Step = tuple[str, int, dict[str, str]]
 
 @dataclass
 class Conformance:
-    """One run in a repository of its own; blobs are mounted from the repository `other`."""
+    """One run in a new repository; blobs are mounted from the repository `other`."""
 
     ask: Ask
     repo: str
@@ -63,7 +63,7 @@ class Conformance:
         return answer
 
     def _comparable(self, name: str, text: str) -> str:
-        """Remove what differs between two runs: the repository, and the id and state of an upload."""
+        """Remove the parts that differ between two runs: the repository, and the id and state of an upload."""
         text = text.replace(self.repo, "REPO").replace(self.other, "OTHER")
         if name == "location":
             text = re.sub(r"/uploads/[^/]+$", "/uploads/ID", urlsplit(text).path)

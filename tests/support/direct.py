@@ -1,4 +1,4 @@
-"""A direct connection without a socket: what is received and what is answered is up to the test."""
+"""A direct connection without a socket, for which the test supplies the received bytes and the answers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -25,7 +25,7 @@ CLIENT = ("127.0.0.1", 50_000)
 
 
 class Transport(asyncio.Transport):
-    """A transport that keeps what is written to it."""
+    """A transport that keeps the bytes that are written to it."""
 
     def __init__(self) -> None:
         super().__init__({"peername": CLIENT, "sockname": ("127.0.0.1", 5000)})
@@ -115,7 +115,7 @@ class DirectClient:
         return await asyncio.wait_for(self.handed_over[0][0].read(), 10)
 
     def send(self, data: bytes) -> None:
-        """Have the connection receive bytes."""
+        """Let the connection receive bytes."""
         self.connection.data_received(data)
 
     def disconnect(self) -> None:

@@ -14,7 +14,7 @@ RECORDED = Path(__file__).parent / "recorded" / "engine-29.jsonl"
 REPO = "library/app"
 ACTIONS = ("pull", "pull again, nothing changed", "pull after rmi", "pull by digest")
 MAY_BE_MISSING = ("/referrers/", "/manifests/sha256-")
-"""In the paths of requests that an engine takes a 404 for."""
+"""Parts of the paths for which an engine accepts 404."""
 
 
 class RecordedRequest(NamedTuple):
@@ -36,7 +36,7 @@ class RecordedRequest(NamedTuple):
 
 
 def attested(hub: Hub, repo: str = REPO) -> Image:
-    """Push an image of four layers with an attestation, as the recorded one."""
+    """Put an image of four layers with an attestation, like the recorded one, into the Hub."""
     layers = [random_bytes(20_000, f"{repo} {number}") for number in range(4)]
     image = hub.image(repo, None, layers)
     return hub.index(repo, "latest", {"linux/amd64": image}, attested=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """A fault, and the status for what is not stored. Stored content is always served."""
+    """A fault, and the status (`cold`) for content that is not stored. Stored content is always served."""
 
     name: str
     text: str

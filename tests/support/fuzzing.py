@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import h11
-from h11._receivebuffer import ReceiveBuffer  # mitmproxy takes heads from it
+from h11._receivebuffer import ReceiveBuffer  # mitmproxy reads request heads with it
 from hubcache.direct.request_head import RequestHead
 from hubcache.mitm.http1_server import RegistryHttp1Server, find_ambiguity
 from hubcache.mitm.interception import Interception

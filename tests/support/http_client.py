@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TIMEOUT = 30.0
-"""Seconds after which a test fails that waits for the program."""
+"""Seconds that a test waits for the program before it fails."""
 
 
 def wait_until(condition: Callable[[], object], seconds: float = TIMEOUT, what: str = "the condition") -> None:

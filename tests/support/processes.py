@@ -51,7 +51,7 @@ def run(
 
 
 class Daemon:
-    """A long-running program in a process group of its own, with its output in a file."""
+    """A long-running program in a new process group, with its output in a file."""
 
     def __init__(self, command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None) -> None:
         self.command = [str(part) for part in command]

@@ -1,4 +1,4 @@
-"""The program as users run it, in a process of its own, and an HTTP client of its two listeners.
+"""The program as users run it, in a separate process, and an HTTP client of its two listeners.
 
 A test module shares one process: `program, client = program_fixtures(hubcache_tag_ttl="0")`. Tests that take `client`
 run once for each listener, with a repository name of their own (`client.repo`). A test that needs other options uses
@@ -237,7 +237,7 @@ class Program:
         wait_until(lambda: words in self.log)
 
     def assert_no_errors(self) -> None:
-        """Fail when the log has a traceback since the last call, or a client did at the Hub what none may do."""
+        """Fail if the log has a traceback since the last call, or the Hub recorded a violation (`Hub.violations`)."""
         new, self._log_checked = self.log[self._log_checked :], len(self.log)
         for complaint in ("Traceback", "has crashed", "never retrieved"):
             assert complaint not in new, new
@@ -308,7 +308,7 @@ def running_program(
     environment: Mapping[str, str] | None = None,
     **options: str | list[str],
 ) -> Iterator[Program]:
-    """Run the program with these options and variables in front of `hub`, or of an empty Hub of its own."""
+    """Run the program with these options and variables in front of `hub`, or of a new, empty Hub."""
     with contextlib.ExitStack() as stack:
         if hub is None:
             hub = stack.enter_context(Hub())

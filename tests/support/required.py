@@ -8,7 +8,7 @@ import pytest
 
 
 def missing(reason: str) -> NoReturn:
-    """Skip the test; with CI=true, where every requirement must be met, fail it."""
+    """Skip the test, or fail it if CI=true, where every requirement must be met."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)

@@ -13,7 +13,7 @@ SIZES = st.integers(0, 50) | st.integers(0, 50 * KIB)
 
 
 def unprotected(_: int) -> bool:
-    """Whether a key is protected from eviction: none is."""
+    """Return False: no key is protected from eviction."""
     return False
 
 

@@ -122,7 +122,7 @@ class RawClient:
                 return
 
     def encrypt(self, *pieces: bytes) -> bytes:
-        """Return what is to be sent for these pieces, each in records of its own."""
+        """Return the bytes to send for these pieces, each in separate TLS records."""
         if self._tls is None:
             return b"".join(pieces)
         for piece in pieces:
@@ -130,7 +130,7 @@ class RawClient:
         return self._outgoing.read()
 
     def send(self, *pieces: bytes) -> None:
-        """Send these pieces, each in records of its own."""
+        """Send these pieces, each in separate TLS records."""
         self.socket.sendall(self.encrypt(*pieces))
 
     def close_notify(self) -> bytes:

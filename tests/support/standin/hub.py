@@ -48,7 +48,7 @@ class Hub:
         self.faults = Faults()
         self.log: list[Record] = []
         self.violations: list[str] = []
-        """Things that no client may do, such as sending credentials to the CDN."""
+        """Requests that no client may send, such as one with credentials to the CDN."""
         self.service = "registry.docker.io"
         self.realm = ""
         """The realm in challenges; tests may set another."""

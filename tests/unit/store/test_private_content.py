@@ -31,17 +31,17 @@ async def test_content_of_a_private_repository_is_private_unless_a_public_one_ha
 
 async def test_sources_of_private_content_are_the_registries_that_gave_it(tmp_path: Path) -> None:
     """A registry that only confirms a link is not a source; private content may have no known source."""
-    given, said, elsewhere = (Digest.of(text) for text in (b"given", b"said", b"elsewhere"))
+    given, only_confirmed, elsewhere = (Digest.of(text) for text in (b"given", b"confirmed", b"elsewhere"))
     async with opened_store(tmp_path) as store:
         await store.registries.put_visibility(HUB, "alice/app", Visibility(True, NOW))
         await store.registries.put_visibility("ghcr.io", "any/app", Visibility(True, NOW))
-        await store.links.put(HUB, "alice/app", {given: 1, said: 1, elsewhere: 1})
+        await store.links.put(HUB, "alice/app", {given: 1, only_confirmed: 1, elsewhere: 1})
         await store.links.put(HUB, "alice/app", {given: None}, given=True)
-        await store.links.put("ghcr.io", "any/app", {given: 1, said: 1, elsewhere: 1})
+        await store.links.put("ghcr.io", "any/app", {given: 1, only_confirmed: 1, elsewhere: 1})
         await store.links.put("ghcr.io", "any/app", {elsewhere: None}, given=True)
         await store.private.add_repository(HUB, "alice/app")
         assert store.private.sources(given) == {HUB}
-        assert store.private.sources(said) == frozenset()
+        assert store.private.sources(only_confirmed) == frozenset()
         assert store.private.sources(elsewhere) == {"ghcr.io"}
 
 
