@@ -1,5 +1,6 @@
 """Reads sources to their end, and a fake upstream for them."""
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import cast
@@ -24,14 +25,29 @@ async def pour(source: Source) -> bytes:
     """Return the rest of a source, read into a buffer as far as it is in a file."""
     content, buffer = b"", memoryview(bytearray(100_000))
     while not source.finished:
-        take = await source.file_reader()
-        if take is None:
+        part = await source.file_part()
+        if part is None:
             return content + await drain(source)
-        content += buffer[: take(buffer)]
+        content += buffer[: part.read_into(buffer)]
     return content
 
 
-WAYS = pytest.mark.parametrize("way", [drain, pour])
+async def send(source: Source) -> bytes:
+    """Return the rest of a source, sent to a socket by the kernel as far as it is in a file."""
+    content = b""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        while not source.finished:
+            part = await source.file_part()
+            if part is None:
+                return content + await drain(source)
+            count = part.send_to(ours.fileno(), 50_000)
+            content += theirs.recv(count, socket.MSG_WAITALL) if count else b""
+    return content
+
+
+WAYS = pytest.mark.parametrize("way", [drain, pour, send])
 type Way = Callable[[Source], Awaitable[bytes]]
 
 

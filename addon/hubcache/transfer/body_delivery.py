@@ -7,7 +7,8 @@ from typing import Protocol
 
 from ..oci.errors import HubcacheError
 from .active_bodies import ActiveBodies
-from .sources import ReadInto, Source
+from .file_part import FilePart
+from .sources import Source
 
 logger = logging.getLogger("hubcache")
 
@@ -22,9 +23,10 @@ class BodyWriter(Protocol):
     def write(self, data: bytes) -> None:
         """Send what the socket accepts now, and keep the rest."""
 
-    def write_from(self, read_into: ReadInto, most: int) -> int:
-        """Read chunks of `most` bytes and send them while the socket accepts them, for a millisecond or two at most, so
-        that other clients are not delayed; keep the rest of the last chunk. Return the number of bytes read."""
+    def write_from(self, part: FilePart, most: int) -> int:
+        """Send bytes of a file while the socket accepts them, for a millisecond or two at most, so that other clients
+        are not delayed; keep the rest of the last chunk. Bytes that must be read are read in chunks of `most`. Return
+        the number of bytes taken."""
 
     async def drain(self) -> None:
         """Wait until most of the kept data is sent."""
@@ -76,9 +78,9 @@ class BodyDelivery:
 
     async def _send_chunk(self, source: Source, writer: BodyWriter) -> int:
         """Send the next bytes of a source; returns their number."""
-        read_into = await source.file_reader()
-        if read_into is not None:
-            return writer.write_from(read_into, self._active.chunk_size(writer.chunk_size))
+        part = await source.file_part()
+        if part is not None:
+            return writer.write_from(part, self._active.chunk_size(writer.chunk_size))
         chunk = await source.read(self._active.chunk_size(writer.chunk_size))
         writer.write(chunk)
         return len(chunk)

@@ -3,7 +3,8 @@
 import asyncio
 
 from ..oci.errors import RegistryError
-from .sources import CHUNK, FillSource, ReadInto, Source, UpstreamSource
+from .file_part import FilePart
+from .sources import CHUNK, FillSource, Source, UpstreamSource
 
 
 class ParallelRange(Source):
@@ -75,9 +76,9 @@ class ParallelRange(Source):
         source = await self.choose_source()
         return await source.read(most)
 
-    async def file_reader(self) -> ReadInto | None:
+    async def file_part(self) -> FilePart | None:
         source = await self.choose_source()
-        return await source.file_reader()
+        return await source.file_part()
 
     @property
     def finished(self) -> bool:

@@ -4,12 +4,13 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Never, Protocol
 
 from ..oci.digest import Verifier
 from ..oci.errors import BadUpstream, StorageError
 from ..store.stored_blob import StoredBlob
 from .blob_body import BlobBody
+from .file_part import FilePart, send_file
 from .fill import Fill
 
 CHUNK = 512 << 10
@@ -23,9 +24,6 @@ _GATHER_SECONDS = 0.05
 """Longest wait for a whole chunk of a growing file, so that a slow download with many readers does not wake all of them
 for each packet. The first chunk is never delayed."""
 
-type ReadInto = Callable[[memoryview], int]
-"""Reads the next bytes into a buffer and returns their number, 0 when there are none yet. Raises as `read` does."""
-
 type OpenRange = Callable[[int, int | None], AbstractAsyncContextManager[BlobBody]]
 """Opens an upstream blob from one byte to before another (None: to its end)."""
 
@@ -38,10 +36,11 @@ class Source(Protocol):
     async def read(self, most: int = CHUNK) -> bytes:
         """Return the next bytes, at most about `most`; raises a `HubcacheError` when they cannot be read."""
 
-    async def file_reader(self) -> ReadInto | None:
-        """Wait for bytes, and return a function that reads them if they are in a file, else None.
+    async def file_part(self) -> FilePart | None:
+        """Wait for bytes, and return them if they are in a file, else None.
 
-        The sender reads them into its own buffer, which stays in the processor's cache. Raises as `read` does.
+        The sender reads them into its own buffer, which stays in the processor's cache, or has the kernel send them.
+        Raises as `read` does.
         """
         return None
 
@@ -92,13 +91,18 @@ class FileSource(Source):
         self._advance(len(data), most)
         return data
 
-    async def file_reader(self) -> ReadInto:
-        return self._read_into
+    async def file_part(self) -> FilePart:
+        return self
 
-    def _read_into(self, buffer: memoryview) -> int:
+    def read_into(self, buffer: memoryview) -> int:
         with self._reading():
             count = os.preadv(self._blob.fd, [buffer[: self.end - self.at]], self.at)
         self._advance(count, len(buffer))
+        return count
+
+    def send_to(self, socket: int, most: int) -> int:
+        count = send_file(socket, self._blob.fd, self.at, min(most, self.end - self.at), self._raise_unreadable)
+        self._advance(count, most)
         return count
 
     def _advance(self, count: int, most: int) -> None:
@@ -115,8 +119,11 @@ class FileSource(Source):
         try:
             yield
         except OSError as error:
-            self.unreadable()
-            raise StorageError(f"cannot read a stored blob: {error}") from error
+            self._raise_unreadable(error)
+
+    def _raise_unreadable(self, error: OSError) -> Never:
+        self.unreadable()
+        raise StorageError(f"cannot read a stored blob: {error}") from error
 
     def unreadable(self) -> None:
         """Record that reading the file failed, here or in the worker process that sends it."""
@@ -229,23 +236,23 @@ class FillSource(Source):
 
     async def read(self, most: int = CHUNK) -> bytes:
         while not self.finished:
-            read_into = await self.file_reader()
-            if read_into is None:
+            part = await self.file_part()
+            if part is None:
                 assert self._replacement is not None
                 return await self._replacement.read(most)
             data = bytearray(min(most, self.end - self.at))
-            count = read_into(memoryview(data))
+            count = part.read_into(memoryview(data))
             if count:
                 return bytes(data[:count])
         return b""
 
-    async def file_reader(self) -> ReadInto | None:
+    async def file_part(self) -> FilePart | None:
         if self._replacement is None:
             try:
                 await self._follow()
             except StorageError:
                 self._use_fallback()
-        return self._read_into if self._replacement is None else None
+        return self if self._replacement is None else None
 
     async def _follow(self) -> None:
         """Wait for the next bytes, and briefly for a whole chunk."""
@@ -254,7 +261,7 @@ class FillSource(Source):
             await self.fill.wait_readable(min(self.at + CHUNK - self.at % CHUNK, self.end), _GATHER_SECONDS)
         self._has_begun = True
 
-    def _read_into(self, buffer: memoryview) -> int:
+    def read_into(self, buffer: memoryview) -> int:
         wanted = min(self.fill.readable, self.end) - self.at
         if wanted <= 0:
             return 0
@@ -262,6 +269,14 @@ class FillSource(Source):
             count = os.preadv(self._fd, [buffer[:wanted]], self.at)
         except OSError:
             count = 0
+        return self._advance(count)
+
+    def send_to(self, socket: int, most: int) -> int:
+        wanted = min(self.fill.readable, self.end, self.at + most) - self.at
+        return 0 if wanted <= 0 else self._advance(send_file(socket, self._fd, self.at, wanted, lambda _: None))
+
+    def _advance(self, count: int) -> int:
+        """Go on by `count` bytes; where the file has none, although the fill has written them, use the fallback."""
         if not count:
             self._use_fallback()
         self.at += count

@@ -13,7 +13,7 @@ import pytest
 from hubcache.direct import writer as writer_module
 from hubcache.direct.writer import DirectWriter
 from hubcache.mitm.handover import HandoverState
-from hubcache.transfer.sources import ReadInto
+from hubcache.transfer.file_part import FilePart, SendfileUnsupported, send_file
 from OpenSSL import SSL
 from support.mitm import taddons
 from support.standin import random_bytes
@@ -125,27 +125,59 @@ async def test_body_arrives_with_what_is_sent_before_and_after_it(known: taddons
                 assert await one.read(5) == b"small"
 
 
-def reading(data: bytes) -> ReadInto:
-    """Return a function that reads `data` into buffers."""
-    rest = memoryview(data)
+class Part:
+    """Bytes of a file that are read, since the kernel cannot send them."""
 
-    def take(buffer: memoryview) -> int:
-        nonlocal rest
-        count = min(len(buffer), len(rest))
-        buffer[:count], rest = rest[:count], rest[count:]
+    def __init__(self, data: bytes) -> None:
+        self._rest = memoryview(data)
+
+    def read_into(self, buffer: memoryview) -> int:
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
         return count
 
-    return take
+    def send_to(self, socket: int, most: int) -> int:
+        raise SendfileUnsupported
 
 
-async def write_file(writer: DirectWriter, data: bytes, most: int) -> list[int]:
+class PartOnFile:
+    """Bytes of the file `fd` that the kernel can send; `sent` counts them."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._at = 0
+        self.sent = 0
+
+    def read_into(self, buffer: memoryview) -> int:
+        count = os.preadv(self._fd, [buffer], self._at)
+        self._at += count
+        return count
+
+    def send_to(self, socket: int, most: int) -> int:
+        count = send_file(socket, self._fd, self._at, most, lambda error: pytest.fail(str(error)))
+        self._at += count
+        self.sent += count
+        return count
+
+
+@contextlib.contextmanager
+def on_file(data: bytes) -> Iterator[PartOnFile]:
+    fd = os.memfd_create("part")
+    try:
+        assert os.write(fd, data) == len(data)
+        yield PartOnFile(fd)
+    finally:
+        os.close(fd)
+
+
+async def write_file(writer: DirectWriter, data: bytes, most: int, part: FilePart | None = None) -> list[int]:
     """Write a file as body delivery and a direct connection do; returns the bytes of each turn."""
-    take, turns = reading(data), []
+    part, turns = part or Part(data), []
     try:
         writer.write(HEAD)
         while sum(turns) < len(data):
             await writer.drain()
-            turns.append(writer.write_from(take, most))
+            turns.append(writer.write_from(part, most))
         await writer.end()
     finally:
         writer.release_socket()
@@ -172,6 +204,57 @@ async def test_file_is_sent_to_many_clients_through_one_buffer(
                 assert await one.read(5) == b"small"
 
 
+async def test_kernel_sends_files_without_tls_and_answers_follow_in_order() -> None:
+    bodies = [random_bytes(3_000_000, f"body {number}") for number in range(4)]
+    with contextlib.ExitStack() as files:
+        parts = [files.enter_context(on_file(body)) for body in bodies]
+        files.enter_context(no_descriptor_left_open())
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(client(None)) for _ in bodies]
+            writing = [
+                write_file(one.writer, body, 1000, part) for one, body, part in zip(clients, bodies, parts, strict=True)
+            ]
+            reading = [one.read(len(HEAD + body)) for one, body in zip(clients, bodies, strict=True)]
+            results = await asyncio.gather(*writing, *reading)
+            assert results[4:] == [HEAD + body for body in bodies]
+            assert [part.sent for part in parts] == [len(body) for body in bodies]
+            for one in clients:
+                await one.writer.send(b"small")
+                assert await one.read(5) == b"small"
+
+
+async def test_kernel_sends_nothing_while_the_transport_has_bytes_to_send() -> None:
+    with on_file(CHUNKS[0]) as part:
+        async with client(None) as one:
+            one.writer.write(CHUNKS[-1])
+            count = one.writer.write_from(part, 1000)
+            assert (count, part.sent) == (1000, 0)
+            content, _ = await asyncio.gather(one.read(len(CHUNKS[-1]) + count), one.writer.drain())
+            assert content == CHUNKS[-1] + CHUNKS[0][:count]
+            count = one.writer.write_from(part, 1000)
+            assert part.sent == count > 1000
+            assert await one.read(count) == CHUNKS[0][1000 : 1000 + count]
+            one.writer.release_socket()
+
+
+async def test_client_that_takes_nothing_that_the_kernel_sends_is_disconnected() -> None:
+    with on_file(CHUNKS[-1]) as part, no_descriptor_left_open():
+        async with client(None, patience=0.1) as one:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(write_file(one.writer, CHUNKS[-1], 1000, part), 10)
+            one.writer.close()
+
+
+async def test_client_that_disconnects_while_the_kernel_sends_is_noticed() -> None:
+    with on_file(CHUNKS[-1]) as part:
+        async with client(None) as one:
+            writing = asyncio.ensure_future(write_file(one.writer, CHUNKS[-1], 1000, part))
+            await one.read(1000)
+            one.socket.close()
+            with pytest.raises(OSError, match=r"disconnected|pipe|reset"):
+                await asyncio.wait_for(writing, 10)
+
+
 async def begin(one: Client) -> None:
     """Begin a body of which the client takes a large chunk."""
     one.writer.write(HEAD)
@@ -188,10 +271,10 @@ async def test_turn_ends_when_the_client_takes_no_more_or_at_its_limit(
     data = CHUNKS[-1]
     async with client(known) as one:
         await begin(one)
-        take = reading(data)
-        assert one.writer.write_from(take, 1000) == 4000
+        part = Part(data)
+        assert one.writer.write_from(part, 1000) == 4000
         sent = 4000
-        while (turn := one.writer.write_from(take, 1000)) == 4000:
+        while (turn := one.writer.write_from(part, 1000)) == 4000:
             sent += turn
         sent += turn
         assert turn % 1000 == 0
@@ -205,9 +288,9 @@ async def test_turn_ends_when_the_client_takes_no_more_or_at_its_limit(
 
 async def test_nothing_is_sent_where_nothing_can_be_read(known: taddons.context) -> None:
     async with client(known) as one:
-        assert one.writer.write_from(reading(b""), 1000) == 0
+        assert one.writer.write_from(Part(b""), 1000) == 0
         await begin(one)
-        assert one.writer.write_from(reading(b""), 1000) == 0
+        assert one.writer.write_from(Part(b""), 1000) == 0
         await one.writer.drain()
         one.writer.release_socket()
 
@@ -215,9 +298,10 @@ async def test_nothing_is_sent_where_nothing_can_be_read(known: taddons.context)
 async def test_nothing_more_is_read_for_a_disconnected_client() -> None:
     async with client(None) as one:
         one.socket.close()
-        assert one.writer.write_from(reading(CHUNKS[-1]), 1000) <= 2000
+        assert one.writer.write_from(Part(CHUNKS[-1]), 1000) <= 2000
         with pytest.raises(OSError, match="disconnected"):
             await one.writer.drain()
+        one.writer.release_socket()
 
 
 async def test_client_that_takes_nothing_of_a_file_is_disconnected(known: taddons.context) -> None:

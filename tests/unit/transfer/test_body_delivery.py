@@ -9,7 +9,8 @@ import pytest
 from hubcache.oci.errors import BadUpstream, HubcacheError
 from hubcache.transfer.active_bodies import ActiveBodies
 from hubcache.transfer.body_delivery import BodyDelivery
-from hubcache.transfer.sources import CHUNK, ReadInto
+from hubcache.transfer.file_part import FilePart, SendfileUnsupported
+from hubcache.transfer.sources import CHUNK
 from support.bodies import Pieces, Reports, wait_for
 
 
@@ -43,9 +44,9 @@ class Client:
             raise ConnectionResetError
         self.events.append(data)
 
-    def write_from(self, read_into: ReadInto, most: int) -> int:
+    def write_from(self, part: FilePart, most: int) -> int:
         buffer = bytearray(most)
-        count = read_into(memoryview(buffer))
+        count = part.read_into(memoryview(buffer))
         self.write(bytes(buffer[:count]))
         return count
 
@@ -67,10 +68,13 @@ async def test_body_is_written_piece_by_piece_without_a_wait_after_the_last(harn
 class PiecesOnFile(Pieces):
     """A source whose pieces are in a file, up to the first that is `None`; those after it are in memory."""
 
-    async def file_reader(self) -> ReadInto | None:
-        return self._read_into if self._pieces[0] is not None else self._pieces.pop(0)
+    async def file_part(self) -> FilePart | None:
+        return self if self._pieces[0] is not None else self._pieces.pop(0)
 
-    def _read_into(self, buffer: memoryview) -> int:
+    def send_to(self, socket: int, most: int) -> int:
+        raise SendfileUnsupported
+
+    def read_into(self, buffer: memoryview) -> int:
         piece = self._pieces[0]
         assert isinstance(piece, bytes)
         count = min(len(buffer), len(piece))

@@ -154,7 +154,8 @@ async def test_file_that_cannot_be_read_is_replaced_by_the_upstream(
     growing.grow(500)
     source = growing.source(0, 1000)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "preadv", refuse)
+        for function in ("pread", "preadv", "sendfile"):
+            patch.setattr(os, function, refuse)
         assert await way(source) == DATA[:1000]
     assert growing.origin.asked == [(0, 1000)]
     await source.close()
@@ -175,11 +176,11 @@ async def test_nothing_is_read_before_more_bytes_have_arrived(tmp_path: Path) ->
     growing = Growing(tmp_path, 1000)
     growing.grow(10)
     source = growing.source(0, 1000)
-    read_into, buffer = await source.file_reader(), memoryview(bytearray(100))
-    assert read_into is not None
-    assert (read_into(buffer), read_into(buffer)) == (10, 0)
+    part, buffer = await source.file_part(), memoryview(bytearray(100))
+    assert part is not None
+    assert (part.read_into(buffer), part.read_into(buffer)) == (10, 0)
     growing.grow(20)
-    assert read_into(buffer) == 10
+    assert part.read_into(buffer) == 10
     assert buffer[:10] == DATA[10:20]
     await source.close()
 
