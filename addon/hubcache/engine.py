@@ -281,7 +281,8 @@ class Engine:
 
     def _remember_challenge(self, registry: Registry, challenge: Challenge) -> None:
         """Write a challenge to the store in the background: the request that met it does not wait."""
-        task = asyncio.create_task(self._writer.put_challenge(registry.host, challenge.render()))
+        work = self._writer.put_challenge(registry.host, challenge.render(), expires=registry.is_named_by_client)
+        task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 

@@ -11,6 +11,7 @@ from hubcache.engine import Engine
 from hubcache.oci.registry import Registry
 from hubcache.oci.registry_pattern import RegistryPattern, registry_named
 from hubcache.serve.messages import Answer, Listener, Request
+from hubcache.store.fact_rows import FACT_LIFETIME
 from hubcache.transfer import upstreams
 from support import network
 from support.engine import ACCEPT, SETUP, Cache, read, settings
@@ -216,6 +217,17 @@ async def test_least_recently_used_registry_is_forgotten(
         await get(cache, registry, "/v2/")
     hosts = {"registry-1.docker.io", "r0.example.org", "r2.example.org"}
     assert set(cache.engine._upstreams) == set(cache.engine._tag_refresh.upstreams) == hosts
+
+
+async def test_stored_challenge_of_a_named_registry_expires(cache: Cache, hub: Hub, hubs: tuple[Hub, Hub]) -> None:
+    """Clients can name any number of registries, each of which would leave a row."""
+    store, configured, by_client = cache.engine.store, cache.settings.registries[0], named(hubs[0])
+    for each, registry in ((hub, configured), (hubs[0], by_client)):
+        each.image(REPO, "1", [LAYER])
+        await get(cache, registry, f"/v2/{REPO}/manifests/1")
+    await until(lambda: all(store.registries.challenge(each.host) for each in (configured, by_client)))
+    expiring = {key for key, _ in store.index.opened().expiring(FACT_LIFETIME + 60) if key.startswith("challenge/")}
+    assert expiring == {f"challenge/{by_client.host}"}
 
 
 async def test_registry_is_refused_while_all_others_have_requests(

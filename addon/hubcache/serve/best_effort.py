@@ -125,9 +125,9 @@ class BestEffortWriter:
         """Forget the referrers of a digest; of all digests of the repository where `subject` is None."""
         await self._attempt(self._store.tags.drop_referrers(registry, repository, subject))
 
-    async def put_challenge(self, registry: str, challenge: str) -> None:
+    async def put_challenge(self, registry: str, challenge: str, *, expires: bool = False) -> None:
         """Write a registry's challenge, for pings while the registry is down."""
-        await self._attempt(self._store.registries.put_challenge(registry, challenge))
+        await self._attempt(self._store.registries.put_challenge(registry, challenge, expires=expires))
 
     async def _attempt(self, write: Awaitable[None]) -> bool:
         try:

@@ -27,11 +27,12 @@ class RegistryFacts:
         value = self._index.read(f"challenge/{registry}")
         return value if isinstance(value, str) else None
 
-    async def put_challenge(self, registry: str, challenge: str) -> None:
-        """Store a registry's authentication challenge, without an end to its lifetime."""
-        index = self._index.opened()
+    async def put_challenge(self, registry: str, challenge: str, *, expires: bool = False) -> None:
+        """Store a registry's authentication challenge, without an end to its lifetime unless it `expires`: that of a
+        registry that a client named does, since clients can name any number."""
+        index, lifetime = self._index.opened(), fact_rows.FACT_LIFETIME if expires else None
         if self.challenge(registry) != challenge:
-            await self._index.write(lambda: index.set(f"challenge/{registry}", challenge))
+            await self._index.write(lambda: index.set(f"challenge/{registry}", challenge, lifetime))
 
     def media_type(self, registry: str, digest: Digest) -> str | None:
         """Return the media type that a registry gives a manifest whose body does not contain one."""
