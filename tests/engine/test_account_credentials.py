@@ -45,7 +45,8 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
 
 @pytest.fixture
 async def app(cache: Cache, hub: Hub) -> Image:
-    """A public image whose manifests are stored, but not its layer. It has turned private, which is not noticed yet."""
+    """A public image whose manifests are stored, but not its layer. It has turned private, which the cache has not
+    noticed yet."""
     image = hub.image(REPO, "1", [LAYER])
     index = hub.index(REPO, "multi", {"linux/amd64": image})
     for reference in ("1", index.digest):

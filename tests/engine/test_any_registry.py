@@ -259,7 +259,7 @@ async def test_registry_is_forgotten_when_its_pattern_is_removed(cache: Cache, h
 async def test_registry_that_was_configured_has_no_upstream_of_its_own_when_a_client_names_it(
     cache: Cache, hub: Hub, hubs: tuple[Hub, Hub]
 ) -> None:
-    """Else a client could read on from an address that was configured, and is no more."""
+    """Otherwise a client could still read from an address that is no longer configured."""
     other = Registry.parse(f"{named(hubs[0]).host}={hub.url()}")
     hub.image(REPO, "1", [b"of the address that was configured"])
     image = hubs[0].image(REPO, "2")

@@ -171,7 +171,7 @@ async def test_blob_that_is_evicted_while_it_is_opened_is_not_reported_as_damage
 
 
 async def test_check_stays_required_when_a_damaged_blob_could_not_be_quarantined(tmp_path: Path) -> None:
-    """Another task is removing the blob, and may keep it in the end."""
+    """Meanwhile another task evicts the blob, and in the end keeps it."""
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, LAYER)
         flip_bit(blob_file(tmp_path))

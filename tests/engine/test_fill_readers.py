@@ -246,7 +246,7 @@ async def test_waiting_fill_gets_the_slot_of_a_disconnected_client(
 
 
 async def test_fill_that_was_just_cancelled_is_granted_no_slot(cache: Cache) -> None:
-    """Its task ends a moment later, and the slot of another fill becomes free before that."""
+    """Before the cancelled fill's task has ended, the slot of another fill becomes free."""
 
     @asynccontextmanager
     async def hang(_: int) -> AsyncIterator[Any]:

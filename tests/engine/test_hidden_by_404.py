@@ -30,7 +30,8 @@ def code(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def cache(hub: Hub, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cache]:
-    """`hubcache_private=authorize`, with a public image of alice that turns private; it has another, private tag."""
+    """A cache with `hubcache_private=authorize`; a stored image of alice's repository, which turns private and has a
+    second tag."""
     registry: Any = hub._registry
     refuse = registry._refused
 

@@ -38,7 +38,7 @@ def short_time_outs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    """`hubcache_private=bypass`."""
+    """A cache with `hubcache_private=bypass`."""
     async with running(hub, tmp_path / "store") as started:
         yield started
 
@@ -252,7 +252,7 @@ async def test_refused_anonymous_request_does_not_disturb_the_users_pull_of_the_
 
 @pytest.fixture
 async def with_account(hub: Hub, secret: Image, tmp_path: Path) -> AsyncIterator[Cache]:
-    """The configured account may read alice's private repository."""
+    """A cache whose configured account may read alice's private repository."""
     hub.user("robot", "robot's")
     hub.accounts.private[SECRET].add("robot")
     async with running(hub, tmp_path / "account", account=Account("robot", "robot's")) as started:

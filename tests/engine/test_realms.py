@@ -36,7 +36,7 @@ def image(hub: Hub) -> Image:
 
 @pytest.fixture
 def start(hub: Hub, image: Image, tmp_path: Path) -> Callable[..., Any]:
-    """A cache of a registry that is not the Hub."""
+    """Return a function that starts a cache of a registry other than Docker Hub."""
     return lambda **more: running(hub, tmp_path / "store", registries=(Registry.parse(f"{HOST}={hub.url()}"),), **more)
 
 
@@ -55,7 +55,7 @@ async def ask_token(
     path = f"{TOKEN_PATH}?{form}" if method == "GET" else TOKEN_PATH
     request = cache.request(Listener.PROXY, method, path, content_type="application/x-www-form-urlencoded", **headers)
     if method == "POST":
-        assert await cache.engine.answer(request) is None  # its body is wanted
+        assert await cache.engine.answer(request) is None  # the body must be read first
         object.__setattr__(request, "body", form.encode())
     answer = await cache.engine.answer(request)
     assert isinstance(answer, Answer)
@@ -233,7 +233,7 @@ async def test_private_image_is_503_while_the_token_service_is_down(
 
 
 async def refused_with_503(cache: Cache, hub: Hub, secret: Image) -> None:
-    """Whether or not a refusal of anonymous access is remembered."""
+    """Assert that a user's requests for a private image are answered 503 while the token service is down."""
     hub.stop("token")
     _, body = await ask_token(cache, authorization=basic("alice", "alice's"), scope="repository:alice/secret:pull")
     assert json.loads(body)["token"] == UNVERIFIED_TOKEN
@@ -269,7 +269,7 @@ async def test_users_token_from_before_the_outage_stays_valid(cache: Cache, hub:
 
 
 async def login(cache: Cache, method: str) -> tuple[Answer, bytes]:
-    """As `docker login` does it, or podman, or with a refresh token."""
+    """Request a token as `docker login` (GET) or podman (POST) does, or with a refresh token."""
     match method:
         case "GET":
             return await ask_token(cache, authorization=basic("alice", "alice's"), account="alice")

@@ -29,7 +29,7 @@ def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    """`hubcache_private=bypass`."""
+    """A cache with `hubcache_private=bypass`."""
     async with running(hub, tmp_path / "store") as started:
         yield started
 

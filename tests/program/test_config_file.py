@@ -13,7 +13,7 @@ from support.standin import Hub
 
 @pytest.fixture
 def program(tmp_path: Path, hub: Hub) -> Iterator[Program]:
-    """A program that is not started yet, whose options are in its file where possible."""
+    """A program that is not started yet; most of its options are in its config file, not on the command line."""
     program = Program(tmp_path, hub, {})
     yield program
     program.stop(signal.SIGKILL)

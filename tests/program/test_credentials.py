@@ -128,7 +128,7 @@ def act(program: Program) -> Traces:
 
 @pytest.fixture(scope="module", params=["bypass", "authorize"])
 def traces(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traces]:
-    """The program logs as much as it can, and saves all flows in two formats."""
+    """The traces of a program that logs at the highest level and saves all flows in two formats."""
     saved = tmp_path_factory.mktemp("saved")
     (saved / "password").write_text(ROBOT + "\n")
     options = {

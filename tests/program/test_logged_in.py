@@ -17,7 +17,7 @@ REALM = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io
 
 @pytest.fixture
 def proxy_client(program: Program) -> Iterator[RegistryClient]:
-    """The proxy listener, for behaviour that the mirror listener does not have."""
+    """A client of the proxy listener, for behaviour that the mirror listener does not have."""
     program.reset()
     yield program.client("proxy")
     program.assert_no_errors()

@@ -16,7 +16,7 @@ from support.paths import REPOSITORY
 SCRIPTS = REPOSITORY / "scripts"
 BASH = shutil.which("bash") or "/bin/bash"
 WORKS = 'echo "$0"'
-"""The body of a Python that passes every check: it prints its own path, as the checks do."""
+"""Script of a stand-in for Python that passes every check: it prints its own path, which is what the checks print."""
 BROKEN_SHIM = 'echo "pyenv: $0: command not found" >&2; exit 127'
 
 PROGRAMS = re.findall(r'^    "(\S+) ', (SCRIPTS / "test").read_text(), re.MULTILINE)

@@ -62,7 +62,8 @@ class Transport(asyncio.Transport):
 
 
 def dependencies(**changes: Any) -> DirectDependencies:
-    """Return dependencies for the Hub, with these parts; parts that are not used are empty."""
+    """Return the shared dependencies of direct connections to Docker Hub, with these parts; other parts are
+    stand-ins."""
     unused: Any = SimpleNamespace()
     parts: dict[str, Any] = {
         "interception": Interception([Registry.parse(HUB_HOST)]),

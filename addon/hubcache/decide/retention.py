@@ -126,8 +126,8 @@ class Retention[K]:
     # -- decisions ----------------------------------------------------------------------------------------------------
 
     def is_admitted(self, key: K, now: float) -> bool:
-        """Whether it was requested `admit_after` times. One request less never suffices; `admit_after` requests do
-        unless decay has reduced their count by a whole request.
+        """Whether the content was requested `admit_after` times. One request less never suffices; `admit_after`
+        requests do unless decay has reduced their count by a whole request.
         """
         return self.admit_after <= 0 or self.requests(key, now) > self.admit_after - 1
 
@@ -179,7 +179,7 @@ class Retention[K]:
     # -- queries ------------------------------------------------------------------------------------------------------
 
     def __contains__(self, key: K) -> bool:
-        """Whether it is stored."""
+        """Whether content with this key is stored."""
         return key in self._stored
 
     def __len__(self) -> int:

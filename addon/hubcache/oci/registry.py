@@ -61,7 +61,7 @@ class Registry:
 
     @property
     def realm(self) -> str | None:
-        """The token realm for clients where it is known without a request, which is so for Docker Hub only."""
+        """The token realm for clients, if it is known without a request: only Docker Hub's is."""
         return HUB_REALM if self.is_hub else None
 
     @property

@@ -23,7 +23,8 @@ class Hosts:
         self._forget = forget
 
     def label(self, host: str) -> str:
-        """Return the label of a host that receives a request; it gets one if fewer than `MAX_HOSTS` have one."""
+        """Return the label of a host to which a request is sent: its own name if fewer than `MAX_HOSTS` hosts have a
+        label."""
         self.expire()
         if host not in self._labels and len(self._labels) >= MAX_HOSTS:
             return OTHER

@@ -24,8 +24,8 @@ _BUSY_SECONDS = 5.0
 _UNBOUNDED = 1 << 62
 
 _BATCH = 128
-"""Rows written in one transaction where there may be any number: SQLite's log grows by a page or two for each row, and
-its size counts towards the cap."""
+"""Most rows that `write_batches` writes in one transaction: SQLite's log grows by a page or two for each row, and its
+size counts towards the cap."""
 
 
 class Index:

@@ -17,7 +17,7 @@ each lookup takes some 12 microseconds."""
 
 
 class Links:
-    """Rows by registry, repository and digest."""
+    """The links, in rows by registry, repository and digest."""
 
     def __init__(self, index: IndexAccess) -> None:
         self._index = index

@@ -19,7 +19,8 @@ _NOT_PUBLIC = Visibility(False, 0.0)
 
 
 class PrivateContent:
-    """Rows by digest. They outlive the content: it may be stored again at any moment, and must never be public."""
+    """The private digests, in rows that outlive the content: it may be stored again at any moment, and must never be
+    public."""
 
     def __init__(self, index: IndexAccess) -> None:
         self._index = index

@@ -8,7 +8,7 @@ from .index_access import IndexAccess
 
 
 class RegistryFacts:
-    """Rows by registry host."""
+    """Facts about registries, in rows by registry host."""
 
     def __init__(self, index: IndexAccess) -> None:
         self._index = index

@@ -27,7 +27,7 @@ MAX_QUESTIONS = 32
 
 
 class TagFacts:
-    """Rows by registry, repository, and tag or digest."""
+    """Facts about tags and referrers, in rows by registry, repository, and tag or digest."""
 
     def __init__(self, index: IndexAccess) -> None:
         self._index = index

@@ -49,13 +49,13 @@ class Fill:
         self.verified = False
         self.stored = False
         self.range_slots = asyncio.Semaphore(MAX_PARALLEL_RANGES)
-        """Slots for ranges that are fetched in parallel to it."""
+        """Slots for ranges that are fetched in parallel to this fill."""
         self.file_readers: set[FileReader] = set()
         self.readers = 0
-        """Number of tasks that read its file, or wait for it to be opened or stored."""
+        """Number of tasks that read the fill's file, or wait for the fill to open or to be stored."""
         self.unread_since = 0.0
-        """When the number of readers last fell to 0 (monotonic clock). A task that waited for the fill to open counts
-        as a reader again only when it reads, a moment later."""
+        """When `readers` last fell to 0 (monotonic clock). It is 0 for a moment between a client's `wait_opened` and
+        its first read."""
         self._readers_changed = readers_changed
         self._running = asyncio.Event()
         """Set unless the fill is paused."""

@@ -38,7 +38,7 @@ class FillSlots:
         self._most = most
         self._held: Counter[str] = Counter()
         self._queues: OrderedDict[str, dict[Ticket, None]] = OrderedDict()
-        """The requester whose turn is next comes first."""
+        """Waiting tickets by requester; the requester whose turn is next comes first."""
 
     @property
     def has_waiting_client(self) -> bool:

@@ -32,10 +32,10 @@ class UnreadFills:
         self._cancel = cancel
         self._running: dict[Fill, None] = {}
         self._paused: dict[Fill, asyncio.TimerHandle] = {}
-        """Those that have been paused longest come first."""
+        """Paused fills with their timers, the longest paused first."""
 
     def add(self, fill: Fill) -> None:
-        """Let a fill continue that has no readers any more, or pause the one that is worth least."""
+        """Add a fill whose last reader has ended. If too many such fills run, pause the least complete one."""
         if _is_nearly_complete(fill):
             return
         self._running[fill] = None

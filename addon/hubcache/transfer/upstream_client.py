@@ -205,8 +205,8 @@ class UpstreamClient:
 
 
 def _object_of(kind: str, url: URL) -> str:
-    """Return the name of the requested object for the circuit breaker: the path, since the query has signatures; for a
-    token, whose scope is in the query, path and query."""
+    """Return the name of the requested object for the circuit breaker: the path without its query, which may contain a
+    signature; for a token the path and the query, which contains the scope."""
     return url.path_qs if kind == "token" else url.path
 
 

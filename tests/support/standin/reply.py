@@ -48,7 +48,7 @@ def replaced(fault: Fault, url: str) -> Reply | None:
 
 
 class _CutError(Exception):
-    """The body ends here, whatever length was declared."""
+    """Raised where a fault ends the body, whatever length was declared."""
 
 
 async def _until(done: Callable[[], bool]) -> None:

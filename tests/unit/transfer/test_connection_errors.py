@@ -1,4 +1,4 @@
-"""Descriptions of connection failures, for real failures."""
+"""The descriptions of connection errors, tested with real failures."""
 
 import asyncio
 import ssl

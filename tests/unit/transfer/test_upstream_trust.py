@@ -241,7 +241,7 @@ async def test_failed_ping_does_not_mean_that_no_token_is_needed(hub: Hub, line:
 
 
 async def test_challenge_of_a_redirect_target_is_ignored(hub: Hub, line: UpstreamSetup) -> None:
-    """Else a CDN could make the cache send passwords to a realm of its choice."""
+    """Otherwise a CDN could make the cache send passwords to a realm of its choice."""
     evil = {"WWW-Authenticate": 'Bearer realm="http://evil.example/token",service="x"'}
     hub.faults.add(Fault(kind="cdn", status=401, headers=evil))
     with pytest.raises(RegistryError):
