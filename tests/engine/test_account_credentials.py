@@ -81,7 +81,7 @@ async def is_stored_for(cache: Cache, image: Image) -> bool:
 async def test_layer_of_a_repository_that_turned_private_is_not_fetched_with_the_account(
     cache: Cache, hub: Hub, app: Image, listener: Listener, method: str, headers: dict[str, str]
 ) -> None:
-    """Also within the lifetime of the repository's visibility."""
+    """It is not fetched even within the lifetime of the repository's visibility."""
     path = f"/v2/{REPO}/blobs/{app.layers[0]}"
     for _ in range(2):
         answer, body = await cache.ask(listener, method, path, **headers)

@@ -1,4 +1,5 @@
-"""Registries that clients name: each has rules of its own, and none leads to an address of this machine or its link."""
+"""Registries that clients name: each has separate content and tokens, and none leads to an address of this machine or
+its link."""
 
 import asyncio
 import ssl
@@ -25,13 +26,13 @@ ANY = RegistryPattern.parse("*")
 
 
 def with_public_names(hub: Hub, host: str) -> None:
-    """Have the registry name its token service and its CDN by public names."""
+    """Let the registry name its token service and its CDN by public host names."""
     hub.realm, hub.cdn_host = f"https://auth.{host}:{hub.ports['token']}/token", f"cdn.{host}"
 
 
 @pytest.fixture
 def names() -> dict[str, str]:
-    """The addresses of host names."""
+    """Addresses by host name, for the resolver of these tests."""
     hosts = (ONE, TWO)
     return {f"{part}{host}": network.PUBLIC for host in hosts for part in ("", "auth.", "cdn.")}
 
@@ -256,7 +257,7 @@ async def test_registry_is_forgotten_when_its_pattern_is_removed(cache: Cache, h
     assert set(cache.engine._upstreams) == {"registry-1.docker.io"}
 
 
-async def test_registry_that_was_configured_has_no_upstream_of_its_own_when_a_client_names_it(
+async def test_registry_that_is_removed_from_the_options_loses_its_configured_upstream(
     cache: Cache, hub: Hub, hubs: tuple[Hub, Hub]
 ) -> None:
     """Otherwise a client could still read from an address that is no longer configured."""

@@ -141,7 +141,8 @@ async def test_stored_only_mirror_makes_no_upstream_requests_for_referrers(
 
 
 async def test_referrers_of_a_pinned_image_are_pinned_with_it(tmp_path: Path) -> None:
-    """Those in a listing and at a tag made from the digest, with what they refer to; not those of other images."""
+    """They may be in a listing or at a tag made from the digest, and their layers are pinned, too; referrers of other
+    images are not."""
     async with opened_store(tmp_path) as store:
         image, layers = await put_image(store, b"layer")
         listed, listed_layers = await put_image(store, b"sbom", note="sbom")

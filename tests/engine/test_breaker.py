@@ -317,7 +317,7 @@ async def test_reopened_circuit_has_one_probe(monkeypatch: pytest.MonkeyPatch) -
 async def test_background_probe_closes_the_circuit(
     cache: Cache, hub: Hub, image: Image, listener: Listener, fault: str
 ) -> None:
-    """No client sends a request."""
+    """The probe closes it although no client sends a request."""
     match fault:
         case "stopped":
             hub.stop("registry")

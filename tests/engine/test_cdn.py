@@ -118,7 +118,7 @@ async def test_refusal_of_the_registry_makes_the_repository_private(
 async def test_blob_is_readable_when_the_cdn_refuses_head(
     cache: Cache, hub: Hub, image: Image, listener: Listener, status: int
 ) -> None:
-    """A signature may be valid for GET only. For a new blob, and for one stored from another repository."""
+    """A signature may be valid for GET only. The blob is new, or was stored from another repository."""
     hub.faults.add(Fault(kind="cdn", method="HEAD", status=status))
     hub.blob("library/other", b"layer")
     for repo, digest in ((REPO, COLD), ("library/other", image.layers[0])):

@@ -195,7 +195,7 @@ async def test_mirror_does_not_serve_the_realms_path(cache: Cache) -> None:
 async def test_stored_public_image_is_served_while_the_token_service_is_down(
     start: Callable[..., Any], hub: Hub, image: Image, stopped: tuple[str, ...], restarted: bool
 ) -> None:
-    """For anonymous and logged-in clients, beginning with the ping."""
+    """Both anonymous and logged-in clients get it, from the ping on."""
     async with start() as cache:
         await pull(cache, image)
         if not restarted:
@@ -220,7 +220,7 @@ async def pulled_by_all(cache: Cache, image: Image) -> None:
 async def test_private_image_is_503_while_the_token_service_is_down(
     start: Callable[..., Any], hub: Hub, image: Image, restarted: bool
 ) -> None:
-    """Not 401: "unauthorized" would suggest that the login is wrong."""
+    """A 401, "unauthorized", would suggest that the login is wrong."""
     secret = hub.image("alice/secret", "1", [b"a secret"])
     async with start() as cache:
         for path in ("manifests/1", f"manifests/{secret.digest}", f"blobs/{secret.layers[0]}"):

@@ -138,7 +138,7 @@ async def test_visibility_survives_a_restart_within_its_lifetime(
 async def test_repository_that_turned_public_is_served_when_the_refusal_expires(
     cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is served before the refused token, which still shows no access, has expired."""
+    """It is served as soon as the remembered refusal expires, although the refused token is valid for longer."""
     clock = Clock(monkeypatch, cache_with_secret)
     await assert_refused(cache_with_secret, secret, listener)
     hub.public(SECRET)

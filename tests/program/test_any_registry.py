@@ -79,7 +79,7 @@ def test_mirror_serves_each_registry_that_a_client_names(program: Program, hubs:
 
 
 def test_other_requests_are_forwarded_to_the_named_registry(program: Program, hubs: tuple[Hub, Hub]) -> None:
-    """mitmproxy makes these connections, also where `hubcache_tunnel` does not name the registry."""
+    """mitmproxy makes these connections, even if `hubcache_tunnel` does not name the registry."""
     mirror, hub = program.client("mirror"), hubs[1]
     hub.image(mirror.repo, "1")
     answer = mirror.request("GET", f"/v2/{mirror.repo}/tags/list?ns={named(hub, TWO)}")
@@ -108,7 +108,7 @@ def test_no_service_of_the_machine_or_its_link_is_reached(
     assert hub.log == []
 
 
-def test_upstream_in_a_namespace_is_no_upstream(program: Program, hubs: tuple[Hub, Hub]) -> None:
+def test_namespace_with_an_upstream_is_404(program: Program, hubs: tuple[Hub, Hub]) -> None:
     hubs[0].reset_log()
     for sign in ("=", "%3D"):
         namespace = f"quay.io{sign}https://{named(hubs[0], 'localhost')}"

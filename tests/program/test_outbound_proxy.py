@@ -1,4 +1,4 @@
-"""Behind an outbound proxy, everything that leaves the cache goes through it, and its password stays secret."""
+"""With an outbound proxy, all connections of the cache to other hosts go through it, and its password stays secret."""
 
 import select
 import socket
@@ -69,7 +69,7 @@ def environment(url: str, **more: str) -> dict[str, str]:
 
 
 def started(hub: Hub, environment: dict[str, str] | None = None, **options: str | list[str]) -> Any:
-    """Return the context of the program in front of a Hub that may use TLS."""
+    """Run the program in front of a Hub that may use TLS; returns a context manager."""
     trust: dict[str, str | list[str]] = {"ssl_verify_upstream_trusted_ca": str(hub.ca_file)} if hub.ca_file else {}
     return running_program(hub, HUB_HOST, environment, **trust, **options)
 
@@ -218,7 +218,7 @@ def test_plain_http_of_other_hosts_goes_through_the_proxy(outbound: Tinyproxy, m
             wait_until(lambda: f"GET {other.url()}/v2/" in program.log)
 
 
-def test_nothing_gets_past_a_proxy_that_is_down() -> None:
+def test_no_connection_bypasses_a_proxy_that_is_down() -> None:
     port = free_port()
     url = f"http://{USER}:{PASSWORD}@127.0.0.1:{port}"
     with Hub(tls=True) as hub, started(hub, environment(url), hubcache_tunnel=["localhost"]) as program:
@@ -293,7 +293,7 @@ def test_proxy_that_is_the_cache_itself_ends_the_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"flow_detail": "2"}], ids=["direct", "mitmproxy"])
 def test_requests_that_come_back_are_refused(more: dict[str, str]) -> None:
-    """A forwarded port leads back to the cache, which it cannot see at its start."""
+    """The proxy is a forwarded port that leads back to the cache, which the cache cannot detect at its start."""
     with Relay() as relay, running_program(None, HUB_HOST, environment(relay.url), **more) as program:
         relay.target = program.proxy
         with program.tunnel("other.example", 443) as tunnel:

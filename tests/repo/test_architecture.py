@@ -83,7 +83,7 @@ NAMES = {dotted(path) for path in MODULES}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Absolute names of all that a file imports, anywhere in it: of modules, where modules are imported."""
+    """Absolute names of the modules that a file imports, at its top or in functions."""
     own = dotted(path)
     package = own if path.name == "__init__.py" else own.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_bytes())):
@@ -98,7 +98,8 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def imported_names(path: Path, *, top: bool = False) -> Iterator[str]:
-    """Full names of all that a file imports from libraries; with `top`, only when the file itself is imported."""
+    """Full names that a file imports from libraries; with `top`, only those that it imports when it is itself
+    imported."""
     tree = ast.parse(path.read_bytes())
     for node in tree.body if top else ast.walk(tree):
         if isinstance(node, ast.Import):

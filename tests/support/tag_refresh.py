@@ -27,7 +27,7 @@ async def running_with_manual_ticks(hub: Hub, directory: Path) -> AsyncIterator[
 
 
 async def tick(cache: Cache) -> None:
-    """Validate the tags that are due, and wait for what follows."""
+    """Validate the tags that are due, and wait until the validations, prefetches and fills have ended."""
     cache.engine._tag_refresh.tick()
     await idle(cache)
 

@@ -1,4 +1,4 @@
-"""The outbound proxies: those of a company's network, through which the cache reaches registries and other hosts.
+"""Outbound proxies, such as those of a company's network, through which the cache reaches registries and other hosts.
 
 They are read from the environment variables `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, as curl and Go's net/http do.
 """
@@ -85,7 +85,7 @@ class OutboundProxies:
 
     @classmethod
     def all_through(cls, proxy: OutboundProxy) -> "OutboundProxies":
-        """Return the choice of this proxy for every request."""
+        """Return an instance that chooses this proxy for every request."""
         return cls(dict.fromkeys(_SCHEMES, proxy))
 
     def find(self, scheme: str, host: str, port: int | None) -> OutboundProxy | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Self
 
 MAX_CHANGES = 8
-"""Changes that are remembered, the last ones: a week of nightly builds."""
+"""Number of latest changes that are remembered: a week of nightly builds."""
 
 LONGEST_WAIT = 6 * 3600.0
 """Longest interval between two validations, in seconds."""

@@ -15,7 +15,7 @@ from .session import CONNECT_SECONDS, PROGRESS_SECONDS
 _TIMEOUT = aiohttp.ClientTimeout(
     total=None, connect=CONNECT_SECONDS + PROGRESS_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=PROGRESS_SECONDS
 )
-"""As that of `open_session`, with a limit for the response to a CONNECT, for which aiohttp would wait without one."""
+"""The time-outs of `open_session`, and a limit for the response to a CONNECT, for which aiohttp has none."""
 
 
 def proxy_arguments(proxies: OutboundProxies, url: URL, headers: Mapping[str, str]) -> dict[str, Any]:
@@ -36,15 +36,15 @@ def proxy_arguments(proxies: OutboundProxies, url: URL, headers: Mapping[str, st
 def check_target(url: URL, named_by: URL) -> None:
     """Raise `BadUpstream` for a local address that a registry named, unless it has one itself.
 
-    The outbound proxy resolves names, and may resolve them to other addresses than this machine: they cannot be
-    checked here.
+    Addresses of host names cannot be checked here: the outbound proxy resolves them, and perhaps differently from this
+    machine.
     """
     if url.origin() != named_by.origin() and is_local_host(url.host or "") and not is_local_host(named_by.host or ""):
         raise BadUpstream(f"upstream names {REFUSED_ADDRESS}", {"host": url.host})
 
 
 def failure_of_proxy(proxy: OutboundProxy, error: aiohttp.ClientError | TimeoutError) -> str | None:
-    """Return what went wrong with the outbound proxy itself; None for other errors."""
+    """Return the description of an error of the outbound proxy itself; None for other errors."""
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"outbound proxy {proxy} answered {error.status}"
     if isinstance(error, aiohttp.ClientProxyConnectionError | aiohttp.ClientConnectorDNSError):

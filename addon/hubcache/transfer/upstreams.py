@@ -21,11 +21,11 @@ class Upstreams(Mapping[str, Upstream]):
         self._open = open_upstream
         self._on_change = on_change
         self._upstreams: dict[str, Upstream] = {}
-        """The configured ones, and those that were configured before, and those that clients named; the last are in
-        the order of their use."""
+        """Upstreams of registries that are or were configured, and of registries that clients named, the latter in the
+        order of their last use."""
         self._configured: frozenset[str] = frozenset()
         self._requests = Counter[str]()
-        """Requests that are being answered, by the host of a registry that a client named."""
+        """Number of requests in progress, by the host of a registry that a client named."""
 
     def __getitem__(self, host: str) -> Upstream:
         return self._upstreams[host]
@@ -46,10 +46,11 @@ class Upstreams(Mapping[str, Upstream]):
         }
 
     def configure(self, registries: Iterable[Registry], patterns: Collection[RegistryPattern]) -> None:
-        """Use these configured registries from now on, and these patterns of others.
+        """Set the configured registries, and the patterns of those that clients may name.
 
         An upstream whose registry did not change keeps its state: a pause that the registry asked for does not end
-        because another option changed. One that is no longer configured stays for the requests in progress.
+        because another option changed. The upstream of a registry that is no longer configured is kept for the requests
+        in progress.
         """
         registries = tuple(registries)
         self._configured = frozenset(registry.host for registry in registries)
@@ -65,10 +66,10 @@ class Upstreams(Mapping[str, Upstream]):
 
     @contextmanager
     def in_use(self, registry: Registry) -> Iterator[None]:
-        """Have an upstream for this registry while a request is answered.
+        """Provide an upstream for this registry while a request is answered.
 
-        For a new one, the least recently used one without a request is removed where there are `MAX_NAMED`; what else
-        uses that, a fill or a prefetch, goes on with it. Raises `Unavailable` where all have requests.
+        If there are `MAX_NAMED` upstreams, a new one replaces the least recently used one without a request; a fill or
+        a prefetch that uses that one continues. Raises `Unavailable` when all have requests.
         """
         host = registry.host
         if not registry.is_named_by_client or host in self._configured:
@@ -84,7 +85,7 @@ class Upstreams(Mapping[str, Upstream]):
                 del self._requests[host]
 
     def _add(self, registry: Registry) -> None:
-        """Add the upstream of a registry that a client named, or note its use."""
+        """Add the upstream of a registry that a client named, or mark it as the last used."""
         known = self._upstreams.get(registry.host)
         if known is not None and known.registry == registry:
             self._upstreams[registry.host] = self._upstreams.pop(registry.host)

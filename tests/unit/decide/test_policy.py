@@ -51,7 +51,7 @@ def test_longer_lifetime_never_makes_a_tag_stale(at: float, now: float, lifetime
 def test_repository_counts_as_public_for_its_lifetime_and_longer_in_an_outage(
     age: float, usual: bool, outage: bool
 ) -> None:
-    """Also when the clock was set back: in an outage the upstream cannot be asked again."""
+    """It also does after the clock was set back: in an outage the upstream cannot be asked again."""
     visibility = Visibility(True, 1e9)
     assert is_public(visibility, 1e9 + age) is usual
     assert is_public(visibility, 1e9 + age, max_stale=100) is outage

@@ -172,7 +172,7 @@ def test_evict_frees_space_from_all_unprotected_content(sizes: list[int], needed
 
 @given(st.lists(st.tuples(st.sampled_from("xyzm"), st.floats(0, DAY)), max_size=40))
 def test_additional_requests_never_lower_a_rank(events: list[tuple[str, float]]) -> None:
-    """Key 1 is requested whenever key 0 is, and additional times."""
+    """Key 1 is requested whenever key 0 is, and more often."""
     retention, now, number = filled(*(9 * KIB for _ in range(2)), KIB, 2 * KIB), NOW, 99
     for event, gap in events:
         now += gap

@@ -83,7 +83,7 @@ def test_two_nightly_changes_are_not_a_pattern() -> None:
 
 @given(st.floats(0, DAY), st.lists(st.floats(-HOUR, HOUR), min_size=3, max_size=8))
 def test_pattern_is_found_at_every_hour(second: float, jitter: list[float]) -> None:
-    """Also around midnight, where the second of the day wraps around."""
+    """This includes midnight, where the second of the day wraps around."""
     times = tuple(MIDNIGHT + day * DAY + second + late for day, late in enumerate(jitter))
     pattern = TagChanges(MIDNIGHT, times).daily_pattern()
     assert pattern is not None

@@ -1,4 +1,4 @@
-"""Which registries clients may name."""
+"""Patterns of the registries that clients may name."""
 
 import pytest
 from hubcache.oci.errors import ConfigError
@@ -57,7 +57,7 @@ def test_pattern_matches_hosts_below_its_domain_at_its_port_only(pattern: str, n
         *("router.home.arpa", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"),
     ],
 )
-def test_any_registry_is_no_address_and_no_inner_name(host: str, port: str) -> None:
+def test_addresses_and_private_names_match_no_pattern(host: str, port: str) -> None:
     assert permitted("*", host + port) is None
 
 

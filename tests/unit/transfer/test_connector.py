@@ -103,7 +103,7 @@ async def get(line: UpstreamSetup, hub: Hub, method: str = "GET", body: bytes | 
 
 
 async def test_requests_on_stale_connections_are_repeated(hub: Hub, line: UpstreamSetup) -> None:
-    """Also when several stale connections are kept."""
+    """One or several stale connections are kept."""
     hub.auth = False
     hub.faults.add(Fault(kind="ping", delay=0.05))
     assert await asyncio.gather(*(get(line, hub) for _ in range(12))) == [200] * 12
@@ -163,7 +163,7 @@ async def test_guarded_session_connects_to_no_local_address_in_any_spelling(host
 async def test_name_that_resolves_to_a_local_address_is_refused(
     hub: Hub, client: UpstreamClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in DNS rebinding: the address of the connection counts."""
+    """The check concerns the address of the connection, against DNS rebinding."""
     resolve(monkeypatch, {"rebound.example": "127.0.0.1", "registry.example": "192.0.2.1"})
     target = URL(hub.url()).with_host("rebound.example")
     with pytest.raises(BadUpstream, match="this machine or its link"):
@@ -201,7 +201,7 @@ async def test_refused_address_opens_no_circuit_and_is_not_probed(
 async def test_host_is_probed_with_the_session_of_the_failed_request(
     hub: Hub, client: UpstreamClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not with the session of a request that was refused the address: such a probe would always fail."""
+    """Another session may refuse the address, and its probe would always fail."""
     resolve(monkeypatch, {"registry.example": "192.0.2.1"})
     fault = hub.faults.add(Fault(kind="ping", status=500, delay=0.2, times=breaker.THRESHOLD))
     home = URL(hub.url())

@@ -97,7 +97,8 @@ async def test_blob_without_content_length_is_readable_early_with_the_manifests_
 
 
 async def test_ended_fill_gives_no_reader_the_bytes_of_another_file(harness: FillHarness) -> None:
-    """Between `wait_opened` and the first read a small blob may have arrived, and its descriptor been reused."""
+    """Between `wait_opened` and the first read, a small blob may arrive completely, and its descriptor may be
+    reused."""
     fill = harness.start()
     await fill.wait_stored()
     assert fill.staged is not None

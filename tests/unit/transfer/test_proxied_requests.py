@@ -1,4 +1,4 @@
-"""What requests through an outbound proxy contain, and which of them are refused."""
+"""Requests through an outbound proxy: their headers, and the targets that are refused."""
 
 import pytest
 from hubcache.decide.outbound_proxy import OutboundProxies, OutboundProxy

@@ -225,7 +225,7 @@ async def test_malformed_realm_is_a_registry_error(line: UpstreamSetup, realm: s
 @settings(max_examples=30, deadline=None)
 @given(st.text(max_size=30) | st.text("http:/[]@.%?#0aß\udcff ", max_size=20).map(lambda text: "http://" + text))
 def test_any_realm_is_a_registry_error_when_offline(realm: str) -> None:
-    """Without a connection: the realm is parsed before anything is sent."""
+    """The realm is parsed before anything is sent, so that this test needs no connection."""
 
     async def attempt() -> None:
         http = open_session(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "test")

@@ -120,7 +120,7 @@ async def test_untrusted_certificate_is_unavailable_and_the_error_says_so() -> N
 async def test_remote_registry_cannot_name_local_addresses(
     hub: Hub, line: UpstreamSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither in a redirect nor as a realm."""
+    """A redirect and a realm with a local address are both refused."""
     monkeypatch.setattr("hubcache.transfer.local_registries.is_local_address", lambda address: False)
     with pytest.raises(BadUpstream, match="this machine or its link"):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
