@@ -84,8 +84,9 @@ class Engine:
         self._guarded = open_session(tls, user_agent, guarded=True)
         self._client = UpstreamClient(self._http, self.metrics, self.breakers, self._guarded)
         self._tokens = Tokens(self._client)
+        self._named = open_session(tls, user_agent, guarded=True, named_by_clients=True)
         self._guarded_client = UpstreamClient(
-            self._http, self.metrics, self.breakers, self._guarded, guards_registries=True
+            self._http, self.metrics, self.breakers, self._named, guards_registries=True
         )
         self._guarded_tokens = Tokens(self._guarded_client)
         self._scrub = Scrub(self.store, self.report_storage_error)
@@ -315,6 +316,7 @@ class Engine:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._guarded.close()
+        await self._named.close()
         await self._http.close()
         if self._status is not None:
             await self._status.close()

@@ -2,12 +2,17 @@
 its link."""
 
 import asyncio
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hubcache.decide.outbound_proxy import OutboundProxies, OutboundProxy
 from hubcache.engine import Engine
 from hubcache.oci.registry import Registry
 from hubcache.oci.registry_pattern import RegistryPattern, registry_named
@@ -18,6 +23,7 @@ from support import network
 from support.engine import ACCEPT, SETUP, Cache, read, settings
 from support.standin import Fault, Hub, random_bytes
 from support.users import until
+from yarl import URL
 
 ONE, TWO = "one.example.org", "two.example.net"
 LAYER = random_bytes(100_000, "layer")
@@ -158,7 +164,7 @@ async def test_name_that_resolves_to_loopback_later_is_refused(
     hub.stop("registry")  # closes the connections that the cache keeps
     hub.start()
     names[ONE] = "127.0.0.1"
-    cache.engine._guarded.connector._cached_hosts.clear()  # type: ignore[union-attr]  # else the name is kept for 10 s
+    cache.engine._named.connector._cached_hosts.clear()  # type: ignore[union-attr]  # else the name is kept for 10 s
     hub.reset_log()
     assert (await get(cache, named(hub), f"/v2/{REPO}/manifests/2"))[0] == 502
     assert hub.count(listener="registry") == 0
@@ -189,7 +195,7 @@ async def test_token_requests_of_clients_do_not_reach_loopback(
     names[ONE] = "127.0.0.1"
     hub.stop("registry")
     hub.start()
-    cache.engine._guarded.connector._cached_hosts.clear()  # type: ignore[union-attr]
+    cache.engine._named.connector._cached_hosts.clear()  # type: ignore[union-attr]
     hub.reset_log()
     outcome = await cache.engine.answer(
         request(named(hub), "/.hubcache/token?service=x", Listener.PROXY, authorization="Basic YTpi")
@@ -202,6 +208,61 @@ async def test_token_requests_of_clients_do_not_reach_loopback(
 async def test_configured_registry_may_be_at_loopback(cache: Cache, hub: Hub) -> None:
     image = hub.image(REPO, "1")
     assert await get(cache, cache.settings.registries[0], f"/v2/{REPO}/manifests/1") == (200, image.manifest)
+
+
+async def test_names_whose_lookup_takes_long_delay_no_configured_registry(
+    cache: Cache, hub: Hub, names: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its redirects, which are looked up as well, nor the threads in which the store writes."""
+    lookup, answered, waiting = socket.getaddrinfo, threading.Event(), list[str]()
+
+    def slow(host: object, *more: Any, **fields: Any) -> Any:
+        if "slow" in str(host):
+            waiting.append(str(host))
+            answered.wait(20)
+        return lookup(host, *more, **fields)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    slow_ones = [registry_named(f"slow{number}.example.org") for number in range(64)]
+    tasks = [asyncio.create_task(get(cache, each, f"/v2/{REPO}/manifests/1")) for each in slow_ones if each is not None]
+    await until(lambda: len(waiting) >= 8)
+    hub.cdn_host = "localhost"
+    image = hub.image(REPO, "1", [LAYER])
+    async with asyncio.timeout(5):
+        assert (await get(cache, cache.settings.registries[0], f"/v2/{REPO}/blobs/{image.layers[0]}"))[1] == LAYER
+        await asyncio.to_thread(int)
+    answered.set()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_stored_content_of_a_named_registry_is_served_after_a_restart_without_it(
+    cache: Cache, hubs: tuple[Hub, Hub], hub: Hub
+) -> None:
+    registry, image = named(hubs[0]), hubs[0].image(REPO, "1", [LAYER])
+    for path in (f"/v2/{REPO}/manifests/1", f"/v2/{REPO}/blobs/{image.layers[0]}"):
+        assert (await get(cache, registry, path))[0] == 200
+    await cache.engine.close()
+    hubs[0].stop()
+    for offline in (False, True):
+        again = await Engine.start(replace(cache.settings, offline=offline), ssl.create_default_context(), SETUP)
+        try:
+            restarted = Cache(again, cache.settings)
+            assert await get(restarted, registry, f"/v2/{REPO}/manifests/1") == (200, image.manifest)
+            assert await get(restarted, registry, f"/v2/{REPO}/blobs/{image.layers[0]}") == (200, LAYER)
+            assert (await get(restarted, registry, f"/v2/{REPO}/manifests/2"))[0] == 503
+        finally:
+            await again.close()
+
+
+async def test_outbound_proxy_may_be_at_a_local_address(cache: Cache, hubs: tuple[Hub, Hub]) -> None:
+    """Requests to it are none to the registry, whose name it resolves."""
+    url, client = URL(named(hubs[0]).upstream), cache.engine._guarded_client
+    assert await client._session(url, url) is cache.engine._named
+    proxy = OutboundProxies.all_through(OutboundProxy("http", "127.0.0.1", 3128))
+    cache.engine.use_proxies(proxy)
+    assert await client._session(url, url) is cache.engine._http
 
 
 # -- bounds

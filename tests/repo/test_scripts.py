@@ -339,6 +339,12 @@ class TestPorts:
             (["--mirror-port=80"], 8080, "registry-1.docker.io@80"),
             (["--set", "hubcache_registries=ghcr.io=http", "--mirror-port", "80"], 8080, "ghcr.io@80"),
             (["--set=hubcache_registries=docker.io", "--mirror-port", "80"], 8080, "registry-1.docker.io@80"),
+            (["--set=hubcache_registries=*", "--mirror-port", "80"], 8080, "registry-1.docker.io@80"),
+            (
+                ["--set=hubcache_registries=*.io", "--set", "hubcache_registries=ghcr.io", "--mirror-port=80"],
+                8080,
+                "ghcr.io@80",
+            ),
         ],
     )
     def test_port_arguments_set_the_modes_of_mitmproxy(

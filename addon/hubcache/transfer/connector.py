@@ -10,15 +10,20 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from ..oci.address import is_local_address
+from .lookups import OwnThreadsResolver
 
 REFUSED_ADDRESS = "an address of this machine or its link"
 """Text of the error for an address that a guarded connector does not connect to."""
 
 
-def open_connector(tls: ssl.SSLContext, *, guarded: bool) -> aiohttp.TCPConnector:
+def open_connector(tls: ssl.SSLContext, *, guarded: bool, own_lookups: bool = False) -> aiohttp.TCPConnector:
     """Return a connector without a limit of connections; see `open_session`."""
     factory = _guarded_socket if guarded else None
-    connector = aiohttp.TCPConnector(ssl=tls, limit=0, enable_cleanup_closed=False, socket_factory=factory)
+    resolver = OwnThreadsResolver() if own_lookups else None
+    connector = aiohttp.TCPConnector(
+        ssl=tls, limit=0, enable_cleanup_closed=False, socket_factory=factory, resolver=resolver
+    )
+    connector._resolver_owner = True  # closes it, too
     handler: type[ResponseHandler] = _Handler
     connector._factory = functools.partial(handler, loop=asyncio.get_running_loop())
     return connector

@@ -16,16 +16,22 @@ READ_BUFFER = 1 << 19
 upstream."""
 
 
-def open_session(tls: ssl.SSLContext, user_agent: str, *, guarded: bool = False) -> aiohttp.ClientSession:
+def open_session(
+    tls: ssl.SSLContext, user_agent: str, *, guarded: bool = False, named_by_clients: bool = False
+) -> aiohttp.ClientSession:
     """Return a session with time-outs for connecting and for progress, none for a whole transfer, and no cookies.
 
     Requests accept `identity` only, and responses are never decompressed: a body with a content coding would be stored
     under a digest that it does not have. A `guarded` session, for URLs that upstreams name, does not connect to local
-    addresses (see `oci.address`), whatever the host name.
+    addresses (see `oci.address`), whatever the host name. A session for hosts that are `named_by_clients` looks up
+    names in threads of its own, and has a time-out for that too.
     """
+    connect = 2 * CONNECT_SECONDS if named_by_clients else None
     return aiohttp.ClientSession(
-        connector=open_connector(tls, guarded=guarded),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=PROGRESS_SECONDS),
+        connector=open_connector(tls, guarded=guarded, own_lookups=named_by_clients),
+        timeout=aiohttp.ClientTimeout(
+            total=None, connect=connect, sock_connect=CONNECT_SECONDS, sock_read=PROGRESS_SECONDS
+        ),
         headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
