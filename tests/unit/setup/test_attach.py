@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.setup.pages import ATTACH_SCRIPT
+from support.required import missing, require
 
 SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
 TOOLS = "sh cat sed grep cp mv rm mkdir rmdir dirname chmod stat cksum mktemp tr curl uname ls sleep"
@@ -71,7 +72,7 @@ class Machine:
         """Make a real program of this machine available; skips the test if there is none."""
         path = sys.executable if tool == "python3" else shutil.which(tool)
         if path is None:
-            pytest.skip(f"{tool} is not installed")
+            missing(f"{tool} is not installed")
         self.program(tool, f'exec {path} "$@"')
 
     def docker(self, version: str, driver: str = "overlay2", *, through: bool = True) -> None:
@@ -362,7 +363,7 @@ def test_detach_without_an_earlier_attach_changes_nothing(machine: Machine) -> N
     assert "nothing to change" in machine.attach("--detach").stdout
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_no_fault_in_the_script() -> None:
+    require("shellcheck")
     checked = subprocess.run(["shellcheck", "-s", "sh", str(ATTACH_SCRIPT)], capture_output=True, text=True)
     assert checked.stdout == ""
