@@ -1,5 +1,5 @@
-"""Fills whose clients disconnect: few continue, the others are paused and then cancelled; floods do not block other
-clients."""
+"""Fills whose clients disconnect: few continue, the others are paused and then cancelled; many requests of one client
+do not block other clients."""
 
 import asyncio
 from collections.abc import AsyncIterator

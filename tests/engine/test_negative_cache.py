@@ -125,7 +125,7 @@ async def test_negative_ttl_0_remembers_nothing(cache: Cache, hub: Hub) -> None:
 
 @EACH_LISTENER
 async def test_remembered_error_does_not_apply_to_other_requests(cache: Cache, hub: Hub, listener: Listener) -> None:
-    """Another tag, another repository, another `Accept`."""
+    """The other requests have another tag, another repository or another `Accept`."""
     index = hub.index("library/app", "multi", {"linux/arm64": hub.image("library/app", None, platform="linux/arm64")})
     assert (await cache.get(listener, "/v2/library/app/manifests/multi", accept=OCI_MANIFEST))[0] == 404
     assert (await cache.get(listener, "/v2/library/app/manifests/latets"))[0] == 404

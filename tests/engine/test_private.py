@@ -283,7 +283,7 @@ async def test_account_with_access_does_not_read_a_private_image_for_another_use
 async def test_account_does_not_read_content_pushed_after_the_repository_turned_private(
     with_account: Cache, hub: Hub, listener: Listener, method: str, what: str
 ) -> None:
-    """What was pushed after the change was never public, although the repository is still recorded as public."""
+    """Content pushed after the change was never public, although the repository is still recorded as public."""
     public = hub.image("alice/app", "1")
     assert set(await pull(with_account, public)) == {200}
     turn_private(hub, "alice/app", robot="robot's")
@@ -299,7 +299,7 @@ async def test_account_does_not_read_content_pushed_after_the_repository_turned_
 async def test_users_read_does_not_publish_content_pushed_after_the_repository_turned_private(
     cache: Cache, hub: Hub, listener: Listener
 ) -> None:
-    """alice reads by digest with her own token, which does not show what the public may read."""
+    """alice reads by digest with her own token, which does not show that the content is public."""
     public = hub.image("alice/app", "1")
     assert set(await pull(cache, public)) == {200}
     turn_private(hub, "alice/app")
@@ -312,7 +312,7 @@ async def test_users_read_does_not_publish_content_pushed_after_the_repository_t
 
 @EACH_LISTENER
 async def test_account_reads_public_images(with_account: Cache, hub: Hub, listener: Listener) -> None:
-    """The opposite of the tests above: the account is used for public repositories."""
+    """The account is used for public repositories."""
     image = hub.image("library/app", "1")
     status, body = await with_account.get(listener, "/v2/library/app/manifests/1")
     assert (status, sha256(body).hexdigest()) == (200, image.digest.removeprefix("sha256:"))

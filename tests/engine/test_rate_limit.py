@@ -266,7 +266,7 @@ async def test_token_without_access_is_skipped(with_account: Cache, hub: Hub, im
 
 
 async def test_next_credentials_are_used_when_no_pulls_remain(with_account: Cache, hub: Hub, image: Image) -> None:
-    """The client's own, then the account's, then none."""
+    """The client's own credentials are used first, then the account's, then none."""
     hub.user("bob", "bob's")
     own = bearer(hub, "bob", "library/app")
     for count, expected in ((1, "robot"), (2, "")):

@@ -1,4 +1,4 @@
-"""The requests that tag refresh may send to a registry, and what it keeps of tags."""
+"""The budget of requests that tag refresh sends to a registry, and the bounds of its state."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

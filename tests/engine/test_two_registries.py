@@ -1,4 +1,5 @@
-"""Two registries: what one claims about a digest grants no access to bytes that another delivered for credentials."""
+"""Two registries: a claim of one to have a digest grants no access to bytes that the other delivered for
+credentials."""
 
 import asyncio
 import json
@@ -265,7 +266,7 @@ async def test_private_content_without_a_known_source_is_fetched_once_more_from_
 async def test_public_content_is_shared_until_it_turns_private(
     hub: Hub, other: Hub, listener: Listener, tmp_path: Path, noticed: str, status: int
 ) -> None:
-    """Some registries answer 404 for what turned private; then only the requested content is known to be private."""
+    """If the registry answers 404 for private content, only the requested content is known to have turned private."""
     app = hub.image("alice/app", "1", [LAYER])
     hub.image("alice/app", "2", [b"two"])
     parts = {"tag": "manifests/1", "manifest": f"manifests/{app.digest}", "layer": f"blobs/{app.layers[0]}"}

@@ -60,7 +60,7 @@ def test_client_that_does_not_verify_is_served(program: Program) -> None:
 
 @pytest.fixture(params=[("0", "1"), ("0", "2"), ("2", "1")], ids=["direct", "workers", "mitmproxy"])
 def secure(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Program, ssl.SSLContext]]:
-    """A program with a certificate for "localhost", and what its clients trust."""
+    """A program with a certificate for "localhost", and a TLS context of clients that trust it."""
     flow_detail, workers = request.param
     trusted, _ = certificates.make(tmp_path, ["localhost"])
     own = {"hubcache_mirror_certificate": str(tmp_path / "standin.pem"), "hubcache_workers": workers}

@@ -11,7 +11,7 @@ from support.paths import ADDON
 PACKAGE = "hubcache"
 MAX_LINES = 400
 
-# What each area may import besides itself. Arrows point down: an area that is not named here does not exist.
+# The areas that each area may import besides itself. Arrows point down: an area that is not named here does not exist.
 WINGS = {
     "oci": set[str](),
     "decide": {"oci"},

@@ -36,7 +36,7 @@ class Conformance:
     steps: list[Step] = field(default_factory=list)
 
     def run(self) -> list[Step]:
-        """Send all requests; returns what was recorded."""
+        """Send all requests; returns the recorded answers."""
         self._read("blob", sha256(b"never pushed"))
         self._push_monolithic()
         self._push_chunked()

@@ -65,7 +65,7 @@ def quarantined_files(directory: Path) -> list[bytes]:
 
 
 def make_old(directory: Path) -> None:
-    """Make the only blob one that was stored long ago."""
+    """Change the only blob's file and row as if it had been stored long ago."""
     path = blob_file(directory)
     digest, _, unique = path.name.split(".")
     past = 10**18

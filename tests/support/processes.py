@@ -81,7 +81,7 @@ class Daemon:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def stop(self, seconds: float = 20) -> None:
-        """Send SIGTERM, and kill what remains of the process group after `seconds`."""
+        """Send SIGTERM, and kill the rest of the process group after `seconds`."""
         if self._process is not None:
             if self._process.poll() is None:
                 self._process.terminate()

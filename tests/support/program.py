@@ -156,8 +156,8 @@ class Program:
         for one in options.get("hubcache_registries", []):
             domain = RegistryPattern.parse(one).domain if is_pattern(one) else Registry.parse(one).hostname
             hosts += [] if domain is None else [domain]
-        # Where `confdir` holds no CA, mitmproxy makes one that may sign for every host. Without the option `confdir`,
-        # users have the constrained CA that is made here.
+        # If `confdir` contained no CA, mitmproxy would create one that may sign for every host. Users who do not set
+        # `confdir` have a constrained CA, like the one that is created here.
         ensure_ca(self.confdir, hosts, datetime.now(UTC))
         values: dict[str, str | list[str]] = {
             "hubcache_dir": str(self.store),
@@ -291,7 +291,8 @@ class Program:
         wait_until(lambda: not self.health["upstreams_down"])
 
     def reset(self) -> None:
-        """Undo what a test did to the Hub, and wait until all circuits are closed. The store keeps its content."""
+        """Undo the changes of a test to the Hub, and wait until all circuits are closed. The store keeps its
+        content."""
         self.hub.faults.clear()
         self.hub.start()
         self.hub.auth = self.hub.redirects = True

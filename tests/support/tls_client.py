@@ -1,4 +1,4 @@
-"""Clients that decide which bytes are sent when, and the program's log, which shows what served them."""
+"""Clients that decide which bytes are sent when, and the program's log, which shows whether mitmproxy served them."""
 
 import contextlib
 import http.client
@@ -178,7 +178,7 @@ class RawClient:
 
 
 class _Received(io.RawIOBase):
-    """What a client receives, as a file."""
+    """The bytes that a client receives, as a file."""
 
     def __init__(self, client: RawClient) -> None:
         self._client = client

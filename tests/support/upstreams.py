@@ -22,7 +22,7 @@ from support.standin import Hub
 
 @dataclass
 class RecordingObserver:
-    """An `Observer` that records what it is called with."""
+    """An `Observer` that records its calls."""
 
     answers: list[tuple[str, str]] = field(default_factory=list)
     received: int = 0

@@ -23,7 +23,7 @@ class Budget:
         return max(1.0, self._rate * BURST_SECONDS) if self._rate > 0 else 0.0
 
     def change(self, rate: float, now: float) -> None:
-        """Use another rate from now on; what was saved is kept, up to the new burst."""
+        """Use another rate from now on; saved requests are kept, up to the new burst."""
         self._save(now)
         self._rate = rate
         self._saved = min(self._saved, self.burst)

@@ -135,7 +135,8 @@ class Retention[K]:
         """Decide whether to store `size` bytes, of which `free` need no eviction, and what to evict for the others.
 
         To be called after `record_request`. Content that fits is always admitted; otherwise it must be requested often
-        enough, and more than what would be evicted. Content for which `is_protected` is true is never evicted.
+        enough, and more often than the content that would be evicted. Content for which `is_protected` is true is never
+        evicted.
         """
         if size <= free:
             return Decision()
@@ -167,7 +168,7 @@ class Retention[K]:
         return self._remove(key, Reason.PURGED, self._advance(now)) if key in self._stored else None
 
     def forget_absent(self, now: float) -> None:
-        """Forget absent content that was not requested for `expire_after` seconds, and what exceeds `max_absent`. This
+        """Forget absent content that was not requested for `expire_after` seconds, and any beyond `max_absent`. This
         reads the state of all absent content."""
         since = self._advance(now) - self.expire_after
         expired = [key for key, (_, _, last, _, _) in self._absent.items() if last <= since]
@@ -290,7 +291,7 @@ class Retention[K]:
         return self._absent.get(key)
 
     def restore(self, clock: Clock | None, rows: Mapping[K, Row]) -> None:
-        """Replace the state by what was persisted. The caller then records where the disk differs from it, with
+        """Replace the state by the persisted one. The caller then records where the disk differs from it, with
         `record_stored` and `record_removed`. Rows with impossible values are ignored, and such a clock is replaced.
         """
         stored, absent = usable_rows(rows)

@@ -4,7 +4,7 @@ A tag changes when it points to another digest. How often it does so is estimate
 "Estimating Frequency of Change" (2003): the number of changes, divided by the time in which they were observed. The
 interval between two validations is a tenth of the mean time between changes, so that about one validation in ten finds
 a change; for a tag that never changed this is the heuristic of RFC 9111 section 4.2.2, a tenth of its age. Rejected: to
-double the interval after each validation without a change, which discards within a day what was observed for a month.
+double the interval after each validation without a change, which discards within a day the observations of a month.
 """
 
 import cmath

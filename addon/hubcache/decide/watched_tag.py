@@ -57,7 +57,7 @@ class WatchedTag:
     is_dropped: bool = False
     """Whether the tag is no longer watched."""
     is_loaded: bool = False
-    """Whether `changes` includes what earlier processes stored."""
+    """Whether `changes` includes the changes that earlier processes stored."""
     entry: int = 0
     """The number of its last entry in the schedule."""
     scheduled_requests: float = 0.0

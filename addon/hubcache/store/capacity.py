@@ -108,7 +108,7 @@ class Capacity:
         return decision.victims
 
     async def shrink(self, index_bytes: Callable[[], int], remove: Remove) -> bool:
-        """Make one step towards a limit that is lower than what is used; return whether more steps are needed."""
+        """Evict up to `_STEP` bytes if more is used than the limit allows; return whether more steps are needed."""
         async with self._turn:
             excess = self._usage.used - self.limit(index_bytes())
             if excess <= 0:

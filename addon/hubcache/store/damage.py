@@ -108,7 +108,7 @@ class DamagedContent:
             return (kept if kept is not None and os.path.lexists(kept) else None), total
 
         moved = await self._index.write(move)
-        if moved is None:  # it has been fetched again
+        if moved is None:  # the content has been fetched again, and is kept
             self._capacity.keep(digest)
             return
         kept, self._usage.quarantined = moved

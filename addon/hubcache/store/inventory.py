@@ -1,4 +1,4 @@
-"""Reads what is stored from the rows of the index when the store is opened."""
+"""Reads the inventory of stored content from the rows of the index when the store is opened."""
 
 import contextlib
 import gc
@@ -46,7 +46,7 @@ def stored_last(rows: Iterable[tuple[str, str]]) -> list[Digest]:
 
 @_without_gc()
 def take_inventory(index: Index, usage: Usage, retention: Retention[Digest], now: float) -> None:
-    """Read what is stored from the rows of content, and how often it was requested from the rows of the policy.
+    """Read the stored content from its rows, and its request counts from the rows of the policy.
 
     A missing row of the policy (a crash lost those of a few seconds, or an older program wrote the store) is replaced
     by one that begins at `now`. Rows that cannot be read are deleted.

@@ -35,8 +35,8 @@ class Links:
         confirmed: bool = True,
         given: bool = False,
     ) -> None:
-        """Store that digests (with their sizes where known) belong to a repository; links that add nothing to what is
-        stored are not written.
+        """Store that digests (with their sizes where known) belong to a repository; links that add nothing to the
+        stored ones are not written.
 
         A stored size is kept when the new one is unknown. That the registry confirmed a link (`confirmed`) or gave the
         bytes (`given`) is kept when later only a manifest lists the digest.
@@ -74,5 +74,5 @@ def _key(registry: str, repository: str, digest: Digest) -> str:
 
 
 def _adds(known: Link | None, confirmed: bool, given: bool) -> bool:
-    """Whether a link with these properties adds something to what is known."""
+    """Whether a link with these properties adds something to the known one."""
     return known is None or (confirmed and not known.confirmed) or (given and not known.given)

@@ -39,7 +39,7 @@ class Popularity:
         return self._retention.requests(digest, self._clock()) > 0
 
     async def flush(self) -> None:
-        """Write what changed since the last flush; a crash loses only what was counted after it."""
+        """Write the counts that changed since the last flush; a crash loses only later counts."""
         index, retention = self._index.opened(), self._retention
         changed = retention.take_changed()
         if not changed:

@@ -68,8 +68,8 @@ class PrivateContent:
         """Mark the content of a repository as private, because the repository turned private. With `only`, mark that
         digest alone: the registry answered 404 for it, as some registries do when a repository turns private.
 
-        Content that another public repository of the registry is confirmed to have stays public. The sources of what
-        becomes private are the registries that gave the bytes, as far as that is known.
+        Content that another public repository of the registry is confirmed to have stays public. The sources of content
+        that becomes private are the registries that gave the bytes, as far as they are known.
         """
         index, own_name = self._index.opened(), f"{registry}/{repository}"
 
@@ -100,7 +100,7 @@ class PrivateContent:
         await self._write(write)
 
     def clear_cache(self) -> None:
-        """Forget the negative answers, because the index may be another one now."""
+        """Forget the negative answers, because another index may have been opened."""
         self._not_private.clear()
 
     async def _write(self, write: Callable[[], None]) -> None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class ScrubStatus:
-    """What the scrub has verified since the start. `finished_at` is when it last finished a round (seconds since the
-    epoch), `progress` the part of the current round that is done, 0 to 1.
+    """The number of objects and bytes that the scrub has verified since the start, and its progress. `finished_at` is
+    when it last finished a round (seconds since the epoch), `progress` the part of the current round that is done, 0 to
+    1.
     """
 
     objects: int = 0

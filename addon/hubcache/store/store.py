@@ -102,7 +102,7 @@ class Store:
     # -- opening and closing ------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Open or create the directory, remove what a killed process left, and read what is stored.
+        """Open or create the directory, remove the leftovers of a killed process, and read the inventory.
 
         Raises `StoreTooNew`, or `StorageError` when the directory cannot be used or another process has it.
         """
@@ -149,7 +149,7 @@ class Store:
                 self.inspector.require_check(digest)
 
     async def close(self) -> None:
-        """Write what is pending and let another process use the directory."""
+        """Write pending changes, and release the directory for other processes."""
         await self.inspector.close()
         try:
             index = self.index.current

@@ -41,7 +41,7 @@ class TagFacts:
         return decode_or(decode_tags, self._index.read(_tag_key(registry, repository, tag)), {})
 
     async def put(self, registry: str, repository: str, tag: str, negotiation: str, record: TagRecord) -> None:
-        """Store what the registry answered for a tag."""
+        """Store the registry's answer for a tag."""
         index = self._index.opened()
 
         def merged(value: object) -> str:
@@ -98,7 +98,7 @@ class TagFacts:
     async def put_referrers(
         self, registry: str, repository: str, subject: Digest, question: str, record: ReferrersRecord
     ) -> None:
-        """Store what the registry answered to a question about the referrers of a digest."""
+        """Store the registry's answer to a question about the referrers of a digest."""
         index = self._index.opened()
 
         def merged(value: object) -> str:

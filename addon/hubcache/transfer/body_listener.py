@@ -94,7 +94,7 @@ class BodyListener:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Stop listening, and cancel what is being sent."""
+        """Stop listening, and cancel the bodies that are being sent."""
         if self._server is not None:
             self._server.close()
         tasks = list(self._tasks)

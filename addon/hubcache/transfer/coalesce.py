@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Coalescer[Key: Hashable, Value]:
-    """Runs the work once per key. It continues when those who wait for it are cancelled."""
+    """Runs the work once per key. The work continues when the tasks that wait for it are cancelled."""
 
     def __init__(self) -> None:
         self._running: dict[Key, asyncio.Task[Value]] = {}
@@ -30,4 +30,4 @@ class Coalescer[Key: Hashable, Value]:
     def _end(self, key: Key, task: asyncio.Task[Value]) -> None:
         del self._running[key]
         if not task.cancelled():
-            task.exception()  # marks it as retrieved: all who waited may have been cancelled
+            task.exception()  # mark it as retrieved: all waiting tasks may have been cancelled

@@ -41,7 +41,7 @@ def _guarded_socket(info: tuple[int, int, int, str, tuple[object, ...]]) -> sock
 
 
 class _Handler(ResponseHandler):
-    """Passes a response's head to the parser separately from what follows.
+    """Passes a response's head to the parser separately from the bytes after it.
 
     aiohttp treats bytes after the end of a response (a `Content-Length` that is too small, a body in response to a
     HEAD) as an error, and loses the response if they arrive in one read with its head. curl and Go's client ignore such

@@ -42,7 +42,8 @@ class Fill:
         """`readers_changed` is called when the first reader starts and when the last one ends."""
         self.digest = digest
         self.origin = origin
-        """Host of the registry that it is downloaded from: what other registries permit does not apply to it."""
+        """Host of the registry that the blob is downloaded from: permissions of other registries do not apply to the
+        fill."""
         self.size: int | None = None
         self.error: HubcacheError | None = None
         self.staged: Staged | None = None
@@ -100,7 +101,7 @@ class Fill:
                 self._readers_changed(self)
 
     def pause(self) -> None:
-        """Stop downloading, and keep what has arrived."""
+        """Stop downloading, and keep the bytes that have arrived."""
         self._running.clear()
 
     def resume(self) -> None:

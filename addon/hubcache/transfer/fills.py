@@ -127,7 +127,7 @@ class Fills:
         return [FillProgress(fill.digest, fill.size, fill.written, fill.readers) for fill in self._running.values()]
 
     def _readers_changed(self, fill: Fill) -> None:
-        """Act when a fill's first reader has started, or its last one has ended."""
+        """Resume a fill that has a reader again; let one without readers continue, pause it or cancel it."""
         job = self._jobs.get(fill)
         if job is None or fill.verified:
             return

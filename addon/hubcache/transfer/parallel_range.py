@@ -8,7 +8,7 @@ from .sources import CHUNK, FillSource, Source, UpstreamSource
 
 
 class ParallelRange(Source):
-    """A source that uses what is ready first: the fill, or a separate request for the range.
+    """A source that reads from the fill or from a separate request for the range, whichever is ready first.
 
     Few ranges are fetched in parallel to one fill; the others wait for a slot in the order of their requests. A range
     that is closed gives up its slot, or its place in the queue. A range that the upstream refuses is read from the

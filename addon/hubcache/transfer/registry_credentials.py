@@ -1,4 +1,4 @@
-"""What one registry demands for authentication, and the `Authorization` values for requests to it."""
+"""The authentication that one registry demands, and the `Authorization` values for requests to it."""
 
 from collections.abc import Callable
 
@@ -54,7 +54,7 @@ class RegistryCredentials:
         return None if self.last_challenge is None else self._tokens.service_failure(self.last_challenge.realm)
 
     async def challenge(self) -> Challenge | None:
-        """Return what the registry's ping demands, from memory after the first answer; None where it demands no token.
+        """Return the challenge of the registry's ping, from memory after the first answer; None if it demands no token.
 
         Raises `RegistryError` where the ping is not answered.
         """

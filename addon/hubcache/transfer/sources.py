@@ -276,7 +276,7 @@ class FillSource(Source):
         return 0 if wanted <= 0 else self._advance(send_file(socket, self._fd, self.at, wanted, lambda _: None))
 
     def _advance(self, count: int) -> int:
-        """Go on by `count` bytes; where the file has none, although the fill has written them, use the fallback."""
+        """Advance by `count` bytes. If it is 0, the file lacks bytes that the fill has written: use the fallback."""
         if not count:
             self._use_fallback()
         self.at += count

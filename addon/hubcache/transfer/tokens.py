@@ -1,8 +1,8 @@
 """Bearer tokens for the cache's own requests (distribution spec, "Token Authentication Specification"; RFC 6750).
 
-A token service may be on another host than the registry (Docker Hub's is), so it matters what is sent to it: anonymous
-requests carry nothing but service and scope, and the account's password is sent only to a realm in the registry's
-domain.
+A token service may be on another host than the registry (Docker Hub's is), so the cache limits what it sends there:
+anonymous requests carry nothing but service and scope, and the account's password is sent only to a realm in the
+registry's domain.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Decides which fills continue without readers.
 
 A client that disconnects often returns for the rest (docker resumes, containerd closes each chunk early), and the next
-client benefits from what is stored. But a client must not be able to cause a hundred downloads by requesting blobs and
+client benefits from the stored blob. But a client must not be able to cause a hundred downloads by requesting blobs and
 disconnecting.
 """
 

@@ -51,7 +51,7 @@ another token when the registry did not know the new one yet."""
 
 @dataclass(frozen=True, slots=True)
 class ManifestHead:
-    """What a HEAD of a manifest returned; the digest is None when the upstream does not send it. `size` in bytes."""
+    """The response to a HEAD of a manifest; the digest is None when the upstream does not send it. `size` in bytes."""
 
     digest: Digest | None
     media_type: str

@@ -1,4 +1,4 @@
-"""Reads manifests, digests, sizes and ranges from an upstream's response, and verifies what can be verified."""
+"""Reads manifests, digests, sizes and ranges from an upstream's response, and verifies manifests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Which tags are validated before a client asks, when, and with what benefit."""
+"""Watched tags: which are validated before a client asks, when, and the benefit of that."""
 
 import pytest
 from hubcache.decide.tag_changes import TagChanges

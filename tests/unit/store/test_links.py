@@ -1,4 +1,4 @@
-"""Links are stored by repository, and a later link does not overwrite what is known."""
+"""Links are stored by repository, and a later link does not remove known properties."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ async def test_link_belongs_to_one_repository(tmp_path: Path) -> None:
         assert store.links.get("ghcr.io", "library/debian", digest) is None
 
 
-async def test_later_link_does_not_overwrite_what_is_known(tmp_path: Path) -> None:
+async def test_later_link_does_not_remove_known_properties(tmp_path: Path) -> None:
     digest = Digest.of(b"layer")
     async with opened_store(tmp_path) as store:
         await store.links.put(HUB, "a", {digest: 5}, confirmed=False)

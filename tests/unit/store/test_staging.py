@@ -1,4 +1,4 @@
-"""A staged file grows by what is written, and is removed unless it was committed."""
+"""A staged file grows with each write, and is removed unless it was committed."""
 
 import errno
 import os

@@ -13,7 +13,7 @@ DATA = bytes(range(256)) * 64
 
 
 class FileError(Exception):
-    """What the file's owner raises."""
+    """The error that the file's owner raises."""
 
 
 def file_failed(error: OSError) -> None:
