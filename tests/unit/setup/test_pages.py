@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from typing import Any
 
 import pytest
 from hubcache.setup.pages import SOURCE, Addresses, attach_script, setup_page
@@ -69,3 +70,76 @@ def test_malformed_host_never_reaches_page_or_script(authority: str, host: str) 
     addresses = Addresses.of(authority, 5000, 8080)
     assert addresses.host == host
     assert f"mirror='{host}:5000'" in attach_script(addresses).decode()
+
+
+def parsed(name: str) -> Any:
+    """Return the parsed text of a recipe."""
+    language, _, text = next(recipe for recipe in RECIPES if recipe.name == name)
+    if language == "toml":
+        return tomllib.loads(text)
+    return json.loads(text) if language == "json" else YAML(typ="safe").load(text)
+
+
+@pytest.mark.parametrize("name", ["docker-hosts", "containerd-hosts"])
+def test_hosts_toml_has_the_keys_that_containerd_reads(name: str) -> None:
+    """containerd, docs/hosts.md: an unknown capability makes it reject the whole file."""
+    document = parsed(name)
+    assert document["server"] == "https://registry-1.docker.io"
+    (host,) = document["host"].items()
+    assert host[0] == "http://cache.lan:5001"
+    assert set(host[1]) == {"capabilities"}
+    assert set(host[1]["capabilities"]) <= {"pull", "resolve", "referrers"}
+
+
+def test_daemon_json_has_the_key_that_dockerd_reads() -> None:
+    assert parsed("docker-daemon") == {"registry-mirrors": ["http://cache.lan:5001"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "plugin"),
+    [("containerd-1", "io.containerd.grpc.v1.cri"), ("containerd-2", "io.containerd.cri.v1.images")],
+)
+def test_containerd_config_names_the_directory_of_its_image_plugin(name: str, plugin: str) -> None:
+    assert parsed(name) == {"plugins": {plugin: {"registry": {"config_path": "/etc/containerd/certs.d"}}}}
+
+
+def test_k3s_registries_yaml_has_the_keys_of_its_documentation() -> None:
+    assert parsed("k3s") == {"mirrors": {"docker.io": {"endpoint": ["http://cache.lan:5001"]}}}
+
+
+def test_kind_cluster_mounts_the_directory_that_its_containerd_reads() -> None:
+    document = parsed("kind")
+    assert (document["kind"], document["apiVersion"]) == ("Cluster", "kind.x-k8s.io/v1alpha4")
+    (patch,) = document["containerdConfigPatches"]
+    directory = tomllib.loads(patch)["plugins"]["io.containerd.grpc.v1.cri"]["registry"]["config_path"]
+    (node,) = document["nodes"]
+    assert node["role"] == "control-plane"
+    assert [mount["containerPath"] for mount in node["extraMounts"]] == [directory]
+
+
+def test_registries_conf_has_one_mirror_of_docker_hub() -> None:
+    """containers-registries.conf(5)."""
+    (registry,) = parsed("containers")["registry"]
+    assert registry == {"location": "docker.io", "mirror": [{"location": "cache.lan:5001", "insecure": True}]}
+
+
+@pytest.mark.parametrize("name", ["buildkit", "github"])
+def test_buildkitd_toml_names_the_mirror_and_speaks_http_to_it(name: str) -> None:
+    document = parsed(name)
+    if name == "github":
+        (step,) = document
+        assert step["uses"].startswith("docker/setup-buildx-action@v")
+        document = tomllib.loads(step["with"]["buildkitd-config-inline"])
+    assert document == {"registry": {"docker.io": {"mirrors": ["cache.lan:5001"]}, "cache.lan:5001": {"http": True}}}
+
+
+def test_gitlab_service_is_dockerd_with_the_mirror() -> None:
+    (service,) = parsed("gitlab")["services"]
+    assert service == {"name": "docker:dind", "command": ["--registry-mirror", "http://cache.lan:5001"]}
+
+
+def test_ansible_playbook_runs_the_attach_script() -> None:
+    (play,) = parsed("ansible")
+    fetch, run = play["tasks"]
+    assert fetch["ansible.builtin.get_url"]["url"] == "http://cache.lan:5001/setup/attach"
+    assert run["ansible.builtin.command"] == fetch["ansible.builtin.get_url"]["dest"]
