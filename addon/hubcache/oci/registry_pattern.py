@@ -43,7 +43,7 @@ class RegistryPattern:
         if domain == host or HOSTNAME.fullmatch(domain) is None or _ADDRESS.fullmatch(domain):
             raise ConfigError(f"{text!r} is not a pattern of registries; {_EXPECTED}")
         if registrable_domain(f"x.{domain}") == f"x.{domain}":  # the CA would sign for everything below it
-            raise ConfigError(f"{text!r}: anyone may register a name below {domain}; name a domain, or use *")
+            raise ConfigError(f"{text!r}: {domain} is a public suffix; name a domain below it, or each registry")
         if not separator:
             return cls(domain, 443)
         if port != "*" and (not re.fullmatch("[1-9][0-9]{0,4}", port) or int(port) > 65535):

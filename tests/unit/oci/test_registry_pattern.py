@@ -98,7 +98,7 @@ def test_malformed_namespace_is_no_registry(namespace: str) -> None:
     ],
 )
 def test_malformed_pattern_is_refused_with_what_is_expected(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"expected \*|name a domain"):
+    with pytest.raises(ConfigError, match=r"expected \*|name a domain below it"):
         RegistryPattern.parse(text)
 
 
