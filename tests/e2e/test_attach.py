@@ -13,7 +13,7 @@ from support.e2e.clients import Containerd, Docker, Podman, Skopeo
 from support.e2e.upstream import Upstream
 from support.paths import REPOSITORY
 from support.processes import run
-from support.program import Program
+from support.program import HUB_HOST, Program, running_program
 from support.recipes import Recipe, recipes
 from support.standin import Hub
 
@@ -155,3 +155,22 @@ def test_script_in_the_checkout_is_the_one_that_is_served(program: Program) -> N
     served = run("curl", "-fsS", f"http://127.0.0.1:{program.mirror}/setup/attach")
     assert served.count("\n") == (REPOSITORY / "addon/hubcache/setup/attach.sh").read_text().count("\n")
     assert "usage: attach" in run(str(REPOSITORY / "scripts/attach"), "--help", env={"PATH": os.environ["PATH"]})
+
+
+def test_containerd_pulls_from_any_registry_through_the_mirror(workspace: Path, hub: Hub) -> None:
+    """Requests name the registry to the mirror, which has an upstream for it; containerd cannot reach the registry."""
+    registry = "registry.example.org"
+    with Hub() as other, running_program(hub, hubcache_registries=[HUB_HOST, f"{registry}={other.url()}"]) as program:
+        image = other.image("team/app", "1", [b"of another registry"])
+        hosts = workspace / "certs.d/_default/hosts.toml"
+        hosts.parent.mkdir(parents=True)
+        hosts.write_text(recipes(Addresses("127.0.0.1", program.mirror, program.proxy))["containerd-any"].text)
+        containerd = Containerd(workspace, ClientSettings("mirror", program, workspace))
+        try:
+            containerd("content", "fetch", "--hosts-dir", str(hosts.parent.parent), f"{registry}/team/app:1")
+            assert containerd.digest(f"{registry}/team/app:1") == image.digest
+            unknown = ("content", "fetch", "--hosts-dir", str(hosts.parent.parent), "unknown.example.org/team/app:1")
+            with pytest.raises(pytest.fail.Exception, match=r"https://unknown\.example\.org/v2/team/app"):
+                containerd(*unknown)  # it goes to the registry itself
+        finally:
+            containerd.stop()
