@@ -13,7 +13,7 @@ from .decide.outbound_proxy import OutboundProxies
 from .decide.throttle import Throttle
 from .housekeeping import Housekeeping
 from .oci.account import Account
-from .oci.errors import ConfigError, NotStored, StorageError, Unavailable
+from .oci.errors import ConfigError, ManifestUnknown, NotStored, StorageError, Unavailable
 from .oci.registry import HUB_HOST, Registry
 from .operate.access_log import AccessLog
 from .operate.metrics import Metrics
@@ -209,7 +209,7 @@ class Engine:
         with ExitStack() as stack:
             try:
                 stack.enter_context(self._upstreams.in_use(request.registry))
-            except Unavailable as error:
+            except (ManifestUnknown, Unavailable) as error:
                 return error_answer(error, request.method)
             return await self._answer(request)
 

@@ -316,6 +316,9 @@ async def test_registry_is_forgotten_when_its_pattern_is_removed(cache: Cache, h
     await get(cache, named(hubs[0]), "/v2/")
     cache.apply(registry_patterns=())
     assert set(cache.engine._upstreams) == {"registry-1.docker.io"}
+    hubs[0].reset_log()
+    assert (await get(cache, named(hubs[0]), f"/v2/{REPO}/manifests/1"))[0] == 404
+    assert hubs[0].log == []
 
 
 async def test_registry_that_is_removed_from_the_options_loses_its_configured_upstream(

@@ -1,10 +1,10 @@
 """The upstreams of all registries: those that are configured, and a bounded number of those that clients named."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from ..oci.errors import Unavailable
+from ..oci.errors import ManifestUnknown, Unavailable
 from ..oci.registry import Registry
 from ..oci.registry_pattern import RegistryPattern
 from .upstream import Upstream
@@ -24,6 +24,7 @@ class Upstreams(Mapping[str, Upstream]):
         """Upstreams of registries that are or were configured, and of registries that clients named, the latter in the
         order of their last use."""
         self._configured: frozenset[str] = frozenset()
+        self._patterns: tuple[RegistryPattern, ...] = ()
         self._requests = Counter[str]()
         """Number of requests in progress, by the host of a registry that a client named."""
 
@@ -45,7 +46,7 @@ class Upstreams(Mapping[str, Upstream]):
             if host in self._configured or upstream.registry.is_named_by_client
         }
 
-    def configure(self, registries: Iterable[Registry], patterns: Collection[RegistryPattern]) -> None:
+    def configure(self, registries: Iterable[Registry], patterns: Iterable[RegistryPattern]) -> None:
         """Set the configured registries, and the patterns of those that clients may name.
 
         An upstream whose registry did not change keeps its state: a pause that the registry asked for does not end
@@ -54,14 +55,14 @@ class Upstreams(Mapping[str, Upstream]):
         """
         registries = tuple(registries)
         self._configured = frozenset(registry.host for registry in registries)
+        self._patterns = tuple(patterns)
         for registry in registries:
             known = self._upstreams.get(registry.host)
             if known is None or known.registry != registry:
                 self._upstreams[registry.host] = self._open(registry)
         for host, upstream in tuple(self._upstreams.items()):
             named = upstream.registry
-            is_permitted = any(pattern.matches(named.hostname, named.port) for pattern in patterns)
-            if named.is_named_by_client and not is_permitted and host not in self._requests:
+            if named.is_named_by_client and not self._permits(named) and host not in self._requests:
                 del self._upstreams[host]
 
     @contextmanager
@@ -69,12 +70,15 @@ class Upstreams(Mapping[str, Upstream]):
         """Provide an upstream for this registry while a request is answered.
 
         If there are `MAX_NAMED` upstreams, a new one replaces the least recently used one without a request; a fill or
-        a prefetch that uses that one continues. Raises `Unavailable` when all have requests.
+        a prefetch that uses that one continues. Raises `Unavailable` when all have requests, and `ManifestUnknown` when
+        no pattern permits the registry: a worker process may have older options.
         """
         host = registry.host
         if not registry.is_named_by_client or host in self._configured:
             yield
             return
+        if not self._permits(registry):
+            raise ManifestUnknown("this cache does not serve that registry")
         self._add(registry)
         self._requests[host] += 1
         try:
@@ -83,6 +87,9 @@ class Upstreams(Mapping[str, Upstream]):
             self._requests[host] -= 1
             if not self._requests[host]:
                 del self._requests[host]
+
+    def _permits(self, registry: Registry) -> bool:
+        return any(pattern.matches(registry.hostname, registry.port) for pattern in self._patterns)
 
     def _add(self, registry: Registry) -> None:
         """Add the upstream of a registry that a client named, or mark it as the last used."""
