@@ -53,9 +53,14 @@ fetch() {
 
 key() { printf '%s' "$1" | sed 's|%|%25|g; s|/|%2F|g'; }
 
+# path_of FILE: its path below the root; of a symbolic link, the path of its target, so that the link stays.
+path_of() {
+    if [ -L "$root$1" ]; then readlink -f "$root$1"; else printf '%s' "$root$1"; fi
+}
+
 # change FILE TEXT: make FILE contain TEXT. Sets changed=yes unless it did already.
 change() {
-    path=$root$1
+    path=$(path_of "$1")
     if [ -f "$path" ] && [ "$(cat "$path"; echo .)" = "$2
 ." ]; then return 0; fi
     changed=yes
@@ -109,7 +114,7 @@ has_changed() {
 # restore FILE: make it what it was, unless it has been changed since.
 restore() {
     name=$state/$(key "$1")
-    path=$root$1
+    path=$(path_of "$1")
     if has_changed "$1"; then
         say "$1 was changed after it was attached: not restored; the original is $name.original"
         kept=yes

@@ -1,7 +1,7 @@
 """The set-up page, the attach script and the CA certificate, as a running cache serves them."""
 
 import re
-from html import escape
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,11 +68,16 @@ def filled_in(text: str, addresses: Addresses) -> str:
     return re.sub(r"\bCACHE\b(?!_)", addresses.host, text)
 
 
+@cache
+def _page_without_addresses() -> str:
+    """Return the set-up page as HTML with placeholders: rendering takes milliseconds, and any client may request it."""
+    body = MarkdownIt("commonmark").enable("table").render(_FOR_REPOSITORY.sub("", SOURCE.read_text()))
+    return _TEMPLATE.format(title="hubcache at CACHE:5000", body=body)
+
+
 def setup_page(addresses: Addresses) -> bytes:
     """Return the set-up page as HTML."""
-    source = filled_in(_FOR_REPOSITORY.sub("", SOURCE.read_text()), addresses)
-    body = MarkdownIt("commonmark").enable("table").render(source)
-    return _TEMPLATE.format(title=escape(f"hubcache at {addresses.mirror}"), body=body).encode()
+    return filled_in(_page_without_addresses(), addresses).encode()
 
 
 def attach_script(addresses: Addresses) -> bytes:

@@ -55,6 +55,6 @@ class SetupPages:
                 return Page("text/x-shellscript; charset=utf-8", attach_script(addresses))
             case "/setup/answered":
                 return Page("text/plain; charset=utf-8", f"{self._answered.get(client, 0)}\n".encode())
-            case "/ca.crt":
+            case "/ca.crt" if self._ca_certificate.is_file():  # the user may have removed it since the start
                 return Page("application/x-pem-file", self._ca_certificate.read_bytes())
         return None

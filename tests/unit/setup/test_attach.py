@@ -16,7 +16,7 @@ from hubcache.setup.pages import ATTACH_SCRIPT
 from support.required import missing, require
 
 SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
-TOOLS = "sh cat sed grep cp mv rm mkdir rmdir dirname chmod stat cksum mktemp tr curl uname ls sleep"
+TOOLS = "sh cat sed grep cp mv rm mkdir rmdir dirname chmod readlink stat cksum mktemp tr curl uname ls sleep"
 
 
 class Cache(ThreadingHTTPServer):
@@ -236,6 +236,21 @@ def test_newer_docker_without_the_containerd_store_gets_daemon_json(machine: Mac
     machine.docker("29.0.1", "[[Backing Filesystem extfs]]")
     assert machine.attach().returncode == 0
     assert machine.file("/etc/docker/daemon.json").exists()
+
+
+def test_symbolic_link_stays_a_link(machine: Machine) -> None:
+    machine.docker("20.10.24")
+    daemon, target = machine.file("/etc/docker/daemon.json"), machine.file("/srv/daemon.json")
+    daemon.parent.mkdir(parents=True)
+    target.parent.mkdir()
+    target.write_text("")
+    daemon.symlink_to(target)
+    assert machine.attach().returncode == 0
+    assert daemon.is_symlink()
+    assert machine.cache.address in target.read_text()
+    assert machine.attach("--detach").returncode == 0
+    assert daemon.is_symlink()
+    assert target.read_text() == ""
 
 
 def test_dry_run_changes_nothing(machine: Machine) -> None:

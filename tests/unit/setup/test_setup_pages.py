@@ -41,6 +41,10 @@ def test_head_has_a_length_and_no_body(setup: SetupPages) -> None:
     assert (page.body, page.length) == (b"", 3)
 
 
+def test_certificate_that_was_removed_is_not_found(tmp_path: Path) -> None:
+    assert SetupPages(tmp_path / "removed.pem", 5000, 8080).answer(asked("/ca.crt")) is None
+
+
 @pytest.mark.parametrize("path", ["/v2/", "/", "/setup/x", "/ca.key", "/v2/library/debian/manifests/setup"])
 def test_other_paths_are_left_to_the_registry(setup: SetupPages, path: str) -> None:
     assert setup.answer(asked(path)) is None
