@@ -32,11 +32,11 @@ _LOG_SECONDS = 60.0
 
 
 class AccessHooks:
-    """The hooks; `limits` counts all clients.
+    """mitmproxy's access hooks; `limits` counts all clients.
 
     `disconnect` closes the connection of a client, and `rename` changes the address by which mitmproxy knows an open
-    upstream connection. Without them, as mitmproxy's public hooks offer neither, silent clients are not disconnected,
-    and an upstream connection keeps the IP address that it goes to.
+    upstream connection. mitmproxy's public hooks offer neither. Without them, silent clients are not disconnected, and
+    an upstream connection is known by its IP address.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class AccessHooks:
                 handled.expect_request()
 
     def client_disconnected(self, client: Client) -> None:
-        """Count the client no longer."""
+        """Stop counting the client."""
         handled = self._handled.pop(client, None)
         if handled is not None:
             handled.request_received()
@@ -265,14 +265,16 @@ class AccessHooks:
             data.server.address = resolved
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
-        """Give the connection the name back that mitmproxy verifies certificates by, and finds open connections by. The
-        address that it goes to is in `peername`."""
+        """Restore the connection's host name, by which mitmproxy verifies certificates and finds open connections.
+
+        The IP address that it goes to is in `peername`.
+        """
         named = self._names.pop(data.server, None)
         if named is not None and self._rename is not None:
             self._rename(data.server, named)
 
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
-        """Give the connection its name back, as after success."""
+        """Restore the connection's host name, as after success."""
         self.server_connected(data)
 
 

@@ -31,7 +31,10 @@ from .serve.responder import Responder
 
 
 class ConnectionHooks(PublicConnectionHooks):
-    """The hooks. `limits` counts direct connections; `outbound_proxy` returns that of a client's tunnel, if any."""
+    """mitmproxy's connection hooks.
+
+    `limits` counts direct connections. `outbound_proxy` returns the one for a client's tunnel, if any.
+    """
 
     def __init__(self, limits: ClientLimits, outbound_proxy: proxied_tunnel.FindProxy) -> None:
         super().__init__()
@@ -108,7 +111,7 @@ class ConnectionHooks(PublicConnectionHooks):
     # -- hooks ----------------------------------------------------------------------------------------------------
 
     def take_decision(self, client: Client) -> Forward | None:
-        """Return what was decided about a client's next request before mitmproxy took over, once."""
+        """Return and remove the decision about a client's next request that was made before mitmproxy took over."""
         return self._decisions.pop(client, None)
 
     def next_layer(self, data: layer.NextLayer) -> None:
@@ -141,6 +144,6 @@ class ConnectionHooks(PublicConnectionHooks):
 
 
 def _echo(line: str) -> None:
-    """Print a line as mitmdump prints flows. Clients are served on where the output cannot be written any more."""
+    """Print a line as mitmdump prints flows. If the output cannot be written any more, clients are still served."""
     with contextlib.suppress(OSError):
         ctx.master.addons.get("dumper").echo(line)

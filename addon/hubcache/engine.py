@@ -199,7 +199,7 @@ class Engine:
         return Upstream(registry, client, tokens, self._remember_challenge, self._account(registry))
 
     async def answer(self, request: Request) -> Answer | Forward | None:
-        """Return the answer to a request, or how to forward it, and count it; None when its body is needed first.
+        """Count a request, and return its answer or how to forward it; None when its body must be received first.
 
         A small stored body that every client may read is in memory, see `small_bodies`.
         """
@@ -250,7 +250,7 @@ class Engine:
         self.store.index.on_change = callback
 
     async def content_changed(self, registry: Registry, change: Change, subject: str | None = None) -> None:
-        """Invalidate what a push or a delete changed that the registry accepted; `subject` is its `OCI-Subject`."""
+        """Invalidate what an accepted push or delete changed; `subject` is the answer's `OCI-Subject`."""
         await self.service.content_changed(registry, change, subject)
 
     def _may_spend(self, host: str) -> bool:
@@ -281,7 +281,7 @@ class Engine:
         self.report_storage_error(error)
 
     def _remember_challenge(self, registry: Registry, challenge: Challenge) -> None:
-        """Write a challenge to the store in the background: the request that met it does not wait."""
+        """Write a challenge to the store in the background, so that the request that received it does not wait."""
         work = self._writer.put_challenge(registry.host, challenge.render(), expires=registry.is_named_by_client)
         task = asyncio.create_task(work)
         self._background.add(task)

@@ -47,7 +47,7 @@ class FlowHooks:
         """Token requests whose bodies are awaited, by the ids of flows."""
 
     def serve(self, engine: Engine | OwnerClient) -> None:
-        """Have `engine` answer requests, those that wait already included."""
+        """Have `engine` answer requests, including those that already wait."""
         self._engine = engine
         self._ready.set()
 
@@ -91,7 +91,7 @@ class FlowHooks:
         self._act(flow, place, outcome, request.headers.get("authorization"))
 
     async def request(self, flow: http.HTTPFlow) -> None:
-        """Answer a token request (OAuth2, with a password or a refresh token) whose body is received, and drop that."""
+        """Answer a token request (OAuth2, with a password or a refresh token) whose body has arrived; drop the body."""
         request = self._token_requests.pop(flow.id, None)
         place = self.interception.place(flow)
         if request is None or place is None or self._engine is None or not flow.live:
@@ -149,7 +149,7 @@ class FlowHooks:
         self._forwards[flow.id] = (place, forward, presented)
 
     def responseheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
-        """Give a body from the body listener its real headers, and the flow its real address; stream what is passed on.
+        """Give a body from the body listener its real headers, and the flow its real address; stream other bodies.
 
         A tag that was pushed is forgotten before the client learns that the push was accepted.
         """

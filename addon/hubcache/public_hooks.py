@@ -1,4 +1,4 @@
-"""mitmproxy's hooks about connections, as far as they need no internals of mitmproxy.
+"""mitmproxy's hooks about connections that need no internals of mitmproxy.
 
 They serve all clients where an untested mitmproxy or pyOpenSSL is installed; `connection_hooks` adds the rest.
 """
@@ -18,7 +18,10 @@ from .serve.messages import Forward
 
 
 class RunningFlows:
-    """The flows that are being answered, as the stop needs them. Connections stay open: to close them is not public."""
+    """The flows that are being answered, as the stop needs them.
+
+    Connections stay open: mitmproxy has no public function that closes them.
+    """
 
     def __init__(self) -> None:
         self._ids: set[str] = set()
@@ -30,11 +33,11 @@ class RunningFlows:
         self._ids.add(flow.id)
 
     def response(self, flow: http.HTTPFlow) -> None:
-        """Count it no longer: its answer is sent."""
+        """Stop counting a flow: its answer is sent."""
         self._ids.discard(flow.id)
 
     def error(self, flow: http.HTTPFlow) -> None:
-        """Count it no longer: it failed."""
+        """Stop counting a flow: it failed."""
         self._ids.discard(flow.id)
 
     def close_idle(self) -> int:
@@ -43,7 +46,7 @@ class RunningFlows:
         return len(self._ids)
 
     def abort(self) -> None:
-        """Leave the connections to mitmproxy, which closes them when it ends."""
+        """Do nothing: mitmproxy closes the connections when it ends."""
 
 
 class PublicConnectionHooks:
@@ -74,7 +77,7 @@ class PublicConnectionHooks:
         """Serve clients of these servers; mitmproxy does already."""
 
     def take_decision(self, _client: Client) -> Forward | None:
-        """Return what was decided about a client's next request before mitmproxy took over, once."""
+        """Return and remove the decision about a client's next request that was made before mitmproxy took over."""
         return None
 
     def renew_certificates(self) -> None:

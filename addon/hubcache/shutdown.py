@@ -26,7 +26,7 @@ class Shutdown:
         self._no_wait = asyncio.Event()
 
     def end_wait(self) -> None:
-        """Wait no longer for anything."""
+        """End the current wait and all later ones."""
         self._no_wait.set()
 
     def end_wait_at_signal(self) -> None:
@@ -45,9 +45,9 @@ class Shutdown:
     async def wait_for_downloads(
         self, running: Callable[[], int], have_ended: Callable[[int], bool], seconds: float, grace: float = 0.0
     ) -> None:
-        """Wait for downloads, for the seconds that they are given, and `grace` for what follows their end.
+        """Wait for running downloads, for at most `seconds`, and `grace` more seconds for reports of their end.
 
-        `running` returns their number, and `have_ended` whether all is over, given that number.
+        `running` returns their number. `have_ended` receives that number, and returns whether the wait is over.
         """
         loop = asyncio.get_running_loop()
         logger.info("hubcache: stopping: %d downloads are running, for at most %g seconds", running(), seconds)
@@ -106,7 +106,7 @@ class Shutdown:
 
 
 def on_signals(signals: Iterable[signal.Signals], action: Callable[[], None]) -> None:
-    """Have signals call `action` in place of what they did; without signals in the event loop, nothing changes."""
+    """Have signals call `action` in place of what they did; nothing changes where the event loop has no signals."""
     loop = asyncio.get_running_loop()
     with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows, or not in the main thread
         for each in signals:

@@ -202,7 +202,7 @@ class Hubcache:
         on_signals((signal.SIGHUP,), self._reload_config_file)
         if hangup.is_set():
             self._reload_config_file()
-        gc.freeze()  # objects that live as long as the program need no look at each collection
+        gc.freeze()  # the garbage collector need not examine objects that live as long as the program
 
     async def _start_engine(self, settings: Settings, servers: tuple[Any, ...]) -> Engine:
         proxies = find_outbound_proxies(ctx.options, os.environ, mitmproxy_options.listening_ports())
@@ -236,7 +236,7 @@ class Hubcache:
         return settings.workers
 
     def _renew_leaves(self) -> None:
-        """Renew leaf certificates each day: mitmproxy keeps them for ever, but they expire after 199 days."""
+        """Renew leaf certificates each day: mitmproxy keeps them forever, but they expire after 199 days."""
         self._connections.renew_certificates()
         self._leaf_timer = asyncio.get_running_loop().call_later(_LEAF_SECONDS, self._renew_leaves)
 

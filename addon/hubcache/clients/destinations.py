@@ -117,7 +117,7 @@ def _matches(patterns: Iterable[re.Pattern[str]], host: str, port: int) -> bool:
 
 
 def _is_own(resolved: str) -> bool:
-    """Whether an IP address belongs to this machine: only those can be bound to."""
+    """Whether an IP address belongs to this machine: a socket can be bound only to those."""
     family = socket.AF_INET6 if ":" in resolved else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:

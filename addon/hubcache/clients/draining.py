@@ -46,7 +46,7 @@ class Draining(Protocol):
         """Whether a client had connected a moment before the last `close_idle`, and may still send a request."""
 
     def close_idle(self) -> int:
-        """Begin or go on draining: close idle connections, and return the number of busy ones."""
+        """Begin or continue draining: close idle connections, and return the number of busy ones."""
 
     def abort(self) -> None:
         """Close all connections at once."""

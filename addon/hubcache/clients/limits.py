@@ -34,11 +34,11 @@ class LimitedConnection(Protocol):
     """The connection of one client."""
 
     def disconnect(self) -> None:
-        """Close the connection, which waits for its client."""
+        """Close the connection; called while it waits for its client."""
 
 
 class ClientLimits:
-    """The connections of one process. `networks` are those whose clients are served, where empty all are; `descriptors`
+    """The connections of one process. `networks` are those whose clients are served (empty: all); `descriptors`
     is the number of descriptors that the process may have, None: what the system permits."""
 
     networks: tuple[Network, ...] = ()
@@ -114,7 +114,7 @@ class ClientLimits:
                 del self._idle_of_address[self._addresses[connection]]
 
     def remove(self, connection: LimitedConnection) -> None:
-        """Count a connection no longer: it has ended, or was handed over."""
+        """Stop counting a connection: it has ended, or was handed over."""
         self.mark_busy(connection)
         key = self._addresses.pop(connection, None)
         if key is not None:
@@ -136,6 +136,6 @@ class ClientLimits:
 
 
 def _counted_address(address: str) -> str:
-    """Return what an address is counted as: an IPv6 client has as many addresses as it likes in its /64."""
+    """Return the address or network that an address is counted for: an IPv6 client can use all addresses of its /64."""
     found = parse_address(address)
     return found.packed[:8].hex() if found.version == 6 else str(found)

@@ -1,1 +1,1 @@
-"""Direct connections: clients that are served without mitmproxy, where that changes nothing for anybody."""
+"""Direct connections: clients that are served without mitmproxy, where the user sees no difference."""

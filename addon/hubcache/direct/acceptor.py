@@ -34,7 +34,7 @@ class DirectAcceptor:
 
 
 class _Refusal(asyncio.Protocol):
-    """Closes a connection at once."""
+    """A protocol that closes its connection at once."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)

@@ -37,7 +37,7 @@ class AnswerSender:
         """Whether the body of an answer is being sent from its source."""
 
     async def send(self, request: RequestHead, place: Place, answer: Answer) -> bool:
-        """Send an answer; returns whether its body came from a source, during which received bytes stay encrypted.
+        """Send an answer; returns whether its body came from a source. Received bytes stay encrypted meanwhile.
 
         Where the client disconnects, or takes none of the answer for too long, the transport is aborted.
         """
@@ -71,7 +71,7 @@ class AnswerSender:
             self._writer.release_socket()
 
     def _line(self, request: RequestHead, place: Place, answer: Answer) -> str:
-        """Return what mitmdump would log in a line or two, and where the answer came from."""
+        """Return the log line: what mitmdump would log, and where the answer came from."""
         host, port = self._state.address or (place.registry.host, 443)
         authority = host if port == 443 else human.format_address((host, port))
         target = request.path + (f"?{request.query}" if request.query else "")

@@ -160,8 +160,8 @@ class DirectConnection(asyncio.Protocol):
         return received.find(b"\n\r\n", 2) < 0 and received.find(b"\n\n", 2) < 0
 
     def _hand_over(self) -> bool:
-        """Let mitmproxy go on with the bytes that were received and not read."""
-        if self._has_ended:  # mitmproxy gives no answer after the end of the stream, of which it would not learn here
+        """Hand the connection over to mitmproxy, with the bytes that were received but not read."""
+        if self._has_ended:  # mitmproxy would not be notified of the end, and does not answer after it
             self._transport.close()
             return False
         self._timer.cancel()
@@ -222,7 +222,7 @@ class DirectConnection(asyncio.Protocol):
         if task.cancelled():
             return False
         error = task.exception()
-        if error is not None:  # a defect of this program; the client would wait for ever
+        if error is not None:  # a defect of this program; the client would wait forever
             logger.error("hubcache: a request failed", exc_info=error)
             self._transport.abort()
             return False
@@ -239,7 +239,7 @@ class DirectConnection(asyncio.Protocol):
     # -- limits, and an orderly stop ------------------------------------------------------------------------------
 
     def disconnect(self) -> None:
-        """Close the connection at once, while it waits for its client."""
+        """Close the connection at once; called while it waits for its client."""
         self._has_ended = True
         self._transport.abort()
 

@@ -13,8 +13,11 @@ from ..serve.responder import Responder
 
 @dataclass(frozen=True, slots=True)
 class DirectDependencies:
-    """The parts that direct connections share. An idle connection is closed after `idle_seconds`, as by mitmproxy, and
-    so is one whose client takes none of its answer for that long. `log_answer`, if any, gets a line for each answer."""
+    """The parts that direct connections share.
+
+    An idle connection is closed after `idle_seconds`, as by mitmproxy, and so is one whose client reads nothing of its
+    answer for that long. `log_answer`, if any, gets a line for each answer.
+    """
 
     interception: Interception
     connects: Connects

@@ -4,8 +4,8 @@ A client may be served without mitmproxy where no addon of the user listens to i
 a flow. Clients of registries open a connection for each request: in mitmproxy that is a handler with three tasks, six
 layers, some fifteen hooks and a flow, which take more than twice the time of a direct connection.
 
-All options, hooks and modes that matter are looked at here, and nowhere else. Where an option that is not listed below
-is changed, mitmproxy serves.
+All options, hooks and modes that matter are checked here, and nowhere else. If the user changed an option that is not
+listed below, mitmproxy serves all clients.
 """
 
 from collections.abc import Callable
@@ -57,22 +57,25 @@ _ABOUT_TUNNELS = frozenset({"ignore_hosts", "proxyauth", "tcp_hosts"})
 
 @dataclass(frozen=True, slots=True)
 class Bypass:
-    """What this program does in place of mitmproxy: all, some or none of it."""
+    """The tasks that this program does in place of mitmproxy."""
 
     connect: bool = False
-    """It answers a CONNECT, and begins HTTP at a mirror."""
+    """Whether this program answers CONNECTs, and begins HTTP at mirrors."""
     tls: bool = False
-    """It makes TLS connections with clients."""
+    """Whether this program makes the TLS connections with clients."""
     requests: bool = False
-    """It answers requests."""
+    """Whether this program answers requests."""
 
 
 NOTHING = Bypass()
 
 
 def decide(options: Options, listens: Callable[[str], bool], allow_hosts: list[str]) -> Bypass:
-    """Return what may bypass mitmproxy with these options. `listens` says of a hook whether an addon of the user has a
-    function for it; `allow_hosts` is the value of that option that this program sets itself."""
+    """Return what may bypass mitmproxy with these options.
+
+    `listens` returns whether an addon of the user implements a hook; `allow_hosts` is the value of that option that
+    this program sets itself.
+    """
     changed = {name for name in set(options.keys()) if options.has_changed(name) and not name.startswith("hubcache_")}
     tls = (
         changed <= _NEUTRAL | _ABOUT_FLOWS | _ABOUT_TUNNELS
@@ -86,7 +89,7 @@ def decide(options: Options, listens: Callable[[str], bool], allow_hosts: list[s
         and not options.http2
         and not any(map(listens, _CONNECT_HOOKS))
     )
-    has_dumper = "flow_detail" in options  # mitmdump alone shows no flows beyond a line, mitmweb and mitmproxy show all
+    has_dumper = "flow_detail" in options  # only mitmdump limits what it shows of a flow
     requests = (
         connect
         and changed <= _NEUTRAL

@@ -1,5 +1,7 @@
-"""Parses request heads (RFC 9112 sections 3 and 5) that need an answer and nothing else, as clients of registries send
-them."""
+"""Parses the request heads that clients of registries usually send (RFC 9112 sections 3 and 5).
+
+All others are left to mitmproxy.
+"""
 
 import re
 from typing import NamedTuple, Self

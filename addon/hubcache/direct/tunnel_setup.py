@@ -40,7 +40,7 @@ class Step(NamedTuple):
 
 
 class TunnelSetup:
-    """The set-up for one client at the address `client`; what is agreed on is noted in `state`."""
+    """The set-up for one client at the address `client`; its results are kept in `state`."""
 
     def __init__(
         self, connects: Connects, tls_contexts: TlsContexts, state: HandoverState, client: tuple[str, int]
@@ -52,12 +52,12 @@ class TunnelSetup:
 
     @property
     def awaits_connect(self) -> bool:
-        """Whether a request head, that of a CONNECT, is to be received next."""
+        """Whether the head of a CONNECT request is expected next."""
         return self._state.address is None
 
     @property
     def is_complete(self) -> bool:
-        """Whether requests are to be received next."""
+        """Whether requests are expected next."""
         return self._state.is_secure
 
     @property

@@ -51,11 +51,11 @@ class DirectWriter:
         """Whether the socket takes no further chunk at present."""
 
     def pause(self) -> None:
-        """Wait with writing: the transport's buffer is full."""
+        """Stop writing: the transport's buffer is full."""
         self._may_write.clear()
 
     def resume(self) -> None:
-        """Go on: the transport takes more, or was closed."""
+        """Continue writing: the transport accepts more, or was closed."""
         self._may_write.set()
 
     @property
@@ -69,7 +69,7 @@ class DirectWriter:
         return self._socket is not None and self._state.tls is not None
 
     async def send(self, answer: bytes) -> None:
-        """Send a whole answer, once the client has taken the ones before; raises `OSError` as `drain` does."""
+        """Send a whole answer, once nearly all of the earlier ones are sent; raises `OSError` as `drain` does."""
         await self.drain()
         self._write_to_transport(answer)
 
@@ -83,8 +83,10 @@ class DirectWriter:
             self._write_to_transport(data)
 
     def write_from(self, part: FilePart, most: int) -> int:
-        """Send bytes of a file, as long as the socket takes them and the turn permits; `most` is the size of a chunk
-        that is read. Returns the number of bytes. Raises as `write` does."""
+        """Send bytes of a file, until the socket accepts no more or `_MAX_TURN` bytes are sent.
+
+        `most` is the size of a chunk that is read. Returns the number of bytes. Raises as `write` does.
+        """
         tls, sent = self._state.tls, 0
         if tls is None and self._can_sendfile and self._has_idle_socket():
             try:
@@ -112,7 +114,7 @@ class DirectWriter:
         self._transport.write(data if tls is None else tls.encrypt(data))
 
     def _has_idle_socket(self) -> bool:
-        """Whether the socket can be written to past the transport, which then has nothing to send itself."""
+        """Whether the socket can be written to without the transport, which then has nothing to send itself."""
         if self._transport.get_write_buffer_size() or self._transport.is_closing():
             return False
         try:
@@ -136,8 +138,10 @@ class DirectWriter:
         return sent
 
     def _attach_socket(self, tls: TlsConnection, data: bytes | memoryview) -> bool:
-        """Have OpenSSL write this and the rest of a body to the socket, where the transport has nothing to send;
-        returns whether it does."""
+        """Have OpenSSL write this chunk and the rest of a body to the socket.
+
+        Returns False if the transport still has something to send.
+        """
         if len(data) < _LARGE:
             return False
         self._transport.write(tls.pending_ciphertext())  # an alert, if anything
@@ -154,7 +158,7 @@ class DirectWriter:
         self._rest = b"" if tls.write_to_socket(data) else bytes(data)
 
     async def drain(self) -> None:
-        """Wait until the client took nearly all; raises `OSError` when it disconnected or took nothing for too long."""
+        """Wait until nearly all is sent; raises `OSError` when the client disconnected or read nothing for too long."""
         if self._rest or self._is_full or self.is_paused:
             try:
                 async with asyncio.timeout(self._idle_seconds):
@@ -190,7 +194,7 @@ class DirectWriter:
         self._transport.close()
 
     def release_socket(self) -> None:
-        """Go on with the transport; what OpenSSL has not written of a chunk is dropped."""
+        """Write through the transport again; the part of a chunk that OpenSSL has not written is dropped."""
         self._rest, self._is_full = b"", False
         if self._socket is not None:
             if self._state.tls is not None:

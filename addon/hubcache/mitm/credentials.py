@@ -6,7 +6,7 @@ HIDDEN = "[hidden by hubcache]"
 
 
 class SecretHeaders(http.Headers):
-    """Headers some of which have their values in the bytes that are sent, but not in fields, state or copies."""
+    """Headers whose secret values appear only in the bytes that are sent, and not in fields, state or copies."""
 
     def __init__(self, headers: http.Headers, name: str, value: str) -> None:
         super().__init__(headers.fields)

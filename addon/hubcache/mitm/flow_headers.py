@@ -42,7 +42,7 @@ def adapt_forwarded(
     """Adapt an upstream's answer to a client that does not know the upstream's own address.
 
     A `Location` inside the upstream becomes relative (uploads). A challenge names the realm that clients use, and the
-    error of the `Authorization` that the client `presented`, where `sent` was sent in its place.
+    error that applies to the `Authorization` that the client `presented`; `sent` is the one that was sent upstream.
     """
     passed.headers["Cache-Status"] = bypassed()
     location = passed.headers.get("location")
@@ -60,4 +60,4 @@ def _challenge_for_client(text: str, registry: Registry, presented: str | None, 
     if challenge is None:
         return text
     adapted = client_challenge(registry, challenge, client_error(challenge.error, presented, sent))
-    return text if adapted == challenge else adapted.render()  # rendered, unknown parameters would be lost
+    return text if adapted == challenge else adapted.render()  # rendering would lose unknown parameters

@@ -41,7 +41,7 @@ class HandledClient:
 
 
 class HandledClients(ClientGroup):
-    """The clients of mitmproxy's `handlers`, a table that changes all the time."""
+    """The clients in `handlers`, mitmproxy's own table of open connections."""
 
     def __init__(self, handlers: Mapping[tuple[str, ...] | str, ConnectionHandler]) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class HandledClients(ClientGroup):
         self._known: set[Client] = set()
 
     def close_idle(self) -> int:
-        """Close idle connections, and return the number of busy ones; clients that came meanwhile are included."""
+        """Close idle connections, and return the number of busy ones; clients that connected meanwhile are included."""
         for handler in list(self._handlers.values()):
             io = handler.transports.get(handler.client)
             writer = io.writer if io is not None else None

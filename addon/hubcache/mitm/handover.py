@@ -49,7 +49,7 @@ class _Successor(asyncio.StreamReaderProtocol):
 def hand_over(
     transport: asyncio.Transport, server: Server, state: HandoverState, received: bytes
 ) -> asyncio.StreamReaderProtocol:
-    """Have mitmproxy's `server` go on with the bytes `received`; returns the transport's protocol from now on."""
+    """Have mitmproxy's `server` continue with the bytes `received`; returns the transport's new protocol."""
     if state.is_secure:
         state.received, received = received, _PLACEHOLDER
     successor = _Successor(asyncio.StreamReader(), stream_handler(server))
@@ -62,7 +62,7 @@ def hand_over(
 
 
 def take_state(client: Client, handler: ConnectionHandler | None) -> HandoverState | None:
-    """Return the state of a client that was handed over, once; None for any other client, and the next time."""
+    """Return and remove the state of a client that was handed over; None for any other client."""
     transport = handler.transports.get(client) if handler is not None else None
     writer = transport.writer if transport is not None else None
     protocol = writer.transport.get_protocol() if isinstance(writer, asyncio.StreamWriter) else None
@@ -73,7 +73,7 @@ def take_state(client: Client, handler: ConnectionHandler | None) -> HandoverSta
 
 
 def first_layer(at: context.Context, state: HandoverState) -> layer.Layer | None:
-    """Return mitmproxy's first layer for a client that was handed over; None where it has sent nothing before."""
+    """Return mitmproxy's first layer for a client that was handed over; None where no CONNECT or TLS came before."""
     if state.address is not None:
         at.server.address = state.address
     elif not state.is_secure:
@@ -84,7 +84,7 @@ def first_layer(at: context.Context, state: HandoverState) -> layer.Layer | None
 
 
 class _Secured(layer.Layer):
-    """Has mitmproxy's TLS layer go on with an established TLS connection."""
+    """Has mitmproxy's TLS layer continue an established TLS connection."""
 
     def __init__(self, at: context.Context, connection: TlsConnection, received: bytes) -> None:
         super().__init__(at)

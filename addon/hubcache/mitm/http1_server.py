@@ -1,8 +1,8 @@
 """mitmproxy's HTTP/1 server towards a client, with bounded memory and errors as JSON.
 
 mitmproxy reads a request head of any length, keeps the whole body of a request that is answered here, and sends errors
-as HTML. Clients of registries parse JSON, and a proxy that many machines reach must not have to hold all they send. It
-also accepts heads that parsers read in different ways, and hangs at trailers.
+as HTML. Clients of registries parse JSON, and a proxy that many machines reach must not buffer everything that they
+send. It also accepts heads that parsers read in different ways, and hangs at trailers.
 """
 
 import re
@@ -73,7 +73,7 @@ class RegistryHttp1Server(Http1Server):
         self._is_proxy = is_proxy
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
-        """As mitmproxy's, after checks of the head; a malformed one is answered with JSON."""
+        """Read a head as mitmproxy does, after checks of it; a malformed one is answered with JSON."""
         self._skip_empty_lines()
         refusal = self._refusal()
         if refusal is not None:
@@ -87,13 +87,13 @@ class RegistryHttp1Server(Http1Server):
             yield command
 
     def _skip_empty_lines(self) -> None:
-        """Drop empty lines: mitmproxy takes one for a whole head, and waits for more."""
+        """Drop empty lines: mitmproxy treats one as a complete head, and waits for more."""
         while self._skipped < _MAX_EMPTY and bytes(self.buf)[:2] == b"\r\n":
             self.buf.maybe_extract_at_most(2)
             self._skipped += 2
 
     def _refusal(self) -> RegistryError | None:
-        """Return why the received head is refused; None also where it is not complete."""
+        """Return why the received head is refused; None if it is acceptable or not complete."""
         begin = bytes(self.buf)[:MAX_HEAD]
         if begin[:1] in (b"\n", b"\r") and begin != b"\r":
             return NameInvalid("malformed HTTP request: empty lines before it")
@@ -115,8 +115,10 @@ class RegistryHttp1Server(Http1Server):
         self.state = self.done
 
     def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """As mitmproxy's, but unwanted bodies are discarded, and so are trailers (RFC 9112 section 7.1.2 permits that),
-        which mitmproxy does not support."""
+        """Read a body as mitmproxy does, but discard unwanted bodies and trailers.
+
+        mitmproxy does not support trailers, and RFC 9112 section 7.1.2 permits discarding them.
+        """
         try:
             for command in super().read_body(event):
                 is_data = isinstance(command, ReceiveHttp) and isinstance(command.event, RequestData)
@@ -133,8 +135,10 @@ class RegistryHttp1Server(Http1Server):
         return self.request is not None and self.request.raw_content is not None
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
-        """As mitmproxy's, but errors are sent as JSON, and the head of an answer from memory goes out together with its
-        body, which follows at once (in one TLS record and one packet)."""
+        """Send as mitmproxy does, but errors as JSON, and the head of an answer from memory together with its body.
+
+        The body follows at once, so that both are in one TLS record and one packet.
+        """
         if isinstance(event, ResponseProtocolError) and not self.response:
             yield from self._send_error(event)
             return
@@ -159,7 +163,10 @@ class RegistryHttp1Server(Http1Server):
 
 
 def install(first: layer.Layer) -> None:
-    """Replace the server of the HTTP layer at or below `first`, as `next_layer` sees it before its start."""
+    """Replace the server of the HTTP layer that is `first` or below it.
+
+    Call it in `next_layer`, before the layer starts.
+    """
     for below in chain(first):
         if isinstance(below, HttpLayer) and below.context.client not in below.connections:
             below.connections[below.context.client] = RegistryHttp1Server(

@@ -42,9 +42,9 @@ class Place:
 
 
 class Interception:
-    """The table of hosts, made from the configured registries, and the patterns of those that clients may name.
+    """The hosts of the configured registries, and the patterns of registries that clients may name.
 
-    At the proxy a pattern needs a domain, for which the CA can sign; `*` holds for mirrors.
+    At the proxy, a pattern applies only if it has a domain, for which the CA can sign; `*` applies to mirrors only.
     """
 
     def __init__(self, registries: Iterable[Registry], patterns: Iterable[RegistryPattern] = ()) -> None:
@@ -125,8 +125,10 @@ class Interception:
         return None if found is None else Place(found, Listener.MIRROR)
 
     def _named(self, address: tuple[str, int], patterns: Iterable[RegistryPattern]) -> Registry | None:
-        """Return the registry at an address that a client names, if a pattern permits it; a configured one where it is
-        another name of that."""
+        """Return the registry at an address that a client names, if a pattern permits it.
+
+        Return the configured registry where the address is another name of it.
+        """
         host, port = address[0].lower(), address[1]
         registry = registry_named(f"{host}:{port}")
         if registry is None or not any(pattern.matches(host, port) for pattern in patterns):

@@ -45,7 +45,7 @@ def without_quic(modes: Iterable[str]) -> None:
     Clients of registries do not speak it. Its server lives in threads of another runtime, which crash a process that
     ends while they return to Python.
     """
-    for mode in map(ProxyMode.parse, modes):  # it keeps one instance of each mode, which the server reads
+    for mode in map(ProxyMode.parse, modes):  # `parse` caches one instance of each mode, which the server reads
         if isinstance(mode, ReverseMode) and mode.transport_protocol == "both":
             # mitmproxy 12.3.1: ReverseMode.transport_protocol. Without it there is a UDP socket as well.
             mode.transport_protocol = "tcp"
@@ -72,7 +72,7 @@ def _with_backlog(listening: Any) -> socket.socket:
 
 
 def environment(sockets: dict[str, list[socket.socket]]) -> dict[str, str]:
-    """Return the environment by which `inherit` finds the sockets in a process that inherits them."""
+    """Return the environment variables from which `inherit` finds the sockets in a process that inherits them."""
     return {DESCRIPTORS: json.dumps({mode: [each.fileno() for each in of_mode] for mode, of_mode in sockets.items()})}
 
 
@@ -109,8 +109,10 @@ def serve(servers: Iterable[Server], factory: ProtocolFactory, limits: ClientLim
 
 
 class _Listener:
-    """Accepts clients at one socket, with what mitmproxy uses of `asyncio.Server`. That one would accept all clients
-    that wait, and leave none to other processes."""
+    """Accepts clients at one socket, with the methods of `asyncio.Server` that mitmproxy uses.
+
+    `asyncio.Server` itself would accept all waiting clients, and leave none to other processes.
+    """
 
     def __init__(self, instance: AsyncioServerInstance[Any], fd: int) -> None:
         self.factory: ProtocolFactory = lambda *_: None
@@ -130,7 +132,7 @@ class _Listener:
             except OSError as error:
                 # The client disconnected (ECONNABORTED), or descriptors ran out: asyncio's server goes on, too.
                 if error.errno in _EXHAUSTED and self.limits.close_oldest():
-                    await asyncio.sleep(0)  # until it is closed
+                    await asyncio.sleep(0)  # lets the event loop close it
                 elif error.errno in _EXHAUSTED:
                     logger.warning("hubcache: cannot accept clients for a moment: %s", error.strerror)
                     await asyncio.sleep(_PAUSE_SECONDS)
@@ -143,6 +145,7 @@ class _Listener:
 
     def close(self) -> None:
         """Stop accepting."""
-        # The socket is closed when the event loop has forgotten it, else the loop goes on to report clients of others.
+        # Close the socket only when the event loop no longer watches it: else the loop would report clients of other
+        # sockets.
         self._task.add_done_callback(lambda _: self._socket.close())
         self._task.cancel()

@@ -1,8 +1,7 @@
 """Logs advice about clients that speak TLS to a mirror's port, which is meant for plain HTTP.
 
 mitmproxy answers them all the same, with a certificate for the registry: a client that does not verify it (`insecure`,
-`skip_verify`) is served. Of the others mitmproxy logs that they do not trust the certificate, which does not say what
-to change.
+`skip_verify`) is served. For the others mitmproxy logs that they do not trust the certificate, but not what to change.
 """
 
 import logging
@@ -22,7 +21,7 @@ _ADVICE = "speaks TLS to the mirror's plain port: use http:// or set insecure fo
 
 
 class MirrorTlsAdvice:
-    """Logs the advice, once in a while for each client's address."""
+    """Logs the advice, at most once in a while for each client's address."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._throttle = Throttle(_REPEAT_SECONDS, clock)

@@ -8,7 +8,7 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 
 
 def is_default(name: str) -> bool:
-    """Whether an option has mitmproxy's default: that the user set it to this value cannot be known."""
+    """Whether an option has mitmproxy's default: whether the user set it to this value is unknown."""
     return bool(getattr(ctx.options, name) == ctx.options.default(name))
 
 
@@ -26,7 +26,7 @@ def listening_ports() -> list[int]:
 
 
 def upstream_tls_context() -> ssl.SSLContext:
-    """Return the trust for the cache's own connections, by mitmproxy's options for its connections."""
+    """Return the TLS context for the cache's own connections, which follows mitmproxy's options for its connections."""
     context = ssl.create_default_context(
         cafile=ctx.options.ssl_verify_upstream_trusted_ca or certifi.where(),
         capath=ctx.options.ssl_verify_upstream_trusted_confdir,

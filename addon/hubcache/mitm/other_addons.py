@@ -1,4 +1,4 @@
-"""Finds out which of mitmproxy's hooks addons of the user listen to."""
+"""Finds out which of mitmproxy's hooks the user's addons implement."""
 
 from mitmproxy import addonmanager
 
@@ -26,7 +26,7 @@ class OtherAddons:
         return self._changes
 
     def listen_to(self, hook: str) -> bool:
-        """Whether any of them has a function for the hook."""
+        """Whether any of the user's addons implements the hook."""
         # mitmproxy 12.3.1: traverse. Without it scripts would not see clients that bypass mitmproxy.
         return any(
             callable(getattr(addon, hook, None))

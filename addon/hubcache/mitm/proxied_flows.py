@@ -39,7 +39,7 @@ def connect_through(flow: http.HTTPFlow, proxy: OutboundProxy) -> None:
 
 
 def show_target(flow: http.HTTPFlow, target: tuple[str, int]) -> None:
-    """Have the flow of a request in absolute form, which was sent, show its own host and port."""
+    """Have a flow show its own host and port again, after its request was sent in absolute form."""
     flow.request.data.host, flow.request.data.port = target
 
 

@@ -19,7 +19,7 @@ type FindProxy = Callable[[Client, tuple[str, int]], OutboundProxy | None]
 def first_layer(at: context.Context, interception: Interception, find_proxy: FindProxy) -> layer.Layer | None:
     """Return the layer that connects to `at.server` through an outbound proxy; mitmproxy chooses what is inside.
 
-    None where there is none, for registries, and where the server is not known yet or already has a connection.
+    None without an outbound proxy, for registries, and where the server is not known yet or already has a connection.
     """
     server = at.server
     if server.address is None or server.connected or server.via is not None or server.transport_protocol != "tcp":

@@ -1,4 +1,4 @@
-"""mitmproxy's own listeners and the connections that it handles, by functions with plain names."""
+"""Functions for mitmproxy's own listeners, and for the connections that it handles."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ async def close_listeners() -> None:
 
 
 def connection_handlers() -> dict[Any, Any]:
-    """Return mitmproxy's table of connection handlers by the ids of their clients; it changes all the time."""
+    """Return mitmproxy's own table of connection handlers by client id, which mitmproxy keeps up to date."""
     # mitmproxy 12.3.1: Proxyserver.connections. Without it idle clients can neither be found nor closed.
     handlers: dict[Any, Any] = ctx.master.addons.get("proxyserver").connections
     return handlers

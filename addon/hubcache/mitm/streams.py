@@ -18,8 +18,8 @@ def stream_handler(server: Server) -> Callable[[asyncio.StreamReader, asyncio.St
             # mitmproxy 12.3.1: ServerInstance.handle_stream. Without it no client can be left to mitmproxy.
             await server.handle_stream(reader, writer)
         finally:
-            # mitmproxy 12.3.1 leaves the socket open when it decides to close the connection while the event that the
-            # client has closed its side waits for its turn. The client would wait until objects are collected.
+            # mitmproxy 12.3.1 leaves the socket open if it closes the connection before it has handled the event that
+            # the client closed its side. The client would wait until the garbage collector closes the socket.
             writer.close()
 
     return serve

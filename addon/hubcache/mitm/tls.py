@@ -1,7 +1,7 @@
 """TLS with clients: one OpenSSL context for each host of a registry, which has the host's leaf certificate.
 
-mitmproxy looks the certificate up for each connection, and converts it and its key twice. It still makes the
-certificates, and the whole connection where an option of the user concerns TLS.
+mitmproxy looks the certificate up for each connection, and converts it and its key twice. mitmproxy still makes the
+certificates, and also the connection where an option of the user concerns TLS.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ MAX_CONTEXTS = 256
 
 
 def raises_connection_reset[**P](send: Callable[P, None]) -> Callable[P, None]:
-    """Have a function that sends raise `ConnectionResetError` in place of `SSL.Error`."""
+    """Make a sending function raise `ConnectionResetError` in place of `SSL.Error`."""
 
     @wraps(send)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -68,13 +68,16 @@ class TlsConnection(SSL.Connection):
     """Ciphertext received while attached to the socket."""
 
     def do_handshake(self) -> None:
-        """As pyOpenSSL's, but session tickets of TLS 1.3 are held back until the first answer: one packet less for each
-        of the connections that clients open for every request. Clients do not wait for tickets."""
+        """Do the handshake as pyOpenSSL does, but hold back session tickets of TLS 1.3 until the first answer.
+
+        This saves one packet for each connection, and clients open one for every request. Clients do not wait for
+        tickets.
+        """
         super().do_handshake()
         self._holds_back = self.get_protocol_version() == SSL.TLS1_3_VERSION
 
     def handshake(self, data: bytes) -> bool:
-        """Go on with the handshake; returns whether it is complete. Raises `SSL.Error`."""
+        """Continue the handshake; returns whether it is complete. Raises `SSL.Error`."""
         self.bio_write(data)
         try:
             self.do_handshake()
@@ -91,7 +94,7 @@ class TlsConnection(SSL.Connection):
         return pending
 
     def decrypt(self, data: bytes) -> tuple[bytes, bool]:
-        """Return the content of received bytes, and whether nothing can follow: TLS was ended, or is broken."""
+        """Decrypt received bytes; also return whether nothing can follow because TLS has ended or failed."""
         content = b""
         if self._is_attached:
             self._ciphertext += data
@@ -152,7 +155,7 @@ class TlsConnection(SSL.Connection):
         return False
 
     def detach_socket(self) -> None:
-        """Go on in memory, as pyOpenSSL does from the start."""
+        """Encrypt and decrypt in memory again, as before `attach_socket`."""
         self._into_ssl, self._from_ssl = (lib.BIO_new(lib.BIO_s_mem()) for _ in range(2))
         lib.SSL_set_bio(self._ssl, self._into_ssl, self._from_ssl)
         self._is_attached = False
@@ -161,7 +164,7 @@ class TlsConnection(SSL.Connection):
             self.bio_write(ciphertext)
 
     def sendall(self, buf: Any, flags: int = 0) -> int:
-        """As pyOpenSSL's, but more than a record is encrypted at once, for the next `bio_read`."""
+        """Send as pyOpenSSL does, but encrypt more than one record at once, for the next `bio_read`."""
         self._holds_back = False
         if len(buf) <= _RECORD or self._encrypted is not None:
             return super().sendall(buf, flags)
@@ -169,7 +172,7 @@ class TlsConnection(SSL.Connection):
         return len(buf)
 
     def bio_read(self, bufsiz: int) -> Any:
-        """As pyOpenSSL's, but nothing as long as tickets are held back."""
+        """Read as pyOpenSSL does, but return nothing while session tickets are held back."""
         if self._holds_back:
             raise SSL.WantReadError
         encrypted, self._encrypted = self._encrypted, None
@@ -196,13 +199,13 @@ class TlsContexts:
         if start.is_dtls or client.cipher_list or address is None or client.sni != address[0]:
             return None
         if address[0] not in self._contexts:
-            if not self._interception.has(*address) or not address[0].islower():  # one spelling is kept
+            if not self._interception.has(*address) or not address[0].islower():  # contexts are kept for one spelling
                 return None
             self._contexts[address[0]] = _context(self._leaf(start.context))
         return self.connection(address[0])
 
     def connection(self, host: str) -> TlsConnection | None:
-        """Return a connection to a client whose hello has this name; None where there was none for the host before."""
+        """Return a connection to a client whose hello has this name; None if it is the first for this host."""
         return _accepting(self._contexts.get(host))
 
     @property
@@ -220,7 +223,7 @@ def load_mirror_certificate(path: Path) -> SSL.Context:
     made = _new_context()
     try:
         with path.open("rb"):
-            pass  # for the operating system's reason, which OpenSSL does not tell
+            pass  # raises the operating system's reason, which OpenSSL omits
         made.use_certificate_chain_file(str(path))
         made.use_privatekey_file(str(path))
         made.check_privatekey()

@@ -64,7 +64,7 @@ class Tunnel(layer.Layer):
         self._received = b""
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """Read the head again, which may be received in pieces, and answer it."""
+        """Receive the head, which may arrive in pieces, and answer it."""
         if isinstance(event, events.DataReceived):
             self._received += event.data
             if len(self._received) < self._length:
@@ -100,7 +100,7 @@ class Inside(layer.Layer):
 
 def http_layer(at: context.Context) -> HttpLayer:
     """Return HTTP with this client. There is no layer for TLS with the server: mitmproxy makes one on demand."""
-    at.server.tls = True  # makes the requests `https` ones
+    at.server.tls = True  # so that requests have the scheme `https`
     made = HttpLayer(at, HTTPMode.transparent)
     http1_server.install(made)
     return made

@@ -1,7 +1,7 @@
 """Decides who may be served which stored content: the public, or a client whose credentials the upstream accepted.
 
 A repository is public when an anonymous read of it succeeded upstream, and only then. Knowing a digest grants no
-access, and the access of the configured account is not passed on to clients. That one registry lists a digest grants no
+access, and the access of the configured account is not passed on to clients. A registry that lists a digest gains no
 access to bytes that another registry delivered for a client's credentials.
 """
 
@@ -80,7 +80,7 @@ class Access:
     def can_read(
         self, host: str, repository: str, digest: Digest, authorization: str | None, *, outage: bool = False
     ) -> bool:
-        """As `permits`, for content that is known to belong to this registry."""
+        """Whether content that belongs to this registry may be served without asking upstream, see `permits`."""
         link = self._store.links.get(host, repository, digest)
         if link is None or (not link.confirmed and self._store.private.has(digest)):
             return False  # anybody can push a manifest that names the digest of a private layer
@@ -91,7 +91,7 @@ class Access:
     def can_read_repository(
         self, host: str, repository: str, authorization: str | None, *, outage: bool = False
     ) -> bool:
-        """As `permits`, for the repository as a whole."""
+        """Whether the repository may be read without asking upstream, see `permits`."""
         if authorization is not None:
             return not outage and (_hashed(authorization), host, repository) in self._authorized
         visibility = self._visibility.get(host, repository)
@@ -100,9 +100,9 @@ class Access:
     async def record_accepted(self, host: str, repository: str, authorization: str | None) -> None:
         """Record that a read of the repository succeeded upstream.
 
-        The upstream receives a client's credentials only after it refused the same to the public. If it answered 404 to
-        the public, and nothing else shows that the repository is public now, the repository is private: it is recorded
-        as such, or everybody would be served the client's content in the next outage.
+        A client's credentials are sent upstream only after an anonymous request for the same content failed. If that
+        request got a 404, and nothing else shows that the repository is public now, the repository is recorded as
+        private: otherwise every client would be served this client's content in the next outage.
         """
         if authorization is not None:
             left = min(AUTHORIZED_SECONDS, remaining_life(authorization, self._clock()))
@@ -133,8 +133,8 @@ class Access:
     async def expire_visibility(self, host: str, repository: str, error: RegistryError) -> None:
         """Have the next request ask upstream, since some registries answer 404 for what became private.
 
-        A 404 is no refusal: a mistyped tag must not make a repository unusable in an outage. And it changes nothing
-        when its error code says that only the manifest or the blob is missing: the repository could be read.
+        A 404 is no refusal: a mistyped tag must not make a repository unusable in an outage. It changes nothing when
+        its error code says that only the manifest or the blob is missing: then the repository could be read.
         """
         detail = error.detail
         if isinstance(detail, dict) and detail.get("upstream_code") in ("MANIFEST_UNKNOWN", "BLOB_UNKNOWN"):
@@ -182,5 +182,5 @@ def remaining_life(authorization: str, now: float) -> float:
 
 
 def _hashed(authorization: str) -> str:
-    """Return what is kept of credentials: a hash."""
+    """Return a hash of credentials, which is kept in their place."""
     return hashlib.sha256(authorization.encode(errors="surrogateescape")).hexdigest()

@@ -25,7 +25,7 @@ def manifest_answer(request: Request, found: ManifestResult) -> Answer:
 
 
 def blob_answer(request: Request, digest: Digest, blob: BlobResult) -> Answer:
-    """Return 200, 206 for a range, or 304, which has no source: the caller closes the blob's.
+    """Return 200, 206 for a range, or 304; a 304 has no source, so the caller closes the blob's source.
 
     See RFC 9110 sections 14 and 15.3.7, and "Pulling blobs" in the distribution spec.
     """
@@ -52,7 +52,7 @@ def referrers_answer(request: Request, target: ReferrersTarget, found: Referrers
 
 
 def _next_page(request: Request, target: ReferrersTarget, query: str) -> str:
-    """Return a relative link, which keeps the client at its listener; at a mirror with its `ns` parameter."""
+    """Return a relative link, so that the client stays at its listener; at a mirror, with its `ns` parameter."""
     namespaces = [("ns", value) for value in parse_qs(request.query).get("ns", [])[:1]]
     parameters = "&".join(part for part in (query, urlencode(namespaces)) if part)
     return f'</v2/{target.repository}/referrers/{target.digest}?{parameters}>; rel="next"'

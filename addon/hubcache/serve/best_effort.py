@@ -1,7 +1,7 @@
 """Writes to the store that must not fail a pull.
 
-Only here a `StorageError` turns into "go on without": it is reported through `failed`, shown in `/healthz` and metrics,
-and the client is served all the same.
+Only this module continues after a `StorageError`: it reports the error through `failed`, which shows it in `/healthz`
+and metrics, and the client is still served.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -34,7 +34,7 @@ class BestEffortWriter:
             await self._attempt(self._store.tags.put(registry, repository, tag, negotiation, record))
 
     async def put_moves(self, moves: Mapping[tuple[str, str, str], TagChanges]) -> None:
-        """Write when tags moved."""
+        """Write the times at which tags moved."""
         await self._attempt(self._store.tags.put_changes(moves))
 
     async def drop_tag(self, registry: str, repository: str, tag: str) -> None:
@@ -57,7 +57,7 @@ class BestEffortWriter:
     ) -> None:
         """Write that digests belong to a repository, with their sizes where known.
 
-        `confirmed`: according to the registry, and not only to a manifest; `given`: the registry delivered the bytes.
+        `confirmed`: the registry says so, not only a manifest; `given`: the registry delivered the bytes.
         """
         await self._attempt(self._store.links.put(registry, repository, links, confirmed=confirmed, given=given))
 
@@ -90,7 +90,7 @@ class BestEffortWriter:
     async def record_source(
         self, registry: str, repository: str, digest: Digest, size: int | None, *, private: bool = False
     ) -> bool:
-        """Write that a registry delivered the verified bytes of a digest, `private`: for a client's own credentials.
+        """Write that a registry delivered the verified bytes of a digest; `private`: to a client's own credentials.
 
         Private content then belongs to this registry, too.
         """
@@ -122,11 +122,11 @@ class BestEffortWriter:
         await self._attempt(self._store.tags.put_referrers(registry, repository, subject, request_key, record))
 
     async def drop_referrers(self, registry: str, repository: str, subject: Digest | None) -> None:
-        """Forget the referrers of a digest; of all digests of the repository where `subject` is None."""
+        """Forget the referrers of a digest, or of all digests of the repository if `subject` is None."""
         await self._attempt(self._store.tags.drop_referrers(registry, repository, subject))
 
     async def put_challenge(self, registry: str, challenge: str, *, expires: bool = False) -> None:
-        """Write a registry's challenge, for pings while the registry is down."""
+        """Write a registry's challenge, with which pings are answered while the registry is down."""
         await self._attempt(self._store.registries.put_challenge(registry, challenge, expires=expires))
 
     async def _attempt(self, write: Awaitable[None]) -> bool:

@@ -36,7 +36,7 @@ _REFUSALS = (Unauthorized, Denied, BlobUnknown, TooManyRequests, HeaderInvalid)
 
 
 class BlobAccess:
-    """Asks by HEAD. Where a registry refuses that (ECR Public answers 401 to it, and 307 to GET), the GET decides."""
+    """Checks access to blobs by HEAD, or by GET where a registry refuses HEAD (ECR Public: 401 to HEAD, 307 to GET)."""
 
     def __init__(self, store: Store, writer: BestEffortWriter, access: Access) -> None:
         self._store = store
@@ -48,7 +48,7 @@ class BlobAccess:
     async def check(self, view: RepositoryView, digest: Digest) -> str | None:
         """Raise unless the view may read a blob of its registry, whether or not another repository has the blob.
 
-        Returns None, or why the upstream could not be asked although it should have been (an outage).
+        Returns None, or in an outage the reason why the upstream could not be asked.
         """
         if self._access.can_read(view.host, view.repository, digest, view.authorization):
             return None
@@ -58,7 +58,7 @@ class BlobAccess:
                 await self.ask(view, digest)
         except (Unavailable, TooManyRequests, BadUpstream, TimeoutError) as error:
             failure = Unavailable("upstream is slow") if isinstance(error, TimeoutError) else error
-            # Not `has_stale`: access may have changed meanwhile.
+            # Checked again, and not taken from `has_stale`: access may have changed meanwhile.
             if not self._access.can_read(view.host, view.repository, digest, view.authorization, outage=True):
                 raise failure from error
             return failure.message
@@ -97,7 +97,7 @@ class BlobAccess:
     async def record_accepted(self, view: RepositoryView, digest: Digest) -> None:
         """Record that the view may read the blob.
 
-        Its size is not recorded: with a wrong one, which a HEAD may return, the blob could not be downloaded.
+        Its size is not recorded: a HEAD may return a wrong size, with which the blob could not be downloaded.
         """
         await self._access.record_accepted(view.host, view.repository, view.authorization)
         await self._writer.put_links(view.host, view.repository, {digest: None})
@@ -137,8 +137,8 @@ class BlobAccess:
     async def _may_use_other_credentials(self, view: RepositoryView, digest: Digest) -> bool:
         """Whether the blob may be downloaded with the client's or the account's credentials instead of the view's.
 
-        Only when the registry confirms that the public may read the blob now: what was public a moment ago may be
-        private. Raises the registry's refusal.
+        They may be used only when the registry confirms that the public may read the blob now, since the repository may
+        have become private a moment ago. Raises the registry's refusal.
         """
         if not view.needs_anonymous_check or view.host in self._headless:
             return False

@@ -1,4 +1,7 @@
-"""Blobs from the store, from a running fill, or from a new one; a range far ahead of a fill is fetched beside it."""
+"""Finds blobs in the store, joins running fills and starts new ones.
+
+A range far ahead of what a fill has received is fetched by a request of its own.
+"""
 
 import os
 from collections.abc import Awaitable, Callable
@@ -46,7 +49,7 @@ class CachedBlobs:
     """Looks blobs up and starts fills.
 
     A stored blob, or one that is being filled, is used for a view only if it belongs to the view's registry (see
-    `Access.belongs_to`); else the blob is fetched from that registry as if it were not there.
+    `Access.belongs_to`); otherwise the blob is fetched from that registry as if it were not stored.
     """
 
     def __init__(self, store: Store, writer: BestEffortWriter, access: Access, fills: Fills) -> None:
@@ -76,7 +79,7 @@ class CachedBlobs:
         return await self._fill(view, digest, range_header)
 
     async def head(self, view: RepositoryView, digest: Digest) -> BlobResult:
-        """Return a blob's size, without a source. Starts a fill only where the upstream does not tell the size."""
+        """Return a blob's size, without a source. Starts a fill only if the upstream does not report the size."""
         size = self._available_size(view, digest)
         if size is not None:
             reason = await self._blob_access.check(view, digest)
@@ -137,7 +140,7 @@ class CachedBlobs:
         return running.size if size is None and running is not None else size
 
     async def _open(self, view: RepositoryView, digest: Digest) -> StoredBlob | None:
-        """Open the stored blob. What it belongs to is checked when it is open: it may have been replaced meanwhile."""
+        """Open the stored blob, and then check to which registry it belongs: it may be replaced before it is open."""
         try:
             stored = await self._store.open_blob(digest)
         except StorageError:  # a damaged file that could not be removed: fetch the blob as if it were not there
@@ -155,7 +158,7 @@ class CachedBlobs:
         change_number = self._access.raise_remembered_error(view.host, view.repository, request_key)
         try:
             fill = await self._start(view, digest, view.client)
-            if fill is None:  # another request, whose access is not the view's, was faster
+            if fill is None:  # a request with other access rights has just started a fill
                 return await self.get(view, digest, range_header)
             with fill.reading():
                 size = await fill.wait_opened()
@@ -178,12 +181,12 @@ class CachedBlobs:
                 source = await self._join(fill, view, start, end)
         except StorageError:
             return await self._stream(view, fill.digest, range_header)
-        except (BlobUnknown, Unauthorized, Denied):  # refused to the client that started it
+        except (BlobUnknown, Unauthorized, Denied):  # the upstream refused the client that started it
             return await self.get(view, fill.digest, range_header)
         return BlobResult(size, part, source, Result.MISS, cache_status.fetched(stored=True, collapsed=True))
 
     async def _start(self, view: RepositoryView, digest: Digest, client: str) -> Fill | None:
-        """Start a fill with the view's credentials, on behalf of `client`; None when another request did meanwhile."""
+        """Start a fill with the view's credentials, for `client`; None if another request has just started one."""
         link, was_stored = self._store.links.get(view.host, view.repository, digest), self._store.has(digest)
         if view.authorization is not None and not await self._writer.mark_private(digest):
             raise StorageError("cannot remember that the blob is private")
@@ -195,7 +198,7 @@ class CachedBlobs:
         return self._fills.start(digest, size, lambda at: opener(at, None), client, view.host, on_verified)
 
     def _source_recorder(self, view: RepositoryView, digest: Digest, *, stored: bool) -> Callable[[], Awaitable[None]]:
-        """Return what to call when the view's registry has delivered all bytes and they are verified.
+        """Return the function to call when the view's registry has delivered all bytes and they are verified.
 
         `stored`: they are about to be stored.
         """
@@ -209,7 +212,7 @@ class CachedBlobs:
         return record
 
     async def _join(self, fill: Fill, view: RepositoryView, start: int, end: int) -> Source:
-        """Return a source of the fill's bytes, or of the upstream's for a range that the fill will not reach soon."""
+        """Return a source of the fill's bytes; a range that the fill will not reach soon comes from the upstream."""
         opener = self._blob_access.opener(view, fill.digest)
         if fill.staged is None or fill.staged.closed:  # it has ended meanwhile
             fill.raise_error()
@@ -231,7 +234,7 @@ class CachedBlobs:
         return ParallelRange(following, UpstreamSource(opener, start, end), patience)
 
     async def _stream(self, view: RepositoryView, digest: Digest, range_header: str | None) -> BlobResult:
-        """Return a blob's bytes from the upstream, not stored: the store fails, or has them from another registry."""
+        """Return a blob from the upstream without storing it: the store fails, or has it from another registry."""
         request_key = view.request_key(str(digest))
         change_number = self._access.raise_remembered_error(view.host, view.repository, request_key)
         link = self._store.links.get(view.host, view.repository, digest)

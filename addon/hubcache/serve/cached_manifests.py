@@ -1,4 +1,7 @@
-"""Manifests by tag and by digest: from the store while they are fresh or have to do, else from the upstream."""
+"""Looks up manifests by tag and by digest.
+
+They come from the store while they are fresh, or stale while the upstream does not answer; else from the upstream.
+"""
 
 import asyncio
 import time
@@ -71,7 +74,7 @@ class CachedManifests:
             return stale
 
     def _stale_by_digest(self, view: RepositoryView, digest: Digest, reason: str) -> ManifestResult | None:
-        """Return what can be served of a digest while the upstream does not answer."""
+        """Return the stored manifest that may be served while the upstream does not answer."""
         if not self._access.can_read(view.host, view.repository, digest, view.authorization, outage=True):
             return None
         return self._stored.find(view.host, digest, Result.STALE, cache_status.stale(0, reason))
@@ -112,8 +115,9 @@ class CachedManifests:
     ) -> ManifestResult | None:
         """Return what a tag refers to shortly after its lifetime, and validate it in the background.
 
-        That is stale-while-revalidate (RFC 5861 section 3). None where the client has to wait for the validation: also
-        with credentials of its own, since the registry decides whether it may still read the repository.
+        That is stale-while-revalidate (RFC 5861 section 3). None where the client has to wait for the validation. A
+        client with credentials of its own always waits, since the registry decides whether it may still read the
+        repository.
         """
         if record is None or view.authorization is not None:
             return None

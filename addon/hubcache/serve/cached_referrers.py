@@ -1,8 +1,8 @@
 """Referrers of a manifest (signatures, attestations, SBOMs) as the registry lists them, with the lifetimes of tags.
 
 Clients request them beside an image: by the referrers API and, where that is missing, by a tag made from the digest
-(distribution spec, "Listing Referrers" and "Backwards Compatibility"). The usual answer is 404, with which clients go
-on, so a 404 is remembered as well.
+(distribution spec, "Listing Referrers" and "Backwards Compatibility"). The usual answer is 404, after which clients
+continue, so a 404 is remembered as well.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ class CachedReferrers:
     ) -> ReferrersResult:
         """Return a page of the referrers API.
 
-        Raises `ManifestUnknown` where the registry answers 404, and with `known_only` for what was never requested.
+        Raises `ManifestUnknown` if the registry answers 404 and, with `known_only`, if no answer is remembered.
         """
         record = self._record(view, subject, "query", query)
         if record is not None and self._is_fresh(view, record):
@@ -188,7 +188,7 @@ class CachedReferrers:
         return ReferrersResult(digest, page.body, page.filters_applied, page.next_query, result, status)
 
     async def _store_page(self, view: RepositoryView, page: ReferrersPage) -> tuple[Digest, bool, bool]:
-        """Check and store a page, and that what it lists belongs to the repository.
+        """Check and store a page, and record that the manifests that it lists belong to the repository.
 
         Returns its digest, whether it was stored before, and whether it is stored now.
         """
@@ -218,8 +218,9 @@ class CachedReferrers:
     ) -> None:
         """Remember an answer, unless something was pushed or deleted since `change_number`.
 
-        Only of digests that are known to belong to the repository, since clients can invent others without end. A 404
-        only of the public view: some registries answer it to clients that may not read the repository.
+        Answers are remembered only for digests that are known to belong to the repository, since clients can invent any
+        number of others. A 404 is remembered only for the public view: some registries answer it to clients that may
+        not read the repository.
         """
         if change_number != self._access.change_number(view.host, view.repository):
             return

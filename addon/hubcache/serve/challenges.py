@@ -1,8 +1,8 @@
 """The challenge (`WWW-Authenticate`) that clients of the proxy receive in place of the upstream's.
 
-A token service on another host than its registry (gitlab.com for registry.gitlab.com) is not intercepted: without it
-clients of the proxy could not even pull stored public images. So clients are sent to a realm on the registry's own
-host, where the cache answers anonymous clients and the real service answers all others. This is done only where the
+A token service on another host than its registry (gitlab.com for registry.gitlab.com) is not intercepted: while it is
+down, clients of the proxy could not even pull stored public images. So clients are sent to a realm on the registry's
+own host, where the cache answers anonymous clients and the real service answers all others. This is done only where the
 real service is in the registry's domain: elsewhere the client decides whether its password goes there, as without a
 cache.
 """
@@ -48,8 +48,8 @@ def _client_realm(registry: Registry, realm: str) -> str:
 def client_error(error: str | None, presented: str | None, sent: str | None) -> str | None:
     """Return the error of a challenge where it applies to what the client `presented`; None without a token.
 
-    `sent` went upstream: the client's own credentials, or the cache's in place of a token that the cache issued. The
-    latter are also refused when they grant too little, but the client is not to blame when they are invalid.
+    `sent` are the credentials that went upstream: the client's own, or the cache's in place of a token that the cache
+    issued. Of the errors about the cache's credentials, the client receives only "insufficient scope".
     """
     if presented is None:
         return None

@@ -9,7 +9,7 @@ MAX_RECENT = 10_000
 class ChangeNumbers:
     """Change numbers by key.
 
-    Memory is bounded: when a key is dropped, the numbers of all keys that are not known individually change. So an
+    Memory is bounded: when a key is dropped, the numbers of all keys without an entry of their own change. So an
     answer that was requested before a dropped change is never taken for a current one.
     """
 

@@ -20,7 +20,10 @@ type ContentTarget = ManifestTarget | BlobTarget | ReferrersTarget
 
 
 class ContentService:
-    """Methods raise `RegistryError`. `stored_only`: a mirror answers 404 for what is not completely stored."""
+    """Answers reads of content. With `stored_only`, a mirror answers 404 for an image that is not completely stored.
+
+    Methods raise `RegistryError`.
+    """
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class ContentService:
         return await (self._stored_manifest if stored_only else self._manifest)(request, view, target)
 
     def count_repeats(self, request: Request, answer: Answer) -> None:
-        """Count an answer that was repeated to another request, which is a pull, too."""
+        """Count the repetition of an answer to another request, which is a pull, too."""
         if answer.kind in ("manifest", "blob") and DIGEST in answer.headers:
             self._count(request, Digest.parse(answer.headers[DIGEST]))
 
@@ -120,7 +123,7 @@ class ContentService:
         return await self._blob_answer(request, target.digest, blob)
 
     def _suspect_repeat(self, request: Request, digest: Digest) -> None:
-        """Have a stored blob verified before it is sent, whole, to a client that has just received it."""
+        """Have a stored blob verified before all of it is sent to a client that has just received it."""
         is_whole = request.method == "GET" and "range" not in request.headers
         if is_whole and self._repeated_downloads.is_repeat(request, digest):
             self._store.inspector.suspect(digest)

@@ -69,7 +69,7 @@ class ManifestValidation:
             raise
 
     async def _digest_by_head(self, view: RepositoryView, digest: Digest, *, head: bool) -> ManifestResult | None:
-        """Return what a HEAD by digest and the store suffice for; None when the manifest has to be downloaded."""
+        """Return the manifest if a HEAD by digest and the store suffice; None when it has to be downloaded."""
         described = await view.upstream.head_manifest(view.repository, digest, _ANY_TYPE, view.authorization)
         await self._access.record_accepted(view.host, view.repository, view.authorization)
         body = self._stored.body(view.host, digest)  # not earlier: what it belongs to may have changed meanwhile
@@ -109,13 +109,14 @@ class ManifestValidation:
     async def _tag_by_head(
         self, view: RepositoryView, tag: str, negotiation: str, known: TagRecord | None, *, head: bool
     ) -> ManifestResult | None:
-        """Return what a HEAD and the store suffice for; None when the answer lacks digest or size."""
+        """Return the tag's manifest if a HEAD and the store suffice; None when the answer lacks digest or size."""
         try:
             described = await view.upstream.head_manifest(view.repository, tag, negotiation, view.authorization)
         except ManifestUnknown:
             if not self._access.can_read_repository(view.host, view.repository, None):
                 raise
-            # A HEAD has no body to say whether the tag is missing or the repository. A GET that fails counts no pull.
+            # A HEAD has no body to say whether the tag is missing or the repository. A GET that fails does not count as
+            # a pull.
             return await self._store_manifest(
                 view, await view.upstream.get_manifest(view.repository, tag, negotiation, view.authorization)
             )
@@ -134,9 +135,9 @@ class ManifestValidation:
         return found
 
     async def check_tag(self, view: RepositoryView, tag: str, negotiation: str, known: TagRecord) -> Digest | None:
-        """Return the digest that a tag refers to upstream; None when a HEAD does not tell it.
+        """Return the digest that a tag refers to upstream; None when the answer to a HEAD lacks it.
 
-        A tag that did not move counts as validated. Where it moved to is not stored.
+        A tag that did not move counts as validated. The new digest of a tag that moved is not stored.
         """
         change_number = self._access.raise_remembered_error(
             view.host, view.repository, view.request_key(tag, negotiation)
@@ -156,7 +157,7 @@ class ManifestValidation:
         return described.digest
 
     async def extend_freshness(self, view: RepositoryView, tag: str, negotiation: str, record: TagRecord) -> None:
-        """Keep a tag as it is for another lifetime, while the manifest that it moved to is being fetched."""
+        """Keep the tag's old manifest for another lifetime, while the one that it moved to is being fetched."""
         change_number = self._writer.change_number(view.host, view.repository, tag)
         extended = replace(record, validated_at=self._clock())
         await self._writer.put_tag(view.host, view.repository, tag, negotiation, extended, change_number)
@@ -164,9 +165,9 @@ class ManifestValidation:
     async def _download(self, view: RepositoryView, reference: str | Digest, accept: str) -> ManifestResult:
         """GET a manifest and store it.
 
-        By digest other credentials than the view's may be used: the caller has made sure, by an anonymous request
-        immediately before, that the public may read this digest. A tag is read with the view's, since it may refer to
-        something else for an account.
+        A digest may be read with other credentials than the view's: the caller has checked, by an anonymous request
+        immediately before, that the public may read it. A tag is read with the view's credentials, since it may refer
+        to another manifest for an account.
         """
 
         async def attempt(authorization: str | None) -> ManifestResult:

@@ -22,7 +22,7 @@ LAST_ATTEMPT = 2
 
 
 class Listener(Enum):
-    """How a client connected: as to the registry itself, through the `PROXY`, or to a `MIRROR` that it has configured.
+    """How a client connected: to the registry's own address through the `PROXY`, or to a `MIRROR` in its settings.
 
     The value is the label in metrics and in the access log.
     """
@@ -60,7 +60,7 @@ class Request:
     to_token_service: bool = False
     """Whether it was sent to the host of the Hub's token service."""
     attempt: int = 0
-    """How often it was answered before with a file that a worker process could not open. Only the first is counted."""
+    """Number of earlier answers whose file a worker process could not open. Only the first attempt is counted."""
     body: bytes | None = field(default=None, repr=False)
 
     @property
@@ -84,7 +84,7 @@ class Request:
 
 @dataclass(slots=True)
 class Answer:
-    """An answer of the cache: `body` from memory, or a `source` of `length` bytes. A HEAD has neither, but a `length`.
+    """An answer of the cache: `body` from memory, or a `source` of `length` bytes. For a HEAD, only `length` is set.
 
     `kind` of the target is the label in metrics; `size` is that of the whole content, also where a part is sent.
     """
@@ -109,7 +109,7 @@ class Change(NamedTuple):
 
 @dataclass(slots=True)
 class Forward:
-    """Forward the request to the upstream, with this `Authorization` (None: without one)."""
+    """The decision to forward a request to the upstream, with this `Authorization` (None: without one)."""
 
     authorization: str | None
     change: Change | None = None

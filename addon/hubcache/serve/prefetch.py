@@ -145,7 +145,7 @@ class Prefetch:
         return attestations
 
     async def _check_budget(self, view: RepositoryView, digest: Digest, wait: WaitForBudget | None) -> None:
-        """Wait until a manifest may be requested that is not stored; raises `TooManyRequests`."""
+        """Wait until a manifest that is not stored may be requested; raises `TooManyRequests`."""
         if self._store.has(digest):
             return
         if not self._may_spend(view.host):
@@ -154,7 +154,7 @@ class Prefetch:
             await wait()
 
     async def _referrers_of(self, view: RepositoryView, attestation: Digest) -> list[Digest]:
-        """Return the referrers of an attestation, and so have the answer stored that Docker Engine 29 will request.
+        """Return the referrers of an attestation. This stores the answer that Docker Engine 29 will request.
 
         It requests them by the API and, where that answers 404, by the fallback tag.
         """
@@ -194,7 +194,7 @@ class Prefetch:
                 return False
             for child in found:
                 walk.add(child.digest, depth + 1)
-            await asyncio.sleep(0)  # a manifest of 4 MiB takes some 30 ms to parse
+            await asyncio.sleep(0)  # lets other tasks run: parsing a manifest of 4 MiB takes some 30 ms
         return not walk.is_cut
 
 

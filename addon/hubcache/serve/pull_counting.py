@@ -18,7 +18,7 @@ MAX_CLIENTS = 50_000
 class PullCounter:
     """Remembers for a short time which client requested which content.
 
-    Keys are kept as hashes, since clients write parts of them (`User-Agent`), of any length.
+    Keys are kept as hashes, since clients choose parts of them (`User-Agent`), which may be of any length.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -58,7 +58,7 @@ _KINDS: dict[type, str] = {Ping: "ping", ManifestTarget: "manifest", BlobTarget:
 
 
 class RegistryService:
-    """All registries; `upstreams` is by host. `authorize`: private images are stored for clients with access."""
+    """Answers requests to all registries (`upstreams` by host). `authorize`: private images are stored, too."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class RegistryService:
             logger.info("hubcache: stale copies of %s are served: %s", request.registry.host, reason)
 
     async def _answer(self, request: Request, target: Target) -> Answer | Forward:
-        """Answer a request, with 404 for referrers that cannot be had now.
+        """Answer a request; referrers that cannot be fetched now are answered with 404.
 
         A pull does not need referrers, but an error would end it (Docker Engine 29).
         """
@@ -115,7 +115,7 @@ class RegistryService:
             raise ManifestUnknown("referrers are not known here", {"reason": error.message}) from error
 
     async def _wait_for_probe(self, request: Request, target: Target) -> Answer | Forward:
-        """Answer a request; where only the upstream can, and its circuit has just opened, wait for the first probe."""
+        """Answer a request; if it needs an upstream whose circuit has just opened, wait for the first probe."""
         try:
             return await self._route(request, target)
         except CircuitOpen as error:
@@ -144,13 +144,13 @@ class RegistryService:
         except (Unauthorized, Denied, ManifestUnknown, BlobUnknown) as error:
             is_missing = isinstance(error, ManifestUnknown | BlobUnknown)
             if is_missing and self._access.can_read_repository(request.registry.host, target.repository, None):
-                raise  # in a public repository, credentials show no more content
+                raise  # credentials give access to nothing more in a public repository
             if own is None:
                 raise self._refusal(request, target.repository, error) from error
         except (Unavailable, TooManyRequests) as error:
             # Nothing is stored, and the public view cannot be requested (there is no token for it, or its rate limit is
-            # used up). The client's own credentials may still work, unless they were limited, too: a client that
-            # retries at once (containerd: 5 times) receives the limit from here.
+            # used up). The client's own credentials may still work, unless their rate limit is used up, too: then a
+            # client that retries at once (containerd: 5 times) receives the 429 from here.
             kind = _KINDS[type(target)]
             if own is None or not upstream.is_reachable or upstream.is_rate_limited(kind, own):
                 raise
@@ -168,7 +168,7 @@ class RegistryService:
     def _refusal(
         self, request: Request, repository: str, error: RegistryError, sent: str | None = None
     ) -> RegistryError:
-        """Return the error that a client receives when it may not read; `sent`: its credentials that went upstream."""
+        """Return the error for a client that may not read; `sent` are its credentials that went upstream."""
         is_public = self._access.can_read_repository(request.registry.host, repository, None)
         if request.has_unverified_token and not is_public:
             failure = self._upstreams[request.registry.host].token_service_failure
@@ -201,8 +201,8 @@ class RegistryService:
     async def _ping(self, request: Request) -> Answer:
         """Answer `/v2/` (distribution spec, "Determining Support") without the upstream, so that it works in an outage.
 
-        Clients of the proxy receive the registry's challenge: dockerd's classic puller learns only from it that it may
-        authenticate, and a client that is logged in must.
+        Clients of the proxy receive the registry's challenge: dockerd's classic puller sends credentials only after it
+        received a challenge here.
         """
         if request.listener is Listener.PROXY and request.headers.get("authorization") is None:
             challenge = await self._challenge(request.registry)
@@ -214,7 +214,7 @@ class RegistryService:
         return Answer(200, API_VERSION | {"Content-Type": "application/json"}, Result.LOCAL, body=b"{}", length=2)
 
     async def _challenge(self, registry: Registry) -> Challenge | None:
-        """Return the challenge for clients: the Hub's is known, others are requested once and stored."""
+        """Return the challenge for clients: the Hub's is constant, another registry's is requested once and stored."""
         if registry.is_hub:
             return Challenge(HUB_REALM, HUB_SERVICE, None)
         known = Challenge.parse(self._store.registries.challenge(registry.host))
@@ -224,7 +224,8 @@ class RegistryService:
     async def _forward(self, request: Request, target: Target) -> Forward:
         """Forward pushes and other requests that are not answered from the cache.
 
-        A read without credentials gets an anonymous token of the real service, since the client's is from the cache.
+        A read without credentials gets an anonymous token of the real service, since the cache issued the client's
+        token.
         """
         repository = None if isinstance(target, Ping) else target.repository
         upstream = self._upstreams[request.registry.host]
@@ -259,7 +260,7 @@ def _forward_if_reachable(upstream: Upstream, authorization: str | None, change:
 
 
 def _is_allowed_at_mirror(path: str, target: Target) -> bool:
-    """Whether a path is part of the API: with a repository, or of an extension (`_catalog`: they begin with `_`)."""
+    """Whether a path is part of the API: it names a repository or an extension, which begins with `_` (`_catalog`)."""
     return is_api_path(path) and (target != OtherTarget(None) or path.startswith("/v2/_"))
 
 

@@ -15,10 +15,11 @@ _MAX_DOWNLOADS = 50_000
 
 
 class RepeatedDownloads:
-    """Which whole blobs were sent to which client: an address and a `User-Agent`, kept as a hash.
+    """Remembers which whole blobs were sent to which client: an address and a `User-Agent`, kept as a hash.
 
-    No repeat is a request by a client that is still being sent the blob, for a part of it, or without an address. Many
-    machines behind one address look like one client that repeats: see `inspector.SUSPECT_SECONDS`.
+    A request is not a repeat if the client is still receiving the blob, if it is for a part of the blob, or if the
+    client has no address. Many machines behind one address look like one client that repeats: see
+    `inspector.SUSPECT_SECONDS`.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

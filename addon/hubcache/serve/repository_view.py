@@ -13,7 +13,7 @@ from ..transfer.upstream import Upstream
 class RepositoryView:
     """One repository, read anonymously (`authorization` None: the public view) or with a client's own credentials.
 
-    What the public view may read is downloaded with better credentials where there are some: `client_authorization`,
+    Content that the public view may read is downloaded with credentials where there are some: `client_authorization`,
     which are the client's own, or those of the configured account.
     """
 
@@ -54,11 +54,12 @@ class RepositoryView:
         attempt: Callable[[str | None], Awaitable[Result]],
         refusals: tuple[type[RegistryError], ...],
     ) -> Result:
-        """Return the result of `attempt`, a download, with the first credentials that are not refused.
+        """Return the result of the download `attempt` with the first credentials that are not refused.
 
-        The public view tries the client's own (its pulls count on its account), the configured account's, and last
-        none, whose refusal is raised. The caller has made sure that the public may read the content, by an anonymous
-        request immediately before. The account's token is requested only when it is used.
+        The public view tries the client's own credentials (the pull counts for the client's account), then the
+        configured account's, then none. The refusal of the last attempt is raised. The caller has checked, by an
+        anonymous request immediately before, that the public may read the content. The account's token is requested
+        only when it is used.
         """
         if self.authorization is not None:
             return await attempt(self.authorization)

@@ -1,4 +1,4 @@
-"""The interface of what answers requests: the engine, or in a worker process the client of the owner's engine."""
+"""The interface of objects that answer requests: the engine or, in a worker process, the client of the owner."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -14,13 +14,13 @@ class Responder(Protocol):
     body_delivery: BodyDelivery
 
     async def answer(self, request: Request) -> Answer | Forward | None:
-        """Return the answer to a request, or how to forward it; None when its body is needed first.
+        """Return the answer to a request, or how to forward it; None when the request's body must be received first.
 
         A small stored body that every client may read is in memory, see `small_bodies`.
         """
 
     async def content_changed(self, registry: Registry, change: Change, subject: str | None = None) -> None:
-        """Invalidate what a push or a delete changed that the registry accepted; `subject` is its `OCI-Subject`."""
+        """Invalidate what an accepted push or delete changed; `subject` is the answer's `OCI-Subject`."""
 
 
 class CountingResponder(Responder, Protocol):

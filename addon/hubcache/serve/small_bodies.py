@@ -18,7 +18,7 @@ async def read_small_body(request: Request, answer: Answer) -> int:
         return 0
     try:
         body = await source.read()
-    except StorageError:  # the source fails again where it is read, and breaks the body off there
+    except StorageError:  # the source fails again when the answer is sent, which ends the body there
         return 0
     await source.close()
     answer.body, answer.source = body, None

@@ -24,7 +24,7 @@ class ManifestResult:
 
 
 class StoredManifests:
-    """Looks manifests up in the store; whether a view may read them is for the caller to check."""
+    """Looks manifests up in the store; the caller checks whether a view may read them."""
 
     def __init__(self, store: Store, writer: BestEffortWriter, access: Access) -> None:
         self._store = store

@@ -42,7 +42,7 @@ type _Image = tuple[str, str, str]
 class StoredOnlyMirror:
     """Serves complete images and fetches popular ones.
 
-    `admit_after` is a number of requests, `half_life` is in seconds; `may_spend` as for `TagRefresh`.
+    `admit_after` is a number of requests, `half_life` is in seconds; `may_spend` is that of `TagRefresh`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class StoredOnlyMirror:
         return self._permits(view, digest) and await self._prefetch.is_complete(digest, platforms)
 
     async def _is_current(self, view: RepositoryView, tag: str, negotiation: str, wanted: str) -> bool:
-        """Whether the image that a tag refers to now is complete. After a move it is fetched first, and served then."""
+        """Whether the image that a tag refers to is complete. After the tag moved, the new image is fetched first."""
         record = self._store.tags.get(view.host, view.repository, tag).get(negotiation)
         if record is None or not await self._may_serve(view, record.digest, {wanted}):
             return False

@@ -1,4 +1,4 @@
-"""Reads and writes when tags moved: read once for each tag that is requested often, written with a delay.
+"""Reads and writes the times at which tags moved: they are read once for each popular tag, and written with a delay.
 
 A row is read when clients begin to request a tag, since the tag may move when no client requests it. A crash loses the
 moves of a few seconds, which are observed again.

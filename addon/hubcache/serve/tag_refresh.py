@@ -119,7 +119,7 @@ class TagRefresh:
         key = (view.host, view.repository, tag, negotiation)
         watched = self._watched.get(key)
         if watched is None:
-            # When a fresh tag was validated is not known until it is read: take the mean.
+            # The time of the last validation is not known until the record is read: assume the mean.
             watched = self._watched[key] = WatchedTag(*key, now, now, validated_at=now - lifetime / 2)
         watched.count_request(now, lifetime)
         if found.result in (Result.REVALIDATED, Result.MISS):
@@ -179,7 +179,7 @@ class TagRefresh:
     def _start_checks(self, host: str, hosts: int) -> bool:
         """Start the checks at one of `hosts` registries that are allowed now; return whether there may be more.
 
-        A 429 to any manifest request pauses checks until the pause ends that the upstream remembers.
+        A 429 to any manifest request pauses checks until the end of the pause, which the upstream object remembers.
         """
         upstream, now = self.upstreams[host], self._clock()
         if not upstream.is_reachable or upstream.is_rate_limited("manifest", ""):
@@ -203,7 +203,7 @@ class TagRefresh:
         return True
 
     def _is_still_due(self, watched: WatchedTag, now: float) -> bool:
-        """Whether a tag is due by what is known of it now; one that is due later is scheduled again."""
+        """Whether a tag is due according to its present record; one that is due later is scheduled again."""
         due = None if watched.is_dropped else self._due(watched, now)
         if due is None or due <= now:
             return due is not None
@@ -211,7 +211,7 @@ class TagRefresh:
         return False
 
     def _read(self, watched: WatchedTag) -> TagRecord | None:
-        """Return the stored record of a tag: requests of clients validate it, too."""
+        """Return the stored record of a tag, which a client's request may have validated meanwhile."""
         self._moves.read(watched)
         record = self._store.tags.get(watched.host, watched.repository, watched.tag).get(watched.negotiation)
         if record is not None:
@@ -273,8 +273,8 @@ class TagRefresh:
         self, watched: WatchedTag, view: RepositoryView, before: TagRecord, digest: Digest
     ) -> None:
         """Fetch what clients will request once the tag refers to `digest`; until then it refers to the old image."""
-        # If this fails or takes too long, the tag stays as it is until it becomes stale, as in an outage; then the next
-        # moves it without its layers.
+        # If this fails or takes too long, the tag refers to the old image until it becomes stale; then the next
+        # validation moves the tag although the new layers are not stored.
         watched.prefetch_tried = digest
         fetching = asyncio.ensure_future(self._fetch_image(view, before.digest, digest))
         try:
@@ -286,7 +286,7 @@ class TagRefresh:
             fetching.cancel()
 
     async def _fetch_image(self, view: RepositoryView, before: Digest, digest: Digest) -> None:
-        """Fetch an image that clients pull: where no part of the old one is stored, clients only requested the tag."""
+        """Fetch an image if clients pull it: where no part of the old image is stored, they requested only the tag."""
         platforms = self._prefetch.pulled_platforms(before)
         parts = self._prefetch.children(before) or ()
         if platforms or any(self._store.has(part.digest) for part in parts):

@@ -139,7 +139,7 @@ class TokenService:
                 raise Unavailable(f"it answered {response.status}")
             body = await read_text_body(response, _MAX_BODY, "its answer")
             if response.status == 200:
-                parse_token(body)  # raises when it contains none, as a maintenance page
+                parse_token(body)  # raises if it contains no token, such as a maintenance page
             kept = {"Content-Type": response.headers.get("Content-Type", "application/json")}
             for name in ("WWW-Authenticate", "Retry-After"):
                 if name in response.headers:
@@ -157,7 +157,7 @@ class TokenService:
 
 
 def _with_query(realm: URL, request: Request) -> URL:
-    """Return the realm with the client's query, after its own query where the client received another realm."""
+    """Return the realm with the client's query, and with its own query if the client received another realm."""
     own = realm.raw_query_string if request.to_token_service or request.path == TOKEN_PATH else ""
     query = "&".join(filter(None, (own, request.query)))
     return URL(f"{realm.with_query(None)}?{query}", encoded=True) if query else realm

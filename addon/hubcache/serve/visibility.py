@@ -18,8 +18,8 @@ class VisibilityCache:
     """The last observed visibility of each repository.
 
     It is kept in memory because the store may fail to write it. Memory is bounded, and reaching the bound must not make
-    a repository public again: when an observation is dropped that closed a repository and that the store does not have,
-    every stored observation up to that time counts as unknown.
+    a repository public again: when it drops an observation that made a repository private and that could not be stored,
+    all stored observations up to that time count as unknown.
     """
 
     def __init__(self, store: Store) -> None:
@@ -41,14 +41,14 @@ class VisibilityCache:
         return stored
 
     def observe(self, host: str, repository: str, visibility: Visibility) -> None:
-        """Replace what was known."""
+        """Record an observation in place of the last one."""
         key = (host, repository)
         self._unwritten.pop(key, None)
         self._recent[key] = visibility
         self._store.index.on_change()
 
     def close(self, host: str, repository: str, visibility: Visibility, now: float) -> None:
-        """Replace what was known by an observation that makes content unavailable; kept until `written` is called.
+        """Record an observation that makes content unavailable; it is kept until `written` is called.
 
         `now` is the time in seconds since the epoch.
         """
@@ -57,7 +57,7 @@ class VisibilityCache:
         self._unwritten[host, repository] = visibility
 
     def written(self, host: str, repository: str, visibility: Visibility) -> None:
-        """Drop an observation from those that the store does not have."""
+        """Record that the store has this observation."""
         if self._unwritten.get((host, repository)) == visibility:
             del self._unwritten[host, repository]
 

@@ -1,7 +1,7 @@
 """Caches answers of the owner for a moment: a fleet that pulls one image sends the same requests from many clients.
 
-A request to the owner costs two processes more than the answer itself. Only answers that every client may receive are
-cached, and only such as are in memory.
+Asking the owner takes both processes more time than producing the answer. Only answers that every client may receive
+are cached, and only if their body is in memory.
 """
 
 import time
@@ -60,7 +60,7 @@ class AnswerCache:
         if answer is None or (counted not in self._counts and len(self._counts) >= MAX_COUNTED):
             return None
         if counted not in self._counts:
-            self._counted[counted] = replace(request, headers={}, query=""), answer  # what counting needs
+            self._counted[counted] = replace(request, headers={}, query=""), answer  # the part that counting needs
         self._counts[counted] += 1
         return replace(answer)
 

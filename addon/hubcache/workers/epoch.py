@@ -17,14 +17,14 @@ class Epoch:
 
     @classmethod
     def create(cls) -> Self:
-        """Return the owner's epoch, in a file without a name, which disappears however the owner ends."""
+        """Return the owner's epoch, in an unnamed file, which disappears with the owner even if it is killed."""
         file = tempfile.TemporaryFile()  # noqa: SIM115
         file.truncate(_NUMBER.size)
         return cls(mmap.mmap(file.fileno(), _NUMBER.size), file)
 
     @classmethod
     def attach(cls, descriptor: int) -> Self:
-        """Return a worker's epoch, by the descriptor that it inherited from the owner."""
+        """Return a worker's epoch, from the descriptor that the worker inherited from the owner."""
         return cls(mmap.mmap(descriptor, _NUMBER.size, access=mmap.ACCESS_READ))
 
     def fileno(self) -> int:

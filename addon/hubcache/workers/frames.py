@@ -28,14 +28,14 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[list[Any], bytes]:
 
 
 def pack_request(request: Request) -> tuple[dict[str, Any], bytes]:
-    """Return a request as `unpack_request` takes it."""
+    """Encode a request for `unpack_request`."""
     head = {name: getattr(request, name) for name in Request.__slots__}
     head |= {"registry": asdict(request.registry), "listener": request.listener.value, "body": request.body is not None}
     return head, request.body or b""
 
 
 def unpack_request(head: dict[str, Any], payload: bytes) -> Request:
-    """Return the request that was packed by `pack_request`."""
+    """Decode a request that `pack_request` encoded."""
     return Request(
         **head
         | {
@@ -47,7 +47,7 @@ def unpack_request(head: dict[str, Any], payload: bytes) -> Request:
 
 
 def pack_outcome(outcome: Answer | Forward | None) -> tuple[list[Any], bytes]:
-    """Return an outcome as `unpack_outcome` takes it, without the source of an answer: other frames read that."""
+    """Encode an outcome for `unpack_outcome`, without the source of an answer, which is read by other frames."""
     if outcome is None:
         return [None], b""
     if isinstance(outcome, Forward):
@@ -57,7 +57,7 @@ def pack_outcome(outcome: Answer | Forward | None) -> tuple[list[Any], bytes]:
 
 
 def unpack_outcome(head: list[Any], payload: bytes) -> Answer | Forward | None:
-    """Return the outcome that was packed by `pack_outcome`."""
+    """Decode an outcome that `pack_outcome` encoded."""
     match head:
         case ["forward", authorization, change, kind]:
             return Forward(authorization, None if change is None else Change(*change), kind)

@@ -87,9 +87,9 @@ class OwnerClient:
             await self._writer.wait_closed()
 
     async def answer(self, request: Request) -> Answer | Forward | None:
-        """Return the engine's answer, or how to forward the request; None when its body is needed first.
+        """Return the engine's answer, or how to forward the request; None when its body must be received first.
 
-        The answer may be repeated from a moment ago.
+        The answer may come from the cache of recent answers.
         """
         repeated = self._cache.get(request)
         if repeated is not None:
@@ -102,10 +102,10 @@ class OwnerClient:
         return outcome
 
     async def _request_answer(self, request: Request) -> Answer | Forward | None:
-        """Request an answer from the owner, and again when its file was removed before it was opened here.
+        """Request an answer from the owner; request it again if its file was removed before this worker opened it.
 
-        Then a fill has ended: the file has its final name now, or was discarded. The last attempt is answered with
-        bytes from the upstream, which needs no file.
+        The cause is a fill that has ended: its file now has its final name, or was discarded. The last attempt is
+        answered with bytes from the upstream, which needs no file.
         """
         for attempt in range(request.attempt, LAST_ATTEMPT + 1):
             number = next(self._numbers)
@@ -162,11 +162,11 @@ class OwnerClient:
         raise AssertionError(how)
 
     def _fallback(self, request: Request) -> Callable[[int, int], Source]:
-        """Return what reads the rest of a body whose file failed: by a new request for the range."""
+        """Return a source for the rest of a body whose file cannot be read: a new request for the range."""
 
         def request_rest(at: int, end: int) -> Source:
             headers = request.headers | {"range": f"bytes={at}-{end - 1}"}
-            headers.pop("if-range", None)  # it is about the client's own range, part of which is sent
+            headers.pop("if-range", None)  # it applies to the client's range, part of which was sent
             return RangeRequestSource(self.answer, replace(request, headers=headers, attempt=LAST_ATTEMPT))
 
         return request_rest
@@ -240,7 +240,7 @@ class OwnerClient:
             case ["failed", number, message]:
                 self._resolve(number, Unavailable(message))
             case ["answered", number, _, ["fill", _, _, _, first, digest]]:
-                if first == number:  # here: its progress may be in the next frame
+                if first == number:  # now, as its progress may be in the next frame
                     fill = self._fills[first] = Fill(Digest.parse(digest))
                     fill.verified = True  # the owner reports only bytes that may be sent
                 self._opening[number] = self._fills[first]

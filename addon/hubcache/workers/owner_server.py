@@ -1,4 +1,4 @@
-"""The owner's end: answers the requests of workers, and keeps stored blobs open until workers have sent them.
+"""Answers the requests of workers in the owner, and keeps stored blobs open until workers have sent them.
 
 The bytes of stored blobs and of fills do not pass through the socket: the worker opens the file itself, and receives
 how far it may read.
@@ -36,7 +36,7 @@ class OwnerServer:
 
     @property
     def running(self) -> int:
-        """Number of downloads in workers that are stopping, or that were cut when their worker ended."""
+        """Number of downloads in stopping workers, and of those that were cut off when their worker ended."""
         return sum(self._running.values())
 
     @property
@@ -78,7 +78,7 @@ class OwnerServer:
 
 
 class WorkerConnection:
-    """The requests of one worker, by the number that it gave each."""
+    """The requests of one worker, by the numbers that the worker gave them."""
 
     def __init__(self, responder: CountingResponder, writer: asyncio.StreamWriter) -> None:
         self._responder = responder
@@ -117,7 +117,7 @@ class WorkerConnection:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             error = None if task.cancelled() else task.exception()
-            if error is not None:  # a defect of this program; the worker's client must not wait for ever
+            if error is not None:  # a defect of this program; the worker's client must not wait forever
                 logger.error("hubcache: a request failed", exc_info=error)
                 self._send(["failed", number, "internal error"])
 

@@ -1,4 +1,4 @@
-"""Bodies in a worker whose bytes come from the owner, and not from a file that the worker opens."""
+"""Sources of bodies that a worker receives from the owner instead of reading a file itself."""
 
 from collections.abc import Awaitable, Callable
 

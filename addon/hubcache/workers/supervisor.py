@@ -60,7 +60,7 @@ class Supervisor:
 
     @property
     def running(self) -> int:
-        """Number of downloads in workers that `close` waits for, or that were cut when their worker ended."""
+        """Number of downloads that `close` waits for, and of those that were cut off when their worker ended."""
         return self._server.running
 
     @property
@@ -74,7 +74,7 @@ class Supervisor:
             self._all_connected.set()
 
     async def start(self) -> None:
-        """Start all workers and wait until they are connected; raises `ConfigError` when one is not in time."""
+        """Start all workers and wait until they have connected; raises `ConfigError` when one does not in time."""
         self._responder.on_change(self._epoch.advance)
         self._tasks = [asyncio.create_task(self._keep_running(number)) for number in range(1, self._count + 1)]
         try:
@@ -114,7 +114,7 @@ class Supervisor:
                 env=os.environ | self._environment | {OWNER: f"{worker_end.fileno()},{self._epoch.fileno()}"},
                 pass_fds=[worker_end.fileno(), self._epoch.fileno(), *(each.fileno() for each in self._listening)],
                 start_new_session=True,
-            )  # if this fails, the other end is closed, and so the connection ends
+            )  # if this fails, the worker's end of the socket is closed, which ends the connection
 
     async def close(self, stop_within: float = 0.0) -> None:
         """Stop all workers, which have `stop_within` seconds for running downloads."""
