@@ -160,7 +160,7 @@ async def test_stale_copy_is_served_without_waiting_for_a_slow_upstream(
 # -- one object, or the host ------------------------------------------------------------------------------------------
 
 
-def cold(hub: Hub, count: int) -> list[tuple[str, bytes]]:
+def put_blobs(hub: Hub, count: int) -> list[tuple[str, bytes]]:
     """Return paths of blobs that were never requested, and their content."""
     contents = [random_bytes(2000, f"cold {number}") for number in range(count)]
     return [(f"/v2/library/cold/blobs/{hub.blob('library/cold', content)}", content) for content in contents]
@@ -173,7 +173,7 @@ def cold(hub: Hub, count: int) -> list[tuple[str, bytes]]:
 async def test_broken_blob_does_not_prevent_others_from_being_fetched(
     cache: Cache, hub: Hub, listener: Listener, fault: Fault
 ) -> None:
-    (broken, _), *others = cold(hub, 15)
+    (broken, _), *others = put_blobs(hub, 15)
     hub.faults.add(replace(fault, kind="cdn", path=f"*{broken.rpartition(':')[2]}*"))
     requests = [asyncio.create_task(cache.get(listener, broken)) for _ in range(3)]
     for path, content in others:
@@ -185,7 +185,7 @@ async def test_broken_blob_does_not_prevent_others_from_being_fetched(
 @EACH_LISTENER
 async def test_layers_that_fail_once_each_are_all_fetched(cache: Cache, hub: Hub, listener: Listener) -> None:
     """Together they open the circuit; the requests wait for its first probe, which closes it."""
-    layers = cold(hub, breaker.THRESHOLD + 1)
+    layers = put_blobs(hub, breaker.THRESHOLD + 1)
     for path, _ in layers:
         hub.faults.add(Fault(kind="cdn", path=f"*{path.rpartition(':')[2]}*", status=500, times=1))
     assert await asyncio.gather(*(cache.get(listener, path) for path, _ in layers)) == [
@@ -248,7 +248,7 @@ async def test_circuit_of_the_token_service_opens_after_failures_for_several_rep
 async def test_invalid_header_of_a_client_is_not_a_failure_of_the_upstream(
     cache: Cache, hub: Hub, listener: Listener, value: str
 ) -> None:
-    others = cold(hub, 2)
+    others = put_blobs(hub, 2)
     for number in range(breaker.THRESHOLD + 1):
         path = f"/v2/library/app/manifests/none{number}"
         outcome, _ = await cache.ask(listener, "GET", path, authorization=value, accept=f"text/{value}")
@@ -264,7 +264,7 @@ async def test_invalid_header_of_a_client_is_not_a_failure_of_the_upstream(
 async def test_invalid_redirect_is_a_bad_upstream_and_no_failure_of_the_host(
     cache: Cache, hub: Hub, location: str
 ) -> None:
-    others = cold(hub, 1)
+    others = put_blobs(hub, 1)
     hub.faults.add(Fault(kind="blob", redirect=location, path="*/app/*"))
     for number in range(breaker.THRESHOLD + 1):
         digest = hub.blob("library/app", str(number).encode())

@@ -38,7 +38,7 @@ async def cache(hub: Hub, image: Image, tmp_path: Path) -> AsyncIterator[Cache]:
         yield started
 
 
-async def cold(cache: Cache, listener: Listener) -> int:
+async def request_new_blob(cache: Cache, listener: Listener) -> int:
     status, _ = await cache.get(listener, f"/v2/{REPO}/blobs/{COLD}")
     await settled(cache)
     return status
@@ -51,7 +51,7 @@ async def test_refusal_of_a_cdn_makes_no_repository_private(
 ) -> None:
     """In an outage right after the refusal, stored content is still served, also after a restart."""
     hub.faults.add(Fault(kind="cdn", status=status, body="<Error>AccessDenied</Error>"))
-    assert await cold(cache, listener) == 503
+    assert await request_new_blob(cache, listener) == 503
     hub.stop()
     assert set(await pull(cache, image, listener)) == {200}
     await cache.engine.close()
@@ -66,7 +66,7 @@ async def test_refused_cdn_request_is_retried_with_a_new_signature(
 ) -> None:
     hub.faults.add(Fault(kind="cdn", status=status, times=1))
     hub.reset_log()
-    assert await cold(cache, listener) == 200
+    assert await request_new_blob(cache, listener) == 200
     assert hub.count(kind="blob", status=307) == 2
 
 
@@ -75,9 +75,9 @@ async def test_expired_signature_is_replaced_by_a_new_one(
     cache: Cache, hub: Hub, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub.cdn, "lifetime", -10)
-    assert await cold(cache, listener) == 503
+    assert await request_new_blob(cache, listener) == 503
     monkeypatch.setattr(hub.cdn, "lifetime", 1200)
-    assert await cold(cache, listener) == 200
+    assert await request_new_blob(cache, listener) == 200
 
 
 @EACH_LISTENER
@@ -86,10 +86,10 @@ async def test_rate_limit_of_a_cdn_is_not_the_registrys(
 ) -> None:
     headers = {"Retry-After": "3600", "ratelimit-limit": "5;w=60", "ratelimit-remaining": "0;w=60"}
     fault = hub.faults.add(Fault(kind="cdn", status=429, headers=headers))
-    assert await cold(cache, listener) == 503
+    assert await request_new_blob(cache, listener) == 503
     assert cache.engine.metrics.remaining("registry-1.docker.io", "anonymous") is None
     hub.faults.remove(fault)
-    assert await cold(cache, listener) == 200
+    assert await request_new_blob(cache, listener) == 200
 
 
 async def test_challenge_of_a_cdn_is_not_passed_on(cache: Cache, hub: Hub) -> None:
@@ -105,7 +105,7 @@ async def test_refusal_of_the_registry_makes_the_repository_private(
     cache: Cache, hub: Hub, image: Image, listener: Listener, status: int
 ) -> None:
     hub.faults.add(Fault(kind="blob", status=status))
-    assert await cold(cache, listener) == (404 if listener is Listener.MIRROR else status)
+    assert await request_new_blob(cache, listener) == (404 if listener is Listener.MIRROR else status)
     hub.stop()
     cache.engine._manifests.tag_lifetime = 0.0
     for method, path in requests_of(image):

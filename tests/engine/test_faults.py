@@ -35,7 +35,7 @@ async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
         yield started
 
 
-def break_it(hub: Hub, row: Row) -> None:
+def cause_fault(hub: Hub, row: Row) -> None:
     """Cause the row's fault."""
     what, how = row.name.split()
     listeners = {"registry": ["registry"], "token": ["token"], "cdn": ["cdn"], "all": ["registry", "token", "cdn"]}[
@@ -74,7 +74,7 @@ async def test_stored_image_is_served_completely(
 ) -> None:
     await pull(cache, image)
     cache.engine._tokens._known.clear()
-    break_it(hub, row)
+    cause_fault(hub, row)
     await assert_served_whole(cache, image, listener)
 
 
@@ -103,7 +103,7 @@ async def test_stale_tag_is_served_and_marked(
     await pull(cache, image)
     cache.engine._tokens._known.clear()
     cache.apply(tag_ttl=0.0)
-    break_it(hub, row)
+    cause_fault(hub, row)
     for method in ("HEAD", "GET"):
         answer, _ = await cache.ask(listener, method, f"/v2/{image.repo}/manifests/{image.tag}")
         assert isinstance(answer, Answer)
@@ -121,7 +121,7 @@ async def test_stale_tag_is_served_and_marked(
 async def test_content_that_is_not_stored_gets_a_clear_error(
     cache: Cache, hub: Hub, image: Image, row: Row, listener: Listener
 ) -> None:
-    break_it(hub, row)
+    cause_fault(hub, row)
     manifests = [] if row.name.startswith("cdn") else [f"manifests/{image.tag}", f"manifests/{digest_of(image)}"]
     for path in (f"blobs/{image.layers[0]}", *manifests):
         status, body = await cache.get(listener, f"/v2/{image.repo}/{path}")
@@ -136,14 +136,14 @@ async def test_stored_image_is_served_after_a_restart_in_the_outage(
 ) -> None:
     async with running(hub, tmp_path / "store") as before:
         await pull(before, image)
-    break_it(hub, row)
+    cause_fault(hub, row)
     async with running(hub, tmp_path / "store", tag_ttl=0.0) as after:
         await assert_served_whole(after, image, listener)
 
 
 @FAULTS
 async def test_anonymous_token_is_issued(cache: Cache, hub: Hub, row: Row) -> None:
-    break_it(hub, row)
+    cause_fault(hub, row)
     query = "/token?service=registry.docker.io&scope=repository:library/app:pull"
     answer = await cache.engine.token_service.answer(cache.request(Listener.PROXY, "GET", query))
     assert answer.status == 200

@@ -38,7 +38,7 @@ async def with_account(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
         yield started
 
 
-def shown(cache: Cache, credential: str) -> int | None:
+def reported_pulls(cache: Cache, credential: str) -> int | None:
     """Return the remaining pulls that metrics report."""
     line = f'hubcache_ratelimit_remaining{{credential="{credential}",host="{HOST}"}} '
     for text in cache.engine.metrics.render().decode().splitlines():
@@ -300,8 +300,8 @@ async def test_remaining_pulls_are_reported_per_credential(with_account: Cache, 
     hub.image("library/app", "2", [b"two"])
     hub.faults.add(Fault(kind="manifest", method="GET", times=1, headers={"ratelimit-remaining": "150;w=21600"}))
     await with_account.get(Listener.PROXY, "/v2/library/app/manifests/2")
-    assert (shown(with_account, "client"), shown(with_account, "account")) == (7, 150)
-    assert shown(with_account, "anonymous") in (48, 49, 50), "as the HEADs reported"
+    assert (reported_pulls(with_account, "client"), reported_pulls(with_account, "account")) == (7, 150)
+    assert reported_pulls(with_account, "anonymous") in (48, 49, 50), "as the HEADs reported"
     text = with_account.engine.metrics.render().decode()
     assert f'hubcache_ratelimit_limit{{credential="account",host="{HOST}"}} 100.0' in text
 
@@ -318,10 +318,10 @@ async def test_concurrent_pulls_of_several_repositories_are_reported_as_the_acco
         with_account.get(Listener.PROXY, "/v2/library/two/manifests/1"),
     )
     assert hub.count(kind="manifest", method="GET", user="robot", status=200) == 2
-    assert shown(with_account, "client") is None
+    assert reported_pulls(with_account, "client") is None
 
 
 async def test_no_limit_is_reported_without_the_upstreams_headers(cache: Cache, hub: Hub) -> None:
     image = hub.image("library/app", "1")
     await pull(cache, image)
-    assert shown(cache, "anonymous") is None
+    assert reported_pulls(cache, "anonymous") is None

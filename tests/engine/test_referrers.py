@@ -16,7 +16,7 @@ from support.workers import connected_worker
 
 REPO, TTL, MAX_STALE = "library/app", 600.0, 10_000.0
 SBOM, SIGNATURE = "text/spdx+json", "application/vnd.dev.cosign.simplesigning.v1+json"
-TROUBLES = pytest.mark.parametrize("trouble", ["offline", "dead", "500", "429", "400", "html", "silent"])
+FAILURES = pytest.mark.parametrize("failure", ["offline", "dead", "500", "429", "400", "html", "silent"])
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +61,8 @@ def types(answer: Answer) -> list[str]:
     return sorted(found["artifactType"] for found in json.loads(answer.body)["manifests"])
 
 
-def make_trouble(cache: Cache, hub: Hub, trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    match trouble:
+def cause_failure(cache: Cache, hub: Hub, failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    match failure:
         case "offline":
             cache.apply(offline=True)
         case "dead":
@@ -106,14 +106,14 @@ async def test_head_has_the_length_and_no_body(cache: Cache, image: Image, liste
     assert (head.status, head.body, head.length) == (200, b"", len(whole.body))
 
 
-@TROUBLES
+@FAILURES
 @EACH_LISTENER
 async def test_stale_referrers_are_served_when_the_registry_fails(
-    cache: Cache, hub: Hub, image: Image, listener: Listener, trouble: str, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, image: Image, listener: Listener, failure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, cache)
     before = await ask(cache, image, listener)
-    make_trouble(cache, hub, trouble, monkeypatch)
+    cause_failure(cache, hub, failure, monkeypatch)
     clock.ahead = TTL + 1
     found = await ask(cache, image, listener)
     assert (found.result, found.body) == (Result.STALE, before.body)
@@ -122,13 +122,13 @@ async def test_stale_referrers_are_served_when_the_registry_fails(
     assert (await ask(cache, image, listener)).status == 404
 
 
-@TROUBLES
+@FAILURES
 @EACH_LISTENER
 @pytest.mark.parametrize("suffix", ["", ".sig", ".att", ".sbom"])
 async def test_referrers_that_were_never_requested_are_404_when_the_registry_fails(
-    cache: Cache, hub: Hub, image: Image, listener: Listener, trouble: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, image: Image, listener: Listener, failure: str, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_trouble(cache, hub, trouble, monkeypatch)
+    cause_failure(cache, hub, failure, monkeypatch)
     tag = image.digest.replace(":", "-") + suffix
     for path in (f"referrers/{image.digest}", f"manifests/{tag}"):
         answer, body = await cache.ask(listener, "GET", f"/v2/{REPO}/{path}")

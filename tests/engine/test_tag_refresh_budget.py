@@ -28,7 +28,7 @@ def clock(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch, cache)
 
 
-async def many(cache: Cache, hub: Hub, count: int, times: int = OFTEN_ENOUGH) -> list[Image]:
+async def requested_images(cache: Cache, hub: Hub, count: int, times: int = OFTEN_ENOUGH) -> list[Image]:
     images = [hub.image("library/app", str(number), [b"layer"]) for number in range(count)]
     for image in images:
         for _ in range(times):
@@ -49,7 +49,7 @@ async def test_registry_gets_no_more_requests_than_the_budget(
     cache: Cache, hub: Hub, clock: Clock, rate: float
 ) -> None:
     cache.apply(sync_rate=rate)
-    await many(cache, hub, 100)
+    await requested_images(cache, hub, 100)
     begin = clock.time()
     await lifetimes(cache, clock, 2)
     assert 0 < hub.count() <= rate * (BURST_SECONDS + clock.time() - begin)
@@ -59,7 +59,7 @@ async def test_registry_gets_no_more_requests_than_the_budget(
 async def test_tags_requested_a_few_times_cost_little(cache: Cache, hub: Hub, clock: Clock) -> None:
     """Even if the budget permits any number of requests, tags that no client requests any more are not validated."""
     cache.apply(sync_rate=1000.0)
-    images = await many(cache, hub, 30, times=4)
+    images = await requested_images(cache, hub, 30, times=4)
     await lifetimes(cache, clock, 10)
     assert hub.count() <= 2 * len(images)
     hub.reset_log()
@@ -69,14 +69,14 @@ async def test_tags_requested_a_few_times_cost_little(cache: Cache, hub: Hub, cl
 
 async def test_budget_of_zero_allows_no_validation(cache: Cache, hub: Hub, clock: Clock) -> None:
     cache.apply(sync_rate=0.0)
-    await many(cache, hub, 3)
+    await requested_images(cache, hub, 3)
     await lifetimes(cache, clock, 2)
     assert hub.count() == 0
 
 
 async def test_popular_tags_get_the_budget(cache: Cache, hub: Hub, clock: Clock) -> None:
     cache.apply(sync_rate=0.01)  # one request, and no further one for a long time
-    images = await many(cache, hub, 8)
+    images = await requested_images(cache, hub, 8)
     for _ in range(30):
         await ask_tag(cache, images[5])
     clock.ahead = TTL - 1
@@ -239,7 +239,7 @@ async def test_number_of_watched_tags_is_bounded(hub: Hub, tmp_path: Path, monke
     monkeypatch.setattr(tag_refresh, "MAX_TAGS", 5)
     async with running_with_manual_ticks(hub, tmp_path / "store") as cache:
         clock = Clock(monkeypatch, cache)
-        await many(cache, hub, 12)
+        await requested_images(cache, hub, 12)
         assert len(cache.engine._tag_refresh._watched) == 5
         clock.ahead = TTL - 1
         await tick(cache)
@@ -263,7 +263,7 @@ async def test_many_due_tags_are_validated_in_slices(
     """All are validated within one tick, with pauses in which requests are answered."""
     monkeypatch.setattr(tag_refresh, "_SLICE", 2)
     cache.apply(sync_rate=1000.0)
-    images = await many(cache, hub, 15)
+    images = await requested_images(cache, hub, 15)
     clock.ahead = TTL - 1
     cache.engine._tag_refresh.tick()
     assert len(cache.engine._tag_refresh._tasks) <= 2
@@ -272,7 +272,7 @@ async def test_many_due_tags_are_validated_in_slices(
 
 
 async def test_removed_registry_gets_no_validations(cache: Cache, hub: Hub, clock: Clock) -> None:
-    await many(cache, hub, 2)
+    await requested_images(cache, hub, 2)
     cache.engine._tag_refresh.apply(1.0, {})
     await lifetimes(cache, clock, 2)
     assert hub.count() == 0

@@ -17,7 +17,7 @@ REPO = "library/app"
 PULL = f"repository:{REPO}:pull"
 FORM = {"content_type": "application/x-www-form-urlencoded"}
 DOWN = pytest.mark.parametrize("fault", ["stopped", "blackholed", "500", "429", "html"])
-WAYS = pytest.mark.parametrize("method", ["GET", "POST"])
+EACH_METHOD = pytest.mark.parametrize("method", ["GET", "POST"])
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,7 @@ async def test_anonymous_tokens_of_the_cache_are_fetched_once_per_scope(cache: C
 # -- logged in -------------------------------------------------------------------------------------------------------
 
 
-@WAYS
+@EACH_METHOD
 async def test_users_token_comes_from_the_real_service(cache: Cache, hub: Hub, method: str) -> None:
     answer, body = await ask(cache, method, "repository:alice/secret:pull")
     assert (answer.status, answer.result) == (200, Result.BYPASS)
@@ -133,7 +133,7 @@ async def test_users_token_comes_from_the_real_service(cache: Cache, hub: Hub, m
     assert [(r.method, r.user) for r in hub.requests(kind="token")] == [(method, "alice")]
 
 
-@WAYS
+@EACH_METHOD
 async def test_users_token_is_returned_unchanged(cache: Cache, hub: Hub, method: str) -> None:
     document = {"token": "x", "access_token": "x", "refresh_token": "y", "unheard-of": 1}
     hub.faults.add(Fault(kind="token", status=200, body=document))
@@ -141,13 +141,13 @@ async def test_users_token_is_returned_unchanged(cache: Cache, hub: Hub, method:
     assert json.loads(body) == document
 
 
-@WAYS
+@EACH_METHOD
 async def test_users_token_is_not_reused_for_another_request(cache: Cache, hub: Hub, method: str) -> None:
     values = {value_of((await ask(cache, method, PULL))[1]) for _ in range(2)}
     assert len(values) == hub.count(kind="token") == 2
 
 
-@WAYS
+@EACH_METHOD
 async def test_wrong_password_is_refused_by_the_real_service(cache: Cache, hub: Hub, method: str) -> None:
     for scopes in ((PULL,), ()):
         answer, body = await ask(cache, method, *scopes, password="guess")
@@ -156,7 +156,7 @@ async def test_wrong_password_is_refused_by_the_real_service(cache: Cache, hub: 
     assert hub.count(kind="token", status=401) == 2
 
 
-@WAYS
+@EACH_METHOD
 @DOWN
 async def test_stored_image_is_pulled_by_a_user_while_the_token_service_is_down(
     cache: Cache, hub: Hub, image: Image, method: str, fault: str
@@ -170,7 +170,7 @@ async def test_stored_image_is_pulled_by_a_user_while_the_token_service_is_down(
     assert token == UNVERIFIED_TOKEN
 
 
-@WAYS
+@EACH_METHOD
 @DOWN
 async def test_local_token_is_issued_for_pulls_only(cache: Cache, hub: Hub, method: str, fault: str) -> None:
     """`docker login`, which names no scope, must not succeed with an unchecked password."""
@@ -183,7 +183,7 @@ async def test_local_token_is_issued_for_pulls_only(cache: Cache, hub: Hub, meth
             assert (answer.status, json.loads(body)["errors"][0]["code"]) == (503, "UNAVAILABLE")
 
 
-@WAYS
+@EACH_METHOD
 async def test_local_token_grants_no_access_to_private_images_after_the_outage(
     cache: Cache, hub: Hub, method: str
 ) -> None:
@@ -197,7 +197,7 @@ async def test_local_token_grants_no_access_to_private_images_after_the_outage(
     assert [record for record in hub.log if "hubcache-" in str(record.headers)] == []
 
 
-@WAYS
+@EACH_METHOD
 async def test_wait_for_a_slow_token_service_is_bounded(
     cache: Cache, hub: Hub, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

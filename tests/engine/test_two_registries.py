@@ -79,8 +79,8 @@ async def response(
         return outcome.status, b""
 
 
-def claim(other: Hub, image: Image) -> None:
-    """Have the second registry answer any HEAD with 200 and any GET with 404."""
+def claim_content(other: Hub, image: Image) -> None:
+    """Let the second registry answer any HEAD with 200 and any GET with 404."""
     for kind, digest, length in (("manifest", image.digest, len(image.manifest)), ("blob", image.layers[0], 100_000)):
         headers = {"Docker-Content-Digest": digest}
         other.faults.add(
@@ -88,8 +88,8 @@ def claim(other: Hub, image: Image) -> None:
         )
 
 
-def lie(other: Hub) -> None:
-    """Have it answer a GET with other bytes, of the right length."""
+def serve_wrong_bytes(other: Hub) -> None:
+    """Let the second registry answer any GET with other bytes of the right length."""
     other.faults.add(Fault(kind="blob", method="GET", status=200, body=b"\x00" * 100_000, content_type="a/b"))
     other.faults.add(Fault(kind="manifest", method="GET", status=200, body=b"{}", content_type=OCI_MANIFEST))
 
@@ -111,9 +111,9 @@ def assert_nothing(image: Image, body: bytes) -> None:
 async def test_registry_that_claims_private_content_does_not_make_it_readable(
     cache: Cache, other: Hub, secret: Image, listener: Listener, lies: bool, headers: dict[str, str]
 ) -> None:
-    claim(other, secret)
+    claim_content(other, secret)
     if lies:
-        lie(other)
+        serve_wrong_bytes(other)
     for path in paths(secret) * 2:
         for method in ("HEAD", "GET", "GET"):
             outcome = await answer(cache, method, path, listener, **headers)
@@ -147,14 +147,14 @@ async def test_conditional_request_for_a_private_digest_is_answered_with_404(
 ) -> None:
     """The registry does not have the content, and a 304 would show that it is stored."""
     path = f"/v2/{REPO}/blobs/{secret.layers[0]}"
-    claim(other, secret)
+    claim_content(other, secret)
     for _ in range(2):
         assert (await response(cache, "GET", path, listener, if_none_match=f'"{secret.layers[0]}"'))[0] == 404
 
 
 @EACH_LISTENER
 async def test_claim_grants_no_access_in_an_outage(cache: Cache, other: Hub, secret: Image, listener: Listener) -> None:
-    claim(other, secret)
+    claim_content(other, secret)
     for path in paths(secret):
         await response(cache, "HEAD", path, listener)
     other.stop()
@@ -169,7 +169,7 @@ async def test_claim_grants_no_access_in_an_outage(cache: Cache, other: Hub, sec
 async def test_claim_grants_no_access_after_a_restart(
     hub: Hub, other: Hub, secret: Image, listener: Listener, tmp_path: Path
 ) -> None:
-    claim(other, secret)
+    claim_content(other, secret)
     async with both(hub, other, tmp_path / "store") as before:
         assert set(await pull(before, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
         for path in paths(secret):
@@ -185,7 +185,7 @@ async def test_claim_grants_no_access_after_a_restart(
 async def test_claim_does_not_join_a_fill_with_a_users_credentials(
     hub: Hub, other: Hub, secret: Image, listener: Listener, tmp_path: Path
 ) -> None:
-    claim(other, secret)
+    claim_content(other, secret)
     fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=50_000))
     async with both(hub, other, tmp_path / "store") as cache:
         own = bearer(hub, "alice", SECRET)
@@ -201,7 +201,7 @@ async def test_claim_does_not_join_a_fill_with_a_users_credentials(
 
 
 async def test_stored_only_mirror_serves_nothing_for_a_claim(cache: Cache, other: Hub, secret: Image) -> None:
-    claim(other, secret)
+    claim_content(other, secret)
     for path in paths(secret):
         await response(cache, "HEAD", path)
     cache.apply(offer_only=True)
@@ -213,7 +213,7 @@ async def test_stored_only_mirror_serves_nothing_for_a_claim(cache: Cache, other
 
 
 async def test_prefetch_does_not_accept_a_claim_in_place_of_the_bytes(cache: Cache, other: Hub, secret: Image) -> None:
-    claim(other, secret)
+    claim_content(other, secret)
     view = RepositoryView(cache.engine.service._upstreams[OTHER], REPO)
     with pytest.raises(HubcacheError):
         await cache.engine._blobs.fetch(view, Digest.parse(secret.layers[0]))
@@ -251,7 +251,7 @@ async def test_private_content_without_a_known_source_is_fetched_once_more_from_
     index = cache.engine.store.index.opened()
     for digest in (secret.digest, secret.config, *secret.layers):
         index.set(f"private/{digest}", "")
-    claim(other, secret)
+    claim_content(other, secret)
     for path in paths(secret):
         assert_nothing(secret, (await response(cache, "GET", path))[1])
     for transfers in (2, 0):
@@ -272,7 +272,7 @@ async def test_public_content_is_shared_until_it_turns_private(
     parts = {"tag": "manifests/1", "manifest": f"manifests/{app.digest}", "layer": f"blobs/{app.layers[0]}"}
     async with both(hub, other, tmp_path / "store", tag_ttl=0.0) as cache:
         assert set(await pull(cache, app)) == {200}
-        claim(other, app)
+        claim_content(other, app)
         shared = f"/v2/{REPO}/blobs/{app.layers[0]}"
         assert await response(cache, "GET", shared, listener) == (200, LAYER), "as it was public"
         turn_private(hub, "alice/app")
@@ -303,7 +303,7 @@ async def test_evicted_content_is_private_when_it_is_stored_again(
     await cache.engine.store.remove(digest)
     own = bearer(hub, "alice", SECRET)
     assert await cache.get(Listener.PROXY, f"/v2/{SECRET}/blobs/{digest}", authorization=own) == (200, LAYER)
-    claim(other, secret)
+    claim_content(other, secret)
     assert_nothing(secret, (await response(cache, "GET", f"/v2/{REPO}/blobs/{digest}"))[1])
 
 

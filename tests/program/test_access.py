@@ -179,10 +179,10 @@ def test_proxyauth_asks_for_a_password_and_pulls_work_with_it(workers: str) -> N
             (f"manifests/{image.tag}", image.manifest),
             (f"blobs/{image.layers[0]}", random_bytes(3_000_000)),
         ):
-            with socket.create_connection(("127.0.0.1", program.proxy), TIMEOUT) as way:
-                way.sendall(head("CONNECT", target, {"Host": target, "Proxy-Authorization": basic("ann:secret")}))
-                assert way.recv(4096).startswith(b"HTTP/1.1 200")
-                with program.ssl_context().wrap_socket(way, server_hostname=HUB_HOST) as inside:
+            with socket.create_connection(("127.0.0.1", program.proxy), TIMEOUT) as plain:
+                plain.sendall(head("CONNECT", target, {"Host": target, "Proxy-Authorization": basic("ann:secret")}))
+                assert plain.recv(4096).startswith(b"HTTP/1.1 200")
+                with program.ssl_context().wrap_socket(plain, server_hostname=HUB_HOST) as inside:
                     fields = ACCEPT | {"Host": HUB_HOST, "Connection": "close"}
                     inside.sendall(head("GET", f"/v2/library/app/{path}", fields))
                     assert Exchange(inside, "GET").finish().body == body

@@ -271,32 +271,32 @@ def test_tunnel_to_another_host_is_not_decoded(proxy_client: RegistryClient, new
 def test_hello_may_follow_the_connect_at_once(proxy_client: RegistryClient, new_log: NewLog) -> None:
     image = proxy_client.hub.image(proxy_client.repo, "1")
     connect = head("CONNECT", f"{HUB_HOST}:443", {"Host": f"{HUB_HOST}:443"})
-    with socket.create_connection(("127.0.0.1", proxy_client.program.proxy), TIMEOUT) as way:
-        connection = RawClient(proxy_client, connection=way)
-        way.sendall(connect + connection.hello())
-        connection.handshake(after_connect(way))
+    with socket.create_connection(("127.0.0.1", proxy_client.program.proxy), TIMEOUT) as raw_socket:
+        connection = RawClient(proxy_client, connection=raw_socket)
+        raw_socket.sendall(connect + connection.hello())
+        connection.handshake(after_connect(raw_socket))
         connection.send(request_head(proxy_client, "manifests/1"))
         assert read_answer(connection.stream) == (200, image.manifest)
     assert new_log.mitmproxy_clients == 0
 
 
-def after_connect(way: socket.socket) -> bytes:
+def after_connect(raw_socket: socket.socket) -> bytes:
     """Return the bytes that follow the answer to a CONNECT."""
     received = b""
     while b"\r\n\r\n" not in received:
-        received += way.recv(4096)
+        received += raw_socket.recv(4096)
     return received.partition(b"\r\n\r\n")[2]
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_hello_may_be_sent_in_small_pieces(proxy_client: RegistryClient, new_log: NewLog, size: int) -> None:
     image = proxy_client.hub.image(proxy_client.repo, "1")
-    with proxy_client.program.tunnel(HUB_HOST, 443) as way:
-        way.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = RawClient(proxy_client, connection=way)
+    with proxy_client.program.tunnel(HUB_HOST, 443) as raw_socket:
+        raw_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = RawClient(proxy_client, connection=raw_socket)
         hello = connection.hello()
         for at in range(0, len(hello), size):
-            way.sendall(hello[at : at + size])
+            raw_socket.sendall(hello[at : at + size])
         connection.handshake()
         connection.send(request_head(proxy_client, "manifests/1"))
         assert read_answer(connection.stream) == (200, image.manifest)
@@ -306,9 +306,9 @@ def test_hello_may_be_sent_in_small_pieces(proxy_client: RegistryClient, new_log
 @pytest.mark.parametrize("name", [None, "REGISTRY-1.docker.io", "auth.docker.io"])
 def test_hello_for_another_name_is_handed_over(proxy_client: RegistryClient, new_log: NewLog, name: str | None) -> None:
     image = proxy_client.hub.image(proxy_client.repo, "1")
-    with proxy_client.program.tunnel(HUB_HOST, 443) as way:
-        connection = RawClient(proxy_client, connection=way, name=name)
-        way.sendall(connection.hello())
+    with proxy_client.program.tunnel(HUB_HOST, 443) as raw_socket:
+        connection = RawClient(proxy_client, connection=raw_socket, name=name)
+        raw_socket.sendall(connection.hello())
         connection.handshake()
         connection.send(request_head(proxy_client, "manifests/1"))
         assert read_answer(connection.stream) == (200, image.manifest)

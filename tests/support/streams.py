@@ -35,20 +35,20 @@ async def pour(source: Source) -> bytes:
 async def send(source: Source) -> bytes:
     """Return the rest of a source, sent to a socket by the kernel as far as it is in a file."""
     content = b""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
+    server_socket, client_socket = socket.socketpair()
+    with server_socket, client_socket:
+        server_socket.setblocking(False)
         while not source.finished:
             part = await source.file_part()
             if part is None:
                 return content + await drain(source)
-            count = part.send_to(ours.fileno(), 50_000)
-            content += theirs.recv(count, socket.MSG_WAITALL) if count else b""
+            count = part.send_to(server_socket.fileno(), 50_000)
+            content += client_socket.recv(count, socket.MSG_WAITALL) if count else b""
     return content
 
 
-WAYS = pytest.mark.parametrize("way", [drain, pour, send])
-type Way = Callable[[Source], Awaitable[bytes]]
+EACH_READER = pytest.mark.parametrize("reader", [drain, pour, send])
+type Reader = Callable[[Source], Awaitable[bytes]]
 
 
 class Body:

@@ -114,8 +114,8 @@ async def test_request_after_the_stop_is_an_error_and_raises_nothing(hub: Hub, t
         assert status == 503
 
 
-async def test_closed_listener_gets_no_events_of_clients_that_wait_for_other_processes() -> None:
-    """A worker that serves its last downloads would be busy with such events otherwise."""
+async def test_closed_listener_does_not_react_to_clients_that_wait_for_other_processes() -> None:
+    """Otherwise such events would keep a worker busy that serves its last downloads."""
     listening = socket.create_server(("127.0.0.1", 0))
     loop: Any = asyncio.get_running_loop()
     listener = listeners._Listener(SimpleNamespace(handle_stream=None), listening.dup().detach())  # type: ignore[arg-type]

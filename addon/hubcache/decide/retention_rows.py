@@ -16,7 +16,7 @@ type Clock = tuple[float, float, float | None]
 
 
 def encode_row(row: Row) -> bytes:
-    """Return the packed row: a start reads hundreds of thousands of them."""
+    """Return the row in binary form, because a start reads hundreds of thousands of rows."""
     return _ROW.pack(*row)
 
 

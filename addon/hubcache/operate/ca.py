@@ -83,10 +83,10 @@ def ensure_ca(directory: Path, hosts: Sequence[str], now: datetime) -> Authority
             _write(certificate_file, public, 0o644, replace=True)
     except OSError as error:
         raise ConfigError(f"CA {certificate_file}: {error.strerror or error}") from error
-    left = certificate.not_valid_after_utc - now
+    remaining = certificate.not_valid_after_utc - now
     warning = None
-    if left < WARNING_TIME:
-        warning = f"CA {key_file} expires in {left.days} days: {_renewal(key_file)}"
+    if remaining < WARNING_TIME:
+        warning = f"CA {key_file} expires in {remaining.days} days: {_renewal(key_file)}"
     elif is_unconstrained and certificate.issuer == _MITMPROXY_NAME:
         # When the user sets confdir, mitmproxy has created its own CA there before this program was loaded.
         warning = (

@@ -161,7 +161,7 @@ class Index:
         self._translate(write)
 
     def delete(self, *keys: str) -> None:
-        """Delete rows and their files, if any, each in a transaction of its own: within a larger transaction, diskcache
+        """Delete rows and their files, if any, each in a separate transaction: within a larger transaction, diskcache
         removes the file before the commit, and a process that dies in between leaves a row without its file."""
         for key in keys:
             self._translate(lambda key=key: self._cache.delete(key))  # type: ignore[misc]
@@ -189,7 +189,7 @@ class Index:
         )
 
     def _query(self, query: str, *parameters: object) -> Iterator[Any]:
-        """Return the rows of a query, made with a connection of its own beside the writer's."""
+        """Return the rows of a query, made with a separate connection, not the writer's."""
         try:
             with closing(sqlite3.connect(self._directory / _DATABASE, timeout=_BUSY_SECONDS)) as connection:
                 yield from connection.execute(query, parameters)

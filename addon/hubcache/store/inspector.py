@@ -33,7 +33,7 @@ _MAX_REMEMBERED = 50_000
 
 
 class Inspector:
-    """Verifies files in threads of its own; callers that wait for the same file share one verification."""
+    """Verifies files in its own threads; callers that wait for the same file share one verification."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._required: set[Digest] = set()

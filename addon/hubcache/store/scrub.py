@@ -1,9 +1,9 @@
 """The scrub: slow verification of all stored content, which finds damage on the disk before clients do.
 
 It goes through the digests in order, which is unrelated to what clients request, and then begins again. Clients must
-not notice it: it verifies one object at a time, in pieces, with pauses between them, in a thread of its own, and
-nothing is open or protected while it pauses. (An I/O priority would need a system call that Python does not offer, and
-many schedulers ignore it; a disk that is read for a tenth of the time can serve others without one.)
+not notice it: it verifies one object at a time, in pieces, with pauses between them, in a separate thread, and nothing
+is open or protected while it pauses. (An I/O priority would need a system call that Python does not offer, and many
+schedulers ignore it; a disk that is read for a tenth of the time can serve others without one.)
 """
 
 import asyncio

@@ -83,9 +83,9 @@ class CircuitOpen(UpstreamNotContacted):
         probe.
         """
         if self._circuit.opened_at is not None:
-            left = self._circuit.opened_at + WAIT_SECONDS - time.monotonic()
+            remaining = self._circuit.opened_at + WAIT_SECONDS - time.monotonic()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, left)):
+                async with asyncio.timeout(max(0.0, remaining)):
                     await self._circuit.probed.wait()
         return not self._circuit.is_open
 

@@ -26,12 +26,12 @@ def may_receive_password(upstream: str, realm: str) -> bool:
     A registry that names a realm elsewhere must not have passwords sent there: RFC 6750 leaves this to the client.
     Raises `BadUpstream` for a realm that is not a URL.
     """
-    ours, theirs = URL(upstream), parse_realm(realm)
-    if ours.scheme == "https" and theirs.scheme != "https":
+    upstream_url, realm_url = URL(upstream), parse_realm(realm)
+    if upstream_url.scheme == "https" and realm_url.scheme != "https":
         return False
-    if _is_address(ours.host) or _is_address(theirs.host):
-        return ours.host == theirs.host
-    domains = {registrable_domain(url.host or "") for url in (ours, theirs)}
+    if _is_address(upstream_url.host) or _is_address(realm_url.host):
+        return upstream_url.host == realm_url.host
+    domains = {registrable_domain(url.host or "") for url in (upstream_url, realm_url)}
     return len(domains) == 1
 
 

@@ -80,9 +80,9 @@ class Tokens:
         known = self._known.get(key)
         if known is not None:
             return known[0]
-        left = self._paused.get((challenge.realm, account), 0.0) - self._now()
-        if left > 0:
-            raise TooManyRequests("rate limit of the token service exceeded", left)
+        pause = self._paused.get((challenge.realm, account), 0.0) - self._now()
+        if pause > 0:
+            raise TooManyRequests("rate limit of the token service exceeded", pause)
         return await self._fetches.run(key, lambda: self._fetch(challenge, scope, registry, account))
 
     def has(self, challenge: Challenge, scope: str) -> bool:

@@ -239,9 +239,9 @@ class Upstream:
         it (a registry of several machines) another one is tried, once.
         """
         pause_key = _pause_key(kind, given or "")
-        left = self._paused.get(pause_key, 0.0) - self._now()
-        if left > 0:
-            raise TooManyRequests("rate limit of the upstream exceeded", left)
+        pause = self._paused.get(pause_key, 0.0) - self._now()
+        if pause > 0:
+            raise TooManyRequests("rate limit of the upstream exceeded", pause)
         url = URL(f"{self.registry.upstream}/v2/{repository}/{path}")
         scope = pull_scope(repository)
         authorization = given

@@ -1,4 +1,4 @@
-"""Files sent to sockets by the kernel: errors of the file, of the socket and of sendfile itself are told apart."""
+"""Files sent to sockets by the kernel: errors of the file, of the socket and of sendfile itself are distinguished."""
 
 import errno
 import os

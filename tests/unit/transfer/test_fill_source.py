@@ -13,7 +13,7 @@ from hubcache.store.staging import Staged
 from hubcache.transfer import sources as sources_module
 from hubcache.transfer.fill import Fill
 from hubcache.transfer.sources import CHUNK, FillSource, UpstreamSource
-from support.streams import DATA, WAYS, Origin, Way
+from support.streams import DATA, EACH_READER, Origin, Reader
 
 
 class Growing:
@@ -52,11 +52,11 @@ class Growing:
         )
 
 
-@WAYS
-async def test_growing_file_is_read_to_its_end(tmp_path: Path, way: Way) -> None:
+@EACH_READER
+async def test_growing_file_is_read_to_its_end(tmp_path: Path, reader: Reader) -> None:
     growing = Growing(tmp_path, len(DATA))
     source = growing.source(0, len(DATA))
-    reading = asyncio.ensure_future(way(source))
+    reading = asyncio.ensure_future(reader(source))
     for until in (1, 2, 1000, CHUNK, CHUNK + 1, len(DATA)):
         growing.grow(until)
         await asyncio.sleep(0.005)
@@ -104,28 +104,30 @@ async def test_last_byte_is_not_returned_before_the_fill_is_verified(tmp_path: P
     await source.close()
 
 
-@WAYS
-async def test_file_stays_readable_after_staging_has_ended(tmp_path: Path, way: Way) -> None:
+@EACH_READER
+async def test_file_stays_readable_after_staging_has_ended(tmp_path: Path, reader: Reader) -> None:
     growing = Growing(tmp_path, 1000)
     source = growing.source(0, 1000)
     growing.grow(1000)
     growing.finish()
     assert growing.fill.staged is not None
     growing.fill.staged.close()
-    assert await way(source) == DATA[:1000]
+    assert await reader(source) == DATA[:1000]
     await source.close()
 
 
-@WAYS
+@EACH_READER
 @pytest.mark.parametrize("given_before", [0, 10, 500])
-async def test_rest_comes_from_the_upstream_when_the_store_fails(tmp_path: Path, given_before: int, way: Way) -> None:
+async def test_rest_comes_from_the_upstream_when_the_store_fails(
+    tmp_path: Path, given_before: int, reader: Reader
+) -> None:
     growing = Growing(tmp_path, 1000)
     source, got = growing.source(0, 900), b""
     if given_before:
         growing.grow(given_before)
         got = await source.read()
     growing.fail(StorageError("no space"))
-    assert got + await way(source) == DATA[:900]
+    assert got + await reader(source) == DATA[:900]
     assert growing.origin.asked == [(given_before, 900)]
     await source.close()
     assert growing.origin.open == 0
@@ -143,9 +145,9 @@ async def test_upstream_failure_reaches_the_reader(tmp_path: Path) -> None:
     await source.close()
 
 
-@WAYS
+@EACH_READER
 async def test_file_that_cannot_be_read_is_replaced_by_the_upstream(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Way
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Reader
 ) -> None:
     def refuse(*_: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
@@ -156,18 +158,18 @@ async def test_file_that_cannot_be_read_is_replaced_by_the_upstream(
     with monkeypatch.context() as patch:
         for function in ("pread", "preadv", "sendfile"):
             patch.setattr(os, function, refuse)
-        assert await way(source) == DATA[:1000]
+        assert await reader(source) == DATA[:1000]
     assert growing.origin.asked == [(0, 1000)]
     await source.close()
 
 
-@WAYS
-async def test_truncated_file_is_replaced_by_the_upstream(tmp_path: Path, way: Way) -> None:
+@EACH_READER
+async def test_truncated_file_is_replaced_by_the_upstream(tmp_path: Path, reader: Reader) -> None:
     growing = Growing(tmp_path, 1000)
     growing.grow(500)
     os.truncate(tmp_path / "staged", 200)
     source = growing.source(0, 1000)
-    assert await way(source) == DATA[:1000]
+    assert await reader(source) == DATA[:1000]
     assert growing.origin.asked == [(200, 1000)]
     await source.close()
 

@@ -16,7 +16,7 @@ from hubcache.transfer.blob_body import BlobBody
 from hubcache.transfer.sources import CHUNK, BytesSource, FileSource, UpstreamSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.streams import DATA, WAYS, Origin, Way, drain, pour
+from support.streams import DATA, EACH_READER, Origin, Reader, drain, pour
 
 # -- stored files ----------------------------------------------------------------------------------------------------
 
@@ -39,13 +39,13 @@ class StoredFile:
 @pytest.mark.parametrize(
     ("start", "end"), [(0, len(DATA)), (1, 2), (CHUNK - 1, CHUNK + 1), (0, 0), (len(DATA), len(DATA)), (100, 1_500_000)]
 )
-@WAYS
+@EACH_READER
 async def test_file_source_returns_its_range_in_chunks_and_releases_the_blob(
-    tmp_path: Path, start: int, end: int, way: Way
+    tmp_path: Path, start: int, end: int, reader: Reader
 ) -> None:
     stored = StoredFile(tmp_path, DATA)
     source = FileSource(stored.blob(), start, end)
-    assert await way(source) == DATA[start:end]
+    assert await reader(source) == DATA[start:end]
     assert stored.released == 0
     await source.close()
     assert stored.released == 1
@@ -57,9 +57,9 @@ async def test_truncated_stored_file_is_an_error(tmp_path: Path) -> None:
     await source.read()
     os.truncate(stored.path, CHUNK + 10)
     assert len(await source.read()) == 10
-    for way in (drain, pour):
+    for reader in (drain, pour):
         with pytest.raises(StorageError, match="shorter"):
-            await way(source)
+            await reader(source)
     assert not source.finished
     await source.close()
 
@@ -70,10 +70,10 @@ async def test_unreadable_disk_is_a_storage_error(tmp_path: Path, monkeypatch: p
 
     source = FileSource(StoredFile(tmp_path, DATA).blob(), 0, 10)
     with monkeypatch.context() as patch:
-        for way, name in ((drain, "pread"), (pour, "preadv")):
+        for reader, name in ((drain, "pread"), (pour, "preadv")):
             patch.setattr(os, name, refuse)
             with pytest.raises(StorageError, match="Input/output"):
-                await way(source)
+                await reader(source)
     await source.close()
 
 
