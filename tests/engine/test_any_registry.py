@@ -257,7 +257,7 @@ async def test_stored_content_of_a_named_registry_is_served_after_a_restart_with
 
 
 async def test_outbound_proxy_may_be_at_a_local_address(cache: Cache, hubs: tuple[Hub, Hub]) -> None:
-    """Requests to it are none to the registry, whose name it resolves."""
+    """The cache connects to the proxy, and the proxy resolves the registry's name."""
     url, client = URL(named(hubs[0]).upstream), cache.engine._guarded_client
     assert await client._session(url, url) is cache.engine._named
     proxy = OutboundProxies.all_through(OutboundProxy("http", "127.0.0.1", 3128))

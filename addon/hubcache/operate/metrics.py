@@ -16,8 +16,8 @@ from .host_labels import Hosts
 _STATUSES = frozenset(str(status.value) for status in HTTPStatus) | {"error"}
 
 MAX_LIMITS = 64
-"""Rate limits that are remembered, by registry and kind of credential; beyond them, the one that was not reported for
-longest is forgotten: clients may name registries."""
+"""Number of rate limits that are remembered, one for each registry and kind of credential; the least recently reported
+is forgotten. The number is bounded because clients may name registries."""
 
 logger = logging.getLogger("hubcache")
 
