@@ -5,12 +5,15 @@ certificates, and also the connection where an option of the user concerns TLS.
 """
 
 import contextlib
+import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from cachetools import LRUCache
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from mitmproxy import tls
 from mitmproxy.certs import CertStoreEntry
 from mitmproxy.proxy.context import Context
@@ -35,6 +38,7 @@ _PENDING = 2 << 10
 _PIECE = 4 * _RECORD
 """Bytes encrypted at a time: with their copies they fit into a processor's own cache."""
 
+_PRIVATE_KEY = re.compile(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.+?-----END \1-----", re.DOTALL)
 
 MAX_CONTEXTS = 256
 """Hosts whose contexts are kept: below the domain of a pattern of registries, clients choose the names."""
@@ -221,18 +225,21 @@ class TlsContexts:
 def load_mirror_certificate(path: Path) -> SSL.Context:
     """Return a context with the key and the certificate chain in a PEM file; raises `ConfigError`."""
     made = _new_context()
+    expected = f"hubcache_mirror_certificate: {path} is not a PEM file with a certificate chain and its private key"
     try:
-        with path.open("rb"):
-            pass  # raises the operating system's reason, which OpenSSL omits
+        # Not `use_privatekey_file`: it asks for a passphrase at the terminal, and waits.
+        key = _PRIVATE_KEY.search(path.read_bytes())
+        if key is None:
+            raise ConfigError(expected)
         made.use_certificate_chain_file(str(path))
-        made.use_privatekey_file(str(path))
+        made.use_privatekey(load_pem_private_key(key[0], None))  # type: ignore[arg-type]
         made.check_privatekey()
     except OSError as error:
         raise ConfigError(f"hubcache_mirror_certificate: {path} cannot be read: {error.strerror}") from error
-    except SSL.Error as error:
-        raise ConfigError(
-            f"hubcache_mirror_certificate: {path} is not a PEM file with a certificate chain and its private key"
-        ) from error
+    except TypeError as error:
+        raise ConfigError(f"{expected}, without a passphrase") from error
+    except (SSL.Error, ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(expected) from error
     return made
 
 

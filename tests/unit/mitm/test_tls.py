@@ -3,10 +3,14 @@
 import socket
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from hubcache.mitm import tls
 from hubcache.mitm.interception import Interception
+from hubcache.oci.errors import ConfigError
 from hubcache.oci.registry import Registry
 from hubcache.oci.registry_pattern import RegistryPattern
 from hypothesis import given, settings
@@ -16,9 +20,20 @@ from OpenSSL._util import lib
 from support.mitm import taddons
 from support.program import HUB_HOST, TOKEN_HOST, Program, running_program
 from support.standin import Hub, random_bytes
+from support.standin import tls as certificates
 from support.tls_pair import VERSIONS, arrived, established, mitmproxy_fixture, start, taken_from, tls_contexts
 
 known = mitmproxy_fixture()
+
+
+def test_key_with_a_passphrase_is_refused_and_no_terminal_is_asked(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    made, _ = certificates.make(tmp_path, ["localhost"])
+    encrypted = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    path = tmp_path / "mirror.pem"
+    path.write_bytes(made.read_bytes() + encrypted)
+    with pytest.raises(ConfigError, match="without a passphrase"):
+        tls.load_mirror_certificate(path)
 
 
 def test_fastest_cipher_of_a_client_is_used(known: taddons.context) -> None:
