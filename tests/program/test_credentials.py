@@ -19,6 +19,7 @@ SECRET = "alice/secret"
 PASSWORD, WRONG, ROBOT = "correct-horse-battery", "incorrect-donkey", "robots-own-password"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 PLAIN, ELSEWHERE, COOKIE = "plain-http-password", "token-for-another-registry", "session-in-a-cookie"
+FOR_PROXY = "password-for-a-proxy"
 PULL = f"scope=repository:{SECRET}:pull"
 
 
@@ -104,6 +105,7 @@ def plain_http(client: RegistryClient) -> None:
     """Send a plain HTTP request through the proxy to a host that is not cached; mitmproxy records it as well."""
     with socket.create_connection(("127.0.0.1", client.program.proxy), TIMEOUT) as connection:
         fields = {"Host": "x", "Authorization": basic("alice", PLAIN), "Connection": "close"}
+        fields["Proxy-Authorization"] = basic("alice", FOR_PROXY)
         connection.sendall(head("GET", f"{client.hub.url('token')}/token", fields))
         assert Exchange(connection, "GET").finish().status == 401
 
@@ -196,7 +198,11 @@ def test_no_cookie_is_written(traces: Traces) -> None:
 
 
 def test_no_credentials_of_a_forwarded_plain_http_request_are_written(traces: Traces) -> None:
-    traces.assert_absent(basic("alice", PLAIN).removeprefix("Basic "))
+    traces.assert_absent(*(basic("alice", password).removeprefix("Basic ") for password in (PLAIN, FOR_PROXY)))
+
+
+def test_credentials_for_the_proxy_are_not_sent_to_servers(traces: Traces) -> None:
+    assert not any("proxy-authorization" in map(str.lower, record.headers) for record in traces.received)
 
 
 def test_no_signed_url_of_a_private_blob_is_written(traces: Traces) -> None:

@@ -29,7 +29,9 @@ class SecretHeaders(http.Headers):
 
 
 def hide(request: http.Request) -> None:
-    """Replace credentials by a placeholder that shows that there were some."""
+    """Replace credentials by a placeholder that shows that there were some, and remove those for this proxy itself:
+    mitmproxy would send them to the server (RFC 9110 section 11.7.2)."""
+    request.headers.pop("proxy-authorization", None)
     for name in ("authorization", "cookie"):
         if name in request.headers:
             request.headers[name] = HIDDEN
