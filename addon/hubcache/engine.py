@@ -273,7 +273,7 @@ class Engine:
         if isinstance(error, NotStored):
             return
         if self._throttle.permits(str(error).partition(":")[0]):  # the rest of the message may be a file's name
-            logger.warning("hubcache: not storing, pulls go on uncached: %s", error)
+            logger.warning("hubcache: not storing, pulls continue uncached: %s", error)
 
     def _fill_failed(self, error: StorageError) -> None:
         if not isinstance(error, NotStored):

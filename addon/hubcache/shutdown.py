@@ -63,7 +63,7 @@ class Shutdown:
             return ended
 
         await self.wait_until(check, seconds + grace)
-        logger.info("hubcache: stopping: %d downloads were cut", running())
+        logger.info("hubcache: stopping: %d downloads were cut off", running())
 
     async def stop_single(self, clients: Draining, engine: Engine, within: float) -> None:
         """Stop a process that serves clients and owns the store."""

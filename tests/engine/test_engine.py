@@ -53,7 +53,7 @@ async def test_storage_error_is_logged_once(hub: Hub, tmp_path: Path, caplog: py
     async with running(hub, tmp_path / "store") as cache:
         for _ in range(5):
             await cache.get(Listener.PROXY, f"/v2/{REPO}/manifests/1")
-    logged = [record for record in caplog.records if "not storing, pulls go on uncached" in record.getMessage()]
+    logged = [record for record in caplog.records if "not storing, pulls continue uncached" in record.getMessage()]
     assert len(logged) == 1
 
 

@@ -40,7 +40,7 @@ def pull_uncached(program: Program, words: str) -> None:
     assert program.health["status"] == "degraded"
     assert words in program.health["store"]["problem"]
     assert program.metric("hubcache_store_usable") == 0
-    assert program.log.count("not storing, pulls go on uncached") == 1
+    assert program.log.count("not storing, pulls continue uncached") == 1
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def unusual_lines(program: Program) -> list[str]:
 def last_line_of_start(program: Program) -> str:
     """Return the last line that the start logs; requests are logged without `hubcache:`."""
     lines = [line for line in program.log.splitlines() if "hubcache: " in line]
-    return next(line for line in reversed(lines) if "status at" not in line and "pulls go on uncached" not in line)
+    return next(line for line in reversed(lines) if "status at" not in line and "pulls continue uncached" not in line)
 
 
 def layer_files(program: Program) -> list[Path]:

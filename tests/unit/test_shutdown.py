@@ -44,20 +44,20 @@ async def test_number_of_downloads_is_logged_throughout_the_wait(
         "3 downloads are running, for at most 60 seconds",
         "2 downloads are running",
         "1 downloads are running",
-        "0 downloads were cut",
+        "0 downloads were cut off",
     ]
 
 
 async def test_wait_ends_after_its_time(log_lines: Any) -> None:
     async with asyncio.timeout(5):
         await Shutdown().wait_for_downloads(lambda: 2, lambda number: not number, 0.05)
-    assert log_lines()[-1] == "2 downloads were cut"
+    assert log_lines()[-1] == "2 downloads were cut off"
 
 
 async def test_wait_of_zero_seconds_ends_at_once(log_lines: Any) -> None:
     async with asyncio.timeout(1):
         await Shutdown().wait_for_downloads(lambda: 2, lambda number: not number, 0.0)
-    assert log_lines()[-1] == "2 downloads were cut"
+    assert log_lines()[-1] == "2 downloads were cut off"
 
 
 async def test_wait_can_be_ended() -> None:

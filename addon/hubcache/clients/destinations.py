@@ -66,7 +66,7 @@ class Destinations:
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._threads, look_up)
         except UnicodeError as error:  # not a name that DNS could have
-            raise OSError(f"{_shown(address)} is no name of a host") from error
+            raise OSError(f"{_shown(address)} is not a host name") from error
         resolved = [str(entry[4][0]) for entry in found]
         if _matches(self._literals, host, port):
             return resolved[0], port

@@ -73,7 +73,7 @@ class ClientLimits:
         if any(found in network for network in self.networks):
             return True
         if self._throttle.permits("turned away"):
-            logger.warning("hubcache: clients that are not in hubcache_clients are turned away, such as %s", address)
+            logger.warning("hubcache: clients that are not in hubcache_clients are refused, such as %s", address)
         return False
 
     def accepted(self, descriptor: int) -> None:

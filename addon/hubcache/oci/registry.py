@@ -85,7 +85,7 @@ def _origin(url: str, text: str) -> str:
     if not url.isascii():
         raise ConfigError(f"{text!r}: write an international host name in its xn-- form")
     if parts.hostname and ":" not in parts.hostname and HOSTNAME.fullmatch(parts.hostname) is None:
-        raise ConfigError(f"{text!r}: {parts.hostname!r} is not a host name; give several registries one by one")
+        raise ConfigError(f"{text!r}: {parts.hostname!r} is not a host name; set the option once for each registry")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
         raise ConfigError(f"{text!r}: expected HOST or HOST=UPSTREAM_URL with an http or https URL")
     if parts.path not in ("", "/") or parts.query or parts.fragment:

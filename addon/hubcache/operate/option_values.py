@@ -149,11 +149,11 @@ def registries(texts: Sequence[str]) -> tuple[Registry, ...]:
         hub = next((registry for registry in found if registry.is_hub), Registry.parse(HUB_HOST))
         found = (hub, *(registry for registry in found if registry is not hub))
     if not found:
-        raise ConfigError(f"no registry is named; expected at least one without a *, such as {HUB_HOST}")
+        raise ConfigError(f"no registry is given; expected at least one without a *, such as {HUB_HOST}")
     hosts = [registry.host for registry in found]
     for host in hosts:
         if hosts.count(host) > 1:
-            raise ConfigError(f"{host} is named twice; expected each registry once")
+            raise ConfigError(f"{host} is given twice; expected each registry once")
     return found
 
 
@@ -211,7 +211,7 @@ def account(username: str, password_file: str) -> Account | None:
         return None
     if not username or not password_file:
         missing = "hubcache_password_file" if username else "hubcache_username"
-        raise ConfigError(f"hubcache_username and hubcache_password_file need each other, but {missing} is empty")
+        raise ConfigError(f"hubcache_username and hubcache_password_file must be set together, but {missing} is empty")
     try:
         password = Path(password_file).expanduser().read_text().strip()
     except (OSError, UnicodeDecodeError) as error:

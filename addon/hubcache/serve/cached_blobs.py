@@ -189,7 +189,7 @@ class CachedBlobs:
         """Start a fill with the view's credentials, for `client`; None if another request has just started one."""
         link, was_stored = self._store.links.get(view.host, view.repository, digest), self._store.has(digest)
         if view.authorization is not None and not await self._writer.mark_private(digest):
-            raise StorageError("cannot remember that the blob is private")
+            raise StorageError("cannot record that the blob is private")
         if self._fills.get(digest) is not None or (self._store.has(digest) and not was_stored):
             return None
         opener = self._blob_access.opener(view, digest)
@@ -207,7 +207,7 @@ class CachedBlobs:
         async def record() -> None:
             recorded = await self._writer.record_source(view.host, view.repository, digest, None, private=private)
             if private and not recorded:
-                raise StorageError("cannot remember that the blob is private")
+                raise StorageError("cannot record that the blob is private")
 
         return record
 
@@ -223,7 +223,7 @@ class CachedBlobs:
         try:
             fd = os.dup(staged.fd)
         except OSError as error:
-            raise StorageError(f"cannot open a blob on its way: {error.strerror or error}") from error
+            raise StorageError(f"cannot open the file of a running fill: {error.strerror or error}") from error
         usage = self._store.usage
         usage.begin_reading(fill.digest)  # the file stays on disk as long as it is open, also once it is in the store
         following = FillSource(fill, staged.path, fd, start, end, fallback, lambda: usage.end_reading(fill.digest))
@@ -240,7 +240,7 @@ class CachedBlobs:
         link = self._store.links.get(view.host, view.repository, digest)
         size = link.size if link and link.size is not None else await self._blob_access.ask(view, digest)
         if size is None:
-            raise Unavailable("nothing can be stored, and the upstream does not tell the blob's size")
+            raise Unavailable("nothing can be stored, and the upstream does not report the blob's size")
         part, start, end = _selected(range_header, size)
         verifier = Verifier(digest, size) if part is None else None
         opener = self._blob_access.opener(view, digest)

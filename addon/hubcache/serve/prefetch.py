@@ -131,7 +131,7 @@ class Prefetch:
             walk.count(children)
             for blob in dict.fromkeys(child.digest for child in children if not child.is_manifest):
                 if view.upstream.is_rate_limited("manifest", ""):
-                    raise TooManyRequests("the registry wants us to pause")
+                    raise TooManyRequests("the registry has asked for a pause")
                 self._store.popularity.ensure_admitted(blob)
                 await self._blobs.fetch(view, blob)
             for child in select_platforms(children, platforms):
@@ -141,7 +141,7 @@ class Prefetch:
                     attestations.append(child.digest)
             await asyncio.sleep(0)
         if walk.is_cut:
-            raise BadUpstream("an image refers to too much", {"digest": str(root)})
+            raise BadUpstream("an image refers to too many manifests or blobs", {"digest": str(root)})
         return attestations
 
     async def _check_budget(self, view: RepositoryView, digest: Digest, wait: WaitForBudget | None) -> None:
@@ -149,7 +149,7 @@ class Prefetch:
         if self._store.has(digest):
             return
         if not self._may_spend(view.host):
-            raise TooManyRequests("what is left of the rate limit is for clients")
+            raise TooManyRequests("the rest of the rate limit is reserved for clients")
         if wait is not None:
             await wait()
 

@@ -112,7 +112,7 @@ class RegistryService:
         except (Unavailable, TooManyRequests, BadUpstream) as error:
             if request.method not in ("GET", "HEAD") or not _is_about_referrers(target):
                 raise
-            raise ManifestUnknown("referrers are not known here", {"reason": error.message}) from error
+            raise ManifestUnknown("no referrers are stored for this manifest", {"reason": error.message}) from error
 
     async def _wait_for_probe(self, request: Request, target: Target) -> Answer | Forward:
         """Answer a request; if it needs an upstream whose circuit has just opened, wait for the first probe."""
@@ -125,7 +125,7 @@ class RegistryService:
 
     async def _route(self, request: Request, target: Target) -> Answer | Forward:
         if request.listener is Listener.MIRROR and not _is_allowed_at_mirror(request.path, target):
-            raise NameUnknown("a mirror has nothing but the registry API", {"path": request.path[:200]})
+            raise NameUnknown("a mirror serves only the registry API", {"path": request.path[:200]})
         if isinstance(target, OtherTarget) or request.method not in ("GET", "HEAD"):
             return await self._forward(request, target)
         if isinstance(target, Ping):

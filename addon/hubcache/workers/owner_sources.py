@@ -55,7 +55,7 @@ class RangeRequestSource(Source):
             if isinstance(answer, Answer):
                 self._source = answer.source
             if not isinstance(answer, Answer) or answer.status != 206 or self._source is None:
-                raise Unavailable("the rest of the blob cannot be had")
+                raise Unavailable("the rest of the blob cannot be fetched")
         return await self._source.read(most)
 
     @property

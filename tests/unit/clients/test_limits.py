@@ -47,7 +47,7 @@ def test_refused_clients_are_logged_once(caplog: pytest.LogCaptureFixture) -> No
     for number in range(1, 100):
         assert not clients.admits(f"192.0.2.{number}")
     assert [record.getMessage() for record in caplog.records] == [
-        "hubcache: clients that are not in hubcache_clients are turned away, such as 192.0.2.1"
+        "hubcache: clients that are not in hubcache_clients are refused, such as 192.0.2.1"
     ]
 
 
