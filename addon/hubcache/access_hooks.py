@@ -1,8 +1,8 @@
-"""mitmproxy's hooks about which clients may connect, and where its connections go.
+"""mitmproxy's hooks that decide which clients may connect, and to which addresses mitmproxy connects.
 
-mitmproxy connects only to where this program directs a flow, or to the address that `Destinations` returned for what a
-client named. The clients that it handles are counted like direct connections, and have the same time for their first
-request.
+mitmproxy connects only to the destination that this program sets for a flow, or to the address that `Destinations`
+returned for the host that a client named. The clients that it handles are counted like direct connections, and have the
+same time for their first request.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""An orderly stop: how long the program waits for running downloads, what it logs meanwhile, and what signals do."""
+"""Stops a process in order: waits for running downloads, logs their number meanwhile, and handles signals."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ _WORKERS_REPORT_SECONDS = 5.0
 
 
 class Shutdown:
-    """The stop of one process."""
+    """The orderly stop of one process."""
 
     def __init__(self) -> None:
         self._no_wait = asyncio.Event()
@@ -106,7 +106,7 @@ class Shutdown:
 
 
 def on_signals(signals: Iterable[signal.Signals], action: Callable[[], None]) -> None:
-    """Have signals call `action` in place of what they did; nothing changes where the event loop has no signals."""
+    """Have signals call `action` instead of their handlers; does nothing if the event loop does not support signals."""
     loop = asyncio.get_running_loop()
     with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows, or not in the main thread
         for each in signals:

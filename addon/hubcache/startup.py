@@ -208,11 +208,11 @@ class Hubcache:
         proxies = find_outbound_proxies(ctx.options, os.environ, mitmproxy_options.listening_ports())
         tls = mitmproxy_options.upstream_tls_context()
         engine = await Engine.start(settings, tls, _setup_pages(servers), proxies)
-        self._engine = engine  # stopped by `done` also where the start of workers fails
+        self._engine = engine  # set now, so that `done` stops it also if the start of workers fails
         log_addresses(settings, servers, ctx.options.confdir)
         count = self._worker_count(settings)
         if count > 1:
-            self._supervisor = _make_supervisor(count, servers, engine)  # before the workers start: `done` stops them
+            self._supervisor = _make_supervisor(count, servers, engine)  # set first, so that `done` stops them
             await self._supervisor.start()
             logger.info("hubcache: %d workers", count)
         else:

@@ -1,1 +1,1 @@
-"""Which clients may connect, how many connections they may have, and where the proxy connects to for them."""
+"""Limits on clients: which may connect, how many connections they may have, and which hosts they may reach."""

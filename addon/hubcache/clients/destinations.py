@@ -1,4 +1,4 @@
-"""Decides where clients may have the proxy connect to: other hosts, and nothing that only this machine may reach.
+"""Decides which hosts clients may reach through the proxy: none that only this machine may reach.
 
 A proxy that connects to every named destination opens the machine's own listeners to all clients: databases that trust
 loopback, the cloud's metadata service with its credentials, the status listener. A name alone says nothing about that,

@@ -38,8 +38,11 @@ class LimitedConnection(Protocol):
 
 
 class ClientLimits:
-    """The connections of one process. `networks` are those whose clients are served (empty: all); `descriptors`
-    is the number of descriptors that the process may have, None: what the system permits."""
+    """The connections of one process.
+
+    `networks` are those whose clients are served (empty: all); `descriptors` is the number of descriptors that the
+    process may have (None: the system's limit).
+    """
 
     networks: tuple[Network, ...] = ()
 
@@ -53,7 +56,7 @@ class ClientLimits:
         self._throttle = Throttle(_LOG_SECONDS, time.monotonic)
 
     def set_descriptors(self, descriptors: int | None = None) -> None:
-        """Derive the limits from a number of descriptors, or from what the system permits at present."""
+        """Derive the limits from a number of descriptors, or from the system's present limit."""
         if descriptors is None:
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             descriptors = _MAX_CONNECTIONS if limit == resource.RLIM_INFINITY else limit

@@ -97,7 +97,7 @@ class DirectConnection(asyncio.Protocol):
         if self._setup is not None and self._setup.is_shaking_hands and not self._has_ended:
             self._setup.log_distrust("the client disconnected")
         self._writer.resume()
-        if self._answering is not None and self._sender.is_sending_body:  # else sending will fail
+        if self._answering is not None and self._sender.is_sending_body:  # otherwise sending will fail
             self._answering.cancel()
 
     def pause_writing(self) -> None:

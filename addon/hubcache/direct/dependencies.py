@@ -1,4 +1,4 @@
-"""What all direct connections of a process use."""
+"""The dependencies that all direct connections of a process share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

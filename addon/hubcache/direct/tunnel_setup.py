@@ -109,7 +109,7 @@ class TunnelSetup:
         return Step(Next.CONTINUE, content, to_send, has_ended)
 
     def log_distrust(self, reason: str) -> None:
-        """Log the usual reason of a failed handshake; clients often show their users less."""
+        """Log the usual reason for a failed handshake, which clients often do not show to their users."""
         verb = "does not" if _UNTRUSTED.search(reason) else "may not"
         client = human.format_address(self._client)
         logger.warning("hubcache: %s %s trust the %s: %s", client, verb, self._certificate_name(), reason)

@@ -114,7 +114,7 @@ class DirectWriter:
         self._transport.write(data if tls is None else tls.encrypt(data))
 
     def _has_idle_socket(self) -> bool:
-        """Whether the socket can be written to without the transport, which then has nothing to send itself."""
+        """Whether the socket can be written to directly, because the transport has nothing to send."""
         if self._transport.get_write_buffer_size() or self._transport.is_closing():
             return False
         try:
@@ -189,7 +189,7 @@ class DirectWriter:
             await self.drain()
 
     def close(self) -> None:
-        """Close the connection, without the rest of a chunk."""
+        """Close the connection, and drop the unsent rest of a chunk."""
         self.release_socket()
         self._transport.close()
 

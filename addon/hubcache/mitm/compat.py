@@ -114,7 +114,7 @@ def _exists(module: str, dotted: str) -> bool:
 
 
 def _has(owner: Any, name: str) -> bool:
-    """Whether an object has an attribute, or a class gives it to its instances: by an annotation or in a method."""
+    """Whether an object has an attribute, or is a class whose instances have it (annotated, or set in a method)."""
     if hasattr(owner, name):
         return True
     classes = owner.__mro__ if isinstance(owner, type) else ()

@@ -55,8 +55,10 @@ are never passed on by the cache's own client, and may be UTF-8."""
 
 
 def find_ambiguity(head: bytes) -> str | None:
-    """Return why a head (from its first line to the empty one) that mitmproxy accepts may mean something else to other
-    parsers; None where it may not."""
+    """Return why other parsers may read a head that mitmproxy accepts in a different way; None if they may not.
+
+    The head reaches from its first line to the empty one.
+    """
     return next((reason for pattern, reason in _AMBIGUITIES if pattern.search(head)), None)
 
 

@@ -82,7 +82,7 @@ class Interception:
         return (mode.address[0].lower(), mode.address[1]) in self._places
 
     def place(self, flow: http.HTTPFlow) -> Place | None:
-        """Return the place of a request; None for one that is only passed through.
+        """Return the place of a request; None for a request that is only passed through.
 
         At the proxy the host is that of the CONNECT, never that of the `Host` header, which the client chooses.
         """

@@ -15,9 +15,9 @@ def find_outbound_proxies(
 ) -> OutboundProxies:
     """Return the outbound proxies.
 
-    Raises `ConfigError` for an invalid variable, for a proxy that is this program itself, which listens on `own_ports`,
-    and for credentials in the option `upstream_auth` that a mirror listener would send to registries, since mitmproxy
-    adds them to its requests.
+    Raises `ConfigError` for an invalid variable, for a proxy that is this program itself (which listens on
+    `own_ports`), and for the option `upstream_auth` beside a mirror listener: mitmproxy would send its credentials to
+    registries.
     """
     proxies = _outbound_proxies(options, environment)
     for proxy in proxies:

@@ -60,8 +60,8 @@ def raises_connection_reset[**P](send: Callable[P, None]) -> Callable[P, None]:
 class TlsConnection(SSL.Connection):
     """A TLS connection that encrypts a chunk of a body piece by piece, while each piece is in the processor's cache.
 
-    mitmproxy has pyOpenSSL encrypt the whole chunk, and then takes it out 64 KiB at a time, at the cost of a copy and a
-    pass through its layers for each. pyOpenSSL has no public name for encryption into a buffer.
+    mitmproxy has pyOpenSSL encrypt the whole chunk, and then reads the result 64 KiB at a time; each piece costs a copy
+    and a pass through mitmproxy's layers. pyOpenSSL has no public name for encryption into a buffer.
     """
 
     _encrypted: memoryview | None = None

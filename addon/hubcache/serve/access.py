@@ -83,7 +83,7 @@ class Access:
         """Whether content that belongs to this registry may be served without asking upstream, see `permits`."""
         link = self._store.links.get(host, repository, digest)
         if link is None or (not link.confirmed and self._store.private.has(digest)):
-            return False  # anybody can push a manifest that names the digest of a private layer
+            return False  # anyone can push a manifest that names the digest of a private layer
         return self.can_read_repository(host, repository, authorization, outage=outage)
 
     # -- repositories -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from .change_numbers import ChangeNumbers
 
 
 class BestEffortWriter:
-    """Writes what was learned from registries. Methods that return a bool return whether it was written."""
+    """Writes facts and content from registries. Methods that return a bool return whether the write succeeded."""
 
     def __init__(self, store: Store, failed: Callable[[StorageError], None]) -> None:
         self._store = store

@@ -111,7 +111,7 @@ class BlobAccess:
                 await self._access.expire_visibility(view.host, view.repository, error)
         else:
             await self._access.record_refused(view.host, view.repository, view.authorization)
-        if view.authorization is None:  # not earlier: what becomes private is found by its links
+        if view.authorization is None:  # last: content that becomes private is found by its links
             await self._writer.unlink(view.host, view.repository, digest)
         self._access.remember_error(view.host, view.repository, view.request_key(str(digest)), error, change_number)
 

@@ -113,7 +113,7 @@ class CachedBlobs:
             return await self.fetch(view, digest)
         with fill.reading():
             await fill.wait_opened()
-            # Not at the end of the fill: by then the registry may answer differently.
+            # Recorded now, and not at the end of the fill: by then the registry may answer differently.
             await self._blob_access.record_accepted(view, digest)
             await fill.wait_stored()
 

@@ -7,7 +7,7 @@ API_VERSION = {"Docker-Distribution-Api-Version": "registry/2.0"}
 
 
 def error_answer(error: RegistryError, method: str) -> Answer:
-    """Return the answer for an error: JSON, since plain text makes dockerd report "invalid character"."""
+    """Return the answer for an error, as JSON: after plain text dockerd reports "invalid character"."""
     body = error.body()
     headers = API_VERSION | {"Content-Type": "application/json"} | error.headers()
     if error.status == Unsupported.status:

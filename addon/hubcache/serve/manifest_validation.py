@@ -64,7 +64,7 @@ class ManifestValidation:
             return await self._download(view, digest, _ANY_TYPE)
         except (ManifestUnknown, Unauthorized, Denied) as error:
             await self._record_refused(view, str(digest), error, change_number)
-            if view.authorization is None:  # not earlier: what becomes private is found by its links
+            if view.authorization is None:  # last: content that becomes private is found by its links
                 await self._writer.unlink(view.host, view.repository, digest)
             raise
 
@@ -72,7 +72,7 @@ class ManifestValidation:
         """Return the manifest if a HEAD by digest and the store suffice; None when it has to be downloaded."""
         described = await view.upstream.head_manifest(view.repository, digest, _ANY_TYPE, view.authorization)
         await self._access.record_accepted(view.host, view.repository, view.authorization)
-        body = self._stored.body(view.host, digest)  # not earlier: what it belongs to may have changed meanwhile
+        body = self._stored.body(view.host, digest)  # read only now, as its registry may have changed
         if body is not None:
             await self._writer.put_links(view.host, view.repository, {digest: len(body)})
             media_type = await self._stored.media_types.learn(view.host, digest, body, described.media_type)

@@ -1,7 +1,7 @@
 """Remembers error answers of the upstream (content is missing, or refused to a view) for some time.
 
-So a mistyped name in a fleet does not flood the registry. A remembered answer expires at its time, however often it is
-used, and at once when the repository is pushed to.
+So many clients that request the same mistyped name do not flood the registry. A remembered answer expires at its time,
+however often it is used, and at once when the repository is pushed to.
 """
 
 import hashlib

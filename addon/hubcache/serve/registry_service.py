@@ -272,7 +272,7 @@ def _is_about_referrers(target: Target) -> bool:
 
 
 def _change_of(request: Request, target: Target) -> Change | None:
-    """Return what a request changes when it is accepted."""
+    """Return the change that a request makes if the registry accepts it."""
     match target:
         case ManifestTarget(repository, reference):
             return Change(repository, str(reference))

@@ -26,7 +26,7 @@ class RepeatedDownloads:
         self._sent: TTLCache[int, None] = TTLCache(_MAX_DOWNLOADS, SECONDS, clock)
 
     def record_sent(self, request: Request, digest: Digest) -> None:
-        """Record that a whole blob was sent from the store, or as much of it as the client accepted."""
+        """Record that a whole blob was sent from the store, or a part of it until the client disconnected."""
         self._sent[_key(request, digest)] = None
 
     def is_repeat(self, request: Request, digest: Digest) -> bool:

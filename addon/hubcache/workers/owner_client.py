@@ -62,7 +62,7 @@ class OwnerClient:
 
     @classmethod
     async def connect(cls, owner: socket.socket, epoch: Epoch, lost: Callable[[], None]) -> Self:
-        """Return a client on a socket that is connected with the owner; the client closes the socket."""
+        """Return a client for a socket that is connected to the owner; the client closes the socket."""
         client = cls(*await asyncio.open_connection(sock=owner), epoch, lost)
         await client.body_listener.start()
         client._send(["ready"])

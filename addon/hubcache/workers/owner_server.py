@@ -25,7 +25,7 @@ _PROGRESS_SECONDS = 0.04
 
 
 class OwnerServer:
-    """Serves the connections of workers; `changed` is called with their number when it changes."""
+    """Serves the connections of workers; calls `changed` with the number of connected workers when it changes."""
 
     def __init__(self, responder: CountingResponder, changed: Callable[[int], None]) -> None:
         self._responder = responder
