@@ -80,8 +80,10 @@ class AccessHooks:
     # -- clients --------------------------------------------------------------------------------------------------
 
     def client_connected(self, client: Client) -> None:
-        """Count a client, or set its `error`, for which mitmproxy closes it. For a client that has an error already
-        there will be no `client_disconnected`."""
+        """Count a client, or refuse it by setting its `error`, after which mitmproxy closes the connection.
+
+        mitmproxy does not call `client_disconnected` for a client that already has an error.
+        """
         if client.error is not None:
             return
         address, handled = client.peername[0], _HandledClient(client, self._disconnect)
@@ -91,7 +93,7 @@ class AccessHooks:
             client.error = "too many connections of one address"
         else:
             self._handled[client] = handled
-            if self._disconnect is None:  # no idle connection can be closed for a new one, which is refused instead
+            if self._disconnect is None:  # a new connection is refused, as no idle one can be closed for it
                 self.limits.mark_busy(handled)
             if isinstance(client.proxy_mode, RegularMode | ReverseMode | UpstreamMode):
                 handled.expect_request()

@@ -64,7 +64,7 @@ class ConnectionHooks(PublicConnectionHooks):
         self._forget_tls_contexts()
 
     def configure(self, _: set[str]) -> None:
-        """Look at all options again: one of them has changed."""
+        """Check all options again: one of them has changed."""
         self._eligibility.options_changed()
         self._forget_tls_contexts()
 
@@ -117,7 +117,7 @@ class ConnectionHooks(PublicConnectionHooks):
     def next_layer(self, data: layer.NextLayer) -> None:
         """Choose the first layer where mitmproxy is bypassed, and give HTTP layers the HTTP/1 server of this program.
 
-        Scripts are called before mitmproxy's own addon, which is therefore called here where it is to choose.
+        mitmproxy calls scripts before its own addon `nextlayer`, so where that addon has to choose, it is called here.
         """
         client = data.context.client
         state = handover.take_state(client, proxyserver.connection_handlers().get(client.id))

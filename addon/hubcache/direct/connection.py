@@ -1,7 +1,7 @@
 """A direct connection: one client, from CONNECT to the last answer.
 
-mitmproxy takes over where something about a connection or a request is unusual, or when a request is to be passed on:
-with the state of the connection, at the point that it has reached.
+mitmproxy takes over if a connection or a request is unusual, or if a request is to be passed on. It receives the
+connection in its current state.
 """
 
 import asyncio
@@ -123,7 +123,7 @@ class DirectConnection(asyncio.Protocol):
     # -- received bytes -------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Go on with the received bytes as far as possible."""
+        """Process the received bytes as far as possible."""
         while self._received and self._take_step():
             pass
         if self._answering is not None or self._transport.get_protocol() is not self:
@@ -137,7 +137,7 @@ class DirectConnection(asyncio.Protocol):
             self._timer = self._loop.call_at(self._deadline, self._check_deadline)
 
     def _take_step(self) -> bool:
-        """Take one step of the set-up, or begin to answer one request; returns whether to go on with what is left."""
+        """Take one step of the set-up, or begin to answer one request; returns whether to continue with the rest."""
         setup = self._setup
         if (setup is None or setup.awaits_connect) and self._may_become_head():
             return False
@@ -194,7 +194,7 @@ class DirectConnection(asyncio.Protocol):
         return interception.place_of(self._state.address, request.path)
 
     async def _answer(self, request: RequestHead, place: Place) -> bool:
-        """Answer a request; returns whether to go on with the next."""
+        """Answer a request; returns whether to continue with the next."""
         outcome = await self._dependencies.responder.answer(
             place.request(
                 method=request.method,

@@ -21,7 +21,7 @@ _ADVICE = "speaks TLS to the mirror's plain port: use http:// or set insecure fo
 
 
 class MirrorTlsAdvice:
-    """Logs the advice, at most once in a while for each client's address."""
+    """Logs the advice, and limits how often it does so for each client's address."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._throttle = Throttle(_REPEAT_SECONDS, clock)

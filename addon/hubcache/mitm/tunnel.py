@@ -55,7 +55,7 @@ class Connects:
 
 
 class Tunnel(layer.Layer):
-    """Answers a CONNECT to `address`, whose head has `length` bytes, and goes on with the contents of the tunnel."""
+    """Answers a CONNECT to `address`, whose head has `length` bytes, and continues with the contents of the tunnel."""
 
     def __init__(self, at: context.Context, address: tuple[str, int], length: int) -> None:
         super().__init__(at)

@@ -1,6 +1,6 @@
 """Remembers error answers of the upstream (content is missing, or refused to a view) for some time.
 
-So many clients that request the same mistyped name do not flood the registry. A remembered answer expires at its time,
+This keeps a fleet that requests a mistyped name from flooding the registry. A remembered answer expires at its time,
 however often it is used, and at once when the repository is pushed to.
 """
 

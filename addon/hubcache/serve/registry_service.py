@@ -97,7 +97,7 @@ class RegistryService:
         return outcome
 
     def _log_stale(self, request: Request, status: str) -> None:
-        """Log why stale content is served, each reason once in `_REPEAT_SECONDS`: a fleet would fill the log."""
+        """Log why stale content is served, each reason once in `_REPEAT_SECONDS`, as many clients may ask for it."""
         reason = status.partition("detail=")[2]
         if self._throttle.permits((request.registry.host, reason)):
             logger.info("hubcache: stale copies of %s are served: %s", request.registry.host, reason)

@@ -1,8 +1,8 @@
 """A mirror that serves only images that are completely stored (`hubcache_mirror_miss=notfound`), as mirror.gcr.io does.
 
-A pull of any other image gets a 404, and the client goes on to its next mirror or to the Hub. The request is counted:
-an image that is requested often enough is fetched in the background, completely, for the requested platforms, and
-served from then on.
+A pull of any other image gets a 404, and the client continues with its next mirror or the registry. The request is
+counted: an image that is requested often enough is fetched in the background, completely, for the requested platforms,
+and served from then on.
 """
 
 import asyncio

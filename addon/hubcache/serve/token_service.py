@@ -1,7 +1,7 @@
 """Answers token requests of clients: anonymous ones from the cache, others by the real token service.
 
-So an anonymous pull of a stored image sends no request upstream, and succeeds while the token service is down. See
-"Token Authentication" of the distribution project, and RFC 6749 for the form of requests with a body.
+Therefore an anonymous pull of a stored image sends no request upstream, and succeeds while the token service is down.
+See "Token Authentication" of the distribution project, and RFC 6749 for the form of requests with a body.
 """
 
 import asyncio

@@ -91,7 +91,7 @@ class WorkerConnection:
         self._closing: set[asyncio.Task[None]] = set()
 
     def receive(self, head: list[Any], payload: bytes) -> None:
-        """Handle one frame."""
+        """Handle one frame from the worker."""
         match head:
             case ["request", number, request]:
                 self._spawn(number, self._answer(number, unpack_request(request, payload)))
