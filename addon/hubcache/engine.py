@@ -116,7 +116,10 @@ class Engine:
         self.apply(settings)
 
     def _opened_store(self, settings: Settings) -> Store:
-        """Return the store. One that cannot be opened stores nothing until housekeeping could open it: pulls go on."""
+        """Return the store.
+
+        If it cannot be opened, nothing is stored until housekeeping opens it, and pulls continue.
+        """
         store = Store(settings.directory, settings.size)
         try:
             store.open()

@@ -18,7 +18,7 @@ from .serve.messages import Forward
 
 
 class RunningFlows:
-    """The flows that are being answered, as the stop needs them.
+    """The flows that are being answered, for which an orderly stop waits.
 
     Connections stay open: mitmproxy has no public function that closes them.
     """

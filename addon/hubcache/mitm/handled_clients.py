@@ -1,4 +1,4 @@
-"""The connections of clients that mitmproxy handles, as the stop needs them: idle, new or busy."""
+"""The connections of clients that mitmproxy handles, and whether an orderly stop finds them idle, new or busy."""
 
 import asyncio
 import time

@@ -159,7 +159,7 @@ class TagRefresh:
         now, before = self._clock(), self._ticked_at
         self._ticked_at = now
         if now < before - _SET_BACK_SECONDS:
-            self._schedule.clear()  # or nothing would be due until the clock has caught up
+            self._schedule.clear()  # the clock was set back: else nothing would be due for long
         for watched in self._moves.read_some():
             if watched.changes is not None:
                 self._place(watched, now)
