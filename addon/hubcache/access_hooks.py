@@ -22,9 +22,10 @@ from .clients.limits import REQUEST_SECONDS, ClientLimits
 from .decide.outbound_proxy import OutboundProxies, OutboundProxy
 from .decide.throttle import Throttle
 from .mitm import proxied_flows
-from .mitm.flow_headers import drop_body
+from .mitm.flow_headers import body_length, drop_body
 from .mitm.interception import Interception
 from .operate.options import Settings
+from .serve.messages import MAX_SMALL_BODY
 
 logger = logging.getLogger("hubcache")
 
@@ -138,8 +139,17 @@ class AccessHooks:
         """Answer a request whose absolute URI names a destination that is not permitted with 403."""
         is_directed = flow.id in self._directed.get(flow.client_conn, ())
         if flow.response or flow.error or not flow.live or is_directed or self._interception.place(flow) is not None:
+            self._refuse_large_body(flow)
             return None
         return self._check(flow)
+
+    def _refuse_large_body(self, flow: http.HTTPFlow) -> None:
+        """Disconnect a client that sends a large body with a request that has its answer already, where mitmproxy's
+        public hooks alone are used: mitmproxy would keep all of the body in memory."""
+        length = body_length(flow.request)
+        is_small = length is not None and length <= MAX_SMALL_BODY
+        if self._disconnect is None and flow.response is not None and flow.killable and not is_small:
+            flow.kill()
 
     async def _check(self, flow: http.HTTPFlow) -> None:
         address = flow.request.host, flow.request.port
@@ -160,6 +170,7 @@ class AccessHooks:
             flow.request.stream = False
             headers = {"Content-Type": "text/plain; charset=utf-8", "Connection": "close"}
             flow.response = http.Response.make(403, f"{refused}\n", headers)
+            self._refuse_large_body(flow)
         except OSError:  # mitmproxy answers with the reason when it cannot connect
             return
 

@@ -81,7 +81,7 @@ class FlowHooks:
         credentials.hide(flow.request)
         outcome = self._take_decision(flow.client_conn) or await self._engine.answer(request)
         if outcome is None:
-            length = _body_length(flow.request)
+            length = flow_headers.body_length(flow.request)
             if length is None or length > MAX_SMALL_BODY:
                 too_large = ContentTooLarge(f"a token request has a length, of at most {MAX_SMALL_BODY} bytes")
                 outcome = error_answer(too_large, request.method)
@@ -184,11 +184,3 @@ class FlowHooks:
         _, delivery, _ = self._deliveries.pop(flow.id, (None, None, None))
         if delivery is not None:
             await delivery.close()
-
-
-def _body_length(request: http.Request) -> int | None:
-    """Return the length of a request's body by its headers (RFC 9112 section 6.3); None where they do not say."""
-    if "transfer-encoding" in request.headers:
-        return None
-    length = request.headers.get("content-length", "0")
-    return int(length) if length.isdecimal() else None

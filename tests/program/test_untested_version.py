@@ -101,6 +101,13 @@ def test_destination_of_this_machine_is_refused(program: Program, target: str) -
         assert Exchange(connection, "CONNECT").status == 403
 
 
+@pytest.mark.parametrize("fields", [{"Content-Length": str(1 << 30)}, {"Transfer-Encoding": "chunked"}])
+def test_client_that_sends_a_large_body_with_a_read_is_disconnected(program: Program, fields: dict[str, str]) -> None:
+    with socket.create_connection(("127.0.0.1", program.mirror), TIMEOUT) as connection:
+        connection.sendall(head("GET", "/v2/", {"Host": "x"} | fields))
+        assert connection.recv(1) == b""
+
+
 def test_stop_waits_for_a_download(tmp_path: Path) -> None:
     with untested_program(tmp_path, hubcache_stop_within="30") as program:
         client = program.client("mirror")

@@ -31,6 +31,14 @@ def drop_body(request: http.Request) -> None:
     request.raw_content = b""  # None until all of it is received
 
 
+def body_length(request: http.Request) -> int | None:
+    """Return the length of a request's body by its headers (RFC 9112 section 6.3); None where they do not say."""
+    if "transfer-encoding" in request.headers:
+        return None
+    length = request.headers.get("content-length", "0")
+    return int(length) if length.isdecimal() else None
+
+
 def adapt_forwarded(
     passed: http.Response,
     registry: Registry,
