@@ -83,7 +83,7 @@ class Scrub:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
         self._thread.shutdown()
-        if self._position:
+        if self._position or self._store.scrub_status.finished_at:  # saving the end of a round may have been cancelled
             try:
                 await self._save()
             except StorageError as error:

@@ -78,7 +78,8 @@ class Hub:
         self._context: ssl.SSLContext | None = None
         self._loop = asyncio.new_event_loop()
         self._runners: dict[str, web.AppRunner] = {}
-        self._holes: dict[str, list[socket.socket]] = {}
+        self._holders: dict[str, list[socket.socket]] = {}
+        """By listener: the sockets that hold its port while it is stopped."""
         self._closing = contextlib.ExitStack()
 
     # -- start and stop
@@ -100,6 +101,7 @@ class Hub:
         self.faults.clear()
         for name in LISTENERS:
             self.stop(name)
+            self._release_port(name)
         if isinstance(self.backend, Remote):
             self._run(self.backend.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -114,35 +116,43 @@ class Hub:
     def start(self, *names: str) -> None:
         """Start listeners (default: all that are stopped), each on the port that it had before."""
         for name in names or LISTENERS:
-            self._fill_hole(name)
+            self._release_port(name)
             if name not in self._runners:
                 self._run(self._start(name))
 
     def stop(self, *names: str) -> None:
-        """Stop listeners and close their connections (default: all); new connections are refused."""
+        """Stop listeners and close their connections (default: all); new connections are refused.
+
+        The port stays taken by a socket that does not listen, or a stand-in of another test could get it.
+        """
         for name in names or LISTENERS:
-            self._fill_hole(name)
+            self._release_port(name)
             if runner := self._runners.pop(name, None):
                 self._run(runner.cleanup())
+            if name in self.ports:
+                self._holders[name] = [self._bound(name)]
+
+    def _bound(self, name: str) -> socket.socket:
+        holder = socket.socket()
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", self.ports[name]))
+        return holder
 
     def blackhole(self, *names: str) -> None:
         """Make connecting to listeners time out, unlike after `stop`; `start` ends this."""
         for name in names or LISTENERS:
             self.stop(name)
-            hole = socket.socket()
-            hole.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            hole.bind(("127.0.0.1", self.ports[name]))
+            (hole,) = self._holders[name]
             hole.listen(0)
-            self._holes[name] = [hole]
             for _ in range(4):  # with a full backlog the kernel drops further SYNs
                 plug = socket.socket()
                 plug.setblocking(False)
                 plug.connect_ex(hole.getsockname())
-                self._holes[name].append(plug)
+                self._holders[name].append(plug)
 
-    def _fill_hole(self, name: str) -> None:
-        for plug in self._holes.pop(name, []):
-            plug.close()
+    def _release_port(self, name: str) -> None:
+        for holder in self._holders.pop(name, []):
+            holder.close()
 
     async def _start(self, name: str) -> None:
         application = web.Application(client_max_size=1 << 30)
