@@ -1,5 +1,6 @@
 """The set-up page, the attach script and the CA certificate, as a running cache serves them."""
 
+import logging
 import re
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,10 @@ SOURCE = HERE / "README.md"
 _FOR_REPOSITORY = re.compile(r"<!-- repository -->.*?<!-- /repository -->\n", re.DOTALL)
 """Parts of the page for readers of the repository, which the page of a running cache omits."""
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
+# It logs thousands of lines for one page. mitmproxy schedules a callback of the event loop for each line, at any level:
+# all clients waited for a second, and a SIGTERM in that second was lost, because the pipe that wakes the loop was full.
+logging.getLogger("markdown_it").setLevel(logging.WARNING)
+
 _TEMPLATE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">

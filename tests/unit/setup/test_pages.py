@@ -6,6 +6,7 @@ import tomllib
 from typing import Any
 
 import pytest
+from hubcache.setup import pages
 from hubcache.setup.pages import SOURCE, Addresses, attach_script, setup_page
 from ruamel.yaml import YAML  # a dependency of mitmproxy
 from support.recipes import Recipe, recipes
@@ -50,6 +51,14 @@ def test_page_is_html_with_this_caches_addresses() -> None:
     assert "Replace" not in page
     assert "repository -->" not in page
     assert re.search(r"(?:src|href)=\"?https?:", page) is None, "nothing is loaded from elsewhere"
+
+
+def test_rendering_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """mitmproxy wakes the event loop for each line of the log, at any level."""
+    caplog.set_level("DEBUG")
+    pages._page_without_addresses.cache_clear()
+    setup_page(CACHE)
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize(
