@@ -28,7 +28,7 @@ WINGS = {
 TOP = {
     "housekeeping": {"oci", "store", "serve"},
     "engine": {"oci", "decide", "store", "transfer", "serve", "setup", "operate", "housekeeping"},
-    "access_hooks": {"decide", "operate", "clients", "mitm"},
+    "access_hooks": {"decide", "serve", "operate", "clients", "mitm"},
     "public_hooks": {"oci", "serve", "clients", "mitm"},
     "connection_hooks": {"serve", "clients", "mitm", "direct", "public_hooks"},
     "plugin": {"oci", "transfer", "serve", "workers", "mitm", "engine", "access_hooks"},
