@@ -28,12 +28,11 @@ class StoreDirectory:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock()
         self.staging.mkdir(exist_ok=True, mode=0o700)
-        index = Index(self.path / "store")
-        try:
+        with contextlib.ExitStack() as stack:
+            index = Index(self.path / "store")
+            stack.callback(index.close)
             self._check_format(index)
-        except BaseException:
-            index.close()
-            raise
+            stack.pop_all()  # it stays open
         return index
 
     def remove_leftovers(self) -> None:
