@@ -142,7 +142,6 @@ async def test_range_whose_request_is_not_answered_is_read_from_the_fill(
     hub.faults.remove(ranges.fill)
     assert await read(whole) == DATA
     assert await asyncio.wait_for(asyncio.gather(*reading), 10) == [DATA[at : at + 100] for at in STARTS]
-    assert silent.hits == MAX_PARALLEL_RANGES
 
 
 async def test_range_near_a_stalled_fill_is_fetched_in_parallel_after_a_while(

@@ -53,7 +53,7 @@ class ParallelRange(Source):
         return is_first
 
     async def _open_separate(self) -> bool:
-        """Wait for a slot and request the range; returns False where the upstream refuses."""
+        """Wait for a slot and request the range; returns False if the upstream refuses, or the fill was faster."""
         fill, at = self._following.fill, self._following.at
         while self._patience:
             await asyncio.sleep(self._patience)
@@ -61,6 +61,8 @@ class ParallelRange(Source):
                 break
         await fill.range_slots.acquire()
         self._has_slot = True
+        if fill.readable > at:  # the fill reached this range while another one gave up its slot
+            return False
         try:
             await self._separate.open()
         except RegistryError:
