@@ -19,6 +19,7 @@ from .operate.access_log import AccessLog
 from .operate.metrics import Metrics
 from .operate.options import Settings
 from .operate.status import Status
+from .operate.status_report import StatusReport
 from .operate.version import version
 from .serve.access import Access
 from .serve.best_effort import BestEffortWriter
@@ -78,7 +79,6 @@ class Engine:
         self.body_listener = BodyListener(active, self.metrics.sent, log_broken_body)
         self.breakers = CircuitBreakers()
         self.metrics.watch(self.store, self.breakers)
-        self._status = Status(self.store, self.metrics, self.breakers, setup) if settings.status else None
         user_agent = f"hubcache/{version()}"
         self._http = open_session(tls, user_agent)
         self._guarded = open_session(tls, user_agent, guarded=True)
@@ -91,6 +91,8 @@ class Engine:
         self._guarded_tokens = Tokens(self._guarded_client)
         self._scrub = Scrub(self.store, self.report_storage_error)
         self.fills = Fills(self.store, self.metrics, self._fill_failed)
+        self.report = StatusReport(self.store, self.metrics, self.breakers, self.fills.progress)
+        self._status = Status(self.report, setup) if settings.status else None
         self._writer = writer = BestEffortWriter(self.store, self.report_storage_error)
         self._access = Access(self.store, writer)
         stored = StoredManifests(self.store, writer, self._access)

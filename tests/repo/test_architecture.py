@@ -40,12 +40,13 @@ TOP = {
     },
 }
 AREAS = WINGS | TOP
-# Additional imports of single modules: metrics and the status page show the circuit breakers, and the access log writes
-# the requests that `serve` reports.
+# Additional imports of single modules: metrics and the status report show the circuit breakers, the report also the
+# running fills, and the access log writes the requests that `serve` reports.
 ALLOWED = {
     ("hubcache.operate.access_log", "hubcache.serve.messages"),
     ("hubcache.operate.metrics", "hubcache.transfer.breaker"),
-    ("hubcache.operate.status", "hubcache.transfer.breaker"),
+    ("hubcache.operate.status_report", "hubcache.transfer.breaker"),
+    ("hubcache.operate.status_report", "hubcache.transfer.fills"),
 }
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

@@ -6,16 +6,13 @@ import re
 import socket
 from dataclasses import asdict
 from ipaddress import ip_address
-from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from ..oci.errors import ConfigError
 from ..setup.setup_pages import SetupPages
-from ..store.store import Store
-from ..transfer.breaker import CircuitBreakers
-from .metrics import Metrics
+from .status_report import StatusReport
 from .version import version
 
 _INTERNAL = re.compile(r"[0-9a-z_-]+|.*\.(?:svc|local|localhost|internal)")
@@ -27,10 +24,8 @@ exist (`svc`; `svc.cluster.local` ends in `local`)."""
 class Status:
     """The HTTP server of the status listener."""
 
-    def __init__(self, store: Store, metrics: Metrics, breakers: CircuitBreakers, setup: SetupPages) -> None:
-        self._store = store
-        self._breakers = breakers
-        self._metrics = metrics
+    def __init__(self, report: StatusReport, setup: SetupPages) -> None:
+        self._report = report
         self._setup = setup
         self._names = {socket.gethostname().lower()}
         app = web.Application(middlewares=[_host_check(self._names)])
@@ -56,41 +51,28 @@ class Status:
 
     async def _health(self, _: web.Request) -> web.Response:
         """Return 200, since pulls work; `status` is `degraded` while nothing can be stored or an upstream is down."""
-        problem = self._store.problem
-        down = {host: circuit.reason for host, circuit in self._breakers.circuits.items() if circuit.is_open}
+        store = self._report.store
+        circuits = self._report.breakers.circuits
+        down = {host: circuit.reason for host, circuit in circuits.items() if circuit.is_open}
         report = {
             "version": version(),
-            "status": "ok" if problem is None and not down else "degraded",
+            "status": "ok" if store.problem is None and not down else "degraded",
             "upstreams_down": down,
             "store": {
-                "directory": str(self._store.directory),
-                "problem": problem,
-                "bytes": self._store.usage.used,
-                "capacity": self._store.capacity.max_bytes,
-                "objects": len(self._store.usage.sizes),
-                "damage": self._damage(),
-                "scrub": asdict(self._store.scrub_status),
+                "directory": str(store.directory),
+                "problem": store.problem,
+                "bytes": store.usage.used,
+                "capacity": store.capacity.max_bytes,
+                "objects": len(store.usage.sizes),
+                "damage": self._report.damage(),
+                "scrub": asdict(store.scrub_status),
             },
         }
         return web.Response(text=json.dumps(report, indent=2) + "\n", content_type="application/json")
 
-    def _damage(self) -> dict[str, Any]:
-        """Return the number of objects found damaged since start, and the details of the last one."""
-        last = self._store.damage.last
-        details = None
-        if last is not None:
-            details = {"at": last.at, "digest": last.digest, "why": last.why}
-            details |= {"path": last.path and str(last.path), "kept": last.kept and str(last.kept)}
-        return {"count": self._store.damage.count, "quarantined_bytes": self._store.usage.quarantined, "last": details}
-
     async def _evictions(self, _: web.Request) -> web.Response:
         """Return the last removals with time and reason, the newest first."""
-        lines = [
-            {"at": removal.at, "digest": str(removal.eviction.key)}
-            | {name: getattr(removal.eviction, name) for name in ("size", "reason", "score", "requests", "idle")}
-            for removal in reversed(self._store.capacity.history)
-        ]
-        return web.json_response(lines)
+        return web.json_response(self._report.evictions())
 
     async def _setup_page(self, request: web.Request) -> web.Response:
         page = self._setup.page(request.path, request.headers.get("Host", ""), request.remote or "")
@@ -99,10 +81,9 @@ class Status:
         return web.Response(body=page.body, headers={"Content-Type": page.media_type, "Cache-Control": "no-store"})
 
     async def _render_metrics(self, _: web.Request) -> web.Response:
-        self._metrics.tasks_counted(len(asyncio.all_tasks()))
-        return web.Response(
-            body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        )
+        metrics = self._report.metrics
+        metrics.tasks_counted(len(asyncio.all_tasks()))
+        return web.Response(body=metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 
 def _host_check(names: set[str]) -> Middleware:

@@ -10,6 +10,7 @@ import pytest
 from hubcache.oci.errors import ConfigError, StorageError
 from hubcache.operate.metrics import Metrics
 from hubcache.operate.status import Status
+from hubcache.operate.status_report import StatusReport
 from hubcache.operate.version import version
 from hubcache.setup.setup_pages import SetupPages
 from hubcache.store.store import Store
@@ -24,6 +25,11 @@ SETUP = SetupPages(Path(__file__), 5000, 8080)
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
     async with opened_store(tmp_path / "store") as opened:
         yield opened
+
+
+def status_of(store: Store, metrics: Metrics | None = None, breakers: CircuitBreakers | None = None) -> Status:
+    """Return the status listener of a cache with this store."""
+    return Status(StatusReport(store, metrics or Metrics(), breakers or CircuitBreakers()), SETUP)
 
 
 async def fetch(status: Status, path: str, **headers: str) -> tuple[int, str, str]:
@@ -42,7 +48,7 @@ async def fetch(status: Status, path: str, **headers: str) -> tuple[int, str, st
 
 async def test_health_is_ok_and_shows_version_and_store(store: Store, tmp_path: Path) -> None:
     await put_blob(store, b"x" * 1000)
-    code, kind, text = await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), "/healthz")
+    code, kind, text = await fetch(status_of(store), "/healthz")
     assert (code, kind) == (200, "application/json; charset=utf-8")
     assert json.loads(text) == {
         "version": version(),
@@ -65,7 +71,7 @@ async def test_health_shows_digest_and_paths_of_the_last_damage(store: Store) ->
     path = store.blob_path(digest)
     assert path is not None
     await store.damage.quarantine(digest, path, "does not match its digest")
-    _, _, text = await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), "/healthz")
+    _, _, text = await fetch(status_of(store), "/healthz")
     report = json.loads(text)
     assert report["status"] == "ok"
     damage = report["store"]["damage"]
@@ -78,7 +84,7 @@ async def test_health_shows_digest_and_paths_of_the_last_damage(store: Store) ->
 async def test_health_with_a_failed_store_is_degraded_with_status_200(store: Store) -> None:
     """Pulls work without the store, so a load balancer must not remove the proxy."""
     store.index.staging_failed(StorageError("disk is full"))
-    code, _, text = await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), "/healthz")
+    code, _, text = await fetch(status_of(store), "/healthz")
     assert code == 200
     assert json.loads(text)["status"] == "degraded"
     assert json.loads(text)["store"]["problem"] == "disk is full"
@@ -87,7 +93,7 @@ async def test_health_with_a_failed_store_is_degraded_with_status_200(store: Sto
 async def test_health_with_an_upstream_down_is_degraded_and_names_it(store: Store) -> None:
     breakers = CircuitBreakers()
     breakers.circuits.update({"up": Circuit(), "down": Circuit(3, "status 503", 1.0)})
-    _, _, text = await fetch(Status(store, Metrics(), breakers, SETUP), "/healthz")
+    _, _, text = await fetch(status_of(store, breakers=breakers), "/healthz")
     assert json.loads(text)["status"] == "degraded"
     assert json.loads(text)["upstreams_down"] == {"down": "status 503"}
 
@@ -96,7 +102,7 @@ async def test_evictions_have_size_and_reason(store: Store) -> None:
     digests = [await put_blob(store, bytes([number]) * 1000) for number in range(2)]
     for digest in digests:
         assert await store.capacity.purge(digest, store.remove)
-    code, kind, text = await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), "/evictions")
+    code, kind, text = await fetch(status_of(store), "/evictions")
     assert (code, kind) == (200, "application/json; charset=utf-8")
     removals = json.loads(text)
     assert [removal.pop("digest") for removal in removals] == [str(digest) for digest in reversed(digests)]
@@ -108,20 +114,20 @@ async def test_evictions_have_size_and_reason(store: Store) -> None:
 async def test_metrics_are_in_the_text_exposition_format(store: Store) -> None:
     metrics = Metrics()
     metrics.watch(store, CircuitBreakers())
-    code, kind, text = await fetch(Status(store, metrics, CircuitBreakers(), SETUP), "/metrics")
+    code, kind, text = await fetch(status_of(store, metrics), "/metrics")
     assert (code, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
     assert "\nhubcache_store_usable 1.0\n" in text
 
 
 async def test_unknown_path_is_404(store: Store) -> None:
-    assert (await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), "/"))[0] == 404
+    assert (await fetch(status_of(store), "/"))[0] == 404
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "host.invalid", "192.0.2.1"])
 async def test_address_that_cannot_be_used_is_an_error_of_one_line(store: Store, host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        status = Status(store, Metrics(), CircuitBreakers(), SETUP)
+        status = status_of(store)
         with pytest.raises(ConfigError, match=f"hubcache_status: cannot listen on {host}:{port}: .+"):
             await status.start(host, port)
         await status.close()
@@ -140,14 +146,14 @@ async def test_address_that_cannot_be_used_is_an_error_of_one_line(store: Store,
 async def test_only_names_outside_public_dns_are_answered(store: Store, host: str, expected: int) -> None:
     """A name that an attacker can register is refused, against DNS rebinding."""
     for path in ("/healthz", "/nothing"):
-        code, _, text = await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), path, Host=host)
+        code, _, text = await fetch(status_of(store), path, Host=host)
         assert (code == 421) is (expected == 421)
         assert code != 421 or text.count("\n") == 1
 
 
 async def test_host_name_of_the_machine_is_answered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "cache.example.com")
-    status = Status(store, Metrics(), CircuitBreakers(), SETUP)
+    status = status_of(store)
     assert (await fetch(status, "/healthz", Host="cache.example.com:9090"))[0] == 200
 
 
@@ -162,11 +168,11 @@ async def test_host_name_of_the_machine_is_answered(store: Store, monkeypatch: p
 async def test_setup_pages_carry_the_address_that_the_client_used(
     store: Store, path: str, kind: str, words: str
 ) -> None:
-    code, found, text = await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), path)
+    code, found, text = await fetch(status_of(store), path)
     assert (code, found) == (200, kind)
     assert words in text
 
 
 @pytest.mark.parametrize("path", ["/setup/nothing", "/setups", "/ca.key"])
 async def test_other_paths_below_setup_are_not_found(store: Store, path: str) -> None:
-    assert (await fetch(Status(store, Metrics(), CircuitBreakers(), SETUP), path))[0] == 404
+    assert (await fetch(status_of(store), path))[0] == 404
