@@ -21,6 +21,7 @@ WINGS = {
     "setup": {"serve"},
     "operate": {"oci", "store", "setup"},
     "workers": {"oci", "store", "transfer", "serve"},
+    "cli": {"oci", "operate"},
     "clients": {"oci", "decide", "operate"},
     "mitm": {"oci", "decide", "transfer", "serve", "clients"},
     "direct": {"oci", "transfer", "serve", "clients", "mitm"},

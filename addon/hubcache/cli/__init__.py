@@ -1,0 +1,1 @@
+"""The command line: commands that ask a running cache through its control socket, and that start or check one."""

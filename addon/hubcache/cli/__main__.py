@@ -1,0 +1,5 @@
+"""Runs the command line: `python -m hubcache.cli`."""
+
+from .main import main
+
+main()

@@ -1,0 +1,65 @@
+"""The command `hubcache` and its sub-commands."""
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..operate.version import version
+from .errors import CommandError
+from .images import list_images, pin, show, unpin
+from .output import Output
+from .status import status
+
+_IMAGES, _CACHE = "Images", "The cache"
+
+
+class _Commands(TyperGroup):
+    """A group that prints a `CommandError` as one line, and ends with its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CommandError as error:
+            Output().message(f"hubcache: {error}")
+            raise typer.Exit(error.code) from error
+
+
+app = typer.Typer(
+    name="hubcache",
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Shows and steers a running cache, starts one, and finds out what is wrong with it.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    show_version: bool = typer.Option(False, "--version", help="Print the version of this command."),
+) -> None:
+    if show_version:
+        typer.echo(f"hubcache {version()}")
+        raise typer.Exit
+
+
+COMMANDS: list[tuple[str, Callable[..., None], str]] = [
+    ("status", status, _CACHE),
+    ("ls", list_images, _IMAGES),
+    ("show", show, _IMAGES),
+    ("pin", pin, _IMAGES),
+    ("unpin", unpin, _IMAGES),
+]
+"""Name, function and part of the help of each sub-command."""
+
+for _name, _command, _panel in COMMANDS:
+    app.command(_name, rich_help_panel=_panel)(_command)
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    app(prog_name="hubcache")
