@@ -18,6 +18,8 @@ from .oci.registry import HUB_HOST, Registry
 from .operate.access_log import AccessLog
 from .operate.metrics import Metrics
 from .operate.options import Settings
+from .operate.pulls import Pulls
+from .operate.served_request import ServedRequest
 from .operate.status import Status
 from .operate.status_report import StatusReport
 from .operate.version import version
@@ -74,6 +76,7 @@ class Engine:
         self._upstreams = Upstreams(self._open_upstream, self._apply_tag_refresh)
         self.store = self._opened_store(settings)
         self.metrics = Metrics()
+        self.pulls = Pulls()
         active = ActiveBodies()
         self.body_delivery = BodyDelivery(active, self.metrics.sent, log_broken_body)
         self.body_listener = BodyListener(active, self.metrics.sent, log_broken_body)
@@ -236,6 +239,10 @@ class Engine:
         result = Result.BYPASS if isinstance(outcome, Forward) else outcome.result
         self.metrics.answered(outcome.kind, result.value, request.listener.value)
         return outcome
+
+    def request_ended(self, request: ServedRequest) -> None:
+        """Record a request that ended, whichever process served it."""
+        self.pulls.add(request)
 
     def count_repeats(self, request: Request, answer: Answer, count: int) -> None:
         """Count an answer that a worker process repeated `count` times, as if the engine had given it."""

@@ -19,7 +19,7 @@ WINGS = {
     "transfer": {"oci", "decide", "store"},
     "serve": {"oci", "decide", "store", "transfer"},
     "setup": {"serve"},
-    "operate": {"oci", "store", "setup"},
+    "operate": {"oci", "store", "serve", "setup"},
     "workers": {"oci", "store", "transfer", "serve"},
     "cli": {"oci", "operate"},
     "clients": {"oci", "decide", "operate"},
@@ -42,9 +42,8 @@ TOP = {
 }
 AREAS = WINGS | TOP
 # Additional imports of single modules: metrics and the status report show the circuit breakers, the report also the
-# running fills, and the access log writes the requests that `serve` reports.
+# running fills.
 ALLOWED = {
-    ("hubcache.operate.access_log", "hubcache.serve.messages"),
     ("hubcache.operate.metrics", "hubcache.transfer.breaker"),
     ("hubcache.operate.status_report", "hubcache.transfer.breaker"),
     ("hubcache.operate.status_report", "hubcache.transfer.fills"),
