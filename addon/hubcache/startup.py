@@ -20,7 +20,7 @@ from .mitm import compat, mitmproxy_options, proxyserver
 from .mitm.interception import Interception
 from .mitm.outbound_proxies import find_outbound_proxies
 from .oci.errors import ConfigError, StoreTooNew
-from .operate import config_file, options
+from .operate import config_file, environment, installation, options
 from .operate.ca import ensure_ca
 from .operate.config_file import ConfigFile
 from .operate.line_buffering import print_whole_lines
@@ -35,7 +35,6 @@ from .workers.supervisor import OWNER, Supervisor, inherited, worker_command
 
 logger = logging.getLogger("hubcache")
 
-CERTS = Path(__file__).resolve().parents[2] / "certs"
 PROXY_PORT, MIRROR_PORT = 8080, 5000
 _LEAF_SECONDS = 86400.0
 
@@ -81,7 +80,9 @@ class Hubcache:
             options.convert_config_file(ctx.options.deferred)
             fixed = options.command_line_names(ctx.options.deferred)
             ctx.options.process_deferred()
-            self._load_config_file(ConfigFile.find(ctx.options, fixed))
+            variables = environment.variables(os.environ, fixed)
+            ctx.options.set(*environment.assignments(variables))
+            self._load_config_file(ConfigFile.find(ctx.options, fixed | variables.keys()))
         except (ConfigError, exceptions.OptionsError) as error:
             # An exception would be lost: mitmproxy loads scripts in a task of their own.
             logger.error("hubcache: %s", error)
@@ -146,9 +147,10 @@ class Hubcache:
         previous = self._settings
         if previous is not None and self._engine is not None:
             previous.check_change_to(settings)
-        confdir = CERTS if mitmproxy_options.is_default("confdir") else Path(ctx.options.confdir).expanduser()
+        certs = installation.ca_directory()
+        confdir = certs if mitmproxy_options.is_default("confdir") else Path(ctx.options.confdir).expanduser()
         warning = ensure_ca(confdir, interception.hosts, datetime.now(UTC)).warning
-        mitmproxy_options.set_defaults(confdir=str(CERTS))  # else mitmproxy makes a CA, for every site
+        mitmproxy_options.set_defaults(confdir=str(certs))  # else mitmproxy makes a CA, for every site
         if warning and previous is None and OWNER not in os.environ:
             logger.warning("hubcache: %s", warning)
         self._connections.use_mirror_certificate(settings.mirror_certificate)
@@ -276,7 +278,7 @@ def _make_supervisor(count: int, servers: tuple[Any, ...], engine: Engine) -> Su
 
     sockets = listeners.take_sockets(servers)
     return Supervisor(
-        worker_command(),
+        worker_command(installation.script("worker.py")),
         count,
         [each for of_mode in sockets.values() for each in of_mode],
         listeners.environment(sockets),

@@ -45,6 +45,26 @@ def test_file_is_read_at_start_and_command_line_wins(program: Program) -> None:
     program.assert_no_errors()
 
 
+def test_variable_wins_over_the_file_and_loses_to_the_command_line(program: Program) -> None:
+    (program.confdir / "hubcache.yaml").write_text("size: 2G\nadmit_after: 3\n")
+    program.environment = {"HUBCACHE_SIZE": "1G", "HUBCACHE_DIR": "/nowhere", "HUBCACHE_PINS": "debian:12 alpine:3"}
+    program.start()
+    assert (capacity(program), program.health["store"]["directory"]) == (1 << 30, str(program.store))
+    hang_up(program, "size: 3G\nadmit_after: 4\n")
+    program.wait_for_log("SIGHUP")
+    assert "changed: hubcache_admit_after=4" in program.log
+    assert capacity(program) == 1 << 30
+    program.stop()
+    program.assert_no_errors()
+
+
+def test_invalid_variable_ends_the_start_with_one_line(program: Program) -> None:
+    program.environment = {"HUBCACHE_SIZE": "much"}
+    program.launch()
+    assert program.wait_for_exit() == 1
+    assert "hubcache_size: 'much' is not a size" in program.log
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

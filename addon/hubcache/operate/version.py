@@ -1,10 +1,12 @@
-"""Reads the program's version from pyproject.toml, the one place that names it."""
+"""Reads the program's version from pyproject.toml, the one place that names it, or from an installed package."""
 
 import tomllib
 from functools import cache
-from pathlib import Path
+from importlib import metadata
 
-PROJECT_FILE = Path(__file__).resolve().parents[3] / "pyproject.toml"
+from . import installation
+
+PROJECT_FILE = installation.PACKAGE.parents[1] / "pyproject.toml"
 
 UNKNOWN = "unknown"
 """The version of a copy of addon/ without the rest of the repository."""
@@ -13,6 +15,8 @@ UNKNOWN = "unknown"
 @cache
 def version() -> str:
     """Return the version, such as `1.0.0`, or `UNKNOWN` when there is no pyproject.toml."""
+    if installation.is_installed():
+        return metadata.version("hubcache")
     try:
         text = PROJECT_FILE.read_text()
     except FileNotFoundError:

@@ -161,8 +161,7 @@ def inherited() -> tuple[socket.socket, Epoch] | None:
     return socket.socket(fileno=owner), Epoch.attach(epoch)
 
 
-def worker_command() -> list[str]:
-    """Return the command that starts this program as a worker: with the same arguments, and fewer log lines."""
-    script = Path(__file__).resolve().parents[2] / "worker.py"
+def worker_command(script: Path) -> list[str]:
+    """Return the command that starts `script` as a worker: with this program's arguments, and fewer log lines."""
     quiet = [] if any("termlog_verbosity" in argument for argument in sys.argv) else ["--set", "termlog_verbosity=warn"]
     return [sys.executable, str(script), *sys.argv[1:], *quiet]
