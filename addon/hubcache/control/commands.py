@@ -1,6 +1,6 @@
 """The commands of the running cache. The control socket and mitmweb's commands call these."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from ..serve.cached_referrers import CachedReferrers
 from ..serve.prefetch import Prefetch
 from ..store.store import Store
 from ..transfer.fills import Fills
-from ..transfer.upstream import Upstream
+from ..transfer.upstreams import Upstreams
+from .pins import PinCommands
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Parts:
     blobs: CachedBlobs
     referrers: CachedReferrers
     prefetch: Prefetch
-    upstreams: Mapping[str, Upstream]
+    upstreams: Upstreams
     may_spend: Callable[[str], bool]
     report: StatusReport
 
@@ -39,6 +40,7 @@ class Commands:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
+        self.pins = PinCommands(parts.store, parts.upstreams)
 
     def status(self) -> dict[str, Any]:
         """Return the status of the cache, with names of private repositories and addresses of clients."""

@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from ..oci.errors import HubcacheError, NotStored, RegistryError, StorageError
+from ..oci.image_name import ImageName
 from .errors import CommandError, InvalidCommand
 
 logger = logging.getLogger("hubcache")
@@ -75,6 +76,19 @@ def text_field(fields: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value:
         raise InvalidCommand(f"the field {name!r} is missing or not text")
     return value
+
+
+def image_field(fields: Mapping[str, Any], name: str) -> ImageName:
+    """Return a field that has to be the name of an image; raises `InvalidCommand`."""
+    return parse_image(text_field(fields, name))
+
+
+def parse_image(text: str) -> ImageName:
+    """Parse the name of an image; raises `InvalidCommand`."""
+    try:
+        return ImageName.parse(text)
+    except RegistryError as error:
+        raise InvalidCommand(f"{text[:200]!r} is not the name of an image: {error}") from error
 
 
 def flag_field(fields: Mapping[str, Any], name: str) -> bool:

@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from .commands import Commands
-from .http import json_answer
+from .http import image_field, json_answer, read_fields
 
 
 def all_routes(commands: Commands) -> list[web.RouteDef]:
@@ -13,7 +13,7 @@ def all_routes(commands: Commands) -> list[web.RouteDef]:
     `http.read_fields`, and calls a method that does not know HTTP; it answers with `http.json_answer`, or for long work
     with `http.stream_events`. Errors are raised: `http.errors_as_json` answers them.
     """
-    return [*_status_routes(commands)]
+    return [*_status_routes(commands), *_pin_routes(commands)]
 
 
 def _status_routes(commands: Commands) -> list[web.RouteDef]:
@@ -21,3 +21,13 @@ def _status_routes(commands: Commands) -> list[web.RouteDef]:
         return await json_answer(commands.status())
 
     return [web.get("/v1/status", status, allow_head=False)]
+
+
+def _pin_routes(commands: Commands) -> list[web.RouteDef]:
+    async def pin(request: web.Request) -> web.Response:
+        return await json_answer(await commands.pins.pin(image_field(await read_fields(request, "image"), "image")))
+
+    async def unpin(request: web.Request) -> web.Response:
+        return await json_answer(await commands.pins.unpin(image_field(await read_fields(request, "image"), "image")))
+
+    return [web.post("/v1/pin", pin), web.post("/v1/unpin", unpin)]
