@@ -288,3 +288,9 @@ prepare() {
     ready "$1" || make_venv "$1"
     exec 9>&-
 }
+
+# run_hubcache ARGUMENT...: replace this process by the command line (addon/hubcache/cli).
+run_hubcache() {
+    export PYTHONPATH="$root/addon${PYTHONPATH:+:$PYTHONPATH}"
+    exec "$venv/bin/python" -m hubcache.cli "$@"
+}

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from .oci.errors import StorageError, StoreTooNew
 from .serve.tag_refresh import TICK_SECONDS, TagRefresh
@@ -22,22 +22,19 @@ _EXPIRE_SECONDS = 3600.0
 class Housekeeping:
     """A task that runs every `TICK_SECONDS`, from `start` to `close`.
 
-    It starts tag validations that are due, calls `keep_control_open` and `flush_access_log`, writes what the store has
-    in memory only, shrinks the store to a lowered capacity and removes expired content. A `StorageError` is passed to
-    `report`.
+    It starts tag validations that are due, calls `flush_access_log`, writes what the store has in memory only, shrinks
+    the store to a lowered capacity and removes expired content. A `StorageError` is passed to `report`.
     """
 
     def __init__(
         self,
         store: Store,
         tag_refresh: TagRefresh,
-        keep_control_open: Callable[[], Awaitable[None]],
         flush_access_log: Callable[[], None],
         report: Callable[[StorageError], None],
     ) -> None:
         self._store = store
         self._tag_refresh = tag_refresh
-        self._keep_control_open = keep_control_open
         self._flush_access_log = flush_access_log
         self._report = report
         self._opened_at = self._expired_at = time.monotonic()
@@ -66,7 +63,6 @@ class Housekeeping:
                 self._report(error)
             except StoreTooNew as error:
                 logger.warning("hubcache: %s", error)
-            await self._keep_control_open()
 
     async def _maintain_store(self, now: float) -> None:
         if not self._store.is_open and now - self._opened_at >= _REOPEN_SECONDS:

@@ -12,11 +12,17 @@ from pathlib import Path
 
 import pytest
 from support.paths import REPOSITORY
+from support.required import require
 
 SCRIPTS = REPOSITORY / "scripts"
 BASH = shutil.which("bash") or "/bin/bash"
-WORKS = 'echo "$0"'
-"""Script of a stand-in for Python that passes every check: it prints its own path, which is what the checks print."""
+WORKS = """if [[ ${1-} != -m ]]; then echo "$0"; exit; fi
+echo "$2 $(($# - 2)) ${*:3}"
+[[ $PYTHONPATH == */addon ]] || echo "PYTHONPATH is $PYTHONPATH"
+[[ ! -e /proc/$$/fd/9 ]] || echo lock held"""
+"""Script of a stand-in for Python that passes every check: it prints its own path, which is what the checks print. With
+`-m` it prints the module, and the number of arguments and the arguments."""
+SERVES = "hubcache.cli 1 serve\n"
 BROKEN_SHIM = 'echo "pyenv: $0: command not found" >&2; exit 127'
 
 PROGRAMS = re.findall(r'^    "(\S+) ', (SCRIPTS / "test").read_text(), re.MULTILINE)
@@ -39,10 +45,6 @@ pip)
     echo 'echo half-made' >"$bin/mitmdump"
     if [[ -n ${UV_SLEEP:-} ]]; then sleep "$UV_SLEEP"; fi
     if [[ -n ${UV_FAILS:-} ]]; then printf 'error: %s\n' "$UV_FAILS" "no way" >&2; exit 2; fi
-    for name in mitmdump mitmweb; do
-        printf '%s\n' '#!/bin/bash' 'echo "${0##*/} $# $*"; [[ ! -e /proc/$$/fd/9 ]] || echo lock held' >"$bin/$name"
-        chmod +x "$bin/$name"
-    done
     ;;
 esac
 """
@@ -189,8 +191,7 @@ class TestServe:
 
     def test_first_start_sets_up_and_passes_its_arguments_on(self, checkout: Checkout) -> None:
         status, output, messages = checkout.serve("--set", "hubcache_dir=/a b", "-q")
-        script = checkout.root / "addon/cache.py"
-        assert (status, output) == (0, f"mitmdump 5 -s {script} --set hubcache_dir=/a b -q\n")
+        assert (status, output) == (0, "hubcache.cli 4 serve --set hubcache_dir=/a b -q\n")
         assert messages.splitlines() == [
             f"hubcache: making .venv with {checkout.python}",
             "hubcache: reading uv.lock",
@@ -202,7 +203,7 @@ class TestServe:
         calls = checkout.calls.read_text()
         status, output, messages = checkout.serve("--web", "-q")
         assert (status, messages) == (0, "")
-        assert output == f"mitmweb 3 -s {checkout.root}/addon/cache.py -q\n"
+        assert output == "hubcache.cli 3 serve --web -q\n"
         assert checkout.calls.read_text() == calls
 
     def test_link_from_another_directory_works_with_stdin_closed(self, checkout: Checkout) -> None:
@@ -214,7 +215,7 @@ class TestServe:
             command, env=checkout.environment, cwd=checkout.directory, capture_output=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.decode() == f"mitmdump 3 -s {checkout.root}/addon/cache.py -q\n"
+        assert done.stdout.decode() == "hubcache.cli 2 serve -q\n"
 
     def test_changed_lock_file_is_installed(self, checkout: Checkout) -> None:
         checkout.serve()
@@ -225,7 +226,7 @@ class TestServe:
     def test_moved_repository_needs_no_set_up(self, checkout: Checkout) -> None:
         checkout.serve()
         checkout.root = checkout.root.rename(checkout.directory / "moved")
-        assert checkout.serve()[1:] == (f"mitmdump 2 -s {checkout.root}/addon/cache.py\n", "")
+        assert checkout.serve()[1:] == (SERVES, "")
 
     def test_python_that_was_removed_is_replaced(self, checkout: Checkout) -> None:
         checkout.serve()
@@ -251,7 +252,7 @@ class TestServe:
             messages.splitlines()[-1],
         )
         checkout.lock.write_text("one\n")
-        assert checkout.serve() == (0, f"mitmdump 2 -s {checkout.root}/addon/cache.py\n", "")
+        assert checkout.serve() == (0, SERVES, "")
 
     @pytest.mark.parametrize(
         ("output", "advice"),
@@ -307,7 +308,7 @@ class TestServe:
         messages = []
         for process in (first, second):
             output, printed = process.communicate(timeout=60)
-            assert (process.returncode, output) == (0, f"mitmdump 2 -s {checkout.root}/addon/cache.py\n")
+            assert (process.returncode, output) == (0, SERVES)
             messages.append(printed)
         assert checkout.installs() == 1
         assert sorted(messages)[-1] == "hubcache: waiting for another set-up to end\n"
@@ -321,57 +322,27 @@ class TestServe:
             time.sleep(0.02)
         os.killpg(killed.pid, signal.SIGKILL)
         killed.communicate(timeout=60)
-        assert checkout.serve()[:2] == (0, f"mitmdump 2 -s {checkout.root}/addon/cache.py\n")
+        assert checkout.serve()[:2] == (0, SERVES)
 
     def test_environment_without_a_stamp_is_replaced(self, checkout: Checkout) -> None:
         program(checkout.root / ".venv/bin/mitmdump", "echo wrong")
         program(checkout.root / ".venv/bin/python", WORKS)
-        assert checkout.serve()[1].startswith("mitmdump 2 ")
+        assert checkout.serve()[1].startswith(SERVES)
 
 
-class TestPorts:
-    """--proxy-port and --mirror-port of scripts/serve."""
+class TestHubcache:
+    """scripts/hubcache, and the help of scripts/serve."""
 
-    @pytest.mark.parametrize(
-        ("arguments", "proxy", "mirror"),
-        [
-            (["--proxy-port", "3128"], 3128, "registry-1.docker.io@5000"),
-            (["--mirror-port=80"], 8080, "registry-1.docker.io@80"),
-            (["--set", "hubcache_registries=ghcr.io=http", "--mirror-port", "80"], 8080, "ghcr.io@80"),
-            (["--set=hubcache_registries=docker.io", "--mirror-port", "80"], 8080, "registry-1.docker.io@80"),
-            (["--set=hubcache_registries=*", "--mirror-port", "80"], 8080, "registry-1.docker.io@80"),
-            (
-                ["--set=hubcache_registries=*.io", "--set", "hubcache_registries=ghcr.io", "--mirror-port=80"],
-                8080,
-                "ghcr.io@80",
-            ),
-        ],
-    )
-    def test_port_arguments_set_the_modes_of_mitmproxy(
-        self, checkout: Checkout, arguments: list[str], proxy: int, mirror: str
-    ) -> None:
-        status, output, _ = checkout.serve(*arguments, "-q")
-        assert status == 0
-        assert output.endswith(f" -q --mode regular@{proxy} --mode reverse:{mirror}\n")
-        assert "-port" not in output
+    def test_command_line_is_set_up_once_and_gets_all_arguments(self, checkout: Checkout) -> None:
+        def run(*arguments: str) -> tuple[str, str]:
+            command = [BASH, str(checkout.root / "scripts/hubcache"), *arguments]
+            done = subprocess.run(command, env=checkout.environment, capture_output=True, text=True, check=True)
+            return done.stdout, done.stderr
 
-    @pytest.mark.parametrize("own", [["--mode", "regular"], ["-mregular"], ["--mode=regular"], ["--set", "mode=x"]])
-    def test_port_beside_a_mode_is_an_error(self, checkout: Checkout, own: list[str]) -> None:
-        status, output, messages = checkout.serve("--mirror-port", "80", *own)
-        assert (status, output) == (1, "")
-        assert re.fullmatch(r"hubcache: \S+( mode)? cannot be combined with --proxy-port or .*\n", messages)
-
-    @pytest.mark.parametrize("port", [["65536"], ["x"], ["0"], []])
-    def test_invalid_port_is_an_error(self, checkout: Checkout, port: list[str]) -> None:
-        status, output, messages = checkout.serve("--mirror-port", *port)
-        assert (status, output) == (1, "")
-        assert messages.startswith("hubcache: --mirror-port: ")
-        assert "is not a port number" in messages
-
-    @pytest.mark.parametrize("arguments", [["--config", "/a b.yaml"], ["--config=/a b.yaml"]])
-    def test_config_file_is_an_option(self, checkout: Checkout, arguments: list[str]) -> None:
-        status, output, _ = checkout.serve(*arguments, "-q")
-        assert (status, output.split(" ", 4)[4]) == (0, "--set hubcache_config=/a b.yaml -q\n")
+        output, messages = run("show", "a b")
+        assert (output, messages.count("\n")) == ("hubcache.cli 2 show a b\n", 3)
+        assert run("--help") == ("hubcache.cli 1 --help\n", "")
+        assert checkout.installs() == 1
 
     def test_help_needs_no_set_up(self, checkout: Checkout) -> None:
         status, output, messages = checkout.serve("--help")
@@ -492,6 +463,12 @@ class TestTest:
 
 
 def test_scripts_contain_no_url_and_are_executable() -> None:
-    files = [SCRIPTS / "serve", SCRIPTS / "test", SCRIPTS / "setup.sh", REPOSITORY / ".ci/run"]
+    files = [SCRIPTS / "serve", SCRIPTS / "hubcache", SCRIPTS / "test", SCRIPTS / "setup.sh", REPOSITORY / ".ci/run"]
     assert [path for path in files if "://" in path.read_text()] == []
     assert [path for path in files if path.name != "setup.sh" and not os.access(path, os.X_OK)] == []
+
+
+@pytest.mark.parametrize("name", ["hubcache", "serve"])
+def test_shellcheck_finds_nothing(name: str) -> None:
+    require("shellcheck")
+    subprocess.run(["shellcheck", "-x", "-P", str(SCRIPTS), str(SCRIPTS / name)], check=True, timeout=60)

@@ -50,7 +50,10 @@ class ControlClient:
             return self._document(response)
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the events of long work as they arrive; the last one has `done`."""
+        """Yield the events of long work as they arrive; the last one has `done`.
+
+        Raises `CommandError` after it when it says that the work failed.
+        """
         event: dict[str, Any] = {}
         with self.open("POST", path, body=json.dumps(body).encode(), seconds=EVENT_SECONDS) as response:
             while line := response.readline(_MAX_EVENT):
@@ -58,6 +61,8 @@ class ControlClient:
                 yield event
         if not event.get("done"):
             raise UnreachableError("the cache ended before the work was done; see its log")
+        if error := event.get("error"):
+            raise CommandError(str(error))
 
     def put(self, path: str, body: BinaryIO, size: int, query: Query | None = None) -> dict[str, Any]:
         """Send `size` bytes of a file, and return the answer."""

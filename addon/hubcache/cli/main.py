@@ -7,12 +7,17 @@ import typer
 from typer.core import TyperGroup
 
 from ..operate.version import version
+from .attach import attach
 from .errors import CommandError
 from .images import list_images, pin, show, unpin
 from .output import Output
+from .purge import purge
+from .serve import serve
 from .status import status
+from .top import top
+from .verify import verify
 
-_IMAGES, _CACHE = "Images", "The cache"
+_CACHE, _IMAGES, _PROGRAMS = "The cache", "Images", "Set-up"
 
 
 class _Commands(TyperGroup):
@@ -49,15 +54,23 @@ def _options(
 
 COMMANDS: list[tuple[str, Callable[..., None], str]] = [
     ("status", status, _CACHE),
+    ("top", top, _CACHE),
+    ("verify", verify, _CACHE),
     ("ls", list_images, _IMAGES),
     ("show", show, _IMAGES),
     ("pin", pin, _IMAGES),
     ("unpin", unpin, _IMAGES),
+    ("purge", purge, _IMAGES),
 ]
 """Name, function and part of the help of each sub-command."""
 
 for _name, _command, _panel in COMMANDS:
     app.command(_name, rich_help_panel=_panel)(_command)
+
+_PASSES_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+# Without -h: the parser would find it in "-mhttp", which is an argument of mitmproxy.
+app.command("serve", rich_help_panel=_PROGRAMS, context_settings=_PASSES_ON | {"help_option_names": ["--help"]})(serve)
+app.command("attach", rich_help_panel=_PROGRAMS, context_settings=_PASSES_ON)(attach)
 
 
 def main() -> None:

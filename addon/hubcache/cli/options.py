@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from .client import ControlClient
+from .configuration import find_store
 from .errors import CommandError
-from .store_location import find_store
 
 _COMPLETION_SECONDS = 2.0
 

@@ -1,0 +1,98 @@
+"""Removes images and content from the store: the command `purge`."""
+
+import re
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from .client import ControlClient
+from .errors import FAILURES, RefusedError
+from .images import matching, stored_images
+from .options import Directory, Json, complete_image, connect
+from .output import Column, Output, number
+from .text import age, size
+
+_DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{32,}")
+_PATTERN = re.compile(r"[*?\[]")
+
+
+def purge(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE|DIGEST",
+            help="An image such as debian:12, a pattern such as 'debian:*', or a digest.",
+            autocompletion=complete_image,
+        ),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    directory: Directory = None,
+    is_json: Json = False,
+) -> None:
+    """Remove images, or content by its digest, from the store.
+
+    Content that another stored tag uses stays. Clients that are reading removed content receive all of it.
+    """
+    output = Output(is_json)
+    client = connect(directory)
+    targets, images = _targets(client, names)
+    if len(targets) > 1 or any(_PATTERN.search(name) for name in names):
+        _announce(output, targets, images)
+    if not yes and sys.stdin.isatty():
+        what = targets[0] if len(targets) == 1 else f"these {len(targets)}"
+        typer.confirm(f"Remove {what} from the store?", err=True, abort=True)
+    results, refused = _remove(client, output, targets)
+    output.document({"purged": results})
+    if refused is not None:
+        raise typer.Exit(RefusedError.code if len(targets) == 1 else FAILURES)
+
+
+def _targets(client: ControlClient, names: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Return the images and digests to remove, each once, and what the cache reports about the images."""
+    images = {str(image["name"]): image for image in stored_images(client)}
+    targets: dict[str, None] = {}
+    for name in names:
+        if _PATTERN.search(name):
+            found = matching(list(images.values()), [name])
+            if not found:
+                raise RefusedError(f"no stored image matches {name}")
+            targets |= dict.fromkeys(str(image["name"]) for image in found)
+        else:
+            targets[name] = None
+    return list(targets), images
+
+
+def _announce(output: Output, targets: list[str], images: dict[str, dict[str, Any]]) -> None:
+    """Print what will be removed, to standard error, so that it is seen also when the result goes into a pipe."""
+    errors = Output(stdout=output.stderr)
+    errors.line(f"To be removed from the store ({len(targets)}):")
+    known = [images.get(name, {}) for name in targets]
+    errors.table(
+        [Column("image"), number("stored"), Column("last request")],
+        [
+            (name, size(image.get("stored_bytes")), age(image.get("last_request")))
+            for name, image in zip(targets, known, strict=True)
+        ],
+    )
+
+
+def _remove(
+    client: ControlClient, output: Output, targets: list[str]
+) -> tuple[list[dict[str, Any]], RefusedError | None]:
+    """Remove one after the other; return the results, and the last error if there was one."""
+    results: list[dict[str, Any]] = []
+    refused = None
+    for target in targets:
+        field = "digest" if _DIGEST.fullmatch(target) else "image"
+        try:
+            result = client.post("/v1/purge", {field: target})
+        except RefusedError as error:
+            refused = error
+            results.append({field: target, "error": str(error)})
+            output.message(f"hubcache: {target}: {error}")
+            continue
+        results.append({field: target} | result)
+        count = len(result["removed"])
+        output.line(f"{target}: removed {count} {'object' if count == 1 else 'objects'}, {size(result['bytes'])}")
+    return results, refused
