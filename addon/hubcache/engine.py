@@ -116,7 +116,7 @@ class Engine:
             self.store, self._access, self._content, validation, self._blobs, self._referrers, self._upstreams
         )
         self._housekeeping = Housekeeping(
-            self.store, self._tag_refresh, self._flush_access_log, self.report_storage_error
+            self.store, self._tag_refresh, self.report.history, self._flush_access_log, self.report_storage_error
         )
         self.apply(settings)
 

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 
 from .oci.errors import StorageError, StoreTooNew
+from .operate.history import History
 from .serve.tag_refresh import TICK_SECONDS, TagRefresh
 from .store.store import Store
 
@@ -18,26 +20,33 @@ _REOPEN_SECONDS = 30.0
 _EXPIRE_SECONDS = 3600.0
 """Seconds between two removals of expired content."""
 
+_SAVE_SECONDS = 60.0
+"""Seconds between two writes of the history of the traffic; a crash loses only this part of it."""
+
 
 class Housekeeping:
     """A task that runs every `TICK_SECONDS`, from `start` to `close`.
 
-    It starts tag validations that are due, calls `flush_access_log`, writes what the store has in memory only, shrinks
-    the store to a lowered capacity and removes expired content. A `StorageError` is passed to `report`.
+    It starts tag validations that are due, calls `flush_access_log`, writes what the store has in memory only and the
+    history of the traffic, shrinks the store to a lowered capacity and removes expired content. A `StorageError` is
+    passed to `report`.
     """
 
     def __init__(
         self,
         store: Store,
         tag_refresh: TagRefresh,
+        history: History,
         flush_access_log: Callable[[], None],
         report: Callable[[StorageError], None],
     ) -> None:
         self._store = store
         self._tag_refresh = tag_refresh
+        self._history = history
         self._flush_access_log = flush_access_log
         self._report = report
         self._opened_at = self._expired_at = time.monotonic()
+        self._saved_at = -math.inf
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -45,18 +54,26 @@ class Housekeeping:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Stop, and wait until the work in progress has ended."""
+        """Stop, wait until the work in progress has ended, and write the history."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        if task is None:
+            return
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        self._history.record(time.time())
+        if self._store.is_open:
+            try:
+                await self._history.save(self._store.index)
+            except StorageError as error:
+                self._report(error)
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._tag_refresh.tick()
             self._flush_access_log()
+            self._history.record(time.time())
             try:
                 await self._maintain_store(time.monotonic())
             except StorageError as error:
@@ -71,6 +88,9 @@ class Housekeeping:
             logger.info("hubcache: the store can be used again")
         if self._store.is_open:
             await self._store.maintain()
+            if now - self._saved_at >= _SAVE_SECONDS:
+                self._saved_at = now
+                await self._history.save(self._store.index)
             if now - self._expired_at >= _EXPIRE_SECONDS:
                 self._expired_at = now
                 await self._store.expire()

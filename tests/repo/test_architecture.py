@@ -27,7 +27,7 @@ WINGS = {
     "direct": {"oci", "transfer", "serve", "clients", "mitm"},
 }
 TOP = {
-    "housekeeping": {"oci", "store", "serve"},
+    "housekeeping": {"oci", "store", "serve", "operate"},
     "engine": {"oci", "decide", "store", "transfer", "serve", "setup", "operate", "housekeeping"},
     "access_hooks": {"decide", "serve", "operate", "clients", "mitm"},
     "public_hooks": {"oci", "serve", "clients", "mitm"},

@@ -1,7 +1,9 @@
 """Contains the Prometheus metrics; they are also the `Observer` of `transfer`."""
 
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
 
@@ -12,6 +14,7 @@ from ..oci.errors import FillCancelled, HubcacheError, NotStored, StorageError
 from ..store.store import Store
 from ..transfer.breaker import CircuitBreakers
 from .host_labels import Hosts
+from .traffic import Traffic
 
 _STATUSES = frozenset(str(status.value) for status in HTTPStatus) | {"error"}
 
@@ -22,12 +25,24 @@ is forgotten. The number is bounded because clients may name registries."""
 logger = logging.getLogger("hubcache")
 
 
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """A rate limit in pulls as an upstream reported it; `limit` is None if it did not report that. `at` is the time in
+    seconds since the epoch."""
+
+    limit: int | None
+    remaining: int
+    at: float
+
+
 class Metrics:
     """The metrics of one engine, in a Prometheus registry of their own."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # it would double the number of series
         self.registry = CollectorRegistry()
+        self.traffic = Traffic()
+        """The traffic since the start."""
         self._requests = Counter(
             "hubcache_requests",
             "Requests from clients by kind (manifest, blob, referrers, ping, token, other), result, and door (proxy or "
@@ -61,7 +76,8 @@ class Metrics:
             registry=self.registry,
         )
         self._hosts = Hosts(self._forget_host)
-        self._last_remaining: dict[tuple[str, str], int] = {}
+        self.rate_limits: dict[tuple[str, str], RateLimit] = {}
+        """The rate limits by host and kind of credential, in the order of their last report."""
         self._breakers = CircuitBreakers()
         self._up = Gauge(
             "hubcache_upstream_up",
@@ -109,14 +125,17 @@ class Metrics:
     def answered(self, kind: str, result: str, listener: str, count: int = 1) -> None:
         """Count client requests that were answered or forwarded."""
         self._requests.labels(kind, result, listener).inc(count)
+        self.traffic.count_answer(kind, result, count)
 
     def sent(self, source: str, count: int) -> None:
         """Count body bytes that were sent to a client."""
         self._sent_from(source).inc(count)
+        self.traffic.count_sent(source, count)
 
     def workers_changed(self, count: int) -> None:
         """Set the number of processes that serve clients."""
         self._workers.set(count)
+        self.workers = count
 
     def tasks_counted(self, count: int) -> None:
         """Set the number of tasks of the event loop."""
@@ -124,7 +143,8 @@ class Metrics:
 
     def remaining(self, host: str, credential: str) -> int | None:
         """Return the remaining pulls as last reported for this kind of credential, or None when never reported."""
-        return self._last_remaining.get((host, credential))
+        known = self.rate_limits.get((host, credential))
+        return None if known is None else known.remaining
 
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text exposition format."""
@@ -149,18 +169,21 @@ class Metrics:
 
     def upstream_answered(self, host: str, kind: str, status: str) -> None:
         self._upstream.labels(self._hosts.label(host), kind, status if status in _STATUSES else "other").inc()
+        self.traffic.count_upstream(kind, status)
 
     def upstream_bytes(self, host: str, count: int) -> None:
         self._received.labels(self._hosts.label(host)).inc(count)
+        self.traffic.upstream_bytes += count
 
     def rate_limit_seen(self, host: str, credential: str, limit: int | None, remaining: int) -> None:
-        self._last_remaining.pop((host, credential), None)
-        if len(self._last_remaining) >= MAX_LIMITS:
-            oldest = next(iter(self._last_remaining))
-            del self._last_remaining[oldest]
+        earlier = self.rate_limits.pop((host, credential), None)
+        if len(self.rate_limits) >= MAX_LIMITS:
+            oldest = next(iter(self.rate_limits))
+            del self.rate_limits[oldest]
             self._remaining.remove(*oldest)
             self._limit.remove(*oldest)
-        self._last_remaining[host, credential] = remaining
+        known_limit = earlier.limit if limit is None and earlier is not None else limit
+        self.rate_limits[host, credential] = RateLimit(known_limit, remaining, time.time())
         self._remaining.labels(host, credential).set(remaining)
         if limit is not None:
             self._limit.labels(host, credential).set(limit)

@@ -8,22 +8,12 @@ from typing import Any
 from ..store.store import Store
 from ..transfer.breaker import CircuitBreakers
 from ..transfer.fills import FillProgress
+from .history import History
 from .metrics import Metrics
 from .version import version
 
 MAX_EVICTIONS = 20
 """Removals that a snapshot lists; `/evictions` lists all that are remembered."""
-
-_NO_TRAFFIC = {
-    "requests": 0,
-    "hits": 0,
-    "bytes": 0,
-    "bytes_from_store": 0,
-    "upstream_requests": 0,
-    "upstream_bytes": 0,
-    "saved_requests": 0,
-    "saved_bytes": 0,
-}
 
 
 class StatusReport:
@@ -39,6 +29,7 @@ class StatusReport:
         self.store = store
         self.metrics = metrics
         self.breakers = breakers
+        self.history = History(metrics.traffic)
         self._fills = fills
         self._started = time.time()
         self._started_monotonic = time.monotonic()
@@ -49,23 +40,25 @@ class StatusReport:
         `public`: omit addresses of clients, names of private repositories and paths on this machine, since every client
         of the proxy may read it.
         """
+        now = time.time()
+        self.history.record(now)
         return {
             "version": version(),
             "started": self._started,
             "uptime": time.monotonic() - self._started_monotonic,
-            "now": time.time(),
+            "now": now,
             "problems": [],
-            "workers": 1,
+            "workers": self.metrics.workers,
             "store": self._store_status(public),
             "scrub": asdict(self.store.scrub_status),
-            "ratio": dict.fromkeys(("hour", "day", "week"), _NO_TRAFFIC),
-            "ratelimit": [],
+            "ratio": self.history.ratios(now),
+            "ratelimit": self._rate_limits(),
             "upstreams": self._upstreams(),
             "fills": [self._fill(fill) for fill in self._fills()],
             "images": [],
             "pulls": {"running": [], "recent": []},
             "evictions": self.evictions(MAX_EVICTIONS),
-            "history": {"minutes": [], "hours": []},
+            "history": self.history.points(now),
         }
 
     def damage(self) -> dict[str, Any]:
@@ -99,6 +92,12 @@ class StatusReport:
             "objects": len(store.usage.sizes),
             "damage": damage,
         }
+
+    def _rate_limits(self) -> list[dict[str, Any]]:
+        return [
+            {"registry": host, "credential": credential} | asdict(limit)
+            for (host, credential), limit in self.metrics.rate_limits.items()
+        ]
 
     def _upstreams(self) -> list[dict[str, Any]]:
         return [
