@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-import resource
 import ssl
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Self
 
+from .control.commands import Parts
+from .control.control import Control
 from .decide.outbound_proxy import OutboundProxies
 from .decide.throttle import Throttle
 from .housekeeping import Housekeeping
@@ -16,6 +17,7 @@ from .oci.account import Account
 from .oci.errors import ConfigError, ManifestUnknown, NotStored, StorageError, Unavailable
 from .oci.registry import HUB_HOST, Registry
 from .operate.access_log import AccessLog
+from .operate.descriptor_limit import raise_descriptor_limit
 from .operate.metrics import Metrics
 from .operate.options import Settings
 from .operate.pulls import Pulls
@@ -115,8 +117,14 @@ class Engine:
         self.service = RegistryService(
             self.store, self._access, self._content, validation, self._blobs, self._referrers, self._upstreams
         )
+        parts = Parts(
+            *(self.store, self.fills, writer, self._access, manifests, self._blobs, self._referrers, prefetch),
+            *(self._upstreams, self._may_spend, self.report),
+        )
+        self.control = Control(parts)
         self._housekeeping = Housekeeping(
-            self.store, self._tag_refresh, self.report.history, self._flush_access_log, self.report_storage_error
+            *(self.store, self._tag_refresh, self.report.history, self.control.keep_open, self._flush_access_log),
+            self.report_storage_error,
         )
         self.apply(settings)
 
@@ -140,7 +148,7 @@ class Engine:
 
         Raises `StoreTooNew` for a store of a newer version, and `ConfigError` when the status address cannot be used.
         """
-        _raise_descriptor_limit()
+        raise_descriptor_limit()
         engine = cls(settings, tls, setup)
         engine.use_proxies(proxies or OutboundProxies())
         await engine.body_listener.start()
@@ -150,6 +158,7 @@ class Engine:
         except ConfigError:
             await engine.close()
             raise
+        await engine.control.keep_open()
         engine._housekeeping.start()
         engine._scrub.start()
         return engine
@@ -304,7 +313,8 @@ class Engine:
             self._access_log.flush()
 
     async def stop_background_work(self) -> None:
-        """End tag refresh and prefetches, when the shutdown has begun."""
+        """End tag refresh, prefetches and commands, when the shutdown has begun."""
+        await self.control.close()
         self._tag_refresh.enabled = False
         await self._tag_refresh.close()
         await self._mirror.close()
@@ -316,6 +326,7 @@ class Engine:
     async def close(self) -> None:
         """Stop everything, fills included; what is in staging is discarded."""
         await self._housekeeping.close()
+        await self.control.close()
         self._flush_access_log()
         await self._scrub.close()
         await self._tag_refresh.close()
@@ -336,13 +347,3 @@ class Engine:
             await self.store.close()
         except StorageError as error:
             self.report_storage_error(error)
-
-
-def _raise_descriptor_limit() -> None:
-    """Allow this process and its workers as many descriptors as the system permits.
-
-    A transfer takes four, and the usual limit of 1024 is there for programs that use select().
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

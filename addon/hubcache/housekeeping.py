@@ -5,7 +5,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from .oci.errors import StorageError, StoreTooNew
 from .operate.history import History
@@ -27,9 +27,9 @@ _SAVE_SECONDS = 60.0
 class Housekeeping:
     """A task that runs every `TICK_SECONDS`, from `start` to `close`.
 
-    It starts tag validations that are due, calls `flush_access_log`, writes what the store has in memory only and the
-    history of the traffic, shrinks the store to a lowered capacity and removes expired content. A `StorageError` is
-    passed to `report`.
+    It starts tag validations that are due, calls `keep_control_open` and `flush_access_log`, writes what the store has
+    in memory only and the history of the traffic, shrinks the store to a lowered capacity and removes expired content.
+    A `StorageError` is passed to `report`.
     """
 
     def __init__(
@@ -37,12 +37,14 @@ class Housekeeping:
         store: Store,
         tag_refresh: TagRefresh,
         history: History,
+        keep_control_open: Callable[[], Awaitable[None]],
         flush_access_log: Callable[[], None],
         report: Callable[[StorageError], None],
     ) -> None:
         self._store = store
         self._tag_refresh = tag_refresh
         self._history = history
+        self._keep_control_open = keep_control_open
         self._flush_access_log = flush_access_log
         self._report = report
         self._opened_at = self._expired_at = time.monotonic()
@@ -80,6 +82,7 @@ class Housekeeping:
                 self._report(error)
             except StoreTooNew as error:
                 logger.warning("hubcache: %s", error)
+            await self._keep_control_open()
 
     async def _maintain_store(self, now: float) -> None:
         if not self._store.is_open and now - self._opened_at >= _REOPEN_SECONDS:

@@ -19,12 +19,19 @@ _SMALL = 1 << 30
 """Bytes: images of language runtimes and databases are often as large."""
 
 
+def addresses(servers: Iterable[Any]) -> list[str]:
+    """Return texts such as `mirror at *:5000`, one for each listener of mitmproxy."""
+    return [
+        f"{'mirror' if isinstance(server.mode, ReverseMode) else 'proxy'} at {human.format_address(address)}"
+        for server in servers
+        for address in server.listen_addrs[:1]
+    ]
+
+
 def log_addresses(settings: Settings, servers: Iterable[Any], confdir: str) -> None:
     """Log the addresses of all listeners, and the file that clients of the proxy must trust."""
-    for server in servers:
-        kind = "mirror" if isinstance(server.mode, ReverseMode) else "proxy"
-        address = ", ".join(human.format_address(each) for each in server.listen_addrs[:1])
-        logger.info("hubcache: %s at %s", kind, address)
+    for address in addresses(servers):
+        logger.info("hubcache: %s", address)
     directory = Path(confdir).expanduser()
     logger.info("hubcache: CA certificate %s %s", directory / CERTIFICATE_FILE, describe(directory))
     if settings.status is not None:

@@ -25,11 +25,12 @@ from .operate.ca import ensure_ca
 from .operate.config_file import ConfigFile
 from .operate.line_buffering import print_whole_lines
 from .operate.options import Settings
+from .operate.service_manager import ServiceManager
 from .plugin import FlowHooks
 from .public_hooks import PublicConnectionHooks
 from .setup.setup_pages import SetupPages
 from .shutdown import Shutdown, on_signals
-from .start_report import log_addresses, log_store
+from .start_report import addresses, log_addresses, log_store
 from .workers.owner_client import OwnerClient
 from .workers.supervisor import OWNER, Supervisor, inherited, worker_command
 
@@ -47,6 +48,8 @@ class Hubcache:
         self._engine: Engine | OwnerClient | None = None
         self._supervisor: Supervisor | None = None
         self._shutdown = Shutdown()
+        self._service_manager = ServiceManager({} if OWNER in os.environ else os.environ)
+        self._addresses = ""
         self._leaf_timer: asyncio.TimerHandle | None = None
         self._config_file: ConfigFile | None = None
         self._untested = compat.find_problem()
@@ -99,6 +102,12 @@ class Hubcache:
         ctx.options.update(**file.load(ctx.options, text))
         os.environ[config_file.TEXT] = text  # for the workers that this process may start
         self._config_file = file
+
+    def _reload(self) -> None:
+        if self._engine is not None:  # the program is not stopping
+            self._service_manager.reloading()
+            self._reload_config_file()
+            self._service_manager.ready(self._addresses)
 
     def _reload_config_file(self) -> None:
         """Apply what changed in the config file. A file with an error changes nothing."""
@@ -189,6 +198,7 @@ class Hubcache:
             logger.error("hubcache: choose other ports with scripts/serve --proxy-port N --mirror-port N")
             return
         servers = proxyserver.open_servers()
+        self._addresses = ", ".join(addresses(servers))
         try:
             owner = inherited()
             if owner is None:
@@ -201,9 +211,10 @@ class Hubcache:
             return
         self._flows.serve(self._engine)
         self._renew_leaves()
-        on_signals((signal.SIGHUP,), self._reload_config_file)
+        on_signals((signal.SIGHUP,), self._reload)
         if hangup.is_set():
             self._reload_config_file()
+        self._service_manager.ready(self._addresses)
         gc.freeze()  # the garbage collector need not examine objects that live as long as the program
 
     async def _start_engine(self, settings: Settings, servers: tuple[Any, ...]) -> Engine:
@@ -259,6 +270,7 @@ class Hubcache:
         if self._engine is None or self._settings is None:
             return
         clients, within = self._connections.clients, self._settings.stop_within
+        self._service_manager.stopping(within)
         if isinstance(self._engine, OwnerClient):
             await self._shutdown.stop_worker(clients, self._engine, within)
         else:
@@ -268,6 +280,7 @@ class Hubcache:
             else:
                 await self._shutdown.stop_owner(self._engine, self._supervisor, within)
         await self._engine.close()
+        self._service_manager.close()
         self._engine = None
         self._flows.stop()
 

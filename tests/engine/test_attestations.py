@@ -151,7 +151,7 @@ async def test_referrers_of_a_pinned_image_are_pinned_with_it(tmp_path: Path) ->
         body = f'{{"manifests": [{{"digest": "{listed}", "size": 1}}]}}'.encode()
         listing = Digest.of(body)
         await store.put_manifest(listing, ManifestRecord(OCI_INDEX, body))
-        store.pins = (ImageName.parse("base:1"),)
+        store.pins.configured = (ImageName.parse("base:1"),)
         repository = (HUB_HOST, "library/base")
         await store.tags.put(*repository, "1", "*/*", TagRecord(image, "", 1, 0.0))
         await store.maintain()

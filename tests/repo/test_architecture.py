@@ -20,6 +20,7 @@ WINGS = {
     "serve": {"oci", "decide", "store", "transfer"},
     "setup": {"serve"},
     "operate": {"oci", "store", "serve", "setup"},
+    "control": {"oci", "store", "transfer", "serve", "operate"},
     "workers": {"oci", "store", "transfer", "serve"},
     "cli": {"oci", "operate"},
     "clients": {"oci", "decide", "operate"},
@@ -28,7 +29,7 @@ WINGS = {
 }
 TOP = {
     "housekeeping": {"oci", "store", "serve", "operate"},
-    "engine": {"oci", "decide", "store", "transfer", "serve", "setup", "operate", "housekeeping"},
+    "engine": {"oci", "decide", "store", "transfer", "serve", "setup", "operate", "control", "housekeeping"},
     "access_hooks": {"decide", "serve", "operate", "clients", "mitm"},
     "public_hooks": {"oci", "serve", "clients", "mitm"},
     "connection_hooks": {"serve", "clients", "mitm", "direct", "public_hooks"},

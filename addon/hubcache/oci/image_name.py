@@ -25,7 +25,7 @@ class ImageName:
         """
         name, at, digest = text.strip().partition("@")
         host, slash, rest = name.partition("/")
-        if not slash or not ("." in host or ":" in host or host == "localhost"):
+        if not slash or not _is_host(host):
             host, rest = HUB_HOST, name
         if host in HUB_NAMESPACES:
             host = HUB_HOST
@@ -33,3 +33,19 @@ class ImageName:
         if host == HUB_HOST and "/" not in repository:
             repository = f"library/{repository}"
         return cls(host.lower(), parse_name(repository), parse_reference(digest if at else tag if colon else "latest"))
+
+    def __str__(self) -> str:
+        """Return the name as users write it, in its shortest form, always with a tag or digest: `debian:12`."""
+        name = self.repository
+        if self.host != HUB_HOST:
+            name = f"{self.host}/{name}"
+        elif name.startswith("library/") and name.count("/") == 1:
+            name = name.removeprefix("library/")
+        elif _is_host(name.partition("/")[0]):
+            name = f"docker.io/{name}"
+        return f"{name}{'@' if isinstance(self.reference, Digest) else ':'}{self.reference}"
+
+
+def _is_host(part: str) -> bool:
+    """Whether the first part of a name, before a slash, is a host."""
+    return "." in part or ":" in part or part == "localhost"

@@ -25,7 +25,7 @@ from .index_access import IndexAccess
 from .inspector import Inspector
 from .inventory import children_of, stored_last, take_inventory
 from .links import Links
-from .pins import pinned_content
+from .pins import Pins, pinned_content
 from .popularity import Popularity
 from .private_content import PrivateContent
 from .registry_facts import RegistryFacts
@@ -62,7 +62,7 @@ class Store:
         self.inspector = Inspector()
         self.damage = DamagedContent(directory, self.index, self.usage, self.capacity, self._removed, clock)
         self.scrub_status = ScrubStatus()
-        self.pins: tuple[ImageName, ...] = ()
+        self.pins = Pins(self.index)
         self.unclean = False
         """Whether the store was not closed in order: all content is to be verified soon."""
         self._clock = clock
@@ -92,12 +92,12 @@ class Store:
         pins: tuple[ImageName, ...],
     ) -> None:
         """Change the options: limits in bytes (see `Capacity`), the policy's parameters (see `Retention`), and the
-        images that are never evicted."""
+        images that are never evicted, besides those that were pinned while the program ran."""
         capacity, retention = self.capacity, self.capacity.retention
         capacity.max_bytes, capacity.max_blob, capacity.min_free = max_bytes, max_blob, min_free
         retention.admit_after, retention.half_life = admit_after, half_life
         retention.expire_after = expire_after
-        self.pins = pins
+        self.pins.configured = pins
 
     # -- opening and closing ------------------------------------------------------------------------------------
 
@@ -117,6 +117,7 @@ class Store:
                 self._recover(index, verify=is_first)
             take_inventory(index, self.usage, self.capacity.retention, self._clock())
             renew_private(index, self.usage.sizes)
+            self.pins.load(index)
             self.usage.quarantined = self.damage.trim()
             index.delete(_CLOSED)
             index.checkpoint()
@@ -282,14 +283,17 @@ class Store:
 
     async def _reserve(self, digest: Digest, size: int, *, log_bytes: int = 0) -> None:
         """Reserve `size` bytes for content; the index will write `log_bytes` of it to its log as well."""
-        if self.pins:
-            self.usage.pinned = pinned_content(self.pins, self.tags, self.usage)
+        self.update_pinned()
         index = self.index.opened()
         await self.capacity.reserve(digest, size, lambda: index.bytes + log_bytes, self.remove)
 
     def _added(self, digest: Digest, size: int, children: tuple[Digest, ...] | None) -> None:
         self.usage.add(digest, size, children)
         self.capacity.retention.record_stored(digest, size_on_disk(size), self._clock())
+
+    def update_pinned(self) -> None:
+        """Find the content of the pinned images again: a pin was added or removed, or a tag has another digest."""
+        self.usage.pinned = pinned_content(self.pins, self.tags, self.usage)
 
     # -- removing content ---------------------------------------------------------------------------------------
 
@@ -314,7 +318,7 @@ class Store:
     async def maintain(self) -> None:
         """Shrink to the limit where that was lowered, write request counts, and quarantine damaged manifests."""
         await self._reopen_if_missing()
-        self.usage.pinned = pinned_content(self.pins, self.tags, self.usage)
+        self.update_pinned()
         index, more = self.index.opened(), True
         while more:
             more = await self.capacity.shrink(lambda: index.bytes, self.remove)

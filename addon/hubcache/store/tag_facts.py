@@ -13,6 +13,7 @@ from ..decide.records import (
 from ..decide.tag_changes import TagChanges
 from ..oci.digest import Digest
 from ..oci.errors import StorageError
+from ..oci.image_name import ImageName
 from ..oci.reference import subject_of_tag
 from . import fact_rows
 from .fact_rows import decode_or
@@ -39,6 +40,13 @@ class TagFacts:
     def get(self, registry: str, repository: str, tag: str) -> dict[str, TagRecord]:
         """Return the stored answers for a tag, by negotiation."""
         return decode_or(decode_tags, self._index.read(_tag_key(registry, repository, tag)), {})
+
+    def digests(self, image: ImageName) -> frozenset[Digest]:
+        """Return the digest of an image, or those that its tag has for different clients."""
+        if isinstance(image.reference, Digest):
+            return frozenset({image.reference})
+        records = self.get(image.host, image.repository, image.reference)
+        return frozenset(record.digest for record in records.values())
 
     async def put(self, registry: str, repository: str, tag: str, negotiation: str, record: TagRecord) -> None:
         """Store the registry's answer for a tag."""

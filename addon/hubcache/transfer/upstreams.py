@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from ..oci.errors import ManifestUnknown, Unavailable
 from ..oci.registry import Registry
-from ..oci.registry_pattern import RegistryPattern
+from ..oci.registry_pattern import RegistryPattern, registry_named
 from .upstream import Upstream
 
 MAX_NAMED = 256
@@ -36,6 +36,11 @@ class Upstreams(Mapping[str, Upstream]):
 
     def __len__(self) -> int:
         return len(self._upstreams)
+
+    def serves(self, host: str) -> bool:
+        """Whether a registry is configured, or a pattern permits it."""
+        named = registry_named(host)
+        return host in self._configured or (named is not None and self._permits(named))
 
     @property
     def active(self) -> dict[str, Upstream]:

@@ -54,3 +54,24 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
         )
         == pin
     )
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        (ImageName(HUB_HOST, "library/debian", "12"), "debian:12"),
+        (ImageName(HUB_HOST, "library/debian", "latest"), "debian:latest"),
+        (ImageName(HUB_HOST, "library/debian", Digest.parse(DIGEST)), f"debian@{DIGEST}"),
+        (ImageName(HUB_HOST, "grafana/loki", "3"), "grafana/loki:3"),
+        (ImageName(HUB_HOST, "library/x.y", "1"), "x.y:1"),
+        (ImageName(HUB_HOST, "library/a/b", "1"), "library/a/b:1"),
+        (ImageName(HUB_HOST, "x.y/name", "1"), "docker.io/x.y/name:1"),
+        (ImageName(HUB_HOST, "localhost/name", "1"), "docker.io/localhost/name:1"),
+        (ImageName("ghcr.io", "owner/name", "1"), "ghcr.io/owner/name:1"),
+        (ImageName("localhost:5000", "name", "1"), "localhost:5000/name:1"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_name_is_written_as_users_write_it(image: ImageName, text: str) -> None:
+    assert str(image) == text
+    assert ImageName.parse(text) == image

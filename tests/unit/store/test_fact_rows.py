@@ -64,6 +64,6 @@ async def test_malformed_rows_are_ignored(tmp_path: Path, row: str) -> None:
         await store.links.put(HUB, app, {digest: 5})
         await store.tags.drop_pointing_to(HUB, app, digest)
         await store.expire()
-        store.pins = (ImageName(HUB, app, "1"),)
+        store.pins.configured = (ImageName(HUB, app, "1"),)
         await store.maintain()
         assert store.has(stored)

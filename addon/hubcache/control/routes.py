@@ -1,0 +1,33 @@
+"""The paths of the control socket, and the command behind each."""
+
+from aiohttp import web
+
+from .commands import Commands
+from .http import image_field, json_answer, read_fields
+
+
+def all_routes(commands: Commands) -> list[web.RouteDef]:
+    """Return the routes of all commands.
+
+    A group of commands has a function of its own that returns its routes. A handler reads and checks the request with
+    `http.read_fields`, and calls a method that does not know HTTP; it answers with `http.json_answer`, or for long work
+    with `http.stream_events`. Errors are raised: `http.errors_as_json` answers them.
+    """
+    return [*_status_routes(commands), *_pin_routes(commands)]
+
+
+def _status_routes(commands: Commands) -> list[web.RouteDef]:
+    async def status(_: web.Request) -> web.Response:
+        return await json_answer(commands.status())
+
+    return [web.get("/v1/status", status, allow_head=False)]
+
+
+def _pin_routes(commands: Commands) -> list[web.RouteDef]:
+    async def pin(request: web.Request) -> web.Response:
+        return await json_answer(await commands.pins.pin(image_field(await read_fields(request, "image"), "image")))
+
+    async def unpin(request: web.Request) -> web.Response:
+        return await json_answer(await commands.pins.unpin(image_field(await read_fields(request, "image"), "image")))
+
+    return [web.post("/v1/pin", pin), web.post("/v1/unpin", unpin)]
