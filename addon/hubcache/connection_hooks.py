@@ -25,9 +25,9 @@ from .mitm.other_addons import OtherAddons
 from .mitm.streams import Server
 from .mitm.tls import TlsContexts, load_mirror_certificate
 from .mitm.tunnel import Connects
+from .operate.served_request import RecordingResponder
 from .public_hooks import PublicConnectionHooks
 from .serve.messages import Forward
-from .serve.responder import Responder
 
 
 class ConnectionHooks(PublicConnectionHooks):
@@ -80,7 +80,7 @@ class ConnectionHooks(PublicConnectionHooks):
         self._mirror_context = load_mirror_certificate(path) if path is not None else None
         self._forget_tls_contexts()
 
-    def serve(self, servers: Iterable[Server], responder: Responder) -> None:
+    def serve(self, servers: Iterable[Server], responder: RecordingResponder) -> None:
         """Accept the clients of these servers, and have `responder` answer those that bypass mitmproxy."""
         self._limits.set_descriptors()  # the limit may have been raised
         self._responder = responder

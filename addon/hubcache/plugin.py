@@ -13,8 +13,10 @@ from mitmproxy.utils import human
 from .access_hooks import AccessHooks
 from .engine import Engine
 from .mitm import credentials, flow_headers
+from .mitm.flow_records import FlowRecords
 from .mitm.interception import SETUP_HOST, Interception, Place
 from .oci.errors import ContentTooLarge, ManifestUnknown
+from .operate.served_request import ServedRequest
 from .serve.errors import error_answer
 from .serve.messages import MAX_SMALL_BODY, Answer, Forward, Listener, Request, Result
 from .transfer.body_listener import StreamedBody
@@ -43,6 +45,7 @@ class FlowHooks:
         """Bodies that the body listener sends, and the clients' requests, by the ids of flows."""
         self._forwards: dict[str, tuple[Place, Forward, str | None]] = {}
         """Requests that are passed on, with the `Authorization` that the client presented, by the ids of flows."""
+        self._records = FlowRecords(self._record)
         self._token_requests: dict[str, Request] = {}
         """Token requests whose bodies are awaited, by the ids of flows."""
 
@@ -54,6 +57,10 @@ class FlowHooks:
     def stop(self) -> None:
         """Answer no more requests."""
         self._engine = None
+
+    def _record(self, request: ServedRequest) -> None:
+        if self._engine is not None:
+            self._engine.request_ended(request)
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Answer a request or pass it on, before its body is received."""
@@ -79,6 +86,7 @@ class FlowHooks:
             client=flow.client_conn.peername[0] if flow.client_conn.peername else "",
         )
         credentials.hide(flow.request)
+        self._records.begin(flow, request)
         outcome = self._take_decision(flow.client_conn) or await self._engine.answer(request)
         if outcome is None:
             length = flow_headers.body_length(flow.request)
@@ -104,6 +112,7 @@ class FlowHooks:
     def _act(self, flow: http.HTTPFlow, place: Place, outcome: Answer | Forward, presented: str | None = None) -> None:
         result = Result.BYPASS if isinstance(outcome, Forward) else outcome.result
         flow.marked = _MARKERS.get(result, "")
+        self._records.decided(flow, outcome)
         if isinstance(outcome, Forward):
             self._forward(flow, place, outcome, presented)
         else:
@@ -161,8 +170,10 @@ class FlowHooks:
             flow.response = flow_headers.response(answer)
             flow.response.content = None
             flow.response.stream = delivery.stream
+            self._records.responseheaders(flow)
             return None
         flow.response.stream = True
+        self._records.responseheaders(flow)
         place, forward, presented = self._forwards.pop(flow.id, (None, None, None))
         if place is None or forward is None:
             return None
@@ -175,12 +186,14 @@ class FlowHooks:
 
     def response(self, flow: http.HTTPFlow) -> None:
         """Forget a flow that is complete."""
-        self._deliveries.pop(flow.id, None)
+        _, delivery, _ = self._deliveries.pop(flow.id, (None, None, None))
+        self._records.ended(flow, delivery, is_complete=True)
 
     async def error(self, flow: http.HTTPFlow) -> None:
         """Forget a flow that failed: its client disconnected, or its body could not be read."""
         self._forwards.pop(flow.id, None)
         self._token_requests.pop(flow.id, None)
         _, delivery, _ = self._deliveries.pop(flow.id, (None, None, None))
+        self._records.ended(flow, delivery, is_complete=False)
         if delivery is not None:
             await delivery.close()

@@ -13,6 +13,7 @@ from hubcache.direct.dependencies import DirectDependencies
 from hubcache.mitm.interception import Interception
 from hubcache.oci.errors import HubcacheError
 from hubcache.oci.registry import HUB_HOST, Registry
+from hubcache.operate.served_request import ServedRequest
 from hubcache.serve.messages import Answer, Forward, Request, Result
 from hubcache.transfer.active_bodies import ActiveBodies
 from hubcache.transfer.body_delivery import BodyDelivery
@@ -88,6 +89,7 @@ class DirectClient:
     transport: Transport = field(default_factory=Transport)
     log_lines: list[str] = field(default_factory=list)
     failures: list[HubcacheError] = field(default_factory=list)
+    served: list[ServedRequest] = field(default_factory=list)
     handed_over: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ class DirectClient:
             mode=ProxyMode.parse(f"reverse:https://{HUB_HOST}@5000"), handle_stream=self._handle_stream
         )
         parts = dependencies(
-            responder=SimpleNamespace(body_delivery=delivery, answer=self.answer),
+            responder=SimpleNamespace(body_delivery=delivery, answer=self.answer, request_ended=self.served.append),
             idle_seconds=self.idle_seconds,
             log_answer=self.log_lines.append,
             limits=self.limits,

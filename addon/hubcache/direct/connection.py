@@ -16,7 +16,8 @@ from ..mitm.handover import HandoverState, hand_over
 from ..mitm.http1_server import MAX_HEAD
 from ..mitm.interception import Place
 from ..mitm.streams import Server
-from ..serve.messages import Answer
+from ..operate.running_request import RunningRequest
+from ..serve.messages import Answer, Forward
 from .answer_sender import AnswerSender
 from .dependencies import DirectDependencies
 from .request_head import RequestHead
@@ -55,6 +56,8 @@ class DirectConnection(asyncio.Protocol):
         self._has_ended = False
         """Whether the client can send nothing more, or its connection is being closed."""
         self._answering: asyncio.Task[bool] | None = None
+        self._running: RunningRequest | None = None
+        """The request that is being answered."""
         self._has_answered = False
         self._last_received = self._loop.time()
         self._deadline = 0.0
@@ -164,6 +167,7 @@ class DirectConnection(asyncio.Protocol):
         if self._has_ended:  # mitmproxy would not be notified of the end, and does not answer after it
             self._transport.close()
             return False
+        self._running = None  # mitmproxy answers the request
         self._timer.cancel()
         self._dependencies.group.clients.discard(self)
         self._dependencies.limits.remove(self)
@@ -195,20 +199,23 @@ class DirectConnection(asyncio.Protocol):
 
     async def _answer(self, request: RequestHead, place: Place) -> bool:
         """Answer a request; returns whether to continue with the next."""
-        outcome = await self._dependencies.responder.answer(
-            place.request(
-                method=request.method,
-                path=request.path,
-                query=request.query,
-                headers=request.headers,
-                client=self._client[0],
-            )
+        asked = place.request(
+            method=request.method,
+            path=request.path,
+            query=request.query,
+            headers=request.headers,
+            client=self._client[0],
         )
+        responder = self._dependencies.responder
+        running = self._running = RunningRequest(asked, responder.request_ended)
+        outcome = await responder.answer(asked)
         if not isinstance(outcome, Answer):
+            if isinstance(outcome, Forward):
+                outcome.decision_seconds = running.seconds
             self._state.decision = outcome
             return not self._transport.is_closing() and self._hand_over()
         self._received = self._received[request.length :]
-        if await self._sender.send(request, place, outcome) and self._state.tls is not None:
+        if await self._sender.send(asked, outcome, running) and self._state.tls is not None:
             received, has_ended = self._state.tls.decrypt(b"")
             self._received += received
             self._has_ended |= has_ended
@@ -219,6 +226,9 @@ class DirectConnection(asyncio.Protocol):
 
     def _answered(self, task: asyncio.Task[bool]) -> bool:
         self._answering, self._head_has_begun = None, False
+        running, self._running = self._running, None
+        if running is not None:
+            running.failed()  # unless it was answered
         if task.cancelled():
             return False
         error = task.exception()

@@ -8,7 +8,7 @@ from ..clients.limits import ClientLimits
 from ..mitm.interception import Interception
 from ..mitm.tls import TlsContexts
 from ..mitm.tunnel import Connects
-from ..serve.responder import Responder
+from ..operate.served_request import RecordingResponder
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class DirectDependencies:
     interception: Interception
     connects: Connects
     tls_contexts: TlsContexts
-    responder: Responder
+    responder: RecordingResponder
     idle_seconds: float
     log_answer: Callable[[str], None] | None
     limits: ClientLimits

@@ -45,6 +45,10 @@ class ServedRequest(NamedTuple):
     """Seconds in which the body waited for bytes from its source, as of a blob that is being downloaded."""
     client_wait: float = 0.0
     """Seconds in which the body waited for the client to take more bytes."""
+    token_wait: float = 0.0
+    """Seconds before the first byte in which the cache waited for a token for a request to the registry."""
+    is_repeated: bool = False
+    """Whether a worker process repeated the answer to an earlier request, without asking the owner process."""
 
 
 class RecordingResponder(Responder, Protocol):

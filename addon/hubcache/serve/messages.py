@@ -97,6 +97,12 @@ class Answer:
     length: int = 0
     size: int = 0
     kind: str = "other"
+    is_private: bool = False
+    """Whether the client's own credentials authorized it."""
+    token_wait: float = 0.0
+    """Seconds for which it waited for a token for a request to the registry."""
+    is_repeated: bool = False
+    """Whether a worker process repeated it without the owner."""
 
 
 class Change(NamedTuple):
@@ -115,3 +121,7 @@ class Forward:
     change: Change | None = None
     """What the request changes if the upstream accepts it."""
     kind: str = "other"
+    token_wait: float = 0.0
+    """Seconds for which the decision waited for a token."""
+    decision_seconds: float = 0.0
+    """Seconds that the decision took, if it was made before mitmproxy received the request."""

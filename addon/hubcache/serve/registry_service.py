@@ -161,9 +161,11 @@ class RegistryService:
             return _forward_if_reachable(upstream, own)
         private = RepositoryView(upstream, target.repository, authorization=own, client=request.client)
         try:
-            return await self._content.answer(request, private, target)
+            answer = await self._content.answer(request, private, target)
         except (Unauthorized, Denied) as error:
             raise self._refusal(request, target.repository, error, sent=own) from error
+        answer.is_private = True
+        return answer
 
     def _refusal(
         self, request: Request, repository: str, error: RegistryError, sent: str | None = None

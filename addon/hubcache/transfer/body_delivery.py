@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Protocol
 
 from ..oci.errors import HubcacheError
 from .active_bodies import ActiveBodies
+from .body_progress import BodyProgress
 from .file_part import FilePart
 from .sources import Source
 
@@ -50,40 +52,48 @@ class BodyDelivery:
         self._on_failure = on_failure
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def send(self, head: bytes, source: Source, writer: BodyWriter) -> None:
+    async def send(self, head: bytes, source: Source, writer: BodyWriter, progress: BodyProgress | None = None) -> None:
         """Send an answer: its head, then the body. When the body is cut short the connection is closed, so that the
-        client notices."""
+        client notices. `progress` is updated meanwhile."""
+        progress = progress or BodyProgress()
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        complete = False
         try:
             with self._active.counted():
                 writer.write(head)
                 while not source.finished:
+                    before = time.monotonic()
                     await writer.drain()
-                    self._on_sent(source.origin, await self._send_chunk(source, writer))
+                    progress.client_wait += time.monotonic() - before
+                    self._on_sent(source.origin, await self._send_chunk(source, writer, progress))
                     if not source.finished:  # after the last chunk the client may disconnect: wait for nothing more
                         await asyncio.sleep(0)  # a client that accepts all data at once must not occupy the event loop
-            complete = True
+            progress.is_complete = True
         except HubcacheError as error:
             self._on_failure(error)
         except OSError:
             pass  # the client disconnected
         finally:
             self._tasks.discard(task)
-            if not complete:
+            if not progress.is_complete:
                 writer.close()
             await source.close()
 
-    async def _send_chunk(self, source: Source, writer: BodyWriter) -> int:
+    async def _send_chunk(self, source: Source, writer: BodyWriter, progress: BodyProgress) -> int:
         """Send the next bytes of a source; returns their number."""
+        before = time.monotonic()
         part = await source.file_part()
         if part is not None:
-            return writer.write_from(part, self._active.chunk_size(writer.chunk_size))
-        chunk = await source.read(self._active.chunk_size(writer.chunk_size))
-        writer.write(chunk)
-        return len(chunk)
+            progress.source_wait += time.monotonic() - before
+            count = writer.write_from(part, self._active.chunk_size(writer.chunk_size))
+        else:
+            chunk = await source.read(self._active.chunk_size(writer.chunk_size))
+            progress.source_wait += time.monotonic() - before
+            writer.write(chunk)
+            count = len(chunk)
+        progress.sent += count
+        return count
 
     async def close(self) -> None:
         """Cancel the deliveries that are running."""

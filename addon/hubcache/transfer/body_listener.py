@@ -14,11 +14,13 @@ Answers that can be written to the client's connection directly are sent by `bod
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..oci.errors import HubcacheError
 from .active_bodies import ActiveBodies
+from .body_progress import BodyProgress
 from .sources import CHUNK, Source
 
 _HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
@@ -34,6 +36,7 @@ class StreamedBody:
 
     def __init__(self, source: Source, on_sent: Callable[[str, int], None]) -> None:
         self.source = source
+        self.progress = BodyProgress()
         self._on_sent = on_sent
         self._chunk = b""
         self._taken = asyncio.Event()
@@ -48,6 +51,7 @@ class StreamedBody:
         chunk, self._chunk = self._chunk, b""
         self._taken.set()
         self._on_sent(self.source.origin, len(chunk))
+        self.progress.sent += len(chunk)
         return chunk
 
     def offer(self, chunk: bytes) -> None:
@@ -57,7 +61,16 @@ class StreamedBody:
 
     async def wait_taken(self) -> None:
         """Wait until mitmproxy has taken the chunk."""
+        before = time.monotonic()
         await self._taken.wait()
+        self.progress.client_wait += time.monotonic() - before
+
+    async def read(self, most: int) -> bytes:
+        """Return the next bytes of the source; raises as `Source.read` does."""
+        before = time.monotonic()
+        chunk = await self.source.read(most)
+        self.progress.source_wait += time.monotonic() - before
+        return chunk
 
     async def close(self) -> None:
         """Close the source, once, after the task that reads it has ended."""
@@ -160,12 +173,12 @@ class BodyListener:
         source = body.source
         writer.write(_HEAD)
         try:
-            chunk = await source.read(self._active.chunk_size(CHUNK))
+            chunk = await body.read(self._active.chunk_size(CHUNK))
             while not source.finished:
                 body.offer(chunk)
                 writer.write(_PLACEHOLDER)
                 # Read the next chunk while mitmproxy and the client work on this one.
-                following = await source.read(self._active.chunk_size(CHUNK))
+                following = await body.read(self._active.chunk_size(CHUNK))
                 await body.wait_taken()
                 chunk = following
             # The end goes with the last byte: a client that closes as soon as it has everything must not look like one

@@ -62,7 +62,7 @@ class AnswerCache:
         if counted not in self._counts:
             self._counted[counted] = replace(request, headers={}, query=""), answer  # the part that counting needs
         self._counts[counted] += 1
-        return replace(answer)
+        return replace(answer, is_repeated=True)
 
     def put(self, request: Request, answer: object, epoch: int) -> None:
         """Cache the owner's answer to a request that was sent in this epoch, if it may be repeated."""

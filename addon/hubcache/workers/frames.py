@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..oci.registry import Registry
+from ..operate.served_request import ServedRequest
 from ..serve.messages import Answer, Change, Forward, Listener, Request, Result
 
 _LENGTHS = struct.Struct("!II")
@@ -51,16 +52,27 @@ def pack_outcome(outcome: Answer | Forward | None) -> tuple[list[Any], bytes]:
     if outcome is None:
         return [None], b""
     if isinstance(outcome, Forward):
-        return ["forward", outcome.authorization, outcome.change, outcome.kind], b""
+        return ["forward", outcome.authorization, outcome.change, outcome.kind, outcome.token_wait], b""
     answer = [outcome.status, outcome.headers, outcome.result.value, outcome.length, outcome.size, outcome.kind]
-    return ["answer", *answer], outcome.body
+    return ["answer", *answer, outcome.is_private, outcome.token_wait], outcome.body
 
 
 def unpack_outcome(head: list[Any], payload: bytes) -> Answer | Forward | None:
     """Decode an outcome that `pack_outcome` encoded."""
     match head:
-        case ["forward", authorization, change, kind]:
-            return Forward(authorization, None if change is None else Change(*change), kind)
-        case ["answer", status, headers, result, length, size, kind]:
-            return Answer(status, headers, Result(result), payload, None, length, size, kind)
+        case ["forward", authorization, change, kind, token_wait]:
+            return Forward(authorization, None if change is None else Change(*change), kind, token_wait)
+        case ["answer", status, headers, result, *numbers]:
+            return Answer(status, headers, Result(result), payload, None, *numbers)
     return None
+
+
+def pack_served_request(request: ServedRequest) -> list[Any]:
+    """Encode the record of a request for `unpack_served_request`."""
+    return [*request[:2], request.listener.value, request.kind, request.result.value, *request[5:]]
+
+
+def unpack_served_request(values: list[Any]) -> ServedRequest:
+    """Decode a record that `pack_served_request` encoded."""
+    values[2], values[4] = Listener(values[2]), Result(values[4])
+    return ServedRequest(*values)

@@ -17,6 +17,7 @@ from typing import Any, Self
 from ..oci.digest import Digest
 from ..oci.errors import HubcacheError, StorageError, Unavailable
 from ..oci.registry import Registry
+from ..operate.served_request import ServedRequest
 from ..serve.errors import error_answer
 from ..serve.messages import LAST_ATTEMPT, Answer, Change, Forward, Request
 from ..store.stored_blob import StoredBlob, open_regular
@@ -27,13 +28,17 @@ from ..transfer.fill import Fill
 from ..transfer.sources import FileSource, FillSource, Source
 from .answer_cache import AnswerCache
 from .epoch import Epoch
-from .frames import frame, pack_outcome, pack_request, read_frame, unpack_outcome
+from .frames import frame, pack_outcome, pack_request, pack_served_request, read_frame, unpack_outcome
 from .owner_sources import OwnerSource, RangeRequestSource
 
 logger = logging.getLogger("hubcache")
 
 _REPORT_SECONDS = 1.0
-"""Time between two reports of what was sent and repeated."""
+"""Time between two reports of what was sent and repeated, and of requests that ended."""
+
+MAX_UNREPORTED = 500
+"""Requests that ended and were not reported yet, after which they are reported at once: a worker that is killed loses
+them."""
 
 
 class OwnerClient:
@@ -57,6 +62,8 @@ class OwnerClient:
         self._opening: dict[int, Fill] = {}
         """Fills whose file is about to be opened, by the number of the request."""
         self._counts: Counter[str] = Counter()
+        self._ended: list[ServedRequest] = []
+        """Requests that ended and were not reported yet."""
         self._tasks: list[asyncio.Task[None]] = []
         self._reported_running: int | None = None
 
@@ -132,6 +139,17 @@ class OwnerClient:
         """Have the owner invalidate what an accepted push or delete changed; see `Responder`."""
         await self._request(["changed", next(self._numbers), asdict(registry), change, subject])
 
+    def request_ended(self, request: ServedRequest) -> None:
+        """Report a request that ended to the owner, with others of about a second."""
+        self._ended.append(request)
+        if len(self._ended) >= MAX_UNREPORTED:
+            self._report_ended()
+
+    def _report_ended(self) -> None:
+        if self._ended:
+            self._send(["ended", [pack_served_request(request) for request in self._ended]])
+            self._ended.clear()
+
     def report_running(self, count: int) -> None:
         """Report the number of running downloads while this worker is stopping."""
         if count != self._reported_running:
@@ -193,6 +211,7 @@ class OwnerClient:
         if self._counts:
             self._send(["sent", self._counts])
             self._counts = Counter()
+        self._report_ended()
         for request, answer, count in self._cache.take_counts():
             self._send(["repeated", next(self._numbers), pack_request(request)[0], pack_outcome(answer)[0], count])
 

@@ -7,16 +7,17 @@ how far it may read.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 from ..oci.errors import HubcacheError, StorageError
 from ..oci.registry import Registry
+from ..operate.served_request import RecordingResponder
 from ..serve.messages import Answer, Change, Request
 from ..serve.responder import CountingResponder
 from ..transfer.fill import Fill
 from ..transfer.parallel_range import ParallelRange
 from ..transfer.sources import FileSource, FillSource, Source
-from .frames import frame, pack_outcome, read_frame, unpack_outcome, unpack_request
+from .frames import frame, pack_outcome, read_frame, unpack_outcome, unpack_request, unpack_served_request
 
 logger = logging.getLogger("hubcache")
 
@@ -24,10 +25,14 @@ _PROGRESS_SECONDS = 0.04
 """The shortest time between two messages about a fill's progress: each costs a frame and wakes up each reader."""
 
 
+class OwnerResponder(CountingResponder, RecordingResponder, Protocol):
+    """What the owner answers requests of its workers with."""
+
+
 class OwnerServer:
     """Serves the connections of workers; calls `changed` with the number of connected workers when it changes."""
 
-    def __init__(self, responder: CountingResponder, changed: Callable[[int], None]) -> None:
+    def __init__(self, responder: OwnerResponder, changed: Callable[[int], None]) -> None:
         self._responder = responder
         self._changed = changed
         self._serving: set[asyncio.Task[None]] = set()
@@ -80,7 +85,7 @@ class OwnerServer:
 class WorkerConnection:
     """The requests of one worker, by the numbers that the worker gave them."""
 
-    def __init__(self, responder: CountingResponder, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, responder: OwnerResponder, writer: asyncio.StreamWriter) -> None:
         self._responder = responder
         self._writer = writer
         self._sources: dict[int, Source] = {}
@@ -107,6 +112,9 @@ class WorkerConnection:
                 repeated = unpack_outcome(answer, b"")
                 assert isinstance(repeated, Answer)
                 self._responder.count_repeats(unpack_request(request, payload), repeated, count)
+            case ["ended", requests]:
+                for request in requests:
+                    self._responder.request_ended(unpack_served_request(request))
             case ["changed", number, registry, change, subject]:
                 self._spawn(number, self._content_changed(number, Registry(**registry), Change(*change), subject))
             case ["sent", counts]:

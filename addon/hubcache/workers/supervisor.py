@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..oci.errors import ConfigError
-from ..serve.responder import CountingResponder
 from .epoch import Epoch
-from .owner_server import OwnerServer
+from .owner_server import OwnerResponder, OwnerServer
 
 logger = logging.getLogger("hubcache")
 
@@ -41,7 +40,7 @@ class Supervisor:
         count: int,
         listening: Iterable[socket.socket],
         environment: Mapping[str, str],
-        responder: CountingResponder,
+        responder: OwnerResponder,
         changed: Callable[[int], None],
     ) -> None:
         self._command = command
