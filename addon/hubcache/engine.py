@@ -168,6 +168,7 @@ class Engine:
         if proxies and str(proxies) != str(self._client.proxies):
             logger.info("hubcache: registries are reached through the outbound proxy %s", proxies)
         self._client.proxies = self._guarded_client.proxies = proxies
+        self.report.outbound_proxy = str(proxies) if proxies else None
 
     def apply(self, settings: Settings) -> None:
         """Apply option values, at start and while running."""

@@ -11,6 +11,7 @@ from mitmproxy.utils import human
 
 from .operate.ca import CERTIFICATE_FILE, describe
 from .operate.options import Settings
+from .operate.process_facts import ListenAddress
 from .store.store import Store
 
 logger = logging.getLogger("hubcache")
@@ -26,6 +27,16 @@ def addresses(servers: Iterable[Any]) -> list[str]:
         for server in servers
         for address in server.listen_addrs[:1]
     ]
+
+
+def listen_addresses(settings: Settings, servers: Iterable[Any]) -> tuple[ListenAddress, ...]:
+    """Return the addresses of all listeners."""
+    found = [
+        ListenAddress("mirror" if isinstance(server.mode, ReverseMode) else "proxy", *address[:2])
+        for server in servers
+        for address in server.listen_addrs[:1]
+    ]
+    return tuple(found + ([ListenAddress("status", *settings.status)] if settings.status else []))
 
 
 def log_addresses(settings: Settings, servers: Iterable[Any], confdir: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mitmproxy import addonmanager, ctx, exceptions
+from mitmproxy import version as mitmproxy_version
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 
 from .access_hooks import AccessHooks
@@ -21,16 +22,17 @@ from .mitm.interception import Interception
 from .mitm.outbound_proxies import find_outbound_proxies
 from .oci.errors import ConfigError, StoreTooNew
 from .operate import config_file, environment, installation, options
-from .operate.ca import ensure_ca
+from .operate.ca import CERTIFICATE_FILE, ensure_ca
 from .operate.config_file import ConfigFile
 from .operate.line_buffering import print_whole_lines
 from .operate.options import Settings
+from .operate.process_facts import ProcessFacts
 from .operate.service_manager import ServiceManager
 from .plugin import FlowHooks
 from .public_hooks import PublicConnectionHooks
 from .setup.setup_pages import SetupPages
 from .shutdown import Shutdown, on_signals
-from .start_report import addresses, log_addresses, log_store
+from .start_report import addresses, listen_addresses, log_addresses, log_store
 from .workers.owner_client import OwnerClient
 from .workers.supervisor import OWNER, Supervisor, inherited, worker_command
 
@@ -223,6 +225,7 @@ class Hubcache:
         engine = await Engine.start(settings, tls, _setup_pages(servers), proxies)
         self._engine = engine  # set now, so that `done` stops it also if the start of workers fails
         log_addresses(settings, servers, ctx.options.confdir)
+        engine.report.process = self._process_facts(settings, servers)
         count = self._worker_count(settings)
         if count > 1:
             self._supervisor = _make_supervisor(count, servers, engine)  # set first, so that `done` stops them
@@ -232,6 +235,15 @@ class Hubcache:
             self._connections.serve(servers, engine)
         log_store(engine.store)  # last, because it may be a warning
         return engine
+
+    def _process_facts(self, settings: Settings, servers: tuple[Any, ...]) -> ProcessFacts:
+        return ProcessFacts(
+            listen_addresses(settings, servers),
+            Path(ctx.options.confdir).expanduser() / CERTIFICATE_FILE,
+            None if self._config_file is None else self._config_file.path,
+            mitmproxy_version.VERSION,
+            self._untested,
+        )
 
     def _worker_count(self, settings: Settings) -> int:
         """Return the number of processes: several cannot show their flows in one window or write them to one file."""

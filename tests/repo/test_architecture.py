@@ -22,7 +22,7 @@ WINGS = {
     "operate": {"oci", "store", "serve", "setup"},
     "control": {"oci", "store", "transfer", "serve", "operate"},
     "workers": {"oci", "store", "transfer", "serve", "operate"},
-    "cli": {"oci", "operate"},
+    "cli": {"oci", "operate", "control"},
     "clients": {"oci", "decide", "operate"},
     "mitm": {"oci", "decide", "transfer", "serve", "operate", "clients"},
     "direct": {"oci", "transfer", "serve", "operate", "clients", "mitm"},

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
-from hubcache.cli.client import SOCKET_NAME
 from hubcache.cli.main import app
+from hubcache.control.socket_file import SOCKET_NAME
 from typer.testing import CliRunner, Result
 
 DIGEST = "sha256:" + "a" * 64

@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlencode
 
+from ..control.socket_file import SOCKET_NAME, short_path
 from ..operate.version import version
 from .errors import CommandError, RefusedError, UnreachableError
 
-SOCKET_NAME = "hubcache.sock"
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
 EVENT_SECONDS = 600.0
 """Longest wait for the next event of long work: one blob of many gigabytes may be read from a slow disk."""
 
 _MAX_EVENT = 16 << 20
-_MAX_PATH = 100
-"""Bytes of a socket's path: Linux permits 108, macOS 104."""
 _BLOCK = 1 << 20
 
 type Query = Mapping[str, str]
@@ -140,26 +138,13 @@ class _Connection(http.client.HTTPConnection):
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.settimeout(CONNECT_SECONDS)
-            with _short_path(self._path) as address:
+            with short_path(self._path) as address:
                 connection.connect(address)
             connection.settimeout(self.timeout)
         except OSError as error:
             connection.close()
             raise _unreachable(self._path, error) from error
         self.sock = connection
-
-
-@contextlib.contextmanager
-def _short_path(path: Path) -> Iterator[str]:
-    """Yield a name of the socket that is short enough for the kernel."""
-    if len(os.fsencode(path)) <= _MAX_PATH:
-        yield str(path)
-        return
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        yield f"/proc/self/fd/{descriptor}/{path.name}"
-    finally:
-        os.close(descriptor)
 
 
 def _unreachable(path: Path, error: OSError) -> UnreachableError:

@@ -10,6 +10,7 @@ from ..transfer.breaker import CircuitBreakers
 from ..transfer.fills import FillProgress
 from .history import History
 from .metrics import Metrics
+from .process_facts import ProcessFacts
 from .version import version
 
 MAX_EVICTIONS = 20
@@ -30,6 +31,10 @@ class StatusReport:
         self.metrics = metrics
         self.breakers = breakers
         self.history = History(metrics.traffic)
+        self.process = ProcessFacts()
+        """Facts about the program, which it sets when its listeners are open."""
+        self.outbound_proxy: str | None = None
+        """The outbound proxy of requests to registries, without credentials."""
         self._fills = fills
         self._started = time.time()
         self._started_monotonic = time.monotonic()
@@ -42,6 +47,7 @@ class StatusReport:
         """
         now = time.time()
         self.history.record(now)
+        process = None if public else self.process.report() | {"outbound_proxy": self.outbound_proxy}
         return {
             "version": version(),
             "started": self._started,
@@ -49,6 +55,8 @@ class StatusReport:
             "now": now,
             "problems": [],
             "workers": self.metrics.workers,
+            "listeners": self.process.addresses(),
+            "process": process,
             "store": self._store_status(public),
             "scrub": asdict(self.store.scrub_status),
             "ratio": self.history.ratios(now),

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hubcache.cli.client import SOCKET_NAME, ControlClient
+from hubcache.cli.client import ControlClient
 from hubcache.cli.errors import CommandError, RefusedError, UnreachableError
+from hubcache.control.socket_file import SOCKET_NAME
 from support.cli import Call, ControlStandIn, Reply, run
 
 
