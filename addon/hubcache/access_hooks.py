@@ -47,6 +47,8 @@ class AccessHooks:
         rename: Callable[[Server, Address], None] | None = None,
     ) -> None:
         self.limits = limits
+        self.on_refused: Callable[[http.HTTPFlow, str], None] = lambda flow, reason: None
+        """Called with a flow whose destination is not permitted, and the reason."""
         self._disconnect = disconnect
         self._rename = rename
         self._interception = Interception(())
@@ -170,6 +172,7 @@ class AccessHooks:
             flow.request.stream = False
             headers = {"Content-Type": "text/plain; charset=utf-8", "Connection": "close"}
             flow.response = http.Response.make(403, f"{refused}\n", headers)
+            self.on_refused(flow, str(refused))
             self._refuse_large_body(flow)
         except OSError:  # mitmproxy answers with the reason when it cannot connect
             return

@@ -13,31 +13,26 @@ from mitmproxy.utils import human
 from .access_hooks import AccessHooks
 from .engine import Engine
 from .mitm import credentials, flow_headers
+from .mitm.flow_notes import REQUEST_SIZE, FlowNotes, counted
 from .mitm.flow_records import FlowRecords
 from .mitm.interception import SETUP_HOST, Interception, Place
 from .oci.errors import ContentTooLarge, ManifestUnknown
 from .operate.served_request import ServedRequest
 from .serve.errors import error_answer
-from .serve.messages import MAX_SMALL_BODY, Answer, Forward, Listener, Request, Result
+from .serve.messages import MAX_SMALL_BODY, Answer, Forward, Listener, Request
 from .transfer.body_listener import StreamedBody
 from .workers.owner_client import OwnerClient
-
-_MARKERS = {
-    Result.HIT: ":heavy_check_mark:",
-    Result.REVALIDATED: ":heavy_check_mark:",
-    Result.STALE: ":hourglass:",
-    Result.MISS: ":arrow_down:",
-    Result.BYPASS: ":key:",
-}
-"""Markers of flows in mitmweb, which show hits at a glance and can be filtered (`~marker`)."""
 
 
 class FlowHooks:
     """The hooks. `take_decision` returns what was decided about a client's request before mitmproxy took over."""
 
-    def __init__(self, access: AccessHooks, take_decision: Callable[[Client], Forward | None]) -> None:
+    def __init__(
+        self, access: AccessHooks, notes: FlowNotes, take_decision: Callable[[Client], Forward | None]
+    ) -> None:
         self.interception = Interception(())
         self._access = access
+        self._notes = notes
         self._take_decision = take_decision
         self._engine: Engine | OwnerClient | None = None
         self._ready = asyncio.Event()
@@ -96,7 +91,7 @@ class FlowHooks:
         if outcome is None:
             self._token_requests[flow.id] = request  # answered in `request`, when its body is received
             return
-        self._act(flow, place, outcome, request.headers.get("authorization"))
+        self._act(flow, place, outcome, request)
 
     async def request(self, flow: http.HTTPFlow) -> None:
         """Answer a token request (OAuth2, with a password or a refresh token) whose body has arrived; drop the body."""
@@ -107,30 +102,30 @@ class FlowHooks:
         body, flow.request.content = flow.request.content or b"", b""
         outcome = await self._engine.answer(replace(request, body=body))
         assert outcome is not None
-        self._act(flow, place, outcome)
+        self._act(flow, place, outcome, request)
 
-    def _act(self, flow: http.HTTPFlow, place: Place, outcome: Answer | Forward, presented: str | None = None) -> None:
-        result = Result.BYPASS if isinstance(outcome, Forward) else outcome.result
-        flow.marked = _MARKERS.get(result, "")
+    def _act(self, flow: http.HTTPFlow, place: Place, outcome: Answer | Forward, request: Request) -> None:
         self._records.decided(flow, outcome)
         if isinstance(outcome, Forward):
-            self._forward(flow, place, outcome, presented)
+            self._forward(flow, place, outcome, request.headers.get("authorization"))
+            self._notes.forwarded(flow, outcome, request)
         else:
-            flow.comment = outcome.headers.get("Cache-Status", "")
+            self._notes.answered(flow, outcome, place.registry.host)
             self._answer(flow, outcome)
 
     def _pass_through(self, flow: http.HTTPFlow) -> None:
         """Pass on a plain HTTP request through the proxy; a mirror request for an unknown namespace is answered 404."""
         if isinstance(flow.client_conn.proxy_mode, ReverseMode):
             credentials.hide(flow.request)
-            self._answer(
-                flow, error_answer(ManifestUnknown("this mirror does not serve that namespace"), flow.request.method)
-            )
+            unknown = ManifestUnknown("this mirror does not serve that namespace")
+            self._notes.refused(flow, unknown.message)
+            self._answer(flow, error_answer(unknown, flow.request.method))
         else:
             own = flow.request.headers.get("authorization")
             credentials.hide(flow.request)
             credentials.send(flow.request, own)
-            flow.request.stream = True
+            self._notes.passed_through(flow)
+            flow.request.stream = counted(flow.metadata, REQUEST_SIZE)
 
     def _answer(self, flow: http.HTTPFlow, answer: Answer) -> None:
         flow_headers.drop_body(flow.request)
@@ -152,7 +147,7 @@ class FlowHooks:
         flow.request.scheme = upstream.scheme
         flow.request.host = upstream.hostname or ""
         flow.request.port = upstream.port or (443 if upstream.scheme == "https" else 80)
-        flow.request.stream = True
+        flow.request.stream = counted(flow.metadata, REQUEST_SIZE)
         credentials.send(flow.request, forward.authorization)
         self._access.directed_upstream(flow, is_named_by_client=place.registry.is_named_by_client)
         self._forwards[flow.id] = (place, forward, presented)
@@ -171,9 +166,11 @@ class FlowHooks:
             flow.response.content = None
             flow.response.stream = delivery.stream
             self._records.responseheaders(flow)
+            self._notes.count_response(flow)
             return None
         flow.response.stream = True
         self._records.responseheaders(flow)
+        self._notes.count_response(flow)
         place, forward, presented = self._forwards.pop(flow.id, (None, None, None))
         if place is None or forward is None:
             return None
@@ -196,4 +193,6 @@ class FlowHooks:
         _, delivery, _ = self._deliveries.pop(flow.id, (None, None, None))
         self._records.ended(flow, delivery, is_complete=False)
         if delivery is not None:
+            if delivery.failure is not None:
+                self._notes.broken_off(flow, delivery.failure)
             await delivery.close()

@@ -18,6 +18,8 @@ from .access_hooks import AccessHooks
 from .clients.limits import ClientLimits
 from .engine import Engine
 from .mitm import compat, mitmproxy_options, proxyserver
+from .mitm.flow_limit import FlowLimit
+from .mitm.flow_notes import FlowNotes
 from .mitm.interception import Interception
 from .mitm.outbound_proxies import find_outbound_proxies
 from .oci.errors import ConfigError, StoreTooNew
@@ -62,8 +64,11 @@ class Hubcache:
         else:
             self._access = AccessHooks(limits)
         self._connections = self._connection_hooks(limits)
-        self._flows = FlowHooks(self._access, self._connections.take_decision)
-        self.addons = [self._flows, self._connections, self._access]
+        self._notes = FlowNotes() if self._untested is not None else _notes_with_own_markers()
+        self._access.on_refused = self._notes.refused
+        self._flows = FlowHooks(self._access, self._notes, self._connections.take_decision)
+        self._flow_limit = FlowLimit()
+        self.addons = [self._flows, self._connections, self._access, self._notes, self._flow_limit]
 
     def _connection_hooks(self, limits: ClientLimits) -> PublicConnectionHooks:
         if self._untested is not None:
@@ -169,6 +174,7 @@ class Hubcache:
         self._settings, self._flows.interception = settings, interception
         self._connections.intercept(interception)
         ports = mitmproxy_options.listening_ports()  # the body listener is at loopback, which is refused anyway
+        self._notes.tag_lifetime, self._flow_limit.most = settings.tag_ttl, settings.max_flows
         self._access.apply(settings, interception, [*ports, *(settings.status or ())[1:]], proxies)
         if isinstance(self._engine, Engine):
             self._engine.use_proxies(proxies)
@@ -295,6 +301,13 @@ class Hubcache:
         self._service_manager.close()
         self._engine = None
         self._flows.stop()
+
+
+def _notes_with_own_markers() -> FlowNotes:
+    from .mitm import flow_display  # with an untested version, its imports may fail
+
+    flow_display.show_streamed_sizes()
+    return FlowNotes(flow_display.add_markers())
 
 
 def _make_supervisor(count: int, servers: tuple[Any, ...], engine: Engine) -> Supervisor:

@@ -63,7 +63,7 @@ LIBRARIES = ("mitmproxy", "OpenSSL")
 # The modules that mitmproxy and pyOpenSSL document, and three undocumented modules of utilities.
 DOCUMENTED = {
     *("mitmproxy.addonmanager", "mitmproxy.connection", "mitmproxy.ctx", "mitmproxy.exceptions", "mitmproxy.flow"),
-    *("mitmproxy.http", "mitmproxy.options", "mitmproxy.tcp", "mitmproxy.tls"),
+    *("mitmproxy.dns", "mitmproxy.http", "mitmproxy.options", "mitmproxy.tcp", "mitmproxy.tls", "mitmproxy.udp"),
     *("mitmproxy.utils.human", "mitmproxy.utils.typecheck", "mitmproxy.optmanager"),
     *("mitmproxy.version", "mitmproxy.proxy.layer", "mitmproxy.proxy.mode_specs", "mitmproxy.proxy.server_hooks"),
     "OpenSSL.SSL",

@@ -215,6 +215,13 @@ class Settings:
         "start.",
         at_start=True,
     )
+    max_flows: int = option(
+        "hubcache_max_flows",
+        2000,
+        values.count,
+        "Number of requests that mitmweb and mitmproxy's console list: after that, the oldest ones that ended are "
+        "removed, except those that the user marked; 0 for no limit.",
+    )
     workers: int = option(
         "hubcache_workers",
         "1",

@@ -43,6 +43,8 @@ class StreamedBody:
         self.closed = False
         self.sending: asyncio.Future[None] | None = None
         """The task that reads the source."""
+        self.failure: HubcacheError | None = None
+        """Why the body was cut short."""
 
     def stream(self, data: bytes) -> bytes:
         """Replace a placeholder byte with its chunk. Never raises: mitmproxy would leave the client waiting."""
@@ -187,4 +189,5 @@ class BodyListener:
             writer.write(_PLACEHOLDER + _END if chunk else _END)
             await body.wait_taken() if chunk else None
         except HubcacheError as error:
+            body.failure = error
             self._on_failure(error)
