@@ -12,6 +12,7 @@ from .flow_markers import Marker, add_names
 from .flow_notes import REQUEST_SIZE, RESPONSE_SIZE
 
 _WEB = "mitmproxy.tools.web.app"
+_WEB_NAMES = ("flow_to_json", "APIError", "AuthRequestHandler._require_auth", "FlowContent.get", "RequestHandler.flow")
 
 
 def add_markers() -> Mapping[Marker, str]:
@@ -24,11 +25,12 @@ def show_streamed_sizes() -> None:
     """Have mitmweb show the sizes of bodies that were streamed, which mitmproxy does not keep. Without mitmweb nothing
     is done, and where its parts have other names it shows 0 bytes."""
     app: Any = sys.modules.get(_WEB)
-    if app is None or any(compat.missing_names([(_WEB, ("flow_to_json", "FlowContent.get", "APIError"))])):
+    if app is None or any(compat.missing_names([(_WEB, _WEB_NAMES)])):
         return
     # mitmproxy 12.3.1: mitmweb renders each flow with this function of its module.
     app.flow_to_json = with_streamed_sizes(app.flow_to_json)
-    app.FlowContent.get = _without_missing_content(app.FlowContent.get, app.APIError)
+    download = _without_missing_content(app.FlowContent.get, app.APIError)
+    app.FlowContent.get = app.AuthRequestHandler._require_auth(download)
 
 
 def with_streamed_sizes(to_json: Callable[[flow.Flow], dict[str, Any]]) -> Callable[[flow.Flow], dict[str, Any]]:
@@ -50,7 +52,7 @@ def _without_missing_content(get: Callable[..., Any], error: Callable[[int, str]
     for every body whose size it knows."""
 
     def handle(self: Any, flow_id: str, message: str) -> Any:
-        if self.current_user and getattr(self.flow, message).raw_content is None:
+        if getattr(self.flow, message).raw_content is None:
             raise error(404, "The body was sent to its receiver without being kept.")
         return get(self, flow_id, message)
 
