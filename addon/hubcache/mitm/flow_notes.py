@@ -1,7 +1,7 @@
 """Notes on each flow what became of it: comment, marker, and the sizes of bodies that mitmproxy does not keep."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from mitmproxy import ctx, flow, http, tcp
 
@@ -16,7 +16,7 @@ COMMENT, MARKER = "hubcache_comment", "hubcache_marker"
 REQUEST_SIZE, RESPONSE_SIZE = "hubcache_request_bytes", "hubcache_response_bytes"
 """Metadata: bytes of a body that is streamed, so far."""
 
-type Stream = Callable[[bytes], bytes]
+type Stream = Callable[[bytes], Iterable[bytes] | bytes]
 
 
 def is_changed_by_user(noted: flow.Flow) -> bool:
@@ -32,12 +32,14 @@ def counted(metadata: dict[str, object], name: str, stream: Stream | None = None
     """
     sent = 0
 
-    def count(data: bytes) -> bytes:
+    def count(data: bytes) -> Iterable[bytes] | bytes:
         nonlocal sent
-        data = data if stream is None else stream(data)
-        sent += len(data)
+        chunks = data if stream is None else stream(data)
+        if not isinstance(chunks, bytes):
+            chunks = tuple(chunks)
+        sent += len(chunks) if isinstance(chunks, bytes) else sum(map(len, chunks))
         metadata[name] = sent
-        return data
+        return chunks
 
     return count
 

@@ -52,6 +52,16 @@ def test_streamed_answer_has_the_size_that_was_sent(notes: FlowNotes) -> None:
     assert flow.comment == "hit: from the store, 7 kB in 2 s"
 
 
+def test_chunks_of_another_stream_are_counted(notes: FlowNotes) -> None:
+    flow = respond(running_flow())
+    assert flow.response is not None
+    flow.response.stream = lambda data: (each for each in (data, b"", data))
+    notes.count_response(flow)
+    assert callable(flow.response.stream)
+    assert list(flow.response.stream(b"abc")) == [b"abc", b"", b"abc"]
+    assert flow.metadata[RESPONSE_SIZE] == 6
+
+
 def test_failure_names_the_side_and_keeps_the_sentence(notes: FlowNotes) -> None:
     flow = running_flow()
     notes.answered(flow, HIT, HUB_HOST)
