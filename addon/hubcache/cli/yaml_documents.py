@@ -8,7 +8,7 @@ result is as large as the text, however deep aliases are nested ("billion laughs
 import json
 import re
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from ..oci.errors import HubcacheError
@@ -19,7 +19,11 @@ MAX_BYTES = 16 << 20
 MAX_MERGED = 100_000
 """Entries that merge keys may copy in one document."""
 
+MAX_DEPTH = 500
+"""Brackets that may be open at a time. The time of the parser grows with the square of their number: 7 s for 5000."""
+
 _MERGE = "<<"
+_BRACKET = re.compile(r"[\[\]{}]")
 _MARKER = re.compile(r"^---(?=\s|$)", re.MULTILINE)
 """The start of a document: in the first column it can be nothing else, not even in a block scalar (YAML 1.2.2, section
 9.1.2)."""
@@ -56,6 +60,8 @@ def _read_json(text: str) -> Any:
 
 
 def _read_yaml(text: str, lines_before: int) -> Iterator[Any]:
+    if _open_brackets(text) > MAX_DEPTH:
+        raise DocumentError(f"line {lines_before + 1}: it is nested too deeply")
     from ruamel.yaml import YAML  # its import takes 50 ms
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -70,6 +76,12 @@ def _read_yaml(text: str, lines_before: int) -> Iterator[Any]:
         raise DocumentError(f"line {lines_before + 1}: not YAML: {str(error).splitlines()[0]}") from error
     except RecursionError as error:
         raise DocumentError(f"line {lines_before + 1}: it is nested too deeply") from error
+
+
+def _open_brackets(text: str) -> int:
+    """Return how many brackets are open at most, counting those in quotes and comments as well."""
+    depths = accumulate(1 if found[0] in "[{" else -1 for found in _BRACKET.finditer(text))
+    return max(depths, default=0)
 
 
 class _Builder:
