@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Self
 
-from .control.commands import Parts
 from .control.control import Control
+from .control.parts import Parts
 from .decide.outbound_proxy import OutboundProxies
 from .decide.throttle import Throttle
 from .housekeeping import Housekeeping
@@ -119,7 +119,7 @@ class Engine:
         )
         parts = Parts(
             *(self.store, self.fills, writer, self._access, manifests, self._blobs, self._referrers, prefetch),
-            *(self._upstreams, self._may_spend, self.report),
+            *(self._upstreams, self._may_spend, self.report, validation, self._remaining),
         )
         self.control = Control(parts)
         self._housekeeping = Housekeeping(
@@ -283,9 +283,13 @@ class Engine:
         upstream = self._upstreams.get(host)
         if upstream is None or upstream.is_rate_limited("manifest", ""):
             return False
-        has_account = self._settings.account is not None and host == HUB_HOST
-        remaining = self.metrics.remaining(host, "account" if has_account else "anonymous")
+        remaining = self._remaining(host)
         return remaining is None or remaining > self._settings.ratelimit_reserve
+
+    def _remaining(self, host: str) -> int | None:
+        """Return how many pulls the registry leaves to the cache's own requests, as last reported."""
+        has_account = self._settings.account is not None and host == HUB_HOST
+        return self.metrics.remaining(host, "account" if has_account else "anonymous")
 
     def report_storage_error(self, error: StorageError) -> None:
         """Log that content cannot be stored, each kind of error once in `_REPEAT_SECONDS`.

@@ -20,7 +20,7 @@ WINGS = {
     "serve": {"oci", "decide", "store", "transfer"},
     "setup": {"serve"},
     "operate": {"oci", "store", "serve", "setup"},
-    "control": {"oci", "store", "transfer", "serve", "operate"},
+    "control": {"oci", "decide", "store", "transfer", "serve", "operate"},
     "workers": {"oci", "store", "transfer", "serve", "operate"},
     "cli": {"oci", "operate", "control"},
     "clients": {"oci", "decide", "operate"},

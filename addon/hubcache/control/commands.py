@@ -1,38 +1,14 @@
 """The commands of the running cache. The control socket and mitmweb's commands call these."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from ..operate.status_report import StatusReport
-from ..serve.access import Access
-from ..serve.best_effort import BestEffortWriter
-from ..serve.cached_blobs import CachedBlobs
-from ..serve.cached_manifests import CachedManifests
-from ..serve.cached_referrers import CachedReferrers
-from ..serve.prefetch import Prefetch
-from ..store.store import Store
-from ..transfer.fills import Fills
-from ..transfer.upstreams import Upstreams
+from ..oci.image_name import ImageName
+from .content import ContentCommands
+from .export import Export
+from .import_record import ImportRecord
+from .parts import Parts
 from .pins import PinCommands
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The parts of the cache that commands use. `may_spend` returns whether a registry's rate limit leaves a request
-    for background work."""
-
-    store: Store
-    fills: Fills
-    writer: BestEffortWriter
-    access: Access
-    manifests: CachedManifests
-    blobs: CachedBlobs
-    referrers: CachedReferrers
-    prefetch: Prefetch
-    upstreams: Upstreams
-    may_spend: Callable[[str], bool]
-    report: StatusReport
+from .warm import Warm
 
 
 class Commands:
@@ -41,7 +17,14 @@ class Commands:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.pins = PinCommands(parts.store, parts.upstreams)
+        self.warm = Warm(parts, self._pin)
+        self.content = ContentCommands(parts)
+        self.export = Export(parts)
+        self.import_record = ImportRecord(parts)
 
     def status(self) -> dict[str, Any]:
         """Return the status of the cache, with names of private repositories and addresses of clients."""
         return self.parts.report.snapshot(public=False)
+
+    async def _pin(self, image: ImageName) -> None:
+        await self.pins.pin(image)

@@ -4,6 +4,7 @@ from aiohttp import web
 
 from .commands import Commands
 from .http import image_field, json_answer, read_fields
+from .transfer_routes import transfer_routes
 
 
 def all_routes(commands: Commands) -> list[web.RouteDef]:
@@ -13,7 +14,7 @@ def all_routes(commands: Commands) -> list[web.RouteDef]:
     `http.read_fields`, and calls a method that does not know HTTP; it answers with `http.json_answer`, or for long work
     with `http.stream_events`. Errors are raised: `http.errors_as_json` answers them.
     """
-    return [*_status_routes(commands), *_pin_routes(commands)]
+    return [*_status_routes(commands), *_pin_routes(commands), *transfer_routes(commands)]
 
 
 def _status_routes(commands: Commands) -> list[web.RouteDef]:

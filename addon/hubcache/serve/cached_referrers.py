@@ -7,8 +7,9 @@ continue, so a 404 is remembered as well.
 
 import asyncio
 import hashlib
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..decide.policy import Freshness, freshness, may_serve_stale
@@ -23,7 +24,8 @@ from ..oci.errors import (
     Unauthorized,
     Unavailable,
 )
-from ..oci.manifest import parse_image_index
+from ..oci.json_reader import read_json
+from ..oci.manifest import MAX_MANIFEST, parse_image_index
 from ..oci.media import OCI_INDEX
 from ..oci.reference import subject_of_tag
 from ..store.store import Store
@@ -125,6 +127,22 @@ class CachedReferrers:
         Where the subject is not known, the referrers of all manifests of the repository are forgotten.
         """
         await self._writer.drop_referrers(host, repository, subject or subject_of_tag(reference))
+
+    async def add_listed(
+        self, view: RepositoryView, subject: Digest, listed: Mapping[Digest, dict[str, object]]
+    ) -> None:
+        """Remember that the registry lists these referrers of a digest, with their descriptors, besides those that it
+        is known to list: an import contains them."""
+        record = self._record(view, subject, "query", "")
+        known = None if record is None or record.digest is None else self._store.manifest(record.digest)
+        before = read_json(known.body, MAX_MANIFEST) if known is not None else None
+        entries = before.get("manifests") if isinstance(before, dict) else None
+        kept = [one for one in entries or () if isinstance(one, dict) and one.get("digest") not in listed]
+        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [*kept, *listed.values()]}
+        page = ReferrersPage(json.dumps(document).encode(), "", "")
+        digest, _, _ = await self._store_page(view, page)
+        change_number = self._access.change_number(view.host, view.repository)
+        await self._remember(view, subject, ("query", ""), ReferrersRecord(digest, self._clock()), change_number)
 
     # -- remembered answers -------------------------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ class Prefetch:
     async def _fetch(self, view: RepositoryView, root: Digest, platforms: Set[str], wait: WaitForBudget | None) -> None:
         for attestation in await self._fetch_tree(view, root, platforms, wait):
             try:
-                for referrer in (await self._referrers_of(view, attestation))[:_MAX_REFERRERS]:
+                for referrer in (await self.referrers_of(view, attestation))[:_MAX_REFERRERS]:
                     await self._fetch_tree(view, referrer, frozenset(), wait)
             except HubcacheError as error:  # pulls succeed without referrers
                 logger.debug("hubcache: referrers of %s are not fetched: %s", attestation, error)
@@ -122,7 +122,7 @@ class Prefetch:
         self, view: RepositoryView, root: Digest, platforms: Set[str], wait: WaitForBudget | None
     ) -> list[Digest]:
         """Fetch a manifest and all wanted content below it; return which of the manifests are attestations."""
-        walk, attestations = _Walk(root), list[Digest]()
+        walk, attestations = Walk(root), list[Digest]()
         while (step := walk.next()) is not None:
             digest, depth = step
             await self._check_budget(view, digest, wait)
@@ -153,15 +153,16 @@ class Prefetch:
         if wait is not None:
             await wait()
 
-    async def _referrers_of(self, view: RepositoryView, attestation: Digest) -> list[Digest]:
-        """Return the referrers of an attestation. This stores the answer that Docker Engine 29 will request.
+    async def referrers_of(self, view: RepositoryView, subject: Digest) -> list[Digest]:
+        """Return the referrers of a manifest. This stores the answer that Docker Engine 29 will request about an
+        attestation.
 
         It requests them by the API and, where that answers 404, by the fallback tag.
         """
         try:
-            body = (await self._referrers.by_subject(view, attestation, "")).body
+            body = (await self._referrers.by_subject(view, subject, "")).body
         except ManifestUnknown:  # the usual answer
-            tag = fallback_tag(attestation)
+            tag = fallback_tag(subject)
             body = (await self._referrers.by_fallback_tag(view, tag, FALLBACK_ACCEPT, head=False)).body or b"{}"
         return [child.digest for child in parse_manifest(body)]
 
@@ -182,7 +183,7 @@ class Prefetch:
         return complete
 
     async def _check_complete(self, root: Digest, platforms: Set[str]) -> bool:
-        walk = _Walk(root)
+        walk = Walk(root)
         while (step := walk.next()) is not None:
             digest, depth = step
             children = self.children(digest)
@@ -198,7 +199,7 @@ class Prefetch:
         return not walk.is_cut
 
 
-class _Walk:
+class Walk:
     """A breadth-first walk over the manifests of an image, each once, within `MAX_MANIFESTS` and `MAX_DEPTH`."""
 
     def __init__(self, root: Digest) -> None:
@@ -230,8 +231,10 @@ class _Walk:
         self._pending.append((digest, depth))
 
 
-def select_platforms(children: tuple[Descriptor, ...], platforms: Set[str]) -> list[Descriptor]:
-    """Return the manifests of an index for these platforms, and those of their attestations."""
+def select_platforms(children: tuple[Descriptor, ...], platforms: Set[str] | None) -> list[Descriptor]:
+    """Return the manifests of an index for these platforms, and those of their attestations; all for None."""
+    if platforms is None:
+        return [child for child in children if child.is_manifest]
     found = [child for child in children if child.is_manifest and platform_matches(child.platform, platforms)]
     attested = {child.digest for child in found}
     return [*found, *(child for child in children if child.attests in attested)]

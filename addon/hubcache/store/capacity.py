@@ -100,12 +100,27 @@ class Capacity:
         if needed + self._usage.reserved > limit:
             raise StorageError("no space: running fills have reserved it, or other programs fill the disk")
         free = limit - self._usage.used
+        if digest in self._usage.held:
+            return self._choose_for_held(needed, free, limit)
         decision = self.retention.admit(digest, needed, self._clock(), free, self._usage.is_protected)
         if decision.refusal in (Refusal.IN_USE, Refusal.UNWANTED) and needed + self._usage.protected > limit:
             raise StorageError("the store is full of content that is pinned or in use")
         if decision.refusal is not None:
             raise NotStored(f"not stored: {decision.refusal}")
         return decision.victims
+
+    def _choose_for_held(self, needed: int, free: int, limit: int) -> tuple[Eviction[Digest], ...]:
+        """Return what has to be evicted for content that the operator asked for: what is requested least, however often
+        that is."""
+        if needed + self._usage.protected > limit:
+            raise NotStored("not stored: the store is full of content that is pinned or in use")
+        if needed <= free:
+            return ()
+        return self.retention.evict(needed - free, self._clock(), self._usage.is_protected).victims
+
+    def available(self, index_bytes: int) -> int:
+        """Return the bytes that held content could still use: all that are not reserved, pinned, in use or held."""
+        return max(0, min(self.limit(index_bytes), self.max_bytes - index_bytes - ALLOWANCE) - self._usage.protected)
 
     async def shrink(self, index_bytes: Callable[[], int], remove: Remove) -> bool:
         """Evict up to `_STEP` bytes if more is used than the limit allows; return whether more steps are needed."""

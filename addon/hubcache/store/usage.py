@@ -29,6 +29,9 @@ class Usage:
         self.in_use: Counter[Digest] = Counter()
         """How many readers content has."""
         self.pinned: frozenset[Digest] = frozenset()
+        self.held: Counter[Digest] = Counter()
+        """Content that commands of the operator store at present, and how many do: it is admitted however rarely it is
+        requested, and stays until the command has ended."""
         self.stored = 0
         self.reserved = 0
         self.quarantined = 0
@@ -86,14 +89,24 @@ class Usage:
             del self.in_use[digest]
             del self._removed_in_use[digest]
 
+    def hold(self, digest: Digest) -> None:
+        """Hold content, see `held`, until `release` is called as often as this."""
+        self.held[digest] += 1
+
+    def release(self, digest: Digest) -> None:
+        """Undo one `hold`."""
+        self.held[digest] -= 1
+        if self.held[digest] <= 0:
+            del self.held[digest]
+
     def is_protected(self, digest: Digest) -> bool:
-        """Whether content must not be evicted: it is being read or pinned."""
-        return digest in self.in_use or digest in self.pinned
+        """Whether content must not be evicted: it is being read, pinned or held."""
+        return digest in self.in_use or digest in self.pinned or digest in self.held
 
     @property
     def protected(self) -> int:
         """Bytes that no eviction frees: stored and not to be evicted, reserved, quarantined, removed but still open."""
-        digests = self.pinned | self.in_use.keys()
+        digests = self.pinned | self.in_use.keys() | self.held.keys()
         stored = sum(size_on_disk(self.sizes[digest]) for digest in digests if digest in self.sizes)
         return self.used - self.stored + stored
 

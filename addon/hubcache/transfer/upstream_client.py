@@ -15,6 +15,7 @@ from .connector import REFUSED_ADDRESS, Attempt
 from .local_registries import LocalRegistries
 from .observer import Observer
 from .proxied_requests import check_target, failure_of_proxy, proxy_arguments
+from .request_count import count_request
 from .session import parse_url
 
 _MAX_REDIRECTS = 5
@@ -84,6 +85,7 @@ class UpstreamClient:
         session = await self._session(url, named_by)
         if session.closed:  # for which aiohttp raises `RuntimeError`
             raise Unavailable("the cache is shutting down")
+        count_request()
         try:
             response = await self._request(session, kind, method, url, headers, body)
         except aiohttp.ClientConnectorCertificateError as error:  # before `ValueError`, which it is as well

@@ -1,0 +1,34 @@
+"""Content that a command of the operator stores, or needs, while it runs."""
+
+from collections.abc import Iterable
+
+from ..oci.digest import Digest
+from ..store.store import Store
+
+
+class HeldContent:
+    """Content that a full store admits however rarely it was requested, and that is not evicted until `release`.
+
+    The operator asked for it, which says more than a number of requests. Afterwards it counts as requested as often as
+    a full store demands of new content, and is evicted like any other: content that clients do not request should not
+    occupy the store for ever. Pins are for content that must stay.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._held: set[Digest] = set()
+
+    def add(self, *digests: Digest) -> None:
+        """Hold more content, which may not be stored yet."""
+        for digest in digests:
+            if digest not in self._held:
+                self._held.add(digest)
+                self._store.usage.hold(digest)
+                self._store.popularity.ensure_admitted(digest)
+
+    def release(self, digests: Iterable[Digest] | None = None) -> None:
+        """Stop holding this content, by default all."""
+        for digest in tuple(self._held if digests is None else digests):
+            if digest in self._held:
+                self._held.discard(digest)
+                self._store.usage.release(digest)
