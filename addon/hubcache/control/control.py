@@ -1,6 +1,7 @@
 """The commands of the running cache, and the control socket that offers them."""
 
-from .commands import Commands, Parts
+from .commands import Commands
+from .parts import Parts
 from .routes import all_routes
 from .server import ControlServer
 

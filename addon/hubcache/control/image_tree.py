@@ -4,11 +4,13 @@ import logging
 from collections.abc import Set
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..oci.digest import Digest
 from ..oci.errors import BadUpstream, HubcacheError, ManifestUnknown
 from ..oci.manifest import Descriptor, parse_manifest
 from ..oci.media import COMMON_TYPES, normalize_accept
+from ..oci.reference import fallback_tag
 from ..serve.prefetch import Walk, select_platforms
 from ..serve.repository_view import RepositoryView
 from .errors import NotKnown
@@ -47,8 +49,9 @@ async def fetch_manifests(
     tree = ImageTree()
     await _fetch_tree(parts, view, root, platforms, held, tree)
     for subject in (root, *tree.attestations):
+        referrers = parts.prefetch.referrers_of if subject != root else partial(_referrers_of_image, parts)
         try:
-            for referrer in (await _referrers_of(parts, view, subject, is_image=subject == root))[:_MAX_REFERRERS]:
+            for referrer in (await referrers(view, subject))[:_MAX_REFERRERS]:
                 if referrer not in tree.manifests:
                     await _fetch_tree(parts, view, referrer, None, held, tree)
         except HubcacheError as error:
@@ -88,16 +91,22 @@ def _wanted(children: tuple[Descriptor, ...], platforms: Set[str] | None) -> lis
     return wanted
 
 
-async def _referrers_of(parts: Parts, view: RepositoryView, subject: Digest, *, is_image: bool) -> list[Digest]:
-    """Return the referrers that the registry lists for a manifest; of an image also what cosign stores at tags."""
-    found = []
-    with suppress(ManifestUnknown):  # the usual answer
-        found += await parts.prefetch.referrers_of(view, subject)
-    for suffix in COSIGN_SUFFIXES if is_image else ():
-        tag = f"{subject.algorithm}-{subject.hex}{suffix}"
-        try:
+async def _referrers_of_image(parts: Parts, view: RepositoryView, subject: Digest) -> list[Digest]:
+    """Return the referrers of an image that the registry lists, by the API or by the fallback tag, and those at cosign's
+    tags. A HEAD comes before each GET of a tag, since most do not exist and a GET may count against the rate limit."""
+    found, tags = list[Digest](), [f"{subject.algorithm}-{subject.hex}{suffix}" for suffix in COSIGN_SUFFIXES]
+    try:
+        found += _manifests_in((await parts.referrers.by_subject(view, subject, "")).body)
+    except ManifestUnknown:
+        tags.append(fallback_tag(subject))
+    for tag in tags:
+        with suppress(ManifestUnknown):
+            await view.upstream.head_manifest(view.repository, tag, NEGOTIATION)
             result = await parts.referrers.by_fallback_tag(view, tag, NEGOTIATION, head=False)
-            found.append(result.digest)
-        except ManifestUnknown:
-            continue
+            is_list = tag == fallback_tag(subject)
+            found += _manifests_in(result.body or b"{}") if is_list else [result.digest]
     return found
+
+
+def _manifests_in(body: bytes) -> list[Digest]:
+    return [child.digest for child in parse_manifest(body) if child.is_manifest]
