@@ -92,8 +92,8 @@ def _wanted(children: tuple[Descriptor, ...], platforms: Set[str] | None) -> lis
 
 
 async def _referrers_of_image(parts: Parts, view: RepositoryView, subject: Digest) -> list[Digest]:
-    """Return the referrers of an image that the registry lists, by the API or by the fallback tag, and those at cosign's
-    tags. A HEAD comes before each GET of a tag, since most do not exist and a GET may count against the rate limit."""
+    """Return the referrers of an image that the registry lists, by the API or by the fallback tag, and what is at the
+    tags of cosign. A HEAD precedes each GET of a tag: most do not exist, and a GET may count against the rate limit."""
     found, tags = list[Digest](), [f"{subject.algorithm}-{subject.hex}{suffix}" for suffix in COSIGN_SUFFIXES]
     try:
         found += _manifests_in((await parts.referrers.by_subject(view, subject, "")).body)

@@ -37,7 +37,8 @@ def _image_routes(commands: Commands) -> list[web.RouteDef]:
 
     async def export(request: web.Request) -> web.Response:
         image = parse_image(request.query.get("name", ""))
-        return await json_answer(commands.export.describe(image, request.query.getall("platform", None)))
+        platforms = [text for text in request.query.get("platforms", "").split(",") if text]
+        return await json_answer(commands.export.describe(image, platforms or None))
 
     async def tag(request: web.Request) -> web.Response:
         fields = await read_fields(request, "image", "digest", "media_type", "referrers")
