@@ -33,6 +33,7 @@ def run(
     timeout: float = 120,
     fails: bool = False,
     stdin: str = "",
+    cwd: Path | None = None,
 ) -> str:
     """Return the standard output of a command that must succeed, or with `fails` the messages of one that must fail.
 
@@ -41,7 +42,15 @@ def run(
     arguments = [str(part) for part in command]
     environment = plain_environment() | dict(env or {})
     done = subprocess.run(
-        arguments, env=environment, timeout=timeout, capture_output=True, text=True, errors="replace", input=stdin
+        arguments,
+        env=environment,
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        input=stdin,
+        cwd=cwd,
+        check=False,
     )
     if (done.returncode != 0) is not fails:
         pytest.fail(
