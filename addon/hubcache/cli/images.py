@@ -92,12 +92,12 @@ def show(image: Image, directory: Directory = None, is_json: Json = False) -> No
 
 def pin(images: Images, directory: Directory = None, is_json: Json = False) -> None:
     """Keep images in the store: they are never removed to make space."""
-    _for_each(images, "/v1/pin", "pinned", connect(directory), Output(is_json))
+    _for_each(images, "/v1/pin", connect(directory), Output(is_json))
 
 
 def unpin(images: Images, directory: Directory = None, is_json: Json = False) -> None:
     """Take back `hubcache pin`; pins of the option hubcache_pins stay."""
-    _for_each(images, "/v1/unpin", "no longer pinned", connect(directory), Output(is_json))
+    _for_each(images, "/v1/unpin", connect(directory), Output(is_json))
 
 
 def stored_images(client: ControlClient) -> list[dict[str, Any]]:
@@ -114,14 +114,14 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(":")[0], pattern)
 
 
-def _for_each(images: list[str], path: str, done: str, client: ControlClient, output: Output) -> None:
+def _for_each(images: list[str], path: str, client: ControlClient, output: Output) -> None:
     """Send one request for each image; a refused one does not stop the others, and determines the exit code."""
     results = []
     refused = None
     for image in images:
         try:
             results.append(client.post(path, {"image": image}))
-            output.line(f"{image} is {done}")
+            output.line(results[-1]["message"])
         except RefusedError as error:
             refused = error
             results.append({"image": image, "error": str(error)})

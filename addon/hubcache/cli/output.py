@@ -64,7 +64,7 @@ class Output:
     def line(self, text: str = "", style: str = "") -> None:
         """Print a line; `style` is one of rich, for a terminal."""
         if not self.is_json:
-            self.console().print(Text(clean(text), style=style))
+            self.console().print(Text(clean(text), style=style), soft_wrap=True)
 
     def heading(self, text: str) -> None:
         """Print the title of a part, after an empty line."""
@@ -96,7 +96,7 @@ class Output:
 
     def message(self, text: str, style: str = "") -> None:
         """Print a line to standard error, also beside JSON."""
-        self.console(is_error=True).print(Text(clean(text), style=style))
+        self.console(is_error=True).print(Text(clean(text), style=style), soft_wrap=True)
 
     def warning(self, text: str) -> None:
         """Print a warning to standard error."""

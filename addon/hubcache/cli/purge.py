@@ -39,13 +39,18 @@ def purge(
     targets, images = _targets(client, names)
     if len(targets) > 1 or any(_PATTERN.search(name) for name in names):
         _announce(output, targets, images)
-    if not yes and sys.stdin.isatty():
+    if not yes and is_interactive():
         what = targets[0] if len(targets) == 1 else f"these {len(targets)}"
         typer.confirm(f"Remove {what} from the store?", err=True, abort=True)
     results, refused = _remove(client, output, targets)
     output.document({"purged": results})
     if refused is not None:
         raise typer.Exit(RefusedError.code if len(targets) == 1 else FAILURES)
+
+
+def is_interactive() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin.isatty()
 
 
 def _targets(client: ControlClient, names: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
