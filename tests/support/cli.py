@@ -1,6 +1,7 @@
 """The command line run inside of the test, and a stand-in for the control socket with answers that a test chooses."""
 
 import contextlib
+import io
 import json
 import socketserver
 import tempfile
@@ -22,6 +23,13 @@ OTHER_DIGEST = "sha256:" + "b" * 64
 def run(*arguments: str, stdin: str = "", **environment: str) -> Result:
     """Run a command; both outputs are pipes, as in a script."""
     return CliRunner().invoke(app, arguments, input=stdin, env=environment, prog_name="hubcache")
+
+
+class Terminal(io.StringIO):
+    """An output that a command takes for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The command `hubcache` and its sub-commands."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ from typer.core import TyperGroup
 
 from ..operate.version import version
 from .attach import attach
+from .bash_completion import whole_names
 from .errors import CommandError
 from .images import list_images, pin, show, unpin
 from .output import Output
@@ -22,6 +24,10 @@ _CACHE, _IMAGES, _PROGRAMS = "The cache", "Images", "Set-up"
 
 class _Commands(TyperGroup):
     """A group that prints a `CommandError` as one line, and ends with its exit code."""
+
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        with whole_names(os.environ):
+            return super().main(*arguments, **settings)
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -33,7 +33,7 @@ def verify(
     total = int(client.get("/v1/status")["store"]["bytes"])
     counts: Counter[str] = Counter()
     done = 0
-    with _progress(output, total) as progress:
+    with progress_bar(output, total) as progress:
         for event in client.stream("/v1/verify", {"repair": repair}):
             output.event(event)
             if "state" not in event:
@@ -52,7 +52,7 @@ def verify(
 
 
 @contextmanager
-def _progress(output: Output, total: int) -> Iterator[Progress]:
+def progress_bar(output: Output, total: int) -> Iterator[Progress]:
     """Show a bar on standard error while it is a terminal."""
     progress = Progress(
         *(TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn()),

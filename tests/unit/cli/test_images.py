@@ -199,7 +199,7 @@ class TestCompletion:
         done = run(
             _HUBCACHE_COMPLETE="complete_bash",
             HUBCACHE_DIR=str(control.directory),
-            COMP_WORDS=line,
+            COMP_WORDS=line.replace(" ", "\n"),  # as the script that --show-completion prints
             COMP_CWORD=str(len(line.split(" ")) - 1),
         )
         assert done.exit_code == 0
@@ -208,6 +208,21 @@ class TestCompletion:
     def test_names_of_stored_images_are_completed(self, control: ControlStandIn) -> None:
         assert self.completed(control, "hubcache show deb") == ["debian:12", "debian:13"]
         assert self.completed(control, "hubcache purge g") == ["ghcr.io/o/n:1"]
+
+    @pytest.mark.parametrize(
+        ("words", "found"),
+        [
+            ("hubcache show debian : 13", ["13"]),
+            ("hubcache show debian :", ["12", "13"]),
+            ("hubcache purge debian : 12 debian : 13", ["13"]),
+            ("hubcache show alpine : 1", []),
+        ],
+    )
+    def test_tag_after_a_colon_is_completed_in_bash(
+        self, control: ControlStandIn, words: str, found: list[str]
+    ) -> None:
+        """Bash replaces only what follows the colon."""
+        assert self.completed(control, words) == found
 
     def test_commands_are_completed(self, control: ControlStandIn) -> None:
         assert self.completed(control, "hubcache un") == ["unpin"]

@@ -4,14 +4,10 @@ import io
 
 import pytest
 from hubcache.cli.output import Column, Output, number
+from support.cli import Terminal
 
 HOSTILE = "[bold red]x[/] [link=http://evil]y\x1b[2J\r\n\x9b31m\u202e:smile:"
 SHOWN = r"[bold red]x[/] [link=http://evil]y\x1b[2J\r\n\x9b31m\u202e:smile:"
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture(autouse=True)
