@@ -18,6 +18,7 @@ from .serve import serve
 from .status import status
 from .top import top
 from .verify import verify
+from .warm import warm
 
 _CACHE, _IMAGES, _PROGRAMS = "The cache", "Images", "Set-up"
 
@@ -67,6 +68,7 @@ COMMANDS: list[tuple[str, Callable[..., None], str]] = [
     ("pin", pin, _IMAGES),
     ("unpin", unpin, _IMAGES),
     ("purge", purge, _IMAGES),
+    ("warm", warm, _IMAGES),
 ]
 """Name, function and part of the help of each sub-command."""
 
