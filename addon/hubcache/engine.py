@@ -44,6 +44,7 @@ from .serve.token_service import TokenService
 from .setup.setup_pages import SetupPages
 from .store.scrub import Scrub
 from .store.store import Store
+from .transfer import token_wait
 from .transfer.active_bodies import ActiveBodies
 from .transfer.body_delivery import BodyDelivery, log_broken_body
 from .transfer.body_listener import BodyListener
@@ -78,7 +79,7 @@ class Engine:
         self._upstreams = Upstreams(self._open_upstream, self._apply_tag_refresh)
         self.store = self._opened_store(settings)
         self.metrics = Metrics()
-        self.pulls = Pulls()
+        self.pulls = Pulls(self.metrics.pull_ended)
         active = ActiveBodies()
         self.body_delivery = BodyDelivery(active, self.metrics.sent, log_broken_body)
         self.body_listener = BodyListener(active, self.metrics.sent, log_broken_body)
@@ -159,6 +160,7 @@ class Engine:
             await engine.close()
             raise
         await engine.control.keep_open()
+        engine.pulls.start()
         engine._housekeeping.start()
         engine._scrub.start()
         return engine
@@ -224,12 +226,18 @@ class Engine:
         page = self._setup.answer(request)
         if page is not None:
             return page
+        if not request.attempt:
+            self.pulls.begin(request)
+        waited = token_wait.begin()
         with ExitStack() as stack:
             try:
                 stack.enter_context(self._upstreams.in_use(request.registry))
             except (ManifestUnknown, Unavailable) as error:
                 return error_answer(error, request.method)
-            return await self._answer(request)
+            outcome = await self._answer(request)
+        if outcome is not None:
+            outcome.token_wait = waited[0]
+        return outcome
 
     async def _answer(self, request: Request) -> Answer | Forward | None:
         outcome: Answer | Forward
@@ -252,6 +260,7 @@ class Engine:
 
     def request_ended(self, request: ServedRequest) -> None:
         """Record a request that ended, whichever process served it."""
+        self.metrics.request_ended(request)
         self.pulls.add(request)
 
     def count_repeats(self, request: Request, answer: Answer, count: int) -> None:
@@ -331,6 +340,7 @@ class Engine:
     async def close(self) -> None:
         """Stop everything, fills included; what is in staging is discarded."""
         await self._housekeeping.close()
+        await self.pulls.close()
         await self.control.close()
         self._flush_access_log()
         await self._scrub.close()

@@ -83,6 +83,7 @@ class AnswerSender:
                 is_complete=has_ended,
                 source_wait=progress.source_wait,
                 client_wait=progress.client_wait,
+                error=progress.error,
             )
 
     def _line(self, request: Request, answer: Answer) -> str:

@@ -73,6 +73,7 @@ class FlowRecords:
                 is_complete=is_complete and progress.sent == outcome.length,
                 source_wait=progress.source_wait,
                 client_wait=progress.client_wait,
+                error="" if delivery.failure is None else str(delivery.failure),
             )
         else:
             has_body = flow.request.method != "HEAD"

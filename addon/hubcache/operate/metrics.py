@@ -13,10 +13,15 @@ from ..oci.digest import Digest
 from ..oci.errors import FillCancelled, HubcacheError, NotStored, StorageError
 from ..store.store import Store
 from ..transfer.breaker import CircuitBreakers
+from .histogram import Histogram
 from .host_labels import Hosts
+from .served_request import ServedRequest
 from .traffic import Traffic
 
 _STATUSES = frozenset(str(status.value) for status in HTTPStatus) | {"error"}
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
+"""Upper bounds of the histograms of times, in seconds: from a stored manifest to a layer of gigabytes."""
 
 MAX_LIMITS = 64
 """Number of rate limits that are remembered, one for each registry and kind of credential; the least recently reported
@@ -48,6 +53,27 @@ class Metrics:
             "Requests from clients by kind (manifest, blob, referrers, ping, token, other), result, and door (proxy or "
             "mirror).",
             ["kind", "result", "door"],
+            registry=self.registry,
+        )
+        self._answered = cache(self._requests.labels)
+        self._first_byte = Histogram(
+            "hubcache_first_byte_seconds",
+            "Time from a client's request to the first byte of the answer, by kind and result.",
+            ["kind", "result"],
+            BUCKETS,
+            self.registry,
+        )
+        self._duration = Histogram(
+            "hubcache_request_seconds",
+            "Time from a client's request to the last byte of the answer, by kind and result.",
+            ["kind", "result"],
+            BUCKETS,
+            self.registry,
+        )
+        self._pulls = Counter(
+            "hubcache_pulls",
+            "Pulls of clients by result (hit, stale, miss, mixed, private, failed; check: only whether a tag moved).",
+            ["result"],
             registry=self.registry,
         )
         sent = Counter(
@@ -124,13 +150,23 @@ class Metrics:
 
     def answered(self, kind: str, result: str, listener: str, count: int = 1) -> None:
         """Count client requests that were answered or forwarded."""
-        self._requests.labels(kind, result, listener).inc(count)
+        self._answered(kind, result, listener).inc(count)
         self.traffic.count_answer(kind, result, count)
 
     def sent(self, source: str, count: int) -> None:
         """Count body bytes that were sent to a client."""
         self._sent_from(source).inc(count)
         self.traffic.count_sent(source, count)
+
+    def request_ended(self, request: ServedRequest) -> None:
+        """Count the times of a request that ended."""
+        labels = request.kind, request.result.value
+        self._first_byte.observe(labels, request.first_byte)
+        self._duration.observe(labels, request.duration)
+
+    def pull_ended(self, result: str) -> None:
+        """Count a pull that ended, or a check."""
+        self._pulls.labels(result).inc()
 
     def workers_changed(self, count: int) -> None:
         """Set the number of processes that serve clients."""

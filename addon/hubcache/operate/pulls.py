@@ -1,65 +1,164 @@
-"""Groups the requests of a client for a repository into pulls."""
+"""Groups the requests of a client for a repository into pulls, and logs a line when a pull ends."""
 
+import asyncio
+import contextlib
+import logging
+import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
 
+from ..serve.messages import Request
+from .open_pull import OpenPull, PullKey, PullRequest
+from .pull import Pull
 from .served_request import ServedRequest
+
+logger = logging.getLogger("hubcache")
 
 MAX_RECENT = 200
 """Number of pulls that are kept after they ended."""
 
+MAX_OPEN = 1000
+"""Number of pulls that are open at the same time; beyond it the oldest is ended early."""
 
-@dataclass(slots=True)
-class Pull:
-    """The requests of one client for one repository, from a manifest to the last blob."""
+QUIET_SECONDS = 5.0
+"""Seconds without a request after which a pull has ended, if no request is being answered."""
 
-    client: str
-    """IP address."""
-    listener: str
-    """`proxy` or `mirror`."""
-    image: str
-    """As users write it: `debian:12`, `ghcr.io/owner/name@sha256:...`; several tags are separated by commas."""
-    registry: str
-    """Host of the registry."""
-    repository: str
-    started: float
-    """Seconds since the epoch."""
-    duration: float = 0.0
-    """Seconds from the first request to the last byte of the last answer so far."""
-    sent: int = 0
-    """Body bytes that were sent to the client."""
-    from_store: int = 0
-    """Those of `sent` that were stored before the request."""
-    from_upstream: int = 0
-    """Those of `sent` that were fetched from the registry for the request, or for another one at the same time."""
-    requests: int = 0
-    requests_upstream: int = 0
-    """Requests whose answer needed at least one request to the registry."""
-    running: int = 0
-    """Requests that are being answered."""
-    result: str = "hit"
-    """`hit`, `stale`, `miss`, `mixed`, `private` or `failed`."""
-    slowest: str = ""
-    """What most of the time was spent on; empty if it took no time worth mentioning."""
-    slowest_seconds: float = 0.0
-    """Seconds spent on it."""
-    error: str = ""
-    """Why it failed."""
-    is_private: bool = False
-    """Whether a request needed the client's own credentials, so that the repository may be private."""
+RETRY_SECONDS = 15.0
+"""The same for a pull some of whose content was not received: clients wait before they try again (docker 5 seconds,
+then 10)."""
+
+MAX_SECONDS = 600.0
+"""Age of a pull from which on a request for a tag begins another one even while requests are being answered: clients
+behind one address may pull from the same repository without a pause."""
+
+STUCK_SECONDS = 6 * 3600.0
+"""Seconds without a request after which a pull ends though a request is being answered."""
+
+_TICK_SECONDS = 1.0
+
+TOKEN_SECONDS = 5.0
+"""Seconds before a pull in which a client's request for a token belongs to it."""
+
+MIN_TOKEN_SECONDS = 0.01
+"""Seconds from which on such a request counts: those that the cache answers itself take less."""
+
+CHECK = "check"
+"""The result of requests by which a client only found out whether a tag has moved: counted, but no pull."""
 
 
 class Pulls:
-    """The pulls of all clients."""
+    """The pulls of all clients. `count` is called with the result of each when it ends.
 
-    def __init__(self) -> None:
+    A pull begins with a request for a manifest or a blob, and ends when the client requests nothing more for
+    `QUIET_SECONDS`, or requests a tag after blobs. Clients behind one address cannot be told apart.
+    """
+
+    def __init__(self, count: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.recent: deque[Pull] = deque(maxlen=MAX_RECENT)
         """The pulls that ended last, the newest last."""
+        self._count = count
+        self._clock = clock
+        self._open: dict[PullKey, OpenPull] = {}
+        self._tokens: dict[str, tuple[float, ServedRequest]] = {}
+        """When each client's last request for a token ended, and the request."""
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to end pulls whose clients request nothing more."""
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """End all pulls."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        for key in list(self._open):
+            self._end(key)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            self.end_quiet()
 
     @property
     def running(self) -> list[Pull]:
         """The pulls that have not ended, the oldest first."""
-        return []
+        return [each.summary() for each in self._open.values() if each.is_pull]
+
+    def begin(self, request: Request) -> None:
+        """Note a request that begins; `add` receives it when it has ended."""
+        begun = PullRequest.of_begun(request)
+        if begun is not None:
+            self._find(begun).running += 1
 
     def add(self, request: ServedRequest) -> None:
         """Add a request that ended."""
+        if request.kind == "token" and request.duration >= MIN_TOKEN_SECONDS:
+            self._add_token(request)
+        ended = PullRequest.of_ended(request)
+        if ended is None:
+            found = self._open.get(
+                PullKey(request.client, request.listener.value, request.registry, request.repository)
+            )
+        elif request.is_repeated:
+            found = self._find(ended)
+        else:
+            found = self._open.get(ended.key) or self._find(ended)
+            found.running = max(0, found.running - 1)
+        if found is not None:
+            found.last_event = self._clock()
+            found.add(request)
+
+    def _find(self, request: PullRequest) -> OpenPull:
+        """Return the pull that a request belongs to, which may be a new one, and note what is requested."""
+        now, running = self._clock(), 0
+        found = self._open.get(request.key)
+        if found is not None and request.is_by_tag and self._is_over(found, now):
+            running = found.running
+            self._end(request.key)
+            found = None
+        if found is None:
+            if len(self._open) >= MAX_OPEN:
+                self._end(next(iter(self._open)))
+            found = self._open[request.key] = OpenPull(request.key, now)
+            found.running = running
+            ended, token = self._tokens.pop(request.key.client, (0.0, None))
+            if token is not None and now - ended < TOKEN_SECONDS:
+                found.add_token(token)
+        found.last_event = now
+        found.begin(request)
+        return found
+
+    @staticmethod
+    def _is_over(found: OpenPull, now: float) -> bool:
+        """Whether a request for a tag begins another pull."""
+        return found.has_blobs and (not found.running or now - found.opened >= MAX_SECONDS)
+
+    def _add_token(self, request: ServedRequest) -> None:
+        """Keep a request for a token for the pull that it is for, which begins next or has just begun."""
+        for key, found in self._open.items():
+            if key.client == request.client and not found.has_blobs:
+                found.add_token(request)
+                return
+        if len(self._tokens) >= MAX_OPEN:
+            del self._tokens[next(iter(self._tokens))]
+        self._tokens[request.client] = self._clock(), request
+
+    def end_quiet(self) -> None:
+        """End the pulls whose clients request nothing more."""
+        now = self._clock()
+        for key, found in list(self._open.items()):
+            patience = RETRY_SECONDS if found.has_failures else QUIET_SECONDS
+            if now - found.last_event >= (STUCK_SECONDS if found.running else patience):
+                self._end(key)
+
+    def _end(self, key: PullKey) -> None:
+        ended = self._open.pop(key)
+        pull = ended.summary()
+        if ended.is_pull and pull.requests:
+            self.recent.append(pull)
+            self._count(pull.result)
+            logger.info("hubcache: %s", pull.sentence(), extra={"fields": {"event": "pull"} | pull.fields()})
+        elif ended.is_check:
+            self._count(CHECK)

@@ -76,7 +76,14 @@ class RunningRequest:
         self._first_byte = self.seconds
 
     def answered(
-        self, answer: Answer, *, sent: int, is_complete: bool, source_wait: float = 0.0, client_wait: float = 0.0
+        self,
+        answer: Answer,
+        *,
+        sent: int,
+        is_complete: bool,
+        source_wait: float = 0.0,
+        client_wait: float = 0.0,
+        error: str = "",
     ) -> None:
         """Record the end of a request that the cache answered. `sent`: bytes of the body."""
         if answer.kind == "setup":  # a page of this program, not a registry's
@@ -93,6 +100,7 @@ class RunningRequest:
             is_private=answer.is_private,
             source_wait=source_wait,
             client_wait=client_wait,
+            error=answer.error or error,
             is_repeated=answer.is_repeated,
         )
 
@@ -103,10 +111,10 @@ class RunningRequest:
             forward, Result.BYPASS, status, size=size, sent=sent, is_complete=is_complete, is_private=is_private
         )
 
-    def failed(self) -> None:
+    def failed(self, why: str = "") -> None:
         """Record the end of a request for which there was no answer; does nothing if the request has ended."""
         if self._record is not None:
-            self._ended(None, Result.ERROR, 0, size=0, sent=0, is_complete=False, is_private=False)
+            self._ended(None, Result.ERROR, 0, size=0, sent=0, is_complete=False, is_private=False, error=why)
 
     def _ended(
         self,
@@ -120,6 +128,7 @@ class RunningRequest:
         is_private: bool,
         source_wait: float = 0.0,
         client_wait: float = 0.0,
+        error: str = "",
         is_repeated: bool = False,
     ) -> None:
         record, self._record = self._record, None
@@ -148,6 +157,7 @@ class RunningRequest:
                 source_wait,
                 client_wait,
                 0.0 if outcome is None else outcome.token_wait,
+                error,
                 is_repeated,
             )
         )

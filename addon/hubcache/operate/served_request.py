@@ -47,6 +47,8 @@ class ServedRequest(NamedTuple):
     """Seconds in which the body waited for the client to take more bytes."""
     token_wait: float = 0.0
     """Seconds before the first byte in which the cache waited for a token for a request to the registry."""
+    error: str = ""
+    """Why the request was refused, or its body cut short by the cache; empty if the client disconnected."""
     is_repeated: bool = False
     """Whether a worker process repeated the answer to an earlier request, without asking the owner process."""
 

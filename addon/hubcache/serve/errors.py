@@ -12,4 +12,5 @@ def error_answer(error: RegistryError, method: str) -> Answer:
     headers = API_VERSION | {"Content-Type": "application/json"} | error.headers()
     if error.status == Unsupported.status:
         headers["Allow"] = "GET, HEAD"
-    return Answer(error.status, headers, Result.ERROR, body=b"" if method == "HEAD" else body, length=len(body))
+    shown = b"" if method == "HEAD" else body
+    return Answer(error.status, headers, Result.ERROR, body=shown, length=len(body), error=error.message)

@@ -101,6 +101,8 @@ class Answer:
     """Whether the client's own credentials authorized it."""
     token_wait: float = 0.0
     """Seconds for which it waited for a token for a request to the registry."""
+    error: str = ""
+    """Why the request was refused, or failed."""
     is_repeated: bool = False
     """Whether a worker process repeated it without the owner."""
 

@@ -71,6 +71,7 @@ class BodyDelivery:
                         await asyncio.sleep(0)  # a client that accepts all data at once must not occupy the event loop
             progress.is_complete = True
         except HubcacheError as error:
+            progress.error = str(error)
             self._on_failure(error)
         except OSError:
             pass  # the client disconnected

@@ -13,5 +13,7 @@ class BodyProgress:
     """Seconds in which no bytes could be read from the source yet."""
     client_wait: float = 0.0
     """Seconds in which the client's connection took no more bytes."""
+    error: str = ""
+    """Why the source cut the body short, if it did."""
     is_complete: bool = False
     """Whether all of the body was sent."""

@@ -15,6 +15,7 @@ from yarl import URL
 from ..oci.account import Account
 from ..oci.errors import TooManyRequests, Unauthorized, Unavailable
 from ..oci.json_reader import read_json
+from . import token_wait
 from .challenge import MAX_CHALLENGE, Challenge
 from .coalesce import Coalescer
 from .realms import parse_realm
@@ -83,7 +84,8 @@ class Tokens:
         pause = self._paused.get((challenge.realm, account), 0.0) - self._now()
         if pause > 0:
             raise TooManyRequests("rate limit of the token service exceeded", pause)
-        return await self._fetches.run(key, lambda: self._fetch(challenge, scope, registry, account))
+        with token_wait.waiting():
+            return await self._fetches.run(key, lambda: self._fetch(challenge, scope, registry, account))
 
     def has(self, challenge: Challenge, scope: str) -> bool:
         """Whether an anonymous token is remembered; such a token may be older than the repository."""

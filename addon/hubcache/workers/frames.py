@@ -54,7 +54,7 @@ def pack_outcome(outcome: Answer | Forward | None) -> tuple[list[Any], bytes]:
     if isinstance(outcome, Forward):
         return ["forward", outcome.authorization, outcome.change, outcome.kind, outcome.token_wait], b""
     answer = [outcome.status, outcome.headers, outcome.result.value, outcome.length, outcome.size, outcome.kind]
-    return ["answer", *answer, outcome.is_private, outcome.token_wait], outcome.body
+    return ["answer", *answer, outcome.is_private, outcome.token_wait, outcome.error], outcome.body
 
 
 def unpack_outcome(head: list[Any], payload: bytes) -> Answer | Forward | None:

@@ -18,6 +18,7 @@ from ..transfer.fill import Fill
 from ..transfer.parallel_range import ParallelRange
 from ..transfer.sources import FileSource, FillSource, Source
 from .frames import frame, pack_outcome, read_frame, unpack_outcome, unpack_request, unpack_served_request
+from .unended_requests import UnendedRequests
 
 logger = logging.getLogger("hubcache")
 
@@ -94,12 +95,13 @@ class WorkerConnection:
         self._reading: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        self._unended = UnendedRequests(responder.request_ended)
 
     def receive(self, head: list[Any], payload: bytes) -> None:
         """Handle one frame from the worker."""
         match head:
             case ["request", number, request]:
-                self._spawn(number, self._answer(number, unpack_request(request, payload)))
+                self._answer_soon(number, unpack_request(request, payload))
             case ["read", number] if number in self._sources:
                 self._reading[number] = self._spawn(number, self._read(number, self._sources[number]))
             case ["unreadable", number] if isinstance(source := self._sources.get(number), FileSource):
@@ -113,13 +115,20 @@ class WorkerConnection:
                 assert isinstance(repeated, Answer)
                 self._responder.count_repeats(unpack_request(request, payload), repeated, count)
             case ["ended", requests]:
-                for request in requests:
-                    self._responder.request_ended(unpack_served_request(request))
+                for values in requests:
+                    ended = unpack_served_request(values)
+                    self._unended.end(ended)
+                    self._responder.request_ended(ended)
             case ["changed", number, registry, change, subject]:
                 self._spawn(number, self._content_changed(number, Registry(**registry), Change(*change), subject))
             case ["sent", counts]:
                 for source, count in counts.items():
                     self._responder.count_sent(source, count)
+
+    def _answer_soon(self, number: int, request: Request) -> None:
+        if not request.attempt:
+            self._unended.begin(request)
+        self._spawn(number, self._answer(number, request))
 
     def _spawn(self, number: int, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         def ended(task: asyncio.Task[None]) -> None:
@@ -207,3 +216,4 @@ class WorkerConnection:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for source in self._sources.values():
             await source.close()
+        self._unended.fail()

@@ -211,7 +211,8 @@ async def test_source_is_closed_when_the_worker_ends_during_its_close() -> None:
         async def close(self) -> None:
             closed.set()
 
-    conversation = WorkerConnection(Any, SimpleNamespace(write=lambda _: None))
+    responder: Any = SimpleNamespace(request_ended=None)
+    conversation = WorkerConnection(responder, SimpleNamespace(write=lambda _: None))
     conversation._sources[1] = Slow()
     conversation.receive(["read", 1], b"")
     await asyncio.sleep(0)
