@@ -5,6 +5,7 @@ from typing import Any
 from ..oci.image_name import ImageName
 from .content import ContentCommands
 from .export import Export
+from .images import Images
 from .import_record import ImportRecord
 from .parts import Parts
 from .pins import PinCommands
@@ -16,6 +17,7 @@ class Commands:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
+        self.images = Images(parts.store, lambda: parts.manifests.tag_lifetime)
         self.pins = PinCommands(parts.store, parts.upstreams)
         self.warm = Warm(parts, self._pin)
         self.content = ContentCommands(parts)

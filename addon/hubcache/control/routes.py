@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from .commands import Commands
-from .http import image_field, json_answer, read_fields
+from .http import image_field, json_answer, parse_image, query_value, read_fields
 from .transfer_routes import transfer_routes
 
 
@@ -14,7 +14,10 @@ def all_routes(commands: Commands) -> list[web.RouteDef]:
     `http.read_fields`, and calls a method that does not know HTTP; it answers with `http.json_answer`, or for long work
     with `http.stream_events`. Errors are raised: `http.errors_as_json` answers them.
     """
-    return [*_status_routes(commands), *_pin_routes(commands), *transfer_routes(commands)]
+    return [
+        *(*_status_routes(commands), *_image_routes(commands), *_pin_routes(commands)),
+        *transfer_routes(commands),
+    ]
 
 
 def _status_routes(commands: Commands) -> list[web.RouteDef]:
@@ -22,6 +25,16 @@ def _status_routes(commands: Commands) -> list[web.RouteDef]:
         return await json_answer(commands.status())
 
     return [web.get("/v1/status", status, allow_head=False)]
+
+
+def _image_routes(commands: Commands) -> list[web.RouteDef]:
+    async def images(_: web.Request) -> web.Response:
+        return await json_answer({"images": await commands.images.list()})
+
+    async def image(request: web.Request) -> web.Response:
+        return await json_answer(await commands.images.show(parse_image(query_value(request, "name"))))
+
+    return [web.get("/v1/images", images, allow_head=False), web.get("/v1/image", image, allow_head=False)]
 
 
 def _pin_routes(commands: Commands) -> list[web.RouteDef]:

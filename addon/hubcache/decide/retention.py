@@ -205,6 +205,14 @@ class Retention[K]:
         _, requests, last, _, _ = self._absent.get(key, _NEVER_REQUESTED)
         return self._decayed(requests, last, self._at(now))
 
+    def idle(self, key: K, now: float) -> float | None:
+        """Return the seconds since the last request at `now`; None when none is known."""
+        known = self._stored.get(key)
+        if known is None and key not in self._absent:
+            return None
+        last = self._absent[key][2] if known is None else known.last
+        return self._at(now) - last
+
     def score(self, key: K, now: float) -> float:
         """Return how far the rank is above the clock; for absent content, how far it would be if it were stored now."""
         known = self._stored.get(key)

@@ -26,7 +26,7 @@ def children_of(record: ManifestRecord) -> tuple[Digest, ...]:
 
 
 @contextlib.contextmanager
-def _without_gc() -> Iterator[None]:
+def without_gc() -> Iterator[None]:
     """Disable the garbage collector, which would traverse a growing heap again and again."""
     enabled = gc.isenabled()
     gc.disable()
@@ -44,7 +44,7 @@ def stored_last(rows: Iterable[tuple[str, str]]) -> list[Digest]:
     return [Digest(key.removeprefix("blob/")) for at, key in stored if at >= newest - _LAST_NANOSECONDS]
 
 
-@_without_gc()
+@without_gc()
 def take_inventory(index: Index, usage: Usage, retention: Retention[Digest], now: float) -> None:
     """Read the stored content from its rows, and its request counts from the rows of the policy.
 

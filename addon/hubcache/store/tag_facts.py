@@ -131,7 +131,7 @@ class TagFacts:
         known = self._pinned_referrers.get((registry, repository))
         if known is None and self._index.current is not None:
             try:
-                known = _read_referrers(self._index.current, registry, repository)
+                known = read_referrers(self._index.current, registry, repository)
                 self._pinned_referrers[registry, repository] = known
             except StorageError as error:
                 self._index.note_failure(error)
@@ -154,7 +154,8 @@ def _latest[R: (TagRecord, ReferrersRecord)](records: dict[str, R], count: int) 
     return dict(sorted(records.items(), key=lambda item: item[1].validated_at)[-count:])
 
 
-def _read_referrers(index: Index, registry: str, repository: str) -> dict[Digest, set[Digest]]:
+def read_referrers(index: Index, registry: str, repository: str) -> dict[Digest, set[Digest]]:
+    """Return what `TagFacts.referrers_by_subject` returns, from the rows, in any thread; raises `StorageError`."""
     found: dict[Digest, set[Digest]] = {}
     prefix = _referrers_key(registry, repository, "")
     for key, value, _, _ in index.rows(prefix):

@@ -27,6 +27,10 @@ async def _fail(request: web.Request) -> web.Response:
     raise {"known": NotKnown, "refused": Refused, "store": StorageError, "full": NotStored}[request.query["how"]]("why")
 
 
+async def _long(_: web.Request) -> web.Response:
+    return await json_answer(LONG)
+
+
 async def _stream(request: web.Request) -> web.StreamResponse:
     async def events() -> AsyncIterator[dict[str, int]]:
         yield {"number": 1}
@@ -35,7 +39,14 @@ async def _stream(request: web.Request) -> web.StreamResponse:
     return await stream_events(request, events())
 
 
-ROUTES = [web.post("/echo", _echo), web.get("/fail", _fail, allow_head=False), web.get("/stream", _stream)]
+LONG = {"items": [{"number": number, "text": "ä"} for number in range(500)], "more": [], "last": None}
+
+ROUTES = [
+    web.get("/long", _long),
+    web.post("/echo", _echo),
+    web.get("/fail", _fail, allow_head=False),
+    web.get("/stream", _stream),
+]
 
 
 @asynccontextmanager
@@ -172,3 +183,8 @@ async def test_error_during_a_stream_is_its_last_event(tmp_path: Path) -> None:
         status, events = await call(tmp_path, "GET", "/stream")
         assert status == 200
         assert events == [{"number": 1}, {"done": True, "error": "the disk is full"}]
+
+
+async def test_long_list_is_answered_as_json(tmp_path: Path) -> None:
+    async with serving(tmp_path):
+        assert await call(tmp_path, "GET", "/long") == (200, LONG)

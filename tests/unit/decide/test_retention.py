@@ -33,6 +33,16 @@ def test_content_without_requests_has_no_count_and_no_score() -> None:
     assert (retention.requests(1, NOW), retention.score(1, NOW), retention.row(1)) == (0.0, 0.0, None)
 
 
+def test_idle_time_is_known_for_stored_and_absent_content() -> None:
+    retention: Retention[str] = Retention()
+    retention.record_request("absent", NOW)
+    retention.record_request("stored", NOW)
+    retention.record_stored("stored", KIB, NOW + 50)
+    assert retention.idle("unknown", NOW) is None
+    assert retention.idle("absent", NOW + 100) == 100
+    assert retention.idle("stored", NOW + 100) == 100
+
+
 def test_queries_do_not_change_the_state() -> None:
     retention = filled(KIB)
     before = retention.clock(), retention.row(0)

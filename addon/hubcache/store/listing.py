@@ -1,0 +1,61 @@
+"""Lists tags, manifests and their repositories from the rows of the index.
+
+Each function reads with a connection of its own, in any thread: a list of 100,000 rows would block the event loop. They
+raise `StorageError` when the index cannot be read. Rows that are damaged are left out.
+"""
+
+from collections.abc import Container, Iterator
+
+from ..decide.records import Link, ManifestRecord, ReferrersRecord, TagRecord, decode_referrers, decode_tags
+from ..oci.digest import Digest
+from ..oci.errors import RegistryError
+from ..oci.image_name import ImageName
+from .fact_rows import decode_or
+from .index import Index
+
+
+def list_tags(index: Index) -> dict[ImageName, dict[str, TagRecord]]:
+    """Return the records of all tags, by content negotiation."""
+    found = {}
+    for key, value, _, _ in index.rows("tag/"):
+        registry, _, name = key.removeprefix("tag/").partition("/")
+        repository, _, tag = name.rpartition(":")
+        records = decode_or(decode_tags, value, {})
+        if records:
+            found[ImageName(registry, repository, tag)] = records
+    return found
+
+
+def list_manifests(index: Index, digest: Digest | str = "") -> Iterator[tuple[Digest, bytes]]:
+    """Return the digest and the bytes, which are not verified, of all stored manifests, or of one."""
+    for key, value, _, _ in index.rows(f"manifest/{digest}"):
+        try:
+            yield Digest.parse(key.removeprefix("manifest/")), ManifestRecord.decode(value).body
+        except (RegistryError, ValueError, TypeError, AttributeError):
+            continue
+
+
+def list_repositories(index: Index, digests: Container[str]) -> dict[str, dict[tuple[str, str], Link]]:
+    """Return the repositories (registry and name) to which these digests belong, by digest."""
+    found: dict[str, dict[tuple[str, str], Link]] = {}
+    for key, value, _, _ in index.rows("link/"):
+        name, _, digest = key.removeprefix("link/").rpartition("@")
+        link = decode_or(Link.decode, value, None) if digest in digests else None
+        if link is not None:
+            registry, _, repository = name.partition("/")
+            found.setdefault(digest, {})[registry, repository] = link
+    return found
+
+
+def list_private(index: Index) -> frozenset[str]:
+    """Return the digests of private content."""
+    return frozenset(key.removeprefix("private/") for key, _, _, _ in index.rows("private/"))
+
+
+def list_referrers(index: Index) -> dict[str, list[ReferrersRecord]]:
+    """Return the stored answers about referrers, by the digest that they are about."""
+    found: dict[str, list[ReferrersRecord]] = {}
+    for key, value, _, _ in index.rows("referrers/"):
+        records = decode_or(decode_referrers, value, {})
+        found.setdefault(key.rpartition("@")[2], []).extend(records.values())
+    return found
