@@ -7,6 +7,7 @@ import os
 import pwd
 import socket
 from collections.abc import Iterator, Mapping
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlencode
@@ -62,7 +63,7 @@ class ControlClient:
         if error := event.get("error"):
             raise CommandError(str(error))
 
-    def put(self, path: str, body: BinaryIO, size: int, query: Query | None = None) -> dict[str, Any]:
+    def put(self, path: str, body: BinaryIO | RawIOBase, size: int, query: Query | None = None) -> dict[str, Any]:
         """Send `size` bytes of a file, and return the answer."""
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
         with self.open("PUT", path, query, body=body, headers=headers, seconds=EVENT_SECONDS) as response:
@@ -75,7 +76,7 @@ class ControlClient:
         path: str,
         query: Query | None = None,
         *,
-        body: bytes | BinaryIO | None = None,
+        body: bytes | BinaryIO | RawIOBase | None = None,
         headers: Mapping[str, str] | None = None,
         seconds: float = ANSWER_SECONDS,
     ) -> Iterator[http.client.HTTPResponse]:

@@ -11,7 +11,9 @@ from ..operate.version import version
 from .attach import attach
 from .bash_completion import whole_names
 from .errors import CommandError
+from .export import export
 from .images import list_images, pin, show, unpin
+from .import_images import import_images
 from .output import Output
 from .purge import purge
 from .serve import serve
@@ -69,6 +71,8 @@ COMMANDS: list[tuple[str, Callable[..., None], str]] = [
     ("unpin", unpin, _IMAGES),
     ("purge", purge, _IMAGES),
     ("warm", warm, _IMAGES),
+    ("export", export, _IMAGES),
+    ("import", import_images, _IMAGES),
 ]
 """Name, function and part of the help of each sub-command."""
 
