@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mitmproxy import addonmanager, ctx, exceptions
+from mitmproxy import addonmanager, contentviews, ctx, exceptions
 from mitmproxy import version as mitmproxy_version
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 
@@ -21,6 +21,7 @@ from .mitm import compat, mitmproxy_options, proxyserver
 from .mitm.flow_limit import FlowLimit
 from .mitm.flow_notes import FlowNotes
 from .mitm.interception import Interception
+from .mitm.manifest_view import ManifestContentview
 from .mitm.outbound_proxies import find_outbound_proxies
 from .oci.errors import ConfigError, StoreTooNew
 from .operate import config_file, environment, installation, options
@@ -68,6 +69,7 @@ class Hubcache:
         self._access.on_refused = self._notes.refused
         self._flows = FlowHooks(self._access, self._notes, self._connections.take_decision)
         self._flow_limit = FlowLimit()
+        self._manifest_view = ManifestContentview()
         self.addons = [self._flows, self._connections, self._access, self._notes, self._flow_limit]
 
     def _connection_hooks(self, limits: ClientLimits) -> PublicConnectionHooks:
@@ -85,6 +87,7 @@ class Hubcache:
             logger.warning("hubcache: %s; serving through %s public hooks only", self._untested, whose)
         self._without_quic()  # at once: mitmproxy is about to open the listeners of the command line
         options.declare(loader)
+        contentviews.add(self._manifest_view)
         try:
             options.check_names(ctx.options.deferred)
             options.convert_config_file(ctx.options.deferred)
@@ -229,6 +232,7 @@ class Hubcache:
         proxies = find_outbound_proxies(ctx.options, os.environ, mitmproxy_options.listening_ports())
         tls = mitmproxy_options.upstream_tls_context()
         engine = await Engine.start(settings, tls, _setup_pages(servers), proxies)
+        self._manifest_view.is_stored = engine.store.has
         self._engine = engine  # set now, so that `done` stops it also if the start of workers fails
         log_addresses(settings, servers, ctx.options.confdir)
         engine.report.process = self._process_facts(settings, servers)

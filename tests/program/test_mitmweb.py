@@ -135,3 +135,30 @@ def test_oldest_flows_are_removed(program: WebProgram) -> None:
     assert 20 <= len(shown) <= 22
     assert first["id"] in [flow["id"] for flow in shown]
     assert "Removed" not in program.log
+
+
+def test_manifests_and_configs_are_shown_as_tables(program: WebProgram) -> None:
+    client = program.client("mirror")
+    image = client.hub.image(client.repo, "1", [random_bytes(LARGE, client.repo)])
+    client.hub.index(client.repo, "all", {"linux/arm64": image})
+    for reference in ("all", "1"):
+        client.manifest(reference)
+    for digest in (image.config, image.config):  # the second time it is small, stored content, which a flow keeps
+        client.blob(digest)
+        client.wait_until_stored()
+
+    def view(path: str, comment: str = "") -> dict[str, Any]:
+        flow = program.flow(path, comment)
+        return dict(json.loads(program.fetch(f"/flows/{flow['id']}/response/content/auto.json")))
+
+    index, manifest = view(f"/{client.repo}/manifests/all"), view(f"/{client.repo}/manifests/1")
+    assert index["view_name"] == manifest["view_name"] == "OCI"
+    (row,) = [line for line in index["text"].splitlines() if image.digest in line]
+    assert row.split()[0] == "linux/arm64"
+    (layer,) = [line for line in manifest["text"].splitlines() if line.startswith("layer 1")]
+    assert layer.split()[2:5] == ["1", "MB", "no"]
+    (config,) = [line for line in manifest["text"].splitlines() if line.startswith("config")]
+    assert "yes" in config.split()
+    shown = view(image.config, "hit: ")
+    assert shown["view_name"] == "OCI"
+    assert shown["text"].startswith("image config: linux/")

@@ -62,7 +62,8 @@ READS_CODE = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "jsonpickle
 LIBRARIES = ("mitmproxy", "OpenSSL")
 # The modules that mitmproxy and pyOpenSSL document, and three undocumented modules of utilities.
 DOCUMENTED = {
-    *("mitmproxy.addonmanager", "mitmproxy.connection", "mitmproxy.ctx", "mitmproxy.exceptions", "mitmproxy.flow"),
+    *("mitmproxy.addonmanager", "mitmproxy.command", "mitmproxy.connection", "mitmproxy.contentviews", "mitmproxy.ctx"),
+    *("mitmproxy.exceptions", "mitmproxy.flow"),
     *("mitmproxy.dns", "mitmproxy.http", "mitmproxy.options", "mitmproxy.tcp", "mitmproxy.tls", "mitmproxy.udp"),
     *("mitmproxy.utils.human", "mitmproxy.utils.typecheck", "mitmproxy.optmanager"),
     *("mitmproxy.version", "mitmproxy.proxy.layer", "mitmproxy.proxy.mode_specs", "mitmproxy.proxy.server_hooks"),
