@@ -202,6 +202,7 @@ class Engine:
         )
         self.service.authorize, self._content.stored_only = settings.authorize, settings.offer_only
         self._upstreams.configure(settings.registries, settings.registry_patterns)
+        self.report.registries = [registry.host for registry in settings.registries]
         for upstream in self._upstreams.values():
             upstream.account = self._account(upstream.registry)
         self._apply_tag_refresh()

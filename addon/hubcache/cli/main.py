@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from ..operate.version import version
 from .attach import attach
 from .bash_completion import whole_names
+from .doctor import doctor
 from .errors import CommandError
 from .export import export
 from .images import list_images, pin, show, unpin
@@ -65,6 +66,7 @@ COMMANDS: list[tuple[str, Callable[..., None], str]] = [
     ("status", status, _CACHE),
     ("top", top, _CACHE),
     ("verify", verify, _CACHE),
+    ("doctor", doctor, _CACHE),
     ("ls", list_images, _IMAGES),
     ("show", show, _IMAGES),
     ("pin", pin, _IMAGES),

@@ -98,15 +98,30 @@ def ensure_ca(directory: Path, hosts: Sequence[str], now: datetime) -> Authority
 
 def describe(directory: Path) -> str:
     """Return what the CA in `directory` can sign, and how to change that, in one line; the CA was checked before."""
-    key_file, limit = directory / KEY_FILE, "any host"
-    certificate = x509.load_pem_x509_certificate((directory / CERTIFICATE_FILE).read_bytes())
-    for extension in certificate.extensions:
-        if isinstance(extension.value, x509.NameConstraints):
-            limit = ", ".join(str(name.value) for name in extension.value.permitted_subtrees or ())
+    key_file = directory / KEY_FILE
+    names = permitted_names(x509.load_pem_x509_certificate((directory / CERTIFICATE_FILE).read_bytes()))
+    limit = "any host" if names is None else ", ".join(names)
     return (
         f"can sign for {limit}; registries elsewhere need a new CA: move {key_file} away, start again, and have every "
         "client of the proxy trust the new certificate"
     )
+
+
+def permitted_names(certificate: x509.Certificate) -> list[str] | None:
+    """Return the domains and addresses that a CA may sign for; None if it has no name constraints."""
+    constraints = _constraints_of(certificate)
+    return None if constraints is None else [str(name.value) for name in constraints.permitted_subtrees or ()]
+
+
+def permits(certificate: x509.Certificate, host: str) -> bool:
+    """Whether the name constraints of a CA permit a DNS name or an address."""
+    constraints = _constraints_of(certificate)
+    return constraints is None or _permits(constraints, host)
+
+
+def _constraints_of(certificate: x509.Certificate) -> x509.NameConstraints | None:
+    values = (extension.value for extension in certificate.extensions)
+    return next((value for value in values if isinstance(value, x509.NameConstraints)), None)
 
 
 def _renewal(key_file: Path) -> str:

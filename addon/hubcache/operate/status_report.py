@@ -35,6 +35,8 @@ class StatusReport:
         """Facts about the program, which it sets when its listeners are open."""
         self.outbound_proxy: str | None = None
         """The outbound proxy of requests to registries, without credentials."""
+        self.registries: list[str] = []
+        """Hosts of the registries that are cached, without those that only a pattern permits."""
         self._fills = fills
         self._started = time.time()
         self._started_monotonic = time.monotonic()
@@ -47,7 +49,10 @@ class StatusReport:
         """
         now = time.time()
         self.history.record(now)
-        process = None if public else self.process.report() | {"outbound_proxy": self.outbound_proxy}
+        process = None
+        if not public:
+            facts = {"outbound_proxy": self.outbound_proxy, "registries": self.registries}
+            process = self.process.report() | facts
         return {
             "version": version(),
             "started": self._started,
