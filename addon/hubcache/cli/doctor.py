@@ -10,6 +10,7 @@ from .configuration import find_store
 from .errors import FAILURES, UsageError
 from .options import Directory, Json
 from .output import Output
+from .text import counted
 
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "skipped": "dim"}
 _INDENT = " " * 24
@@ -54,7 +55,8 @@ def doctor(
             output.line(f"{_INDENT}to do: {finding.advice}")
     problems, warnings = (sum(finding.state == state for finding in found) for state in ("problem", "warning"))
     output.document({"problems": problems, "warnings": warnings, "findings": [finding.report() for finding in found]})
-    output.line(f"\n{problems} problems, {warnings} warnings")
+    output.line()
+    output.line(f"{counted(problems, 'problem')}, {counted(warnings, 'warning')}")
     if problems:
         raise typer.Exit(FAILURES)
 

@@ -11,7 +11,7 @@ from .errors import FAILURES, RefusedError
 from .images import matching, stored_images
 from .options import Directory, Json, complete_image, connect
 from .output import Column, Output, number
-from .text import age, size
+from .text import age, counted, size
 
 _DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{32,}")
 _PATTERN = re.compile(r"[*?\[]")
@@ -98,6 +98,5 @@ def _remove(
             output.message(f"hubcache: {target}: {error}")
             continue
         results.append({field: target} | result)
-        count = len(result["removed"])
-        output.line(f"{target}: removed {count} {'object' if count == 1 else 'objects'}, {size(result['bytes'])}")
+        output.line(f"{target}: removed {counted(len(result['removed']), 'object')}, {size(result['bytes'])}")
     return results, refused

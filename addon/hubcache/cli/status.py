@@ -6,7 +6,7 @@ from typing import Any
 from ..operate.version import version
 from .options import Directory, Json, connect
 from .output import Column, Output, number
-from .text import age, duration, percent, size
+from .text import age, counted, duration, percent, size
 
 _PULLS = 10
 
@@ -43,7 +43,7 @@ def print_report(output: Output, report: Mapping[str, Any]) -> None:
 
 def _usage(store: Mapping[str, Any]) -> str:
     used, capacity = store["bytes"], store["capacity"]
-    return f"{size(used)} of {size(capacity)} ({percent(used, capacity)}), {store['objects']} objects"
+    return f"{size(used)} of {size(capacity)} ({percent(used, capacity)}), {counted(store['objects'], 'object')}"
 
 
 def _print_ratio(output: Output, ratio: Mapping[str, Any]) -> None:

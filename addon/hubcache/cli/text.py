@@ -59,3 +59,8 @@ def short_digest(digest: str) -> str:
     """Return the beginning of a digest, as docker shows it: 12 hexadecimal digits."""
     algorithm, colon, value = digest.partition(":")
     return f"{algorithm}:{value[:12]}" if colon else digest
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with a noun, such as `1 object` or `2 objects`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from .errors import FAILURES
 from .options import Directory, Json, connect
 from .output import Output
-from .text import size
+from .text import counted, size
 
 _SOUND = ("good", "repaired")
 """States of content that may be served afterwards."""
@@ -46,7 +46,7 @@ def verify(
                 output.line(f"{event['digest']}  {size(event['size'])}  {event['state']}{reason}")
     remaining = sum(count for state, count in counts.items() if state not in _SOUND)
     parts = [f"{count} {state}" for state, count in sorted(counts.items())]
-    output.line(f"{sum(counts.values())} objects, {size(done)}: {', '.join(parts) or 'the store is empty'}")
+    output.line(f"{counted(sum(counts.values()), 'object')}, {size(done)}: {', '.join(parts) or 'the store is empty'}")
     if remaining:
         raise typer.Exit(FAILURES)
 

@@ -61,7 +61,7 @@ def of_remote_cache(
     yield from _run(
         target,
         *(network.check_mirror_port, _ask_mirror, certificate.check_certificate, network.check_proxy_port),
-        *(network.check_interception, network.check_pulls, network.check_clock, engines.check_engines),
+        *(network.check_interception, network.check_pulls, engines.check_engines),
     )
 
 

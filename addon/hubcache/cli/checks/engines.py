@@ -49,7 +49,7 @@ def check_engines(target: Target) -> Iterator[Finding]:
             yield warning(
                 engine,
                 f"no configuration file of {engine} names {' or '.join(sorted(addresses)) or target.host}",
-                f"hubcache attach {target.host}, or see http://{target.host}:5000/setup",
+                f"hubcache attach {target.mirror_name()}, or see http://{target.mirror_name()}/setup",
             )
     if not found:
         yield skipped("engines", "no container engine is installed on this machine")

@@ -33,9 +33,11 @@ class Response:
 
     @property
     def origin(self) -> str:
-        """How the cache made the response, from `Cache-Status` (RFC 9211); empty if it does not say so."""
+        """Where the cache had the response from, in words, by its `Cache-Status` (RFC 9211)."""
         found = _CACHE_STATUS.search(self.headers.get("Cache-Status", ""))
-        return found[1] if found else ""
+        if found is None:
+            return "passed on"
+        return "from the store" if found[1] == "hit" else "from the registry"
 
     def document(self) -> dict[str, Any]:
         """Return the body as a JSON object; raises `ValueError`."""

@@ -104,19 +104,6 @@ def check_pulls(target: Target) -> Iterator[Finding]:
         yield _pull(target, "proxy pull", lambda host, path, headers: proxy_request(target, host, path, headers))
 
 
-def check_clock(target: Target) -> Iterator[Finding]:
-    """Compare the clock of a remote cache with that of this machine; see `registry.check_registry` for a local one."""
-    if not target.is_remote or target.is_closed("mirror"):
-        return
-    try:
-        date = mirror_request(target, "/v2/").headers.get("Date")
-    except (OSError, http.client.HTTPException):
-        return
-    found = clock_finding(date, time.time(), f"the cache at {target.host}")
-    if found is not None:
-        yield found
-
-
 def clock_finding(date: str | None, now: float, other: str) -> Finding | None:
     """Return the finding about a `Date` header (RFC 9110 section 6.6.1); None if it is missing or malformed."""
     try:
@@ -143,7 +130,7 @@ def _pull(target: Target, check: str, request: Request) -> Finding:
         return problem(check, f"{target.image}: {describe(error)}", "see the finding about interception")
     except (OSError, http.client.HTTPException) as error:
         return problem(check, f"{target.image}: {describe(error)}", "see the cache's log")
-    origins = f"manifest: {manifest or 'passed on'}, blob of {size(count)}: {blob or 'passed on'}"
+    origins = f"manifest {manifest}, blob of {size(count)} {blob}"
     return ok(check, f"{target.image} in {duration(time.monotonic() - started)} ({origins})")
 
 

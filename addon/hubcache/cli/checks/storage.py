@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 
-from ..text import percent, size
+from ..text import counted, percent, size
 from .finding import Finding, ok, problem, warning
 from .target import Target
 
@@ -24,11 +24,14 @@ def check_store(target: Target) -> Iterator[Finding]:
         )
     else:
         used, capacity = store["bytes"], store["capacity"]
-        yield ok("store", f"{size(used)} of {size(capacity)} ({percent(used, capacity)}), {store['objects']} objects")
+        yield ok(
+            "store",
+            f"{size(used)} of {size(capacity)} ({percent(used, capacity)}), {counted(store['objects'], 'object')}",
+        )
     if damage := store["damage"]["count"]:
         yield warning(
             "store",
-            f"{damage} damaged objects were found since the start",
+            f"{counted(damage, 'damaged object')} found since the start",
             "check the disk (smartctl -a) and run hubcache verify --repair",
         )
     yield from _check_disk(str(store["directory"]), store["capacity"], store["bytes"])
