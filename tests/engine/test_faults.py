@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.serve.messages import Answer, Listener, Result
-from hubcache.transfer import session, upstream, upstream_client
+from hubcache.transfer import breaker, session, upstream, upstream_client
 from support.engine import Cache, running
 from support.fault_table import ROWS, Row
 from support.standin import Fault, Hub, Image, random_bytes
@@ -21,6 +21,7 @@ def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "CONNECT_SECONDS", 1.0)
     monkeypatch.setattr(session, "PROGRESS_SECONDS", 1.0)
     monkeypatch.setattr(upstream_client, "_PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.1)
     monkeypatch.setattr(upstream, "_BACKOFF_SECONDS", 0.01)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hubcache.serve import access
 from hubcache.serve.messages import Answer, Listener
-from hubcache.transfer import session, upstream_client
+from hubcache.transfer import breaker, session, upstream, upstream_client
 
 from support.engine import Cache
 from support.standin import Hub, Image
@@ -53,10 +53,12 @@ class Clock(SimpleNamespace):
 
 
 def short_times(patch: pytest.MonkeyPatch) -> None:
-    """Shorten time-outs: with those of production, tests of them would last minutes."""
+    """Shorten time-outs and pauses before retries: with those of production, tests of them would last minutes."""
     patch.setattr(session, "CONNECT_SECONDS", 1.0)
     patch.setattr(session, "PROGRESS_SECONDS", 1.0)
     patch.setattr(upstream_client, "_PROBE_SECONDS", 1.0)
+    patch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.1)
+    patch.setattr(upstream, "_BACKOFF_SECONDS", 0.01)
 
 
 async def pull(cache: Cache, image: Image, listener: Listener = Listener.PROXY, **headers: str) -> list[int]:
