@@ -9,6 +9,7 @@ from .images import Images
 from .import_record import ImportRecord
 from .parts import Parts
 from .pins import PinCommands
+from .purge import Purge
 from .warm import Warm
 
 
@@ -19,6 +20,7 @@ class Commands:
         self.parts = parts
         self.images = Images(parts.store, lambda: parts.manifests.tag_lifetime)
         self.pins = PinCommands(parts.store, parts.upstreams)
+        self.purge = Purge(parts)
         self.warm = Warm(parts, self._pin)
         self.content = ContentCommands(parts)
         self.export = Export(parts)

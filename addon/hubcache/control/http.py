@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from ..oci.digest import Digest
 from ..oci.errors import HubcacheError, NotStored, RegistryError, StorageError
 from ..oci.image_name import ImageName
 from .errors import CommandError, InvalidCommand
@@ -89,6 +90,15 @@ def parse_image(text: str) -> ImageName:
         return ImageName.parse(text)
     except RegistryError as error:
         raise InvalidCommand(f"{text[:200]!r} is not the name of an image: {error}") from error
+
+
+def digest_field(fields: Mapping[str, Any], name: str) -> Digest:
+    """Return a field that has to be a digest; raises `InvalidCommand`."""
+    text = text_field(fields, name)
+    try:
+        return Digest.parse(text)
+    except RegistryError as error:
+        raise InvalidCommand(f"{text[:200]!r} is not a digest: {error}") from error
 
 
 def flag_field(fields: Mapping[str, Any], name: str) -> bool:

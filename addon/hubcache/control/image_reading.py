@@ -93,7 +93,7 @@ def _named_roots(snapshot: Snapshot, manifests: Mapping[Digest, tuple[Any, ...]]
         root = choose_root(records, snapshot.sizes)
         if isinstance(name.reference, str) and subject_of_tag(name.reference) is None and root in manifests:
             yield name, root
-    listings = (record.digest for records in list_referrers(snapshot.index).values() for record in records)
+    listings = (one.digest for records in list_referrers(snapshot.index).values() for one in records.values())
     used = {record.digest for records in tags.values() for record in records.values()}
     used.update(digest for digest in listings if digest is not None)
     for packed in manifests.values():

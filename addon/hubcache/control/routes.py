@@ -3,7 +3,8 @@
 from aiohttp import web
 
 from .commands import Commands
-from .http import image_field, json_answer, parse_image, query_value, read_fields
+from .errors import InvalidCommand
+from .http import digest_field, flag_field, image_field, json_answer, parse_image, query_value, read_fields
 from .transfer_routes import transfer_routes
 
 
@@ -16,6 +17,7 @@ def all_routes(commands: Commands) -> list[web.RouteDef]:
     """
     return [
         *(*_status_routes(commands), *_image_routes(commands), *_pin_routes(commands)),
+        *_content_routes(commands),
         *transfer_routes(commands),
     ]
 
@@ -45,3 +47,16 @@ def _pin_routes(commands: Commands) -> list[web.RouteDef]:
         return await json_answer(await commands.pins.unpin(image_field(await read_fields(request, "image"), "image")))
 
     return [web.post("/v1/pin", pin), web.post("/v1/unpin", unpin)]
+
+
+def _content_routes(commands: Commands) -> list[web.RouteDef]:
+    async def purge(request: web.Request) -> web.Response:
+        fields = await read_fields(request, "image", "digest", "force")
+        force = flag_field(fields, "force")
+        if ("image" in fields) == ("digest" in fields):
+            raise InvalidCommand("expected one of the fields 'image' and 'digest'")
+        if "image" in fields:
+            return await json_answer(await commands.purge.image(image_field(fields, "image"), force=force))
+        return await json_answer(await commands.purge.content(digest_field(fields, "digest"), force=force))
+
+    return [web.post("/v1/purge", purge)]

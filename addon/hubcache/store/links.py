@@ -1,6 +1,6 @@
 """Links: which digests are known to belong to which repositories."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ..decide.records import Link
 from ..oci.digest import Digest
@@ -67,6 +67,11 @@ class Links:
         """Delete a link: the digest does not belong to the repository, or no longer."""
         index = self._index.opened()
         await self._index.write(lambda: index.delete(_key(registry, repository, digest)))
+
+    async def drop_all(self, registry: str, repository: str, digests: Iterable[Digest]) -> None:
+        """Delete the links of these digests to a repository."""
+        index, keys = self._index.opened(), [_key(registry, repository, digest) for digest in digests]
+        await self._index.write(lambda: index.write_batches({}, deleted=keys))
 
 
 def _key(registry: str, repository: str, digest: Digest) -> str:

@@ -52,10 +52,11 @@ def list_private(index: Index) -> frozenset[str]:
     return frozenset(key.removeprefix("private/") for key, _, _, _ in index.rows("private/"))
 
 
-def list_referrers(index: Index) -> dict[str, list[ReferrersRecord]]:
-    """Return the stored answers about referrers, by the digest that they are about."""
-    found: dict[str, list[ReferrersRecord]] = {}
+def list_referrers(index: Index) -> dict[tuple[str, str, str], dict[str, ReferrersRecord]]:
+    """Return the stored answers about referrers, by registry, repository and the digest that they are about."""
+    found = {}
     for key, value, _, _ in index.rows("referrers/"):
-        records = decode_or(decode_referrers, value, {})
-        found.setdefault(key.rpartition("@")[2], []).extend(records.values())
+        name, _, subject = key.removeprefix("referrers/").rpartition("@")
+        registry, _, repository = name.partition("/")
+        found[registry, repository, subject] = decode_or(decode_referrers, value, dict[str, ReferrersRecord]())
     return found

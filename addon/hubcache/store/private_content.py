@@ -1,6 +1,6 @@
 """Private content: digests that were fetched with a client's own credentials, and the registries that gave them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cachetools import LRUCache
 
@@ -96,6 +96,19 @@ class PrivateContent:
             }
             private |= index.get_many(private)
             index.set_many(private, fact_rows.FACT_LIFETIME)
+
+        await self._write(write)
+
+    async def forget(self, digests: Iterable[Digest]) -> None:
+        """Forget which registries gave private content that was removed.
+
+        It counts as private for a limited time nevertheless: a client may be about to store it again.
+        """
+        index, keys = self._index.opened(), [f"private/{digest}" for digest in digests]
+
+        def write() -> None:
+            known = index.get_many(keys)
+            index.write_batches(dict.fromkeys(known, encode_hosts(frozenset())), fact_rows.TENTATIVE_LIFETIME)
 
         await self._write(write)
 

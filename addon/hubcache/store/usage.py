@@ -117,15 +117,24 @@ class Usage:
         by `referrers` the content that refers to any of it (signatures, attestations). At most `MAX_CLOSURE` digests,
         the nearest first, each visited once.
         """
-        found: set[Digest] = set()
-        pending = deque(roots)
-        while pending and len(found) < MAX_CLOSURE:
-            digest = pending.popleft()
-            if digest not in found:
-                found.add(digest)
-                pending.extend(self.children.get(digest, ()))
-                pending.extend((referrers or {}).get(digest, ()))
-        return frozenset(found)
+        return closure(self.children, roots, referrers)
+
+
+def closure(
+    children: Mapping[Digest, tuple[Digest, ...]],
+    roots: Iterable[Digest],
+    referrers: Mapping[Digest, Set[Digest]] | None = None,
+) -> frozenset[Digest]:
+    """Do what `Usage.closure` does, with these `children` of manifests."""
+    found: set[Digest] = set()
+    pending = deque(roots)
+    while pending and len(found) < MAX_CLOSURE:
+        digest = pending.popleft()
+        if digest not in found:
+            found.add(digest)
+            pending.extend(children.get(digest, ()))
+            pending.extend((referrers or {}).get(digest, ()))
+    return frozenset(found)
 
 
 def size_on_disk(size: int) -> int:
