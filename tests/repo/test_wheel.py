@@ -1,6 +1,5 @@
 """The package as it is installed: a wheel in an environment of its own, without the checkout."""
 
-import shutil
 import sys
 import sysconfig
 import tarfile
@@ -13,19 +12,11 @@ from hubcache.operate.version import version
 from support.paths import ADDON, REPOSITORY
 from support.processes import run
 from support.program import HUB_HOST, Program
-from support.required import missing
 from support.standin import Hub, random_bytes
+from support.uv import uv
 from support.worker_processes import processes_of
 
 REPO = "library/app"
-
-
-def uv() -> Path:
-    """Return the path of uv, which the set-up of the repository installs."""
-    for root in (REPOSITORY, (REPOSITORY / ".venv").resolve().parent):
-        if (path := root / ".uv/tool/bin/uv").is_file():
-            return path
-    return Path(shutil.which("uv") or missing("not installed: uv"))
 
 
 def build(source: Path, target: str, directory: Path) -> Path:

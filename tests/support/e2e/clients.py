@@ -5,7 +5,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from support.processes import Daemon, accepts_connections, plain_environment, run
 from support.required import require, require_root
@@ -17,10 +17,19 @@ from .mounts import overlay_works
 POLICY = {"default": [{"type": "insecureAcceptAnything"}]}
 
 
+class DaemonSettings(Protocol):
+    """Settings of a dockerd."""
+
+    @property
+    def environment(self) -> dict[str, str]: ...
+    @property
+    def dockerd_arguments(self) -> list[str]: ...
+
+
 class Docker:
     """A dockerd with these settings (or with other mirror `arguments`), and its docker command."""
 
-    def __init__(self, workspace: Path, settings: ClientSettings, arguments: Sequence[str] | None = None) -> None:
+    def __init__(self, workspace: Path, settings: DaemonSettings, arguments: Sequence[str] | None = None) -> None:
         require("dockerd", "docker", "containerd", "runc")
         require_root()
         self._socket = workspace / "docker.sock"
