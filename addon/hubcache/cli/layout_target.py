@@ -35,10 +35,11 @@ class _Verified(io.RawIOBase):
         return True
 
     def read(self, size: int = -1, /) -> bytes:
+        """Return as many bytes as are wanted; raises `BadUpstream` when the stream ends too early."""
         data = self._stream.read(size)
-        if size and not data:
-            self._verifier.finish()  # raises when the stream ended early
         self._verifier.update(data)
+        if len(data) < size:
+            self._verifier.finish()
         return data
 
 
@@ -53,9 +54,10 @@ class LayoutTarget(ABC):
         """Write content with its size in bytes."""
         verifier = Verifier(digest, size)
         try:
-            self._write(blob_name(digest), size, _Verified(stream, verifier))
-            verifier.finish()
-        except (BadUpstream, tarfile.TarError) as error:
+            verified = _Verified(stream, verifier)
+            self._write(blob_name(digest), size, verified)
+            verified.read(1)  # the stream has ended, or is too long
+        except BadUpstream as error:
             raise CommandError(f"the cache sent {digest} damaged or not completely: {error}") from error
 
     def finish(self, index: bytes) -> None:
