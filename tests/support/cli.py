@@ -135,14 +135,20 @@ def status_report(**changes: Any) -> dict[str, Any]:
     from hubcache.operate.version import version
 
     traffic = {"requests": 0, "hits": 0, "bytes": 0, "bytes_from_store": 0, "upstream_requests": 0}
-    store = {"directory": "/store", "problem": None, "bytes": 5 << 30, "capacity": 50 << 30, "objects": 12}
+    store: dict[str, Any] = {
+        "directory": "/store",
+        "problem": None,
+        "bytes": 5 << 30,
+        "capacity": 50 << 30,
+        "objects": 12,
+    }
     store |= {"damage": {"count": 0, "quarantined_bytes": 0, "last": None}}
-    process = {
+    process: dict[str, Any] = {
         **{"pid": 1, "user": 0, "python": "3.13.0", "mitmproxy": "12.3.1", "untested": None, "ca_certificate": None},
         **{"config_file": None, "descriptors": {"limit": 65536, "open": 20}, "outbound_proxy": None},
         "registries": ["registry-1.docker.io"],
     }
-    report = {
+    report: dict[str, Any] = {
         **{"version": version(), "started": 1000.0, "uptime": 60.0, "now": 1060.0, "problems": [], "workers": 1},
         **{"listeners": [], "process": process},
         **{"store": store, "ratio": {name: dict(traffic) for name in ("hour", "day", "week")}, "ratelimit": []},

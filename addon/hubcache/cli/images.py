@@ -51,7 +51,7 @@ def list_images(
                 _platforms(image["platforms"]),
                 size(image["size"]),
                 percent(image["stored_bytes"], image["size"]),
-                image["requests"],
+                f"{image['requests']:.0f}",
                 age(image["last_request"]),
                 _remarks(image),
             )
@@ -69,25 +69,22 @@ def show(image: Image, directory: Directory = None, is_json: Json = False) -> No
         [
             *(("image", found["name"]), ("registry", found["registry"]), ("repository", found["repository"])),
             *(("digest", found["digest"]), ("size", size(found["size"])), ("stored", _stored(found))),
-            *(("requests", found["requests"]), ("last request", age(found["last_request"]))),
+            *(("requests", f"{found['requests']:.0f}"), ("last request", age(found["last_request"]))),
             *(("validated", age(found.get("validated"))), ("fresh until", age(found.get("fresh_until")))),
             ("remarks", _remarks(found)),
         ]
     )
+    absent = [manifest["platform"] or manifest["digest"] for manifest in found["manifests"] if not manifest["stored"]]
     for manifest in found["manifests"]:
-        state = "complete" if manifest["complete"] else "incomplete"
-        output.heading(f"{manifest['platform'] or 'manifest'}  {manifest['digest']}  {size(manifest['size'])}, {state}")
-        output.table(
-            [Column("blob"), number("size"), Column("stored"), Column("media type")],
-            [
-                (blob["digest"], size(blob["size"]), "yes" if blob["stored"] else "no", blob["media_type"])
-                for blob in manifest["blobs"]
-            ],
-        )
-    if referrers := found.get("referrers"):
+        if manifest["stored"]:
+            _print_manifest(output, manifest)
+    if absent:
+        output.heading("not stored")
+        output.line(", ".join(absent))
+    if referrers := found["referrers"]:
         output.heading("referrers (signatures, attestations, SBOMs)")
         for referrer in referrers:
-            output.line(str(referrer["digest"] if isinstance(referrer, dict) else referrer))
+            output.line(f"{referrer['digest']}  {referrer['artifact_type'] or ''}".rstrip())
 
 
 def pin(images: Images, directory: Directory = None, is_json: Json = False) -> None:
@@ -131,6 +128,19 @@ def _for_each(images: list[str], path: str, client: ControlClient, output: Outpu
         raise typer.Exit(RefusedError.code if len(images) == 1 else FAILURES)
 
 
+def _print_manifest(output: Output, manifest: dict[str, Any]) -> None:
+    state = "complete" if manifest["complete"] else "incomplete"
+    what = f"attestation of {manifest['attests']}" if manifest["attests"] else manifest["platform"] or "manifest"
+    output.heading(f"{what}  {manifest['digest']}  {size(manifest['size'])}, {state}")
+    output.table(
+        [Column("blob"), number("size"), Column("stored"), Column("media type")],
+        [
+            (blob["digest"], size(blob["size"]), "yes" if blob["stored"] else "no", blob["media_type"] or "-")
+            for blob in manifest["blobs"]
+        ],
+    )
+
+
 def _platforms(platforms: list[str]) -> str:
     shown = ", ".join(platforms[:2])
     return f"{shown} and {len(platforms) - 2} more" if len(platforms) > 2 else shown
@@ -141,5 +151,5 @@ def _stored(image: dict[str, Any]) -> str:
 
 
 def _remarks(image: dict[str, Any]) -> str:
-    remarks = [] if image["complete"] else ["incomplete"]
+    remarks = [] if image["complete"] else ["incomplete" if image["digest"] else "not stored"]
     return ", ".join(remarks + [name for name in ("pinned", "private") if image[name]])

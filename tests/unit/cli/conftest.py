@@ -17,14 +17,7 @@ def control() -> Iterator[ControlStandIn]:
 def _own_configuration(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands read no configuration of the user that runs the tests."""
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-    for name in (
-        "HUBCACHE_DIR",
-        "HUBCACHE_CONFIG",
-        "HUBCACHE_REGISTRIES",
-        "HUBCACHE_STATUS",
-        "XDG_CACHE_HOME",
-        "NO_COLOR",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("HTTPS_PROXY", "https_proxy"):
+    for name in ("DIR", "CONFIG", "REGISTRIES", "STATUS"):
+        monkeypatch.delenv(f"HUBCACHE_{name}", raising=False)
+    for name in ("XDG_CACHE_HOME", "NO_COLOR", "HTTPS_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)

@@ -73,8 +73,14 @@ class TestShow:
             {"digest": OTHER_DIGEST, "size": 1 << 20, "media_type": "application/layer", "stored": True},
             {"digest": DIGEST, "size": 10, "media_type": HOSTILE, "stored": False},
         ]
-        manifest = {"digest": DIGEST, "platform": "linux/amd64", "size": 2 << 20, "complete": False, "blobs": blobs}
-        found = image() | {"manifests": [manifest], "referrers": [], "validated": 900.0, "fresh_until": None}
+        first = {"digest": DIGEST, "platform": "linux/amd64", "size": 2 << 20, "complete": False, "stored": True}
+        manifests = [
+            first | {"attests": None, "blobs": blobs},
+            first | {"attests": DIGEST, "platform": "unknown/unknown", "complete": True, "blobs": []},
+            first | {"attests": None, "platform": "linux/s390x", "stored": False, "blobs": []},
+        ]
+        referrers = [{"digest": OTHER_DIGEST, "artifact_type": HOSTILE}]
+        found = image() | {"manifests": manifests, "referrers": referrers, "validated": 900.0, "fresh_until": None}
         control.replies["GET /v1/image"] = Reply(found)
         return found
 
@@ -85,6 +91,9 @@ class TestShow:
         assert f"linux/amd64  {DIGEST}  2.0 MiB, incomplete" in done.stdout
         assert f"{OTHER_DIGEST}  1.0 MiB  yes     application/layer" in done.stdout
         assert r"no      evil/[red]x[/red]:\x1b[2J\u202e" in done.stdout
+        assert f"attestation of {DIGEST}  {DIGEST}  2.0 MiB, complete\n" in done.stdout
+        assert "\nnot stored\nlinux/s390x\n" in done.stdout
+        assert rf"{OTHER_DIGEST}  evil/[red]x[/red]:\x1b[2J\u202e" in done.stdout
 
     def test_json_is_what_the_cache_reports(self, control: ControlStandIn, shown: dict[str, Any]) -> None:
         assert json.loads(control.run("show", "debian", "--json").stdout) == shown
