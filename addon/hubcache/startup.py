@@ -23,6 +23,7 @@ from .mitm.flow_notes import FlowNotes
 from .mitm.interception import Interception
 from .mitm.manifest_view import ManifestContentview
 from .mitm.outbound_proxies import find_outbound_proxies
+from .mitmproxy_commands import MitmproxyCommands
 from .oci.errors import ConfigError, StoreTooNew
 from .operate import config_file, environment, installation, options
 from .operate.ca import CERTIFICATE_FILE, ensure_ca
@@ -70,7 +71,11 @@ class Hubcache:
         self._flows = FlowHooks(self._access, self._notes, self._connections.take_decision)
         self._flow_limit = FlowLimit()
         self._manifest_view = ManifestContentview()
-        self.addons = [self._flows, self._connections, self._access, self._notes, self._flow_limit]
+        self._commands = MitmproxyCommands()
+        self.addons = [
+            *(self._flows, self._connections, self._access),
+            *(self._notes, self._flow_limit, self._commands),
+        ]
 
     def _connection_hooks(self, limits: ClientLimits) -> PublicConnectionHooks:
         if self._untested is not None:
@@ -232,7 +237,7 @@ class Hubcache:
         proxies = find_outbound_proxies(ctx.options, os.environ, mitmproxy_options.listening_ports())
         tls = mitmproxy_options.upstream_tls_context()
         engine = await Engine.start(settings, tls, _setup_pages(servers), proxies)
-        self._manifest_view.is_stored = engine.store.has
+        self._manifest_view.is_stored, self._commands.commands = engine.store.has, engine.control.commands
         self._engine = engine  # set now, so that `done` stops it also if the start of workers fails
         log_addresses(settings, servers, ctx.options.confdir)
         engine.report.process = self._process_facts(settings, servers)
@@ -301,10 +306,12 @@ class Hubcache:
                 await self._shutdown.stop_single(clients, self._engine, within)
             else:
                 await self._shutdown.stop_owner(self._engine, self._supervisor, within)
+        self._commands.stop()
         await self._engine.close()
         self._service_manager.close()
         self._engine = None
         self._flows.stop()
+        self._manifest_view.is_stored = None
 
 
 def _notes_with_own_markers() -> FlowNotes:

@@ -162,3 +162,12 @@ def test_manifests_and_configs_are_shown_as_tables(program: WebProgram) -> None:
     shown = view(image.config, "hit: ")
     assert shown["view_name"] == "OCI"
     assert shown["text"].startswith("image config: linux/")
+
+
+def test_commands_are_run(program: WebProgram) -> None:
+    lines = program.command_result("hubcache.status")
+    assert lines[0].startswith("hubcache ")
+    program.command_result("hubcache.images")
+    program.wait_for_log("hubcache: hubcache.images: ")
+    with pytest.raises(AssertionError, match="is not the name of an image"):
+        program.command_result("hubcache.pin", "UPPER CASE")

@@ -34,11 +34,13 @@ TOP = {
     "public_hooks": {"oci", "serve", "clients", "mitm"},
     "connection_hooks": {"serve", "operate", "clients", "mitm", "direct", "public_hooks"},
     "plugin": {"oci", "transfer", "serve", "operate", "workers", "mitm", "engine", "access_hooks"},
+    "mitmproxy_commands": {"oci", "control", "mitm"},
     "shutdown": {"workers", "clients", "mitm", "engine"},
     "start_report": {"store", "operate"},
     "startup": {
         *("oci", "setup", "operate", "workers", "clients", "mitm", "engine"),
-        *("access_hooks", "public_hooks", "connection_hooks", "plugin", "shutdown", "start_report"),
+        *("access_hooks", "public_hooks", "connection_hooks", "plugin", "mitmproxy_commands", "shutdown"),
+        "start_report",
     },
 }
 AREAS = WINGS | TOP
