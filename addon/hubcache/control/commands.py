@@ -10,6 +10,7 @@ from .import_record import ImportRecord
 from .parts import Parts
 from .pins import PinCommands
 from .purge import Purge
+from .verify import Verify
 from .warm import Warm
 
 
@@ -21,6 +22,7 @@ class Commands:
         self.images = Images(parts.store, lambda: parts.manifests.tag_lifetime)
         self.pins = PinCommands(parts.store, parts.upstreams)
         self.purge = Purge(parts)
+        self.verify = Verify(parts)
         self.warm = Warm(parts, self._pin)
         self.content = ContentCommands(parts)
         self.export = Export(parts)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -133,17 +133,24 @@ def _encode(document: Mapping[str, Any]) -> str:
     return f"{{{','.join(members)}}}"
 
 
-async def stream_events(request: web.Request, events: AsyncIterator[Event]) -> web.StreamResponse:
-    """Answer with each event as a line of JSON, while the work is done. An error of the work is the last event:
-    `{"done": true, "error": sentence}`. When the client disconnects, the work ends.
+async def stream_events(request: web.Request, events: AsyncGenerator[Event]) -> web.StreamResponse:
+    """Answer with each event as a line of JSON, while the work is done. When the client disconnects, the work ends.
+
+    An error before the first event is raised, later it is the last event: `{"done": true, "error": sentence}`.
     """
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-    await response.prepare(request)
-    async with aclosing(events) as running:  # type: ignore[type-var]
+    async with aclosing(events) as running:
+        first = await anext(running)
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        await response.write(_line(first))
         try:
             async for event in running:
-                await response.write(json.dumps(event).encode() + b"\n")
+                await response.write(_line(event))
         except HubcacheError as error:
-            await response.write(json.dumps({"done": True, "error": str(error)}).encode() + b"\n")
+            await response.write(_line({"done": True, "error": str(error)}))
     await response.write_eof()
     return response
+
+
+def _line(event: Event) -> bytes:
+    return json.dumps(event).encode() + b"\n"

@@ -4,7 +4,16 @@ from aiohttp import web
 
 from .commands import Commands
 from .errors import InvalidCommand
-from .http import digest_field, flag_field, image_field, json_answer, parse_image, query_value, read_fields
+from .http import (
+    digest_field,
+    flag_field,
+    image_field,
+    json_answer,
+    parse_image,
+    query_value,
+    read_fields,
+    stream_events,
+)
 from .transfer_routes import transfer_routes
 
 
@@ -59,4 +68,8 @@ def _content_routes(commands: Commands) -> list[web.RouteDef]:
             return await json_answer(await commands.purge.image(image_field(fields, "image"), force=force))
         return await json_answer(await commands.purge.content(digest_field(fields, "digest"), force=force))
 
-    return [web.post("/v1/purge", purge)]
+    async def verify(request: web.Request) -> web.StreamResponse:
+        repair = flag_field(await read_fields(request, "repair"), "repair")
+        return await stream_events(request, commands.verify.run(repair=repair))
+
+    return [web.post("/v1/purge", purge), web.post("/v1/verify", verify)]

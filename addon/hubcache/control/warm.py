@@ -6,7 +6,7 @@ is no space fails before its layers are downloaded, instead of evicting the imag
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ..decide.records import TagRecord
@@ -60,7 +60,7 @@ class Warm:
 
     def prepare(
         self, images: Sequence[str], platforms: Collection[str] | None, *, keep: bool
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any]]:
         """Return an iterator that fetches images, for these platforms (None: all), and yields events; `keep`: pin them.
 
         Raises `InvalidCommand` for malformed names and platforms. When the iterator is closed, the work is cancelled.
@@ -73,7 +73,7 @@ class Warm:
 
     async def _run(
         self, names: Mapping[str, ImageName], platforms: frozenset[str] | None, keep: bool
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any]]:
         run = _Run(self._parts, self._promised, platforms, self._pin if keep else None)
         progress = [ImageProgress(text, self._parts.fills) for text in names]
         work = asyncio.create_task(run.fetch_all(progress, list(names.values())))

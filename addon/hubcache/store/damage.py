@@ -1,15 +1,18 @@
 """Moves damaged content to the quarantine, and reports it."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..decide.records import ManifestRecord
 from ..oci.digest import Digest
+from ..oci.errors import StorageError
+from . import fact_rows
 from .capacity import Capacity
 from .index_access import IndexAccess
 from .quarantine import MAX_BYTES, Quarantine
@@ -34,7 +37,10 @@ class Damage:
 
 
 class DamagedContent:
-    """Removes content that does not match its digest from the store. It is fetched again at the next request."""
+    """Removes content that does not match its digest from the store. It is fetched again at the next request.
+
+    The row `damaged/` and the digest, for a repair, contains whether it was a blob or a manifest.
+    """
 
     def __init__(
         self,
@@ -81,6 +87,11 @@ class DamagedContent:
                 await self.quarantine(digest, value, "does not match its digest")
             self._manifests.discard(digest)
 
+    async def forget(self, digests: Iterable[Digest]) -> None:
+        """Forget that content was damaged: it is stored again, or not needed any more."""
+        index, keys = self._index.opened(), [f"damaged/{digest}" for digest in digests]
+        await self._index.write(lambda: index.write_batches({}, deleted=keys))
+
     def trim(self) -> int:
         """Remove the oldest files beyond the limits of the quarantine; return the bytes of those that stay."""
         self._quarantine.max_bytes = min(MAX_BYTES, self._capacity.max_bytes // 10)
@@ -103,6 +114,8 @@ class DamagedContent:
                 kept = self._quarantine.move(content, digest)
             else:
                 kept = self._quarantine.write(content, digest)
+            with contextlib.suppress(StorageError):  # damaged content must not stay because the disk is full
+                index.set(f"damaged/{digest}", row.partition("/")[0], fact_rows.FACT_LIFETIME)
             index.delete(f"blob/{digest}", f"manifest/{digest}")
             total = self.trim()
             return (kept if kept is not None and os.path.lexists(kept) else None), total

@@ -60,3 +60,16 @@ def list_referrers(index: Index) -> dict[tuple[str, str, str], dict[str, Referre
         registry, _, repository = name.partition("/")
         found[registry, repository, subject] = decode_or(decode_referrers, value, dict[str, ReferrersRecord]())
     return found
+
+
+def list_damaged(index: Index) -> dict[Digest, bool]:
+    """Return the digests of content that was damaged or missing, and whether each is a manifest. Content may have been
+    stored again since."""
+    found = {}
+    for key, value, _, _ in index.rows("damaged/"):
+        digest = key.removeprefix("damaged/")
+        try:
+            found[Digest.parse(digest)] = value == "manifest"
+        except RegistryError:
+            continue
+    return found

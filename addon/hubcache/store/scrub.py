@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from heapq import nsmallest
-from pathlib import Path
 
 from ..oci.digest import Digest
-from ..oci.errors import ContentDamaged, StorageError
-from .file_check import FileCheck
+from ..oci.errors import StorageError
+from .content_check import verify_content
 from .store import Store
 
 _ROW = "scrub"
@@ -152,35 +151,17 @@ class Scrub:
     # -- one object ---------------------------------------------------------------------------------------------
 
     async def _verify(self, digest: Digest) -> None:
-        size, path = self._store.usage.sizes.get(digest), self._store.blob_path(digest)
+        size = self._store.usage.sizes.get(digest)
         if size is None:
             return
         self._credit -= max(size, _MIN_OBJECT_BYTES)
-        if path is not None:
-            await self._verify_file(digest, path, size)
-        elif self._store.manifest(digest) is not None:  # which verifies it
-            self._store.scrub_status.bytes += size
+        await verify_content(self._store, digest, self._thread, self._count)
         self._store.scrub_status.objects += 1
 
-    async def _verify_file(self, digest: Digest, path: Path, size: int) -> None:
-        check, more, loop = FileCheck(path, digest, size, from_disk=True), True, asyncio.get_running_loop()
-        while more and digest in self._store.usage.sizes:
-            before = check.offset
-            try:
-                more = await loop.run_in_executor(self._thread, check.step)
-            except FileNotFoundError:
-                if self._store.blob_path(digest) == path:  # otherwise it was evicted, and perhaps fetched again
-                    await self._store.damage.quarantine(digest, path, "is missing")
-                return
-            except ContentDamaged as error:
-                await self._store.damage.quarantine(digest, path, str(error))
-                return
-            except OSError as error:
-                raise StorageError(f"cannot verify a stored blob: {error.strerror or error}") from error
-            read = check.offset - before
-            self._store.scrub_status.bytes += read
-            if more:
-                await asyncio.sleep(read / (self._file_speed() or _MIN_FILE_SPEED))
+    def _count(self, read: int) -> float:
+        """Count bytes that were read; return the seconds until the next piece of the same file."""
+        self._store.scrub_status.bytes += read
+        return read / (self._file_speed() or _MIN_FILE_SPEED)
 
     # -- pace ---------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -32,7 +32,9 @@ async def _long(_: web.Request) -> web.Response:
 
 
 async def _stream(request: web.Request) -> web.StreamResponse:
-    async def events() -> AsyncIterator[dict[str, int]]:
+    async def events() -> AsyncGenerator[dict[str, int]]:
+        if "refused" in request.query:
+            raise Refused("why")
         yield {"number": 1}
         raise StorageError("the disk is full")
 
@@ -188,3 +190,8 @@ async def test_error_during_a_stream_is_its_last_event(tmp_path: Path) -> None:
 async def test_long_list_is_answered_as_json(tmp_path: Path) -> None:
     async with serving(tmp_path):
         assert await call(tmp_path, "GET", "/long") == (200, LONG)
+
+
+async def test_error_before_a_stream_has_its_own_status(tmp_path: Path) -> None:
+    async with serving(tmp_path):
+        assert await call(tmp_path, "GET", "/stream?refused=1") == (409, {"error": "why"})

@@ -121,7 +121,9 @@ async def test_round_continues_after_a_restart(tmp_path: Path, monkeypatch: pyte
     assert verified[:6] == digests
 
 
-async def test_blob_that_was_fetched_again_during_its_check_is_not_removed(tmp_path: Path) -> None:
+async def test_blob_that_was_fetched_again_during_its_check_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with opened_store(tmp_path) as store:
         data = random_bytes(PIECE)
         digest = await put_blob(store, data)
@@ -129,7 +131,10 @@ async def test_blob_that_was_fetched_again_during_its_check_is_not_removed(tmp_p
         assert before is not None
         await store.remove(digest)
         await put_blob(store, data)
-        await Scrub(store, pytest.fail)._verify_file(digest, before, len(data))
+        paths, blob_path = [before], store.blob_path
+        monkeypatch.setattr(store, "blob_path", lambda digest: paths.pop() if paths else blob_path(digest))
+        await Scrub(store, pytest.fail)._verify(digest)
+        assert paths == []
         assert store.has(digest)
         assert (list(store.capacity.history), store.capacity.removed, store.damage.count) == ([], 0, 0)
 
