@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / directory) for directory in ("addon", "tests", "scripts")]
@@ -21,6 +22,40 @@ def options() -> str:
         default = option.default if isinstance(option.default, str) else default
         rows.append(f"| `{option.name}` | {f'`{default}`' if default else 'empty'} | {option.help} |")
     return "\n".join(rows)
+
+
+def commands() -> str:
+    """Return a section for each command of the command line, with its arguments and options."""
+    import typer.main
+    from hubcache.cli.main import app
+
+    group: Any = typer.main.get_command(app)
+    shared: dict[str, str] = {}
+    sections = []
+    for name, command in group.commands.items():
+        usage, rows = ["hubcache", name], ["| argument or option | meaning |", "|---|---|"]
+        for parameter in command.params:
+            written = _parameter(parameter)
+            if parameter.param_type_name == "argument":
+                usage.append(written)
+            if parameter.name in ("directory", "is_json") and name != "serve":
+                shared[written] = parameter.help
+            else:
+                rows.append(f"| `{written.replace('|', '\\|')}` | {parameter.help} |")
+        table = ["", *rows] if len(rows) > 2 else []
+        text = (command.help or "").strip().splitlines()
+        sections.append("\n".join([f"### {name}", "", f"`{' '.join(usage)}`", "", *text, *table]))
+    rows = ["| option | meaning |", "|---|---|", *(f"| `{written}` | {help} |" for written, help in shared.items())]
+    return "\n\n".join(["\n".join(["Commands that ask a running cache have these options:", "", *rows]), *sections])
+
+
+def _parameter(parameter: Any) -> str:
+    """Return an argument or option as users write it; one with a value must have a `metavar`."""
+    if parameter.param_type_name == "argument":
+        name = parameter.metavar + ("..." if parameter.nargs == -1 else "")
+        return name if parameter.required else f"[{name}]"
+    names = ", ".join(parameter.opts)
+    return names if parameter.is_flag else f"{names} {parameter.metavar}"
 
 
 def modules() -> str:
@@ -52,6 +87,7 @@ def soak() -> str:
 
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "options": ("addon/hubcache/operate/README.md", options),
+    "commands": ("addon/hubcache/cli/README.md", commands),
     "modules": ("addon/README.md", modules),
     "faults": ("addon/hubcache/serve/README.md", faults),
     "soak": ("scripts/README.md", soak),

@@ -25,6 +25,10 @@ def run(*arguments: str, stdin: str = "", **environment: str) -> Result:
     return CliRunner().invoke(app, arguments, input=stdin, env=environment, prog_name="hubcache")
 
 
+class Replaced(Exception):
+    """Raised in place of running another program instead of this process."""
+
+
 class Terminal(io.StringIO):
     """An output that a command takes for a terminal."""
 

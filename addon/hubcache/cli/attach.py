@@ -27,8 +27,7 @@ PASSED_ON = {
 _HELP = """Attach the container engines of this machine to a cache.
 
 It changes the configuration of docker, containerd, podman and others, proves it with a pull, and can undo it.
-Further arguments:
-"""
+Further arguments:"""
 
 
 def attach(
@@ -51,7 +50,7 @@ def attach(
     run_script(arguments)
 
 
-attach.__doc__ = _HELP + "".join(f"\n\n{argument}: {meaning}." for argument, meaning in PASSED_ON.items())
+attach.__doc__ = _HELP + "".join(f"\n\n- {argument}: {meaning}." for argument, meaning in PASSED_ON.items())
 
 
 def run_script(arguments: list[str]) -> NoReturn:

@@ -30,7 +30,8 @@ def doctor(
     image: Annotated[
         str | None,
         typer.Option(
-            metavar="IMAGE", help="Image whose manifest and config are pulled to try the cache; by default hello-world."
+            metavar="IMAGE",
+            help="Image whose manifest, config and small layers are pulled to try the cache; hello-world by default.",
         ),
     ] = None,
     directory: Directory = None,

@@ -23,7 +23,7 @@ def list_images(
             autocompletion=complete_image,
         ),
     ] = None,
-    sort: Annotated[str, typer.Option(help="Order: name, size, requests or last.")] = "name",
+    sort: Annotated[str, typer.Option(metavar="ORDER", help="Order: name, size, requests or last.")] = "name",
     directory: Directory = None,
     is_json: Json = False,
 ) -> None:

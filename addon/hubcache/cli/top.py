@@ -20,8 +20,10 @@ _PULLS = 15
 
 
 def top(
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two readings.")] = 1.0,
-    count: Annotated[int | None, typer.Option(min=1, help="Number of readings; without it, until Ctrl-C.")] = None,
+    interval: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Seconds between two readings.")] = 1.0,
+    count: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of readings; without it, until Ctrl-C.")
+    ] = None,
     directory: Directory = None,
     is_json: Json = False,
 ) -> None:

@@ -5,12 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.cli import run
+from support.cli import Replaced, run
 from support.paths import ADDON
-
-
-class Replaced(Exception):
-    """Raised in place of running another program."""
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from typing import Any
 from ...oci.digest import Digest
 from ...oci.media import DOCKER_LIST, OCI_INDEX
 from ...oci.registry import HUB_HOST
-from ..text import duration, size
+from ..text import counted, duration
 from .certificate import issuer_of
 from .finding import Finding, ok, problem, skipped
 from .http_client import SECONDS, Response, describe, mirror_request, presented_certificate, proxy_request, token_url
@@ -21,6 +21,9 @@ from .target import Target
 
 MAX_SKEW = 60.0
 """Seconds: registries refuse tokens, and clients certificates, that seem to be from the future."""
+
+SMALL_BLOB = 1 << 20
+"""Bytes: larger layers are not pulled. All of hello-world is, so that it is stored completely."""
 
 type Request = Callable[[str, str, dict[str, str]], Response]
 """Host, path and headers of a request."""
@@ -123,26 +126,24 @@ def clock_finding(date: str | None, now: float, other: str) -> Finding | None:
 def _pull(target: Target, check: str, request: Request) -> Finding:
     started = time.monotonic()
     try:
-        manifest, blob, count = _pulled(target, request)
+        origins = _pulled(target, request)
     except PullError as error:
         return problem(check, f"{target.image}: {error}", "see the cache's log, and hubcache status")
     except ssl.SSLCertVerificationError as error:
         return problem(check, f"{target.image}: {describe(error)}", "see the finding about interception")
     except (OSError, http.client.HTTPException) as error:
         return problem(check, f"{target.image}: {describe(error)}", "see the cache's log")
-    origins = f"manifest {manifest}, blob of {size(count)} {blob}"
-    return ok(check, f"{target.image} in {duration(time.monotonic() - started)} ({origins})")
+    return ok(check, f"{target.image} in {duration(time.monotonic() - started)}: {origins}")
 
 
-def _pulled(target: Target, request: Request) -> tuple[str, str, int]:
-    """Pull manifest and config; return where both came from and the bytes of the config. Raises `PullError`."""
+def _pulled(target: Target, request: Request) -> str:
+    """Pull the manifest, config and small layers; return where they came from. Raises `PullError`."""
     image, headers = target.image, dict[str, str]()
     path = f"/v2/{image.repository}/manifests/{image.reference}"
     response = request(image.host, path, headers)
     if response.status == http.client.UNAUTHORIZED:
         headers = {"Authorization": f"Bearer {_token(response, request)}"}
         response = request(image.host, path, headers)
-    origin = response.origin
     manifest = _document(response, "manifest")
     if response.headers.get_content_type() in (OCI_INDEX, DOCKER_LIST):
         children = manifest.get("manifests") or []
@@ -151,15 +152,21 @@ def _pulled(target: Target, request: Request) -> tuple[str, str, int]:
             raise PullError("its index has no manifest for Linux")
         path = f"/v2/{image.repository}/manifests/{chosen['digest']}"
         manifest = _document(request(image.host, path, headers), "manifest of a platform")
-    digest = Digest.parse(str(manifest["config"]["digest"]))
-    blob = request(image.host, f"/v2/{image.repository}/blobs/{digest}", headers)
+    blobs = [manifest["config"], *(layer for layer in manifest["layers"] if layer["size"] <= SMALL_BLOB)]
+    origins = {_blob(target, Digest.parse(str(blob["digest"])), request, headers) for blob in blobs}
+    return f"manifest {response.origin}, {counted(len(blobs), 'blob')} {' and '.join(sorted(origins))}"
+
+
+def _blob(target: Target, digest: Digest, request: Request, headers: dict[str, str]) -> str:
+    """Pull and verify a blob; return where it came from."""
+    blob = request(target.image.host, f"/v2/{target.image.repository}/blobs/{digest}", headers)
     if blob.status in (http.client.FOUND, http.client.TEMPORARY_REDIRECT):
-        raise PullError("the blob is redirected to another host, so the cache did not serve it")
+        raise PullError("a blob is redirected to another host, so that the cache did not serve it")
     if blob.status != http.client.OK:
-        raise PullError(f"the blob was answered with {blob.status}: {_reason(blob)}")
+        raise PullError(f"a blob was answered with {blob.status}: {_reason(blob)}")
     if hashlib.new(digest.algorithm, blob.body).hexdigest() != digest.hex:
         raise PullError(f"the content of blob {digest} does not match its digest")
-    return origin, blob.origin, len(blob.body)
+    return blob.origin
 
 
 def _token(response: Response, request: Request) -> str:
