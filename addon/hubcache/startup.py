@@ -23,6 +23,7 @@ from .mitm.flow_notes import FlowNotes
 from .mitm.interception import Interception
 from .mitm.manifest_view import ManifestContentview
 from .mitm.outbound_proxies import find_outbound_proxies
+from .mitm.terminal_log import TerminalLog
 from .mitmproxy_commands import MitmproxyCommands
 from .oci.errors import ConfigError, StoreTooNew
 from .operate import config_file, environment, installation, options
@@ -74,7 +75,7 @@ class Hubcache:
         self._commands = MitmproxyCommands()
         self.addons = [
             *(self._flows, self._connections, self._access),
-            *(self._notes, self._flow_limit, self._commands),
+            *(self._notes, self._flow_limit, self._commands, TerminalLog()),
         ]
 
     def _connection_hooks(self, limits: ClientLimits) -> PublicConnectionHooks:

@@ -66,6 +66,8 @@ def serve(
         arguments += ["--set", f"hubcache_dir={directory}"]
     if proxy_port is not None or mirror_port is not None:
         arguments += _modes(arguments, _port("--proxy-port", proxy_port), _port("--mirror-port", mirror_port), config)
+    if not web and not any("flow_detail" in argument or "--flow-detail" in argument for argument in arguments):
+        arguments = ["--set", "flow_detail=0", *arguments]  # the log has a line for each pull: none for each request
     run("mitmweb" if web else "mitmdump", ["-s", str(script("cache.py")), *arguments])
 
 

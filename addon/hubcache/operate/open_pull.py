@@ -1,13 +1,13 @@
 """Adds up the requests of a client for a repository, until they are a complete pull."""
 
-from typing import NamedTuple
+from enum import Enum
+from functools import lru_cache
 
 from ..oci.image_name import ImageName
 from ..oci.reference import parse_reference, subject_of_tag
-from ..serve.messages import Request, Result
+from ..serve.messages import Result
 from .pull import Pull
 from .pull_times import PullTimes
-from .running_request import names_in
 from .served_request import ServedRequest
 
 _MAX_NAMES = 3
@@ -22,51 +22,32 @@ _MIN_SECONDS = 0.05
 _SHORT_DIGEST = 19
 """Characters of a digest in a log line, `sha256:` included, as docker shows it."""
 
-_UPSTREAM = (Result.MISS, Result.BYPASS, Result.REVALIDATED)
-_KINDS = ("manifest", "blob")
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_UPSTREAM = frozenset({Result.MISS, Result.BYPASS, Result.REVALIDATED})
+
+type PullKey = tuple[str, str, str, str]
+"""What the requests of one pull have in common: client, listener, registry and repository."""
 
 
-class PullKey(NamedTuple):
-    """What the requests of one pull have in common."""
+class Part(Enum):
+    """What a request is for, as a part of a pull."""
 
-    client: str
-    listener: str
-    registry: str
-    repository: str
+    TAG = "a manifest by a tag"
+    DIGEST = "a manifest by its digest"
+    BLOB = "a blob"
+    NONE = "something else"
 
 
-class PullRequest(NamedTuple):
-    """A request for a manifest or a blob by GET or HEAD, which may be part of a pull."""
-
-    key: PullKey
-    method: str
-    kind: str
-    reference: str
-
-    @property
-    def is_by_tag(self) -> bool:
-        """Whether it is for a manifest by a tag."""
-        return self.kind == "manifest" and ":" not in self.reference
-
-    @classmethod
-    def of_begun(cls, request: Request) -> "PullRequest | None":
-        """Return what a request that begins is for; None if it is not part of a pull."""
-        names = names_in(request.path)
-        key = PullKey(request.client, request.listener.value, request.registry.host, names.repository)
-        return cls._checked(key, request.method, names.kind, names.reference)
-
-    @classmethod
-    def of_ended(cls, request: ServedRequest) -> "PullRequest | None":
-        """Return what a request that ended was for; None if it is not part of a pull."""
-        key = PullKey(request.client, request.listener.value, request.registry, request.repository)
-        return cls._checked(key, request.method, request.kind, request.reference)
-
-    @classmethod
-    def _checked(cls, key: PullKey, method: str, kind: str, reference: str) -> "PullRequest | None":
-        """Signatures and the like, which have tags made from digests, are not part of a pull."""
-        is_content = kind in _KINDS and key.repository and method in ("GET", "HEAD")
-        is_by_fallback_tag = kind == "manifest" and ":" not in reference and subject_of_tag(reference) is not None
-        return cls(key, method, kind, reference) if is_content and not is_by_fallback_tag else None
+@lru_cache(2048)
+def part(method: str, kind: str, reference: str) -> Part:
+    """Return what a request is for. Signatures and the like, which have tags made from digests, are no part."""
+    if method not in ("GET", "HEAD") or not reference:
+        return Part.NONE
+    if kind == "blob":
+        return Part.BLOB
+    if kind != "manifest" or (":" not in reference and subject_of_tag(reference) is not None):
+        return Part.NONE
+    return Part.DIGEST if ":" in reference else Part.TAG
 
 
 class OpenPull:
@@ -83,11 +64,12 @@ class OpenPull:
         self.running = 0
         """Requests that are being answered."""
         self._has_gets = self._has_heads = False
-        self._pull = Pull(key.client, key.listener, "", key.registry, key.repository, started=0.0)
+        client, listener, registry, repository = key
+        self._pull = Pull(client, listener, "", registry, repository, started=0.0)
         self._ended = 0.0
         self._tags: dict[str, None] = {}
         self._digest: str | None = None
-        self._hits = self._misses = 0
+        self._blob_hits = self._misses = 0
         self._has_stale = False
         self._received: set[str] = set()
         self._failures: dict[tuple[str, str], str] = {}
@@ -109,49 +91,76 @@ class OpenPull:
         """Whether something was not received, so that the client may request it again later."""
         return bool(self._failures)
 
-    def begin(self, request: PullRequest) -> None:
-        """Note what is requested."""
-        if request.method == "GET":
-            self._has_gets = True
-            self.has_blobs |= request.kind == "blob"
-        if request.is_by_tag and len(self._tags) < _MAX_REFERENCES:
-            self._tags[request.reference] = None
-        elif request.kind == "manifest" and self._digest is None:
-            self._digest = request.reference
+    def may_be_followed(self, tag: str, now: float, most: float) -> bool:
+        """Whether a request for a tag begins another pull: after blobs, or after another tag that was refused.
 
-    def add(self, request: ServedRequest) -> None:
+        While a request is being answered, only if this pull is older than `most` seconds.
+        """
+        is_refused = bool(self._failures) and not self._received and tag not in self._tags
+        return (self.has_blobs or is_refused) and (not self.running or now - self.opened >= most)
+
+    def begin(self, method: str, part: Part, reference: str) -> None:
+        """Note what is requested."""
+        if method == "GET":
+            self._has_gets = True
+            if part is Part.BLOB:
+                self.has_blobs = True
+        if part is Part.TAG:
+            if len(self._tags) < _MAX_REFERENCES:
+                self._tags[reference] = None
+        elif part is Part.DIGEST and self._digest is None:
+            self._digest = reference
+
+    def add(self, request: ServedRequest, part: Part) -> None:
         """Add a request that ended, of any kind."""
         pull = self._pull
         self._add_time(request)
         pull.requests += 1
-        pull.requests_upstream += request.result in _UPSTREAM
-        pull.is_private |= request.is_private
-        if PullRequest.of_ended(request) is None:
+        if request.result in _UPSTREAM:
+            pull.requests_upstream += 1
+        if request.is_private:
+            pull.is_private = True
+        if part is not Part.NONE:
+            is_accepted = 200 <= request.status < 400
+            (self._add_get if request.method == "GET" else self._add_head)(request, part, is_accepted)
+
+    def _add_get(self, request: ServedRequest, part: Part, is_accepted: bool) -> None:
+        reference = request.reference
+        if is_accepted:
+            self._add_content(request, part)
+        if not is_accepted or not request.is_complete:
+            self._add_failure(request)
+        elif len(self._received) < _MAX_REFERENCES:
+            self._received.add(reference)
+            if self._failures:
+                self._failures.pop(("GET", reference), None)
+                self._failures.pop(("HEAD", reference), None)
+
+    def _add_head(self, request: ServedRequest, part: Part, is_accepted: bool) -> None:
+        if part is Part.BLOB:  # as before a push
             return
-        is_received = 200 <= request.status < 400 and request.is_complete
-        self._has_heads |= is_received and request.method == "HEAD" and request.kind == "manifest"
-        if request.method == "GET" and 200 <= request.status < 400:
-            self._add_content(request)
-        if is_received:
+        if is_accepted:
+            self._has_heads = True
             self._failures.pop(("HEAD", request.reference), None)
-            if request.method == "GET" and len(self._received) < _MAX_REFERENCES:
-                self._received.add(request.reference)
-                self._failures.pop(("GET", request.reference), None)
-        elif request.method == "GET" or request.kind == "manifest":  # pushes request blobs by HEAD
+        else:
             self._add_failure(request)
 
     def _add_failure(self, request: ServedRequest) -> None:
         if request.reference not in self._received and len(self._failures) < _MAX_REFERENCES:
             self._failures[request.method, request.reference] = _reason(request)
 
-    def _add_content(self, request: ServedRequest) -> None:
+    def _add_content(self, request: ServedRequest, part: Part) -> None:
+        if request.status in _REDIRECTS:
+            self._pull.redirected += 1
+            return
         self._pull.sent += request.sent
-        self._has_stale |= request.result is Result.STALE
+        if request.result is Result.STALE:
+            self._has_stale = True
         if request.result in (Result.MISS, Result.BYPASS):
             self._misses += 1
             self._pull.from_upstream += request.sent
         else:
-            self._hits += 1
+            self._blob_hits += part is Part.BLOB
             self._pull.from_store += request.sent
 
     def add_token(self, request: ServedRequest) -> None:
@@ -183,7 +192,9 @@ class OpenPull:
             return "stale"
         if not self._misses:
             return "hit"
-        return "mixed" if self._hits else "miss"
+        return (
+            "mixed" if self._blob_hits else "miss"
+        )  # a manifest that was fetched may be requested again by its digest
 
     def _image(self) -> str:
         tags = list(self._tags)

@@ -200,6 +200,12 @@ class Settings:
         "PEM file with a private key and the certificate chain of the mirror's host name, with which the mirror port "
         "serves TLS beside plain HTTP, or empty for plain HTTP only; SIGHUP reads the file again.",
     )
+    log_as_json: bool = option(
+        "hubcache_log_format",
+        "text",
+        values.is_choice("json", "text"),
+        "Format of the log: 'text', or 'json' for one JSON object per line, which has all numbers of a pull.",
+    )
     access_log: Path | None = option(
         "hubcache_access_log",
         "",

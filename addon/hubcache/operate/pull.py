@@ -40,6 +40,9 @@ class Pull:
     requests: int = 0
     requests_upstream: int = 0
     """Requests whose answer needed at least one request to the registry."""
+    redirected: int = 0
+    """Requests for blobs that were answered with a redirect: the client downloads them from another host, which is not
+    counted."""
     running: int = 0
     """Requests that are being answered."""
     result: str = "hit"
@@ -72,18 +75,20 @@ class Pull:
 
     def _origin(self) -> list[str]:
         """Return where the bytes came from."""
-        stored, fetched = size_text(self.from_store), size_text(self.from_upstream)
-        if self.from_store and self.from_upstream:
-            text = f"{stored} from the store and {fetched} from the registry"
-        elif self.from_upstream:
-            text = "all from the registry"
-        elif self.from_store:
-            text = "all from the store"
+        redirected = [f"{self.redirected} blobs redirected to another host"] if self.redirected else []
+        if not self.sent:
+            return redirected
+        few = self.sent / 100
+        if self.from_store <= few or self.from_upstream <= few:
+            text = f"all from the {'registry' if self.from_store <= few else 'store'}"
+            if self.from_store and self.from_upstream:
+                text = f"almost {text}"
         else:
-            return []
+            text = f"{size_text(self.from_store)} from the store and {size_text(self.from_upstream)} from the registry"
         if self.result == "stale":
             text += ", stale because the registry did not answer"
-        return [text, "with the client's own credentials"] if self.result == "private" else [text]
+        own = ["with the client's own credentials"] if self.result == "private" else []
+        return [text, *own, *redirected]
 
 
 def size_text(count: int) -> str:

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable
 
 from ..serve.messages import Request
-from .open_pull import OpenPull, PullKey, PullRequest
+from .open_pull import OpenPull, Part, PullKey, part
 from .pull import Pull
+from .running_request import names_in
 from .served_request import ServedRequest
 
 logger = logging.getLogger("hubcache")
@@ -88,57 +89,55 @@ class Pulls:
 
     def begin(self, request: Request) -> None:
         """Note a request that begins; `add` receives it when it has ended."""
-        begun = PullRequest.of_begun(request)
-        if begun is not None:
-            self._find(begun).running += 1
+        names = names_in(request.path)
+        requested = part(request.method, names.kind, names.reference)
+        if requested is not Part.NONE:
+            key = (request.client, request.listener.value, request.registry.host, names.repository)
+            self._find(key, request.method, requested, names.reference).running += 1
 
     def add(self, request: ServedRequest) -> None:
         """Add a request that ended."""
         if request.kind == "token" and request.duration >= MIN_TOKEN_SECONDS:
             self._add_token(request)
-        ended = PullRequest.of_ended(request)
-        if ended is None:
-            found = self._open.get(
-                PullKey(request.client, request.listener.value, request.registry, request.repository)
-            )
-        elif request.is_repeated:
-            found = self._find(ended)
-        else:
-            found = self._open.get(ended.key) or self._find(ended)
-            found.running = max(0, found.running - 1)
+        requested = part(request.method, request.kind, request.reference)
+        key = (request.client, request.listener.value, request.registry, request.repository)
+        found = self._open.get(key)
+        if requested is not Part.NONE and (found is None or request.is_repeated):
+            found = self._find(key, request.method, requested, request.reference)
         if found is not None:
+            if found.running and requested is not Part.NONE and not request.is_repeated:
+                found.running -= 1
             found.last_event = self._clock()
-            found.add(request)
+            found.add(request, requested)
 
-    def _find(self, request: PullRequest) -> OpenPull:
+    def _find(self, key: PullKey, method: str, requested: Part, reference: str) -> OpenPull:
         """Return the pull that a request belongs to, which may be a new one, and note what is requested."""
         now, running = self._clock(), 0
-        found = self._open.get(request.key)
-        if found is not None and request.is_by_tag and self._is_over(found, now):
+        found = self._open.get(key)
+        if found is not None and requested is Part.TAG and found.may_be_followed(reference, now, MAX_SECONDS):
             running = found.running
-            self._end(request.key)
+            self._end(key)
             found = None
         if found is None:
-            if len(self._open) >= MAX_OPEN:
-                self._end(next(iter(self._open)))
-            found = self._open[request.key] = OpenPull(request.key, now)
+            found = self._new(key, now)
             found.running = running
-            ended, token = self._tokens.pop(request.key.client, (0.0, None))
-            if token is not None and now - ended < TOKEN_SECONDS:
-                found.add_token(token)
         found.last_event = now
-        found.begin(request)
+        found.begin(method, requested, reference)
         return found
 
-    @staticmethod
-    def _is_over(found: OpenPull, now: float) -> bool:
-        """Whether a request for a tag begins another pull."""
-        return found.has_blobs and (not found.running or now - found.opened >= MAX_SECONDS)
+    def _new(self, key: PullKey, now: float) -> OpenPull:
+        if len(self._open) >= MAX_OPEN:
+            self._end(next(iter(self._open)))
+        made = self._open[key] = OpenPull(key, now)
+        ended, token = self._tokens.pop(key[0], (0.0, None))
+        if token is not None and now - ended < TOKEN_SECONDS:
+            made.add_token(token)
+        return made
 
     def _add_token(self, request: ServedRequest) -> None:
         """Keep a request for a token for the pull that it is for, which begins next or has just begun."""
         for key, found in self._open.items():
-            if key.client == request.client and not found.has_blobs:
+            if key[0] == request.client and not found.has_blobs:
                 found.add_token(request)
                 return
         if len(self._tokens) >= MAX_OPEN:

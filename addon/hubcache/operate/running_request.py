@@ -141,7 +141,7 @@ class RunningRequest:
                 time.time(),
                 request.client,
                 request.listener,
-                names.kind if outcome is None else outcome.kind,
+                names.kind if outcome is None or outcome.kind == "other" else outcome.kind,
                 result,
                 status,
                 request.registry.host,

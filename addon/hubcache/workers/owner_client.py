@@ -34,7 +34,11 @@ from .owner_sources import OwnerSource, RangeRequestSource
 logger = logging.getLogger("hubcache")
 
 _REPORT_SECONDS = 1.0
-"""Time between two reports of what was sent and repeated, and of requests that ended."""
+"""Time between two reports of what was sent and repeated."""
+
+ENDED_SECONDS = 0.05
+"""The longest time after which the end of a request is reported that the owner has answered: until then it seems to
+run."""
 
 MAX_UNREPORTED = 500
 """Requests that ended and were not reported yet, after which they are reported at once: a worker that is killed loses
@@ -64,6 +68,7 @@ class OwnerClient:
         self._counts: Counter[str] = Counter()
         self._ended: list[ServedRequest] = []
         """Requests that ended and were not reported yet."""
+        self._report_timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._reported_running: int | None = None
 
@@ -140,12 +145,17 @@ class OwnerClient:
         await self._request(["changed", next(self._numbers), asdict(registry), change, subject])
 
     def request_ended(self, request: ServedRequest) -> None:
-        """Report a request that ended to the owner, with others of about a second."""
+        """Report a request that ended to the owner, with others. Those that the owner knows of are reported soon."""
         self._ended.append(request)
         if len(self._ended) >= MAX_UNREPORTED:
             self._report_ended()
+        elif not request.is_repeated and self._report_timer is None:
+            self._report_timer = asyncio.get_running_loop().call_later(ENDED_SECONDS, self._report_ended)
 
     def _report_ended(self) -> None:
+        if self._report_timer is not None:
+            self._report_timer.cancel()
+            self._report_timer = None
         if self._ended:
             self._send(["ended", [pack_served_request(request) for request in self._ended]])
             self._ended.clear()

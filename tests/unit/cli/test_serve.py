@@ -30,7 +30,14 @@ def test_arguments_are_passed_on_in_their_order(program: list[str]) -> None:
     serve("--set", "hubcache_dir=/a b", "-q", "-mhttp", "--set=x=1", "file")
     mitmdump = str(Path(sys.executable).with_name("mitmdump"))
     script = str(ADDON / "cache.py")
-    assert program == [mitmdump, "-s", script, "--set", "hubcache_dir=/a b", "-q", "-mhttp", "--set=x=1", "file"]
+    assert program[:5] == [mitmdump, "-s", script, "--set", "flow_detail=0"]
+    assert program[5:] == ["--set", "hubcache_dir=/a b", "-q", "-mhttp", "--set=x=1", "file"]
+
+
+@pytest.mark.parametrize("own", [["--set", "flow_detail=1"], ["--set=flow_detail=2"], ["--flow-detail", "3"]])
+def test_log_has_a_line_for_each_request_only_if_wanted(program: list[str], own: list[str]) -> None:
+    serve(*own)
+    assert program[3:] == own
 
 
 def test_web_runs_mitmweb(program: list[str]) -> None:
@@ -102,12 +109,12 @@ def test_port_without_a_number_is_an_error() -> None:
 @pytest.mark.parametrize("arguments", [["--config", "/a b.yaml"], ["--config=/a b.yaml"]])
 def test_config_file_is_an_option(program: list[str], arguments: list[str]) -> None:
     serve(*arguments, "-q")
-    assert program[3:] == ["-q", "--set", "hubcache_config=/a b.yaml"]
+    assert program[5:] == ["-q", "--set", "hubcache_config=/a b.yaml"]
 
 
 def test_directory_is_an_option(program: list[str]) -> None:
     serve("--dir", "/a b")
-    assert program[3:] == ["--set", "hubcache_dir=/a b"]
+    assert program[5:] == ["--set", "hubcache_dir=/a b"]
 
 
 @pytest.mark.parametrize("name", ["--help", "-h"])

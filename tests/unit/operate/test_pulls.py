@@ -195,6 +195,17 @@ def test_second_tag_after_the_blobs_of_the_first_is_another_pull(harness: Harnes
     assert [(found.image, found.requests) for found in harness.pulls.recent] == [("debian:12", 5), ("debian:11", 5)]
 
 
+def test_tag_after_one_that_was_refused_is_another_pull(harness: Harness) -> None:
+    for method in ("HEAD", "GET"):
+        harness.request("manifest", "no", Result.ERROR, method=method, status=404)
+    dockerd(harness)
+    harness.quiet()
+    assert [(found.image, found.result) for found in harness.pulls.recent] == [
+        ("debian:no", "failed"),
+        ("debian:12", "hit"),
+    ]
+
+
 def test_many_clients_behind_one_address_do_not_keep_a_pull_for_ever(harness: Harness) -> None:
     harness.request("manifest", "12")
     harness.begin("blob", LAYER)
@@ -228,7 +239,7 @@ def test_ranges_of_a_blob_add_up(harness: Harness) -> None:
         ((Result.REVALIDATED, Result.HIT), "hit"),
         ((Result.STALE, Result.HIT), "stale"),
         ((Result.MISS, Result.MISS), "miss"),
-        ((Result.HIT, Result.MISS), "mixed"),
+        ((Result.HIT, Result.MISS), "miss"),
         ((Result.MISS, Result.HIT), "mixed"),
     ],
 )
@@ -246,10 +257,15 @@ def test_result_tells_where_the_content_came_from(
 
 def test_private_pull_says_so(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    harness.request("manifest", "1", Result.BYPASS, repository="team/secret", is_private=True)
+    for kind, reference, status in (("manifest", "1", 200), ("blob", CONFIG, 307), ("blob", LAYER, 307)):
+        changes = {"repository": "team/secret", "is_private": True, "status": status}
+        harness.request(kind, reference, Result.BYPASS, 500 if status == 200 else 30, **changes)
     harness.quiet()
-    assert (harness.only.result, harness.only.is_private) == ("private", True)
-    assert caplog.messages[0].endswith("all from the registry, with the client's own credentials")
+    assert (harness.only.result, harness.only.is_private, harness.only.sent) == ("private", True, 500)
+    assert caplog.messages[0].endswith(
+        "3 requests, 500 bytes in 0.00 s, all from the registry, with the client's own credentials, 2 blobs redirected "
+        "to another host"
+    )
     assert "pull team/secret:1 by" in caplog.messages[0]
 
 
@@ -419,23 +435,42 @@ def test_time_of_a_long_pull_is_in_its_line(harness: Harness, caplog: pytest.Log
     )
 
 
-@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 50), st.sampled_from(Result)), min_size=1, max_size=20))
+@given(st.lists(st.tuples(st.floats(100, 200), st.floats(0, 50), st.sampled_from(Result)), min_size=1, max_size=20))
 def test_seconds_add_up_to_the_duration(requests: list[tuple[float, float, Result]]) -> None:
-    times, ends = pull_times.PullTimes(), []
-    for ended, duration, result in requests:
-        made = Harness()
-        made.now = ended
-        made.end("blob", LAYER, result, duration=duration, source_wait=duration / 3, client_wait=duration / 4)
-        (found,) = made.pulls._open.values()
-        times._spans += found._times._spans
-        ends += [(ended - duration), ended]
-    spans = times._spans
-    expected = max((span.end for span in spans), default=0) - min((span.start for span in spans), default=0)
-    assert sum(times.seconds().values()) == pytest.approx(expected, abs=1e-6)
-    assert max(ends) - min(ends) == pytest.approx(expected, abs=0.02)
+    harness = Harness()
+    for harness.now, duration, result in sorted(requests, key=lambda request: request[0]):
+        harness.end("blob", LAYER, result, duration=duration, source_wait=duration / 3, client_wait=duration / 4)
+    (found,) = harness.pulls._open.values()
+    assert sum(found._times.seconds().values()) == pytest.approx(found.summary().duration, abs=1e-6)
+
+
+def test_seconds_of_many_requests_add_up_to_the_duration(harness: Harness) -> None:
+    for _ in range(2 * pull_times._MAX_SPANS):
+        harness.now += 1
+        harness.request("blob", LAYER, duration=0.5, first_byte=0.25, source_wait=0.25)
+    (found,) = harness.pulls._open.values()
+    assert sum(found._times.seconds().values()) == pytest.approx(harness.now - 1001, rel=0.02)
 
 
 # -- the line and its fields ---------------------------------------------------------------------------------------
+
+
+def test_origin_of_nearly_all_bytes_is_the_one_that_is_named(harness: Harness) -> None:
+    origins = []
+    for stored, fetched in ((10, 0), (0, 10), (1000, 9), (9, 1000), (1000, 1000), (0, 0)):
+        made = Harness()
+        made.request("blob", LAYER, Result.HIT, stored)
+        made.request("blob", OTHER_LAYER, Result.MISS, fetched)
+        made.quiet()
+        origins.append(made.only.sentence().partition(" s")[2])
+    assert origins == [
+        ", all from the store",
+        ", all from the registry",
+        ", almost all from the store",
+        ", almost all from the registry",
+        ", 1.0 kB from the store and 1.0 kB from the registry",
+        "",
+    ]
 
 
 def test_fields_are_plain_json(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
@@ -457,6 +492,7 @@ def test_fields_are_plain_json(harness: Harness, caplog: pytest.LogCaptureFixtur
         "from_upstream": 0,
         "requests": 5,
         "requests_upstream": 0,
+        "redirected": 0,
         "result": "hit",
         "slowest_seconds": 0.0,
         "is_private": False,
