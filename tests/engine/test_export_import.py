@@ -139,6 +139,20 @@ async def test_only_wanted_and_complete_platforms_are_exported(cache: Cache, hub
     assert not (tmp_path / "none").exists()
 
 
+async def test_archive_for_docker_has_images_and_no_artifacts(
+    cache: Cache, hub: Hub, image: Image, tmp_path: Path
+) -> None:
+    chart = hub.image("library/chart", "1", [b"chart"], config_type="application/vnd.cncf.helm.config.v1+json")
+    await pull(cache, image)
+    await pull(cache, chart)
+    await succeeds(cache, "export", "app:1", "chart:1", "-o", str(tmp_path / "out"))
+    (described,) = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert described["RepoTags"] == ["app:1"]
+    assert [described["Config"], *described["Layers"]] == [
+        each.replace("sha256:", "blobs/sha256/") for each in image.blobs
+    ]
+
+
 async def test_image_of_a_digest_is_exported_and_imported(
     cache: Cache, offline: Cache, image: Image, tmp_path: Path
 ) -> None:

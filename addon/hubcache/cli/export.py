@@ -1,6 +1,7 @@
 """Writes stored images to an OCI image layout, for a machine without a network: the command `export`."""
 
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -11,10 +12,11 @@ from ..oci.image_name import ImageName
 from .client import ControlClient
 from .errors import UsageError
 from .layout_target import LayoutTarget, open_target
-from .oci_layout import CONTAINERD_NAME, REF_NAME, full_name, index_document
+from .oci_layout import CONTAINERD_NAME, REF_NAME, docker_document, full_name, index_document
 from .options import Directory, Images, Json, connect
 from .output import Output
 from .text import size as size_text
+from .warm import default_platform
 
 EXPORT_SECONDS = 600.0
 """How long the cache may take to verify a blob before it sends it."""
@@ -56,7 +58,7 @@ def export(
     sizes = {part["digest"]: part["size"] for each in found for part in (*each["blobs"], *each["manifests"])}
     with open_target(target, sys.stdout.buffer) as layout:
         received = _copy(client, layout, sizes, output)
-        layout.finish(index_document(_entries(found)))
+        layout.finish(index_document(_entries(found)), docker_document(_docker_images(found)))
     total = sum(sizes.values())
     for each in found:
         shown = f" ({', '.join(each['platforms'])})" if each["platforms"] else ""
@@ -95,6 +97,18 @@ def _entries(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
             referrers.setdefault(referrer["digest"], _entry(described[referrer["digest"]], name))
     named = {entry["digest"] for entry in entries}
     return entries + [entry for digest, entry in referrers.items() if digest not in named]
+
+
+def _docker_images(found: list[dict[str, Any]]) -> Iterator[tuple[ImageName, list[str]]]:
+    """Return each image with the digests of its config and layers, of the platform of this machine if it is there.
+
+    Docker's own format has no image indexes, and no artifacts.
+    """
+    for each in found:
+        parts: dict[str, list[str]] = each["parts"]
+        digests = parts.get(default_platform()) or next(iter(parts.values()), [])
+        if digests:
+            yield ImageName.parse(each["image"]), digests
 
 
 def _entry(part: dict[str, Any], name: str | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..oci.digest import Digest, Verifier
 from ..oci.errors import BadUpstream
 from .errors import CommandError, UsageError
 from .layout_source import blob_name
-from .oci_layout import INDEX_FILE, LAYOUT, LAYOUT_FILE
+from .oci_layout import DOCKER_FILE, INDEX_FILE, LAYOUT, LAYOUT_FILE
 
 _PIECE = 1 << 20
 _PARTIAL = ".partial"
@@ -60,10 +60,10 @@ class LayoutTarget(ABC):
         except BadUpstream as error:
             raise CommandError(f"the cache sent {digest} damaged or not completely: {error}") from error
 
-    def finish(self, index: bytes) -> None:
-        """Write the index and the file that marks a layout, after all content."""
-        self._write(LAYOUT_FILE, len(LAYOUT), io.BytesIO(LAYOUT))
-        self._write(INDEX_FILE, len(index), io.BytesIO(index))
+    def finish(self, index: bytes, docker: bytes) -> None:
+        """Write the index, that for docker, and the file that marks a layout, after all content."""
+        for name, data in ((DOCKER_FILE, docker), (LAYOUT_FILE, LAYOUT), (INDEX_FILE, index)):
+            self._write(name, len(data), io.BytesIO(data))
 
     @abstractmethod
     def _write(self, name: str, size: int, stream: BinaryIO | io.RawIOBase) -> None: ...

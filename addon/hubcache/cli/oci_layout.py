@@ -20,7 +20,7 @@ from ..oci.registry import HUB_HOST
 from .layout_source import LayoutSource, blob_name
 from .tar_index import ArchiveError
 
-LAYOUT_FILE, INDEX_FILE = "oci-layout", "index.json"
+LAYOUT_FILE, INDEX_FILE, DOCKER_FILE = "oci-layout", "index.json", "manifest.json"
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 CONTAINERD_NAME = "io.containerd.image.name"
@@ -72,6 +72,19 @@ def index_document(entries: Iterable[Mapping[str, Any]]) -> bytes:
     return json.dumps(document, indent=2).encode()
 
 
+def docker_document(images: Iterable[tuple[ImageName, list[str]]]) -> bytes:
+    """Return a `manifest.json` for images with the digests of their config and layers (moby/moby, image/tarexport).
+
+    Docker reads it where it has no containerd image store; `docker save` writes it beside `index.json`, too.
+    """
+    entries = []
+    for image, (config, *layers) in images:
+        names = [] if isinstance(image.reference, Digest) else [str(image)]
+        paths = [blob_name(Digest.parse(layer)) for layer in layers]
+        entries.append({"Config": blob_name(Digest.parse(config)), "RepoTags": names, "Layers": paths})
+    return json.dumps(entries, indent=2).encode()
+
+
 def read_layout(source: LayoutSource) -> Layout:
     """Return the images of a layout whose manifests are verified; raises `ArchiveError`.
 
@@ -93,7 +106,7 @@ def read_layout(source: LayoutSource) -> Layout:
 
 def _check_version(source: LayoutSource) -> None:
     if source.size(LAYOUT_FILE) is None:
-        kind = "an archive of docker save; export it with skopeo" if source.size("manifest.json") else "something else"
+        kind = "an archive of docker save; export it with skopeo" if source.size(DOCKER_FILE) else "something else"
         raise ArchiveError(f"it has no file {LAYOUT_FILE}: it is not an OCI image layout, but {kind}")
     version = _document(_read(source, LAYOUT_FILE, 4096), LAYOUT_FILE).get("imageLayoutVersion")
     if not isinstance(version, str) or not version.startswith("1."):

@@ -5,6 +5,8 @@ from typing import Any
 
 from ..oci.digest import Digest
 from ..oci.image_name import ImageName
+from ..oci.json_reader import read_json
+from ..oci.manifest import MAX_MANIFEST
 from ..oci.media import media_type_of
 from ..oci.reference import fallback_tag
 from .errors import NotKnown, Refused
@@ -13,6 +15,7 @@ from .parts import Parts
 from .platforms import parse_platforms, platform_name
 from .stored_tree import StoredTree, read_stored_tree
 
+_IMAGE_CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 _FETCH = "fetch it with hubcache warm"
 
 
@@ -54,7 +57,21 @@ class Export:
                 for digest, size in tree.manifests.items()
             ],
             "referrers": [{"digest": digest, "tag": tag} for digest, tag in referrers.items()],
+            "parts": {
+                platform_name(platform): self._parts(digest)
+                for platform, digest in (tree.platforms or {"": root}).items()
+            },
         }
+
+    def _parts(self, digest: Digest) -> list[Digest]:
+        """Return the config and the layers of an image manifest, in order, as an archive for docker names them; none of
+        an artifact."""
+        record = self._store.manifest(digest)
+        document = None if record is None else read_json(record.body, MAX_MANIFEST)
+        config = document.get("config") if isinstance(document, dict) else None
+        if not isinstance(config, dict) or config.get("mediaType") not in _IMAGE_CONFIGS:
+            return []
+        return [child.digest for child in self._prefetch.children(digest) or () if not child.is_manifest]
 
     def _root(self, image: ImageName) -> Digest:
         digest: Digest | None

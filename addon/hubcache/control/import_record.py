@@ -15,6 +15,7 @@ from ..serve.repository_view import RepositoryView
 from .errors import InvalidCommand, NotKnown, Refused
 from .image_tree import NEGOTIATION
 from .parts import Parts
+from .platforms import platform_name
 from .registries import NotServed, upstream_of
 from .stored_tree import StoredTree, read_stored_tree
 
@@ -51,7 +52,7 @@ class ImportRecord:
                 await self._record_tag(view, image, digest, media_type)
         except NotServed as error:
             raise InvalidCommand(str(error)) from error
-        platforms = trees[0].platforms
+        platforms = sorted(map(platform_name, trees[0].platforms))
         return {"image": str(image), "digest": digest, "platforms": platforms, "referrers": len(referrers)}
 
     def _complete(self, image: ImageName, digest: Digest) -> StoredTree:

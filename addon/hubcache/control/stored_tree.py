@@ -22,7 +22,8 @@ class StoredTree:
     blobs: dict[Digest, int] = field(default_factory=dict)
     missing: list[Digest] = field(default_factory=list)
     absent: dict[Digest, int] = field(default_factory=dict)
-    platforms: list[str] = field(default_factory=list)
+    platforms: dict[str, Digest] = field(default_factory=dict)
+    """The manifests of an image index by their platforms, without attestations."""
 
 
 def read_stored_tree(store: Store, prefetch: Prefetch, root: Digest, platforms: Set[str] | None) -> StoredTree:
@@ -77,7 +78,8 @@ class _Reader:
                 tree.manifests |= part.manifests
                 tree.blobs |= part.blobs
                 tree.absent |= part.absent
-                tree.platforms += [child.platform] if child.platform and child.attests is None else []
+                if child.platform and child.attests is None:
+                    tree.platforms.setdefault(child.platform, child.digest)
             else:
                 missing += part.missing
         tree.absent |= {child.digest: child.size for child in below if child.digest not in tree.manifests}

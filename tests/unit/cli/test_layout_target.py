@@ -36,7 +36,7 @@ def write(path: Path, files: LayoutFiles) -> None:
     with open_target(str(path), io.BytesIO()) as target:
         for digest, data in content(files):
             target.add(digest, len(data), io.BytesIO(data))
-        target.finish(index_document(files.entries))
+        target.finish(index_document(files.entries), b"[]")
 
 
 def names_in(folder: Path) -> list[str]:
@@ -58,15 +58,22 @@ def test_archive_is_written_to_standard_output(files: LayoutFiles) -> None:
     output = io.BytesIO()
     with open_target("-", output) as target:
         target.add(Digest(digest_of(b"x")), 1, io.BytesIO(b"x"))
-        target.finish(b"{}")
+        target.finish(b"{}", b"[]")
     output.seek(0)
     with tarfile.open(fileobj=output) as archive:
         names = archive.getnames()
-    assert names == ["blobs", "blobs/sha256", blob_name(Digest(digest_of(b"x"))), "oci-layout", "index.json"]
+    assert names == [
+        "blobs",
+        "blobs/sha256",
+        blob_name(Digest(digest_of(b"x"))),
+        "manifest.json",
+        "oci-layout",
+        "index.json",
+    ]
     again = io.BytesIO()
     with open_target("-", again) as target:
         target.add(Digest(digest_of(b"x")), 1, io.BytesIO(b"x"))
-        target.finish(b"{}")
+        target.finish(b"{}", b"[]")
     assert again.getvalue() == output.getvalue(), "equal images make equal archives"
 
 
@@ -102,7 +109,7 @@ def test_unfinished_directory_is_continued(tmp_path: Path) -> None:
         assert [target.has(each, len(data)) for each, data in ((good, "good"), (damaged, "damaged"))] == [True, False]
         assert not target.has(missing, 7)
         target.add(damaged, 7, io.BytesIO(b"damaged"))
-        target.finish(b"{}")
+        target.finish(b"{}", b"[]")
     assert names_in(tmp_path) == ["out"]
     assert (tmp_path / "out" / blob_name(damaged)).read_bytes() == b"damaged"
     assert json.loads((tmp_path / "out/oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
