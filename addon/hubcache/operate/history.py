@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..store.fact_rows import decode_or
 from ..store.index_access import IndexAccess
+from .image_counts import ImageCounts
+from .saved_rows import SavedRows
 from .traffic import Traffic
 
 HOUR, DAY, WEEK = 3600, 86400, 7 * 86400
@@ -23,8 +24,6 @@ MINUTE_SLOTS = 120
 
 HOUR_SLOTS = 8 * 24
 """Hours that are kept: a week, and a day more, so that the oldest hour of the week is complete."""
-
-_PREFIX = "history/"
 
 
 @dataclass(slots=True)
@@ -49,7 +48,7 @@ class Slot:
 
 @dataclass(slots=True)
 class Ring:
-    """The last `size` slots of `seconds` each, and those that changed since they were last written."""
+    """The last `size` slots of `seconds` each; a `Table`."""
 
     name: str
     seconds: int
@@ -70,16 +69,22 @@ class Ring:
         self.slots[place] = slot
         self.changed.add(place)
 
-    def restore(self, key: str, slot: Slot) -> None:
-        """Add a slot that was written earlier, unless its place has a newer one."""
-        place = slot.start // self.seconds % self.size
-        known = self.slots.get(place)
-        if key == self.key(place) and slot.start % self.seconds == 0 and (known is None or known.start <= slot.start):
+    def encode(self, number: int) -> str:
+        """Return the text of the row for a slot."""
+        return self.slots[number].encode()
+
+    def restore(self, number: int, text: object) -> None:
+        """Add a slot that was written earlier, unless a newer one has replaced it."""
+        slot = decode_or(Slot.decode, text, None)
+        if slot is None or slot.start % self.seconds != 0 or slot.start // self.seconds % self.size != number:
+            return
+        known = self.slots.get(number)
+        if known is None or known.start <= slot.start:
             self.put(slot)
 
-    def key(self, place: int) -> str:
-        """Return the key of the row for a slot."""
-        return f"{_PREFIX}{self.name}/{place}"
+    def mark_all_changed(self) -> None:
+        """Have all slots written."""
+        self.changed.update(self.slots)
 
     def since(self, now: float, seconds: float) -> Iterator[Slot]:
         """Return the slots of the last `seconds`, the oldest first, without those in the future."""
@@ -100,19 +105,16 @@ class History:
         """The part of the totals that is in the slots."""
         self._minutes = Ring("minute", 60, MINUTE_SLOTS)
         self._hours = Ring("hour", 3600, HOUR_SLOTS)
-        self._index: object = None
-        """The index that has the rows of all slots except the changed ones."""
-
-    @property
-    def _rings(self) -> tuple[Ring, Ring]:
-        return self._minutes, self._hours
+        self.images = ImageCounts()
+        """The images that are pulled most."""
+        self._rows = SavedRows(self._minutes, self._hours, self.images)
 
     def record(self, now: float) -> None:
         """Count what was added to the totals since the last call into the slots of `now`."""
         traffic = self._totals - self._counted
         if traffic:
             self._counted = copy(self._totals)
-            for ring in self._rings:
+            for ring in (self._minutes, self._hours):
                 ring.add(now, traffic)
 
     def ratios(self, now: float) -> dict[str, dict[str, int]]:
@@ -129,28 +131,5 @@ class History:
         return {"minutes": self._minutes.points(now), "hours": self._hours.points(now)}
 
     async def save(self, access: IndexAccess) -> None:
-        """Write the slots that changed; read those of an earlier run first, once. Raises `StorageError`."""
-        index = access.opened()
-        if self._index is not index:
-            is_first = self._index is None
-            rows = await access.run(lambda: [(key, value) for key, value, _, _ in index.rows(_PREFIX)])
-            self._adopt(rows if is_first else [])
-            self._index = index
-        changed = [(ring, place, ring.slots[place]) for ring in self._rings for place in ring.changed]
-        if not changed:
-            return
-        written: dict[str, object] = {ring.key(place): slot.encode() for ring, place, slot in changed}
-        await access.write(lambda: index.set_many(written))
-        for ring, place, slot in changed:
-            if ring.slots[place] is slot:  # else it changed during the write
-                ring.changed.discard(place)
-
-    def _adopt(self, rows: list[tuple[str, Any]]) -> None:
-        """Add the slots of these rows, and have all slots written to the index that was opened."""
-        for key, value in rows:
-            slot = decode_or(Slot.decode, value, None)
-            if slot is not None:
-                for ring in self._rings:
-                    ring.restore(key, slot)
-        for ring in self._rings:
-            ring.changed.update(ring.slots)
+        """Write what changed; read what an earlier run wrote first, once. Raises `StorageError`."""
+        await self._rows.save(access)
