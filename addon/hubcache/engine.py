@@ -23,6 +23,7 @@ from .operate.options import Settings
 from .operate.pulls import Pulls
 from .operate.served_request import ServedRequest
 from .operate.status import Status
+from .operate.status_page import StatusPages
 from .operate.status_report import StatusReport
 from .operate.version import version
 from .serve.access import Access
@@ -97,8 +98,9 @@ class Engine:
         self._guarded_tokens = Tokens(self._guarded_client)
         self._scrub = Scrub(self.store, self.report_storage_error)
         self.fills = Fills(self.store, self.metrics, self._fill_failed)
-        self.report = StatusReport(self.store, self.metrics, self.breakers, self.fills.progress)
-        self._status = Status(self.report, setup) if settings.status else None
+        self.report = StatusReport(self.store, self.metrics, self.breakers, self.pulls, self.fills.progress)
+        pages = StatusPages(self.report, setup)
+        self._status = Status(pages) if settings.status else None
         self._writer = writer = BestEffortWriter(self.store, self.report_storage_error)
         self._access = Access(self.store, writer)
         stored = StoredManifests(self.store, writer, self._access)
@@ -263,6 +265,7 @@ class Engine:
         """Record a request that ended, whichever process served it."""
         self.metrics.request_ended(request)
         self.pulls.add(request)
+        self.report.request_ended(request)
 
     def count_repeats(self, request: Request, answer: Answer, count: int) -> None:
         """Count an answer that a worker process repeated `count` times, as if the engine had given it."""
@@ -340,8 +343,8 @@ class Engine:
 
     async def close(self) -> None:
         """Stop everything, fills included; what is in staging is discarded."""
-        await self._housekeeping.close()
         await self.pulls.close()
+        await self._housekeeping.close()
         await self.control.close()
         self._flush_access_log()
         await self._scrub.close()

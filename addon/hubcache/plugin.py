@@ -15,7 +15,7 @@ from .engine import Engine
 from .mitm import credentials, flow_headers
 from .mitm.flow_notes import REQUEST_SIZE, FlowNotes, counted
 from .mitm.flow_records import FlowRecords
-from .mitm.interception import SETUP_HOST, Interception, Place
+from .mitm.interception import Interception, Place
 from .oci.errors import ContentTooLarge, ManifestUnknown
 from .operate.served_request import ServedRequest
 from .serve.errors import error_answer
@@ -70,9 +70,8 @@ class FlowHooks:
         assert self._engine is not None
         path, _, query = flow.request.path.partition("?")
         headers: Mapping[str, str] = flow.request.headers
-        if flow.request.host == SETUP_HOST:  # the pages contain the address to which the client connected
+        if place.is_cache:  # the pages contain the address to which the client connected
             headers = dict(headers) | {"host": human.format_address(flow.client_conn.sockname)}
-            path = "/setup" if path == "/" else path
         request = place.request(
             method=flow.request.method,
             path=path,

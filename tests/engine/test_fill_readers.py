@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 from hubcache.oci.digest import Digest
+from hubcache.oci.registry import HUB_HOST
 from hubcache.serve.messages import Answer, Listener
 from hubcache.serve.repository_view import RepositoryView
 from hubcache.transfer import fill_slots, unread_fills
@@ -172,7 +173,8 @@ async def test_progress_has_size_bytes_and_readers(blobs: Blobs) -> None:
     fill = blobs.fill(1)
     assert fill is not None
     await fill.wait_readable(100_000)
-    assert blobs.cache.engine.fills.progress() == [FillProgress(fill.digest, SIZE, 100_000, 2)]
+    source = (HUB_HOST, fill.repository, fill.started)
+    assert blobs.cache.engine.fills.progress() == [FillProgress(fill.digest, SIZE, 100_000, 2, *source, False)]
     blobs.end()
     assert await read(first) == await read(second) == blobs.data(1)
     await settled(blobs.cache)

@@ -19,7 +19,7 @@ WINGS = {
     "transfer": {"oci", "decide", "store"},
     "serve": {"oci", "decide", "store", "transfer"},
     "setup": {"serve"},
-    "operate": {"oci", "store", "serve", "setup"},
+    "operate": {"oci", "decide", "store", "serve", "setup"},
     "control": {"oci", "decide", "store", "transfer", "serve", "operate"},
     "workers": {"oci", "store", "transfer", "serve", "operate"},
     "cli": {"oci", "operate", "control"},
@@ -48,6 +48,7 @@ AREAS = WINGS | TOP
 # running fills.
 ALLOWED = {
     ("hubcache.operate.metrics", "hubcache.transfer.breaker"),
+    ("hubcache.operate.problems", "hubcache.transfer.breaker"),
     ("hubcache.operate.status_report", "hubcache.transfer.breaker"),
     ("hubcache.operate.status_report", "hubcache.transfer.fills"),
 }

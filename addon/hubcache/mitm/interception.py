@@ -16,7 +16,8 @@ from ..serve.messages import Listener, Request
 
 HUB_TOKEN_HOST = HUB_REALM.split("/")[2]
 SETUP_HOST = "hub.cache"
-"""The name under which clients of the proxy find the set-up pages, as `mitm.it` is mitmproxy's. It is in no DNS."""
+"""The name under which clients of the proxy find the status and the set-up pages, as `mitm.it` is mitmproxy's. It is in
+no DNS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class Place:
     registry: Registry
     listener: Listener
     is_token_service: bool = False
+    is_cache: bool = False
+    """Whether the request is for the cache itself, at `SETUP_HOST`."""
 
     def request(self, *, method: str, path: str, query: str, headers: Mapping[str, str], client: str) -> Request:
         """Return the request that a client at the address `client` sent here; header names may have any case."""
@@ -38,6 +41,7 @@ class Place:
             headers={name.lower(): value for name, value in headers.items()},
             client=client,
             to_token_service=self.is_token_service,
+            to_cache=self.is_cache,
         )
 
 
@@ -90,7 +94,7 @@ class Interception:
         if isinstance(mode, ReverseMode):
             return self.place_in_mirror(mode, query, flow.request.headers.get("oci-namespace"))
         if flow.request.scheme == "http" and flow.request.host == SETUP_HOST:
-            return Place(self.registries[0], Listener.MIRROR)
+            return Place(self.registries[0], Listener.MIRROR, is_cache=True)
         return self.place_of((flow.request.host, flow.request.port), path) if flow.request.scheme == "https" else None
 
     def place_of(self, address: tuple[str, int], path: str) -> Place | None:

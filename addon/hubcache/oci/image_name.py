@@ -36,14 +36,17 @@ class ImageName:
 
     def __str__(self) -> str:
         """Return the name as users write it, in its shortest form, always with a tag or digest: `debian:12`."""
-        name = self.repository
-        if self.host != HUB_HOST:
-            name = f"{self.host}/{name}"
-        elif name.startswith("library/") and name.count("/") == 1:
-            name = name.removeprefix("library/")
-        elif _is_host(name.partition("/")[0]):
-            name = f"docker.io/{name}"
+        name = short_name(self.host, self.repository)
         return f"{name}{'@' if isinstance(self.reference, Digest) else ':'}{self.reference}"
+
+
+def short_name(host: str, repository: str) -> str:
+    """Return the name of a repository as users write it, in its shortest form: `debian`, `ghcr.io/owner/name`."""
+    if host != HUB_HOST:
+        return f"{host}/{repository}"
+    if repository.startswith("library/") and repository.count("/") == 1:
+        return repository.removeprefix("library/")
+    return f"docker.io/{repository}" if _is_host(repository.partition("/")[0]) else repository
 
 
 def _is_host(part: str) -> bool:

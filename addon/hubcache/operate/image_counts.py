@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from ..store.fact_rows import decode_or
-from .pulls import Pull
+from .pull import Pull
 
 MAX_IMAGES = 500
 """Images that are counted. The one that was pulled least, and longest ago, makes way for a new one."""
@@ -84,6 +84,11 @@ class ImageCounts:
             number = self._replace(ImageCount(pull.image, pull.registry, pull.repository), now)
         self._images[number].add(now, pull.sent)
         self.changed.add(number)
+
+    @property
+    def count(self) -> int:
+        """Number of images that are counted."""
+        return len(self._images)
 
     def top(self, now: float, count: int) -> list[tuple[ImageCount, int, int]]:
         """Return the images with the most pulls in the last days, with number and bytes of these pulls."""

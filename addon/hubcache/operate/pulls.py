@@ -57,6 +57,8 @@ class Pulls:
     def __init__(self, count: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.recent: deque[Pull] = deque(maxlen=MAX_RECENT)
         """The pulls that ended last, the newest last."""
+        self.on_ended: Callable[[Pull], None] = lambda _: None
+        """Called with each pull when it ends."""
         self._count = count
         self._clock = clock
         self._open: dict[PullKey, OpenPull] = {}
@@ -158,6 +160,7 @@ class Pulls:
         if ended.is_pull and pull.requests:
             self.recent.append(pull)
             self._count(pull.result)
+            self.on_ended(pull)
             logger.info("hubcache: %s", pull.sentence(), extra={"fields": {"event": "pull"} | pull.fields()})
         elif ended.is_check:
             self._count(CHECK)

@@ -1,4 +1,4 @@
-"""Serves `/healthz`, `/metrics`, `/evictions` and the set-up pages on the status listener."""
+"""Serves the status page, `/healthz`, `/metrics`, `/evictions` and the set-up pages on the status listener."""
 
 import asyncio
 import json
@@ -11,8 +11,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from ..oci.errors import ConfigError
-from ..setup.setup_pages import SetupPages
-from .status_report import StatusReport
+from ..setup.setup_pages import Page
+from .events import Events
+from .status_page import StatusPages
 from .version import version
 
 _INTERNAL = re.compile(r"[0-9a-z_-]+|.*\.(?:svc|local|localhost|internal)")
@@ -20,21 +21,29 @@ _INTERNAL = re.compile(r"[0-9a-z_-]+|.*\.(?:svc|local|localhost|internal)")
 namespace), and names under domains that are reserved (RFC 6761, RFC 6762, ICANN's resolution on `internal`) or do not
 exist (`svc`; `svc.cluster.local` ends in `local`)."""
 
+_SHUTDOWN_SECONDS = 1.0
+"""How long the end of the listener waits for answers that a client does not read."""
+
 
 class Status:
     """The HTTP server of the status listener."""
 
-    def __init__(self, report: StatusReport, setup: SetupPages) -> None:
-        self._report = report
-        self._setup = setup
+    def __init__(self, pages: StatusPages) -> None:
+        self._pages = pages
+        self._report = pages.report
+        self._events = Events(lambda: pages.snapshot(public=False))
         self._names = {socket.gethostname().lower()}
         app = web.Application(middlewares=[_host_check(self._names)])
+        for path in ("/", "/status", "/status.json"):
+            app.router.add_get(path, self._status_page)
+        app.router.add_get("/events", self._events.serve, allow_head=False)
+        app.on_shutdown.append(self._end_events)
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/evictions", self._evictions)
         app.router.add_get("/metrics", self._render_metrics)
         app.router.add_get("/ca.crt", self._setup_page)
         app.router.add_get("/setup{rest:(/.*)?}", self._setup_page)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
 
     async def start(self, host: str, port: int) -> None:
         """Start listening; raises `ConfigError` when the address cannot be used."""
@@ -74,16 +83,25 @@ class Status:
         """Return the last removals with time and reason, the newest first."""
         return web.json_response(self._report.evictions())
 
+    async def _status_page(self, request: web.Request) -> web.Response:
+        return _response(self._pages.page(request.path, public=False))
+
+    async def _end_events(self, _: web.Application) -> None:
+        self._events.close()
+
     async def _setup_page(self, request: web.Request) -> web.Response:
-        page = self._setup.page(request.path, request.headers.get("Host", ""), request.remote or "")
-        if page is None:
-            raise web.HTTPNotFound
-        return web.Response(body=page.body, headers={"Content-Type": page.media_type, "Cache-Control": "no-store"})
+        return _response(self._pages.setup.page(request.path, request.headers.get("Host", ""), request.remote or ""))
 
     async def _render_metrics(self, _: web.Request) -> web.Response:
         metrics = self._report.metrics
         metrics.tasks_counted(len(asyncio.all_tasks()))
         return web.Response(body=metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+def _response(page: Page | None) -> web.Response:
+    if page is None:
+        raise web.HTTPNotFound
+    return web.Response(body=page.body, headers=page.headers)
 
 
 def _host_check(names: set[str]) -> Middleware:

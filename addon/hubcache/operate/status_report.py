@@ -5,16 +5,31 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
+from ..store.capacity import Removal
 from ..store.store import Store
 from ..transfer.breaker import CircuitBreakers
 from ..transfer.fills import FillProgress
+from . import problems
 from .history import History
 from .metrics import Metrics
 from .process_facts import ProcessFacts
+from .pull import Pull
+from .pulls import Pulls
+from .repository_names import Reader, RepositoryNames
+from .served_request import ServedRequest
 from .version import version
 
 MAX_EVICTIONS = 20
 """Removals that a snapshot lists; `/evictions` lists all that are remembered."""
+
+MAX_IMAGES = 10
+"""Images that a snapshot lists."""
+
+MAX_PULLS = 50
+"""Running and recent pulls that a snapshot lists, of each kind."""
+
+MAX_FILLS = 50
+"""Fills that a snapshot lists."""
 
 
 class StatusReport:
@@ -25,6 +40,7 @@ class StatusReport:
         store: Store,
         metrics: Metrics,
         breakers: CircuitBreakers,
+        pulls: Pulls,
         fills: Callable[[], Iterable[FillProgress]] = tuple,
     ) -> None:
         self.store = store
@@ -37,15 +53,22 @@ class StatusReport:
         """The outbound proxy of requests to registries, without credentials."""
         self.registries: list[str] = []
         """Hosts of the registries that are cached, without those that only a pattern permits."""
+        self._pulls = pulls
+        pulls.on_ended = lambda pull: self.history.images.add(pull, time.time())
         self._fills = fills
+        self._names = RepositoryNames()
         self._started = time.time()
         self._started_monotonic = time.monotonic()
+
+    def request_ended(self, request: ServedRequest) -> None:
+        """Record a request that ended."""
+        self._names.add(request)
 
     def snapshot(self, *, public: bool) -> dict[str, Any]:
         """Return the present status in JSON types. Times are seconds since the epoch, sizes bytes.
 
-        `public`: omit addresses of clients, names of private repositories and paths on this machine, since every client
-        of the proxy may read it.
+        `public`: omit addresses of clients, names of repositories that are not known to be public, and paths on this
+        machine, since every client of the proxy may read it.
         """
         now = time.time()
         self.history.record(now)
@@ -53,24 +76,30 @@ class StatusReport:
         if not public:
             facts = {"outbound_proxy": self.outbound_proxy, "registries": self.registries}
             process = self.process.report() | facts
+        reader = Reader(self.store, public=public)
+        running = sorted(self._fills(), key=lambda fill: fill.started)
         return {
             "version": version(),
             "started": self._started,
             "uptime": time.monotonic() - self._started_monotonic,
             "now": now,
-            "problems": [],
+            "is_public": public,
+            "problems": self._problems(now, reader),
             "workers": self.metrics.workers,
             "listeners": self.process.addresses(),
             "process": process,
-            "store": self._store_status(public),
+            "store": self._store_status(reader),
             "scrub": asdict(self.store.scrub_status),
             "ratio": self.history.ratios(now),
             "ratelimit": self._rate_limits(),
             "upstreams": self._upstreams(),
-            "fills": [self._fill(fill) for fill in self._fills()],
-            "images": [],
-            "pulls": {"running": [], "recent": []},
-            "evictions": self.evictions(MAX_EVICTIONS),
+            "fills": [_fill(fill, reader) for fill in running[:MAX_FILLS]],
+            "images": self._images(now, reader),
+            "pulls": {
+                "running": [_pull(pull, reader) for pull in self._pulls.running[-MAX_PULLS:]],
+                "recent": [_pull(pull, reader) for pull in list(reversed(self._pulls.recent))[:MAX_PULLS]],
+            },
+            "evictions": self.evictions(reader, MAX_EVICTIONS),
             "history": self.history.points(now),
         }
 
@@ -83,22 +112,40 @@ class StatusReport:
             details |= {"path": last.path and str(last.path), "kept": last.kept and str(last.kept)}
         return {"count": self.store.damage.count, "quarantined_bytes": self.store.usage.quarantined, "last": details}
 
-    def evictions(self, count: int | None = None) -> list[dict[str, Any]]:
-        """Return the last removals with time and reason, the newest first; at most `count` of them."""
+    def evictions(self, reader: Reader | None = None, count: int | None = None) -> list[dict[str, Any]]:
+        """Return the last removals with time and reason, the newest first; at most `count` of them.
+
+        For a `reader`, add the image through which clients requested the content, where that is known.
+        """
+        removals = list(reversed(self.store.capacity.history))[:count]
+        return [_removal(removal) | self._image(removal, reader) for removal in removals]
+
+    def _image(self, removal: Removal, reader: Reader | None) -> dict[str, str | None]:
+        if reader is None:
+            return {}
+        repository = self._names.of(removal.eviction.key)
+        return {"image": repository and reader.name(*repository)}
+
+    def _problems(self, now: float, reader: Reader) -> list[str]:
         return [
-            {"at": removal.at, "digest": str(removal.eviction.key)}
-            | {name: getattr(removal.eviction, name) for name in ("size", "reason", "score", "requests", "idle")}
-            for removal in list(reversed(self.store.capacity.history))[:count]
+            *(
+                problems.store_problem(part, text, public=reader.is_public)
+                for part, text in self.store.index.problems.items()
+            ),
+            *problems.upstream_problems(self.breakers.circuits),
+            *problems.rate_limit_problems(self.metrics.rate_limits, now),
+            *problems.space_problems(self.store.capacity.history, now),
+            *problems.damage_problems(self.store.damage.count),
         ]
 
-    def _store_status(self, public: bool) -> dict[str, Any]:
+    def _store_status(self, reader: Reader) -> dict[str, Any]:
         store, damage = self.store, self.damage()
         problem = store.problem
-        if public:
+        if reader.is_public:
             damage["last"] = None
             problem = None if problem is None else "content cannot be stored"
         return {
-            "directory": None if public else str(store.directory),
+            "directory": None if reader.is_public else str(store.directory),
             "problem": problem,
             "bytes": store.usage.used,
             "capacity": store.capacity.max_bytes,
@@ -118,7 +165,36 @@ class StatusReport:
             for host, circuit in sorted(self.breakers.circuits.items())
         ]
 
-    @staticmethod
-    def _fill(fill: FillProgress) -> dict[str, Any]:
-        progress = {"digest": str(fill.digest), "image": None, "received": fill.written, "size": fill.size}
-        return progress | {"readers": fill.readers, "started": None}
+    def _images(self, now: float, reader: Reader) -> list[dict[str, Any]]:
+        return [
+            {"name": image.name, "requests": pulls, "bytes": sent, "last": image.last}
+            for image, pulls, sent in self.history.images.top(now, self.history.images.count)
+            if reader.may_see(image.registry, image.repository)
+        ][:MAX_IMAGES]
+
+
+def _removal(removal: Removal) -> dict[str, Any]:
+    eviction = removal.eviction
+    numbers = {name: getattr(eviction, name) for name in ("size", "reason", "score", "requests", "idle")}
+    return {"at": removal.at, "digest": str(eviction.key)} | numbers
+
+
+def _fill(fill: FillProgress, reader: Reader) -> dict[str, Any]:
+    return {
+        "digest": str(fill.digest),
+        "image": reader.name(fill.registry, fill.repository),
+        "received": fill.written,
+        "size": fill.size,
+        "readers": fill.readers,
+        "started": fill.started,
+        "is_waiting": fill.is_waiting,
+    }
+
+
+def _pull(pull: Pull, reader: Reader) -> dict[str, Any]:
+    described = asdict(pull) | {"started": pull.started or None}  # unknown until the first request has ended
+    if reader.is_public:
+        described["client"] = None
+    if not reader.may_see(pull.registry, pull.repository):
+        described |= dict.fromkeys(("image", "registry", "repository", "error"))
+    return described

@@ -195,7 +195,9 @@ class CachedBlobs:
         opener = self._blob_access.opener(view, digest)
         size = link.size if link else None
         on_verified = self._source_recorder(view, digest, stored=True)
-        return self._fills.start(digest, size, lambda at: opener(at, None), client, view.host, on_verified)
+        return self._fills.start(
+            digest, size, lambda at: opener(at, None), client, view.host, on_verified, view.repository
+        )
 
     def _source_recorder(self, view: RepositoryView, digest: Digest, *, stored: bool) -> Callable[[], Awaitable[None]]:
         """Return the function to call when the view's registry has delivered all bytes and they are verified.

@@ -59,6 +59,8 @@ class Request:
     client: str = ""
     to_token_service: bool = False
     """Whether it was sent to the host of the Hub's token service."""
+    to_cache: bool = False
+    """Whether it was sent to the cache itself, by the name that the cache has for clients of the proxy."""
     attempt: int = 0
     """Number of earlier answers whose file a worker process could not open. Only the first attempt is counted."""
     body: bytes | None = field(default=None, repr=False)

@@ -37,13 +37,21 @@ class Fill:
     """A download of one blob. `size` is known after `wait_opened`; `error` is set when the fill has failed."""
 
     def __init__(
-        self, digest: Digest, origin: str = "", readers_changed: Callable[["Fill"], None] = lambda _: None
+        self,
+        digest: Digest,
+        origin: str = "",
+        readers_changed: Callable[["Fill"], None] = lambda _: None,
+        repository: str = "",
     ) -> None:
         """`readers_changed` is called when the first reader starts and when the last one ends."""
         self.digest = digest
         self.origin = origin
         """Host of the registry that the blob is downloaded from: permissions of other registries do not apply to the
         fill."""
+        self.repository = repository
+        """The repository through which the blob is downloaded."""
+        self.started = time.time()
+        """When the fill was requested, in seconds since the epoch."""
         self.size: int | None = None
         self.error: HubcacheError | None = None
         self.staged: Staged | None = None

@@ -44,12 +44,19 @@ _INLINE_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class FillProgress:
-    """Progress of a fill in bytes; `size` is None before it is known."""
+    """Progress of a fill in bytes; `size` is None before it is known, `started` in seconds since the epoch.
+
+    `is_waiting`: other fills have all slots.
+    """
 
     digest: Digest
     size: int | None
     written: int
     readers: int
+    registry: str
+    repository: str
+    started: float
+    is_waiting: bool
 
 
 class _Job:
@@ -104,15 +111,17 @@ class Fills:
         requester: str = "",
         origin: str = "",
         verified: Callable[[], Awaitable[None]] | None = None,
+        repository: str = "",
     ) -> Fill:
         """Return the running fill of a digest, or start one.
 
         `size` is the size that a manifest states; `requester` the address of the client, or `PREFETCH`; `origin` the
-        registry's host. `verified` is called when the digest is verified, before the blob is in the store.
+        registry's host, `repository` the name there. `verified` is called when the digest is verified, before the blob
+        is in the store.
         """
         fill = self.get(digest, requester)
         if fill is None:
-            fill = self._running[digest] = Fill(digest, origin, self._readers_changed)
+            fill = self._running[digest] = Fill(digest, origin, self._readers_changed, repository)
             job = self._jobs[fill] = _Job(self._slots.request(requester))
             if job.ticket.is_waiting:
                 self._unread.free_slot()
@@ -124,7 +133,13 @@ class Fills:
 
     def progress(self) -> list[FillProgress]:
         """Return the progress of all running fills."""
-        return [FillProgress(fill.digest, fill.size, fill.written, fill.readers) for fill in self._running.values()]
+        return [
+            FillProgress(
+                *(fill.digest, fill.size, fill.written, fill.readers, fill.origin, fill.repository, fill.started),
+                is_waiting=self._jobs[fill].ticket.is_waiting,
+            )
+            for fill in self._running.values()
+        ]
 
     def _readers_changed(self, fill: Fill) -> None:
         """Resume a fill that has a reader again; let one without readers continue, pause it or cancel it."""

@@ -7,7 +7,7 @@ import pytest
 from hubcache.oci.registry import HUB_HOST
 from hubcache.operate.history import History
 from hubcache.operate.image_counts import DAYS, MAX_IMAGES, ImageCounts
-from hubcache.operate.pulls import Pull
+from hubcache.operate.pull import Pull
 from hubcache.operate.traffic import Traffic
 from support.stores import opened_store
 

@@ -9,7 +9,9 @@ import aiohttp
 import pytest
 from hubcache.oci.errors import ConfigError, StorageError
 from hubcache.operate.metrics import Metrics
+from hubcache.operate.pulls import Pulls
 from hubcache.operate.status import Status
+from hubcache.operate.status_page import StatusPages
 from hubcache.operate.status_report import StatusReport
 from hubcache.operate.version import version
 from hubcache.setup.setup_pages import SetupPages
@@ -29,7 +31,8 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 def status_of(store: Store, metrics: Metrics | None = None, breakers: CircuitBreakers | None = None) -> Status:
     """Return the status listener of a cache with this store."""
-    return Status(StatusReport(store, metrics or Metrics(), breakers or CircuitBreakers()), SETUP)
+    report = StatusReport(store, metrics or Metrics(), breakers or CircuitBreakers(), Pulls(lambda _: None))
+    return Status(StatusPages(report, SETUP))
 
 
 async def fetch(status: Status, path: str, **headers: str) -> tuple[int, str, str]:
@@ -120,7 +123,7 @@ async def test_metrics_are_in_the_text_exposition_format(store: Store) -> None:
 
 
 async def test_unknown_path_is_404(store: Store) -> None:
-    assert (await fetch(status_of(store), "/"))[0] == 404
+    assert (await fetch(status_of(store), "/nothing"))[0] == 404
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "host.invalid", "192.0.2.1"])
