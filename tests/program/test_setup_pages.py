@@ -32,8 +32,18 @@ def test_proxy_serves_the_page_at_hub_cache_with_its_own_address(program: Progra
     assert f"http://127.0.0.1:{program.mirror}".encode() in page.body
 
 
-def test_root_of_hub_cache_is_the_page(program: Program) -> None:
-    assert through_proxy(program, "/").body == through_proxy(program, "/setup").body
+def test_root_of_hub_cache_is_the_status_page(program: Program) -> None:
+    page = through_proxy(program, "/")
+    assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert page.body == through_proxy(program, "/status").body == program.status_page("/")
+    assert b'href="/setup"' in page.body
+
+
+@pytest.mark.parametrize("path", ["/", "/status", "/status.json", "/events"])
+def test_mirror_has_no_status_page(program: Program, path: str) -> None:
+    """Its clients are more than those of the proxy: the whole network may pull."""
+    for host in ("cache.lan", "hub.cache"):
+        assert at_mirror(program, path, host).status == 404
 
 
 @pytest.mark.parametrize("fetch", [through_proxy, partial(at_mirror, host="cache")])
