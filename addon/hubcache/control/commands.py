@@ -10,6 +10,7 @@ from .import_record import ImportRecord
 from .parts import Parts
 from .pins import PinCommands
 from .purge import Purge
+from .registry_probe import RegistryProbe
 from .verify import Verify
 from .warm import Warm
 
@@ -23,6 +24,7 @@ class Commands:
         self.pins = PinCommands(parts.store, parts.upstreams)
         self.purge = Purge(parts)
         self.verify = Verify(parts)
+        self.registry_probe = RegistryProbe(parts.upstreams)
         self.warm = Warm(parts, self._pin)
         self.content = ContentCommands(parts)
         self.export = Export(parts)
