@@ -27,6 +27,7 @@ def purge(
         ),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove pinned content, too; the pin stays.")] = False,
     directory: Directory = None,
     is_json: Json = False,
 ) -> None:
@@ -42,7 +43,7 @@ def purge(
     if not yes and is_interactive():
         what = targets[0] if len(targets) == 1 else f"these {len(targets)}"
         typer.confirm(f"Remove {what} from the store?", err=True, abort=True)
-    results, refused = _remove(client, output, targets)
+    results, refused = _remove(client, output, targets, force)
     output.document({"purged": results})
     if refused is not None:
         raise typer.Exit(RefusedError.code if len(targets) == 1 else FAILURES)
@@ -83,7 +84,7 @@ def _announce(output: Output, targets: list[str], images: dict[str, dict[str, An
 
 
 def _remove(
-    client: ControlClient, output: Output, targets: list[str]
+    client: ControlClient, output: Output, targets: list[str], force: bool
 ) -> tuple[list[dict[str, Any]], RefusedError | None]:
     """Remove one after the other; return the results, and the last error if there was one."""
     results: list[dict[str, Any]] = []
@@ -91,12 +92,21 @@ def _remove(
     for target in targets:
         field = "digest" if _DIGEST.fullmatch(target) else "image"
         try:
-            result = client.post("/v1/purge", {field: target})
+            result = client.post("/v1/purge", {field: target, "force": force})
         except RefusedError as error:
             refused = error
             results.append({field: target, "error": str(error)})
             output.message(f"hubcache: {target}: {error}")
             continue
         results.append({field: target} | result)
-        output.line(f"{target}: removed {counted(len(result['removed']), 'object')}, {size(result['bytes'])}")
+        output.line(f"{target}: {_summary(result)}")
     return results, refused
+
+
+def _summary(result: dict[str, Any]) -> str:
+    parts = [f"removed {counted(len(result['removed']), 'object')}, {size(result['bytes'])}"]
+    if kept := len(result["kept"]):
+        parts.append(f"{counted(kept, 'object')} kept, because other images use them")
+    if read := len(result["being_read"]):
+        parts.append(f"{read} of the removed are being read, and their space is freed afterwards")
+    return "; ".join(parts)

@@ -16,6 +16,9 @@ from .text import counted, size
 _SOUND = ("good", "repaired")
 """States of content that may be served afterwards."""
 
+_OF_REPAIR = ("repaired", "not repairable")
+"""States of content that was reported before, when its damage was found."""
+
 
 def verify(
     repair: Annotated[
@@ -29,30 +32,34 @@ def verify(
     Damaged content is moved to the quarantine, so that no client receives it.
     """
     output = Output(is_json)
-    client = connect(directory)
-    total = int(client.get("/v1/status")["store"]["bytes"])
     counts: Counter[str] = Counter()
     done = 0
-    with progress_bar(output, total) as progress:
-        for event in client.stream("/v1/verify", {"repair": repair}):
+    with progress_bar(output) as progress:
+        for event in connect(directory).stream("/v1/verify", {"repair": repair}):
             output.event(event)
-            if "state" not in event:
+            if event.get("begin"):
+                progress.update(progress.task_ids[0], total=event["bytes"])
+            state = event.get("state") or event.get("found")
+            if state is None:
                 continue
-            counts[event["state"]] += 1
-            done += event["size"] or 0
+            if "state" in event:
+                counts[state] += 1
+            if state not in _OF_REPAIR:
+                done += event["size"]
             progress.update(progress.task_ids[0], completed=done, damaged=_damage(counts))
-            if event["state"] != "good":
+            if state != "good":
                 reason = f": {event['error']}" if event.get("error") else ""
-                output.line(f"{event['digest']}  {size(event['size'])}  {event['state']}{reason}")
+                output.line(f"{event['digest']}  {size(event['size'])}  {state}{reason}")
     remaining = sum(count for state, count in counts.items() if state not in _SOUND)
     parts = [f"{count} {state}" for state, count in sorted(counts.items())]
-    output.line(f"{counted(sum(counts.values()), 'object')}, {size(done)}: {', '.join(parts) or 'the store is empty'}")
+    total = counted(sum(counts.values()), "object")
+    output.line(f"{total}, {size(done)}: {', '.join(parts) or 'the store is empty'}")
     if remaining:
         raise typer.Exit(FAILURES)
 
 
 @contextmanager
-def progress_bar(output: Output, total: int) -> Iterator[Progress]:
+def progress_bar(output: Output) -> Iterator[Progress]:
     """Show a bar on standard error while it is a terminal."""
     progress = Progress(
         *(TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn()),
@@ -61,7 +68,7 @@ def progress_bar(output: Output, total: int) -> Iterator[Progress]:
         transient=True,
         disable=not output.stderr.isatty(),
     )
-    progress.add_task("", total=total, damaged="")
+    progress.add_task("", total=None, damaged="")
     with progress:
         yield progress
 

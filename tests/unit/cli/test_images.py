@@ -143,13 +143,24 @@ class TestPurge:
         def answer(call: Call) -> Reply:
             if call.body.get("image") == "no":
                 return Reply({"error": "no is not stored"}, 404)
-            return Reply({"removed": [DIGEST, OTHER_DIGEST], "bytes": 3 << 20})
+            result = {"removed": [DIGEST, OTHER_DIGEST], "bytes": 3 << 20, "kept": [], "being_read": []}
+            return Reply(result | ({"kept": [DIGEST], "being_read": [DIGEST]} if call.body["force"] else {}))
 
         control.replies["POST /v1/purge"] = answer
 
     @staticmethod
     def purged(control: ControlStandIn) -> list[Any]:
-        return [call.body for call in control.calls if call.path == "/v1/purge"]
+        bodies = [call.body for call in control.calls if call.path == "/v1/purge"]
+        assert all(body.pop("force") is False for body in bodies)
+        return bodies
+
+    def test_force_is_passed_on_and_kept_content_is_reported(self, control: ControlStandIn) -> None:
+        done = control.run("purge", "--force", "debian:12")
+        assert control.calls[-1].body == {"image": "debian:12", "force": True}
+        assert done.stdout == (
+            "debian:12: removed 2 objects, 3.0 MiB; 1 object kept, because other images use them; "
+            "1 of the removed are being read, and their space is freed afterwards\n"
+        )
 
     def test_image_is_removed_without_a_question_in_a_pipe(self, control: ControlStandIn) -> None:
         done = control.run("purge", "debian:12")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hubcache.cli import top
+from hubcache.cli import text, top
 from hubcache.cli.client import ControlClient
 from hubcache.cli.output import Output
 from support.cli import DIGEST, Call, ControlStandIn, Reply, Terminal, status_report
@@ -128,11 +128,12 @@ class TestVerify:
 
     @staticmethod
     def answer(control: ControlStandIn, *states: str) -> None:
-        control.replies["GET /v1/status"] = Reply(status_report())
-        events: list[dict[str, Any]] = [
-            {"digest": DIGEST, "size": 1 << 20, "state": state, "error": "" if state == "good" else HOSTILE}
-            for state in states
-        ]
+        """Let the cache verify objects of 1 MiB; `found damaged` is what it reports before a repair."""
+        events: list[dict[str, Any]] = [{"begin": True, "objects": len(states), "bytes": len(states) << 20}]
+        for state in states:
+            key = "found" if state.startswith("found ") else "state"
+            error = {} if state in ("good", "repaired") else {"error": HOSTILE}
+            events.append({"digest": DIGEST, "size": 1 << 20, key: state.removeprefix("found ")} | error)
         control.replies["POST /v1/verify"] = Reply(events=[*events, {"done": True}])
 
     def test_sound_content_is_one_line(self, control: ControlStandIn) -> None:
@@ -146,8 +147,8 @@ class TestVerify:
         [
             (["good", "damaged"], 1),
             (["missing"], 1),
-            (["not repairable"], 1),
-            (["repaired", "good"], 0),
+            (["found damaged", "not repairable"], 1),
+            (["found damaged", "good", "repaired"], 0),
             ([], 0),
         ],
     )
@@ -156,22 +157,28 @@ class TestVerify:
         done = control.run("verify", "--repair")
         assert done.exit_code == code
         assert control.calls[-1].body == {"repair": True}
-        for state in set(states) - {"good"}:
-            assert f"{DIGEST}  1.0 MiB  {state}: {ESCAPED}\n" in done.stdout
+        for state in states:
+            reason = "" if state == "repaired" else f": {ESCAPED}"
+            line = f"{DIGEST}  1.0 MiB  {state.removeprefix('found ')}{reason}\n"
+            assert (line in done.stdout) is (state != "good")
+        reported = [state for state in states if not state.startswith("found ")]
+        read = [state for state in states if state not in ("repaired", "not repairable")]
+        objects = "1 object" if len(reported) == 1 else f"{len(reported)} objects"
+        assert f"{objects}, {text.size(len(read) << 20)}: " in done.stdout
 
     def test_json_is_a_line_for_each_event(self, control: ControlStandIn) -> None:
         self.answer(control, "good", "damaged")
         done = control.run("verify", "--json")
         assert done.exit_code == 1
-        assert [json.loads(line).get("state") for line in done.stdout.splitlines()] == ["good", "damaged", None]
+        assert [json.loads(line).get("state") for line in done.stdout.splitlines()] == [None, "good", "damaged", None]
 
     def test_terminal_shows_a_bar(self, control: ControlStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
         from hubcache.cli import verify
 
         monkeypatch.setenv("COLUMNS", "120")
         err = Terminal()
-        with verify.progress_bar(Output(stdout=io.StringIO(), stderr=err), 2 << 20) as progress:
-            progress.update(progress.task_ids[0], completed=1 << 20, damaged="1 damaged")
+        with verify.progress_bar(Output(stdout=io.StringIO(), stderr=err)) as progress:
+            progress.update(progress.task_ids[0], total=2 << 20, completed=1 << 20, damaged="1 damaged")
             progress.refresh()
         assert "1.0/2.0 MiB" in err.getvalue()
         assert "1 damaged" in err.getvalue()
