@@ -133,7 +133,7 @@ def test_image_serves_pulls_stops_in_order_and_keeps_its_store(
     assert labels["org.opencontainers.image.version"] == version()
     assert containers.docker("run", "--rm", IMAGE, "--version") == f"hubcache {version()}\n"
 
-    containers.run("default")
+    containers.run("default", "-e", "HUBCACHE_WORKERS=2")
     assert json.loads(containers.docker("exec", "default", "hubcache", "status", "--json"))["version"] == version()
     listening = containers.docker("exec", "default", "cat", "/proc/net/tcp", "/proc/net/tcp6")
     assert {f":{port:04X} " for port in (8080, 5000, 9180)} <= set(

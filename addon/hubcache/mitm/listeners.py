@@ -81,7 +81,9 @@ def inherit() -> None:
     descriptors: dict[str, list[int]] = json.loads(os.environ[DESCRIPTORS])
 
     async def listen(instance: AsyncioServerInstance[Any], _host: str, _port: int) -> list[Any]:
-        return [_Listener(instance, fd) for fd in descriptors[instance.mode.full_spec]]
+        inherited = descriptors.get(instance.mode.full_spec)
+        # Without `--mode`, mitmproxy may open its default mode before it has loaded the addon, which sets others.
+        return [_NoListener()] if inherited is None else [_Listener(instance, fd) for fd in inherited]
 
     AsyncioServerInstance.listen = listen  # type: ignore[method-assign, assignment]
 
@@ -106,6 +108,15 @@ def serve(servers: Iterable[Server], factory: ProtocolFactory, limits: ClientLim
         for listener in listeners:
             if isinstance(listener, _Listener):
                 listener.factory, listener.limits = factory, limits
+
+
+class _NoListener:
+    """Stands for the listener of a mode that is not served; mitmproxy requires one of each mode that it opens."""
+
+    sockets = ()
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class _Listener:
