@@ -46,8 +46,8 @@ def export(
 ) -> None:
     """Write images, with their signatures and attestations, to an OCI image layout.
 
-    hubcache import, skopeo, podman load and ctr images import read it. Content is verified while it is written. Only
-    public images that are completely stored are exported.
+    hubcache import, skopeo, docker load, podman load and ctr images import read it. Content is verified while it is
+    written. Only public images that are completely stored are exported.
     """
     if target == "-" and is_json:
         raise UsageError("--json and --output - exclude each other: both write to standard output")
