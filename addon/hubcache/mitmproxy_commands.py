@@ -14,7 +14,8 @@ from mitmproxy import command, exceptions
 from .control.commands import Commands
 from .control.http import parse_image
 from .mitm import amounts
-from .oci.errors import HubcacheError
+from .oci.digest import Digest
+from .oci.errors import DigestInvalid, HubcacheError
 from .oci.image_name import ImageName
 
 logger = logging.getLogger("hubcache")
@@ -57,6 +58,16 @@ class MitmproxyCommands:
     def unpin(self, image: str) -> str:
         """Undo hubcache.pin; the image may be removed from the store when space is needed."""
         return self._run("hubcache.unpin", _message(self._serving().pins.unpin(_image(image))))
+
+    @_named("hubcache.purge")
+    def purge(self, image: str) -> str:
+        """Remove an image from the store (debian:12), or content by its digest (sha256:...)."""
+        commands = self._serving()
+        try:
+            work = commands.purge.content(Digest.parse(image))
+        except DigestInvalid:
+            work = commands.purge.image(_image(image))
+        return self._run("hubcache.purge", _purge(work))
 
     @_named("hubcache.warm")
     def warm(self, image: str, *platforms: str) -> str:
@@ -118,6 +129,13 @@ def _image(text: str) -> ImageName:
 
 async def _message(work: Coroutine[Any, Any, dict[str, Any]]) -> str:
     return str((await work)["message"])
+
+
+async def _purge(work: Coroutine[Any, Any, dict[str, Any]]) -> str:
+    done = await work
+    removed = f"{len(done['removed'])} manifests and blobs were removed, {amounts.size(done['bytes'])}"
+    kept = f"; {len(done['kept'])} stay, which other images use" if done["kept"] else ""
+    return f"{done['purged']}: {removed}{kept}"
 
 
 async def _warm(image: str, events: Any) -> str:

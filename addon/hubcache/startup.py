@@ -112,6 +112,8 @@ class Hubcache:
             http2=False,  # several times slower than HTTP/1.1 inside mitmproxy
             keep_host_header=True,  # the set-up pages contain the name by which the client reached the mirror
         )
+        if "web_columns" in ctx.options:  # mitmweb: the comment says what became of a request
+            mitmproxy_options.set_defaults(web_columns=["icon", "path", "method", "status", "size", "time", "comment"])
 
     def _load_config_file(self, file: ConfigFile) -> None:
         text = os.environ[config_file.TEXT] if OWNER in os.environ else file.read()

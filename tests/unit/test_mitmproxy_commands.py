@@ -55,6 +55,8 @@ async def test_image_is_warmed_listed_pinned_and_unpinned(
     assert "is pinned" in await logged(harness, caplog, "hubcache.pin", name)
     assert "pinned" in (await logged(harness, caplog, "hubcache.images")).splitlines()[1]
     assert "no longer pinned" in await logged(harness, caplog, "hubcache.unpin", name)
+    assert "3 manifests and blobs were removed" in await logged(harness, caplog, "hubcache.purge", name)
+    assert await logged(harness, caplog, "hubcache.images") == "0 images"
 
 
 async def test_image_that_does_not_exist_is_not_stored(
@@ -88,6 +90,12 @@ async def test_error_of_work_in_the_background_is_logged(
     except CommandError as error:
         message = str(error)
     assert message == "debian:1 is not pinned"
+
+
+@pytest.mark.parametrize("what", ["debian:1", f"sha256:{'0' * 64}"])
+async def test_purge_of_what_is_not_stored_is_refused(harness: AddonHarness, what: str) -> None:
+    with pytest.raises(CommandError, match=f"{what} is not stored"):
+        run(harness, "hubcache.purge", what)
 
 
 async def test_commands_are_refused_while_the_cache_does_not_serve(hub: Hub, tmp_path: Any) -> None:

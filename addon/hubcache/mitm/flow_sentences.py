@@ -45,7 +45,7 @@ def of_answer(answer: Answer, host: str, tag_lifetime: float) -> Sentence:
         case Result.LOCAL:
             return _local(answer)
         case Result.ERROR:
-            return _error(answer)
+            return _error(answer, host)
 
 
 def of_forward(forward: Forward, request: Request) -> Sentence:
@@ -101,9 +101,14 @@ def _stale(status: str, host: str, tag_lifetime: float) -> str:
     if found is None:
         return "served from the store"
     over, reason = int(found[1]), found[2]
-    reason = re.sub(r"\Aupstream\b", host, reason.partition(";")[0])
+    reason = _with_host(reason.partition(";")[0], host)
     age = f", validated {amounts.duration(over + tag_lifetime)} ago" if over > 1 else ""
     return f"{reason}; served from the store{age}"
+
+
+def _with_host(reason: str, host: str) -> str:
+    """Return a reason that names the registry instead of calling it upstream."""
+    return re.sub(r"\Aupstream\b", host, reason)
 
 
 def _fetched(status: str, host: str) -> str:
@@ -122,8 +127,8 @@ def _local(answer: Answer) -> Sentence:
     return _sentence(Marker.LOCAL, "answered by the cache")
 
 
-def _error(answer: Answer) -> Sentence:
-    reason = _short(_message(answer.body))
+def _error(answer: Answer, host: str) -> Sentence:
+    reason = _short(_with_host(_message(answer.body), host))
     if answer.status == 401:
         return _sentence(Marker.LOCAL, f"the client is asked for a token: {reason}" if reason else "asks for a token")
     fault = "upstream"

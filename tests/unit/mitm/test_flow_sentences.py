@@ -75,6 +75,7 @@ def test_stale_answer_says_why_and_when_it_was_validated(status: str, text: str)
         (TooManyRequests("pull rate limit"), "upstream error 429: pull rate limit"),
         (Unavailable("host is down"), "upstream error 503: host is down"),
         (UpstreamNotContacted("offline: upstreams are not contacted"), "cache error 503: offline: upstreams are not c"),
+        (Unavailable("upstream answered 500"), f"upstream error 503: {HUB_HOST} answered 500"),
         (RegistryError("bug"), "cache error 500: bug"),
         (Unavailable("a\nb\x1b[31m" + "c" * 999), "upstream error 503: a b [31mccc"),
     ],
