@@ -57,6 +57,7 @@ class Hubcache:
         self._shutdown = Shutdown()
         self._service_manager = ServiceManager({} if OWNER in os.environ else os.environ)
         self._addresses = ""
+        self._ca_expires = datetime.max.replace(tzinfo=UTC)
         self._leaf_timer: asyncio.TimerHandle | None = None
         self._config_file: ConfigFile | None = None
         self._untested = compat.find_problem()
@@ -176,7 +177,8 @@ class Hubcache:
             previous.check_change_to(settings)
         certs = installation.ca_directory()
         confdir = certs if mitmproxy_options.is_default("confdir") else Path(ctx.options.confdir).expanduser()
-        warning = ensure_ca(confdir, interception.hosts, datetime.now(UTC)).warning
+        authority = ensure_ca(confdir, interception.hosts, datetime.now(UTC))
+        self._ca_expires, warning = authority.expires, authority.warning
         mitmproxy_options.set_defaults(confdir=str(certs))  # else mitmproxy makes a CA, for every site
         if warning and previous is None and OWNER not in os.environ:
             logger.warning("hubcache: %s", warning)
@@ -243,6 +245,7 @@ class Hubcache:
         self._manifest_view.is_stored, self._commands.commands = engine.store.has, engine.control.commands
         self._engine = engine  # set now, so that `done` stops it also if the start of workers fails
         log_addresses(settings, servers, ctx.options.confdir)
+        engine.metrics.ca_expires(self._ca_expires)
         engine.report.process = self._process_facts(settings, servers)
         count = self._worker_count(settings)
         if count > 1:

@@ -45,6 +45,7 @@ class Authority:
 
     certificate_file: Path
     warning: str | None
+    expires: datetime
 
 
 def constrained_domains(hosts: Iterable[str]) -> list[str]:
@@ -93,7 +94,7 @@ def ensure_ca(directory: Path, hosts: Sequence[str], now: datetime) -> Authority
             f"CA {key_file} was created by mitmproxy and can sign for any site: to use one for the registries only, "
             f"move it away and start without setting confdir; every client must then trust the new {CERTIFICATE_FILE}"
         )
-    return Authority(certificate_file, warning)
+    return Authority(certificate_file, warning, certificate.not_valid_after_utc)
 
 
 def describe(directory: Path) -> str:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from http import HTTPStatus
 
@@ -111,6 +112,14 @@ class Metrics:
             ["host"],
             registry=self.registry,
         )
+        self._ca_expiry = Gauge(
+            "hubcache_ca_expiry_timestamp_seconds",
+            "Time at which the certificate of the CA expires; 0 = unknown.",
+            registry=self.registry,
+        )
+        Gauge(
+            "hubcache_start_timestamp_seconds", "Time at which the program was started.", registry=self.registry
+        ).set_to_current_time()
         self._tasks = Gauge("hubcache_tasks", "Tasks of the event loop.", registry=self.registry)
         self._workers = Gauge("hubcache_workers", "Processes that serve clients.", registry=self.registry)
         self.workers_changed(1)
@@ -163,6 +172,10 @@ class Metrics:
         labels = request.kind, request.result.value
         self._first_byte.observe(labels, request.first_byte)
         self._duration.observe(labels, request.duration)
+
+    def ca_expires(self, at: datetime) -> None:
+        """Set the time at which the CA's certificate expires."""
+        self._ca_expiry.set(at.timestamp())
 
     def pull_ended(self, result: str) -> None:
         """Count a pull that ended, or a check."""

@@ -37,8 +37,7 @@ _REPORT_SECONDS = 1.0
 """Time between two reports of what was sent and repeated."""
 
 ENDED_SECONDS = 0.05
-"""The longest time after which the end of a request is reported that the owner has answered: until then it seems to
-run."""
+"""The longest time after which the end of a request is reported: until then the owner takes it for running."""
 
 MAX_UNREPORTED = 500
 """Requests that ended and were not reported yet, after which they are reported at once: a worker that is killed loses
@@ -119,6 +118,7 @@ class OwnerClient:
         The cause is a fill that has ended: its file now has its final name, or was discarded. The last attempt is
         answered with bytes from the upstream, which needs no file.
         """
+        self._report_ended()
         for attempt in range(request.attempt, LAST_ATTEMPT + 1):
             number = next(self._numbers)
             head, body = pack_request(replace(request, attempt=attempt))
@@ -145,11 +145,11 @@ class OwnerClient:
         await self._request(["changed", next(self._numbers), asdict(registry), change, subject])
 
     def request_ended(self, request: ServedRequest) -> None:
-        """Report a request that ended to the owner, with others. Those that the owner knows of are reported soon."""
+        """Report a request that ended to the owner soon, with others, and before the next request to the owner."""
         self._ended.append(request)
         if len(self._ended) >= MAX_UNREPORTED:
             self._report_ended()
-        elif not request.is_repeated and self._report_timer is None:
+        elif self._report_timer is None:
             self._report_timer = asyncio.get_running_loop().call_later(ENDED_SECONDS, self._report_ended)
 
     def _report_ended(self) -> None:
