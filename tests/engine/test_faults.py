@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from hubcache.serve.messages import Answer, Listener, Result
-from hubcache.transfer import breaker, session, upstream, upstream_client
+from hubcache.transfer import upstream_client
 from support.engine import Cache, running
 from support.fault_table import ROWS, Row
 from support.standin import Fault, Hub, Image, random_bytes
+from support.users import short_times
 
 EACH_LISTENER = pytest.mark.parametrize("listener", list(Listener), ids=lambda listener: listener.value)
 FAULTS = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -17,12 +18,8 @@ FAULTS = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 @pytest.fixture(autouse=True)
 def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten time-outs: with those of production, tests of them would last minutes."""
-    monkeypatch.setattr(session, "CONNECT_SECONDS", 1.0)
-    monkeypatch.setattr(session, "PROGRESS_SECONDS", 1.0)
+    short_times(monkeypatch)
     monkeypatch.setattr(upstream_client, "_PROBE_SECONDS", 0.3)
-    monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.1)
-    monkeypatch.setattr(upstream, "_BACKOFF_SECONDS", 0.01)
 
 
 @pytest.fixture

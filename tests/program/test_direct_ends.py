@@ -30,13 +30,12 @@ proxy_client = proxy_client_fixture()
 new_log = new_log_fixture()
 
 
-def seconds_until_closed(connection: socket.socket) -> float:
-    """Return the seconds until the program closes the connection."""
-    begun = time.monotonic()
+def wait_until_closed(connection: socket.socket) -> None:
+    """Wait until the program closes the connection; fails after `TIMEOUT`, which is less than mitmproxy's default."""
+    connection.settimeout(TIMEOUT)
     with contextlib.suppress(ConnectionResetError):
         while connection.recv(65536):
             pass
-    return time.monotonic() - begun
 
 
 # -- clients that disconnect
@@ -90,18 +89,22 @@ def test_file_is_closed_when_its_client_disconnects(client: RegistryClient, new_
 
 def test_silent_client_is_disconnected(client: RegistryClient, new_log: NewLog) -> None:
     port = client.program.proxy if client.is_proxy else client.program.mirror
-    with socket.create_connection(("127.0.0.1", port), TIMEOUT) as connection:
-        assert SECONDS / 2 < seconds_until_closed(connection) < 5 * SECONDS
+    begun = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        wait_until_closed(connection)
+    assert time.monotonic() - begun > SECONDS / 2
     assert new_log.mitmproxy_clients == 0
 
 
 @pytest.mark.parametrize("sent", ["nothing", "half a hello", "a hello"])
 def test_silent_client_of_a_tunnel_is_disconnected(proxy_client: RegistryClient, new_log: NewLog, sent: str) -> None:
+    begun = time.monotonic()
     with proxy_client.program.tunnel(HUB_HOST, 443) as tunnel:
         connection = RawClient(proxy_client, connection=tunnel)
         hello = connection.hello()
         tunnel.sendall({"nothing": b"", "half a hello": hello[:100], "a hello": hello}[sent])
-        assert SECONDS / 2 < seconds_until_closed(tunnel) < 5 * SECONDS
+        wait_until_closed(tunnel)
+    assert time.monotonic() - begun > SECONDS / 2
     assert new_log.mitmproxy_clients == 0
     assert ("may not trust the proxy's certificate" in new_log.text) is (sent == "a hello")
 
@@ -109,11 +112,11 @@ def test_silent_client_of_a_tunnel_is_disconnected(proxy_client: RegistryClient,
 def test_connection_without_further_requests_is_closed(client: RegistryClient, new_log: NewLog) -> None:
     image = client.hub.image(client.repo, "1", [random_bytes(MIB, client.repo)])
     for path in ("manifests/1", f"blobs/{image.layers[0]}"):
+        begun = time.monotonic()
         with RawClient(client) as connection:
             connection.send(request_head(client, path))
-            begun = time.monotonic()
             assert read_answer(io.BytesIO(connection.receive_all()))[0] == 200
-            assert SECONDS / 2 < time.monotonic() - begun < 5 * SECONDS
+        assert time.monotonic() - begun > SECONDS / 2
     assert new_log.mitmproxy_clients == 0
 
 
@@ -124,7 +127,7 @@ def test_connection_with_further_requests_is_kept(client: RegistryClient) -> Non
         while time.monotonic() - begun < 2.5 * SECONDS:
             kept.sendall(request_head(client, "manifests/1"))
             assert read_answer(kept.makefile("rb")) == (200, image.manifest)
-            time.sleep(SECONDS / 4)
+            time.sleep(SECONDS / 20)
 
 
 def test_client_may_wait_longer_for_its_answer(client: RegistryClient, new_log: NewLog) -> None:
@@ -148,7 +151,7 @@ def test_file_is_closed_when_its_client_stops_reading(client: RegistryClient, ne
     client.wait_until_stored()
     slow = client.send("GET", f"/v2/{client.repo}/blobs/{digest}")
     assert has_file_open(client.program, digest)
-    wait_until(lambda: not has_file_open(client.program, digest), 5 * SECONDS)
+    wait_until(lambda: not has_file_open(client.program, digest))
     answer = slow.finish()
     assert not answer.complete
     assert len(answer.body) < large.size

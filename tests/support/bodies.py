@@ -92,12 +92,10 @@ class ListenerHarness(Reports):
 
 
 async def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait up to a second until the condition is true."""
-    for _ in range(200):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("the condition was not true within a second")
+    """Wait until another task has made the condition true; raises `TimeoutError` after 30 seconds."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.005)
 
 
 def listener_fixture() -> Any:

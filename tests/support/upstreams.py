@@ -4,8 +4,10 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
+import pytest
 from hubcache.oci.account import Account
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import HubcacheError
@@ -16,6 +18,7 @@ from hubcache.transfer.session import open_session
 from hubcache.transfer.tokens import Tokens
 from hubcache.transfer.upstream import Upstream
 from hubcache.transfer.upstream_client import UpstreamClient
+from yarl import URL
 
 from support.standin import Hub
 
@@ -88,3 +91,22 @@ async def upstream_to(
 def tokens_sent(hub: Hub, **wanted: str) -> list[str | None]:
     """Return the `Authorization` headers of the requests that match."""
     return [record.authorization for record in hub.requests(**wanted)]
+
+
+def record_requests(patch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which the host of each request for a client is added when it is sent, also if it never arrives.
+
+    Probes of circuit breakers are not added.
+    """
+    hosts: list[str] = []
+    request: Any = UpstreamClient._request
+
+    async def record(
+        client: UpstreamClient, session: aiohttp.ClientSession, kind: str, method: str, url: URL, *rest: Any
+    ) -> aiohttp.ClientResponse:
+        hosts.append(url.authority)
+        answer: aiohttp.ClientResponse = await request(client, session, kind, method, url, *rest)
+        return answer
+
+    patch.setattr(UpstreamClient, "_request", record)
+    return hosts

@@ -59,6 +59,7 @@ def short_times(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(upstream_client, "_PROBE_SECONDS", 1.0)
     patch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.1)
     patch.setattr(upstream, "_BACKOFF_SECONDS", 0.01)
+    patch.setattr(upstream, "_RETRY_WITHIN_SECONDS", 0.9)  # less than a time-out, as in production
 
 
 async def pull(cache: Cache, image: Image, listener: Listener = Listener.PROXY, **headers: str) -> list[int]:

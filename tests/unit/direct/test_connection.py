@@ -223,14 +223,14 @@ async def test_silent_client_is_disconnected_and_one_that_waits_for_an_answer_is
 
 async def test_head_has_a_time_limit_that_received_bytes_do_not_extend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "REQUEST_SECONDS", 0.2)
+    begun = asyncio.get_running_loop().time()
     client, pending = DirectClient(answer_at_once), PendingAnswer()
     waiting = DirectClient(pending)
     waiting.send(REQUEST)
-    begun = asyncio.get_running_loop().time()
     while not client.transport.is_aborted:
         client.send(b"G")
         await asyncio.sleep(0.01)
-    assert 0.2 <= asyncio.get_running_loop().time() - begun < 5
+    assert asyncio.get_running_loop().time() - begun >= 0.2
     assert not waiting.transport.is_closing()
     pending.set(small_answer())
     await until(lambda: waiting.log_lines)

@@ -144,19 +144,20 @@ async def test_blob_that_is_fetched_again_while_its_old_file_is_verified_is_kept
 ) -> None:
     async with opened_store(tmp_path) as store:
         digest = await put_blob(store, b"layer")
-        verify, verified = store.inspector.check, asyncio.Event()
+        verify, checked, verified = store.inspector.check, asyncio.Event(), asyncio.Event()
 
         async def slow(*which: Any) -> None:
             try:
                 await verify(*which)
             finally:
+                checked.set()
                 await verified.wait()
 
         [path] = blob_files(tmp_path)
         path.write_bytes(b"wrong")
         monkeypatch.setattr(store.inspector, "check", slow)
         opening = asyncio.create_task(store.open_blob(digest))
-        await asyncio.sleep(0.1)
+        await checked.wait()
         await store.remove(digest)
         await put_blob(store, b"layer")
         verified.set()

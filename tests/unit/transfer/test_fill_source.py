@@ -72,21 +72,22 @@ async def test_first_bytes_do_not_wait_for_a_whole_chunk(tmp_path: Path, monkeyp
     growing = Growing(tmp_path, len(DATA))
     source = growing.source(0, len(DATA))
     growing.grow(10)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(30):
         assert await source.read() == DATA[:10]
     await source.close()
 
 
-async def test_later_bytes_wait_briefly_for_a_whole_chunk(tmp_path: Path) -> None:
+async def test_later_bytes_wait_briefly_for_a_whole_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources_module, "_GATHER_SECONDS", 0.5)
     growing = Growing(tmp_path, len(DATA))
     source = growing.source(0, len(DATA))
     growing.grow(10)
     await source.read()
     growing.grow(20)
     reading = asyncio.ensure_future(source.read())
-    await asyncio.sleep(0.002)
+    await asyncio.sleep(0)
     growing.grow(30)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(30):
         assert await reading == DATA[10:30]
     await source.close()
 

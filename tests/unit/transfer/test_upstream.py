@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import json
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -325,21 +324,18 @@ async def test_retries_are_few_with_growing_delays(
 
 
 async def test_silent_registry_is_unavailable_after_the_time_out(hub: Hub, line: UpstreamSetup) -> None:
-    hub.faults.add(Fault(kind="manifest", blackhole=True))
-    begun = time.monotonic()
+    fault = hub.faults.add(Fault(kind="manifest", blackhole=True))
     with pytest.raises(Unavailable, match="time-out"):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
-    assert time.monotonic() - begun < 6
+    assert 1 <= fault.hits <= 3
 
 
 async def test_registry_that_does_not_accept_connections_is_unavailable_after_the_time_out(
     hub: Hub, line: UpstreamSetup
 ) -> None:
     hub.blackhole("registry")
-    begun = time.monotonic()
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="time-out of the connection"):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
-    assert time.monotonic() - begun < 6
 
 
 async def test_response_head_over_the_limit_is_unavailable(hub: Hub, line: UpstreamSetup) -> None:
