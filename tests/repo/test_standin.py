@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
@@ -326,6 +326,13 @@ def test_paused_body_continues_when_released(hub: Hub, app: Image) -> None:
     fault.release.set()
     reader.join(5)
     assert bodies == [random_bytes(300_000, 1)]
+
+
+def test_copy_of_a_fault_that_was_removed_pauses_again(hub: Hub, app: Image) -> None:
+    """A test that is parametrised with a fault adds a copy of it each time."""
+    original = Fault(kind="cdn", pause_after=100_000)
+    hub.faults.remove(hub.faults.add(replace(original)))
+    assert not hub.faults.add(replace(original)).release.is_set()
 
 
 def test_tls_is_trusted_with_the_ca_file() -> None:

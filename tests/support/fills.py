@@ -11,13 +11,13 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.errors import HubcacheError
 from hubcache.store.store import Store
 from hubcache.transfer import fills as fills_module
-from hubcache.transfer import session
 from hubcache.transfer.fill import Fill
 from hubcache.transfer.fills import Fills
 from hubcache.transfer.sources import FillSource, UpstreamSource
 
 from support.standin import Hub, random_bytes
 from support.stores import files_below, opened_store
+from support.time_outs import short_time_outs
 from support.upstreams import UpstreamSetup, upstream_to
 
 REPO = "library/debian"
@@ -77,7 +77,7 @@ def fill_harness_fixture() -> Any:
     @pytest.fixture
     async def harness(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FillHarness]:
         monkeypatch.setattr(fills_module, "_BACKOFF_SECONDS", 0.005)
-        monkeypatch.setattr(session, "PROGRESS_SECONDS", 1.0)
+        short_time_outs(monkeypatch)
         hub.image(REPO, "stable", [LAYER])
         async with opened_store(tmp_path) as store, upstream_to(hub) as line:
             fills = Fills(store, line.seen, store.index.staging_failed)

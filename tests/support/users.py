@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from hubcache.serve import access
 from hubcache.serve.messages import Answer, Listener
-from hubcache.transfer import breaker, session, upstream, upstream_client
+from hubcache.transfer import breaker, upstream, upstream_client
 
 from support.engine import Cache
 from support.standin import Hub, Image
+from support.time_outs import short_time_outs
 
 SECRET = "alice/secret"
 REFUSED = {Listener.PROXY: 401, Listener.MIRROR: 404}
@@ -54,8 +55,7 @@ class Clock(SimpleNamespace):
 
 def short_times(patch: pytest.MonkeyPatch) -> None:
     """Shorten time-outs and pauses before retries: with those of production, tests of them would last minutes."""
-    patch.setattr(session, "CONNECT_SECONDS", 1.0)
-    patch.setattr(session, "PROGRESS_SECONDS", 1.0)
+    short_time_outs(patch)
     patch.setattr(upstream_client, "_PROBE_SECONDS", 1.0)
     patch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.1)
     patch.setattr(upstream, "_BACKOFF_SECONDS", 0.01)

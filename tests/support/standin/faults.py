@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+SILENT_SECONDS = 2.0
+"""A fault with a longer delay exists for the client's time-out."""
+
 
 @dataclass
 class Fault:
@@ -78,6 +81,8 @@ class Faults:
         self._faults: list[Fault] = []
 
     def add(self, fault: Fault) -> Fault:
+        # A copy of a fault, as a parametrised test makes it, has the event of the original, which may be set.
+        fault.release = threading.Event()
         with self._lock:
             self._faults.append(fault)
         return fault
@@ -92,6 +97,12 @@ class Faults:
         """Remove all faults."""
         for fault in list(self._faults):
             self.remove(fault)
+
+    @property
+    def are_silent(self) -> bool:
+        """Whether requests that match a fault get no response within `SILENT_SECONDS`."""
+        with self._lock:
+            return any(fault.blackhole or fault.delay > SILENT_SECONDS for fault in self._faults)
 
     def take(self, kind: str, method: str, path: str) -> Fault | None:
         """Return the fault that affects this request, and count it."""

@@ -33,6 +33,9 @@ LISTENERS = ("registry", "token", "cdn")
 PORTS = range(20_000, 32_000)
 """Ports below the ephemeral range, so that the port of a stopped listener stays free."""
 
+RUNNING: "weakref.WeakSet[Hub]" = weakref.WeakSet()
+"""The Hubs of this process."""
+
 
 class Hub:
     """Docker Hub on loopback, a context manager. All public attributes may be used from any thread at any time.
@@ -90,6 +93,7 @@ class Hub:
             self.ca_file, self._context = tls.make(directory, ["localhost", "127.0.0.1", *self._names])
         thread = threading.Thread(target=self._loop.run_forever, name="stand-in hub", daemon=True)
         thread.start()
+        RUNNING.add(self)
         for name in LISTENERS:
             self.start(name)
         self.realm = f"{self.url('token')}/token"
@@ -98,6 +102,7 @@ class Hub:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        RUNNING.discard(self)
         self.faults.clear()
         for name in LISTENERS:
             self.stop(name)
@@ -149,6 +154,11 @@ class Hub:
                 plug.setblocking(False)
                 plug.connect_ex(hole.getsockname())
                 self._holders[name].append(plug)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether a listener or a fault lets clients wait for their time-outs."""
+        return any(len(holders) > 1 for holders in self._holders.values()) or self.faults.are_silent
 
     def _release_port(self, name: str) -> None:
         for holder in self._holders.pop(name, []):

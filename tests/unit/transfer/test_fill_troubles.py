@@ -34,8 +34,9 @@ harness = fill_harness_fixture()
 )
 @pytest.mark.parametrize("sized", [True, False])
 async def test_broken_transfer_is_resumed_where_it_broke_off(
-    hub: Hub, harness: FillHarness, fault: Fault, sized: bool
+    hub: Hub, harness: FillHarness, fault: Fault, sized: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Hub, "is_silent", fault.pause_after or fault.blackhole)
     hub.faults.add(replace(fault, kind="cdn"))
     harness.line.client._breakers.record_failure = lambda *_, **__: None  # type: ignore[method-assign]  # circuits: test_breaker
     fill = harness.start(len(LAYER) if sized else None)

@@ -20,9 +20,9 @@ from hubcache.oci.errors import (
 )
 from hubcache.oci.manifest import MAX_MANIFEST
 from hubcache.oci.media import COMMON_TYPES, OCI_MANIFEST
-from hubcache.transfer import session
 from hubcache.transfer import upstream as upstream_module
 from support.standin import Fault, Hub, random_bytes
+from support.time_outs import short_time_outs
 from support.upstreams import UpstreamSetup, upstream_to
 
 REPO = "library/debian"
@@ -35,8 +35,7 @@ DIGEST = Digest.of(LAYER)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, so that the tests are fast."""
     monkeypatch.setattr(upstream_module, "_BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(session, "PROGRESS_SECONDS", 1.0)
-    monkeypatch.setattr(session, "CONNECT_SECONDS", 1.0)
+    short_time_outs(monkeypatch)
 
 
 @pytest.fixture
@@ -205,8 +204,9 @@ async def test_truncated_manifest_is_unavailable(hub: Hub, line: UpstreamSetup) 
      Fault(kind="cdn", chunked=True, close_after=1000)],
 )  # fmt: skip
 async def test_blob_transfer_that_breaks_off_or_stalls_is_unavailable(
-    hub: Hub, line: UpstreamSetup, fault: Fault
+    hub: Hub, line: UpstreamSetup, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Hub, "is_silent", fault.pause_after)
     hub.faults.add(replace(fault))
     arrived: list[bytes] = []
 

@@ -11,10 +11,10 @@ from hubcache.oci.account import Account
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import BadUpstream, RegistryError, TooManyRequests, Unauthorized, Unavailable
 from hubcache.oci.media import COMMON_TYPES
-from hubcache.transfer import session
 from hubcache.transfer import upstream as upstream_module
 from hubcache.transfer.realms import may_receive_password
 from support.standin import Fault, Hub, random_bytes
+from support.time_outs import short_time_outs
 from support.upstreams import UpstreamSetup, tokens_sent, upstream_to
 
 REPO = "library/debian"
@@ -27,8 +27,7 @@ DIGEST = Digest.of(LAYER)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, so that the tests are fast."""
     monkeypatch.setattr(upstream_module, "_BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(session, "PROGRESS_SECONDS", 1.0)
-    monkeypatch.setattr(session, "CONNECT_SECONDS", 1.0)
+    short_time_outs(monkeypatch)
 
 
 @pytest.fixture
