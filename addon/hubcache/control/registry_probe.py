@@ -61,6 +61,7 @@ class _Probe:
         self._origin = URL(upstream.registry.upstream)
         self._steps: list[Step] = []
         self._limit: dict[str, str] | None = None
+        self._date: str | None = None
 
     async def run(self) -> dict[str, Any]:
         """Do the steps until one fails; see `RegistryProbe.run`."""
@@ -80,6 +81,7 @@ class _Probe:
             "ok": all(step["error"] is None for step in self._steps),
             "steps": self._steps,
             "ratelimit": self._limit,
+            "date": self._date,
             "seconds": round(time.monotonic() - begun, 4),
         }
 
@@ -118,6 +120,7 @@ class _Probe:
                     name: response.headers[header] for header, name in _LIMITS.items() if header in response.headers
                 }
                 self._limit = limit or self._limit
+                self._date = response.headers.get("Date")
         return step
 
     @contextmanager

@@ -72,10 +72,11 @@ class TestProgram:
             {"registry": "ghcr.io", "is_up": False, "reason": "status 503"},
             {"registry": "quay.io", "is_up": True, "reason": None},
         ]
-        found = list(program.check_report(target(status_report(problems=["the disk is full"], upstreams=upstreams))))
+        problems = ["ghcr.io does not answer: status 503. Wait.", "2 objects were damaged."]
+        found = list(program.check_report(target(status_report(problems=problems, upstreams=upstreams))))
         assert [(each.state, each.text) for each in found] == [
-            (State.PROBLEM, "the disk is full"),
             (State.PROBLEM, "ghcr.io is down: status 503"),
+            (State.WARNING, "2 objects were damaged."),
         ]
         found = list(program.check_report(target(status_report(upstreams=upstreams[1:]))))
         assert [(each.state, each.text) for each in found] == [(State.OK, "quay.io: no failures")]
@@ -202,11 +203,6 @@ class TestStorage:
         found = next(iter(storage.check_store(target(report))))
         assert (found.state, found.text) == (State.PROBLEM, "nothing is stored: disk is full")
 
-    def test_damage_is_a_warning(self, report: dict[str, Any]) -> None:
-        report["store"]["damage"]["count"] = 1
-        texts = [each.text for each in storage.check_store(target(report)) if each.state is State.WARNING]
-        assert texts == ["1 damaged object found since the start"]
-
     @pytest.mark.parametrize(
         ("disk", "words"),
         [
@@ -269,20 +265,25 @@ class TestRegistry:
 
     @staticmethod
     def findings(**changes: Any) -> list[tuple[str, State]]:
-        probe = {"steps": [{"name": "token", "error": None, "seconds": 0.1}], "ratelimit": None, "date": None} | changes
+        steps = [{"step": "token", "error": None, "seconds": 0.1}]
+        probe = {"steps": steps, "ratelimit": None, "date": None, "proxy": None} | changes
         return [(each.check, each.state) for each in registry.findings(probe, "registry-1.docker.io")]
 
     def test_answer_is_sound(self) -> None:
         assert self.findings() == [("registry", State.OK)]
 
     def test_failed_step_is_a_problem(self) -> None:
-        step = {"name": "manifest", "error": "no answer", "seconds": None}
+        step = {"step": "manifest", "error": "no answer", "seconds": None}
         assert self.findings(steps=[step]) == [("registry", State.PROBLEM)]
 
     @pytest.mark.parametrize(("remaining", "state"), [(90, State.OK), (10, State.WARNING), (0, State.PROBLEM)])
     def test_low_rate_limit_is_found(self, remaining: int, state: State) -> None:
-        limit = {"limit": 100, "remaining": remaining}
+        limit = {"limit": "100;w=21600", "remaining": f"{remaining};w=21600"}
         assert self.findings(ratelimit=limit) == [("registry", State.OK), ("rate limit", state)]
+
+    @pytest.mark.parametrize("limit", [{}, {"limit": "100"}, {"limit": "many", "remaining": "-1"}])
+    def test_malformed_rate_limit_is_no_finding(self, limit: dict[str, str]) -> None:
+        assert self.findings(ratelimit=limit) == [("registry", State.OK)]
 
     @pytest.mark.parametrize(
         ("now", "state", "words"),

@@ -71,21 +71,23 @@ def check_options_file(target: Target) -> Iterator[Finding]:
 
 
 def check_report(target: Target) -> Iterator[Finding]:
-    """Repeat what the cache itself reports: its problems, and upstreams that do not answer."""
+    """Repeat what the cache itself reports: upstreams that do not answer, and its sentences about other problems."""
     report = target.report
     if report is None:
         return
-    for text in report["problems"]:
-        yield problem("cache's report", str(text), "see hubcache status")
-    for upstream in report["upstreams"]:
-        if not upstream["is_up"]:
-            yield problem(
-                "upstreams",
-                f"{upstream['registry']} is down: {upstream['reason']}",
-                "stored images are still served; check the cache's way to the registry",
-            )
-    if report["upstreams"] and all(upstream["is_up"] for upstream in report["upstreams"]):
+    down = [upstream for upstream in report["upstreams"] if not upstream["is_up"]]
+    for upstream in down:
+        yield problem(
+            "upstreams",
+            f"{upstream['registry']} is down: {upstream['reason']}",
+            "stored images are still served; check DNS, firewall and outbound proxy of the cache's machine",
+        )
+    if report["upstreams"] and not down:
         yield ok("upstreams", f"{', '.join(upstream['registry'] for upstream in report['upstreams'])}: no failures")
+    found = [upstream["reason"] for upstream in down] + [report["store"]["problem"]]
+    for text in report["problems"]:
+        if not any(reason and reason in text for reason in found):  # it is a finding already
+            yield warning("report", str(text), "see hubcache status")
 
 
 def check_outbound_proxy(target: Target) -> Iterator[Finding]:

@@ -28,12 +28,6 @@ def check_store(target: Target) -> Iterator[Finding]:
             "store",
             f"{size(used)} of {size(capacity)} ({percent(used, capacity)}), {counted(store['objects'], 'object')}",
         )
-    if damage := store["damage"]["count"]:
-        yield warning(
-            "store",
-            f"{counted(damage, 'damaged object')} found since the start",
-            "check the disk (smartctl -a) and run hubcache verify --repair",
-        )
     yield from _check_disk(str(store["directory"]), store["capacity"], store["bytes"])
 
 
