@@ -17,6 +17,7 @@ import kubernetes_validate
 import pytest
 from hubcache.operate import config_file
 from hubcache.operate.options import OPTIONS, Settings
+from hubcache.operate.version import version
 from hubcache.setup.pages import Addresses
 from ruamel.yaml import YAML
 from support.paths import REPOSITORY
@@ -93,6 +94,25 @@ def test_build_context_has_all_files_that_are_copied() -> None:
     copied = {name for line in instructions()["COPY"] if "--from" not in line for name in line.split()[:-1]}
     assert copied == kept
     assert all((REPOSITORY / name).exists() for name in kept)
+
+
+# -- release --------------------------------------------------------------------------------------------------------
+
+
+def test_release_needs_the_tag_of_the_version() -> None:
+    (workflow,) = load(REPOSITORY / ".github/workflows/release.yml")
+    steps = workflow["jobs"]["release"]["steps"]
+    (check,) = (step["run"] for step in steps if step.get("name") == "Compare the tag with the version")
+    for tag, is_right in ((f"v{version()}", True), (version(), False), ("v0.0.1", False)):
+        run("bash", "-ec", check, env={"GITHUB_REF_NAME": tag}, cwd=REPOSITORY, fails=not is_right)
+
+
+def test_release_builds_the_image_with_its_declared_arguments() -> None:
+    text = (REPOSITORY / ".github/workflows/release.yml").read_text()
+    given = set(re.findall(r'--build-arg "(\w+)=', text))
+    declared = {argument.partition("=")[0] for argument in instructions()["ARG"]}
+    assert given == {"VERSION", "REVISION"}
+    assert given < declared
 
 
 # -- compose --------------------------------------------------------------------------------------------------------
