@@ -1,7 +1,7 @@
 """Reads and stores content by digest, for exports and imports."""
 
 import asyncio
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Iterable, Mapping
 
 from ..decide.records import ManifestRecord
 from ..oci.digest import Digest, Verifier
@@ -15,14 +15,15 @@ from .held_content import HeldContent
 from .parts import Parts
 
 HOLD_SECONDS = 300.0
-"""How long content stays held after the last request of an import: until then its image should be recorded."""
+"""How long content stays held after the last request of an import, which records its images, or of an export."""
 
 _INLINE_BYTES = 64 << 10
 """Pieces up to this size are hashed and written in the event loop; to pass them to a thread costs more."""
 
 
 class ContentCommands:
-    """Reads and stores content. What an import stores is held until `HOLD_SECONDS` after its last request."""
+    """Reads and stores content. What an import stores and an export reads is held until `HOLD_SECONDS` after the last
+    request."""
 
     def __init__(self, parts: Parts) -> None:
         self._store = parts.store
@@ -39,12 +40,19 @@ class ContentCommands:
 
     async def open_blob(self, digest: Digest) -> StoredBlob:
         """Return an open blob whose file has just been verified; raises `NotKnown`."""
+        if self._end is not None:  # another part of the same export follows
+            self._restart_timer()
         self._store.inspector.require_check(digest)
         found = await self._store.open_blob(digest)
         if found is None:
             self._store.inspector.clear(digest)
-            raise NotKnown(f"{digest} is not stored")
+            raise NotKnown(f"{digest} is not stored; if it was damaged, it is in the quarantine now")
         return found
+
+    def keep(self, digests: Iterable[Digest]) -> None:
+        """Hold stored content while it is exported."""
+        self._held.keep(*digests)
+        self._restart_timer()
 
     # -- storing --------------------------------------------------------------------------------------------------
 
@@ -59,11 +67,11 @@ class ContentCommands:
             if limit and contents[digest] > limit:
                 raise NotStored(f"{digest} has {contents[digest]} bytes, which is more than hubcache_max_blob allows")
         needed = sum(size_on_disk(contents[digest]) for digest in missing)
-        self._held.add(*contents)
+        new = self._held.add(*contents)
         self._restart_timer()
         available = self._store.capacity.available(self._store.index.opened().bytes)
         if needed > available:
-            self._held.release(contents)
+            self._held.release(new)
             raise NotStored(
                 f"the content needs {needed} bytes, and {available} bytes are neither pinned nor in use; see "
                 "hubcache_size"

@@ -18,13 +18,20 @@ class HeldContent:
         self._store = store
         self._held: set[Digest] = set()
 
-    def add(self, *digests: Digest) -> None:
-        """Hold more content, which may not be stored yet."""
-        for digest in digests:
-            if digest not in self._held:
-                self._held.add(digest)
-                self._store.usage.hold(digest)
-                self._store.popularity.ensure_admitted(digest)
+    def add(self, *digests: Digest) -> list[Digest]:
+        """Hold more content, which may not be stored yet, and have it admitted; return what was not held before."""
+        new = self.keep(*digests)
+        for digest in new:
+            self._store.popularity.ensure_admitted(digest)
+        return new
+
+    def keep(self, *digests: Digest) -> list[Digest]:
+        """Hold content that is stored; return what was not held before."""
+        new = [digest for digest in dict.fromkeys(digests) if digest not in self._held]
+        for digest in new:
+            self._held.add(digest)
+            self._store.usage.hold(digest)
+        return new
 
     def release(self, digests: Iterable[Digest] | None = None) -> None:
         """Stop holding this content, by default all."""

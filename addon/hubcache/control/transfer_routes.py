@@ -38,7 +38,9 @@ def _image_routes(commands: Commands) -> list[web.RouteDef]:
     async def export(request: web.Request) -> web.Response:
         image = parse_image(request.query.get("name", ""))
         platforms = [text for text in request.query.get("platforms", "").split(",") if text]
-        return await json_answer(commands.export.describe(image, platforms or None))
+        described = commands.export.describe(image, platforms or None)
+        commands.content.keep(part["digest"] for part in (*described["blobs"], *described["manifests"]))
+        return await json_answer(described)
 
     async def tag(request: web.Request) -> web.Response:
         fields = await read_fields(request, "image", "digest", "media_type", "referrers")

@@ -77,19 +77,21 @@ class Warm:
         run = _Run(self._parts, self._promised, platforms, self._pin if keep else None)
         progress = [ImageProgress(text, self._parts.fills) for text in names]
         work = asyncio.create_task(run.fetch_all(progress, list(names.values())))
+        pending = progress
         try:
             quiet = 0.0
-            while not work.done():
-                await asyncio.wait({work}, timeout=_REPORT_SECONDS)
-                quiet += _REPORT_SECONDS
-                for image in progress:
+            while True:
+                is_last = work.done()
+                for image in pending:
                     for event in image.changes(again=quiet >= _HEARTBEAT_SECONDS):
                         quiet = 0.0
                         yield event
+                if is_last:
+                    break
+                await asyncio.wait({work}, timeout=_REPORT_SECONDS)
+                quiet += _REPORT_SECONDS
+                pending = [image for image in pending if not image.is_reported]
             work.result()
-            for image in progress:
-                for event in image.changes():
-                    yield event
             yield run.summary(progress)
         finally:
             work.cancel()

@@ -1,6 +1,5 @@
 """The progress of the images that a command fetches, and the events that report it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -44,6 +43,13 @@ class ImageProgress:
         self._reported: dict[str, dict[str, Any]] = {}
 
     @property
+    def is_reported(self) -> bool:
+        """Whether the image has ended, and all of it was reported: then `changes` returns nothing more."""
+        return (
+            self.state not in (State.WAITING, State.RUNNING) and self._reported.get("", {}).get("state") is self.state
+        )
+
+    @property
     def received(self) -> int:
         """Bytes of layers that were downloaded."""
         return sum(layer.received for layer in self.layers)
@@ -52,24 +58,27 @@ class ImageProgress:
         """Set the last state of the image."""
         self.state, self._error = state, error
 
-    def changes(self, *, again: bool = False) -> Iterator[dict[str, Any]]:
+    def changes(self, *, again: bool = False) -> list[dict[str, Any]]:
         """Return an event for each layer, and for the image, that changed since the last call.
 
         `again`: the image is reported although it did not change, if it is running.
         """
+        if self.state is State.WAITING and self._reported:
+            return []
+        events = []
         for layer in self.layers:
             self._update(layer)
             event = {
                 **{"kind": "blob", "image": self.name, "digest": layer.digest, "size": layer.size},
                 **{"received": layer.received, "state": layer.state, "error": layer.error},
             }
-            yield from self._if_changed(layer.digest, event)
+            events += self._if_changed(layer.digest, event)
         event = {
             **{"kind": "image", "image": self.name, "digest": self.digest},
             **{"size": sum(layer.size for layer in self.layers), "received": self.received},
             **{"state": self.state, "error": self._error},
         }
-        yield from self._if_changed("", event, again=again and self.state is State.RUNNING)
+        return events + self._if_changed("", event, again=again and self.state is State.RUNNING)
 
     def _update(self, layer: Layer) -> None:
         """Read from the fill how much of a layer has arrived."""
@@ -80,7 +89,8 @@ class ImageProgress:
         elif layer.state is State.RUNNING and (fill := self._fills.get(layer.digest)) is not None:
             layer.received = fill.written
 
-    def _if_changed(self, key: str, event: dict[str, Any], *, again: bool = False) -> Iterator[dict[str, Any]]:
-        if again or self._reported.get(key) != event:
-            self._reported[key] = event
-            yield event
+    def _if_changed(self, key: str, event: dict[str, Any], *, again: bool = False) -> list[dict[str, Any]]:
+        if not again and self._reported.get(key) == event:
+            return []
+        self._reported[key] = event
+        return [event]
