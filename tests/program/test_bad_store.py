@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hubcache.store.index import Index
+from support.control import call_program
 from support.http_client import wait_until
 from support.program import LISTENERS, Program, RegistryClient, running_program
 from support.required import missing
@@ -83,6 +84,7 @@ def test_pulls_are_uncached_when_the_store_directory_is_a_file(program: Program,
     pull_uncached(program, "store directory")
     assert f"hubcache: not storing: store directory {program.store} cannot be used: " in last_line_of_start(program)
     assert program.store.read_text() == "not a directory"
+    assert "control socket" not in program.log
     program.assert_no_errors()
 
 
@@ -97,6 +99,7 @@ def test_pulls_are_uncached_when_another_process_uses_the_store(hub: Hub) -> Non
         client = first.client("mirror")
         pull(client, image(client))
         assert first.health["status"] == "ok"
+        assert call_program(first.store, "GET", "/v1/status")[1]["store"]["problem"] is None
 
 
 def test_store_of_a_newer_version_ends_the_start_with_one_line(program: Program) -> None:
