@@ -12,7 +12,7 @@ from .control.control import Control
 from .control.parts import Parts
 from .decide.outbound_proxy import OutboundProxies
 from .decide.throttle import Throttle
-from .housekeeping import Housekeeping
+from .housekeeping import Housekeeping, open_store
 from .oci.account import Account
 from .oci.errors import ConfigError, ManifestUnknown, NotStored, StorageError, Unavailable
 from .oci.registry import HUB_HOST, Registry
@@ -44,7 +44,6 @@ from .serve.tag_refresh import TagRefresh
 from .serve.token_service import TokenService
 from .setup.setup_pages import SetupPages
 from .store.scrub import Scrub
-from .store.store import Store
 from .transfer import token_wait
 from .transfer.active_bodies import ActiveBodies
 from .transfer.body_delivery import BodyDelivery, log_broken_body
@@ -52,10 +51,8 @@ from .transfer.body_listener import BodyListener
 from .transfer.breaker import CircuitBreakers
 from .transfer.challenge import Challenge
 from .transfer.fills import Fills
-from .transfer.session import open_session
-from .transfer.tokens import Tokens
 from .transfer.upstream import Upstream
-from .transfer.upstream_client import UpstreamClient
+from .transfer.upstream_clients import UpstreamClients
 from .transfer.upstreams import Upstreams
 
 logger = logging.getLogger("hubcache")
@@ -78,7 +75,7 @@ class Engine:
         self._access_log: AccessLog | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._upstreams = Upstreams(self._open_upstream, self._apply_tag_refresh)
-        self.store = self._opened_store(settings)
+        self.store = open_store(settings.directory, settings.size, self.report_storage_error)
         self.metrics = Metrics()
         self.pulls = Pulls(self.metrics.pull_ended)
         active = ActiveBodies()
@@ -86,16 +83,7 @@ class Engine:
         self.body_listener = BodyListener(active, self.metrics.sent, log_broken_body)
         self.breakers = CircuitBreakers()
         self.metrics.watch(self.store, self.breakers)
-        user_agent = f"hubcache/{version()}"
-        self._http = open_session(tls, user_agent)
-        self._guarded = open_session(tls, user_agent, guarded=True)
-        self._client = UpstreamClient(self._http, self.metrics, self.breakers, self._guarded)
-        self._tokens = Tokens(self._client)
-        self._named = open_session(tls, user_agent, guarded=True, named_by_clients=True)
-        self._guarded_client = UpstreamClient(
-            self._http, self.metrics, self.breakers, self._named, guards_registries=True
-        )
-        self._guarded_tokens = Tokens(self._guarded_client)
+        self._clients = UpstreamClients(tls, f"hubcache/{version()}", self.metrics, self.breakers)
         self._scrub = Scrub(self.store, self.report_storage_error)
         self.fills = Fills(self.store, self.metrics, self._fill_failed)
         self.report = StatusReport(self.store, self.metrics, self.breakers, self.pulls, self.fills.progress)
@@ -131,18 +119,6 @@ class Engine:
         )
         self.apply(settings)
 
-    def _opened_store(self, settings: Settings) -> Store:
-        """Return the store.
-
-        If it cannot be opened, nothing is stored until housekeeping opens it, and pulls continue.
-        """
-        store = Store(settings.directory, settings.size)
-        try:
-            store.open()
-        except StorageError as error:
-            self.report_storage_error(error)
-        return store
-
     @classmethod
     async def start(
         cls, settings: Settings, tls: ssl.SSLContext, setup: SetupPages, proxies: OutboundProxies | None = None
@@ -169,10 +145,7 @@ class Engine:
 
     def use_proxies(self, proxies: OutboundProxies) -> None:
         """Send requests through these outbound proxies from now on."""
-        if proxies and str(proxies) != str(self._client.proxies):
-            logger.info("hubcache: registries are reached through the outbound proxy %s", proxies)
-        self._client.proxies = self._guarded_client.proxies = proxies
-        self.report.outbound_proxy = str(proxies) if proxies else None
+        self._clients.use_proxies(proxies)
 
     def apply(self, settings: Settings) -> None:
         """Apply option values, at start and while running."""
@@ -189,7 +162,7 @@ class Engine:
         )
         self._scrub.period = settings.scrub.period if settings.scrub else None
         self._scrub.rate = settings.scrub.rate if settings.scrub else None
-        self._client.offline = self._guarded_client.offline = settings.offline
+        self._clients.set_offline(settings.offline)
         self._manifests.tag_lifetime = settings.tag_ttl
         self._manifests.max_stale = self._access.max_stale = settings.max_stale
         self._access.negative_ttl = settings.negative_ttl
@@ -216,9 +189,7 @@ class Engine:
         return self._settings.account if registry.is_hub else None
 
     def _open_upstream(self, registry: Registry) -> Upstream:
-        client, tokens = self._client, self._tokens
-        if registry.is_named_by_client:
-            client, tokens = self._guarded_client, self._guarded_tokens
+        client, tokens = self._clients.of(registry)
         return Upstream(registry, client, tokens, self._remember_challenge, self._account(registry))
 
     async def answer(self, request: Request) -> Answer | Forward | None:
@@ -357,9 +328,7 @@ class Engine:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await self._guarded.close()
-        await self._named.close()
-        await self._http.close()
+        await self._clients.close()
         if self._status is not None:
             await self._status.close()
         try:

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from .oci.errors import StorageError, StoreTooNew
 from .operate.history import History
@@ -22,6 +23,19 @@ _EXPIRE_SECONDS = 3600.0
 
 _SAVE_SECONDS = 60.0
 """Seconds between two writes of the history of the traffic; a crash loses only this part of it."""
+
+
+def open_store(directory: Path, max_bytes: int, report: Callable[[StorageError], None]) -> Store:
+    """Return the store in a directory, with a capacity of `max_bytes`; raises `StoreTooNew`.
+
+    If it cannot be opened, nothing is stored until `Housekeeping` opens it, and pulls continue.
+    """
+    store = Store(directory, max_bytes)
+    try:
+        store.open()
+    except StorageError as error:
+        report(error)
+    return store
 
 
 class Housekeeping:

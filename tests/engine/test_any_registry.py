@@ -164,7 +164,7 @@ async def test_name_that_resolves_to_loopback_later_is_refused(
     hub.stop("registry")  # closes the connections that the cache keeps
     hub.start()
     names[ONE] = "127.0.0.1"
-    cache.engine._named.connector._cached_hosts.clear()  # type: ignore[union-attr]  # else the name is kept for 10 s
+    cache.engine._clients._named.connector._cached_hosts.clear()  # type: ignore[union-attr]  # else the name is kept for 10 s
     hub.reset_log()
     assert (await get(cache, named(hub), f"/v2/{REPO}/manifests/2"))[0] == 502
     assert hub.count(listener="registry") == 0
@@ -195,7 +195,7 @@ async def test_token_requests_of_clients_do_not_reach_loopback(
     names[ONE] = "127.0.0.1"
     hub.stop("registry")
     hub.start()
-    cache.engine._named.connector._cached_hosts.clear()  # type: ignore[union-attr]
+    cache.engine._clients._named.connector._cached_hosts.clear()  # type: ignore[union-attr]
     hub.reset_log()
     outcome = await cache.engine.answer(
         request(named(hub), "/.hubcache/token?service=x", Listener.PROXY, authorization="Basic YTpi")
@@ -258,11 +258,11 @@ async def test_stored_content_of_a_named_registry_is_served_after_a_restart_with
 
 async def test_outbound_proxy_may_be_at_a_local_address(cache: Cache, hubs: tuple[Hub, Hub]) -> None:
     """The cache connects to the proxy, and the proxy resolves the registry's name."""
-    url, client = URL(named(hubs[0]).upstream), cache.engine._guarded_client
-    assert await client._session(url, url) is cache.engine._named
+    url, client = URL(named(hubs[0]).upstream), cache.engine._clients._guarded_client
+    assert await client._session(url, url) is cache.engine._clients._named
     proxy = OutboundProxies.all_through(OutboundProxy("http", "127.0.0.1", 3128))
     cache.engine.use_proxies(proxy)
-    assert await client._session(url, url) is cache.engine._http
+    assert await client._session(url, url) is cache.engine._clients._http
 
 
 # -- bounds

@@ -191,7 +191,7 @@ async def test_stored_or_arriving_blob_needs_no_token(
 
     monkeypatch.setattr(RepositoryView, "try_credentials", never)
     hub.stop("token")
-    cache.engine._tokens._known.clear()
+    cache.engine._clients._tokens._known.clear()
     own = {"authorization": bearer(hub, "bob", REPO)}
     late = await cache.engine.service.answer(cache.request(Listener.PROXY, "GET", path(image.layers[0]), **own))
     assert isinstance(late, Answer)

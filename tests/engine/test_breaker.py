@@ -231,7 +231,7 @@ async def test_circuit_of_the_token_service_opens_after_failures_for_several_rep
 ) -> None:
     monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 60.0)
     monkeypatch.setattr(breaker, "WAIT_SECONDS", 0.0)
-    cache.engine._tokens._known.clear()
+    cache.engine._clients._tokens._known.clear()
     hub.faults.add(Fault(kind="token", path="/token*", status=500))
     paths = [f"/v2/library/none{number}/manifests/1" for number in range(breaker.THRESHOLD)]
     await asyncio.gather(*(cache.get(Listener.MIRROR, path) for path in paths))

@@ -71,7 +71,7 @@ async def test_stored_image_is_served_completely(
     cache: Cache, hub: Hub, image: Image, row: Row, listener: Listener
 ) -> None:
     await pull(cache, image)
-    cache.engine._tokens._known.clear()
+    cache.engine._clients._tokens._known.clear()
     cause_fault(hub, row)
     await assert_served_whole(cache, image, listener)
 
@@ -99,7 +99,7 @@ async def test_stale_tag_is_served_and_marked(
     cache: Cache, hub: Hub, image: Image, row: Row, listener: Listener
 ) -> None:
     await pull(cache, image)
-    cache.engine._tokens._known.clear()
+    cache.engine._clients._tokens._known.clear()
     cache.apply(tag_ttl=0.0)
     cause_fault(hub, row)
     for method in ("HEAD", "GET"):

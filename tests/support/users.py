@@ -41,7 +41,7 @@ class Clock(SimpleNamespace):
         self.ahead = 0.0
         patch.setattr(access, "time", self)
         engine: Any = cache.engine
-        for part in (engine._tokens, *engine._upstreams.values()):
+        for part in (engine._clients._tokens, *engine._upstreams.values()):
             patch.setattr(part, "_clock", self.monotonic)
         for part in (engine._access, engine._manifests, engine._validation, engine._referrers, engine._tag_refresh):
             patch.setattr(part, "_clock", self.time)
