@@ -78,6 +78,9 @@ class Housekeeping:
         with contextlib.suppress(asyncio.CancelledError):
             await task
         self._history.record(time.time())
+        await self._save_history()
+
+    async def _save_history(self) -> None:
         if self._store.is_open:
             try:
                 await self._history.save(self._store.index)
@@ -85,6 +88,7 @@ class Housekeeping:
                 self._report(error)
 
     async def _run(self) -> None:
+        await self._save_history()  # at once, because this also reads what an earlier run wrote
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._tag_refresh.tick()

@@ -22,7 +22,7 @@ PROGRAM = "chromium"
 _ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
-    *("--no-proxy-server", "--mute-audio", "--hide-scrollbars", "--remote-debugging-port=0"),
+    *("--mute-audio", "--hide-scrollbars", "--remote-debugging-port=0"),
 )
 
 
@@ -134,12 +134,13 @@ class Browser:
 
 
 @asynccontextmanager
-async def running_browser(*arguments: str) -> AsyncIterator[Browser]:
-    """Run Chromium with a new profile."""
+async def running_browser(proxy: int | None = None) -> AsyncIterator[Browser]:
+    """Run Chromium with a new profile; it uses the proxy at this port of this machine, or none."""
     require(PROGRAM)
     profile = Path(tempfile.mkdtemp(prefix="hubcache-chromium-"))
+    route = "--no-proxy-server" if proxy is None else f"--proxy-server=http://127.0.0.1:{proxy}"
     process = await asyncio.create_subprocess_exec(
-        *(PROGRAM, *_ARGUMENTS, *arguments, f"--user-data-dir={profile}", "about:blank"),
+        *(PROGRAM, *_ARGUMENTS, route, f"--user-data-dir={profile}", "about:blank"),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
     )

@@ -14,8 +14,8 @@ WRITE_SECONDS = 30.0
 MAX_LISTENERS = 32
 """Listeners at the same time. The page of another one polls instead."""
 
-_RETRY = b"retry: 3000\n"
-"""Milliseconds after which a browser connects again when the connection has ended."""
+RETRY = b"retry: 3000\n"
+"""Milliseconds after which a browser connects again when the answer has ended."""
 
 
 class Events:
@@ -38,12 +38,12 @@ class Events:
         self._listeners += 1
         try:
             await response.prepare(request)
-            event: bytes | None = _RETRY + _event(self._snapshot())
-            while event is not None:
+            text: bytes | None = RETRY + event(self._snapshot())
+            while text is not None:
                 upcoming = self._upcoming()
                 async with asyncio.timeout(WRITE_SECONDS):
-                    await response.write(event)
-                event = await asyncio.shield(upcoming)
+                    await response.write(text)
+                text = await asyncio.shield(upcoming)
         except (ConnectionResetError, TimeoutError):
             pass  # the client disconnected, or reads too slowly
         finally:
@@ -75,7 +75,7 @@ class Events:
             await asyncio.sleep(self._seconds)
             waiting, self._next = self._next, None
             if waiting is not None:
-                waiting.set_result(_event(self._snapshot()))
+                waiting.set_result(event(self._snapshot()))
 
     def _stop(self) -> None:
         task, self._task = self._task, None
@@ -89,5 +89,6 @@ def _ended() -> asyncio.Future[bytes | None]:
     return ended
 
 
-def _event(snapshot: bytes) -> bytes:
+def event(snapshot: bytes) -> bytes:
+    """Return an event with a snapshot, which is one line of text."""
     return b"data: " + snapshot + b"\n\n"

@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from ..setup.setup_pages import Page, SetupPages
+from .events import RETRY, event
 from .status_report import StatusReport
 
 SOURCE = Path(__file__).with_name("status.html")
@@ -36,6 +37,8 @@ class StatusPages:
                 return html_page()
             case "/status.json":
                 return Page("application/json", self.snapshot(public=public))
+            case "/events" if public:  # an answer through the proxy has an end; browsers ask again after `RETRY`
+                return Page("text/event-stream", RETRY + event(self.snapshot(public=True)))
         return None
 
     def snapshot(self, *, public: bool) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 from hubcache.oci.registry import HUB_HOST, Registry
 from hubcache.serve.messages import Answer, Listener, Request, Result
 from hubcache.setup import setup_pages
-from hubcache.setup.setup_pages import SetupPages
+from hubcache.setup.setup_pages import Page, SetupPages
 
 
 @pytest.fixture
@@ -16,8 +16,15 @@ def setup(tmp_path: Path) -> SetupPages:
     return SetupPages(certificate, 5000, 8080)
 
 
-def asked(path: str, method: str = "GET", listener: Listener = Listener.MIRROR, client: str = "10.0.0.7") -> Request:
-    return Request(method, path, Registry.parse(HUB_HOST), listener, {"host": "cache.lan:5000"}, client=client)
+def asked(
+    path: str,
+    method: str = "GET",
+    listener: Listener = Listener.MIRROR,
+    client: str = "10.0.0.7",
+    to_cache: bool = False,
+) -> Request:
+    headers = {"host": "cache.lan:5000"}
+    return Request(method, path, Registry.parse(HUB_HOST), listener, headers, client=client, to_cache=to_cache)
 
 
 def answer(setup: SetupPages, path: str, **more: str) -> Answer:
@@ -57,6 +64,16 @@ def test_methods_that_write_get_no_page(setup: SetupPages, method: str) -> None:
 
 def test_registry_host_inside_the_proxy_has_no_setup_pages(setup: SetupPages) -> None:
     assert setup.answer(asked("/setup", listener=Listener.PROXY)) is None
+
+
+def test_status_page_is_only_at_the_name_of_the_cache(setup: SetupPages) -> None:
+    setup.public_status = {"/": Page("text/html", b"status", {"X-Test": "1"})}.get
+    page = setup.answer(asked("/", to_cache=True))
+    assert page is not None
+    assert (page.body, page.headers["Content-Type"], page.headers["X-Test"]) == (b"status", "text/html", "1")
+    assert setup.answer(asked("/")) is None
+    assert setup.answer(asked("/other", to_cache=True)) is None
+    assert b"cache.lan" in answer(setup, "/setup").body
 
 
 def test_requests_are_counted_by_client(setup: SetupPages) -> None:
