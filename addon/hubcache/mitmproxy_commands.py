@@ -6,7 +6,8 @@ mitmweb shows in its event log.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from mitmproxy import command, exceptions
@@ -78,6 +79,11 @@ class MitmproxyCommands:
             raise exceptions.CommandError(str(error)) from error
         return self._run("hubcache.warm", _warm(image, events))
 
+    @_named("hubcache.verify")
+    def verify(self, repair: bool = False) -> str:
+        """Read and verify all stored content; with true, also fetch again what is damaged or missing."""
+        return self._run("hubcache.verify", _verify(self._serving().verify.run(repair=repair)))
+
     def stop(self) -> None:
         """Cancel what runs, and refuse further commands."""
         self.commands = None
@@ -148,6 +154,20 @@ async def _warm(image: str, events: Any) -> str:
         return f"{image} is not stored: {error}"
     received, requests = amounts.size(event["received"]), event["upstream_requests"]
     return f"{image} is stored, {amounts.size(size)}; {received} were fetched with {requests} upstream requests"
+
+
+async def _verify(events: AsyncGenerator[dict[str, Any]]) -> str:
+    """Verify the content, log what is wrong, and return the counts."""
+    done: dict[str, Any] = {}
+    async with aclosing(events):
+        async for event in events:
+            if event.get("error"):
+                logger.warning("hubcache: hubcache.verify: %s: %s", event["digest"], event["error"])
+            done = event
+    states = ("good", "damaged", "missing", "repaired", "not_repairable")
+    counts = [f"{done[state]} {state.replace('_', ' ')}" for state in states if done[state]]
+    total = f"{amounts.size(done['bytes'])} were read in {amounts.duration(done['seconds'])}"
+    return f"{total}: {', '.join(counts) or 'nothing is stored'}"
 
 
 def _image_line(image: dict[str, Any]) -> str:

@@ -52,11 +52,28 @@ async def test_image_is_warmed_listed_pinned_and_unpinned(
     listed = await logged(harness, caplog, "hubcache.images")
     assert listed.startswith("1 images\n")
     assert name.removeprefix("library/") in listed
+    assert (await logged(harness, caplog, "hubcache.verify")).endswith(": 3 good")
     assert "is pinned" in await logged(harness, caplog, "hubcache.pin", name)
     assert "pinned" in (await logged(harness, caplog, "hubcache.images")).splitlines()[1]
     assert "no longer pinned" in await logged(harness, caplog, "hubcache.unpin", name)
     assert "3 manifests and blobs were removed" in await logged(harness, caplog, "hubcache.purge", name)
     assert await logged(harness, caplog, "hubcache.images") == "0 images"
+
+
+async def test_damaged_content_is_logged_and_counted(
+    harness: AddonHarness, hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    digest = hub.image(REPO, "1", [b"x" * 1500]).layers[0]
+    await logged(harness, caplog, "hubcache.warm", f"{REPO}:1")
+    path = harness.engine.store.blob_path(digest)
+    path.chmod(0o600)
+    path.write_bytes(b"y" * 1500)
+    with caplog.at_level(logging.INFO, "hubcache"):
+        run(harness, "hubcache.verify", "true")
+        await until(lambda: any("repaired" in message for message in caplog.messages))
+    assert any(message.startswith(f"hubcache: hubcache.verify: {digest}: ") for message in caplog.messages)
+    caplog.clear()
+    assert (await logged(harness, caplog, "hubcache.verify")).endswith(": 3 good")
 
 
 async def test_image_that_does_not_exist_is_not_stored(
