@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hubcache.operate.pull import Pull
 from ruamel.yaml import YAML  # a dependency of mitmproxy
 from support.engine import running
 from support.paths import REPOSITORY
@@ -79,6 +80,21 @@ def test_every_alert_is_tested_and_says_what_to_do() -> None:
             assert rule["labels"]["severity"] in ("critical", "warning", "info")
             assert "$labels.instance" in rule["annotations"]["summary"]
             assert len(rule["annotations"]["description"]) > 100
+
+
+def test_every_alert_is_in_the_list_for_operators() -> None:
+    page = (REPOSITORY / "addon" / "hubcache" / "operate" / "README.md").read_text()
+    listed = re.findall(r"^\| `(Hubcache\w+)` \| (\w+) \|", page, re.MULTILINE)
+    assert listed == [(rule["alert"], rule["labels"]["severity"]) for rule in rules() if "alert" in rule]
+
+
+def test_fields_of_a_pull_are_in_the_list_for_operators() -> None:
+    page = (REPOSITORY / "addon" / "hubcache" / "operate" / "README.md").read_text()
+    table = page.partition("| field | meaning |")[2].partition("\n\n")[0]
+    rows = " ".join(re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE))
+    listed = set(re.findall(r"`(\w+)`", rows))
+    fields = Pull("c", "mirror", "i", "h", "r", 1.0, slowest="x", error="x").fields()
+    assert listed == {"event", *fields}
 
 
 def test_options_and_commands_that_alerts_name_exist() -> None:

@@ -49,9 +49,13 @@ def test_every_promise_of_the_last_soak_held() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_every_option_that_a_page_names_exists(page: Path) -> None:
+    from hubcache.operate.metrics import Metrics
     from hubcache.operate.options import OPTIONS
 
-    metrics = {"hubcache_requests", "hubcache_upstream_requests"}
+    text = Metrics().render().decode()
+    metrics = {name for name, _ in re.findall(r"# TYPE (hubcache_[a-z_]+?)(_total)? ", text)} | {
+        f"{name}{part}" for name in re.findall(r"# TYPE (\S+)", text) for part in ("", "_bucket")
+    }
     named = {name.rstrip("_") for name in re.findall(r"hubcache_[a-z_]+", page.read_text())} - metrics
     assert named <= {option.name for option in OPTIONS} | {"hubcache"}
 

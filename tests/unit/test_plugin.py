@@ -8,6 +8,7 @@ import pytest
 from hubcache.engine import Engine
 from hubcache.oci.digest import Digest
 from hubcache.oci.registry import HUB_HOST
+from hubcache.operate.served_request import ServedRequest
 from hubcache.serve.messages import Answer, Result
 from mitmproxy.http import HTTPFlow, Response
 from support.addon import REPO, AddonHarness, harness_fixture, loaded_addon
@@ -184,6 +185,64 @@ async def test_nothing_is_kept_of_a_push_that_failed(harness: AddonHarness, hub:
     flow = await harness.request("PUT", f"/v2/{REPO}/manifests/1", "proxy")
     await harness.hooks.error(flow)
     assert harness.hooks._forwards == {}
+
+
+# -- records of requests
+
+
+@pytest.fixture
+def served(harness: AddonHarness, monkeypatch: pytest.MonkeyPatch) -> list[ServedRequest]:
+    """The records that the engine receives."""
+    records: list[ServedRequest] = []
+    monkeypatch.setattr(harness.engine, "request_ended", records.append)
+    return records
+
+
+async def test_flows_are_recorded_when_they_end(harness: AddonHarness, hub: Hub, served: list[ServedRequest]) -> None:
+    image = hub.image(REPO, "1", [random_bytes(1_500_000)])
+    flow = await harness.request("GET", f"/v2/{REPO}/manifests/1")
+    assert served == []
+    harness.hooks.response(flow)
+    assert await harness.body(await harness.request("GET", f"/v2/{REPO}/blobs/{image.layers[0]}"))
+    manifest, blob = served
+    assert (manifest.kind, manifest.reference, manifest.sent) == ("manifest", "1", len(image.manifest))
+    assert (blob.kind, blob.reference, blob.sent, blob.size) == ("blob", image.layers[0], 1_500_000, 1_500_000)
+    assert all(each.is_complete and 0 < each.first_byte <= each.duration for each in served)
+    assert harness.hooks._records._running == {}
+
+
+async def test_flow_whose_client_disconnects_is_recorded_as_incomplete(
+    harness: AddonHarness, hub: Hub, served: list[ServedRequest]
+) -> None:
+    digest = hub.blob(REPO, random_bytes(1_500_000))
+    await harness.hooks.error(await harness.request("GET", f"/v2/{REPO}/blobs/{digest}"))
+    (found,) = served
+    assert (found.is_complete, found.sent, found.size, found.error) == (False, 0, 1_500_000, "")
+
+
+async def test_bytes_of_a_forwarded_answer_are_counted(harness: AddonHarness, served: list[ServedRequest]) -> None:
+    for announces_length in (True, False):
+        flow = await harness.request("GET", f"/v2/{REPO}/tags/list", "proxy", Authorization="Bearer own")
+        flow.response = Response.make(200)
+        flow.response.headers["Content-Length"] = "11"
+        if not announces_length:
+            del flow.response.headers["Content-Length"]
+        harness.hooks.responseheaders(flow)
+        stream: Any = flow.response.stream
+        assert [stream(data) for data in (b"hello ", b"world", b"")] == [b"hello ", b"world", b""]
+        harness.hooks.response(flow)
+    for found in served:
+        assert (found.result, found.status, found.is_private, found.is_complete) == (Result.BYPASS, 200, True, True)
+        assert (found.sent, found.size, found.repository, found.kind) == (11, 11, REPO, "other")
+    assert len(served) == 2
+
+
+async def test_forwarded_request_without_an_answer_is_recorded(
+    harness: AddonHarness, served: list[ServedRequest]
+) -> None:
+    await harness.hooks.error(await harness.request("PUT", f"/v2/{REPO}/manifests/1", "proxy"))
+    (found,) = served
+    assert (found.method, found.status, found.is_complete, found.is_private) == ("PUT", 0, False, False)
 
 
 async def test_flow_that_is_answered_already_stays_as_it_is(harness: AddonHarness) -> None:

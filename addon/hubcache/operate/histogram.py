@@ -7,6 +7,7 @@ from itertools import accumulate
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 
 class Histogram(Collector):
@@ -19,7 +20,7 @@ class Histogram(Collector):
         self._help = help
         self._labels = labels
         self._bounds = bounds
-        self._names = [f"{bound:g}" for bound in bounds] + ["+Inf"]
+        self._names = [*map(floatToGoString, bounds), "+Inf"]
         self._counts: dict[tuple[str, ...], list[int]] = {}
         self._sums: dict[tuple[str, ...], float] = {}
         registry.register(self)

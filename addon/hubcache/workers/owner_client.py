@@ -19,7 +19,7 @@ from ..oci.errors import HubcacheError, StorageError, Unavailable
 from ..oci.registry import Registry
 from ..operate.served_request import ServedRequest
 from ..serve.errors import error_answer
-from ..serve.messages import LAST_ATTEMPT, Answer, Change, Forward, Request
+from ..serve.messages import LAST_ATTEMPT, Answer, Change, Forward, Request, Result
 from ..store.stored_blob import StoredBlob, open_regular
 from ..transfer.active_bodies import ActiveBodies
 from ..transfer.body_delivery import BodyDelivery, log_broken_body
@@ -116,9 +116,11 @@ class OwnerClient:
         """Request an answer from the owner; request it again if its file was removed before this worker opened it.
 
         The cause is a fill that has ended: its file now has its final name, or was discarded. The last attempt is
-        answered with bytes from the upstream, which needs no file.
+        answered with bytes from the upstream, which needs no file. The result is that of the first answer, which the
+        owner counts: content that was fetched for the request is no hit, though its fill has ended.
         """
         self._report_ended()
+        result: Result | None = None
         for attempt in range(request.attempt, LAST_ATTEMPT + 1):
             number = next(self._numbers)
             head, body = pack_request(replace(request, attempt=attempt))
@@ -127,9 +129,12 @@ class OwnerClient:
                 outcome = unpack_outcome(outcome_head, payload)
                 if source is not None:
                     assert isinstance(outcome, Answer)
+                    outcome.result = result or outcome.result
                     outcome.source = self._open(number, source, request)
             except FileNotFoundError:
                 self.release(number)
+                assert isinstance(outcome, Answer)
+                result = result or outcome.result
             except OSError as error:
                 self.release(number)
                 why = f"cannot open a stored blob: {error.strerror or error}"

@@ -96,6 +96,65 @@ async def test_exception_ends_the_connection_and_is_logged(is_at_once: bool, cap
     client.disconnect()
 
 
+# -- records of requests
+
+
+async def test_answer_from_memory_is_recorded() -> None:
+    client = DirectClient(answer_at_once)
+    client.send(REQUEST)
+    (found,) = client.served
+    assert (found.client, found.repository, found.reference) == ("127.0.0.1", "library/app", "1")
+    assert (found.sent, found.size, found.is_complete, found.status) == (4, 4, True, 200)
+    assert 0 <= found.first_byte <= found.duration < 60
+    client.disconnect()
+
+
+async def test_answer_from_a_source_is_recorded() -> None:
+    async def answer(_: Request) -> Answer:
+        return Answer(200, {}, Result.MISS, source=BytesSource(b"x" * 1000), length=1000, size=1000, kind="blob")
+
+    client = DirectClient(answer)
+    client.send(REQUEST)
+    await until(lambda: client.served)
+    (found,) = client.served
+    assert (found.sent, found.size, found.is_complete, found.result) == (1000, 1000, True, Result.MISS)
+    client.disconnect()
+
+
+async def test_answer_that_the_client_did_not_wait_for_is_recorded_as_incomplete() -> None:
+    async def answer(_: Request) -> Answer:
+        return endless_answer()[0]
+
+    client = DirectClient(answer)
+    client.send(REQUEST)
+    await until(lambda: client.transport.sent.endswith(b"xx"))
+    client.disconnect()
+    await until(lambda: client.served)
+    (found,) = client.served
+    assert (found.is_complete, found.error, found.size) == (False, "", 1 << 40)
+    assert 0 < found.sent < found.size
+
+
+async def test_request_that_is_aborted_before_its_answer_is_recorded_as_failed() -> None:
+    client = DirectClient(PendingAnswer())
+    client.send(REQUEST)
+    client.connection.abort()
+    await until(lambda: client.served)
+    assert (client.served[0].is_complete, client.served[0].status) == (False, 0)
+
+
+async def test_request_that_is_handed_over_is_recorded_by_mitmproxy_alone() -> None:
+    pending = PendingAnswer()
+    client = DirectClient(pending)
+    client.send(REQUEST)
+    forward = Forward("Bearer own")
+    pending.set(forward)
+    await until(lambda: client.handed_over)
+    assert client.served == []
+    assert forward.decision_seconds > 0
+    client.disconnect()
+
+
 # -- limits that leave
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hubcache.oci.errors import HubcacheError
-from hubcache.serve.messages import Answer, Listener
+from hubcache.serve.messages import Answer, Listener, Result
 from hubcache.workers.epoch import Epoch
 from hubcache.workers.owner_client import OwnerClient
 from hubcache.workers.owner_server import WorkerConnection
@@ -93,7 +93,9 @@ async def test_request_is_repeated_and_counted_once_when_its_file_was_removed(
         return os.open(path, os.O_RDONLY)
 
     monkeypatch.setattr("hubcache.workers.owner_client.open_regular", late)
-    assert await read(await pair.get(f"/v2/{REPO}/blobs/{digest}")) == DATA
+    answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
+    assert answer.result is Result.MISS, "it was fetched for this request"
+    assert await read(answer) == DATA
     assert missed
     assert requests(pair) == 1
     assert hub.count(kind="cdn", method="GET") == 1
