@@ -13,6 +13,9 @@ from rich.text import Text
 
 from .text import clean
 
+_UNLIMITED = 10_000
+"""Characters of a line."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -44,8 +47,8 @@ class Output:
         """Whether tables are drawn for a person at a terminal."""
         return not self.is_json and self.stdout.isatty()
 
-    def console(self, *, is_error: bool = False) -> Console:
-        """Return rich's console for standard output or standard error."""
+    def console(self, *, is_error: bool = False, width: int | None = None) -> Console:
+        """Return rich's console for standard output or standard error, with the width of the terminal by default."""
         stream = self.stderr if is_error else self.stdout
         has_colour = stream.isatty() and not os.environ.get("NO_COLOR")
         return Console(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=True, no_color=not has_colour)
@@ -84,7 +87,8 @@ class Output:
             return
         cells = [[clean(cell) for cell in row] for row in rows]
         if self.is_terminal:
-            self.console().print(drawn_table(columns, cells))
+            # In its natural width: the terminal wraps lines, and a digest can be copied from them.
+            self.console(width=_UNLIMITED).print(drawn_table(columns, cells))
             return
         widths = [max(len(row[i]) for row in [[each.title for each in columns], *cells]) for i in range(len(columns))]
         for row in [[each.title.upper() for each in columns], *cells]:

@@ -9,6 +9,7 @@ from .output import Column, Output, number
 from .text import age, counted, duration, percent, size
 
 _PULLS = 10
+_IMAGES = 5
 
 
 def status(directory: Directory = None, is_json: Json = False) -> None:
@@ -37,6 +38,7 @@ def print_report(output: Output, report: Mapping[str, Any]) -> None:
     output.heading("answers")
     _print_ratio(output, report["ratio"])
     _print_upstreams(output, report)
+    _print_images(output, report["images"], report["now"])
     _print_fills(output, report["fills"], report["now"])
     _print_pulls(output, report["pulls"], report["now"])
 
@@ -73,10 +75,26 @@ def _print_upstreams(output: Output, report: Mapping[str, Any]) -> None:
             state = "up" if upstream["is_up"] else f"down: {upstream['reason']}"
             output.line(f"{upstream['registry']}  {state}", "" if upstream["is_up"] else "red")
     for limit in report["ratelimit"]:
-        output.line(
-            f"rate limit of {limit['registry']} ({limit['credential']}): {limit['remaining']} of {limit['limit']} "
-            f"remaining, {age(limit['at'], report['now'])}"
-        )
+        output.line(f"{rate_limit(limit)}, {age(limit['at'], report['now'])}")
+
+
+def rate_limit(limit: Mapping[str, Any]) -> str:
+    """Return a line about a registry's rate limit, which need not name the number of pulls that it allows."""
+    of = "" if limit["limit"] is None else f" of {limit['limit']}"
+    return f"rate limit of {limit['registry']} ({limit['credential']}): {limit['remaining']}{of} remaining"
+
+
+def _print_images(output: Output, images: list[Mapping[str, Any]], now: float) -> None:
+    if not images:
+        return
+    output.heading("most requested images")
+    output.table(
+        [Column("image"), number("requests"), number("sent"), Column("last request")],
+        [
+            (image["name"], f"{image['requests']:.0f}", size(image["bytes"]), age(image["last"], now))
+            for image in images[:_IMAGES]
+        ],
+    )
 
 
 def _print_fills(output: Output, fills: list[Mapping[str, Any]], now: float) -> None:

@@ -43,9 +43,11 @@ def age(at: float | None, now: float | None = None) -> str:
     if not at:
         return "-"
     passed = (time.time() if now is None else now) - at
-    if abs(passed) < 1:
+    seconds = round(abs(passed))
+    if seconds == 0:
         return "now"
-    return f"{duration(round(passed))} ago" if passed > 0 else f"in {duration(round(-passed))}"
+    text = f"{seconds} s" if seconds < 60 else duration(seconds)
+    return f"{text} ago" if passed > 0 else f"in {text}"
 
 
 def percent(part: float | None, whole: float | None) -> str:
@@ -57,8 +59,7 @@ def percent(part: float | None, whole: float | None) -> str:
 
 def short_digest(digest: str) -> str:
     """Return the beginning of a digest, as docker shows it: 12 hexadecimal digits."""
-    algorithm, colon, value = digest.partition(":")
-    return f"{algorithm}:{value[:12]}" if colon else digest
+    return digest.rpartition(":")[2][:12]
 
 
 def counted(count: int, noun: str) -> str:

@@ -13,7 +13,7 @@ from .client import ControlClient
 from .errors import UnreachableError
 from .options import Directory, Json, connect
 from .output import Column, Output, drawn_table, number
-from .status import print_report
+from .status import print_report, rate_limit
 from .text import age, clean, duration, percent, size
 
 _PULLS = 15
@@ -79,11 +79,10 @@ def _show_live(client: ControlClient, output: Output, interval: float, count: in
 
 def _view(report: Mapping[str, Any], before: Mapping[str, Any] | None) -> RenderableType:
     now = report["now"]
-    parts: list[RenderableType] = [Text(_summary(report, before), "bold")]
+    parts: list[RenderableType] = [Text(line, "bold") for line in _summary(report, before)]
     parts += [Text(clean(f"problem: {problem}"), "bold red") for problem in report["problems"]]
     for limit in report["ratelimit"]:
-        remaining = f"{limit['remaining']} of {limit['limit']}"
-        parts.append(Text(clean(f"rate limit of {limit['registry']} ({limit['credential']}): {remaining} remaining")))
+        parts.append(Text(clean(rate_limit(limit))))
     if report["fills"]:
         parts += [Text("\ndownloads from upstream", "bold"), _fills(report["fills"], now)]
     pulls = [*report["pulls"]["running"], *report["pulls"]["recent"]][:_PULLS]
@@ -92,18 +91,18 @@ def _view(report: Mapping[str, Any], before: Mapping[str, Any] | None) -> Render
     return Group(*parts)
 
 
-def _summary(report: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
-    """Return one line about the store, the hit ratio and the rates since the reading before."""
+def _summary(report: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str]:
+    """Return lines about the store, the hit ratio, and the rate since the reading before."""
     store, hour = report["store"], report["ratio"]["hour"]
-    parts = [
-        f"hubcache {report['version']}, up {duration(report['uptime'])}",
-        f"store {size(store['bytes'])} of {size(store['capacity'])}",
-        f"last hour {hour['requests']} requests, {percent(hour['hits'], hour['requests'])} hits",
-    ]
+    rate = ""
     if before is not None and (passed := report["now"] - before["now"]) > 0:
         sent = hour["bytes"] - before["ratio"]["hour"]["bytes"]
-        parts.append(f"now {size(max(0, sent) / passed)}/s")
-    return clean(", ".join(parts))
+        rate = f", now {size(max(0, sent) / passed)}/s"
+    used = f"store {size(store['bytes'])} of {size(store['capacity'])}"
+    return [
+        clean(f"hubcache {report['version']}, up {duration(report['uptime'])}, {used}"),
+        f"last hour {hour['requests']} requests, {percent(hour['hits'], hour['requests'])} hits{rate}",
+    ]
 
 
 def _fills(fills: list[Mapping[str, Any]], now: float) -> RenderableType:

@@ -87,3 +87,11 @@ def test_text_is_all_that_is_printed_without_json() -> None:
     output.document({"a": 1})
     output.event({"a": 1})
     assert out.getvalue() == ""
+
+
+def test_digest_in_a_table_stays_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    out, digest = Terminal(), "sha256:" + "a" * 64
+    Output(stdout=out).table([Column("blob"), number("size"), Column("type")], [(digest, "1 B", "application/x")])
+    assert f"{digest}   1 B  application/x" in out.getvalue()

@@ -26,8 +26,10 @@ def busy_report(**changes: Any) -> dict[str, Any]:
     parts: dict[str, Any] = {
         **{"problems": ["registry ghcr.io is down"], "fills": [fill], "pulls": {"running": [pull], "recent": [pull]}},
         **{"ratio": {"hour": hour, "day": hour, "week": hour}},
+        "images": [{"name": HOSTILE, "requests": 7.4, "bytes": 3 << 20, "last": 1000.0}],
         "ratelimit": [
-            {"registry": "registry-1.docker.io", "credential": "anonymous", "limit": 100, "remaining": 7, "at": 1000.0}
+            {"registry": "registry-1.docker.io", "credential": "anonymous", "limit": 100, "remaining": 7, "at": 1000.0},
+            {"registry": "ghcr.io", "credential": "account", "limit": None, "remaining": 5, "at": 1000.0},
         ],
         "upstreams": [
             {"registry": "ghcr.io", "is_up": False, "reason": HOSTILE},
@@ -48,7 +50,11 @@ class TestStatus:
             *("problem: registry ghcr.io is down\n", "used:      5.0 GiB of 50.0 GiB (10 %), 12 objects\n"),
             *("hour       200  75 %  4.0 MiB            75 %                  9\n", f"ghcr.io  down: {ESCAPED}\n"),
             *("quay.io  up\n", "rate limit of registry-1.docker.io (anonymous): 7 of 100 remaining, 1 min ago\n"),
-            *(f"{ESCAPED}   1.0 MiB  4.0 MiB        3  5.0 s ago\n", f"{ESCAPED}  10.0.0.7  10 s ago"),
+            *(
+                "rate limit of ghcr.io (account): 5 remaining, 1 min ago\n",
+                f"{ESCAPED}         7  3.0 MiB  1 min ago\n",
+            ),
+            *(f"{ESCAPED}   1.0 MiB  4.0 MiB        3  5 s ago\n", f"{ESCAPED}  10.0.0.7  10 s ago"),
         ):
             assert words in done.stdout
 

@@ -23,8 +23,21 @@ def test_duration_has_one_unit(seconds: float | None, shown: str) -> None:
     assert text.duration(seconds) == shown
 
 
+SECONDS = [(998.4, "2 s ago"), (1001.2, "in 1 s"), (999.7, "now")]
+
+
 @pytest.mark.parametrize(
-    ("at", "shown"), [(1000.0, "now"), (940.0, "1 min ago"), (1060.0, "in 1 min"), (None, "-"), (0, "-")]
+    ("at", "shown"),
+    [
+        (1000.0, "now"),
+        (940.0, "1 min ago"),
+        (1060.0, "in 1 min"),
+        (998.4, "2 s ago"),
+        (1001.2, "in 1 s"),
+        (999.7, "now"),
+        (None, "-"),
+        (0, "-"),
+    ],
 )
 def test_age_says_how_long_ago_a_time_was(at: float | None, shown: str) -> None:
     assert text.age(at, 1000.0) == shown
@@ -38,5 +51,5 @@ def test_clean_text_has_no_control_characters() -> None:
     assert text.clean("a\x1b[31mb\nc\u202e\u2028\x9bd é") == r"a\x1b[31mb\nc\u202e\u2028\x9bd é"
 
 
-def test_short_digest_keeps_the_algorithm() -> None:
-    assert (text.short_digest("sha256:" + "a" * 64), text.short_digest("-")) == ("sha256:" + "a" * 12, "-")
+def test_short_digest_is_that_of_docker() -> None:
+    assert (text.short_digest("sha256:" + "a" * 64), text.short_digest("-")) == ("a" * 12, "-")
