@@ -2,13 +2,12 @@
 
 import json
 import socket
-import time
 import urllib.error
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.http_client import TIMEOUT, Exchange, head
+from support.http_client import TIMEOUT, Exchange, head, wait_until
 from support.mitmweb import WebProgram, running_mitmweb
 from support.program import HUB_HOST, LISTENERS, RegistryClient
 from support.standin import Fault, random_bytes
@@ -19,7 +18,7 @@ ERROR = "\N{MULTIPLICATION SIGN}"
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebProgram]:
-    with running_mitmweb(tmp_path_factory.mktemp("web")) as running:
+    with running_mitmweb(tmp_path_factory.mktemp("web"), hubcache_tunnel=["*", "localhost"]) as running:
         yield running
 
 
@@ -108,13 +107,28 @@ def test_refused_connect_is_listed(program: WebProgram) -> None:
     assert (flow["request"]["method"], flow["response"]["status_code"], flow["marked"]) == ("CONNECT", 403, "!")
 
 
+def test_tunnel_to_another_host_says_where_it_goes_and_how_much_it_carried(program: WebProgram) -> None:
+    program.command_result("set", "show_ignored_hosts", "true")
+    with program.tunnel("localhost", program.hub.ports["registry"]) as connection:
+        connection.sendall(head("GET", "/v2/", {"Host": "localhost", "Connection": "close"}))
+        assert Exchange(connection, "GET").finish().complete
+    program.command_result("set", "show_ignored_hosts", "false")
+
+    def tunnels() -> list[dict[str, Any]]:
+        return [flow for flow in program.flows() if flow["type"] == "tcp" and " B in " in flow["comment"]]
+
+    wait_until(tunnels)
+    (flow,) = tunnels()
+    assert flow["marked"] == "↔"
+    assert flow["comment"].startswith("tunnel: to localhost, contents not decrypted, ")
+
+
 def test_stale_tag_says_why(program: WebProgram) -> None:
     client = program.client("mirror")
     client.hub.image(client.repo, "1")
     client.manifest("1")
-    program.command_result("set", "hubcache_tag_ttl", "1")
+    program.command_result("set", "hubcache_tag_ttl", "0")
     fault = client.hub.faults.add(Fault(kind="manifest", status=503))
-    time.sleep(1.1)  # the lifetime of the tag
     client.manifest("1")
     program.command_result("set", "hubcache_tag_ttl", "600")
     client.hub.faults.remove(fault)

@@ -46,9 +46,8 @@ class WebProgram(Program):
         found: list[dict[str, Any]] = []
 
         def is_shown() -> bool:
-            found[:] = [
-                flow for flow in self.flows() if flow["request"]["path"].endswith(path) and comment in flow["comment"]
-            ]
+            requests = [flow for flow in self.flows() if flow["type"] == "http" and comment in flow["comment"]]
+            found[:] = [flow for flow in requests if flow["request"]["path"].endswith(path)]
             return bool(found)
 
         wait_until(is_shown, what=f"a flow {path} with {comment!r}")

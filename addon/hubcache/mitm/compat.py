@@ -65,6 +65,7 @@ NAMES = {
         *("ConnectionIO.writer", "TimeoutWatchdog.last_activity"),
     ),
     "mitmproxy.proxy.tunnel": ("TunnelLayer.event_to_child", "TunnelLayer.tunnel_state", "TunnelState.OPEN"),
+    "mitmproxy.utils.emoji": ("emoji",),
     "OpenSSL._util": (
         *("ffi.buffer", "ffi.from_buffer", "no_zero_allocator", "lib.BIO_new", "lib.BIO_read", "lib.BIO_s_mem"),
         *("lib.ERR_clear_error", "lib.SSL_CTX_clear_mode", "lib.SSL_MODE_ENABLE_PARTIAL_WRITE", "lib.SSL_set_bio"),

@@ -10,7 +10,7 @@ from mitmproxy import ctx, dns, flow, http, tcp, udp
 
 from .flow_notes import is_changed_by_user
 
-_MAX_BODIES = 8 << 20
+_MAX_BODIES = 4 << 20
 """Bytes of the bodies that listed flows keep in memory. Few are larger than 64 KiB, but a manifest may have 4 MiB."""
 _REMOVE = "view.flows.remove"
 
