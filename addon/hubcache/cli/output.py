@@ -51,7 +51,14 @@ class Output:
         """Return rich's console for standard output or standard error, with the width of the terminal by default."""
         stream = self.stderr if is_error else self.stdout
         has_colour = stream.isatty() and not os.environ.get("NO_COLOR")
-        return Console(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=True, no_color=not has_colour)
+        return Console(
+            file=stream,
+            markup=False,
+            highlight=False,
+            emoji=False,
+            no_color=not has_colour,
+            width=width,
+        )
 
     def document(self, document: Any) -> None:
         """Print the whole result as JSON."""
