@@ -1,5 +1,7 @@
 """The control socket: who can connect, stale and deleted sockets, and errors as JSON."""
 
+import asyncio
+import errno
 import os
 import socket
 import stat
@@ -9,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from hubcache.control import socket_file
 from hubcache.control.errors import NotKnown, Refused
 from hubcache.control.http import MAX_BODY, json_answer, read_fields, stream_events, text_field
 from hubcache.control.server import ControlServer
-from hubcache.control.socket_file import SOCKET_NAME, SocketFile
+from hubcache.control.socket_file import SOCKET_NAME, SocketFile, short_path
 from hubcache.oci.errors import NotStored, StorageError
 from hubcache.store.store import Store
 from support.control import call
@@ -41,9 +44,24 @@ async def _stream(request: web.Request) -> web.StreamResponse:
     return await stream_events(request, events())
 
 
+async def _endless(request: web.Request) -> web.StreamResponse:
+    async def events() -> AsyncGenerator[dict[str, int]]:
+        try:
+            yield {"number": 1}
+            await asyncio.Event().wait()
+        finally:
+            ENDED.append(request.path)
+
+    return await stream_events(request, events())
+
+
+ENDED: list[str] = []
+"""Streams that have ended."""
+
 LONG = {"items": [{"number": number, "text": "ä"} for number in range(500)], "more": [], "last": None}
 
 ROUTES = [
+    web.get("/endless", _endless),
     web.get("/long", _long),
     web.post("/echo", _echo),
     web.get("/fail", _fail, allow_head=False),
@@ -195,3 +213,39 @@ async def test_long_list_is_answered_as_json(tmp_path: Path) -> None:
 async def test_error_before_a_stream_has_its_own_status(tmp_path: Path) -> None:
     async with serving(tmp_path):
         assert await call(tmp_path, "GET", "/stream?refused=1") == (409, {"error": "why"})
+
+
+async def test_close_ends_running_commands(tmp_path: Path) -> None:
+    ENDED.clear()
+    async with serving(tmp_path) as server:
+        with short_path(tmp_path / SOCKET_NAME) as address:
+            reader, writer = await asyncio.open_unix_connection(address)
+        try:
+            writer.write(b"GET /endless HTTP/1.1\r\nHost: hubcache\r\n\r\n")
+            await reader.readuntil(b'"number": 1')
+            async with asyncio.timeout(30):
+                await server.close()
+            assert ENDED == ["/endless"]
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+
+async def test_full_disk_is_logged_and_the_socket_is_opened_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class OnFullDisk(socket.socket):
+        def bind(self, address: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket_file.socket, "socket", OnFullDisk)
+        async with opened_store(tmp_path) as store:
+            server = ControlServer(store, ROUTES)
+            await server.keep_open()
+            await server.keep_open()
+            assert [record.getMessage().count("No space left on device") for record in caplog.records] == [1]
+            patch.undo()
+            await server.keep_open()
+            assert await call(tmp_path, "POST", "/echo", {"text": "x"}) == (200, {"text": "x"})
+            await server.close()
