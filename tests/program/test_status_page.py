@@ -157,9 +157,10 @@ async def test_page_and_history_survive_a_restart(browser: Browser, program: Pro
     await tab.wait_for("report.ratio.week.requests >= 3")
     before = await tab.evaluate("report.ratio.week.requests")
     program.stop()
-    await tab.evaluate("receivedAt -= LOST_MS, watch()")
-    assert await tab.text("#state") == "⚠ No answer"
-    assert "There was no answer since" in await tab.text("#lost")
+    await tab.wait_for(
+        "(receivedAt -= LOST_MS, watch(), find('state').innerText === '⚠ No answer'"
+        " && find('lost').innerText.includes('There was no answer since'))"
+    )
     program.start()
     await tab.wait_for("document.querySelector('#lost').hidden")
     assert await tab.text("#state") == "✓ No problems"
