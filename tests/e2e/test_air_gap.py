@@ -32,6 +32,16 @@ def hubcache(program: Program, *arguments: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+def damage(program: Program) -> None:
+    """Change a byte of the largest stored blob."""
+    blob = max((path for path in program.store.rglob("blobs/*/*")), key=lambda path: path.stat().st_size)
+    with blob.open("r+b") as file:
+        file.seek(100)
+        before = file.read(1)
+        file.seek(100)
+        file.write(bytes([before[0] ^ 0xFF]))
+
+
 def clients_of(program: Program, workspace: Path) -> list[Skopeo]:
     """Return a skopeo for each listener."""
     folders = [workspace / f"{program.directory.name}-{listener}" for listener in LISTENERS]
@@ -43,12 +53,15 @@ def clients_of(program: Program, workspace: Path) -> list[Skopeo]:
     ]
 
 
-def test_warm_image_is_pulled_in_an_outage_until_it_is_purged(
+def test_warm_image_is_repaired_and_pulled_in_an_outage_until_it_is_purged(
     program: Program, hub: Hub, upstream: Upstream, workspace: Path
 ) -> None:
     name = upstream.multi.full_name
     output = hubcache(program, "warm", name, "--platform", "linux/amd64")
     assert f"{name}: stored" in output
+    damage(program)
+    assert "1 damaged" in hubcache(program, "verify", code=1)
+    assert "1 repaired" in hubcache(program, "verify", "--repair")
     hub.stop()
     skopeos = clients_of(program, workspace)
     for skopeo in skopeos:
