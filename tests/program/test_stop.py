@@ -136,17 +136,19 @@ def test_connection_is_closed_after_the_answer_in_progress(kind: str) -> None:
 
 def test_request_in_progress_is_answered(kind: str) -> None:
     with started(kind) as program:
-        image = program.hub.image(REPO, "1", [b"layer"])
-        fault = program.hub.faults.add(Fault(kind="manifest", delay=1.0))
+        image = program.hub.image(REPO, "proxy", [b"layer"])
+        program.hub.image(REPO, "mirror", [b"layer"])
+        fault = program.hub.faults.add(Fault(kind="manifest", method="GET", pause_after=1))
         answers: list[Any] = []
         asking = [
-            threading.Thread(target=lambda name=name: answers.append(program.client(name).manifest("1", repo=REPO)))
+            threading.Thread(target=lambda name=name: answers.append(program.client(name).manifest(name, repo=REPO)))
             for name in LISTENERS
         ]
         for each in asking:
             each.start()
-        wait_until(lambda: fault.hits)
+        wait_until(lambda: fault.hits == 2)
         send_sigterm(program)
+        program.hub.faults.remove(fault)
         for each in asking:
             each.join()
         assert {(answer.status, answer.body) for answer in answers} == {(200, image.manifest)}
