@@ -21,6 +21,7 @@ from .operate.descriptor_limit import raise_descriptor_limit
 from .operate.metrics import Metrics
 from .operate.options import Settings
 from .operate.pulls import Pulls
+from .operate.record_queue import RecordQueue
 from .operate.served_request import ServedRequest
 from .operate.status import Status
 from .operate.status_page import StatusPages
@@ -78,6 +79,7 @@ class Engine:
         self.store = open_store(settings.directory, settings.size, self.report_storage_error)
         self.metrics = Metrics()
         self.pulls = Pulls(self.metrics.pull_ended)
+        self._records = RecordQueue()
         active = ActiveBodies()
         self.body_delivery = BodyDelivery(active, self.metrics.sent, log_broken_body)
         self.body_listener = BodyListener(active, self.metrics.sent, log_broken_body)
@@ -201,7 +203,7 @@ class Engine:
         if page is not None:
             return page
         if not request.attempt:
-            self.pulls.begin(request)
+            self._records.add(self.pulls.begin, request)
         waited = token_wait.begin()
         with ExitStack() as stack:
             try:
@@ -234,6 +236,9 @@ class Engine:
 
     def request_ended(self, request: ServedRequest) -> None:
         """Record a request that ended, whichever process served it."""
+        self._records.add(self._record, request)
+
+    def _record(self, request: ServedRequest) -> None:
         self.metrics.request_ended(request)
         self.pulls.add(request)
         self.report.request_ended(request)
@@ -314,6 +319,7 @@ class Engine:
 
     async def close(self) -> None:
         """Stop everything, fills included; what is in staging is discarded."""
+        self._records.flush()
         await self.pulls.close()
         await self._housekeeping.close()
         await self.control.close()

@@ -61,7 +61,9 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[Program, list[dict[
         private.repo = "alice/own"
         image = hub.image(private.repo, "1", [b"secret"])
         hub.private(private.repo, {"alice": "secret"})
+        before = recorded(program)
         token = private.token(f"repository:{private.repo}:pull", ALICE)
+        wait_until(lambda: recorded(program) == before + 1)
         pull(private, image, {"Authorization": f"Bearer {token}"})
         aborted = program.client("mirror")
         aborted.repo = "library/aborted"
