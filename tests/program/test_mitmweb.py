@@ -68,8 +68,12 @@ def test_disconnected_client_and_a_body_that_broke_off_differ(client: RegistryCl
     assert flow["comment"].partition(" of 1 MB in ")[1], flow["comment"]
     client.hub.faults.remove(fault)
     broken = client.hub.blob(client.repo, random_bytes(LARGE, "broken"))
-    fault = client.hub.faults.add(Fault(kind="cdn", method="GET", corrupt_at=900_000))
-    assert not client.blob(broken).complete
+    fault = client.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=100_000, corrupt_at=900_000))
+    exchange = client.send("GET", f"/v2/{client.repo}/blobs/{broken}")
+    assert exchange.read(1000)  # the answer has begun, before the damage is noticed
+    fault.release.set()
+    assert not exchange.finish().complete
+    exchange.close()
     client.hub.faults.remove(fault)
     flow = program.flow(broken, "upstream error: ")
     assert "does not match its digest" in flow["comment"]
