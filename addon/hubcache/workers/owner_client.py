@@ -127,9 +127,10 @@ class OwnerClient:
             try:
                 (_, _, outcome_head, source), payload = await self._request(["request", number, head], body)
                 outcome = unpack_outcome(outcome_head, payload)
+                if result is not None and isinstance(outcome, Answer):
+                    outcome.result = result
                 if source is not None:
                     assert isinstance(outcome, Answer)
-                    outcome.result = result or outcome.result
                     outcome.source = self._open(number, source, request)
             except FileNotFoundError:
                 self.release(number)

@@ -79,11 +79,12 @@ async def test_body_is_complete_when_its_file_is_always_removed_before_it_is_ope
     assert requests(pair) == 1
 
 
+@pytest.mark.parametrize("data", [DATA, b"small"], ids=["large", "small"])
 async def test_request_is_repeated_and_counted_once_when_its_file_was_removed(
-    pair: EngineWithWorker, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    pair: EngineWithWorker, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes
 ) -> None:
     pair.cache.apply(access_log=tmp_path / "access")
-    digest = hub.blob(REPO, DATA)
+    digest = hub.blob(REPO, data)
     missed: list[Path] = []
 
     def late(path: Path) -> int:
@@ -95,7 +96,7 @@ async def test_request_is_repeated_and_counted_once_when_its_file_was_removed(
     monkeypatch.setattr("hubcache.workers.owner_client.open_regular", late)
     answer = await pair.get(f"/v2/{REPO}/blobs/{digest}")
     assert answer.result is Result.MISS, "it was fetched for this request"
-    assert await read(answer) == DATA
+    assert await read(answer) == data
     assert missed
     assert requests(pair) == 1
     assert hub.count(kind="cdn", method="GET") == 1
