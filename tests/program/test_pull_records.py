@@ -119,7 +119,7 @@ def test_aborted_download_is_a_failed_pull(served: Served) -> None:
     (line,) = of(served, "aborted")
     assert (line["result"], line["requests"]) == ("failed", 1)
     assert re.fullmatch("blob sha256:[0-9a-f]{12}: the client disconnected", line["error"])
-    assert 0 < line["sent"] < 2_000_000
+    assert line["sent"] < 2_000_000  # a chunk during which the client disconnects is not counted
 
 
 def test_every_line_is_json(served: Served) -> None:
