@@ -136,12 +136,13 @@ def test_connection_is_closed_after_the_answer_in_progress(kind: str) -> None:
 
 def test_request_in_progress_is_answered(kind: str) -> None:
     with started(kind) as program:
-        image = program.hub.image(REPO, "proxy", [b"layer"])
-        program.hub.image(REPO, "mirror", [b"layer"])
+        images = [program.hub.image(f"library/{name}", "1", [name.encode()]) for name in LISTENERS]
         fault = program.hub.faults.add(Fault(kind="manifest", method="GET", pause_after=1))
         answers: list[Any] = []
         asking = [
-            threading.Thread(target=lambda name=name: answers.append(program.client(name).manifest(name, repo=REPO)))
+            threading.Thread(
+                target=lambda name=name: answers.append(program.client(name).manifest("1", repo=f"library/{name}"))
+            )
             for name in LISTENERS
         ]
         for each in asking:
@@ -151,7 +152,7 @@ def test_request_in_progress_is_answered(kind: str) -> None:
         program.hub.faults.remove(fault)
         for each in asking:
             each.join()
-        assert {(answer.status, answer.body) for answer in answers} == {(200, image.manifest)}
+        assert {(answer.status, answer.body) for answer in answers} == {(200, image.manifest) for image in images}
         assert {answer.headers["connection"] for answer in answers} == {"close"}
         assert exit_code(program) == 0
 
