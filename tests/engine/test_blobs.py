@@ -82,8 +82,11 @@ async def test_ranges_in_parallel_to_a_fill_are_bounded_and_fetched_in_order(
     assert ranges.parallel_requests == MAX_PARALLEL_RANGES
     hub.faults.remove(ranges.parallel)
     assert await asyncio.gather(*reading) == [DATA[at : at + 100] for at in STARTS]
-    wanted = [record.header("Range") for record in hub.requests(kind="cdn", method="GET")[1:]]
-    assert wanted == [f"bytes={at}-{at + 99}" for at in STARTS], "in the order of the requests"
+    sent = [record.header("Range") for record in hub.requests(kind="cdn", method="GET")[1:]]
+    positions = [
+        sent.index(f"bytes={at}-{at + 99}") for at in STARTS
+    ]  # those that run together may arrive in any order
+    assert all(abs(position - number) < MAX_PARALLEL_RANGES for number, position in enumerate(positions))
     hub.faults.remove(ranges.fill)
     assert await read(whole) == DATA
 

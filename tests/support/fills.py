@@ -35,7 +35,7 @@ class FillHarness:
     directory: Path
 
     def start(self, size: int | None = None) -> Fill:
-        return self.fills.start(DIGEST, size, lambda start: self.line.upstream.open_blob(REPO, DIGEST, start))
+        return self.fills.start(DIGEST, size, lambda start: self.line.upstream.download_blob(REPO, DIGEST, start))
 
     def reader(self, fill: Fill, start: int = 0, end: int = len(LAYER)) -> FillSource:
         def fallback(at: int, until: int) -> UpstreamSource:

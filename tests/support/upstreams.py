@@ -14,7 +14,7 @@ from hubcache.oci.errors import HubcacheError
 from hubcache.oci.registry import Registry
 from hubcache.transfer.breaker import CircuitBreakers
 from hubcache.transfer.challenge import Challenge
-from hubcache.transfer.session import open_session
+from hubcache.transfer.session import open_download_session, open_session
 from hubcache.transfer.tokens import Tokens
 from hubcache.transfer.upstream import Upstream
 from hubcache.transfer.upstream_client import UpstreamClient
@@ -76,7 +76,8 @@ async def upstream_to(
         list[Challenge](),
     )
     guarded = open_session(tls, "hubcache-test", guarded=True)
-    client = UpstreamClient(http, seen, breakers, guarded)
+    downloads = open_download_session(tls, "hubcache-test")
+    client = UpstreamClient(http, seen, breakers, guarded, downloads)
     tokens = Tokens(client)
     registry = Registry.parse(f"registry-1.docker.io={address or hub.url()}")
     upstream = Upstream(registry, client, tokens, lambda _, challenge: learned.append(challenge), account)
@@ -86,6 +87,7 @@ async def upstream_to(
         await breakers.close()
         await guarded.close()
         await http.close()
+        downloads.close()
 
 
 def tokens_sent(hub: Hub, **wanted: str) -> list[str | None]:

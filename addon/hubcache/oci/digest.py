@@ -54,7 +54,7 @@ class Verifier:
         self.received = 0
         self._hash = hashlib.new(digest.algorithm)
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         """Add the next bytes; raises `BadUpstream` as soon as there are more than `size`."""
         self.received += len(data)
         if self.size is not None and self.received > self.size:

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from cachetools import TTLCache
 
@@ -19,8 +19,9 @@ from ..oci.errors import (
     Unavailable,
 )
 from ..store.store import Store
-from ..transfer.blob_body import BlobBody
+from ..transfer.blob_body import BlobBody, BlobDownload
 from ..transfer.coalesce import Coalescer
+from ..transfer.fills import OpenBlob
 from ..transfer.sources import OpenRange
 from .access import Access
 from .best_effort import BestEffortWriter
@@ -118,21 +119,41 @@ class BlobAccess:
     def opener(self, view: RepositoryView, digest: Digest) -> OpenRange:
         """Return a function that opens the blob upstream, with the first credentials that are accepted for it."""
 
-        @asynccontextmanager
-        async def open_range(start: int, end: int | None) -> AsyncIterator[BlobBody]:
-            async with AsyncExitStack() as stack:
-
-                async def attempt(authorization: str | None) -> BlobBody:
-                    return await stack.enter_async_context(
-                        view.upstream.open_blob(view.repository, digest, start, end, authorization)
-                    )
-
-                if await self._may_use_other_credentials(view, digest):
-                    yield await view.try_credentials(attempt, _REFUSALS)
-                else:
-                    yield await attempt(view.authorization)
+        def open_range(start: int, end: int | None) -> AbstractAsyncContextManager[BlobBody]:
+            open_blob = view.upstream.open_blob
+            return self._open(
+                view, digest, lambda authorization: open_blob(view.repository, digest, start, end, authorization)
+            )
 
         return open_range
+
+    def downloader(self, view: RepositoryView, digest: Digest) -> OpenBlob:
+        """Return a function that opens the blob for a fill, with the first credentials that are accepted for it."""
+
+        def open_blob(start: int) -> AbstractAsyncContextManager[BlobDownload]:
+            download = view.upstream.download_blob
+            return self._open(
+                view, digest, lambda authorization: download(view.repository, digest, start, authorization)
+            )
+
+        return open_blob
+
+    @asynccontextmanager
+    async def _open[B](
+        self,
+        view: RepositoryView,
+        digest: Digest,
+        open_with: Callable[[str | None], AbstractAsyncContextManager[B]],
+    ) -> AsyncIterator[B]:
+        async with AsyncExitStack() as stack:
+
+            async def attempt(authorization: str | None) -> B:
+                return await stack.enter_async_context(open_with(authorization))
+
+            if await self._may_use_other_credentials(view, digest):
+                yield await view.try_credentials(attempt, _REFUSALS)
+            else:
+                yield await attempt(view.authorization)
 
     async def _may_use_other_credentials(self, view: RepositoryView, digest: Digest) -> bool:
         """Whether the blob may be downloaded with the client's or the account's credentials instead of the view's.

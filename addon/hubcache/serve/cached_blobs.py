@@ -192,12 +192,10 @@ class CachedBlobs:
             raise StorageError("cannot record that the blob is private")
         if self._fills.get(digest) is not None or (self._store.has(digest) and not was_stored):
             return None
-        opener = self._blob_access.opener(view, digest)
+        download = self._blob_access.downloader(view, digest)
         size = link.size if link else None
         on_verified = self._source_recorder(view, digest, stored=True)
-        return self._fills.start(
-            digest, size, lambda at: opener(at, None), client, view.host, on_verified, view.repository
-        )
+        return self._fills.start(digest, size, download, client, view.host, on_verified, view.repository)
 
     def _source_recorder(self, view: RepositoryView, digest: Digest, *, stored: bool) -> Callable[[], Awaitable[None]]:
         """Return the function to call when the view's registry has delivered all bytes and they are verified.

@@ -27,7 +27,7 @@ class Staged:
         except OSError as error:
             raise StorageError(f"cannot stage content: {error}") from error
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append all of `data`."""
         view = memoryview(data)
         try:

@@ -116,6 +116,11 @@ class Fill:
         """Continue downloading."""
         self._running.set()
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether downloading has stopped for now."""
+        return not self._running.is_set()
+
     async def wait_while_paused(self) -> None:
         """Wait until the fill is not paused; raises its error when it was cancelled."""
         if not self._running.is_set():

@@ -7,15 +7,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from ..oci.digest import Digest, Verifier
 from ..oci.errors import BadUpstream, FillCancelled, RegistryError, StorageError, Unavailable
 from ..store.store import Store
-from .blob_body import BlobBody
+from .blob_body import BlobDownload
 from .breaker import CircuitOpen
+from .download_connection import BUFFER
 from .fill import Fill
 from .fill_slots import FillSlots, Ticket
 from .observer import Observer
@@ -23,7 +23,7 @@ from .unread_fills import UnreadFills
 
 logger = logging.getLogger("hubcache")
 
-type OpenBlob = Callable[[int], AbstractAsyncContextManager[BlobBody]]
+type OpenBlob = Callable[[int], AbstractAsyncContextManager[BlobDownload]]
 """Opens the upstream blob at the given byte."""
 
 type _Task = asyncio.Task[RegistryError | StorageError | None]
@@ -38,8 +38,6 @@ off after each packet would be sent a million requests for a gigabyte."""
 _BACKOFF_SECONDS = 0.2
 _JOIN_SECONDS = 1.0
 """A client that has received a blob's size begins to read its bytes within this time."""
-_INLINE_BYTES = 64 << 10
-"""Batches up to this size are hashed in the event loop; passing them to a worker thread costs more than hashing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,6 @@ class Fills:
         self._tasks: dict[_Task, Fill] = {}
         self._slots = FillSlots()
         self._unread = UnreadFills(store.popularity.is_admitted, self._cancel_fill)
-        self._hashing = ThreadPoolExecutor(2, thread_name_prefix="fill")
 
     def get(self, digest: Digest, requester: str | None = None) -> Fill | None:
         """Return the running fill of a digest, or None. While the fill waits for a slot, it also waits in the queue of
@@ -179,7 +176,6 @@ class Fills:
             if not fill.verified:
                 self._end(fill, Unavailable("the cache is shutting down"))
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._hashing.shutdown()
 
     async def _run(
         self,
@@ -264,7 +260,7 @@ class Fills:
         fill.advance(verifier.received)
         fill.notify()
 
-    async def _check_size(self, fill: Fill, job: _Job, verifier: Verifier, body: BlobBody) -> None:
+    async def _check_size(self, fill: Fill, job: _Job, verifier: Verifier, body: BlobDownload) -> None:
         """Check the size that the upstream states, and reserve capacity for it the first time."""
         if verifier.size is None:
             verifier.size = body.size
@@ -280,25 +276,22 @@ class Fills:
             fill.size = verifier.size
             fill.notify()
 
-    async def _receive(self, fill: Fill, job: _Job, verifier: Verifier, body: BlobBody) -> None:
-        """Hash and write the body as it arrives."""
-        staged = fill.staged
+    async def _receive(self, fill: Fill, job: _Job, verifier: Verifier, body: BlobDownload) -> None:
+        """Have a thread receive, hash and write the body, until it has ended."""
+        staged, skip = fill.staged, verifier.received - body.start  # it may have ignored the Range and begun at 0
         assert staged is not None
-        skip = verifier.received - body.start  # the upstream may have ignored the Range and begun at 0
-        loop = asyncio.get_running_loop()
 
-        def write(data: bytes) -> None:
-            verifier.update(data)
-            staged.write(data)
+        def write(data: memoryview) -> bool:
+            nonlocal skip
+            skipped = min(skip, len(data))
+            skip -= skipped
+            verifier.update(data[skipped:])
+            staged.write(data[skipped:])
+            return not fill.is_paused and (fill.size is not None or staged.reserved >= verifier.received + BUFFER)
 
-        async for chunk in body.chunks():
-            data = chunk[skip:] if skip else chunk
-            skip = max(0, skip - len(chunk))
+        has_ended = False
+        while not has_ended:
             if fill.size is None:
-                await job.uncancelled(self._store.extend(staged, verifier.received + len(data)))
-            if len(data) <= _INLINE_BYTES:
-                write(data)
-            else:
-                await job.uncancelled(loop.run_in_executor(self._hashing, write, data))
-            fill.advance(staged.written)
+                await job.uncancelled(self._store.extend(staged, verifier.received + BUFFER))
+            has_ended = await body.receive(write, lambda: fill.advance(staged.written))
             await fill.wait_while_paused()

@@ -20,23 +20,27 @@ class OwnThreadsResolver(aiohttp.ThreadedResolver):
     """aiohttp's resolver, with `THREADS` threads of its own."""
 
     def __init__(self) -> None:
-        self._lookups = _Lookups(asyncio.get_running_loop())
+        self._lookups = Lookups(asyncio.get_running_loop())
         super().__init__(cast(asyncio.AbstractEventLoop, self._lookups))
 
     async def close(self) -> None:
         """Wait for no lookup."""
-        self._lookups.threads.shutdown(wait=False, cancel_futures=True)
+        self._lookups.close()
 
 
-class _Lookups:
-    """The two methods of an event loop that `aiohttp.ThreadedResolver` calls."""
+class Lookups:
+    """Looks names up in threads of its own; it has the two methods of an event loop that aiohttp's resolver calls."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lookups")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lookups")
         self._loop = loop
 
     async def getaddrinfo(self, host: str, port: int, **more: Any) -> Any:
-        return await self._loop.run_in_executor(self.threads, partial(socket.getaddrinfo, host, port, **more))
+        return await self._loop.run_in_executor(self._threads, partial(socket.getaddrinfo, host, port, **more))
 
     async def getnameinfo(self, address: Any, flags: int) -> Any:
-        return await self._loop.run_in_executor(self.threads, socket.getnameinfo, address, flags)
+        return await self._loop.run_in_executor(self._threads, socket.getnameinfo, address, flags)
+
+    def close(self) -> None:
+        """Wait for no lookup."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import aiohttp
 from yarl import URL
 
 from ..decide.throttle import Throttle
@@ -10,6 +9,7 @@ from ..oci.account import Account
 from ..oci.errors import BadUpstream, Unavailable
 from ..oci.registry import Registry
 from .challenge import Challenge
+from .http_response import HttpResponse
 from .realms import may_receive_password
 from .tokens import Tokens, pull_scope
 from .upstream_client import UpstreamClient
@@ -66,7 +66,7 @@ class RegistryCredentials:
                 self.learn(response)
         return self.last_challenge
 
-    def learn(self, response: aiohttp.ClientResponse) -> Challenge | None:
+    def learn(self, response: HttpResponse) -> Challenge | None:
         """Remember and return the Bearer challenge of a response; None where it has none."""
         header = challenge_header(response)
         challenge = Challenge.parse(header)

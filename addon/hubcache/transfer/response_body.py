@@ -5,11 +5,12 @@ import zlib
 import aiohttp
 
 from ..oci.errors import BadUpstream, Unavailable
+from .http_response import HttpResponse
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-async def read_body(response: aiohttp.ClientResponse, limit: int, what: str) -> bytes:
+async def read_body(response: HttpResponse, limit: int, what: str) -> bytes:
     """Return the whole body as it was sent; `what` names it in errors.
 
     Raises `BadUpstream` when it is longer than `limit` bytes, `Unavailable` when the transfer breaks off.
@@ -27,19 +28,19 @@ async def read_body(response: aiohttp.ClientResponse, limit: int, what: str) -> 
     return b"".join(parts)
 
 
-async def read_text_body(response: aiohttp.ClientResponse, limit: int, what: str) -> bytes:
+async def read_text_body(response: HttpResponse, limit: int, what: str) -> bytes:
     """Return a body that is text (JSON), decoded if it was encoded although `identity` was requested; raises as
     `read_body` and `decode_body` do."""
     return decode_body(response, await read_body(response, limit, what), limit)
 
 
-def content_coding(response: aiohttp.ClientResponse) -> str | None:
+def content_coding(response: HttpResponse) -> str | None:
     """Return the content coding that a response declares although the request accepted none (RFC 9110 section 8.4)."""
     coding = response.headers.get("Content-Encoding", "identity").strip().lower()
     return None if coding in ("", "identity") else coding[:50]
 
 
-def decode_body(response: aiohttp.ClientResponse, body: bytes, limit: int) -> bytes:
+def decode_body(response: HttpResponse, body: bytes, limit: int) -> bytes:
     """Return a text without the declared content coding; raises `BadUpstream` when it cannot be decoded.
 
     The header alone does not decide: no JSON text begins with gzip's first bytes, and some servers declare gzip for

@@ -4,20 +4,20 @@ import email.utils
 import time
 from datetime import UTC
 
-import aiohttp
+from .http_response import HttpResponse
 
 _DEFAULT_PAUSE_SECONDS = 60.0
 _MAX_PAUSE_SECONDS = 3600.0
 
 
-def pause_seconds(response: aiohttp.ClientResponse) -> float:
+def pause_seconds(response: HttpResponse) -> float:
     """Return how long to send no further requests after a 429: the header's value, by default a minute, at most an
     hour."""
     seconds = retry_after(response)
     return min(_DEFAULT_PAUSE_SECONDS if seconds is None else seconds, _MAX_PAUSE_SECONDS)
 
 
-def retry_after(response: aiohttp.ClientResponse) -> float | None:
+def retry_after(response: HttpResponse) -> float | None:
     """Return the seconds of a `Retry-After` header, which has seconds or a date; None when it is absent or invalid.
 
     A date is compared with the response's own `Date` where there is one, since the two clocks may differ.

@@ -6,6 +6,7 @@ import aiohttp
 from yarl import URL
 
 from .connector import open_connector, reuse_trace
+from .download_session import DownloadSession
 
 CONNECT_SECONDS = 5.0
 PROGRESS_SECONDS = 30.0
@@ -40,6 +41,11 @@ def open_session(
         max_field_size=16384,
         trace_configs=[reuse_trace()],
     )
+
+
+def open_download_session(tls: ssl.SSLContext, user_agent: str) -> DownloadSession:
+    """Return a session for bodies that are received in threads, with the same time-outs."""
+    return DownloadSession(tls, user_agent, CONNECT_SECONDS, PROGRESS_SECONDS)
 
 
 def parse_url(text: str, *, encoded: bool = False) -> URL:

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
@@ -21,8 +21,9 @@ from ..oci.errors import BadUpstream, TooManyRequests, Unavailable, UpstreamNotC
 from ..oci.media import OCI_INDEX
 from ..oci.reference import ReferrersTarget
 from ..oci.registry import Registry
-from .blob_body import BlobBody
+from .blob_body import BlobBody, BlobDownload
 from .challenge import Challenge
+from .http_response import HttpResponse, Send
 from .referrers_page import ReferrersPage, read_referrers_page
 from .registry_credentials import RegistryCredentials
 from .response_body import content_coding, read_text_body
@@ -204,36 +205,59 @@ class Upstream:
         self, repository: str, digest: Digest, start: int = 0, end: int | None = None, authorization: str | None = None
     ) -> AsyncIterator[BlobBody]:
         """Open a blob from byte `start` to before byte `end`. An upstream may ignore this: see `BlobBody.start`."""
+        async with self._open_blob(repository, digest, start, end, authorization, self._client.send) as response:
+            yield BlobBody(response, *_extent(response), self._client.observer)
+
+    @asynccontextmanager
+    async def download_blob(
+        self, repository: str, digest: Digest, start: int = 0, authorization: str | None = None
+    ) -> AsyncIterator[BlobDownload]:
+        """Open a blob from byte `start` to its end, as `open_blob`, to be received in a thread."""
+        async with self._open_blob(repository, digest, start, None, authorization, self._client.download) as response:
+            yield BlobDownload(response, *_extent(response), self._client.observer)
+
+    @asynccontextmanager
+    async def _open_blob[R: HttpResponse](
+        self,
+        repository: str,
+        digest: Digest,
+        start: int,
+        end: int | None,
+        authorization: str | None,
+        send: Send[R],
+    ) -> AsyncIterator[R]:
+        """Yield a response with status 200 or 206 whose body begins at `start` or at 0."""
         ranged = start > 0 or end is not None
         headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if ranged else {}
         for sent in (headers, headers, {}) if ranged else (headers,):
-            async with self._read("blob", repository, f"blobs/{digest}", "GET", sent, authorization) as response:
-                body = self._body(response, start, sent)
-                if body is not None:
+            async with self._send("blob", repository, f"blobs/{digest}", "GET", sent, authorization, send) as response:
+                if _is_extent_usable(response, start if sent else 0):
                     with explain_content_coding(response):
-                        yield body
+                        yield response
                     return
         raise BadUpstream("upstream sent another range than requested", {"requested": start})
 
-    def _body(self, response: aiohttp.ClientResponse, start: int, sent: dict[str, str]) -> BlobBody | None:
-        """Return the body, which begins at `start` or at 0; None when it has another range, and the request is to be
-        repeated."""
-        if response.status == 416:
-            return None
-        if response.status == 200:
-            return BlobBody(response, 0, content_length(response), self._client.observer)
-        first, size = content_range(response)
-        is_right = first == (start if sent else 0)
-        return BlobBody(response, first, size, self._client.observer) if is_right else None
-
     # -- requests ---------------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _read(
+    def _read(
         self, kind: str, repository: str, path: str, method: str, headers: dict[str, str], given: str | None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a read with the `given` authorization, or anonymously: with the token at hand, after a 401 with a new
-        one; then follow redirects.
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Send a read whose response has a small body or none."""
+        return self._send(kind, repository, path, method, headers, given, self._client.send)
+
+    @asynccontextmanager
+    async def _send[R: HttpResponse](
+        self,
+        kind: str,
+        repository: str,
+        path: str,
+        method: str,
+        headers: dict[str, str],
+        given: str | None,
+        send: Send[R],
+    ) -> AsyncIterator[R]:
+        """Send a read by `send`, with the `given` authorization or anonymously: with the token at hand, after a 401
+        with a new one; then follow redirects.
 
         A new token is not replaced when its scope is too small (`insufficient_scope`). When the registry does not know
         it (a registry of several machines) another one is tried, once.
@@ -250,7 +274,7 @@ class Upstream:
             authorization = await self._credentials.remembered(scope)
         for left_over in reversed(range(_MAX_REQUESTS)):
             authorized = headers | ({"Authorization": authorization} if authorization else {})
-            async with self._client.send_following_redirects(kind, method, url, authorized) as response:
+            async with self._client.send_following_redirects(kind, method, url, authorized, send) as response:
                 is_own = response.url.origin() == url.origin()  # else a CDN's, unrelated to tokens and limits
                 if is_own:
                     self._report_limit(response, scope, given)
@@ -263,7 +287,7 @@ class Upstream:
                     return
             authorization, is_new = await self._credentials.renewed(challenge, scope, authorization), True
 
-    def _report_limit(self, response: aiohttp.ClientResponse, scope: str, given: str | None) -> None:
+    def _report_limit(self, response: HttpResponse, scope: str, given: str | None) -> None:
         """Report the rate limit of a response: `ratelimit-remaining: 98;w=21600`, the number before the semicolon."""
         limit, remaining = (
             response.headers.get(name, "").partition(";")[0].strip()
@@ -275,7 +299,7 @@ class Upstream:
             self._client.observer.rate_limit_seen(self.registry.host, kind, known_limit, int(remaining))
 
     async def _check(
-        self, response: aiohttp.ClientResponse, kind: str, repository: str, pause_key: tuple[str, str] | None
+        self, response: HttpResponse, kind: str, repository: str, pause_key: tuple[str, str] | None
     ) -> None:
         """Raise the error of a status other than 200 and 206, and `BadUpstream` for an HTML page (a login portal's, or
         one about maintenance).
@@ -297,6 +321,16 @@ class Upstream:
             body = b""  # the status is sufficient
         error = error_of_registry if pause_key is not None else error_of_redirect_target
         raise error(response, kind, repository, body)
+
+
+def _extent(response: HttpResponse) -> tuple[int, int | None]:
+    """Return the first byte of a response's body, and the complete size if it is known."""
+    return (0, content_length(response)) if response.status == 200 else content_range(response)
+
+
+def _is_extent_usable(response: HttpResponse, start: int) -> bool:
+    """Whether the body begins at `start` or, with status 200, at 0; else the request is to be repeated."""
+    return response.status == 200 or (response.status == 206 and _extent(response)[0] == start)
 
 
 def _pause_key(kind: str, authorization: str) -> tuple[str, str]:

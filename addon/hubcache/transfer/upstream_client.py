@@ -1,7 +1,7 @@
 """Sends the cache's own requests: circuit breaker, time-outs, retries on stale connections, redirects, metrics."""
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -12,6 +12,9 @@ from ..oci.errors import BadUpstream, HeaderInvalid, Unavailable, UpstreamNotCon
 from .breaker import CircuitBreakers, Probe
 from .connection_errors import describe
 from .connector import REFUSED_ADDRESS, Attempt
+from .download_response import DownloadResponse
+from .download_session import DownloadSession
+from .http_response import HttpResponse, Send
 from .local_registries import LocalRegistries
 from .observer import Observer
 from .proxied_requests import check_target, failure_of_proxy, proxy_arguments
@@ -33,8 +36,9 @@ UTF-8."""
 class UpstreamClient:
     """The HTTP client for all upstream hosts. With `offline` it sends nothing.
 
-    `http` is for URLs of the configured registries, `guarded` for those that upstreams name. With `guards_registries`,
-    as for registries that clients named, not even a registry's own URLs may have local addresses.
+    `http` is for URLs of the configured registries, `guarded` for those that upstreams name, `downloads` for bodies
+    that are received in a thread. With `guards_registries`, as for registries that clients named, not even a registry's
+    own URLs may have local addresses.
     """
 
     def __init__(
@@ -42,7 +46,8 @@ class UpstreamClient:
         http: aiohttp.ClientSession,
         observer: Observer,
         breakers: CircuitBreakers,
-        guarded: aiohttp.ClientSession | None = None,
+        guarded: aiohttp.ClientSession,
+        downloads: DownloadSession,
         *,
         guards_registries: bool = False,
     ) -> None:
@@ -50,7 +55,8 @@ class UpstreamClient:
         self.proxies = OutboundProxies()
         self.observer = observer
         self._http = http
-        self._guarded = guarded or http
+        self._guarded = guarded
+        self._downloads = downloads
         self._guards_registries = guards_registries
         self._local_registries = LocalRegistries()
         self._breakers = breakers
@@ -77,6 +83,50 @@ class UpstreamClient:
         `BadUpstream` for such an address, `Unavailable` without a response or when none is to be expected. With an
         outbound proxy, which resolves names itself, only hosts that are IP addresses are checked.
         """
+        response = await self._exchange(
+            kind, url, headers, named_by, lambda session: self._request(session, kind, method, url, headers, body)
+        )
+        try:
+            yield response
+        finally:
+            if response.content.at_eof():
+                response.release()
+            else:
+                response.close()
+
+    @asynccontextmanager
+    async def download(
+        self, kind: str, method: str, url: URL, headers: dict[str, str], *, named_by: URL
+    ) -> AsyncIterator[DownloadResponse]:
+        """Send one request as `send` does, for a body that is received in a thread; `method` is GET."""
+
+        async def request(session: aiohttp.ClientSession) -> DownloadResponse:
+            try:
+                return await self._downloads.get(
+                    url,
+                    headers,
+                    proxy=self.proxies.find(url.scheme, url.host or "", url.port),
+                    guarded=session is not self._http,
+                    named_by_client=self._guards_registries,
+                )
+            except aiohttp.ClientConnectorError as error:
+                raise _refused_address(error, url) or error from error
+
+        response = await self._exchange(kind, url, headers, named_by, request)
+        try:
+            yield response
+        finally:
+            response.release()
+
+    async def _exchange[R: HttpResponse](
+        self,
+        kind: str,
+        url: URL,
+        headers: Mapping[str, str],
+        named_by: URL,
+        request: Callable[[aiohttp.ClientSession], Awaitable[R]],
+    ) -> R:
+        """Check whether a request may be sent, send it by `request`, and record its outcome."""
         host = url.authority
         if self.offline:
             raise UpstreamNotContacted("offline: upstreams are not contacted")
@@ -87,7 +137,7 @@ class UpstreamClient:
             raise Unavailable("the cache is shutting down")
         count_request()
         try:
-            response = await self._request(session, kind, method, url, headers, body)
+            response = await request(session)
         except aiohttp.ClientConnectorCertificateError as error:  # before `ValueError`, which it is as well
             raise self._record_error(session, kind, url, error) from error
         except ValueError as error:  # raised only for a URL that an upstream named; nothing was sent
@@ -100,22 +150,17 @@ class UpstreamClient:
             self._breakers.record_failure(host, f"status {response.status}", probe, of=_object_of(kind, url))
         else:
             self._breakers.record_success(host)
-        try:
-            yield response
-        finally:
-            if response.content.at_eof():
-                response.release()
-            else:
-                response.close()
+        return response
 
     @asynccontextmanager
-    async def send_following_redirects(
-        self, kind: str, method: str, url: URL, headers: dict[str, str]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send one request to a registry and follow redirects; only the first origin receives `Authorization`."""
+    async def send_following_redirects[R: HttpResponse](
+        self, kind: str, method: str, url: URL, headers: dict[str, str], send: Send[R]
+    ) -> AsyncIterator[R]:
+        """Send one request to a registry by `send`, and follow redirects; only the first origin receives
+        `Authorization`."""
         origin = url.origin()
         for _ in range(_MAX_REDIRECTS + 1):
-            async with self.send(kind, method, url, headers, named_by=origin) as response:
+            async with send(kind, method, url, headers, named_by=origin) as response:
                 location = response.headers.get("Location")
                 if response.status not in _REDIRECTS or location is None:
                     yield response
@@ -149,9 +194,7 @@ class UpstreamClient:
                     **proxy_arguments(self.proxies, url, headers),
                 )
             except aiohttp.ClientConnectorError as error:
-                if REFUSED_ADDRESS in str(error.os_error):
-                    raise BadUpstream(f"upstream names {REFUSED_ADDRESS}", {"host": url.host}) from error
-                raise
+                raise _refused_address(error, url) or error from error
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 if not attempt.reused or (method not in _SAFE_METHODS and kind != "token"):
                     raise
@@ -204,6 +247,12 @@ class UpstreamClient:
                 return False
 
         return probe
+
+
+def _refused_address(error: aiohttp.ClientConnectorError, url: URL) -> BadUpstream | None:
+    """Return the error for an address that is not connected to; None for other errors."""
+    is_refused = REFUSED_ADDRESS in str(error.os_error)
+    return BadUpstream(f"upstream names {REFUSED_ADDRESS}", {"host": url.host}) if is_refused else None
 
 
 def _object_of(kind: str, url: URL) -> str:

@@ -7,7 +7,7 @@ from ..decide.outbound_proxy import OutboundProxies
 from ..oci.registry import Registry
 from .breaker import CircuitBreakers
 from .observer import Observer
-from .session import open_session
+from .session import open_download_session, open_session
 from .tokens import Tokens
 from .upstream_client import UpstreamClient
 
@@ -22,8 +22,11 @@ class UpstreamClients:
         self._http = open_session(tls, user_agent)
         self._guarded = open_session(tls, user_agent, guarded=True)
         self._named = open_session(tls, user_agent, guarded=True, named_by_clients=True)
-        self._client = UpstreamClient(self._http, observer, breakers, self._guarded)
-        self._guarded_client = UpstreamClient(self._http, observer, breakers, self._named, guards_registries=True)
+        self._downloads = open_download_session(tls, user_agent)
+        self._client = UpstreamClient(self._http, observer, breakers, self._guarded, self._downloads)
+        self._guarded_client = UpstreamClient(
+            self._http, observer, breakers, self._named, self._downloads, guards_registries=True
+        )
         self._tokens, self._guarded_tokens = Tokens(self._client), Tokens(self._guarded_client)
 
     def of(self, registry: Registry) -> tuple[UpstreamClient, Tokens]:
@@ -47,3 +50,4 @@ class UpstreamClients:
         await self._guarded.close()
         await self._named.close()
         await self._http.close()
+        self._downloads.close()

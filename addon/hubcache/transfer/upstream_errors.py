@@ -1,7 +1,5 @@
 """Translates an upstream's unsuccessful responses into `RegistryError`s; no other module does."""
 
-import aiohttp
-
 from ..oci.errors import (
     BadUpstream,
     BlobUnknown,
@@ -13,6 +11,7 @@ from ..oci.errors import (
     Unavailable,
 )
 from ..oci.json_reader import read_json
+from .http_response import HttpResponse
 from .retry_after import retry_after
 from .upstream_response import challenge_header
 
@@ -24,7 +23,7 @@ class RedirectTargetRefused(Unavailable):
     """The registry answered with a redirect, and the redirect's target refused the request."""
 
 
-def error_of_registry(response: aiohttp.ClientResponse, kind: str, repository: str, body: bytes) -> RegistryError:
+def error_of_registry(response: HttpResponse, kind: str, repository: str, body: bytes) -> RegistryError:
     """Return the error for a response of the registry's own origin."""
     code, message = _first_error(body)
     detail = {
@@ -50,9 +49,7 @@ def error_of_registry(response: aiohttp.ClientResponse, kind: str, repository: s
             return BadUpstream(f"upstream answered {status}", detail)
 
 
-def error_of_redirect_target(
-    response: aiohttp.ClientResponse, kind: str, repository: str, body: bytes
-) -> RegistryError:
+def error_of_redirect_target(response: HttpResponse, kind: str, repository: str, body: bytes) -> RegistryError:
     """Return the error for a response of a redirect's target: a CDN, a bucket, another registry.
 
     Its status proves nothing about who may read, which content exists, or the registry's rate limit: a 403 is a

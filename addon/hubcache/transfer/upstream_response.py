@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import aiohttp
-
 from ..oci.digest import Digest
 from ..oci.errors import BadUpstream, DigestInvalid
 from ..oci.manifest import MAX_MANIFEST
 from .challenge import Challenge
+from .http_response import HttpResponse
 from .response_body import content_coding, decode_body, read_body
 
 
@@ -22,7 +21,7 @@ class FetchedManifest:
     body: bytes
 
 
-async def read_manifest(response: aiohttp.ClientResponse, reference: str | Digest) -> FetchedManifest:
+async def read_manifest(response: HttpResponse, reference: str | Digest) -> FetchedManifest:
     """Read a manifest and verify it against the digest that was requested, or that the upstream sent.
 
     Where the response declares a content coding, the digest decides whether the body is encoded. Raises `BadUpstream`
@@ -40,7 +39,7 @@ async def read_manifest(response: aiohttp.ClientResponse, reference: str | Diges
 
 
 @contextmanager
-def explain_content_coding(response: aiohttp.ClientResponse) -> Iterator[None]:
+def explain_content_coding(response: HttpResponse) -> Iterator[None]:
     """Replace a `BadUpstream` raised inside by one about the content coding, if the response declares one.
 
     A coding that is declared for correct bytes is ignored: some servers declare gzip for layers, which are gzip files
@@ -56,13 +55,13 @@ def explain_content_coding(response: aiohttp.ClientResponse) -> Iterator[None]:
         raise BadUpstream("upstream encoded a body although identity was requested", detail) from error
 
 
-def challenge_header(response: aiohttp.ClientResponse) -> str | None:
+def challenge_header(response: HttpResponse) -> str | None:
     """Return the challenge of a 401; with several headers (RFC 9110 section 11.6.1) the first Bearer one."""
     headers = response.headers.getall("WWW-Authenticate", [])
     return next((header for header in headers if Challenge.parse(header)), headers[0] if headers else None)
 
 
-def digest_header(response: aiohttp.ClientResponse) -> Digest | None:
+def digest_header(response: HttpResponse) -> Digest | None:
     """Return the `Docker-Content-Digest`, None where there is none; raises `BadUpstream` when it is malformed."""
     value = response.headers.get("Docker-Content-Digest")
     if value is None:
@@ -73,13 +72,13 @@ def digest_header(response: aiohttp.ClientResponse) -> Digest | None:
         raise BadUpstream("upstream sent a malformed Docker-Content-Digest", {"digest": value[:200]}) from error
 
 
-def content_length(response: aiohttp.ClientResponse) -> int | None:
+def content_length(response: HttpResponse) -> int | None:
     """Return the body's size in bytes as declared; None where it is not."""
     value = response.headers.get("Content-Length", "")
     return int(value) if value.isdecimal() and len(value) < 20 else None
 
 
-def content_range(response: aiohttp.ClientResponse) -> tuple[int, int | None]:
+def content_range(response: HttpResponse) -> tuple[int, int | None]:
     """Return first byte and complete size of `Content-Range: bytes 10-99/100` (RFC 9110 section 14.4).
 
     The first byte is -1 where it cannot be parsed, the size None.

@@ -8,18 +8,26 @@ from pathlib import Path
 import aiohttp
 import pytest
 from hubcache.transfer.connection_errors import describe
-from hubcache.transfer.session import open_session
+from hubcache.transfer.session import open_download_session, open_session
 from support.ports import free_port
 from support.standin import tls as standin_tls
+from yarl import URL
 
 
 async def failure(url: str) -> str:
-    """Return the description of the error of a request."""
-    async with open_session(ssl.create_default_context(), "test") as session:
-        with pytest.raises((aiohttp.ClientError, TimeoutError)) as caught:
-            await session.get(url)
-    assert isinstance(caught.value, aiohttp.ClientError | TimeoutError)
-    return describe(caught.value)
+    """Return the description of the error of a request, which is the same for a download."""
+    tls = ssl.create_default_context()
+    downloads = open_download_session(tls, "test")
+    descriptions = set()
+    async with open_session(tls, "test") as session:
+        for request in (session.get, downloads.get):
+            with pytest.raises((aiohttp.ClientError, TimeoutError)) as caught:
+                await request(URL(url), headers={})
+            assert isinstance(caught.value, aiohttp.ClientError | TimeoutError)
+            descriptions.add(describe(caught.value))
+    downloads.close()
+    assert len(descriptions) == 1
+    return descriptions.pop()
 
 
 async def failure_at(

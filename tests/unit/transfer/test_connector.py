@@ -1,11 +1,9 @@
 """Connections to upstreams: surplus bytes, stale kept connections, and refused local addresses."""
 
 import asyncio
-import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
@@ -13,32 +11,15 @@ from hubcache.oci.errors import BadUpstream, Unavailable
 from hubcache.transfer import breaker
 from hubcache.transfer import connector as connector_module
 from hubcache.transfer.breaker import CircuitBreakers
-from hubcache.transfer.session import open_session
+from hubcache.transfer.session import open_download_session, open_session
 from hubcache.transfer.upstream_client import UpstreamClient
+from support.served import answering
 from support.standin import Fault, Hub
 from support.upstreams import RecordingObserver, UpstreamSetup, upstream_to
 from support.users import until
 from yarl import URL
 
 REPO = "library/debian"
-
-
-@asynccontextmanager
-async def answering(answer: bytes) -> AsyncIterator[URL]:
-    """A server that sends the same bytes, in one write, in response to each request, until the client disconnects."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                await reader.readuntil(b"\r\n\r\n")
-                writer.write(answer)
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/x")
-    finally:
-        server.close()
 
 
 @pytest.fixture
@@ -145,7 +126,9 @@ async def client() -> AsyncIterator[UpstreamClient]:
     """A client with two sessions, as the engine has it."""
     tls = ssl.create_default_context()
     async with open_session(tls, "t") as http, open_session(tls, "t", guarded=True) as guarded:
-        yield UpstreamClient(http, RecordingObserver(), CircuitBreakers(), guarded)
+        downloads = open_download_session(tls, "t")
+        yield UpstreamClient(http, RecordingObserver(), CircuitBreakers(), guarded, downloads)
+        downloads.close()
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ async def test_reader_may_have_any_range(harness: FillHarness, start: int, end: 
 async def test_empty_blob_is_stored(hub: Hub, harness: FillHarness) -> None:
     empty = Digest.of(b"")
     hub.blob(REPO, b"")
-    fill = harness.fills.start(empty, None, lambda start: harness.line.upstream.open_blob(REPO, empty, start))
+    fill = harness.fills.start(empty, None, lambda start: harness.line.upstream.download_blob(REPO, empty, start))
     await fill.wait_stored()
     assert harness.store.blob_size(empty) == 0
 

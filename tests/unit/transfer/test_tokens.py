@@ -15,7 +15,7 @@ from hubcache.oci.errors import BadUpstream, RegistryError, TooManyRequests, Una
 from hubcache.transfer import tokens as tokens_module
 from hubcache.transfer.breaker import CircuitBreakers
 from hubcache.transfer.challenge import Challenge
-from hubcache.transfer.session import open_session
+from hubcache.transfer.session import open_download_session, open_session
 from hubcache.transfer.tokens import Tokens, parse_token, pull_scope
 from hubcache.transfer.upstream_client import UpstreamClient
 from hypothesis import given, settings
@@ -228,14 +228,16 @@ def test_any_realm_is_a_registry_error_when_offline(realm: str) -> None:
     """The realm is parsed before anything is sent, so that this test needs no connection."""
 
     async def attempt() -> None:
-        http = open_session(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "test")
-        client = UpstreamClient(http, RecordingObserver(), CircuitBreakers())
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        http, downloads = open_session(tls, "test"), open_download_session(tls, "test")
+        client = UpstreamClient(http, RecordingObserver(), CircuitBreakers(), http, downloads)
         client.offline = True
         try:
             with pytest.raises(RegistryError):
                 await Tokens(client).get(Challenge(realm, "service", None), SCOPE, ORIGIN)
         finally:
             await http.close()
+            downloads.close()
 
     asyncio.run(attempt())
 
@@ -324,14 +326,16 @@ async def served(body: bytes, requested: list[str] | None = None) -> AsyncIterat
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    http = open_session(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "test")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    http, downloads = open_session(tls, "test"), open_download_session(tls, "test")
     try:
         yield (
-            Tokens(UpstreamClient(http, RecordingObserver(), CircuitBreakers())),
+            Tokens(UpstreamClient(http, RecordingObserver(), CircuitBreakers(), http, downloads)),
             f"http://127.0.0.1:{runner.addresses[0][1]}/token",
         )
     finally:
         await http.close()
+        downloads.close()
         await runner.cleanup()
 
 

@@ -50,6 +50,15 @@ async def read_blob(line: UpstreamSetup, start: int = 0, end: int | None = None)
         return b"".join([chunk async for chunk in body.chunks()])
 
 
+async def download_blob(line: UpstreamSetup, start: int = 0) -> bytes:
+    received = bytearray()
+    async with line.upstream.download_blob(REPO, DIGEST, start) as body:
+        assert body.start == start
+        while not await body.receive(lambda data: bool(received.extend(data)), lambda: None):
+            pass  # `consume` returned False, since `extend` returns None: the body continues where it stopped
+    return bytes(received)
+
+
 # -- responses ------------------------------------------------------------------------------------------------------
 
 
@@ -69,9 +78,9 @@ async def test_head_returns_digest_type_and_size_and_is_not_counted(hub: Hub, li
 
 
 async def test_blob_is_read_through_the_redirect(hub: Hub, line: UpstreamSetup) -> None:
-    assert await read_blob(line) == LAYER
+    assert await read_blob(line) == await download_blob(line) == LAYER
     assert await line.upstream.head_blob(REPO, DIGEST) == len(LAYER)
-    assert line.seen.received == len(LAYER)
+    assert line.seen.received == 2 * len(LAYER)
 
 
 @pytest.mark.parametrize(("start", "end"), [(100_000, None), (5, 6), (0, 100), (299_999, 300_000)])
@@ -101,9 +110,10 @@ async def test_wrong_range_is_requested_again_and_then_the_whole_blob(
 @pytest.mark.parametrize("answer", ["bytes 7-299999/300000", "bytes */300000", "", "lines 100-299999/300000"])
 async def test_persistently_wrong_range_is_refused(hub: Hub, line: UpstreamSetup, answer: str) -> None:
     hub.faults.add(Fault(kind="cdn", status=206, body=LAYER, headers={"Content-Range": answer}))
-    with pytest.raises(BadUpstream, match="another range"):
-        await read_blob(line, 100)
-    assert [record.header("Range") for record in hub.requests(kind="cdn")] == ["bytes=100-", "bytes=100-", None]
+    for read in (read_blob, download_blob):
+        with pytest.raises(BadUpstream, match="another range"):
+            await read(line, 100)
+    assert [record.header("Range") for record in hub.requests(kind="cdn")] == ["bytes=100-", "bytes=100-", None] * 2
 
 
 async def test_requests_accept_identity_only(hub: Hub, line: UpstreamSetup) -> None:
@@ -116,7 +126,7 @@ async def test_requests_accept_identity_only(hub: Hub, line: UpstreamSetup) -> N
 async def test_declared_coding_of_a_correct_blob_is_ignored(hub: Hub, line: UpstreamSetup, start: int) -> None:
     """Some servers declare gzip for layers, which are gzip files themselves."""
     hub.faults.add(Fault(kind="cdn", headers={"Content-Encoding": "gzip"}))
-    assert await read_blob(line, start) == LAYER[start:]
+    assert await read_blob(line, start) == await download_blob(line, start) == LAYER[start:]
 
 
 async def test_error_about_a_wrong_blob_names_its_declared_coding(hub: Hub, line: UpstreamSetup) -> None:
