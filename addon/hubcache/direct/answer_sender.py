@@ -6,11 +6,11 @@ import time
 from mitmproxy.utils import human
 
 from ..mitm.handover import HandoverState
-from ..mitm.http1_server import response_head
 from ..operate.running_request import RunningRequest
 from ..serve.messages import Answer, Request
 from ..transfer.body_progress import BodyProgress
 from ..transfer.sources import Source
+from .answer_head import answer_head
 from .dependencies import DirectDependencies
 from .writer import DirectWriter
 
@@ -42,7 +42,7 @@ class AnswerSender:
 
         Where the client disconnects, or takes none of the answer for too long, the transport is aborted.
         """
-        head = response_head(answer, close=self._dependencies.group.is_draining)
+        head = answer_head(answer, close=self._dependencies.group.is_draining)
         running.answer_begins()
         try:
             if answer.source is None:

@@ -43,7 +43,7 @@ NAMES = {
     "mitmproxy.addons.tlsconfig": ("TlsConfig.get_cert", "TlsConfig.certstore"),
     "mitmproxy.certs": ("CertStore.certs", "CertStoreEntry.chain_certs", "CertStoreEntry.chain_file"),
     "mitmproxy.connection": ("Client.cipher_list", "Server.address"),
-    "mitmproxy.net.http.http1": ("assemble_response", "assemble_response_head"),
+    "mitmproxy.net.http.http1": ("assemble_response",),
     "mitmproxy.net.tls": ("log_master_secret", "starts_like_tls_record"),
     "mitmproxy.proxy.layer": ("Layer.handle_event", "NextLayer.data_client"),
     "mitmproxy.proxy.layers": ("ClientTLSLayer.client_hello_parsed", "HttpLayer.connections", "HttpLayer.streams"),

@@ -26,8 +26,6 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._http1 import Http1Server
 
 from ..oci.errors import HeadersTooLarge, NameInvalid, RegistryError, Unavailable
-from ..serve.messages import Answer
-from . import flow_headers
 
 # All names here were read in mitmproxy 12.3.1. Without them its own server is used, and the bounds above do not hold.
 
@@ -182,14 +180,6 @@ def chain(first: layer.Layer | None) -> Iterator[layer.Layer]:
     while below is not None:
         yield below
         below = getattr(below, "child_layer", None)
-
-
-def response_head(answer: Answer, *, close: bool) -> bytes:
-    """Return the head of an answer as it is sent; with `close`, the connection ends after it."""
-    response = flow_headers.response(answer)
-    if close:
-        response.headers["Connection"] = "close"
-    return bytes(http1.assemble_response_head(response))
 
 
 def _error_response(error: RegistryError) -> bytes:
