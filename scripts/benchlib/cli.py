@@ -145,7 +145,7 @@ def _run_workload(
         certificates,
         options.python.absolute(),
         [part for value in options.set for part in ("--set", value)],
-        _tools() if "drayage" in servers else directory,
+        _tools() if any(name.startswith("drayage") for name in servers) else directory,
         options.workers,
         options.against,
     )

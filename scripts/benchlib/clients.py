@@ -28,13 +28,14 @@ _WRITE = "%{http_code} %{size_download} %{time_pretransfer} %{time_starttransfer
 @dataclass(frozen=True, slots=True)
 class Download:
     """What one client received, with times in seconds since the epoch. `requested` and `first_byte` are those of its
-    first file."""
+    first file; `waits` are the seconds from request to first byte of each file."""
 
     started: float
     requested: float
     first_byte: float
     ended: float
     bytes: int
+    waits: tuple[float, ...]
 
     @property
     def seconds(self) -> float:
@@ -102,7 +103,12 @@ def _result(started: float, ended: float, output: str, expected: int) -> Downloa
     if len(rows) != expected or any(row[0] != "200" for row in rows):
         return None
     return Download(
-        started, started + float(rows[0][2]), started + float(rows[0][3]), ended, sum(int(row[1]) for row in rows)
+        started,
+        started + float(rows[0][2]),
+        started + float(rows[0][3]),
+        ended,
+        sum(int(row[1]) for row in rows),
+        tuple(float(row[3]) - float(row[2]) for row in rows),
     )
 
 
@@ -124,7 +130,7 @@ def request_repeatedly(server: Server, path: str, clients: int, seconds: float, 
     command = ["hey", "-z", f"{seconds}s", "-c", str(clients), "-o", "csv", "-disable-redirects"]
     command += [] if keep_alive else ["-disable-keepalive"]
     command += ["-x", f"http://{server.proxy}"] if server.proxy else []
-    command += ["-host", server.origin.removeprefix("https://").partition(":")[0]]  # else the SNI contains the port
+    command += ["-host", server.origin.partition("://")[2].partition(":")[0]]  # else the SNI contains the port
     for header in (f"Accept: {MANIFEST_TYPE}", *server.headers):
         command += ["-H", header]
     done = _run([*command, server.origin + path], {}, seconds + 30)

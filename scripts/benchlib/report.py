@@ -16,6 +16,8 @@ ROWS = (
     ("stored manifest, new connections: time to first byte", "manifest-new", "p99 ms"),
     ("stored manifest, persistent connections, 8 clients", "manifest-persistent", "requests/s"),
     ("stored 4 KB blob, new connections, 8 clients", "blob-new", "requests/s"),
+    ("50 machines, 10 images each, half of them new, uplink of 1 Gbit/s", "crowd", "makespan s"),
+    ("the same: time to the first byte", "crowd", "first byte p99 ms"),
     ("new blob: last of 24 clients, compared with a single client", "cold-blob", "last/single"),
     ("new blob: longest wait of 24 clients for a byte that the cache had", "cold-blob", "waited ms"),
     ("new image: last of 24 clients, compared with a single client", "cold-image", "last/single"),

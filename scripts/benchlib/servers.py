@@ -71,6 +71,17 @@ def hubcache_workers(setup: Setup) -> AbstractContextManager[Server]:
     return _hubcache("hubcache-workers", _REPOSITORY, setup, "--set", f"hubcache_workers={setup.workers}")
 
 
+def hubcache_mirror(setup: Setup) -> AbstractContextManager[Server]:
+    """The mirror of this checkout in mitmdump, without TLS, with one process."""
+    return _hubcache("hubcache-mirror", _REPOSITORY, setup, mirror=True)
+
+
+def hubcache_mirror_workers(setup: Setup) -> AbstractContextManager[Server]:
+    """The same with as many worker processes as nginx has."""
+    workers = f"hubcache_workers={setup.workers}"
+    return _hubcache("hubcache-mirror-workers", _REPOSITORY, setup, "--set", workers, mirror=True)
+
+
 def hubcache_many_blobs(setup: Setup) -> AbstractContextManager[Server]:
     """This checkout in mitmdump, with a store of `MANY_BLOBS` blobs."""
     store = setup.directory / "hubcache-many-blobs" / "store"
@@ -88,6 +99,11 @@ def other(setup: Setup) -> AbstractContextManager[Server]:
     return _hubcache("other", _other_checkout(setup), setup)
 
 
+def other_mirror(setup: Setup) -> AbstractContextManager[Server]:
+    """The mirror of the other checkout in mitmdump, with one process."""
+    return _hubcache("other-mirror", _other_checkout(setup), setup, mirror=True)
+
+
 def other_mitmweb(setup: Setup) -> AbstractContextManager[Server]:
     """The other checkout in mitmweb."""
     return _hubcache("other-mitmweb", _other_checkout(setup), setup, web=True)
@@ -100,12 +116,14 @@ def _other_checkout(setup: Setup) -> Path:
 
 
 @contextmanager
-def _hubcache(name: str, checkout: Path, setup: Setup, *arguments: str, web: bool = False) -> Iterator[Server]:
-    """Run the addon of a checkout. Clients use the proxy door with CONNECT, as dockerd does with HTTPS_PROXY, and trust
-    the certificate authority in the directory `certs` of the checkout."""
+def _hubcache(
+    name: str, checkout: Path, setup: Setup, *arguments: str, web: bool = False, mirror: bool = False
+) -> Iterator[Server]:
+    """Run the addon of a checkout. Clients use the proxy port with CONNECT, as dockerd does with HTTPS_PROXY, and trust
+    the certificate authority in the directory `certs` of the checkout; with `mirror` they use the mirror port."""
     directory = setup.directory / name
     directory.mkdir(parents=True, exist_ok=True)
-    proxy, mirror, status, web_port = free_port(), free_port(), free_port(), free_port()
+    proxy, mirror_port, status, web_port = free_port(), free_port(), free_port(), free_port()
     options = {
         "hubcache_dir": directory / "store",
         "hubcache_registries": f"{HUB}={setup.upstream.url}",
@@ -113,13 +131,13 @@ def _hubcache(name: str, checkout: Path, setup: Setup, *arguments: str, web: boo
         "hubcache_status": f"127.0.0.1:{status}",
         "ssl_verify_upstream_trusted_ca": setup.certificates.authority,
     }
-    ports = [proxy, mirror, status]
+    ports = [proxy, mirror_port, status]
     if web:
         options |= {"web_open_browser": "false", "web_host": "127.0.0.1", "web_port": web_port}
         ports.append(web_port)
     program = setup.python.parent / ("mitmweb" if web else "mitmdump")
     command: list[object] = [program, "-q", "-s", checkout / "addon" / "cache.py"]
-    command += ["--mode", f"regular@127.0.0.1:{proxy}", "--mode", f"reverse:https://{HUB}@127.0.0.1:{mirror}"]
+    command += ["--mode", f"regular@127.0.0.1:{proxy}", "--mode", f"reverse:https://{HUB}@127.0.0.1:{mirror_port}"]
     for option, value in options.items():
         command += ["--set", f"{option}={value}"]
     command += [*setup.options, *arguments]
@@ -133,7 +151,10 @@ def _hubcache(name: str, checkout: Path, setup: Setup, *arguments: str, web: boo
         trust = directory / "trust"
         trust.mkdir()
         (trust / "ca.pem").write_bytes(authority.read_bytes())
-        yield Server(name, pid, f"https://{HUB}", "docker.io", trust, f"127.0.0.1:{proxy}", started_in=seconds)
+        if mirror:
+            yield _plain(name, pid, mirror_port, trust)
+        else:
+            yield Server(name, pid, f"https://{HUB}", "docker.io", trust, f"127.0.0.1:{proxy}", started_in=seconds)
 
 
 @contextmanager
@@ -150,6 +171,18 @@ def static_nginx(setup: Setup) -> Iterator[Server]:
     http = f"access_log off; server {{ {tls(setup.certificates, port)} root {setup.upstream.images.root}; }}"
     with nginx(setup.directory / "nginx", setup.workers, http, port) as pid:
         yield _without_proxy("nginx", pid, port, setup)
+
+
+@contextmanager
+def plain_nginx(setup: Setup) -> Iterator[Server]:
+    """nginx with the files of the upstream registry, without TLS: the kernel sends them (`sendfile`)."""
+    port = free_port()
+    http = (
+        f"access_log off; sendfile on; tcp_nopush on; "
+        f"server {{ listen 127.0.0.1:{port} reuseport; root {setup.upstream.images.root}; }}"
+    )
+    with nginx(setup.directory / "nginx-plain", setup.workers, http, port) as pid:
+        yield _plain("nginx-plain", pid, port, setup.certificates.directory)
 
 
 _PROXY_CACHE = """
@@ -260,11 +293,28 @@ def drayage(setup: Setup) -> Iterator[Server]:
 
     It trusts only its built-in authorities, so it reaches the upstream registry without TLS.
     """
+    with _drayage("drayage", setup) as (pid, _, port, directory):
+        trust = directory / "trust"
+        trust.mkdir()
+        (trust / "ca.pem").write_bytes((directory / "ca" / "ca.crt").read_bytes())
+        yield Server("drayage", pid, f"https://localhost:{port}", f"localhost:{port}", trust)
+
+
+@contextmanager
+def plain_drayage(setup: Setup) -> Iterator[Server]:
+    """drayage without TLS."""
+    with _drayage("drayage-plain", setup) as (pid, port, _, directory):
+        yield _plain("drayage-plain", pid, port, directory)
+
+
+@contextmanager
+def _drayage(name: str, setup: Setup) -> Iterator[tuple[int, int, int, Path]]:
+    """Run drayage, and yield its process, its ports without and with TLS, and its directory."""
     program = setup.tools / "bin" / "drayage"
     if not program.exists():
         raise BenchError(f"{program} does not exist: `pip install drayage` failed")
     plain, port = free_port(), free_port()
-    directory = setup.directory / "drayage"
+    directory = setup.directory / name
     directory.mkdir(parents=True)
     (directory / "store").mkdir(parents=True)
     done = subprocess.run([program, "gen-ca", "--dir", directory / "ca"], capture_output=True, timeout=30, check=False)
@@ -275,10 +325,11 @@ def drayage(setup: Setup) -> Iterator[Server]:
     config = directory / "config.toml"
     config.write_text(_DRAYAGE.format(plain=plain, port=port, directory=directory, upstream=setup.upstream.plain_url))
     with running([program, "serve", "--config", config], directory, listening(plain, port)) as pid:
-        trust = directory / "trust"
-        trust.mkdir()
-        (trust / "ca.pem").write_bytes((directory / "ca" / "ca.crt").read_bytes())
-        yield Server("drayage", pid, f"https://localhost:{port}", f"localhost:{port}", trust)
+        yield pid, plain, port, directory
+
+
+def _plain(name: str, pid: int, port: int, trust: Path) -> Server:
+    return Server(name, pid, f"http://127.0.0.1:{port}", f"127.0.0.1:{port}", trust)
 
 
 def _without_proxy(name: str, pid: int, port: int, setup: Setup, *headers: str) -> Server:
@@ -290,19 +341,27 @@ START: dict[str, Callable[[Setup], AbstractContextManager[Server]]] = {
     "hubcache": hubcache,
     "hubcache-mitmweb": hubcache_mitmweb,
     "hubcache-workers": hubcache_workers,
+    "hubcache-mirror": hubcache_mirror,
+    "hubcache-mirror-workers": hubcache_mirror_workers,
     "hubcache-many-blobs": hubcache_many_blobs,
     "other": other,
     "other-mitmweb": other_mitmweb,
+    "other-mirror": other_mirror,
     "direct": direct,
     "nginx": static_nginx,
     "nginx-cache": caching_nginx,
     "docker-registry": distribution,
     "drayage": drayage,
+    "nginx-plain": plain_nginx,
+    "drayage-plain": plain_drayage,
 }
 """The function that starts each server. `direct` is the upstream registry itself, `nginx` serves its files, and all
 others fetch from it."""
 
+PLAIN = ("hubcache-mirror", "hubcache-mirror-workers", "nginx-plain", "drayage-plain")
+"""Servers without TLS, as most mirrors are used."""
+
 CACHES = ("hubcache", "hubcache-workers", "nginx-cache", "docker-registry", "drayage")
 
-COMPARED = {"hubcache": "other", "hubcache-mitmweb": "other-mitmweb"}
+COMPARED = {"hubcache": "other", "hubcache-mitmweb": "other-mitmweb", "hubcache-mirror": "other-mirror"}
 """Servers of this checkout, and the same of the other checkout."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from .stats import Summary
 
 HUBCACHE, WORKERS, MANY_BLOBS = "hubcache", "hubcache-workers", "hubcache-many-blobs"
+MIRROR, MIRROR_WORKERS = "hubcache-mirror", "hubcache-mirror-workers"
 Results = Mapping[str, Mapping[str, Summary]]
 """Results of one workload: server → figure → summary over all rounds."""
 
@@ -52,6 +53,13 @@ TARGETS = (
     Target("blob-new", "p99 ms", most=40, server=WORKERS),
     Target("manifest-new", "requests/s", least=0.35, reference="nginx", server=WORKERS),
     Target("manifest-new", "p99 ms", most=40, server=WORKERS),
+    Target("mirror-blob-1", "MB/s", least=1.0, reference="nginx-plain", server=MIRROR),
+    Target("mirror-blob-1", "MB/s", least=1.0, reference="nginx-plain", server=MIRROR_WORKERS),
+    Target("mirror-blob-8", "MB/s", least=1.0, reference="nginx-plain", server=MIRROR),
+    Target("mirror-blob-8", "MB/s", least=1.0, reference="nginx-plain", server=MIRROR_WORKERS),
+    Target("mirror-manifest-new", "requests/s", least=1.0, reference="drayage-plain", server=MIRROR_WORKERS),
+    Target("crowd", "makespan s", most=0.8, reference="nginx-cache"),
+    Target("crowd", "upstream x", most=1.005),
     Target("cold-blob", "fetches", least=1, most=1),
     Target("cold-blob", "last/single", most=1.2),
     Target("cold-blob", "waited ms", most=100),

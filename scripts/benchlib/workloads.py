@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 from .clients import Download, download, pull, request_repeatedly
 from .images import Content
 from .processes import BenchError, measured_cost
-from .servers import CACHES, MANY_BLOBS, Server
+from .servers import CACHES, MANY_BLOBS, PLAIN, Server
 from .stats import percentile
 from .upstream import UPLINK_RATE, Upstream
 
 MB = 1_000_000
 _LAYERS = (150, 80, 60, 40, 25, 15, 12, 8, 5, 3, 1, 1)
 """MB of each layer of the usual image: 400 in total, with one layer much larger than the rest, as in real images."""
+
+_CROWD, _CROWD_IMAGES = 50, 10
+"""Machines of the workload `crowd`, and images that each of them pulls."""
 
 
 @dataclass(slots=True)
@@ -169,6 +172,30 @@ def _cold(*, image: bool, others: int = 0) -> Measure:
     return measure
 
 
+def _crowd(contents: Contents, server: Server, number: int) -> Figures:
+    """Machines that pull several images one after another, each machine beginning with another image. Half of the
+    images are stored, the others come over an uplink of 1 Gbit/s."""
+    layers = [size * MB // (20 if contents.quick else 10) for size in _LAYERS]
+    stored = [contents.image(f"bench/crowd-{n}", layers) for n in range(_CROWD_IMAGES // 2)]
+    new = [contents.image(f"gigabit/crowd-{number}-{n}", layers) for n in range(_CROWD_IMAGES // 2)]
+    for image in stored:
+        contents.store(server, image)
+    images = [image for pair in zip(stored, new, strict=True) for image in pair]
+    clients = []
+    for machine in range(_CROWD):
+        first = machine % len(images)
+        clients.append([path for image in images[first:] + images[:first] for path in image.paths])
+    log_size = contents.upstream.log_size()
+    figures: Figures = {}
+    with _costs(server, figures, _CROWD * sum(image.size for image in images)):
+        downloads = download(server, clients, parallel=3, timeout=600)
+    return {
+        "makespan s": max(one.seconds for one in downloads),
+        "first byte p99 ms": percentile([wait for one in downloads for wait in one.waits], 99) * 1e3,
+        "upstream x": contents.upstream.traffic_since(log_size).bytes / sum(image.size for image in new),
+    } | figures
+
+
 def _pull(prefix: str, *, warm: bool) -> Measure:
     def measure(contents: Contents, server: Server, number: int) -> Figures:
         image = contents.image(f"{prefix}/pull-{0 if warm else number}")
@@ -215,9 +242,30 @@ WORKLOADS = (
         _small(manifest=True, keep_alive=True),
         _SERVING,
     ),
+    Workload("mirror-blob-1", "mirror without TLS: stored 400 MB blob, 1 client", _warm(1, image=False), PLAIN),
+    Workload("mirror-blob-8", "mirror without TLS: stored 400 MB blob, 8 clients", _warm(8, image=False), PLAIN),
+    Workload(
+        "mirror-manifest-new",
+        "mirror without TLS: stored manifest, new connections",
+        _small(manifest=True, keep_alive=False),
+        PLAIN,
+    ),
+    Workload(
+        "mirror-manifest-persistent",
+        "mirror without TLS: stored manifest, persistent connections",
+        _small(manifest=True, keep_alive=True),
+        PLAIN,
+    ),
     Workload("cold-blob", "new blob, uplink of 50 MB/s, 1 client, then 24", _cold(image=False), CACHES),
     Workload("cold-image", "new image, uplink of 50 MB/s, 1 client, then 24", _cold(image=True), CACHES),
     Workload("mixed", "cold-image while 8 clients pull 200 small images", _cold(image=True, others=200), CACHES),
+    Workload(
+        "crowd",
+        f"{_CROWD} machines pull {_CROWD_IMAGES} images of 12 layers, half of them new, uplink of 1 Gbit/s",
+        _crowd,
+        (*CACHES[:4], "hubcache-mitmweb"),
+        3,
+    ),
     Workload("cold-pull", "new image by skopeo, unlimited uplink", _pull("bench", warm=False), _PULLING),
     Workload("cold-pull-gigabit", "new image by skopeo, uplink of 1 Gbit/s", _pull("gigabit", warm=False), _PULLING),
     Workload("cold-pull-uplink", "new image by skopeo, uplink of 50 MB/s", _pull("uplink", warm=False), _PULLING),
