@@ -306,6 +306,9 @@ class Hubcache:
         self._service_manager.stopping(within)
         if isinstance(self._engine, OwnerClient):
             await self._shutdown.stop_worker(clients, self._engine, within)
+            # A service manager and the owner may both send a signal: the second would find the event loop half closed.
+            for each in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(each, signal.SIG_IGN)
         else:
             self._shutdown.end_wait_at_signal()
             if self._supervisor is None:

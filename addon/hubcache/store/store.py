@@ -272,6 +272,8 @@ class Store:
         staged.committed = True
         self.inspector.clear(staged.digest)
         self._added(staged.digest, staged.written, None)
+        self.usage.reserved -= staged.reserved  # at once: counted twice, it could have other content refused or evicted
+        staged.reserved = 0
         self.index.problems.pop("files", None)
 
     def finish(self, staged: Staged) -> None:

@@ -57,6 +57,17 @@ async def test_full_store_admits_content_at_its_second_request(tmp_path: Path) -
         assert not store.has(removal.eviction.key)
 
 
+async def test_committed_content_is_counted_once_also_before_its_staging_ends(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, CAP) as store:
+        data = blob(0)
+        staged = await store.stage(Digest.of(data), len(data))
+        staged.write(data)
+        await store.commit(staged)
+        assert store.usage.used == len(data)
+        store.finish(staged)
+        assert store.usage.used == len(data)
+
+
 async def test_cap_holds_on_disk_while_sixteen_blobs_are_fetched_at_once(hub: Hub, tmp_path: Path) -> None:
     blobs = [hub.blob("library/app", blob(n, 3 * MIB)) for n in range(16)]
     worst = 0
