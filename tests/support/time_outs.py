@@ -4,6 +4,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from hubcache.transfer import session
+from hubcache.transfer.download_connection import DownloadConnection
 from yarl import URL
 
 from support.standin.hub import RUNNING
@@ -19,9 +21,17 @@ def short_time_outs(patch: pytest.MonkeyPatch) -> None:
     """
     request: Any = aiohttp.ClientSession._request
 
-    async def send(session: aiohttp.ClientSession, method: str, url: str | URL, **options: Any) -> Any:
+    async def send(client: aiohttp.ClientSession, method: str, url: str | URL, **options: Any) -> Any:
         if any(hub.is_silent for hub in RUNNING):
             options.setdefault("timeout", _SHORT)
-        return await request(session, method, url, **options)
+        return await request(client, method, url, **options)
 
     patch.setattr(aiohttp.ClientSession, "_request", send)
+    send_in_thread: Any = DownloadConnection.send
+
+    def send_download(connection: DownloadConnection, *arguments: Any) -> Any:
+        is_silent = any(hub.is_silent for hub in RUNNING)
+        connection._tcp.settimeout(SECONDS if is_silent else session.PROGRESS_SECONDS)
+        return send_in_thread(connection, *arguments)
+
+    patch.setattr(DownloadConnection, "send", send_download)

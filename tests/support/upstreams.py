@@ -14,6 +14,8 @@ from hubcache.oci.errors import HubcacheError
 from hubcache.oci.registry import Registry
 from hubcache.transfer.breaker import CircuitBreakers
 from hubcache.transfer.challenge import Challenge
+from hubcache.transfer.download_response import DownloadResponse
+from hubcache.transfer.download_session import DownloadSession
 from hubcache.transfer.session import open_download_session, open_session
 from hubcache.transfer.tokens import Tokens
 from hubcache.transfer.upstream import Upstream
@@ -111,4 +113,12 @@ def record_requests(patch: pytest.MonkeyPatch) -> list[str]:
         return answer
 
     patch.setattr(UpstreamClient, "_request", record)
+    get: Any = DownloadSession.get
+
+    async def record_download(session: DownloadSession, url: URL, *rest: Any, **more: Any) -> DownloadResponse:
+        hosts.append(url.authority)
+        answer: DownloadResponse = await get(session, url, *rest, **more)
+        return answer
+
+    patch.setattr(DownloadSession, "get", record_download)
     return hosts
