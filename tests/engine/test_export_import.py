@@ -21,7 +21,7 @@ from support.layouts import CONTAINERD, LayoutFiles, digest_of
 from support.required import require
 from support.standin import Hub, Image, random_bytes
 from support.stores import MIB
-from support.users import EACH_LISTENER, bearer, pull, settled, until
+from support.users import EACH_LISTENER, SECRET, bearer, pull, settled, until
 
 LAYER = 300_000
 
@@ -105,6 +105,7 @@ async def test_referrers_and_attestations_are_exported_and_imported(
 ) -> None:
     hub.referrers = True
     sbom = hub.image("library/app", None, [b"sbom"], subject=image, artifact_type="application/spdx+json")
+    scan = hub.image("library/app", None, [b"scan"], subject=image, artifact_type="application/sarif+json")
     cosign = f"{image.digest.replace(':', '-')}.sig"
     signature = hub.image("library/app", cosign, [b"signature"])
     index = attested(hub)
@@ -113,9 +114,12 @@ async def test_referrers_and_attestations_are_exported_and_imported(
     await succeeds(cache, "export", "app:1", name, "-o", str(tmp_path / "out.tar"))
     await succeeds(offline, "import", str(tmp_path / "out.tar"))
     status, body = await offline.get(Listener.PROXY, f"/v2/library/app/referrers/{image.digest}")
-    (descriptor,) = json.loads(body)["manifests"]
-    assert (status, descriptor["digest"], descriptor["artifactType"]) == (200, sbom.digest, "application/spdx+json")
-    assert set(await pull(offline, sbom)) == {200}
+    types = {each["digest"]: each["artifactType"] for each in json.loads(body)["manifests"]}
+    assert (status, types) == (200, {sbom.digest: "application/spdx+json", scan.digest: "application/sarif+json"})
+    for referrer in (sbom, scan):
+        assert set(await pull(offline, referrer)) == {200}
+        children = offline.engine.store.usage.children.values()
+        assert sum(referrer.digest in below for below in children) == 1, "one list of referrers is stored"
     assert (await offline.get(Listener.PROXY, f"/v2/library/app/manifests/{cosign}"))[1] == signature.manifest
     attestation = index.attestations["linux/amd64"]
     assert (await offline.get(Listener.PROXY, f"/v2/{index.repo}/manifests/{attestation.digest}"))[0] == 200
@@ -290,6 +294,40 @@ async def test_image_of_a_registry_that_is_not_served_is_refused(offline: Cache,
     assert message == "hubcache: this cache does not serve ghcr.io; add it to hubcache_registries"
 
 
+async def test_import_into_a_repository_with_private_content_is_refused(
+    cache_with_secret: Cache, hub: Hub, secret: Image, tmp_path: Path
+) -> None:
+    """It would make the private content of the same repository public."""
+    files = LayoutFiles()
+    files.entry(files.manifest(b"layer"), f"{SECRET}:2")
+    path = str(files.write(tmp_path / "a.tar"))
+    message = await refused(cache_with_secret, "import", path)
+    assert f"the store has private content of {SECRET}, which everybody could read" in message
+    for reference in ("1", "2", secret.digest):
+        status, _ = await cache_with_secret.get(Listener.PROXY, f"/v2/{SECRET}/manifests/{reference}")
+        assert status == 401
+    await succeeds(cache_with_secret, "purge", f"{SECRET}:1")
+    await succeeds(cache_with_secret, "import", path)
+    cache_with_secret.apply(tag_ttl=600.0)
+    assert (await cache_with_secret.get(Listener.PROXY, f"/v2/{SECRET}/manifests/2"))[0] == 200
+
+
+async def test_private_image_itself_can_be_imported(
+    cache_with_secret: Cache, hub: Hub, secret: Image, tmp_path: Path
+) -> None:
+    """The operator has its bytes, and vouches for them."""
+    files, own = LayoutFiles(), bearer(hub, "alice", SECRET)
+    files.blob(secret.manifest)
+    for digest in secret.blobs:
+        path = f"/v2/{SECRET}/blobs/{digest}"
+        files.blob((await cache_with_secret.get(Listener.PROXY, path, authorization=own))[1])
+    manifest = {"mediaType": secret.media_type, "digest": secret.digest, "size": len(secret.manifest)}
+    files.entry(manifest, f"{SECRET}:1")
+    await succeeds(cache_with_secret, "import", str(files.write(tmp_path / "a.tar")))
+    cache_with_secret.apply(tag_ttl=600.0)
+    assert (await cache_with_secret.get(Listener.PROXY, f"/v2/{SECRET}/manifests/1"))[1] == secret.manifest
+
+
 @pytest.mark.parametrize("names", [("app:1", "app:2"), (None, None)])
 async def test_name_for_a_layout_of_several_images_is_refused(
     offline: Cache, names: tuple[str | None, ...], tmp_path: Path
@@ -360,6 +398,18 @@ async def test_tag_is_recorded_only_when_all_content_is_stored(offline: Cache) -
     assert (await offline.get(Listener.MIRROR, "/v2/library/app/manifests/1"))[0] == 503
 
 
+async def test_name_with_another_digest_records_nothing(offline: Cache, tmp_path: Path) -> None:
+    files = LayoutFiles()
+    manifest = files.manifest(b"layer")
+    files.entry(manifest, "app:1")
+    await succeeds(offline, "import", str(files.write(tmp_path / "a.tar")))
+    name = f"other@{digest_of(b'layer')}"
+    body = {"image": name, "digest": manifest["digest"], "media_type": manifest["mediaType"]}
+    status, answer = await ask(offline, "POST", "/v1/tag", body)
+    assert (status, "cannot be an image with the digest" in answer["error"]) == (400, True)
+    assert (await offline.get(Listener.MIRROR, f"/v2/library/other/manifests/{manifest['digest']}"))[0] == 503
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [
@@ -368,6 +418,7 @@ async def test_tag_is_recorded_only_when_all_content_is_stored(offline: Cache) -
         ("PUT", f"/v1/content/{digest_of(b'none')}", {}, 400),
         ("PUT", f"/v1/content/{digest_of(b'none')}?media_type=x/y", {}, 400),
         ("PUT", f"/v1/content/{digest_of(b'[]')}?media_type=x/y", [], 400),
+        ("PUT", f"/v1/content/{digest_of(b'{}')}?media_type=x/y%0d%0aSet-Cookie:z", {}, 400),
         ("POST", "/v1/content", {"contents": {"sha256:x": 1}}, 400),
         ("POST", "/v1/content", {"contents": {digest_of(b""): -1}}, 400),
         ("POST", "/v1/content", {"contents": []}, 400),
@@ -376,6 +427,7 @@ async def test_tag_is_recorded_only_when_all_content_is_stored(offline: Cache) -
         ("GET", "/v1/export?name=none&platforms=x", None, 400),
         ("POST", "/v1/tag", {"image": "app:1", "digest": "x", "media_type": "y"}, 400),
         ("POST", "/v1/tag", {"image": "app:1", "digest": digest_of(b""), "media_type": ""}, 400),
+        ("POST", "/v1/tag", {"image": "app:1", "digest": digest_of(b""), "media_type": "x/y\r\nz"}, 400),
         ("POST", "/v1/tag", {"image": "app:1", "digest": digest_of(b""), "media_type": "x", "referrers": ["x"]}, 400),
     ],
 )

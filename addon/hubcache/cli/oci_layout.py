@@ -15,7 +15,7 @@ from ..oci.errors import DigestInvalid, ManifestInvalid, RegistryError
 from ..oci.image_name import ImageName
 from ..oci.json_reader import read_json
 from ..oci.manifest import MAX_MANIFEST, Descriptor, parse_manifest
-from ..oci.media import OCI_INDEX, media_type_of
+from ..oci.media import OCI_INDEX, is_content_type, media_type_of
 from ..oci.registry import HUB_HOST
 from .layout_source import LayoutSource, blob_name
 from .tar_index import ArchiveError
@@ -164,8 +164,8 @@ class _Reader:
         except ManifestInvalid as error:
             raise ArchiveError(f"the manifest {digest} is malformed: {error}") from error
         self._types[digest] = media_type_of(body) or label
-        if not self._types[digest]:
-            raise ArchiveError(f"the manifest {digest} has no media type")
+        if not is_content_type(self._types[digest]):
+            raise ArchiveError(f"the manifest {digest} has no valid media type")
         self._subjects[digest] = _subject_of(body)
 
     def _add_content(self, described: Descriptor) -> None:

@@ -94,7 +94,11 @@ def parse_image(text: str) -> ImageName:
 
 def digest_field(fields: Mapping[str, Any], name: str) -> Digest:
     """Return a field that has to be a digest; raises `InvalidCommand`."""
-    text = text_field(fields, name)
+    return parse_digest(text_field(fields, name))
+
+
+def parse_digest(text: str) -> Digest:
+    """Parse a digest; raises `InvalidCommand`."""
     try:
         return Digest.parse(text)
     except RegistryError as error:

@@ -1,5 +1,6 @@
 """Records an imported image, whose content is stored already, as if its registry had delivered it."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 from ..decide.records import ManifestRecord, TagRecord
 from ..oci.digest import Digest
 from ..oci.errors import StorageError
-from ..oci.image_name import ImageName
+from ..oci.image_name import ImageName, short_name
 from ..oci.json_reader import read_json
 from ..oci.manifest import MAX_MANIFEST
 from ..oci.media import media_type_of
 from ..serve.repository_view import RepositoryView
+from ..store.listing import list_confirmed
 from .errors import InvalidCommand, NotKnown, Refused
 from .image_tree import NEGOTIATION
 from .parts import Parts
@@ -36,19 +38,25 @@ class ImportRecord:
     ) -> dict[str, Any]:
         """Record an image, and manifests that refer to it or to a part of it.
 
-        Raises `NotServed` for a registry that is not cached, `Refused` when content is missing, and `StorageError`.
-        Nothing is recorded before all content is known to be stored, and the tag last.
+        Raises `InvalidCommand` for a registry that is not cached, `Refused` when content is missing or the repository
+        has private content, and `StorageError`. Nothing is recorded before all content is known to be stored, and the
+        tag last.
         """
+        if isinstance(image.reference, Digest) and image.reference != digest:
+            raise InvalidCommand(f"{image} cannot be an image with the digest {digest}")
         try:
             with upstream_of(self._parts.upstreams, image) as upstream:
                 view = RepositoryView(upstream, image.repository)
                 trees = [self._complete(image, each) for each in (digest, *referrers)]
-                subjects = [(self._subject(each), each) for each in referrers]
+                listed: dict[Digest, dict[Digest, dict[str, object]]] = {}
+                for each in referrers:
+                    listed.setdefault(self._subject(each), {})[each] = self._descriptor(each)
+                await self._check_not_private(view, trees)
                 for tree in trees:
                     await self._record_content(view, tree)
                 await self._record_access(view)
-                for subject, referrer in subjects:
-                    await self._parts.referrers.add_listed(view, subject, {referrer: self._descriptor(referrer)})
+                for subject, descriptors in listed.items():
+                    await self._parts.referrers.add_listed(view, subject, descriptors)
                 await self._record_tag(view, image, digest, media_type)
         except NotServed as error:
             raise InvalidCommand(str(error)) from error
@@ -62,6 +70,19 @@ class ImportRecord:
                 f"{image} is not recorded: {len(tree.missing)} of its parts are not stored: {tree.missing[0]}"
             )
         return tree
+
+    async def _check_not_private(self, view: RepositoryView, trees: Sequence[StoredTree]) -> None:
+        """Raise `Refused` if the repository has other content that is private: everybody could read it, too."""
+        store = self._parts.store
+        imported = {digest for tree in trees for digest in (*tree.manifests, *tree.blobs)}
+        known = await asyncio.to_thread(list_confirmed, store.index.opened(), view.host, view.repository)
+        for digest in known - imported:
+            if store.has(digest) and store.private.has(digest):
+                name = short_name(view.host, view.repository)
+                raise Refused(
+                    f"the store has private content of {name}, which everybody could read if {name} became public: "
+                    f"purge it first, such as {digest}"
+                )
 
     def _manifest(self, digest: Digest) -> ManifestRecord:
         record = self._parts.store.manifest(digest)
@@ -121,8 +142,6 @@ class ImportRecord:
 
     async def _record_tag(self, view: RepositoryView, image: ImageName, digest: Digest, media_type: str) -> None:
         if isinstance(image.reference, Digest):
-            if image.reference != digest:
-                raise InvalidCommand(f"{image} cannot be an image with the digest {digest}")
             return
         body = self._manifest(digest).body
         record = TagRecord(digest, media_type_of(body) or media_type, len(body), time.time())

@@ -8,11 +8,22 @@ from typing import Any
 from aiohttp import web
 
 from ..oci.digest import Digest
-from ..oci.errors import ContentTooLarge, DigestInvalid, StorageError
+from ..oci.errors import ContentTooLarge, StorageError
 from ..oci.manifest import MAX_MANIFEST
+from ..oci.media import is_content_type
 from .commands import Commands
 from .errors import InvalidCommand
-from .http import flag_field, image_field, json_answer, parse_image, read_fields, stream_events, text_field
+from .http import (
+    digest_field,
+    flag_field,
+    image_field,
+    json_answer,
+    parse_digest,
+    parse_image,
+    read_fields,
+    stream_events,
+    text_field,
+)
 
 _PIECE = 1 << 20
 """Bytes of a blob that are read or written at once."""
@@ -44,9 +55,9 @@ def _image_routes(commands: Commands) -> list[web.RouteDef]:
 
     async def tag(request: web.Request) -> web.Response:
         fields = await read_fields(request, "image", "digest", "media_type", "referrers")
-        referrers = [_digest(text) for text in _texts(fields, "referrers", is_optional=True)]
-        image, digest = image_field(fields, "image"), _digest(text_field(fields, "digest"))
-        media_type = text_field(fields, "media_type")
+        referrers = [parse_digest(text) for text in _texts(fields, "referrers", is_optional=True)]
+        image, digest = image_field(fields, "image"), digest_field(fields, "digest")
+        media_type = _media_type(text_field(fields, "media_type"))
         return await json_answer(await commands.import_record.record(image, digest, media_type, referrers))
 
     return [web.post("/v1/warm", warm), web.get("/v1/export", export, allow_head=False), web.post("/v1/tag", tag)]
@@ -58,10 +69,10 @@ def _content_routes(commands: Commands) -> list[web.RouteDef]:
         return await json_answer({"missing": commands.content.expect(_sizes(fields.get("contents")))})
 
     async def get(request: web.Request) -> web.StreamResponse:
-        return await _send(commands, request, _digest(request.match_info["digest"]))
+        return await _send(commands, request, parse_digest(request.match_info["digest"]))
 
     async def put(request: web.Request) -> web.Response:
-        digest, media_type = _digest(request.match_info["digest"]), request.query.get("media_type")
+        digest, media_type = parse_digest(request.match_info["digest"]), request.query.get("media_type")
         size = request.content_length
         if size is None:
             raise InvalidCommand("the request has no Content-Length")
@@ -70,7 +81,8 @@ def _content_routes(commands: Commands) -> list[web.RouteDef]:
         elif size > MAX_MANIFEST:
             raise ContentTooLarge(f"a manifest of {size} bytes is too large; expected {MAX_MANIFEST} at most")
         else:
-            await commands.content.put_manifest(digest, media_type, await request.content.readexactly(size))
+            body = await request.content.readexactly(size)
+            await commands.content.put_manifest(digest, _media_type(media_type), body)
         return await json_answer({"digest": digest, "size": size})
 
     path = "/v1/content/{digest}"
@@ -130,14 +142,14 @@ def _texts(fields: Mapping[str, Any], name: str, *, is_optional: bool = False) -
 def _sizes(value: object) -> dict[Digest, int]:
     if not isinstance(value, dict) or len(value) > _MAX_CONTENTS:
         raise InvalidCommand(f"the field 'contents' does not have sizes by digest, {_MAX_CONTENTS} at most")
-    sizes = {_digest(text): size for text, size in value.items()}
+    sizes = {parse_digest(text): size for text, size in value.items()}
     if not all(type(size) is int and size >= 0 for size in sizes.values()):
         raise InvalidCommand("the field 'contents' has a size that is not a number of bytes")
     return sizes
 
 
-def _digest(text: str) -> Digest:
-    try:
-        return Digest.parse(text)
-    except DigestInvalid as error:
-        raise InvalidCommand(f"{text[:200]!r} is not a digest: {error}") from error
+def _media_type(text: str) -> str:
+    """Check a text that clients receive as a header; raises `InvalidCommand`."""
+    if not is_content_type(text):
+        raise InvalidCommand(f"{text[:200]!r} is not a media type")
+    return text

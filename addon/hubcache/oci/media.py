@@ -43,6 +43,13 @@ def normalize_accept(accept: str | None) -> str:
     return ", ".join(sorted(accepted)[:_MAX_TYPES]) or "*/*"
 
 
+def is_content_type(text: str) -> bool:
+    """Whether a text may be the `Content-Type` of a manifest: a media type, perhaps with parameters (RFC 9110 section
+    8.3)."""
+    media_type = text.partition(";")[0].rstrip(" ")
+    return len(text) <= _MAX_LENGTH and text.isascii() and text.isprintable() and bool(_TYPE.fullmatch(media_type))
+
+
 def media_type_of(body: bytes) -> str | None:
     """Return the media type that a manifest's bytes show; None where they do not (schema 1, or not a manifest).
 

@@ -47,6 +47,17 @@ def list_repositories(index: Index, digests: Container[str]) -> dict[str, dict[t
     return found
 
 
+def list_confirmed(index: Index, registry: str, repository: str) -> set[Digest]:
+    """Return the digests that a registry confirmed to belong to a repository."""
+    prefix = f"link/{registry}/{repository}@"
+    found = set()
+    for key, value, _, _ in index.rows(prefix):
+        link = decode_or(Link.decode, value, None)
+        if link is not None and link.confirmed:
+            found.add(Digest(key.removeprefix(prefix)))
+    return found
+
+
 def list_private(index: Index) -> frozenset[str]:
     """Return the digests of private content."""
     return frozenset(key.removeprefix("private/") for key, _, _, _ in index.rows("private/"))

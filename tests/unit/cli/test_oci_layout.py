@@ -159,6 +159,10 @@ def manifest_without_media_type(files: LayoutFiles) -> None:
     files.entry(descriptor)
 
 
+def media_type_with_a_header(files: LayoutFiles) -> None:
+    files.entry(files.blob(b'{"schemaVersion": 1}', "a/b\r\nSet-Cookie: c"))
+
+
 def index_without_any_manifest(files: LayoutFiles) -> None:
     files.entry(files.index({"digest": digest_of(b"none"), "size": 4}))
 
@@ -194,7 +198,8 @@ def many_entries(files: LayoutFiles) -> None:
         (missing_layer, f"the blob {digest_of(b'gone')} is missing"),
         (wrong_size, "has 5 bytes; its descriptor says 1125899906842624"),
         (wrong_manifest, "does not match its digest"),
-        (manifest_without_media_type, "has no media type"),
+        (manifest_without_media_type, "has no valid media type"),
+        (media_type_with_a_header, "has no valid media type"),
         (index_without_any_manifest, "none of the manifests"),
         (deep_index, "nested too deeply"),
         (malformed_subject, "malformed subject"),

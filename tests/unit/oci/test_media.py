@@ -10,6 +10,7 @@ from hubcache.oci.media import (
     DOCKER_MANIFEST,
     OCI_INDEX,
     OCI_MANIFEST,
+    is_content_type,
     media_type_of,
     normalize_accept,
 )
@@ -100,3 +101,15 @@ def test_media_type_of_a_large_manifest_follows_from_its_bytes() -> None:
     body = json.dumps({"mediaType": OCI_INDEX, "manifests": [], "annotations": {"text": "x" * (2 << 20)}}).encode()
     assert parse_manifest(body) == ()
     assert media_type_of(body) == OCI_INDEX
+
+
+@pytest.mark.parametrize("text", [OCI_INDEX, "application/json; charset=utf-8", "a/b ;c=d"])
+def test_media_type_with_or_without_parameters_is_a_content_type(text: str) -> None:
+    assert is_content_type(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "json", "a/", "a/b c", "a/b\r\nSet-Cookie: c", "a/b; c=\r\nd: e", "a/b\n", "a/é", f"a/b;{'c' * 300}"]
+)
+def test_what_cannot_be_sent_as_a_header_is_no_content_type(text: str) -> None:
+    assert not is_content_type(text)
