@@ -232,6 +232,19 @@ async def test_blob_that_is_being_fetched_is_reported_and_stored(cache: Cache, h
     assert stored(cache) == {image.layers[0]}
 
 
+async def test_content_that_another_command_holds_stays_and_is_reported(cache: Cache, hub: Hub) -> None:
+    image = hub.image(REPO, "1", layers=[random_bytes(99)])
+    await pull(cache, image, "1")
+    commands = cache.engine.control.commands
+    commands.content.keep([Digest.parse(image.layers[0])])  # as an export does
+    result = await commands.purge.image(APP)
+    assert result["held"] == [image.layers[0]]
+    assert stored(cache) == {image.layers[0]}
+    commands.content.close()
+    result = await commands.purge.content(Digest.parse(image.layers[0]))
+    assert (result["removed"], result["held"]) == ([image.layers[0]], [])
+
+
 async def test_requests_are_remembered_after_a_purge(cache: Cache, hub: Hub) -> None:
     """A full store must not refuse content that was popular before it was purged."""
     image = hub.image(REPO, "1", layers=[random_bytes(99)])

@@ -13,7 +13,7 @@ from .options import Directory, Json, complete_image, connect
 from .output import Column, Output, number
 from .text import age, counted, size
 
-_DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{32,}")
+_DIGEST = re.compile(r"sha(?:256|512):.*")
 _PATTERN = re.compile(r"[*?\[]")
 
 
@@ -107,6 +107,8 @@ def _summary(result: dict[str, Any]) -> str:
     parts = [f"removed {counted(len(result['removed']), 'object')}, {size(result['bytes'])}"]
     if kept := len(result["kept"]):
         parts.append(f"{counted(kept, 'object')} kept, because other images use them")
+    if held := len(result["held"]):
+        parts.append(f"{counted(held, 'object')} kept for now, because another command stores or exports them")
     if read := len(result["being_read"]):
         parts.append(f"{read} of the removed are being read, and their space is freed afterwards")
     return "; ".join(parts)

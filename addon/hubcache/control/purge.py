@@ -6,6 +6,7 @@ content.
 """
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..oci.digest import Digest
@@ -16,10 +17,21 @@ from .parts import Parts
 from .purge_plan import Plan, Stored, Target, plan_purge
 
 
+@dataclass(slots=True)
+class _Removal:
+    """The digests that were removed, with their bytes; those of them that clients are reading; and what is held."""
+
+    removed: list[Digest] = field(default_factory=list)
+    size: int = 0
+    read: list[Digest] = field(default_factory=list)
+    held: list[Digest] = field(default_factory=list)
+
+
 class Purge:
     """Removes content as a delete through this proxy makes it invalid: tags, links and referrers are forgotten, and all
     processes drop their cached answers. Clients that read removed content receive all of it. A blob that is being
-    fetched (`being_fetched`) is stored nevertheless, since clients wait for it, and so is what a command is storing.
+    fetched (`being_fetched`) is stored nevertheless, since clients wait for it. What another command stores or exports
+    (`held`) stays.
 
     Content that another tag, a pinned image or another stored manifest refers to stays. Raises `StorageError`.
     """
@@ -71,32 +83,34 @@ class Purge:
             await self._parts.validation.forget(name.host, name.repository, str(name.reference))
         for registry, repository, subject in plan.subjects:
             await self._parts.writer.drop_referrers(registry, repository, Digest(subject))
-        removed, size, read = await self._remove(plan)
+        done = await self._remove(plan)
         if target.name is not None:
-            await self._store.links.drop_all(target.name.host, target.name.repository, removed)
-        await self._store.private.forget(removed)
+            await self._store.links.drop_all(target.name.host, target.name.repository, done.removed)
+        await self._store.private.forget(done.removed)
         self._store.update_pinned()
         return {
             "purged": what,
             "tags": [str(name) for name in plan.tags],
-            "removed": removed,
-            "bytes": size,
+            "removed": done.removed,
+            "bytes": done.size,
             "kept": plan.used,
-            "being_read": read,
+            "held": done.held,
+            "being_read": done.read,
             "being_fetched": [fill.digest for fill in self._parts.fills.progress() if fill.digest in content],
         }
 
-    async def _remove(self, plan: Plan) -> tuple[list[Digest], int, list[Digest]]:
-        """Remove content; return which was removed, its bytes, and which of it clients are reading."""
-        removed, read, size = list[Digest](), list[Digest](), 0
+    async def _remove(self, plan: Plan) -> _Removal:
+        """Remove content that is not held; return what was done."""
+        done = _Removal()
         for digest in plan.removed:
             usage = self._store.usage
             if digest in usage.held:
+                done.held.append(digest)
                 continue
             if digest in usage.in_use:
-                read.append(digest)
-            bytes_of_it = usage.sizes.get(digest, 0)
+                done.read.append(digest)
+            size = usage.sizes.get(digest, 0)
             if await self._store.capacity.purge(digest, self._store.remove):
-                removed.append(digest)
-                size += bytes_of_it
-        return removed, size, read
+                done.removed.append(digest)
+                done.size += size
+        return done

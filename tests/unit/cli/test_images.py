@@ -143,8 +143,9 @@ class TestPurge:
         def answer(call: Call) -> Reply:
             if call.body.get("image") == "no":
                 return Reply({"error": "no is not stored"}, 404)
-            result = {"removed": [DIGEST, OTHER_DIGEST], "bytes": 3 << 20, "kept": [], "being_read": []}
-            return Reply(result | ({"kept": [DIGEST], "being_read": [DIGEST]} if call.body["force"] else {}))
+            result = {"removed": [DIGEST, OTHER_DIGEST], "bytes": 3 << 20, "kept": [], "held": [], "being_read": []}
+            more = {name: [DIGEST] for name in ("kept", "held", "being_read")}
+            return Reply(result | (more if call.body["force"] else {}))
 
         control.replies["POST /v1/purge"] = answer
 
@@ -159,6 +160,7 @@ class TestPurge:
         assert control.calls[-1].body == {"image": "debian:12", "force": True}
         assert done.stdout == (
             "debian:12: removed 2 objects, 3.0 MiB; 1 object kept, because other images use them; "
+            "1 object kept for now, because another command stores or exports them; "
             "1 of the removed are being read, and their space is freed afterwards\n"
         )
 
@@ -166,6 +168,11 @@ class TestPurge:
         done = control.run("purge", "debian:12")
         assert (done.exit_code, done.stdout, done.stderr) == (0, "debian:12: removed 2 objects, 3.0 MiB\n", "")
         assert self.purged(control) == [{"image": "debian:12"}]
+
+    def test_tag_that_looks_like_a_hash_is_an_image(self, control: ControlStandIn) -> None:
+        name = f"app:{'a' * 40}"  # such as that of a commit
+        assert control.run("purge", name).exit_code == 0
+        assert self.purged(control) == [{"image": name}]
 
     def test_digest_is_removed(self, control: ControlStandIn) -> None:
         assert control.run("purge", DIGEST).exit_code == 0
