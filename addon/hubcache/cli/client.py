@@ -86,7 +86,7 @@ class ControlClient:
         target = f"{path}?{urlencode(query)}" if query else path
         try:
             # An early answer, such as "it does not fit", ends the sending of a body.
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, target, body, fields | dict(headers or {}))
             response = connection.getresponse()
             if response.status >= http.client.BAD_REQUEST:

@@ -1,5 +1,6 @@
 """Finds image names in files: plain lists, compose files, Kubernetes manifests, and the pods of a cluster."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -45,9 +46,9 @@ def images_of_pods(text: str) -> list[str]:
     A tag may refer to another image by now than the one that runs, so both are returned.
     """
     try:
-        document = next(iter(read_documents(text)), None)
-    except DocumentError as error:
-        raise ImageListError(f"kubectl: {error}") from error
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ImageListError("kubectl: its output is not JSON") from error
     items = document.get("items") if isinstance(document, dict) else None
     if not isinstance(items, list):
         raise ImageListError("kubectl: its output is not a list of pods")

@@ -6,6 +6,7 @@ Content is verified while it is written. The result appears under its name only 
 import contextlib
 import io
 import os
+import stat
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -128,6 +129,8 @@ def open_target(output: str, stdout: BinaryIO) -> Iterator[LayoutTarget]:
     """
     try:
         if output == "-":
+            if stdout.isatty():
+                raise UsageError("an archive cannot be shown on a terminal: name a file, or write to a pipe")
             with _archive(stdout) as target:
                 yield target
         elif output.endswith(".tar"):
@@ -169,6 +172,9 @@ def _directory(path: Path) -> Iterator[LayoutTarget]:
         raise UsageError(f"{path} exists: name a new directory, or a file that ends with .tar")
     partial = path.with_name(f".{path.name}{_PARTIAL}")
     partial.mkdir(exist_ok=True)
+    state = partial.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid():  # links in it would be followed
+        raise UsageError(f"{partial} is a link, or belongs to another user: remove it, or name another directory")
     yield _DirectoryTarget(partial)
     with contextlib.suppress(FileNotFoundError):
         path.rmdir()

@@ -56,7 +56,7 @@ def index_tar(file: BinaryIO) -> dict[str, Entry]:
         if entries > MAX_ENTRIES:
             raise ArchiveError(f"it has more than {MAX_ENTRIES} entries")
         if kind in _PAX or kind == _GNU_NAME:
-            if size > _MAX_EXTENDED:
+            if _pax_size({}, size) > _MAX_EXTENDED:
                 raise ArchiveError(f"an extended header has {size} bytes")
             data = _read(file, offset, size)
             if kind != b"g":  # a global header has comments

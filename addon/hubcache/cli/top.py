@@ -62,19 +62,20 @@ def _show_live(client: ControlClient, output: Output, interval: float, count: in
     """Draw the view; while the cache restarts, it says so."""
     before: Mapping[str, Any] | None = None
     report = client.get("/v1/status")  # an error at the start ends the command
-    readings = 0
+    readings, trouble = 0, ""
     with Live(console=output.console(), auto_refresh=False, screen=count is None) as live:
         while True:
-            live.update(_view(report, before), refresh=True)
+            view = _view(report, before)
+            live.update(Group(Text(clean(trouble), "bold red"), view) if trouble else view, refresh=True)
             readings += 1
             if readings == count:
                 return
             time.sleep(interval)
-            before = report
+            before, trouble = report, ""
             try:
                 report = client.get("/v1/status")
             except UnreachableError as error:
-                live.update(Group(Text(clean(error), "bold red"), _view(report, None)), refresh=True)
+                trouble = str(error)
 
 
 def _view(report: Mapping[str, Any], before: Mapping[str, Any] | None) -> RenderableType:

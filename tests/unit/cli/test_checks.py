@@ -334,3 +334,21 @@ def test_image_of_another_registry_is_pulled_where_docker_hub_is_not_cached() ->
     assert diagnosis._image_of(report | {"images": []}, hub) == hub
     report["process"]["registries"] = ["registry-1.docker.io"]
     assert diagnosis._image_of(report, hub) == hub
+
+
+@pytest.mark.parametrize("text", ["size: [\n", "status: nonsense\n"])
+def test_malformed_options_file_does_not_end_the_diagnosis(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "STATUS_ADDRESS", "127.0.0.1:1")
+    path = Path(os.environ["HOME"]) / ".mitmproxy/hubcache.yaml"
+    path.parent.mkdir()
+    path.write_text(text)
+    assert diagnosis._status_page("/healthz") is None
+
+
+@pytest.mark.parametrize("page", [None, {}, {"status": "ok", "store": "none"}])
+def test_other_program_at_the_status_port_is_no_cache(
+    page: dict[str, Any] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnosis, "_status_page", lambda _: page)
+    found = diagnosis._without_socket(target(), tmp_path, "no cache runs")
+    assert (found.state, found.text, found.advice[:9]) == (State.PROBLEM, "no cache runs", "start it:")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pytest
 from hubcache.cli import yaml_documents
 from hubcache.cli.image_lists import ImageListError, images_of_pods, read_image_list
+from hubcache.cli.yaml_documents import MAX_BYTES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -231,3 +232,9 @@ def test_output_of_kubectl_without_pods_is_an_error(text: str) -> None:
 
 def test_cluster_without_pods_has_no_images() -> None:
     assert images_of_pods('{"items": []}') == []
+
+
+def test_large_cluster_is_read() -> None:
+    """A thousand pods, each with some 20 KB of JSON, are more than a file of a user may have."""
+    pod = {"metadata": {"annotations": {"long": "x" * MAX_BYTES}}, "spec": {"containers": [{"image": "nginx:1"}]}}
+    assert images_of_pods(json.dumps({"items": [pod]})) == ["nginx:1"]

@@ -125,6 +125,32 @@ def test_output_that_exists_is_not_replaced(files: LayoutFiles, tmp_path: Path) 
             write(tmp_path / name, files)
 
 
+def test_directory_of_another_user_is_not_continued(
+    files: LayoutFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a directory such as /tmp, the other user could place links to files that this user may write."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".link.partial").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"\.link\.partial is a link, or belongs to another user"):
+        write(tmp_path / "link", files)
+    assert names_in(tmp_path / "elsewhere") == []
+    monkeypatch.setattr("os.geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(UsageError, match=r"\.out\.partial is a link, or belongs to another user"):
+        write(tmp_path / "out", files)
+    assert names_in(tmp_path / ".out.partial") == []
+
+
+def test_archive_is_not_written_to_a_terminal() -> None:
+    class Terminal(io.BytesIO):
+        def isatty(self) -> bool:
+            return True
+
+    output = Terminal()
+    with pytest.raises(UsageError, match="cannot be shown on a terminal"), open_target("-", output):
+        pytest.fail("the target was opened")
+    assert output.getvalue() == b""
+
+
 @EACH_FORM
 def test_output_that_cannot_be_written_is_an_error(form: str, files: LayoutFiles, tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="cannot be written: No such file"):

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -119,10 +120,12 @@ class TestTop:
             return reading
 
         control.replies["GET /v1/status"] = answer
-        out = Terminal()
+        out, ends = Terminal(), [0]
+        monkeypatch.setattr("time.sleep", lambda _: ends.append(len(out.getvalue())))
         top._show_live(ControlClient(control.directory), Output(stdout=out), 0.0, 4)
         shown = out.getvalue()
-        assert "the cache ended while it answered" in shown
+        last_views = [shown[start:end].split("last hour")[-2] for start, end in pairwise([*ends, len(shown)])]
+        assert ["the cache ended while it answered" in view for view in last_views] == [False, True, False, False]
         assert "last hour 200 requests, 75 % hits" in shown
         assert "now 10.0 MiB/s" in shown
         assert ESCAPED in shown

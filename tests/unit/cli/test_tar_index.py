@@ -111,6 +111,15 @@ def test_large_extended_header_is_not_read(tmp_path: Path) -> None:
     assert "an extended header has 7" in fails(tar_of([entry]), tmp_path / "a")
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
+def test_malformed_size_is_an_error(kind: bytes, tmp_path: Path) -> None:
+    """Of an extended header as well: `read(-1)` would read the whole archive into memory."""
+    header = bytearray(special("a", kind).tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = b"not a number"
+    header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * ord(" "))
+    assert "malformed size" in fails(bytes(header) + tar_of([("b", b"content")]), tmp_path / "a")
+
+
 @pytest.mark.parametrize("cut", [600, 1500])
 def test_archive_that_is_cut_off_is_an_error(cut: int, tmp_path: Path) -> None:
     assert "not complete" in fails(tar_of([("a", b"x" * 1000), ("b", b"y" * 1000)])[:cut], tmp_path / "a")

@@ -173,7 +173,7 @@ def test_images_of_a_cluster_are_fetched(
     [
         ("sys.exit('log\\nThe connection to the server was refused')", "kubectl failed: The connection to the server"),
         ("sys.exit(3)", "kubectl failed: exit code 3"),
-        ("print('no JSON')", "kubectl: its output is not a list of pods"),
+        ("print('no JSON')", "kubectl: its output is not JSON"),
         ("print('{\"items\": []}')", "the cluster runs no pods"),
     ],
 )

@@ -11,7 +11,7 @@ from ...oci.image_name import ImageName
 from ...operate import ca, installation
 from ..client import ControlClient
 from ..configuration import configured
-from ..errors import CommandError
+from ..errors import CommandError, UsageError
 from . import certificate, engines, network, program, registry, storage
 from .finding import Finding, ok, problem
 from .http_client import mirror_request
@@ -115,10 +115,10 @@ def _without_socket(target: Target, directory: Path, why: str) -> Finding:
 
     The socket is open only while the store is.
     """
-    health = _status_page("/healthz")
-    if health is None:
+    health = _status_page("/healthz") or {}
+    store = health.get("store")
+    if not isinstance(store, dict):  # nothing answers there, or another program does
         return problem("cache", why, "start it: scripts/serve, or the service that runs it")
-    store = health["store"]
     if report := _status_page("/status.json"):
         _use_listeners(target, report)
     if Path(store["directory"]) != directory:
@@ -134,8 +134,13 @@ def _without_socket(target: Target, directory: Path, why: str) -> Finding:
 
 def _status_page(path: str) -> dict[str, Any] | None:
     """Return a JSON page of the status listener; None if it does not answer."""
-    address = configured("status")
+    try:
+        address = configured("status")
+    except UsageError:  # the check of the options file reports it
+        address = None
     host, _, port = (address if isinstance(address, str) and address else STATUS_ADDRESS).rpartition(":")
+    if not port.isdecimal():
+        return None
     connection = http.client.HTTPConnection(reachable_host(host.strip("[]")), int(port), timeout=_SECONDS)
     try:
         connection.request("GET", path)
