@@ -10,6 +10,7 @@ with eight.
 import asyncio
 import select
 import socket
+from collections.abc import Callable
 
 from ..mitm.handover import HandoverState
 from ..mitm.tls import TlsConnection, raises_connection_reset
@@ -82,15 +83,17 @@ class DirectWriter:
         else:
             self._write_to_transport(data)
 
-    def write_from(self, part: FilePart, most: int) -> int:
+    def write_from(self, part: FilePart, most: int, taken: Callable[[int], None]) -> None:
         """Send bytes of a file, until the socket accepts no more or `_MAX_TURN` bytes are sent.
 
-        `most` is the size of a chunk that is read. Returns the number of bytes. Raises as `write` does.
+        `most` is the size of a chunk that is read. `taken` receives the number of bytes of each chunk that was sent or
+        is kept. Raises as `write` does.
         """
         tls, sent = self._state.tls, 0
         if tls is None and self._can_sendfile and self._has_idle_socket():
             try:
-                return self._send_file(part)
+                self._send_file(part, taken)
+                return
             except SendfileUnsupported:
                 self._can_sendfile = False
         while sent < _MAX_TURN:
@@ -98,15 +101,15 @@ class DirectWriter:
             chunk = chunk[: part.read_into(chunk)]
             if not chunk:
                 break
-            sent += len(chunk)
             if tls is not None and (self.uses_socket or self._attach_socket(tls, chunk)):
                 self._write_to_socket(tls, chunk)
                 self._is_full = not self._socket_poll.poll(0)
             else:
                 self._write_to_transport(bytes(chunk))
+            taken(len(chunk))
+            sent += len(chunk)
             if self._rest or self._is_full or self._transport.get_write_buffer_size() or self._transport.is_closing():
                 break
-        return sent
 
     @raises_connection_reset
     def _write_to_transport(self, data: bytes) -> None:
@@ -123,7 +126,7 @@ class DirectWriter:
             return False
         return True
 
-    def _send_file(self, part: FilePart) -> int:
+    def _send_file(self, part: FilePart, taken: Callable[[int], None]) -> None:
         assert self._socket is not None
         sent = 0
         while sent < _MAX_SENDFILE_TURN:
@@ -134,8 +137,8 @@ class DirectWriter:
                 break
             if not count:
                 break
+            taken(count)
             sent += count
-        return sent
 
     def _attach_socket(self, tls: TlsConnection, data: bytes | memoryview) -> bool:
         """Have OpenSSL write this chunk and the rest of a body to the socket.

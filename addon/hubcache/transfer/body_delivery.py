@@ -25,10 +25,10 @@ class BodyWriter(Protocol):
     def write(self, data: bytes) -> None:
         """Send what the socket accepts now, and keep the rest."""
 
-    def write_from(self, part: FilePart, most: int) -> int:
+    def write_from(self, part: FilePart, most: int, taken: Callable[[int], None]) -> None:
         """Send bytes of a file while the socket accepts them, for a millisecond or two at most, so that other clients
-        are not delayed; keep the rest of the last chunk. Bytes that must be read are read in chunks of `most`. Return
-        the number of bytes taken."""
+        are not delayed; keep the rest of the last chunk. Bytes that must be read are read in chunks of `most`. `taken`
+        receives the number of bytes that were sent or are kept, in one call or several, also before an error."""
 
     async def drain(self) -> None:
         """Wait until most of the kept data is sent."""
@@ -66,7 +66,7 @@ class BodyDelivery:
                     before = time.monotonic()
                     await writer.drain()
                     progress.client_wait += time.monotonic() - before
-                    self._on_sent(source.origin, await self._send_chunk(source, writer, progress))
+                    await self._send_chunk(source, writer, progress)
                     if not source.finished:  # after the last chunk the client may disconnect: wait for nothing more
                         await asyncio.sleep(0)  # a client that accepts all data at once must not occupy the event loop
             progress.is_complete = True
@@ -81,20 +81,23 @@ class BodyDelivery:
                 writer.close()
             await source.close()
 
-    async def _send_chunk(self, source: Source, writer: BodyWriter, progress: BodyProgress) -> int:
-        """Send the next bytes of a source; returns their number."""
+    async def _send_chunk(self, source: Source, writer: BodyWriter, progress: BodyProgress) -> None:
+        """Send the next bytes of a source."""
+
+        def taken(count: int) -> None:
+            progress.sent += count
+            self._on_sent(source.origin, count)
+
         before = time.monotonic()
         part = await source.file_part()
         if part is not None:
             progress.source_wait += time.monotonic() - before
-            count = writer.write_from(part, self._active.chunk_size(writer.chunk_size))
+            writer.write_from(part, self._active.chunk_size(writer.chunk_size), taken)
         else:
             chunk = await source.read(self._active.chunk_size(writer.chunk_size))
             progress.source_wait += time.monotonic() - before
             writer.write(chunk)
-            count = len(chunk)
-        progress.sent += count
-        return count
+            taken(len(chunk))
 
     async def close(self) -> None:
         """Cancel the deliveries that are running."""

@@ -144,17 +144,17 @@ class PartOnFile:
     """Bytes of the file `fd` that the kernel can send; `sent` counts them."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
         self._at = 0
         self.sent = 0
 
     def read_into(self, buffer: memoryview) -> int:
-        count = os.preadv(self._fd, [buffer], self._at)
+        count = os.preadv(self.fd, [buffer], self._at)
         self._at += count
         return count
 
     def send_to(self, socket: int, most: int) -> int:
-        count = send_file(socket, self._fd, self._at, most, lambda error: pytest.fail(str(error)))
+        count = send_file(socket, self.fd, self._at, most, lambda error: pytest.fail(str(error)))
         self._at += count
         self.sent += count
         return count
@@ -170,6 +170,13 @@ def on_file(data: bytes) -> Iterator[PartOnFile]:
         os.close(fd)
 
 
+def turn(writer: DirectWriter, part: FilePart, most: int) -> int:
+    """Write bytes of a file once; returns their number."""
+    counts: list[int] = []
+    writer.write_from(part, most, counts.append)
+    return sum(counts)
+
+
 async def write_file(writer: DirectWriter, data: bytes, most: int, part: FilePart | None = None) -> list[int]:
     """Write a file as body delivery and a direct connection do; returns the bytes of each turn."""
     part, turns = part or Part(data), []
@@ -177,7 +184,7 @@ async def write_file(writer: DirectWriter, data: bytes, most: int, part: FilePar
         writer.write(HEAD)
         while sum(turns) < len(data):
             await writer.drain()
-            turns.append(writer.write_from(part, most))
+            turns.append(turn(writer, part, most))
         await writer.end()
     finally:
         writer.release_socket()
@@ -227,11 +234,11 @@ async def test_kernel_sends_nothing_while_the_transport_has_bytes_to_send() -> N
     with on_file(CHUNKS[0]) as part:
         async with client(None) as one:
             one.writer.write(CHUNKS[-1])
-            count = one.writer.write_from(part, 1000)
+            count = turn(one.writer, part, 1000)
             assert (count, part.sent) == (1000, 0)
             content, _ = await asyncio.gather(one.read(len(CHUNKS[-1]) + count), one.writer.drain())
             assert content == CHUNKS[-1] + CHUNKS[0][:count]
-            count = one.writer.write_from(part, 1000)
+            count = turn(one.writer, part, 1000)
             assert part.sent == count > 1000
             assert await one.read(count) == CHUNKS[0][1000 : 1000 + count]
             one.writer.release_socket()
@@ -255,6 +262,37 @@ async def test_client_that_disconnects_while_the_kernel_sends_is_noticed() -> No
                 await asyncio.wait_for(writing, 10)
 
 
+class Failing(PartOnFile):
+    """A file whose third chunk cannot be read or sent."""
+
+    chunks = 0
+
+    def _begin_chunk(self) -> None:
+        self.chunks += 1
+        if self.chunks == 3:
+            raise ConnectionResetError
+
+    def read_into(self, buffer: memoryview) -> int:
+        self._begin_chunk()
+        return super().read_into(buffer)
+
+    def send_to(self, socket: int, most: int) -> int:
+        self._begin_chunk()
+        return super().send_to(socket, 1000)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_chunks_before_an_error_in_the_same_turn_are_counted(known: taddons.context, tls: bool) -> None:
+    with on_file(CHUNKS[0]) as whole:
+        async with client(known if tls else None) as one:
+            counts: list[int] = []
+            with pytest.raises(ConnectionResetError):
+                one.writer.write_from(Failing(whole.fd), 1000, counts.append)
+            one.writer.release_socket()
+            assert counts == [1000, 1000]
+            assert await one.read(2000) == CHUNKS[0][:2000]
+
+
 async def begin(one: Client) -> None:
     """Begin a body of which the client takes a large chunk."""
     one.writer.write(HEAD)
@@ -272,12 +310,12 @@ async def test_turn_ends_when_the_client_takes_no_more_or_at_its_limit(
     async with client(known) as one:
         await begin(one)
         part = Part(data)
-        assert one.writer.write_from(part, 1000) == 4000
+        assert turn(one.writer, part, 1000) == 4000
         sent = 4000
-        while (turn := one.writer.write_from(part, 1000)) == 4000:
-            sent += turn
-        sent += turn
-        assert turn % 1000 == 0
+        while (count := turn(one.writer, part, 1000)) == 4000:
+            sent += count
+        sent += count
+        assert count % 1000 == 0
         waiting = asyncio.ensure_future(one.writer.drain())
         await asyncio.sleep(0.01)
         assert not waiting.done()
@@ -288,9 +326,9 @@ async def test_turn_ends_when_the_client_takes_no_more_or_at_its_limit(
 
 async def test_nothing_is_sent_where_nothing_can_be_read(known: taddons.context) -> None:
     async with client(known) as one:
-        assert one.writer.write_from(Part(b""), 1000) == 0
+        assert turn(one.writer, Part(b""), 1000) == 0
         await begin(one)
-        assert one.writer.write_from(Part(b""), 1000) == 0
+        assert turn(one.writer, Part(b""), 1000) == 0
         await one.writer.drain()
         one.writer.release_socket()
 
@@ -298,7 +336,7 @@ async def test_nothing_is_sent_where_nothing_can_be_read(known: taddons.context)
 async def test_nothing_more_is_read_for_a_disconnected_client() -> None:
     async with client(None) as one:
         one.socket.close()
-        assert one.writer.write_from(Part(CHUNKS[-1]), 1000) <= 2000
+        assert turn(one.writer, Part(CHUNKS[-1]), 1000) <= 2000
         with pytest.raises(OSError, match="disconnected"):
             await one.writer.drain()
         one.writer.release_socket()

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import pytest
 from hubcache.oci.errors import BadUpstream, HubcacheError
 from hubcache.transfer.active_bodies import ActiveBodies
 from hubcache.transfer.body_delivery import BodyDelivery
+from hubcache.transfer.body_progress import BodyProgress
 from hubcache.transfer.file_part import FilePart, SendfileUnsupported
 from hubcache.transfer.sources import CHUNK
 from support.bodies import Pieces, Reports, wait_for
@@ -44,11 +45,11 @@ class Client:
             raise ConnectionResetError
         self.events.append(data)
 
-    def write_from(self, part: FilePart, most: int) -> int:
+    def write_from(self, part: FilePart, most: int, taken: Callable[[int], None]) -> None:
         buffer = bytearray(most)
         count = part.read_into(memoryview(buffer))
         self.write(bytes(buffer[:count]))
-        return count
+        taken(count)
 
     async def drain(self) -> None:
         self.events.append("drained")
@@ -106,6 +107,18 @@ async def test_disconnect_of_the_client_is_no_failure(harness: DeliveryHarness) 
     source, client = Pieces(b"one", b"two"), Client(disconnected=True)
     await harness.delivery.send(b"head", source, client)
     assert (client.closed, source.closed, harness.failed, harness.sent) == (True, 1, [], [])
+
+
+async def test_bytes_that_were_taken_before_a_disconnect_are_counted(harness: DeliveryHarness) -> None:
+    class Disconnecting(Client):
+        def write_from(self, part: FilePart, most: int, taken: Callable[[int], None]) -> None:
+            super().write_from(part, most, taken)
+            raise ConnectionResetError
+
+    source, client, progress = PiecesOnFile(b"1234567"), Disconnecting(chunk_size=4), BodyProgress()
+    await harness.delivery.send(b"head", source, client, progress)
+    assert harness.sent == [("store", 4)]
+    assert (progress.sent, progress.is_complete, client.closed) == (4, False, True)
 
 
 async def test_close_cancels_running_deliveries(harness: DeliveryHarness) -> None:
