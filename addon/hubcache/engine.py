@@ -319,7 +319,9 @@ class Engine:
 
     async def close(self) -> None:
         """Stop everything, fills included; what is in staging is discarded."""
-        self._records.flush()
+        await self.body_listener.close()
+        await self.body_delivery.close()
+        self._records.flush()  # after the bodies that were cut off, whose requests are recorded, too
         await self.pulls.close()
         await self._housekeeping.close()
         await self.control.close()
@@ -327,8 +329,6 @@ class Engine:
         await self._scrub.close()
         await self._tag_refresh.close()
         await self._mirror.close()
-        await self.body_listener.close()
-        await self.body_delivery.close()
         await self.fills.close()
         await self.breakers.close()
         for task in self._background:

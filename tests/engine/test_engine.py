@@ -14,8 +14,12 @@ from hubcache import housekeeping
 from hubcache.engine import Engine
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import ConfigError, StoreTooNew
-from hubcache.serve.messages import Answer, Listener
+from hubcache.operate.running_request import RunningRequest
+from hubcache.serve.messages import Answer, Listener, Result
 from hubcache.store.index import Index
+from hubcache.transfer.body_progress import BodyProgress
+from hubcache.transfer.file_part import FilePart
+from support.bodies import Pieces
 from support.engine import SETUP, Cache, running, settings
 from support.ports import free_port
 from support.standin import Fault, Hub, random_bytes
@@ -172,3 +176,42 @@ async def test_directory_can_be_used_again_after_shutdown(hub: Hub, tmp_path: Pa
     for _ in range(2):
         async with running(hub, tmp_path / "store") as cache:
             assert cache.engine.store.is_open
+
+
+class Writer:
+    """A client that takes everything."""
+
+    chunk_size = 1000
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def write_from(self, part: FilePart, most: int, taken: Callable[[int], None]) -> None:
+        raise NotImplementedError
+
+    async def drain(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+async def test_download_that_the_stop_cuts_off_is_a_failed_pull(hub: Hub, tmp_path: Path) -> None:
+    progress, digest = BodyProgress(), Digest.of(b"layer")
+    async with running(hub, tmp_path) as cache:
+        request = cache.request(Listener.MIRROR, "GET", f"/v2/{REPO}/blobs/{digest}")
+        record = RunningRequest(request, cache.engine.request_ended)
+
+        async def send() -> None:
+            source = Pieces(b"first", asyncio.Event(), b"never")
+            try:
+                await cache.engine.body_delivery.send(b"", source, Writer(), progress)
+            finally:
+                answer = Answer(200, {}, Result.HIT, length=10, kind="blob")
+                record.answered(answer, sent=progress.sent, is_complete=False)
+
+        sending = asyncio.create_task(send())
+        await until(lambda: progress.sent == 5)
+    assert sending.cancelled()
+    (ended,) = cache.engine.pulls.recent
+    assert (ended.result, ended.requests, ended.sent) == ("failed", 1, 5)
