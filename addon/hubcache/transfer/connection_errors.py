@@ -32,6 +32,8 @@ def describe(error: aiohttp.ClientError | TimeoutError) -> str:
             return "time-out; no response came"
         case aiohttp.ServerDisconnectedError():
             return "it closed the connection without a response"
+        case aiohttp.ClientOSError(__cause__=ssl.SSLError() as cause):  # whose number is one of OpenSSL
+            return f"TLS failed ({_reason(cause)})"
         case aiohttp.ClientOSError() if error.errno is not None:
             # The message of the error itself may contain addresses of other hosts.
             return os.strerror(error.errno).lower()

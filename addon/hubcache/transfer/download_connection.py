@@ -26,8 +26,8 @@ _READ_AHEAD = 4 << 10
 
 
 class DownloadConnection:
-    """A connected socket, from the last handshake on. `abort` may be called from any thread, all else from one at a
-    time.
+    """A connected socket, with TLS once `secure` was called. `abort` may be called by any thread at any time, all other
+    methods by one thread at a time.
 
     Methods raise `OSError` (time-outs and TLS included) and `http.client.HTTPException`.
     """
@@ -77,8 +77,13 @@ class DownloadConnection:
                     return response
 
     def discard(self, response: http.client.HTTPResponse) -> bytes:
-        """Return the first bytes of the body of a redirect or an error, as all of it is usually sent at once."""
-        return response.read(_MAX_DISCARDED)
+        """Return the first bytes of the body of a redirect or an error, as all of it is usually sent at once; no bytes
+        if the transfer breaks off or stalls, since the head is sufficient."""
+        try:
+            return response.read(_MAX_DISCARDED)
+        except (OSError, http.client.HTTPException):
+            self.abort()  # the connection must not be used again
+            return b""
 
     def receive(self, response: http.client.HTTPResponse, consume: Callable[[memoryview], bool]) -> bool:
         """Pass the body to `consume` as it arrives, until that returns False; returns whether the body has ended."""

@@ -1,6 +1,7 @@
 """The response to the request of a download, in whose place the other requests get `aiohttp.ClientResponse`."""
 
 import http.client
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Self
 
@@ -10,6 +11,10 @@ from yarl import URL
 
 type Consume = Callable[[memoryview], bool]
 """Gets the bytes of a body, in a thread, and returns whether to continue."""
+
+
+_FOLD = re.compile(r"[ \t]*\r?\n[ \t]*")
+"""A line break in a field value (RFC 9112 section 5.2), which `http.client` keeps."""
 
 
 class DownloadResponse:
@@ -27,7 +32,9 @@ class DownloadResponse:
         is called when the response is not used any more."""
         self.url = url
         self.status = response.status
-        self.headers = CIMultiDictProxy(CIMultiDict(response.getheaders()))
+        self.headers = CIMultiDictProxy(
+            CIMultiDict((name, _field_value(value)) for name, value in response.getheaders())
+        )
         self._response = response
         self._small_body = discarded
         self._receive = receive
@@ -47,15 +54,9 @@ class DownloadResponse:
         """Yield the small body of an error or a redirect."""
         yield self._small_body
 
-    def at_eof(self) -> bool:
-        """Whether the connection can be used again, or is closed, without waiting."""
-        return True
-
     def release(self) -> None:
         """Keep the connection for another request, or close it if the body was not read to its end."""
         self._release()
-
-    close = release
 
     async def receive(self, consume: Consume) -> bool:
         """Pass the body to `consume`, in a thread, until that returns False; returns whether the body has ended.
@@ -68,3 +69,8 @@ class DownloadResponse:
             raise
         except (OSError, http.client.HTTPException) as error:
             raise aiohttp.ClientPayloadError(type(error).__name__) from error
+
+
+def _field_value(value: str) -> str:
+    """Return a field value in one line, and decoded as aiohttp does it."""
+    return _FOLD.sub(" ", value).encode("latin-1").decode("utf-8", "surrogateescape")

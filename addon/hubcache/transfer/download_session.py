@@ -5,6 +5,7 @@ counted as those of all other requests.
 """
 
 import asyncio
+import contextlib
 import errno
 import functools
 import http.client
@@ -104,7 +105,7 @@ class DownloadSession:
             return response, b"" if response.status in (200, 206) else connection.discard(response)
 
         try:
-            response, discarded = await self.run(connection, send)
+            response, discarded = await self._run(connection, send)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise request_error(error, url) from error
@@ -115,7 +116,7 @@ class DownloadSession:
             url,
             response,
             discarded,
-            lambda consume: self.run(connection, functools.partial(connection.receive, response, consume)),
+            lambda consume: self._run(connection, functools.partial(connection.receive, response, consume)),
             lambda: self._release(route, connection, response),
         )
 
@@ -131,16 +132,21 @@ class DownloadSession:
         """Close a connection that was not used since then."""
         if connection.idle_since == idle_since and connection in self._idle.get(route, ()):
             self._idle[route].remove(connection)
+            if not self._idle[route]:
+                del self._idle[route]
             connection.close()
 
-    async def run[Value](self, connection: DownloadConnection, work: Callable[[], Value]) -> Value:
-        """Run `work` in a thread. When this is cancelled, the connection is aborted, and the thread waited for."""
+    async def _run[Value](self, connection: DownloadConnection, work: Callable[[], Value]) -> Value:
+        """Run `work` in a thread. When this is cancelled, the connection is aborted, and the thread waited for: it must
+        not use the descriptor, or the file that it writes to, after they are closed."""
         running = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             connection.abort()
-            await asyncio.wait([running])
+            while not running.done():
+                with contextlib.suppress(asyncio.CancelledError):  # a second cancellation
+                    await asyncio.wait([running])
             if not running.cancelled():
                 running.exception()  # mark it as retrieved
             raise
@@ -161,7 +167,7 @@ class DownloadSession:
             raise connection_error(error, route) from error
         connection = DownloadConnection(sock, self._progress_seconds)
         try:
-            await self.run(connection, functools.partial(self._prepare, connection, route))
+            await self._run(connection, functools.partial(self._prepare, connection, route))
         except TimeoutError as error:
             connection.close()
             raise aiohttp.ConnectionTimeoutError("connection timed out") from error
@@ -201,7 +207,7 @@ class DownloadSession:
             status = connection.connect(f"{host}:{route.port}", _credentials(proxy))
             if status != http.client.OK:
                 raise ProxyRefused(status)
-        connection.secure(self._tls, route.host, self._connect_seconds)
+        connection.secure(self._tls, route.host.rstrip("."), self._connect_seconds)
 
 
 def _credentials(proxy: OutboundProxy) -> dict[str, str]:

@@ -293,5 +293,6 @@ class Fills:
         while not has_ended:
             if fill.size is None:
                 await job.uncancelled(self._store.extend(staged, verifier.received + BUFFER))
+                fill.raise_error()  # as in `_check_size`
             has_ended = await body.receive(write, lambda: fill.advance(staged.written))
             await fill.wait_while_paused()

@@ -94,6 +94,12 @@ async def test_plain_http_at_a_tls_port_names_the_option() -> None:
     assert "set hubcache_registries=HOST=http://HOST:PORT" in text
 
 
+def test_error_of_tls_after_the_handshake_is_described_as_one() -> None:
+    error = aiohttp.ClientOSError(1, "")
+    error.__cause__ = ssl.SSLError(1, "TLSV13_ALERT_CERTIFICATE_REQUIRED")
+    assert describe(error) == "TLS failed (tlsv13 alert certificate required)"
+
+
 async def test_connection_closed_without_a_response_is_described() -> None:
     assert await failure_at(disconnect, scheme="http") == "it closed the connection without a response"
 

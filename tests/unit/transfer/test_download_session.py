@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,13 +17,16 @@ from support.standin import tls as standin_tls
 from support.users import until
 from yarl import URL
 
-SECONDS = 1.0
+SECONDS = 60.0
+"""Time-outs that a busy machine does not exceed."""
+SHORT = 0.3
+"""Longest wait for a server that is silent."""
 type Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def opened(tls: ssl.SSLContext | None = None) -> AsyncIterator[DownloadSession]:
-    session = DownloadSession(tls or ssl.create_default_context(), "hubcache-test", SECONDS, SECONDS)
+async def opened(tls: ssl.SSLContext | None = None, progress: float = SECONDS) -> AsyncIterator[DownloadSession]:
+    session = DownloadSession(tls or ssl.create_default_context(), "hubcache-test", SECONDS, progress)
     yield session
     session.close()
 
@@ -100,6 +104,40 @@ async def test_malformed_response_is_a_client_error(session: DownloadSession, an
     async with answering(answer) as url:
         with pytest.raises(aiohttp.ClientError):
             await session.get(url, {})
+
+
+@pytest.mark.parametrize("status", [307, 404])
+async def test_redirect_or_error_whose_body_breaks_off_is_returned(session: DownloadSession, status: int) -> None:
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 {status} x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab".encode())
+
+    async with serving(serve) as url:
+        for _ in range(2):
+            assert await fetch(session, url) == (status, b"")
+
+
+async def test_field_values_are_one_line_of_utf_8(session: DownloadSession) -> None:
+    head = "HTTP/1.1 307 x\r\nLocation: /\u00fc\r\nWWW-Authenticate: Bearer\r\n \t realm=a\r\nContent-Length: 0\r\n\r\n"
+    async with answering(head.encode()) as url:
+        response = await session.get(url, {})
+        response.release()
+        assert response.headers["Location"] == "/\u00fc"
+        assert response.headers["WWW-Authenticate"] == "Bearer realm=a"
+
+
+async def test_host_with_a_trailing_dot_has_the_certificate_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, context = standin_tls.make(tmp_path, ["hub.test"])
+    loop = asyncio.get_running_loop()
+    resolve = loop.getaddrinfo
+    monkeypatch.setattr(loop, "getaddrinfo", lambda _, port, **more: resolve("127.0.0.1", port, **more))
+    serve, _ = counting(ANSWER)
+    async with (
+        serving(serve, context) as url,
+        opened(ssl.create_default_context(cafile=str(authority))) as session,
+    ):
+        assert await fetch(session, url.with_host("hub.test.")) == (200, b"abc")
 
 
 async def test_chunked_body_that_breaks_off_is_an_error(session: DownloadSession) -> None:
@@ -193,19 +231,21 @@ async def test_unused_connection_is_closed(session: DownloadSession, monkeypatch
 
     async with serving(serve) as url:
         await fetch(session, url)
+        assert session._idle
         await asyncio.wait_for(ended.wait(), 10)
+        assert not session._idle, "hosts that are not used any more must not be remembered"
 
 
 # -- time-outs and cancellation -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\na"])
-async def test_silent_server_is_a_time_out(session: DownloadSession, sent: bytes) -> None:
+async def test_silent_server_is_a_time_out(sent: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(sent)
         await reader.read()
 
-    async with serving(serve) as url:
+    async with serving(serve) as url, opened(progress=SHORT) as session:
         with pytest.raises(TimeoutError):
             await fetch(session, url)
 
@@ -236,6 +276,27 @@ async def test_cancelled_download_ends_its_thread_and_its_connection(monkeypatch
         response.release()
         await asyncio.wait_for(ended.wait(), 10)
     session.close()
+
+
+async def test_thread_is_waited_for_when_its_download_is_cancelled_twice(session: DownloadSession) -> None:
+    begun, may_end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def consume(_: memoryview) -> bool:
+        loop.call_soon_threadsafe(begun.set)
+        return may_end.wait(60)
+
+    async with answering(ANSWER) as url:
+        response = await session.get(url, {})
+        task = asyncio.create_task(response.receive(consume))
+        await begun.wait()
+        for _ in range(2):
+            task.cancel()
+            assert not (await asyncio.wait([task], timeout=0.02))[0]
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 10)
+        response.release()
 
 
 async def test_error_of_the_consumer_ends_the_download(session: DownloadSession) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hubcache.oci.errors import BadUpstream, BlobUnknown, HubcacheError, StorageError, TooManyRequests, Unavailable
 from hubcache.store.capacity import ALLOWANCE
+from hubcache.store.staging import Staged
 from hubcache.transfer import fills as fills_module
 from support.fills import DIGEST, LAYER, FillHarness, fill_harness_fixture
 from support.standin import Fault, Hub
@@ -201,6 +202,27 @@ async def test_close_cancels_running_fills(hub: Hub, harness: FillHarness) -> No
     await fill.wait_readable(300_000)
     await harness.fills.close()
     assert isinstance(fill.error, Unavailable)
+    assert harness.has_left_nothing()
+
+
+async def test_fill_that_is_cancelled_while_capacity_is_reserved_receives_nothing(
+    hub: Hub, harness: FillHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.faults.add(Fault(kind="cdn", chunked=True, pause_after=0))
+    is_reserving, may_reserve, extend = asyncio.Event(), asyncio.Event(), harness.store.extend
+
+    async def extend_late(staged: Staged, size: int) -> None:
+        is_reserving.set()
+        await may_reserve.wait()
+        await extend(staged, size)
+
+    monkeypatch.setattr(harness.store, "extend", extend_late)
+    harness.start()
+    await is_reserving.wait()
+    closing = asyncio.create_task(harness.fills.close())
+    await asyncio.sleep(0)
+    may_reserve.set()
+    await asyncio.wait_for(closing, 10)
     assert harness.has_left_nothing()
 
 
