@@ -76,6 +76,16 @@ async def test_page_shows_a_pull_by_events_without_a_reload(browser: Browser, pr
 
 
 @in_module_loop
+async def test_page_that_becomes_visible_listens_once(browser: Browser, program: Program) -> None:
+    """A page that was opened in the background listens already."""
+    tab = await open_page(browser, program)
+    await tab.evaluate("window.first = source, document.dispatchEvent(new Event('visibilitychange')), 0")
+    assert await tab.evaluate("first !== source && first.readyState === EventSource.CLOSED")
+    await tab.wait_for("source.readyState === EventSource.OPEN")
+    assert tab.errors == []
+
+
+@in_module_loop
 @pytest.mark.parametrize("dark", [False, True])
 async def test_page_fits_wide_and_narrow_windows(browser: Browser, program: Program, dark: bool) -> None:
     pull(program.client("mirror"), image(program, "a-rather-long-name/of-an-image/which-does-not-fit-a-telephone"))

@@ -1,4 +1,4 @@
-"""Writes sizes and durations for people: `31.2 MB`, `0.4 s`, `3 h`."""
+"""Writes sizes and durations as text: `31.2 MB`, `0.4 s`, `3 h`."""
 
 _SIZES = ("B", "kB", "MB", "GB", "TB")
 _DURATIONS = ((86400, "d"), (3600, "h"), (60, "min"))

@@ -119,7 +119,7 @@ def _fetched(status: str, host: str) -> str:
 
 def _local(answer: Answer) -> Sentence:
     if answer.kind == "setup":
-        return _sentence(Marker.SETUP, "a set-up page of the cache")
+        return _sentence(Marker.SETUP, "a page of the cache itself")
     if answer.kind == "token":
         return _sentence(Marker.TOKEN, "issued by the cache, grants nothing")
     if answer.status == 401:

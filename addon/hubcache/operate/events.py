@@ -19,14 +19,14 @@ RETRY = b"retry: 3000\n"
 
 
 class Events:
-    """The stream of events. `snapshot` is called only while somebody listens, and once for all listeners."""
+    """The stream of events. `snapshot` is called only while there are listeners, and once for all of them."""
 
     def __init__(self, snapshot: Callable[[], bytes], seconds: float = SECONDS) -> None:
         self._snapshot = snapshot
         self._seconds = seconds
         self._listeners = 0
         self._next: asyncio.Future[bytes | None] | None = None
-        """The next event; None when the stream ends. No future while nobody listens."""
+        """The next event; None when the stream ends. No future without listeners."""
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
 
@@ -66,7 +66,7 @@ class Events:
             return _ended()
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
-        if self._task is None:
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         return self._next
 
@@ -75,7 +75,11 @@ class Events:
             await asyncio.sleep(self._seconds)
             waiting, self._next = self._next, None
             if waiting is not None:
-                waiting.set_result(event(self._snapshot()))
+                try:
+                    waiting.set_result(event(self._snapshot()))
+                finally:
+                    if not waiting.done():  # an error, which asyncio logs; browsers connect again
+                        waiting.set_result(None)
 
     def _stop(self) -> None:
         task, self._task = self._task, None

@@ -9,7 +9,8 @@ from ..store.fact_rows import decode_or
 from .pull import Pull
 
 MAX_IMAGES = 500
-"""Images that are counted. The one that was pulled least, and longest ago, makes way for a new one."""
+"""Images that are counted. A new one replaces the one with the fewest pulls, of several the one that was pulled
+longest ago."""
 
 DAYS = 7
 """Days over which pulls are counted, with the present one."""

@@ -17,7 +17,7 @@ _MAX_REFERENCES = 1000
 """Number of tags, of received and of failed references that are remembered for one pull."""
 
 _MIN_SECONDS = 0.05
-"""Seconds below which it is not worth mentioning what they were spent on."""
+"""Seconds below which it is not reported what they were spent on."""
 
 _SHORT_DIGEST = 19
 """Characters of a digest in a log line, `sha256:` included, as docker shows it."""

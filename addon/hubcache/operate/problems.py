@@ -74,7 +74,7 @@ def space_problems(removals: Iterable[Removal], now: float) -> Iterator[str]:
         size = f"{sum(lost) / 2**30:.1f} GiB"
         yield (
             f"The store is too small: in the last day, {len(lost)} objects ({size}) were removed for space less than a "
-            "day after clients had requested them. Raise hubcache_size if the disk has room."
+            "day after clients had requested them. Raise hubcache_size if the disk has space."
         )
 
 

@@ -48,7 +48,7 @@ class Pull:
     result: str = "hit"
     """`hit`, `stale`, `miss`, `mixed` (partly hit, partly miss), `private` or `failed`."""
     slowest: str = ""
-    """What most of the time was spent on (see `pull_times`); empty if it took no time worth mentioning."""
+    """What most of the time was spent on (see `pull_times`); empty if that was less than 0.05 s."""
     slowest_seconds: float = 0.0
     """Seconds spent on it."""
     error: str = ""
@@ -64,7 +64,7 @@ class Pull:
         return {name: value for name, value in values.items() if value != ""}
 
     def sentence(self) -> str:
-        """Return a line for people: `pull debian:12 by 10.0.0.7: 5 requests, 48.4 MB in 1.3 s, all from the store`."""
+        """Return a line for the log: `pull debian:12 by 10.0.0.7: 5 requests, 48.4 MB in 1.3 s, all from the store`."""
         failed = f" failed: {printable(self.error)}" if self.result == "failed" else ""
         requests = "1 request" if self.requests == 1 else f"{self.requests} requests"
         parts = [f"{requests}, {size_text(self.sent)} in {seconds_text(self.duration)}", *self._origin()]
@@ -92,7 +92,7 @@ class Pull:
 
 
 def size_text(count: int) -> str:
-    """Return a number of bytes as people write it, in powers of 1000 as docker does: `48.4 MB`."""
+    """Return a number of bytes as text, in powers of 1000 as docker does: `48.4 MB`."""
     if count < 1000:
         return "1 byte" if count == 1 else f"{count} bytes"
     value, units = count / 1000, iter(("kB", "MB", "GB", "TB"))
@@ -103,7 +103,7 @@ def size_text(count: int) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """Return a duration as people write it: `0.02 s`, `1.3 s`, `12 s`, `3 min 5 s`."""
+    """Return a duration as text: `0.02 s`, `1.3 s`, `12 s`, `3 min 5 s`."""
     if seconds < 9.95:
         return f"{seconds:.2f} s" if seconds < 0.095 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

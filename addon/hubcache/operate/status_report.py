@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 from ..store.capacity import Removal
@@ -26,7 +27,7 @@ MAX_IMAGES = 10
 """Images that a snapshot lists."""
 
 MAX_PULLS = 50
-"""Running and recent pulls that a snapshot lists, of each kind."""
+"""Recent pulls that a snapshot lists; of running ones, it lists all that `Pulls.running` returns."""
 
 MAX_FILLS = 50
 """Fills that a snapshot lists."""
@@ -67,8 +68,8 @@ class StatusReport:
     def snapshot(self, *, public: bool) -> dict[str, Any]:
         """Return the present status in JSON types. Times are seconds since the epoch, sizes bytes.
 
-        `public`: omit addresses of clients, names of repositories that are not known to be public, and paths on this
-        machine, since every client of the proxy may read it.
+        `public`: omit addresses of clients, names and digests of content of repositories that are not known to be
+        public, and paths on this machine, since every client of the proxy may read it.
         """
         now = time.time()
         self.history.record(now)
@@ -96,7 +97,7 @@ class StatusReport:
             "fills": [_fill(fill, reader) for fill in running[:MAX_FILLS]],
             "images": self._images(now, reader),
             "pulls": {
-                "running": [_pull(pull, reader) for pull in self._pulls.running[-MAX_PULLS:]],
+                "running": [_pull(pull, reader) for pull in self._pulls.running],
                 "recent": [_pull(pull, reader) for pull in list(reversed(self._pulls.recent))[:MAX_PULLS]],
             },
             "evictions": self.evictions(reader, MAX_EVICTIONS),
@@ -124,7 +125,8 @@ class StatusReport:
         if reader is None:
             return {}
         repository = self._names.of(removal.eviction.key)
-        return {"image": repository and reader.name(*repository)}
+        image = repository and reader.name(*repository)
+        return {"image": image} if image or not reader.is_public else {"image": None, "digest": None}
 
     def _problems(self, now: float, reader: Reader) -> list[str]:
         return [
@@ -166,11 +168,12 @@ class StatusReport:
         ]
 
     def _images(self, now: float, reader: Reader) -> list[dict[str, Any]]:
+        top = self.history.images.top(now, self.history.images.count)
+        shown = (each for each in top if reader.may_see(each[0].registry, each[0].repository))
         return [
             {"name": image.name, "requests": pulls, "bytes": sent, "last": image.last}
-            for image, pulls, sent in self.history.images.top(now, self.history.images.count)
-            if reader.may_see(image.registry, image.repository)
-        ][:MAX_IMAGES]
+            for image, pulls, sent in islice(shown, MAX_IMAGES)
+        ]
 
 
 def _removal(removal: Removal) -> dict[str, Any]:
@@ -181,7 +184,7 @@ def _removal(removal: Removal) -> dict[str, Any]:
 
 def _fill(fill: FillProgress, reader: Reader) -> dict[str, Any]:
     return {
-        "digest": str(fill.digest),
+        "digest": str(fill.digest) if reader.may_see(fill.registry, fill.repository) else None,
         "image": reader.name(fill.registry, fill.repository),
         "received": fill.written,
         "size": fill.size,

@@ -1,5 +1,6 @@
 """Server-sent events of the status: one snapshot for all listeners, while somebody listens, until the end."""
 
+import gc
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -88,6 +89,20 @@ async def test_no_snapshot_is_taken_while_nobody_listens(server: Server) -> None
         answer.close()
         await until(lambda: not server.events._listeners)
         assert server.events._task is None
+
+
+async def test_streams_end_when_a_snapshot_fails_and_later_ones_work(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stream that stayed open in silence would keep the page from connecting again."""
+    answer = await server.listen()
+    await numbers(answer, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(server.events, "_snapshot", lambda: b"%d" % (1 // 0))
+        await answer.content.read()
+    await numbers(await server.listen(), 3)
+    gc.collect()
+    assert "ZeroDivisionError" in caplog.text
 
 
 async def test_number_of_listeners_is_bounded(server: Server) -> None:

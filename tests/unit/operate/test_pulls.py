@@ -351,6 +351,14 @@ def test_open_pulls_are_bounded(harness: Harness, monkeypatch: pytest.MonkeyPatc
     assert harness.pulls.recent[0].image == "a/b0:1"
 
 
+def test_only_the_newest_running_pulls_are_summarized(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A summary sorts the times of all requests: those of a thousand pulls would occupy the event loop."""
+    monkeypatch.setattr(pulls, "MAX_RUNNING", 3)
+    for number in range(10):
+        harness.request("manifest", "1", repository=f"a/b{number}")
+    assert [pull.image for pull in harness.pulls.running] == ["a/b7:1", "a/b8:1", "a/b9:1"]
+
+
 def test_what_is_remembered_of_one_pull_is_bounded(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_pull, "_MAX_REFERENCES", 10)
     for number in range(1000):

@@ -121,6 +121,9 @@ async def test_public_snapshot_names_only_repositories_that_are_public(parts: Pa
     full, public = parts.report.snapshot(public=False), parts.report.snapshot(public=True)
     assert "acme" in json.dumps(full)
     assert "acme" not in json.dumps(public)
+    assert str(Digest.of(SECRET.encode())) in json.dumps(full)
+    assert str(Digest.of(SECRET.encode())) not in json.dumps(public)
+    assert [each["digest"] for each in public["fills"]] == [None, None, str(DIGEST)]
     for snapshot, names in ((full, ["acme/secret", "acme/unknown", "debian"]), (public, [None, None, "debian"])):
         assert [each["image"] for each in snapshot["fills"]] == names
     assert [each["image"] for each in full["evictions"]] == ["debian", "acme/secret"]
