@@ -282,6 +282,14 @@ def test_every_manifest_is_in_a_kustomization_or_optional() -> None:
         assert files == set(re.findall(r"^  (?:# )?- (\S+\.yaml)", text, re.MULTILINE))
 
 
+def test_nodes_publish_only_the_mirror() -> None:
+    """Behind a port of a node, clients have the address of the node, and the proxy would serve the whole internet."""
+    services = [each["spec"] for each in manifests(KUBERNETES) if each["kind"] == "Service"]
+    assert {port["name"] for spec in services for port in spec["ports"]} == {"mirror", "proxy", "status"}
+    published = [spec for spec in services if spec.get("type", "ClusterIP") != "ClusterIP"]
+    assert [port["name"] for spec in published for port in spec["ports"]] == ["mirror"]
+
+
 def test_service_monitor_finds_the_status_service() -> None:
     (monitor,) = load(KUBERNETES / "servicemonitor.yaml")
     assert monitor["apiVersion"] == CRD
