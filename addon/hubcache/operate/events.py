@@ -66,7 +66,7 @@ class Events:
             return _ended()
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
-        if self._task is None or self._task.done():
+        if self._task is None:
             self._task = asyncio.create_task(self._run())
         return self._next
 
@@ -77,9 +77,8 @@ class Events:
             if waiting is not None:
                 try:
                     waiting.set_result(event(self._snapshot()))
-                finally:
-                    if not waiting.done():  # an error, which asyncio logs; browsers connect again
-                        waiting.set_result(None)
+                except Exception as error:  # for the listeners: aiohttp logs it, and browsers connect again
+                    waiting.set_exception(error)
 
     def _stop(self) -> None:
         task, self._task = self._task, None
