@@ -4,7 +4,6 @@ import io
 import os
 import pwd
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -130,26 +129,6 @@ def test_cache_that_ends_while_it_answers_is_unreachable(control: ControlStandIn
     control.replies["GET /v1/status"] = end
     with pytest.raises(UnreachableError, match="the cache ended while it answered"):
         ControlClient(control.directory).get("/v1/status")
-
-
-def test_refusal_before_the_whole_body_is_read_is_the_sentence_of_the_cache(tmp_path: Path) -> None:
-    """The kernel reports a reset to the client that still sends, because the cache has left bytes unread."""
-    body = b'{"error": "it does not fit"}'
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / SOCKET_NAME))
-        listener.listen()
-
-        def refuse() -> None:
-            with listener.accept()[0] as connection:
-                assert connection.recv(100_000).endswith(b"\r\n\r\n")
-                assert connection.recv(1)
-                connection.sendall(b"HTTP/1.1 507 Full\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-
-        with ThreadPoolExecutor(1) as thread:
-            refusal = thread.submit(refuse)
-            with pytest.raises(RefusedError, match=r"^it does not fit$"):
-                ControlClient(tmp_path).put("/v1/content/x", io.BytesIO(bytes(8 << 20)), 8 << 20)
-            refusal.result()
 
 
 def test_long_path_of_a_store_is_no_problem(control: ControlStandIn, tmp_path: Path) -> None:
