@@ -21,6 +21,8 @@ BUFFER = 256 << 10
 
 _MAX_DISCARDED = 64 << 10
 """Bytes of a body that is read only to use its connection again."""
+_MAX_INTERIM = 20
+"""Interim responses that may precede a response."""
 _READ_AHEAD = 4 << 10
 """Bytes that may be read with the head of a response; larger reads go directly into the buffer of the caller."""
 
@@ -67,7 +69,7 @@ class DownloadConnection:
         """Send a request without a body, and return the response once its head has arrived."""
         lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         self._socket.sendall("\r\n".join([*lines, "", ""]).encode())
-        while True:
+        for _ in range(_MAX_INTERIM + 1):
             response = http.client.HTTPResponse(cast(socket.socket, self._stream), method=method)
             with contextlib.ExitStack() as stack:
                 stack.callback(response.close)
@@ -75,6 +77,7 @@ class DownloadConnection:
                 if response.status >= 200:  # else an interim response (RFC 9110 section 15.2), such as 103
                     stack.pop_all()
                     return response
+        raise http.client.HTTPException("too many interim responses")
 
     def discard(self, response: http.client.HTTPResponse) -> bytes:
         """Return the first bytes of the body of a redirect or an error, as all of it is usually sent at once; no bytes

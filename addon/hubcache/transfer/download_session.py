@@ -77,7 +77,7 @@ class DownloadSession:
         route = Route(url.scheme, host, url.port or 0, proxy, guarded, named_by_client)
         target, headers = url.raw_path_qs, {"Host": url.host_port_subcomponent or host} | self._headers | dict(headers)
         if proxy is not None and url.scheme == "http":  # RFC 9112 section 3.2.2
-            target = str(url.with_fragment(None))
+            target = str(url.with_user(None).with_fragment(None))
             headers |= _credentials(proxy)
         while (connection := self._take_idle(route)) is not None:
             try:

@@ -99,7 +99,15 @@ async def test_unrequested_response_is_not_used_for_the_next_request(session: Do
             assert await fetch(session, url) == (200, b"mine")
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/9\r\n\r\n", b"\r\n\r\nno", b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/9\r\n\r\n",
+        b"\r\n\r\nno",
+        b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200,
+        b"HTTP/1.1 102 Processing\r\n\r\n" * 100,
+    ],
+)
 async def test_malformed_response_is_a_client_error(session: DownloadSession, answer: bytes) -> None:
     async with answering(answer) as url:
         with pytest.raises(aiohttp.ClientError):
