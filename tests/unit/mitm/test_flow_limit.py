@@ -90,10 +90,13 @@ async def test_large_bodies_are_limited_too(listed: Listed, monkeypatch: pytest.
 
 
 async def test_loaded_flows_stay(listed: Listed) -> None:
-    loaded = listed.add(300)
+    loaded = [tflow.tflow(resp=True) for _ in range(50)]  # from a file: they were never live
     for flow in loaded:
-        listed.limit.response(flow)  # replayed or loaded from a file: not live
-    assert len(listed.limit._ended) <= 105
+        listed.view.requestheaders(flow)
+        listed.limit.response(flow)
+    listed.add(500)
+    assert list(listed.view)[:50] == loaded
+    assert listed.view.store_count() <= 50 + 105
 
 
 async def test_flows_that_the_user_removed_are_freed(listed: Listed) -> None:
