@@ -11,7 +11,7 @@ import io
 import select
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 from urllib3.util.ssltransport import SSLTransport
@@ -153,31 +153,31 @@ class _Stream(io.BufferedReader):
         if not view:
             return 0
         count = super().readinto1(view[: len(self.peek(1))])  # with a larger view it would also wait for more
-        while 0 < count < len(view) and self._is_readable():
-            more = self._sock.recv_into(view[count:])  # nothing is in the buffer any more
-            if not more:
-                break
-            count += cast(int, more)
+        if 0 < count < len(view):
+            # Without `poll`: each call would hand the interpreter to another thread, once for each TLS record.
+            with self._not_waiting(), contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
+                while count < len(view) and (more := cast(int, self._sock.recv_into(view[count:]))):
+                    count += more
         return count
 
     @property
     def has_data(self) -> bool:
         """Whether bytes, or the end, have arrived and were not read."""
-        if self._is_readable():
-            return True
+        with self._not_waiting():
+            try:
+                return bool(self.peek(1)) or bool(self._poll.poll(0))
+            except (BlockingIOError, ssl.SSLWantReadError):
+                return False
+
+    @contextlib.contextmanager
+    def _not_waiting(self) -> Iterator[None]:
+        """Have reads fail that would have to wait."""
         timeout = self._sock.gettimeout()
         self._sock.settimeout(0)
         try:
-            return bool(self.peek(1))
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return False
+            yield
         finally:
             self._sock.settimeout(timeout)
-
-    def _is_readable(self) -> bool:
-        if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
-            return True
-        return bool(self._poll.poll(0))
 
     def flush(self) -> None:
         """Do nothing, also after the connection was closed."""
