@@ -133,7 +133,7 @@ class Hub:
         for name in names or LISTENERS:
             self._release_port(name)
             if runner := self._runners.pop(name, None):
-                self._run(runner.cleanup())
+                self._run(_end(runner))
             if name in self.ports:
                 self._holders[name] = [self._bound(name)]
 
@@ -291,3 +291,14 @@ class Hub:
         """Set the rate limit, with this many manifest GETs remaining; None removes it."""
         self.ratelimit = None if remaining is None else limit
         self.remaining, self.ratelimit_window = remaining or 0, window
+
+
+async def _end(runner: web.AppRunner) -> None:
+    """Stop a listener, and close connections that were accepted at the last moment: they are made some iterations of
+    the event loop later, and nothing would close them."""
+    server = runner.server
+    await runner.cleanup()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    if server is not None:
+        await server.shutdown(0.1)
