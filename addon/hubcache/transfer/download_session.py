@@ -5,7 +5,6 @@ counted as those of all other requests.
 """
 
 import asyncio
-import contextlib
 import errno
 import functools
 import http.client
@@ -14,6 +13,7 @@ import ssl
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import aiohappyeyeballs
@@ -104,14 +104,13 @@ class DownloadSession:
             response = connection.send("GET", target, headers)
             return response, b"" if response.status in (200, 206) else connection.discard(response)
 
-        try:
-            response, discarded = await self._run(connection, send)
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise request_error(error, url) from error
-        except BaseException:
-            connection.close()
-            raise
+        with ExitStack() as stack:
+            stack.callback(connection.close)
+            try:
+                response, discarded = await self._run(connection, send)
+            except (OSError, http.client.HTTPException) as error:
+                raise request_error(error, url) from error
+            stack.pop_all()
         return DownloadResponse(
             url,
             response,
@@ -145,7 +144,7 @@ class DownloadSession:
         except asyncio.CancelledError:
             connection.abort()
             while not running.done():
-                with contextlib.suppress(asyncio.CancelledError):  # a second cancellation
+                with suppress(asyncio.CancelledError):  # a second cancellation
                     await asyncio.wait([running])
             if not running.cancelled():
                 running.exception()  # mark it as retrieved
@@ -166,17 +165,15 @@ class DownloadSession:
         except OSError as error:
             raise connection_error(error, route) from error
         connection = DownloadConnection(sock, self._progress_seconds)
-        try:
-            await self._run(connection, functools.partial(self._prepare, connection, route))
-        except TimeoutError as error:
-            connection.close()
-            raise aiohttp.ConnectionTimeoutError("connection timed out") from error
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise handshake_error(error, route) from error
-        except BaseException:
-            connection.close()
-            raise
+        with ExitStack() as stack:
+            stack.callback(connection.close)
+            try:
+                await self._run(connection, functools.partial(self._prepare, connection, route))
+            except TimeoutError as error:
+                raise aiohttp.ConnectionTimeoutError("connection timed out") from error
+            except (OSError, http.client.HTTPException) as error:
+                raise handshake_error(error, route) from error
+            stack.pop_all()
         return connection
 
     async def _resolve(self, route: Route, host: str, port: int) -> list[Any]:
