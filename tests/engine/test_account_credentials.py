@@ -16,7 +16,7 @@ from hubcache.serve.repository_view import RepositoryView
 from hubcache.transfer import fills
 from support.engine import Cache, read, running
 from support.standin import Fault, Hub, Image, random_bytes
-from support.users import EACH_LISTENER, REFUSED, Clock, bearer, pull, settled, short_times, turn_private, until
+from support.users import EACH_LISTENER, REFUSED, Clock, bearer, pull, settled, turn_private, until
 
 REPO = "alice/app"
 LAYER = random_bytes(200_000, "layer")
@@ -24,8 +24,7 @@ HOST = "registry-1.docker.io"
 
 
 @pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
+def _short_times(monkeypatch: pytest.MonkeyPatch, short_times: None) -> None:
     monkeypatch.setattr(fills, "_BACKOFF_SECONDS", 0.01)
 
 

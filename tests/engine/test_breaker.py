@@ -15,12 +15,11 @@ from support.engine import Cache, running
 from support.ports import free_port
 from support.standin import Fault, Hub, Image, random_bytes
 from support.upstreams import record_requests
-from support.users import EACH_LISTENER, pull, short_times, until
+from support.users import EACH_LISTENER, pull, until
 
 
 @pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
+def _short_times(monkeypatch: pytest.MonkeyPatch, short_times: None) -> None:
     monkeypatch.setattr(breaker, "_FIRST_PROBE_SECONDS", 0.1)
     monkeypatch.setattr(breaker, "_LAST_PROBE_SECONDS", 0.2)
 

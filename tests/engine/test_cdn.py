@@ -12,15 +12,14 @@ from hubcache.transfer import upstream as upstream_module
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image
 from support.upstreams import upstream_to
-from support.users import EACH_LISTENER, pull, requests_of, settled, short_times
+from support.users import EACH_LISTENER, pull, requests_of, settled
 
 REPO = "library/app"
 COLD = Digest.of(b"cold layer")
 
 
 @pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
+def _short_times(monkeypatch: pytest.MonkeyPatch, short_times: None) -> None:
     monkeypatch.setattr(upstream_module, "_BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(fills_module, "_BACKOFF_SECONDS", 0.01)
 

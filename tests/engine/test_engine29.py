@@ -9,14 +9,12 @@ from support import engine29
 from support.engine import Cache, read, running
 from support.engine29 import ACTIONS, attested
 from support.standin import Fault, Hub, Image
-from support.users import EACH_LISTENER, Clock, settled, short_times
+from support.users import EACH_LISTENER, Clock, settled
 
 TTL, MAX_STALE = 600.0, 10_000.0
 
 
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
+pytestmark = pytest.mark.usefixtures("short_times")
 
 
 @pytest.fixture

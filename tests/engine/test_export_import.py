@@ -27,12 +27,6 @@ LAYER = 300_000
 
 
 @pytest.fixture
-async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    async with running(hub, tmp_path / "store") as started:
-        yield started
-
-
-@pytest.fixture
 async def offline(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
     """Another cache, which never had a network."""
     async with running(hub, tmp_path / "other", offline=True, max_stale=float("inf"), tag_ttl=0.0) as started:

@@ -1,6 +1,5 @@
 """Every combination of fault, request, listener and stored content is answered as the table of faults says."""
 
-from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,27 +9,19 @@ from hubcache.transfer import upstream_client
 from support.engine import Cache, running
 from support.fault_table import ROWS, Row
 from support.standin import Fault, Hub, Image, random_bytes
-from support.users import short_times
 
 EACH_LISTENER = pytest.mark.parametrize("listener", list(Listener), ids=lambda listener: listener.value)
 FAULTS = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 
 @pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
+def _short_times(monkeypatch: pytest.MonkeyPatch, short_times: None) -> None:
     monkeypatch.setattr(upstream_client, "_PROBE_SECONDS", 0.3)
 
 
 @pytest.fixture
 def image(hub: Hub) -> Image:
     return hub.image("library/app", "1", layers=[random_bytes(300_000)])
-
-
-@pytest.fixture
-async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    async with running(hub, tmp_path / "store") as started:
-        yield started
 
 
 def cause_fault(hub: Hub, row: Row) -> None:

@@ -11,15 +11,13 @@ from hubcache.serve.messages import Answer, Listener
 from support.engine import Cache, running
 from support.standin import Hub, Image, random_bytes
 from support.standin.reply import Reply, error
-from support.users import EACH_LISTENER, Clock, bearer, pull, requests_of, settled, short_times, turn_private
+from support.users import EACH_LISTENER, Clock, bearer, pull, requests_of, settled, turn_private
 
 REPO = "alice/app"
 TTL, MAX_STALE = 600.0, 86400.0
 
 
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
+pytestmark = pytest.mark.usefixtures("short_times")
 
 
 @pytest.fixture(params=["NAME_UNKNOWN", "MANIFEST_UNKNOWN"])

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,12 @@ from hubcache.serve.messages import Listener
 from hubcache.serve.repository_view import RepositoryView
 from hubcache.store.store import Store
 from hubcache.store.usage import MAX_CLOSURE, Usage
-from support.engine import Cache, running
+from support.engine import Cache
 from support.standin import Hub
 from support.stores import manifest_of, opened_store
 
 REPO, PLATFORM = "library/app", "linux/amd64/"
 AMD64 = {"os": "linux", "architecture": "amd64"}
-
-
-@pytest.fixture
-async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    async with running(hub, tmp_path / "store") as started:
-        yield started
 
 
 def index_of(*children: str, note: str = "") -> bytes:

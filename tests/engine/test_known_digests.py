@@ -2,27 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from hubcache.serve.messages import Answer, Listener
-from support.engine import Cache, running
+from support.engine import Cache
 from support.standin import Fault, Hub, Image, random_bytes
 from support.standin.media import OCI_LAYER, OCI_MANIFEST
-from support.users import EACH_LISTENER, assert_refused, pull, short_times, turn_private, until
+from support.users import EACH_LISTENER, assert_refused, pull, turn_private, until
 
-
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
-
-
-@pytest.fixture
-async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    """A cache with `hubcache_private=bypass`."""
-    async with running(hub, tmp_path / "store") as started:
-        yield started
+pytestmark = pytest.mark.usefixtures("short_times")
 
 
 def set_trap(hub: Hub, blob: str) -> None:

@@ -9,14 +9,12 @@ from hubcache.decide.policy import VISIBILITY_LIFETIME
 from hubcache.serve.messages import Answer, Forward, Listener, Result
 from support.engine import Cache, running
 from support.standin import Hub, Image
-from support.users import EACH_LISTENER, Clock, basic, bearer, pull, requests_of, short_times
+from support.users import EACH_LISTENER, Clock, basic, bearer, pull, requests_of
 
 MAX_STALE, TTL = 10_000.0, 600.0
 
 
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
+pytestmark = pytest.mark.usefixtures("short_times")
 
 
 @pytest.fixture

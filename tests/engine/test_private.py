@@ -37,13 +37,6 @@ def short_time_outs(monkeypatch: pytest.MonkeyPatch) -> None:
     short_times(monkeypatch)
 
 
-@pytest.fixture
-async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    """A cache with `hubcache_private=bypass`."""
-    async with running(hub, tmp_path / "store") as started:
-        yield started
-
-
 # -- bypass ----------------------------------------------------------------------------------------------------------
 
 

@@ -9,26 +9,18 @@ from hubcache.oci.account import Account
 from hubcache.serve.messages import Answer, Listener, Result
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image
-from support.users import EACH_LISTENER, Clock, bearer, pull, short_times
+from support.users import EACH_LISTENER, Clock, bearer, pull
 
 HOST = "registry-1.docker.io"
 
 
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
+pytestmark = pytest.mark.usefixtures("short_times")
 
 
 @pytest.fixture
 def image(hub: Hub) -> Image:
     hub.limit(50)
     return hub.image("library/app", "1")
-
-
-@pytest.fixture
-async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    async with running(hub, tmp_path / "store") as started:
-        yield started
 
 
 @pytest.fixture

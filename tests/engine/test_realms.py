@@ -15,16 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.engine import Cache, read, running
 from support.standin import Fault, Hub, Image
-from support.users import basic, bearer, pull, requests_of, short_times
+from support.users import basic, bearer, pull, requests_of
 
 REPO = "library/app"
 HOST = "registry.example.org"
 REALM = f"https://{HOST}{TOKEN_PATH}"
 
 
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
+pytestmark = pytest.mark.usefixtures("short_times")
 
 
 @pytest.fixture

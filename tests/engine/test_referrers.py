@@ -11,7 +11,7 @@ from hubcache.serve.messages import Answer, Change, Listener, Result
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image
 from support.standin.media import OCI_INDEX
-from support.users import EACH_LISTENER, SECRET, Clock, bearer, pull, short_times, turn_private, until
+from support.users import EACH_LISTENER, SECRET, Clock, bearer, pull, turn_private, until
 from support.workers import connected_worker
 
 REPO, TTL, MAX_STALE = "library/app", 600.0, 10_000.0
@@ -19,9 +19,7 @@ SBOM, SIGNATURE = "text/spdx+json", "application/vnd.dev.cosign.simplesigning.v1
 FAILURES = pytest.mark.parametrize("failure", ["offline", "dead", "500", "429", "400", "html", "silent"])
 
 
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
+pytestmark = pytest.mark.usefixtures("short_times")
 
 
 @pytest.fixture

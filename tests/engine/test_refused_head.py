@@ -1,6 +1,5 @@
 """A registry may refuse HEAD for a blob and permit GET (ECR Public): then the response to GET decides."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,22 +9,14 @@ from hubcache.serve import blob_access
 from hubcache.serve.messages import Answer, Listener, Result
 from support.engine import Cache, running
 from support.standin import Fault, Hub, Image, random_bytes
-from support.users import EACH_LISTENER, REFUSED, SECRET, bearer, pull, settled, short_times, turn_private
+from support.users import EACH_LISTENER, REFUSED, SECRET, bearer, pull, settled, turn_private
 
 REPO = "alice/app"
 LAYER = random_bytes(100_000, "layer")
 STATUSES = pytest.mark.parametrize("status", [401, 403, 405])
 
 
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
-
-
-@pytest.fixture
-async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    async with running(hub, tmp_path / "store") as started:
-        yield started
+pytestmark = pytest.mark.usefixtures("short_times")
 
 
 def refuse_heads(hub: Hub, status: int = 401) -> Fault:

@@ -1,22 +1,13 @@
 """How requests are routed and answered: forwarding, conditional requests, listeners, and the kind of each answer."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 from hubcache.oci.errors import StorageError
 from hubcache.serve.messages import LOCAL_TOKEN, Answer, Change, Forward, Listener, Result
-from support.engine import Cache, running
+from support.engine import Cache
 from support.standin import Hub, Image
 from support.users import EACH_LISTENER, bearer
 
 REPO = "library/app"
-
-
-@pytest.fixture
-async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    async with running(hub, tmp_path / "store") as started:
-        yield started
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from hubcache.serve.messages import LOCAL_TOKEN, UNVERIFIED_TOKEN, Answer, Forward, Listener, Result
 from support.engine import Cache, read, running
 from support.standin import Fault, Hub, Image
-from support.users import EACH_LISTENER, basic, bearer, pull, short_times
+from support.users import EACH_LISTENER, basic, bearer, pull
 
 REPO = "library/app"
 PULL = f"repository:{REPO}:pull"
@@ -20,9 +20,7 @@ DOWN = pytest.mark.parametrize("fault", ["stopped", "blackholed", "500", "429", 
 EACH_METHOD = pytest.mark.parametrize("method", ["GET", "POST"])
 
 
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
+pytestmark = pytest.mark.usefixtures("short_times")
 
 
 @pytest.fixture

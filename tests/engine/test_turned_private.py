@@ -1,6 +1,5 @@
 """Repositories that turn private or public: when that is noticed, and what is served until then."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,21 +16,10 @@ from support.users import (
     bearer,
     pull,
     requests_of,
-    short_times,
     turn_private,
 )
 
-
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
-
-
-@pytest.fixture
-async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    """A cache with `hubcache_private=bypass`."""
-    async with running(hub, tmp_path / "store") as started:
-        yield started
+pytestmark = pytest.mark.usefixtures("short_times")
 
 
 @pytest.fixture

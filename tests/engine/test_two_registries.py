@@ -19,16 +19,14 @@ from hubcache.serve.repository_view import RepositoryView
 from support.engine import Cache, read, running
 from support.standin import Fault, Hub, Image, random_bytes
 from support.standin.media import OCI_MANIFEST
-from support.users import EACH_LISTENER, SECRET, bearer, pull, settled, short_times, turn_private, until
+from support.users import EACH_LISTENER, SECRET, bearer, pull, settled, turn_private, until
 
 OTHER = "registry.example.org"
 LAYER = random_bytes(100_000, "secret")
 REPO = "mallory/any"
 
 
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
+pytestmark = pytest.mark.usefixtures("short_times")
 
 
 @pytest.fixture

@@ -14,20 +14,12 @@ from support.engine import Cache, running
 from support.engine29 import attested
 from support.standin import Fault, Hub, Image, random_bytes
 from support.stores import MIB, put_blob
-from support.users import EACH_LISTENER, pull, short_times, until
+from support.users import EACH_LISTENER, pull, until
 
 LAYER = 300_000
 
 
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    short_times(monkeypatch)
-
-
-@pytest.fixture
-async def cache(hub: Hub, tmp_path: Path) -> AsyncIterator[Cache]:
-    async with running(hub, tmp_path / "store") as started:
-        yield started
+pytestmark = pytest.mark.usefixtures("short_times")
 
 
 @pytest.fixture
