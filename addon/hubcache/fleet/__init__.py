@@ -1,0 +1,1 @@
+"""Several caches that share one bucket."""

@@ -1,0 +1,235 @@
+"""The bucket of a fleet: an object store (S3, Google Cloud Storage, Azure Blob Storage) that several caches share."""
+
+from __future__ import annotations  # obstore has the names of its types in stub files only
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+from ..oci.errors import HubcacheError
+
+if TYPE_CHECKING:
+    from obstore import BytesStream, GetOptions, ObjectMeta, PutResult
+    from obstore.store import ObjectStore
+
+_REQUEST_SECONDS = 10.0
+"""Longest duration of a request whose body is small."""
+
+_PAUSE_SECONDS = 5.0
+"""After a failure, requests fail at once for this time: a pull must not wait for the bucket again and again."""
+
+_CHUNK = 1 << 20
+"""Bytes of a body that are received at once, and of a part of an upload read at once."""
+
+_PART = 8 << 20
+"""Bytes of a part of an upload; S3 accepts 5 MiB to 5 GiB."""
+
+
+class BucketUnavailable(HubcacheError):
+    """The bucket does not answer, or refuses: the cache goes on without it."""
+
+
+class BucketObserver(Protocol):
+    """Receives events; must not raise and must not block."""
+
+    def bucket_answered(self, kind: str, outcome: str) -> None:
+        """A request ended: `get`, `put`, `delete`, `list` or `upload`, with `ok`, `absent`, `conflict` or `error`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An object without its bytes: `size` in bytes, `modified` in seconds since the epoch by the bucket's clock."""
+
+    key: str
+    size: int
+    modified: float
+    e_tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A small object, and what is needed to replace exactly this version of it."""
+
+    value: bytes
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectBody:
+    """The bytes of an object from byte `start`; `size` is that of the whole object. `chunks` blocks: for a thread."""
+
+    entry: Entry
+    start: int
+    chunks: Iterator[memoryview]
+
+
+class Bucket:
+    """Requests to the bucket. All raise `BucketUnavailable`, and at once for some seconds after a failure.
+
+    `ping` is the exception that tries anyway, so that the periodic work of a fleet finds out when the bucket is back.
+    """
+
+    def __init__(
+        self, store: ObjectStore, observer: BucketObserver, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._observer = observer
+        self._clock = clock
+        self._paused_until = 0.0
+        self.problem: str | None = None
+        """Why the last request failed; None after one that succeeded."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a request would be sent now."""
+        return self._clock() >= self._paused_until
+
+    # -- small objects ----------------------------------------------------------------------------------------------
+
+    async def get(self, key: str) -> StoredObject | None:
+        """Return a small object; None where there is none."""
+
+        async def read() -> StoredObject:
+            result = await obstore.get_async(self._store, key)
+            return StoredObject(bytes(await result.bytes_async()), _entry(result.meta))
+
+        with self._reporting("get") as report:
+            try:
+                return await self._timed(read())
+            except FileNotFoundError:
+                report("absent")
+                return None
+
+    async def put(self, key: str, value: bytes) -> str:
+        """Write a small object, replacing an older one; returns its entity tag."""
+        with self._reporting("put"):
+            return _e_tag(await self._timed(obstore.put_async(self._store, key, value)))
+
+    async def create(self, key: str, value: bytes) -> str | None:
+        """Write a small object (`If-None-Match: *`), and return its entity tag; None when there is one already."""
+        with self._reporting("put") as report:
+            try:
+                return _e_tag(await self._timed(obstore.put_async(self._store, key, value, mode="create")))
+            except AlreadyExistsError:
+                report("conflict")
+                return None
+
+    async def replace(self, key: str, value: bytes, e_tag: str) -> str | None:
+        """Replace one version of an object (`If-Match`), and return the new entity tag; None when it has changed."""
+        with self._reporting("put") as report:
+            try:
+                return _e_tag(await self._timed(obstore.put_async(self._store, key, value, mode={"e_tag": e_tag})))
+            except (PreconditionError, FileNotFoundError):
+                report("conflict")
+                return None
+
+    async def delete(self, *keys: str) -> None:
+        """Delete objects; those that do not exist are ignored."""
+        with self._reporting("delete"), contextlib.suppress(FileNotFoundError):  # some stores report what S3 ignores
+            await self._timed(obstore.delete_async(self._store, keys))
+
+    async def list(self, prefix: str) -> AsyncIterator[Entry]:
+        """Yield the objects whose keys begin with `prefix` and a slash, some thousand for each request."""
+        pages = aiter(obstore.list(self._store, prefix))
+        while True:
+            with self._reporting("list"):
+                try:
+                    page = await self._timed(anext(pages))
+                except StopAsyncIteration:
+                    return
+            for meta in page:
+                yield _entry(meta)
+
+    # -- large objects ----------------------------------------------------------------------------------------------
+
+    async def open(self, key: str, start: int = 0, end: int | None = None) -> ObjectBody | None:
+        """Open an object from byte `start` to before `end` (None: to its end); None where there is none.
+
+        The time-out of the client applies to each read of the body.
+        """
+        options: GetOptions = {}
+        if end is not None:
+            options = {"range": (start, end)}
+        elif start:
+            options = {"range": {"offset": start}}
+        with self._reporting("get") as report:
+            try:
+                result = await self._timed(obstore.get_async(self._store, key, options=options))
+            except FileNotFoundError:
+                report("absent")
+                return None
+        return ObjectBody(_entry(result.meta), start, _received(result.stream(min_chunk_size=_CHUNK)))
+
+    async def upload(self, key: str, path: Path) -> None:
+        """Write the bytes of a file, in parts. Nobody can read the object before it is complete."""
+        with self._reporting("upload"):
+            await obstore.put_async(self._store, key, path, chunk_size=_PART, max_concurrency=2)
+
+    # -- failures ---------------------------------------------------------------------------------------------------
+
+    async def ping(self, key: str, value: bytes) -> None:
+        """Write an object as `put` does, also during a pause."""
+        self._paused_until = 0.0
+        await self.put(key, value)
+
+    async def _timed[Value](self, work: Awaitable[Value]) -> Value:
+        async with asyncio.timeout(_REQUEST_SECONDS):
+            return await work
+
+    @contextmanager
+    def _reporting(self, kind: str) -> Iterator[Callable[[str], None]]:
+        """Count a request, translate its failure, and pause after one."""
+        if not self.is_usable:
+            raise BucketUnavailable(self.problem or "the bucket does not answer")
+        outcome = "ok"
+
+        def report(other: str) -> None:
+            nonlocal outcome
+            outcome = other
+
+        try:
+            yield report
+        except (BaseError, OSError) as error:  # TimeoutError is an OSError
+            outcome = "error"
+            self.problem = _reason(error)
+            self._paused_until = self._clock() + _PAUSE_SECONDS
+            raise BucketUnavailable(f"the bucket does not answer: {self.problem}") from error
+        else:
+            self.problem = None
+        finally:
+            self._observer.bucket_answered(kind, outcome)
+
+
+def _received(stream: BytesStream) -> Iterator[memoryview]:
+    """Yield the chunks of a body, in a thread; raises `BucketUnavailable` when the transfer breaks off."""
+    while True:
+        try:
+            chunk = next(stream)
+        except StopIteration:
+            return
+        except (BaseError, OSError) as error:
+            raise BucketUnavailable(f"transfer from the bucket broke off: {_reason(error)}") from error
+        yield memoryview(chunk)
+
+
+def _entry(meta: ObjectMeta) -> Entry:
+    modified: datetime = meta["last_modified"]
+    return Entry(meta["path"], meta["size"], modified.timestamp(), meta["e_tag"] or "")
+
+
+def _e_tag(result: PutResult) -> str:
+    return result["e_tag"] or ""
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error, which names the request; the following ones are for its developers."""
+    return (str(error) or type(error).__name__).splitlines()[0]

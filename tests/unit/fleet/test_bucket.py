@@ -1,0 +1,106 @@
+"""The bucket: small objects with conditions, large objects in threads, and failures."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from hubcache.fleet.bucket import Bucket, BucketUnavailable
+from obstore.store import MemoryStore, S3Store
+
+
+class Counted:
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+
+    def bucket_answered(self, kind: str, outcome: str) -> None:
+        self.events.append((kind, outcome))
+
+
+NOBODY = S3Store(
+    "bucket",
+    endpoint="http://127.0.0.1:9",
+    access_key_id="key",
+    secret_access_key="secret",
+    region="us-east-1",
+    client_options={"allow_http": True},
+    retry_config={"max_retries": 0},
+)
+"""A store at a port that is closed."""
+
+
+@pytest.fixture
+def observer() -> Counted:
+    return Counted()
+
+
+@pytest.fixture
+def bucket(observer: Counted) -> Bucket:
+    return Bucket(MemoryStore(), observer)
+
+
+async def test_object_is_created_once(bucket: Bucket, observer: Counted) -> None:
+    assert await bucket.create("lease/a", b"one")
+    assert await bucket.create("lease/a", b"two") is None
+    found = await bucket.get("lease/a")
+    assert found is not None
+    assert found.value == b"one"
+    assert found.entry.key == "lease/a"
+    assert found.entry.size == 3
+    assert observer.events == [("put", "ok"), ("put", "conflict"), ("get", "ok")]
+
+
+async def test_object_is_replaced_only_if_it_did_not_change(bucket: Bucket) -> None:
+    first = await bucket.put("tag/a", b"one")
+    second = await bucket.replace("tag/a", b"two", first)
+    assert second is not None
+    assert await bucket.replace("tag/a", b"three", first) is None
+    found = await bucket.get("tag/a")
+    assert found is not None
+    assert found.value == b"two"
+    assert found.entry.e_tag == second
+
+
+async def test_absent_object_is_none(bucket: Bucket, observer: Counted) -> None:
+    assert await bucket.get("blob/a") is None
+    assert await bucket.open("blob/a") is None
+    await bucket.delete("blob/a")
+    assert observer.events[:2] == [("get", "absent"), ("get", "absent")]
+
+
+async def test_objects_are_listed_by_prefix(bucket: Bucket) -> None:
+    for key in ("node/a", "node/b", "nodes/c"):
+        await bucket.put(key, b"x")
+    assert sorted([entry.key async for entry in bucket.list("node")]) == ["node/a", "node/b"]
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, None), (5, None), (5, 1 << 20)])
+async def test_uploaded_file_is_received_in_a_thread(
+    bucket: Bucket, tmp_path: Path, start: int, end: int | None
+) -> None:
+    data = bytes(range(256)) * (12 << 12)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    await bucket.upload("blob/a", path)
+    body = await bucket.open("blob/a", start, end)
+    assert body is not None
+    assert body.entry.size == len(data)
+    assert body.start == start
+    received = await asyncio.to_thread(lambda: b"".join(body.chunks))
+    assert received == data[start:end]
+
+
+async def test_bucket_that_does_not_answer_is_asked_once_in_a_while(observer: Counted) -> None:
+    now = 100.0
+    bucket = Bucket(NOBODY, observer, lambda: now)
+    with pytest.raises(BucketUnavailable, match="does not answer"):
+        await bucket.get("a")
+    assert not bucket.is_usable
+    assert bucket.problem
+    with pytest.raises(BucketUnavailable):
+        await bucket.put("a", b"")
+    assert observer.events == [("get", "error")], "no request during the pause"
+    with pytest.raises(BucketUnavailable):
+        await bucket.ping("a", b"")
+    assert observer.events[1:] == [("put", "error")]
+    now += 60
+    assert bucket.is_usable
