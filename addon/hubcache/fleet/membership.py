@@ -1,0 +1,166 @@
+"""The nodes of a fleet: each writes an object into the bucket every few seconds, and lists those of the others."""
+
+import asyncio
+import contextlib
+import json
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from ..oci.json_reader import read_json
+from .bucket import Bucket, BucketUnavailable, Entry
+from .clock import BucketClock
+
+HEARTBEAT_SECONDS = 10.0
+"""Time between two heartbeats. A node's heartbeats are 17,280 requests a day (a write and a list each)."""
+
+LIVE_SECONDS = 35.0
+"""A node whose last heartbeat is older is not live: three heartbeats were missed."""
+
+_REREAD_SECONDS = 60.0
+"""A changed entity tag is a reason to read an address again, but no more often: some stores change it at each write."""
+
+_FORMAT = 1
+_PREFIX = "node"
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MAX_VALUE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A cache of the fleet: `address` is `http://HOST:PORT`, at which other nodes reach it; `version` is hubcache's."""
+
+    id: str
+    address: str
+    version: str
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for an id that is not a key, and for an address that is not just a host and a port."""
+        if not _ID.fullmatch(self.id):
+            raise ValueError(f"not an id of a node: {self.id!r}")
+        parts = urlsplit(self.address)
+        if not parts.hostname or not parts.port or self.address != f"http://{parts.netloc}" or "@" in parts.netloc:
+            raise ValueError(f"not an address http://HOST:PORT: {self.address!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was read of another node; `node` is None when its object cannot be used."""
+
+    node: Node | None
+    e_tag: str
+    read_at: float
+
+
+class Membership:
+    """This node's heartbeat, and the live nodes of the fleet as of the last heartbeat that succeeded.
+
+    While the bucket is down, the last known nodes stay: they may be reachable, and requests to those that are not fail
+    by themselves.
+    """
+
+    def __init__(self, bucket: Bucket, clock: BucketClock, me: Node) -> None:
+        self.me = me
+        self._bucket = bucket
+        self._clock = clock
+        self._others: tuple[Node, ...] = ()
+        self._known: dict[str, _Known] = {}
+        self._listed_at: float | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The live nodes; this node is the first."""
+        return (self.me, *self._others)
+
+    def is_live(self, id: str) -> bool:
+        """Whether a node's heartbeats arrive."""
+        return any(node.id == id for node in self.nodes)
+
+    async def start(self) -> None:
+        """Send the first heartbeat, and the others from a task. A bucket that is down is no error."""
+        await self._try_to_beat()
+        self._task = asyncio.create_task(self._beat_repeatedly(), name="heartbeat of the fleet")
+
+    async def close(self) -> None:
+        """Stop, and delete this node's object, so that the others do not wait for it."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self._task = None
+        with contextlib.suppress(BucketUnavailable):
+            await self._bucket.delete(_key(self.me.id))
+
+    async def beat(self) -> None:
+        """Write this node's object and list all. Raises `BucketUnavailable`."""
+        sent = self._clock.ticks()
+        await self._bucket.ping(_key(self.me.id), _encode(self.me))
+        received = self._clock.ticks()
+        entries = {
+            entry.key.removeprefix(f"{_PREFIX}/"): entry
+            async for entry in self._bucket.list(_PREFIX)
+            if entry.size <= _MAX_VALUE
+        }
+        if own := entries.pop(self.me.id, None):
+            self._clock.observe(own.modified, sent, received)
+        live_since = self._live_since()
+        live = {id: entry for id, entry in entries.items() if entry.modified >= live_since}
+        nodes = [await self._node(id, entry) for id, entry in live.items()]
+        self._others = tuple(node for node in nodes if node is not None)
+        self._known = {id: known for id, known in self._known.items() if id in live}
+        self._listed_at = self._clock.ticks()
+
+    async def _beat_repeatedly(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await self._try_to_beat()
+
+    async def _try_to_beat(self) -> None:
+        with contextlib.suppress(BucketUnavailable):
+            await self.beat()
+
+    def _live_since(self) -> float:
+        """Return the bucket's time at or after which a live node has sent a heartbeat.
+
+        When the bucket was down, the others could not send one either. Time beyond a heartbeat since this node's last
+        list is therefore not counted.
+        """
+        now = self._clock.now()
+        if self._listed_at is None:
+            return now - LIVE_SECONDS
+        missed = max(0.0, self._clock.ticks() - self._listed_at - HEARTBEAT_SECONDS)
+        return now - LIVE_SECONDS - missed
+
+    async def _node(self, id: str, entry: Entry) -> Node | None:
+        """Return another node from memory, or read its object when it is new or may have changed."""
+        now = self._clock.ticks()
+        known = self._known.get(id)
+        if known is not None and (known.e_tag == entry.e_tag or now < known.read_at + _REREAD_SECONDS):
+            return known.node
+        found = await self._bucket.get(entry.key)
+        node = _decode(id, found.value) if found is not None else None
+        self._known[id] = _Known(node, entry.e_tag, now)
+        return node
+
+
+def _key(id: str) -> str:
+    return f"{_PREFIX}/{id}"
+
+
+def _encode(node: Node) -> bytes:
+    return json.dumps({"format": _FORMAT, "address": node.address, "version": node.version}).encode()
+
+
+def _decode(id: str, value: bytes) -> Node | None:
+    """Return a node; None for a value that this version does not understand."""
+    try:
+        fields = read_json(value, _MAX_VALUE)
+    except ValueError:
+        return None
+    match fields:
+        case {"format": int(format), "address": str(address), "version": str(version)} if format == _FORMAT:
+            with contextlib.suppress(ValueError):
+                return Node(id, address, version)
+    return None
