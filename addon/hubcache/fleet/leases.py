@@ -1,0 +1,235 @@
+"""Leases in the bucket: one node of a fleet does some work, and the others wait for its result.
+
+A lease is an object that the holder creates (`If-None-Match: *`), renews and deletes. When it was not renewed for some
+time, another node replaces it (`If-Match`). A lease saves work and protects nothing: two nodes may believe for a moment
+that they hold it, when one was stopped or cut off, and then both do the work.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from . import keys
+from .bucket import Bucket, BucketUnavailable, StoredObject
+from .values import decode_value, encode_value, text_field
+
+LEASE_SECONDS = 20.0
+"""A lease that was not renewed for this time, by the bucket's clock, has expired."""
+
+_RENEW_SECONDS = 5.0
+_RETRY_SECONDS = 1.0
+"""Pause after a renewal that failed."""
+_UNCONDITIONAL_SECONDS = 10.0
+"""A lease that was renewed this short a time ago is deleted without a condition: no other node can have it when the
+request arrives. Object stores have no conditional DELETE."""
+_ATTEMPTS = 4
+"""Attempts to acquire a lease that changes hands meanwhile."""
+
+
+class Clock(Protocol):
+    """The bucket's time."""
+
+    def now(self) -> float:
+        """Return the seconds since the epoch by the bucket's clock."""
+
+
+class Identity(Protocol):
+    """A node as the others know it."""
+
+    @property
+    def id(self) -> str:
+        """Its name in the fleet."""
+
+    @property
+    def address(self) -> str:
+        """The URL at which other nodes reach it, `http://host:port`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The node that holds a lease; `modified` is when it was last renewed, by the bucket's clock.
+
+    `node` and `address` are empty when a newer version wrote the lease in a format that this one cannot read.
+    """
+
+    node: str
+    address: str
+    modified: float
+
+
+class Lease:
+    """A lease that this node holds. It is renewed in the background until `release`."""
+
+    def __init__(self, bucket: Bucket, me: Identity, name: str, ended: Callable[[str], None]) -> None:
+        """`ended` is called when the lease is released."""
+        self.name = name
+        self._key = keys.lease(name)
+        self._bucket = bucket
+        self._me = me
+        self._ended = ended
+        self._token = secrets.token_hex(8)
+        """Distinguishes this lease from other leases of the same name."""
+        self._e_tag = ""
+        self._renewed_at = 0.0
+        """When the last renewal that succeeded was sent (monotonic clock)."""
+        self._was_taken = False
+        self._renewing: asyncio.Task[None] | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another node has the lease, or may take it because it could not be renewed."""
+        return self._was_taken or time.monotonic() - self._renewed_at > LEASE_SECONDS
+
+    async def write(self, e_tag: str | None) -> bool:
+        """Create the lease, or replace the version with this entity tag; returns whether this node has it now."""
+        begun = time.monotonic()
+        fields = {"node": self._me.id, "address": self._me.address, "token": self._token}
+        value = encode_value(fields | {"nonce": secrets.token_hex(8)})  # S3's entity tags are hashes of the content
+        if e_tag is None:
+            written = await self._bucket.create(self._key, value)
+        else:
+            written = await self._bucket.replace(self._key, value, e_tag)
+        if written is None:
+            return False
+        self._e_tag, self._renewed_at = written, begun
+        return True
+
+    def keep(self) -> None:
+        """Renew the lease from now on."""
+        self._renewing = asyncio.create_task(self._keep())
+
+    async def _keep(self) -> None:
+        while not self._was_taken:
+            await asyncio.sleep(_RENEW_SECONDS)
+            while not self._was_taken:
+                try:
+                    await self._renew()
+                    break
+                except BucketUnavailable:
+                    await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _renew(self) -> bool:
+        """Write the lease again; returns False when another node has it."""
+        if await self.write(self._e_tag):
+            return True
+        found = await self._bucket.get(self._key)
+        if found is not None and _token(found) == self._token:  # written by a request whose response was lost
+            self._e_tag = found.entry.e_tag
+            if await self.write(self._e_tag):
+                return True
+        self._was_taken = True
+        return False
+
+    async def release(self) -> None:
+        """Delete the lease. Where the bucket does not answer, the lease expires."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.wait([self._renewing])
+            self._renewing = None
+        self._ended(self.name)
+        if self._was_taken:
+            return
+        is_recent = time.monotonic() - self._renewed_at < _UNCONDITIONAL_SECONDS
+        with contextlib.suppress(BucketUnavailable):
+            if is_recent or await self._renew():
+                await self._bucket.delete(self._key)
+
+
+class Leases:
+    """The leases of one node."""
+
+    def __init__(self, bucket: Bucket, clock: Clock, me: Identity) -> None:
+        self._bucket = bucket
+        self._clock = clock
+        self._me = me
+        self._own: dict[str, Lease] = {}
+        """Leases that this node holds or tries to acquire, by name."""
+        self._acquiring: set[asyncio.Task[Lease | Holder]] = set()
+        self._releasing: set[asyncio.Task[None]] = set()
+
+    async def acquire(self, name: str) -> Lease | Holder:
+        """Acquire a lease that is free or has expired; else return its holder.
+
+        The holder is this node itself when another task has the lease or tries to acquire it. Raises
+        `BucketUnavailable`.
+        """
+        if name in self._own:
+            return Holder(self._me.id, self._me.address, self._clock.now())
+        lease = self._own[name] = Lease(self._bucket, self._me, name, self._forget)
+        acquiring = asyncio.create_task(self._acquire(lease))
+        self._acquiring.add(acquiring)
+        acquiring.add_done_callback(self._acquiring.discard)
+        try:
+            return await asyncio.shield(acquiring)
+        except asyncio.CancelledError:
+            acquiring.add_done_callback(self._release_unwanted)
+            raise
+
+    async def _acquire(self, lease: Lease) -> Lease | Holder:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._forget, lease.name)
+            holder = await self._write(lease)
+            if holder is not None:
+                return holder
+            stack.pop_all()
+        lease.keep()
+        return lease
+
+    async def _write(self, lease: Lease) -> Holder | None:
+        """Write a new lease; returns None when this node has it, else its holder."""
+        holder = Holder("", "", self._clock.now())
+        for _ in range(_ATTEMPTS):
+            if await lease.write(None):
+                return None
+            found = await self._bucket.get(keys.lease(lease.name))
+            if found is None:
+                continue  # it has just been released
+            holder = _holder(found)
+            is_left_over = holder.node == self._me.id  # a request was applied although its response was lost
+            if not is_left_over and not self._has_expired(holder):
+                break
+            if await lease.write(found.entry.e_tag):
+                return None
+        return holder
+
+    def _release_unwanted(self, acquiring: asyncio.Task[Lease | Holder]) -> None:
+        """Release what a cancelled task has acquired: the other nodes would wait until it expires."""
+        if acquiring.cancelled() or acquiring.exception() is not None:
+            return
+        acquired = acquiring.result()
+        if isinstance(acquired, Lease):
+            task = asyncio.create_task(acquired.release())
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
+
+    async def holder(self, name: str) -> Holder | None:
+        """Return the holder of a lease; None when there is no lease, or it has expired. Raises `BucketUnavailable`."""
+        found = await self._bucket.get(keys.lease(name))
+        if found is None:
+            return None
+        holder = _holder(found)
+        return None if self._has_expired(holder) else holder
+
+    async def close(self) -> None:
+        """Release all leases."""
+        await asyncio.gather(*self._acquiring, return_exceptions=True)
+        await asyncio.gather(*self._releasing, *(lease.release() for lease in tuple(self._own.values())))
+
+    def _has_expired(self, holder: Holder) -> bool:
+        return self._clock.now() - holder.modified > LEASE_SECONDS
+
+    def _forget(self, name: str) -> None:
+        self._own.pop(name, None)
+
+
+def _holder(found: StoredObject) -> Holder:
+    fields = decode_value(found.value) or {}
+    return Holder(text_field(fields, "node") or "", text_field(fields, "address") or "", found.entry.modified)
+
+
+def _token(found: StoredObject) -> str | None:
+    return text_field(decode_value(found.value) or {}, "token")
