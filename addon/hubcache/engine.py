@@ -1,17 +1,16 @@
 """Builds the parts of the cache, applies option values to them, and answers requests."""
 
 import asyncio
-import logging
 import ssl
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+from . import fleet_builder
 from .control.control import Control
 from .control.parts import Parts
 from .decide.outbound_proxy import OutboundProxies
-from .decide.throttle import Throttle
 from .housekeeping import Housekeeping, open_store
 from .oci.account import Account
 from .oci.errors import ConfigError, ManifestUnknown, NotStored, StorageError, Unavailable
@@ -26,6 +25,7 @@ from .operate.served_request import ServedRequest
 from .operate.status import Status
 from .operate.status_page import StatusPages
 from .operate.status_report import StatusReport
+from .operate.storage_error_log import StorageErrorLog
 from .operate.version import version
 from .serve.access import Access
 from .serve.best_effort import BestEffortWriter
@@ -56,10 +56,8 @@ from .transfer.upstream import Upstream
 from .transfer.upstream_clients import UpstreamClients
 from .transfer.upstreams import Upstreams
 
-logger = logging.getLogger("hubcache")
-
-_REPEAT_SECONDS = 600.0
-"""How long one log line about a storage error stands for all of its kind."""
+if TYPE_CHECKING:
+    from .fleet.connection import FleetConnection
 
 
 class Engine:
@@ -68,15 +66,21 @@ class Engine:
     Lives in one event loop, from `start` to `close`.
     """
 
-    def __init__(self, settings: Settings, tls: ssl.SSLContext, setup: SetupPages) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        tls: ssl.SSLContext,
+        setup: SetupPages,
+        connection: "FleetConnection | None" = None,
+    ) -> None:
         """Build all parts and open the store; for `start`, which calls it in the event loop."""
         self._settings = settings
         self._setup = setup
-        self._throttle = Throttle(_REPEAT_SECONDS, time.monotonic)
+        self._storage_errors = StorageErrorLog()
         self._access_log: AccessLog | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._upstreams = Upstreams(self._open_upstream, self._apply_tag_refresh)
-        self.store = open_store(settings.directory, settings.size, self.report_storage_error)
+        self.store = open_store(settings.directory, settings.size, self._storage_errors.report)
         self.metrics = Metrics()
         self.pulls = Pulls(self.metrics.pull_ended)
         self._records = RecordQueue()
@@ -86,12 +90,12 @@ class Engine:
         self.breakers = CircuitBreakers()
         self.metrics.watch(self.store, self.breakers)
         self._clients = UpstreamClients(tls, f"hubcache/{version()}", self.metrics, self.breakers)
-        self._scrub = Scrub(self.store, self.report_storage_error)
+        self._scrub = Scrub(self.store, self._storage_errors.report)
         self.fills = Fills(self.store, self.metrics, self._fill_failed)
         self.report = StatusReport(self.store, self.metrics, self.breakers, self.pulls, self.fills.progress)
         pages = StatusPages(self.report, setup)
         self._status = Status(pages) if settings.status else None
-        self._writer = writer = BestEffortWriter(self.store, self.report_storage_error)
+        self._writer = writer = BestEffortWriter(self.store, self._storage_errors.report)
         self._access = Access(self.store, writer)
         stored = StoredManifests(self.store, writer, self._access)
         self._validation = validation = ManifestValidation(self.store, writer, self._access, stored)
@@ -110,6 +114,9 @@ class Engine:
         self.service = RegistryService(
             self.store, self._access, self._content, validation, self._blobs, self._referrers, self._upstreams
         )
+        self._fleet = fleet_builder.build(
+            connection, self.store, self.fills, self._access, self._upstreams, self.service
+        )
         parts = Parts(
             *(self.store, self.fills, writer, self._access, manifests, self._blobs, self._referrers, prefetch),
             *(self._upstreams, self._may_spend, self.report, validation, self._remaining),
@@ -117,7 +124,7 @@ class Engine:
         self.control = Control(parts)
         self._housekeeping = Housekeeping(
             *(self.store, self._tag_refresh, self.report.history, self.control.keep_open, self._flush_access_log),
-            self.report_storage_error,
+            self._storage_errors.report,
         )
         self.apply(settings)
 
@@ -127,15 +134,22 @@ class Engine:
     ) -> Self:
         """Return an engine that answers requests; `tls` is for connections to registries, which go through `proxies`.
 
-        Raises `StoreTooNew` for a store of a newer version, and `ConfigError` when the status address cannot be used.
+        Raises `StoreTooNew` for a store of a newer version, and `ConfigError` when an address or the bucket cannot be
+        used.
         """
         raise_descriptor_limit()
-        engine = cls(settings, tls, setup)
+        connection = await fleet_builder.connect(settings)
+        with ExitStack() as unused:
+            unused.callback(fleet_builder.disconnect, connection)
+            engine = cls(settings, tls, setup, connection)
+            unused.pop_all()
         engine.use_proxies(proxies or OutboundProxies())
         await engine.body_listener.start()
         try:
             if engine._status is not None and settings.status is not None:
                 await engine._status.start(*settings.status)
+            if engine._fleet is not None:
+                await engine._fleet.start()
         except ConfigError:
             await engine.close()
             raise
@@ -192,7 +206,8 @@ class Engine:
 
     def _open_upstream(self, registry: Registry) -> Upstream:
         client, tokens = self._clients.of(registry)
-        return Upstream(registry, client, tokens, self._remember_challenge, self._account(registry))
+        account, open_upstream = self._account(registry), Upstream if self._fleet is None else self._fleet.upstream
+        return open_upstream(registry, client, tokens, self._remember_challenge, account)
 
     async def answer(self, request: Request) -> Answer | Forward | None:
         """Count a request, and return its answer or how to forward it; None when its body must be received first.
@@ -263,6 +278,8 @@ class Engine:
     async def content_changed(self, registry: Registry, change: Change, subject: str | None = None) -> None:
         """Invalidate what an accepted push or delete changed; `subject` is the answer's `OCI-Subject`."""
         await self.service.content_changed(registry, change, subject)
+        if self._fleet is not None:
+            self._fleet.content_changed(registry.host, *change, subject)
 
     def _may_spend(self, host: str) -> bool:
         """Whether background work may make a request to this registry that counts against its rate limit.
@@ -280,20 +297,10 @@ class Engine:
         has_account = self._settings.account is not None and host == HUB_HOST
         return self.metrics.remaining(host, "account" if has_account else "anonymous")
 
-    def report_storage_error(self, error: StorageError) -> None:
-        """Log that content cannot be stored, each kind of error once in `_REPEAT_SECONDS`.
-
-        Content that the retention policy does not admit (`NotStored`) is not logged.
-        """
-        if isinstance(error, NotStored):
-            return
-        if self._throttle.permits(str(error).partition(":")[0]):  # the rest of the message may be a file's name
-            logger.warning("hubcache: not storing, pulls continue uncached: %s", error)
-
     def _fill_failed(self, error: StorageError) -> None:
         if not isinstance(error, NotStored):
             self.store.index.staging_failed(error)
-        self.report_storage_error(error)
+        self._storage_errors.report(error)
 
     def _remember_challenge(self, registry: Registry, challenge: Challenge) -> None:
         """Write a challenge to the store in the background, so that the request that received it does not wait."""
@@ -312,6 +319,13 @@ class Engine:
         self._tag_refresh.enabled = False
         await self._tag_refresh.close()
         await self._mirror.close()
+        if self._fleet is not None:
+            await self._fleet.stop_background_work()
+
+    @property
+    def is_uploading(self) -> bool:
+        """Whether content is being uploaded to the bucket, or waits for that."""
+        return self._fleet is not None and self._fleet.is_uploading
 
     def cancel_unread(self) -> None:
         """Cancel fills for which no client is waiting."""
@@ -330,6 +344,8 @@ class Engine:
         await self._tag_refresh.close()
         await self._mirror.close()
         await self.fills.close()
+        if self._fleet is not None:
+            await self._fleet.close()
         await self.breakers.close()
         for task in self._background:
             task.cancel()
@@ -340,4 +356,4 @@ class Engine:
         try:
             await self.store.close()
         except StorageError as error:
-            self.report_storage_error(error)
+            self._storage_errors.report(error)

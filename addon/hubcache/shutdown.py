@@ -74,7 +74,9 @@ class Shutdown:
             engine.cancel_unread()
             return clients.close_idle()
 
-        await self.wait_for_downloads(running, lambda count: not (count or clients.has_new), within)
+        await self.wait_for_downloads(
+            running, lambda count: not (count or clients.has_new or engine.is_uploading), within
+        )
         clients.abort()
 
     async def stop_worker(self, clients: Draining, owner: OwnerClient, within: float) -> None:
@@ -100,7 +102,9 @@ class Shutdown:
             engine.cancel_unread()
             return workers.running
 
-        await self.wait_for_downloads(running, lambda _: closing.done(), within, STOP_SECONDS)
+        await self.wait_for_downloads(
+            running, lambda _: closing.done() and not engine.is_uploading, within, STOP_SECONDS
+        )
         workers.kill()
         await closing
 

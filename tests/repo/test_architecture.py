@@ -17,7 +17,7 @@ WINGS = {
     "decide": {"oci"},
     "store": {"oci", "decide"},
     "transfer": {"oci", "decide", "store"},
-    "fleet": {"oci"},
+    "fleet": {"oci", "store", "transfer"},
     "serve": {"oci", "decide", "store", "transfer"},
     "setup": {"serve"},
     "operate": {"oci", "decide", "store", "serve", "setup"},
@@ -30,7 +30,11 @@ WINGS = {
 }
 TOP = {
     "housekeeping": {"oci", "store", "serve", "operate"},
-    "engine": {"oci", "decide", "store", "transfer", "serve", "setup", "operate", "control", "housekeeping"},
+    "fleet_builder": {"oci", "store", "transfer", "fleet", "serve", "operate"},
+    "engine": {
+        *("oci", "decide", "store", "transfer", "fleet", "serve", "setup", "operate", "control"),
+        *("housekeeping", "fleet_builder"),
+    },
     "access_hooks": {"decide", "serve", "operate", "clients", "mitm"},
     "public_hooks": {"oci", "serve", "clients", "mitm"},
     "connection_hooks": {"serve", "operate", "clients", "mitm", "direct", "public_hooks"},

@@ -23,6 +23,8 @@ _QUANTITY = re.compile(r"([0-9]+)\s*([A-Za-z]?)")
 _SIZES = "such as 1000 (bytes), 500M, 50G or 2T"
 _DURATIONS = "such as 60 (seconds), 10m, 12h, 30d or 2w"
 _TUNNEL_PATTERN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.*_-]+)(?::([0-9]{1,5}|\*))?")
+_BUCKET = re.compile(r"(?:s3|gs|az)://[0-9A-Za-z][0-9A-Za-z._-]+(?:/[0-9A-Za-z._-]+)*/?")
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]*)(?::([0-9]{1,5}))?")
 _MAX_WORKERS = 64
 
 
@@ -196,6 +198,33 @@ def listen_address(text: str) -> tuple[str, int] | None:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+def peer_listen_address(text: str) -> tuple[str, int]:
+    """Return host and port; an empty host is all addresses of this machine."""
+    host, port = _host_and_port(text)
+    if host is None or port is None:
+        raise _unexpected(text, "HOST:PORT or :PORT")
+    return host, port
+
+
+def peer_address(text: str) -> tuple[str, int | None] | None:
+    """Return a host and its port, None where `text` has no port; None when `text` is empty."""
+    if not text:
+        return None
+    host, port = _host_and_port(text)
+    if not host:
+        raise _unexpected(text, "HOST or HOST:PORT")
+    return host, port
+
+
+def bucket(text: str) -> str | None:
+    """Return the URL of a bucket without a slash at its end, or None when `text` is empty."""
+    if not text:
+        return None
+    if _BUCKET.fullmatch(text.strip()) is None:
+        raise _unexpected(text, "a bucket such as s3://NAME, gs://NAME/PREFIX or az://NAME")
+    return text.strip().rstrip("/")
+
+
 def workers(text: str) -> int:
     """Return a number of processes; `auto` is one for each processor core that this process may use."""
     if text.strip().lower() == "auto":
@@ -229,6 +258,18 @@ def check_pins(images: Sequence[ImageName], of: Sequence[Registry], patterns: Se
         is_permitted = named is not None and any(each.matches(named.hostname, named.port) for each in patterns)
         if image.host not in hosts and not is_permitted:
             raise ConfigError(f"hubcache_pins: {image.host} of {image.repository} is not in hubcache_registries")
+
+
+def _host_and_port(text: str) -> tuple[str | None, int | None]:
+    """Split `HOST:PORT`, where either may be missing; returns no host for anything else.
+
+    An IPv6 address must be in brackets.
+    """
+    found = _HOST_AND_PORT.fullmatch(text.strip())
+    port = int(found[2]) if found and found[2] else None
+    if found is None or (port is not None and not 0 < port < 65536):
+        return None, None
+    return found[1].removeprefix("[").removesuffix("]"), port
 
 
 def _bytes(text: str) -> int | None:

@@ -236,6 +236,47 @@ class Settings:
         "saves no flows to a file, and a change takes effect at the next start.",
         at_start=True,
     )
+    bucket: str | None = option(
+        "hubcache_bucket",
+        "",
+        values.bucket,
+        "Bucket that several caches share as a fleet, as s3://NAME, gs://NAME or az://NAME with an optional /PREFIX; "
+        "its endpoint and credentials come from the usual environment variables and files (AWS_ENDPOINT_URL, "
+        "AWS_ACCESS_KEY_ID), and when empty the cache works alone; a change takes effect at the next start.",
+        at_start=True,
+    )
+    bucket_size: int = option(
+        "hubcache_bucket_size",
+        "100G",
+        values.size,
+        "Capacity of the bucket, a hard limit for the blobs that the fleet stores there, which must be the same at all "
+        "nodes; a change takes effect at the next start.",
+        at_start=True,
+    )
+    bucket_private: bool = option(
+        "hubcache_bucket_private",
+        False,
+        values.unchanged,
+        "Store content of repositories that need a login in the bucket too, where hubcache_private is 'authorize' and "
+        "each use is authorized by the registry with the client's own token; a change takes effect at the next start.",
+        at_start=True,
+    )
+    peer_listen: tuple[str, int] = option(
+        "hubcache_peer_listen",
+        ":5002",
+        values.peer_listen_address,
+        "HOST:PORT at which the other nodes of the fleet reach this one, with an empty HOST for all addresses of this "
+        "machine; a change takes effect at the next start.",
+        at_start=True,
+    )
+    peer_address: tuple[str, int | None] | None = option(
+        "hubcache_peer_address",
+        "",
+        values.peer_address,
+        "HOST or HOST:PORT to which the other nodes of the fleet connect, or empty for the address of the interface "
+        "that reaches the bucket, with the port of hubcache_peer_listen; a change takes effect at the next start.",
+        at_start=True,
+    )
     config: Path | None = option(
         "hubcache_config",
         "",

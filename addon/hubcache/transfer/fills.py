@@ -86,6 +86,8 @@ class Fills:
         self._store = store
         self._observer = observer
         self._storage_failed = storage_failed
+        self.on_ended: Callable[[Fill], None] = lambda _: None
+        """Called when a fill has ended, whether its blob is stored or not."""
         self._running: dict[Digest, Fill] = {}
         self._jobs: dict[Fill, _Job] = {}
         self._tasks: dict[_Task, Fill] = {}
@@ -226,6 +228,7 @@ class Fills:
         fill.notify()
         self._observer.fills_changed(len(self._running))
         self._observer.fill_ended(fill.digest, fill.error)
+        self.on_ended(fill)
 
     async def _fetch(self, fill: Fill, job: _Job, size: int | None, open_blob: OpenBlob) -> None:
         """Download and verify the whole blob; a transfer that breaks off is resumed where it broke off."""

@@ -64,6 +64,21 @@ def test_scrub_is_a_duration_or_a_rate(text: str, expected: Scrub | None) -> Non
     assert values.scrub(text) == expected
 
 
+def test_peers_have_an_address_to_listen_at_and_one_to_connect_to() -> None:
+    assert values.peer_listen_address(":5002") == ("", 5002)
+    assert values.peer_listen_address("[::1]:5002") == ("::1", 5002)
+    assert values.peer_address("") is None
+    assert values.peer_address("cache-1.example") == ("cache-1.example", None)
+    assert values.peer_address("[fd00::1]:99") == ("fd00::1", 99)
+
+
+def test_bucket_is_a_url_without_a_slash_at_its_end() -> None:
+    assert values.bucket("") is None
+    assert values.bucket("s3://name") == "s3://name"
+    assert values.bucket(" gs://my.name/hub_cache/a/ ") == "gs://my.name/hub_cache/a"
+    assert values.bucket("az://name") == "az://name"
+
+
 SIZES, DURATIONS = "such as 1000 (bytes), 500M, 50G or 2T", "such as 60 (seconds), 10m, 12h, 30d or 2w"
 
 
@@ -81,6 +96,10 @@ SIZES, DURATIONS = "such as 1000 (bytes), 500M, 50G or 2T", "such as 60 (seconds
         (values.per_minute, -1, "0 or more"),
         (values.choice("a", "b"), "c", "one of a, b"),
         *((values.listen_address, text, "HOST:PORT") for text in ("9180", "host:", ":80", "host:0", "host:65536")),
+        *((values.peer_listen_address, text, "HOST:PORT or :PORT") for text in ("", "5002", "host", "::1:5002", ":0")),
+        *((values.peer_address, text, "HOST or HOST:PORT") for text in (":5002", "host:x", "http://host", "host:0")),
+        *((values.bucket, text, "a bucket such as s3://NAME, gs://NAME/PREFIX or az://NAME")
+          for text in ("name", "s3://", "s3:name", "s3://-a", "file:///tmp", "s3://name?x=1", "s3://user:secret@name")),
         *((values.workers, text, "auto or a number from 1 to 64") for text in ("0", "65", "many", "-1")),
     ],
 )  # fmt: skip

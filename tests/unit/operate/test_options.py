@@ -49,6 +49,11 @@ def test_defaults_are_documented_values(context: taddons.context, monkeypatch: p
     assert settings.stop_within == 30
     assert settings.status == ("127.0.0.1", 9180)
     assert settings.account is None
+    assert settings.bucket is None
+    assert settings.bucket_size == 100 << 30
+    assert not settings.bucket_private
+    assert settings.peer_listen == ("", 5002)
+    assert settings.peer_address is None
     assert settings.sync
     assert not settings.offline
     assert not settings.authorize

@@ -1,0 +1,71 @@
+"""What a node has before it joins its fleet: the store of the bucket, a listener for its peers, and an identity."""
+
+from __future__ import annotations  # obstore has the names of its types in stub files only
+
+import re
+import secrets
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from obstore.store import from_url
+
+from ..oci.errors import ConfigError
+from .fleet_options import FleetOptions
+from .own_address import own_host
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+_BACKLOG = 128
+_MAX_NAME = 40
+
+
+@dataclass(frozen=True, slots=True)
+class FleetConnection:
+    """An open listener for peers and the store of the bucket, until `close`.
+
+    `id` is the name of this node in the fleet: its host name and a random part, since a node that starts again holds
+    none of the leases that it held before. Peers connect to `address`, which is `http://HOST:PORT`.
+    """
+
+    options: FleetOptions
+    store: ObjectStore
+    listener: socket.socket
+    id: str
+    address: str
+
+    @classmethod
+    def open(cls, options: FleetOptions) -> Self:
+        """Open the listener and prepare the bucket's client, without a request; blocks while a name is resolved.
+
+        Raises `ConfigError` when the address cannot be used or when the bucket's settings are not complete.
+        """
+        store = from_url(options.bucket)
+        listener = _listen(*options.listen)
+        host, port = options.address or (own_host(options.listen[0], ("127.0.0.1", 9)), None)
+        host = f"[{host}]" if ":" in host else host
+        return cls(options, store, listener, _new_id(), f"http://{host}:{port or listener.getsockname()[1]}")
+
+    def close(self) -> None:
+        """Close the listener."""
+        self.listener.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket; an empty host is all addresses, of IPv6 too where the machine has it."""
+    try:
+        if not host:
+            is_dual = socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if is_dual else socket.AF_INET
+            return socket.create_server(("", port), family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        where = f"{host or '*'}:{port}"
+        raise ConfigError(f"hubcache_peer_listen: cannot listen on {where}: {error.strerror or error}") from error
+
+
+def _new_id() -> str:
+    name = re.sub("[^A-Za-z0-9-]", "-", socket.gethostname().partition(".")[0]).strip("-")[:_MAX_NAME]
+    return f"{name or 'node'}-{secrets.token_hex(4)}"

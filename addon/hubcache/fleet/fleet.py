@@ -1,0 +1,84 @@
+"""A node's part in its fleet: composes the bucket, the peers, and the upstreams that ask them before the registry."""
+
+import logging
+from collections.abc import Callable
+
+from ..oci.account import Account
+from ..oci.registry import Registry
+from ..transfer.challenge import Challenge
+from ..transfer.fill import Fill
+from ..transfer.tokens import Tokens
+from ..transfer.upstream import Upstream
+from ..transfer.upstream_client import UpstreamClient
+from .bucket import Bucket
+from .connection import FleetConnection
+from .fleet_counts import FleetCounts
+from .fleet_status import FleetStatus, NodeStatus, UploadStatus
+from .local_cache import LocalCache
+
+logger = logging.getLogger("hubcache")
+
+
+class Fleet:
+    """The fleet as one node sees it, from `start` to `close`.
+
+    Before `start` and while the bucket does not answer, the node works alone: requests to the bucket fail at once.
+    """
+
+    def __init__(self, connection: FleetConnection, cache: LocalCache) -> None:
+        self._connection = connection
+        self._cache = cache
+        self._counts = FleetCounts()
+        self._bucket = Bucket(connection.store, self._counts)
+
+    async def start(self) -> None:
+        """Join the fleet, or work alone until the bucket answers.
+
+        Raises `ConfigError` when the bucket answers but does not keep the promises on which leases depend.
+        """
+
+    async def stop_background_work(self) -> None:
+        """Announce that this node leaves, when its shutdown has begun. Uploads continue until `close`."""
+
+    async def close(self) -> None:
+        """Give up uploads that are not complete, release all leases, and end the connections of peers."""
+        self._connection.close()
+
+    @property
+    def is_uploading(self) -> bool:
+        """Whether content waits for its upload, or is uploaded."""
+        return False
+
+    def upstream(
+        self,
+        registry: Registry,
+        client: UpstreamClient,
+        tokens: Tokens,
+        learned: Callable[[Registry, Challenge], None],
+        account: Account | None,
+    ) -> Upstream:
+        """Return an upstream that asks the fleet before the registry; the arguments are those of `Upstream`."""
+        return Upstream(registry, client, tokens, learned, account)
+
+    def fill_ended(self, fill: Fill) -> None:
+        """Upload what a fill has stored, and release its lease."""
+
+    def content_changed(self, host: str, repository: str, reference: str, is_blob: bool, subject: str | None) -> None:
+        """Report a push or delete through this node to all nodes; the arguments are those of `ContentChanged`."""
+
+    def status(self) -> FleetStatus:
+        """Return the present state, without a request to the bucket."""
+        counts, connection = self._counts, self._connection
+        options, uploads = connection.options, counts.uploads
+        return FleetStatus(
+            bucket=options.bucket,
+            node=connection.id,
+            problem=self._bucket.problem,
+            capacity=options.capacity,
+            nodes=(NodeStatus(connection.id, connection.address, options.version, is_own=True),),
+            leases=(),
+            requests={kind: dict(outcomes) for kind, outcomes in counts.requests.items()},
+            received={tier: counts.received[tier] for tier in ("bucket", "peer")},
+            uploads=UploadStatus(0, uploads["stored"], uploads["refused"], uploads["failed"], counts.uploaded_bytes),
+            sweep=None,
+        )

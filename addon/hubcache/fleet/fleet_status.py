@@ -1,0 +1,57 @@
+"""What the status page, `/status.json`, the metrics and `hubcache fleet` show about a fleet."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A node that is alive; `is_own` marks the one that reports."""
+
+    id: str
+    address: str
+    version: str
+    is_own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SweepStatus:
+    """The last sweep of the bucket: `at` in seconds since the epoch, `by` the id of a node, sizes in bytes."""
+
+    at: float
+    by: str
+    bytes: int
+    objects: int
+    deleted: int
+
+
+@dataclass(frozen=True, slots=True)
+class UploadStatus:
+    """The uploads to the bucket: how many wait or run, and by outcome how many ended since the start."""
+
+    queued: int = 0
+    stored: int = 0
+    refused: int = 0
+    failed: int = 0
+    bytes: int = 0
+    """Bytes that were stored in the bucket."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetStatus:
+    """The fleet as one node sees it, without a request to the bucket. Numbers are since the start of this node."""
+
+    bucket: str
+    node: str
+    problem: str | None
+    """Why this node works alone at present; None while the bucket answers."""
+    capacity: int
+    """Bytes that the fleet may store in the bucket."""
+    nodes: tuple[NodeStatus, ...] = ()
+    leases: tuple[str, ...] = ()
+    """Names of the leases that this node holds."""
+    requests: dict[str, dict[str, int]] | None = None
+    """Requests to the bucket by kind and outcome."""
+    received: dict[str, int] | None = None
+    """Bytes of content that arrived, by tier: `bucket` and `peer`."""
+    uploads: UploadStatus = UploadStatus()
+    sweep: SweepStatus | None = None

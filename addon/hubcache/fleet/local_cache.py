@@ -1,0 +1,25 @@
+"""What a fleet uses of the cache of its own node."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from ..oci.digest import Digest
+from ..store.store import Store
+from ..transfer.fills import Fills
+
+type Permits = Callable[[str, str, Digest], bool]
+"""Whether every client may read a digest in a repository of a registry's host, without a request to the registry."""
+
+type ContentChanged = Callable[[str, str, str, bool, str | None], Awaitable[None]]
+"""Forgets what a push or delete changed: registry's host, repository, reference, whether that is a blob's digest, and
+the digest of the manifest whose referrers changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCache:
+    """The store and the fills of this node, and what other nodes may cause in it."""
+
+    store: Store
+    fills: Fills
+    permits: Permits
+    content_changed: ContentChanged

@@ -1,0 +1,69 @@
+"""Builds the fleet of an engine whose options name a bucket.
+
+The modules of `fleet` and the library for object stores are imported here, and only for a fleet: without one, a start
+takes no longer and no more memory.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from .oci.digest import Digest
+from .operate.options import Settings
+from .operate.version import version
+from .serve.access import Access
+from .serve.messages import Change
+from .serve.registry_service import RegistryService
+from .store.store import Store
+from .transfer.fills import Fills
+from .transfer.upstreams import Upstreams
+
+if TYPE_CHECKING:
+    from .fleet.connection import FleetConnection
+    from .fleet.fleet import Fleet
+
+
+async def connect(settings: Settings) -> "FleetConnection | None":
+    """Return the connection to the fleet that the options name, None when they name none; raises `ConfigError`."""
+    if settings.bucket is None:
+        return None
+    from .fleet.connection import FleetConnection
+    from .fleet.fleet_options import FleetOptions
+
+    options = FleetOptions(
+        *(settings.bucket, settings.bucket_size, settings.bucket_private),
+        *(settings.peer_listen, settings.peer_address, version()),
+    )
+    return await asyncio.to_thread(FleetConnection.open, options)
+
+
+def disconnect(connection: "FleetConnection | None") -> None:
+    """Close a connection that no fleet uses."""
+    if connection is not None:
+        connection.close()
+
+
+def build(
+    connection: "FleetConnection | None",
+    store: Store,
+    fills: Fills,
+    access: Access,
+    upstreams: Upstreams,
+    service: RegistryService,
+) -> "Fleet | None":
+    """Return the fleet of an engine with these parts, None without a connection."""
+    if connection is None:
+        return None
+    from .fleet.fleet import Fleet
+    from .fleet.local_cache import LocalCache
+
+    def permits(host: str, repository: str, digest: Digest) -> bool:
+        return access.can_read(host, repository, digest, None)
+
+    async def content_changed(host: str, repository: str, reference: str, is_blob: bool, subject: str | None) -> None:
+        upstream = upstreams.get(host)
+        if upstream is not None:
+            await service.content_changed(upstream.registry, Change(repository, reference, is_blob), subject)
+
+    fleet = Fleet(connection, LocalCache(store, fills, permits, content_changed))
+    fills.on_ended = fleet.fill_ended
+    return fleet
