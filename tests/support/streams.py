@@ -57,6 +57,7 @@ class Body:
     def __init__(self, data: bytes, start: int, piece: int, error: Exception | None = None) -> None:
         self.start = start
         self.size = len(data)
+        self.answered_at = 0.0
         self._data = data
         self._piece = piece
         self._error = error

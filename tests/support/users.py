@@ -43,7 +43,12 @@ class Clock(SimpleNamespace):
         engine: Any = cache.engine
         for part in (engine._clients._tokens, *engine._upstreams.values()):
             patch.setattr(part, "_clock", self.monotonic)
-        for part in (engine._access, engine._manifests, engine._validation, engine._referrers, engine._tag_refresh):
+        for part in engine._upstreams.values():
+            patch.setattr(part, "_wall_clock", self.time)
+        for part in (
+            *(engine._access, engine._manifests, engine._validation, engine._referrers, engine._tag_refresh),
+            engine._blobs._blob_access,
+        ):
             patch.setattr(part, "_clock", self.time)
 
     def time(self) -> float:

@@ -97,8 +97,11 @@ class Access:
         visibility = self._visibility.get(host, repository)
         return is_public(visibility, self._clock(), self.max_stale if outage else 0.0)
 
-    async def record_accepted(self, host: str, repository: str, authorization: str | None) -> None:
-        """Record that a read of the repository succeeded upstream.
+    async def record_accepted(
+        self, host: str, repository: str, authorization: str | None, answered_at: float | None = None
+    ) -> None:
+        """Record that a read of the repository succeeded upstream at `answered_at`, in seconds since the epoch (None:
+        now). An answer that is older than what is known changes nothing.
 
         A client's credentials are sent upstream only after an anonymous request for the same content failed. If that
         request got a 404, and nothing else shows that the repository is public now, the repository is recorded as
@@ -111,8 +114,11 @@ class Access:
                 await self.record_refused(host, repository, None)
             return
         now = self._clock()
+        checked_at = now if answered_at is None else min(answered_at, now)
         before = self._visibility.get(host, repository)
-        visibility = Visibility(True, now)
+        if before is not None and checked_at < before.checked_at <= now:
+            return
+        visibility = Visibility(True, checked_at)
         self._visibility.observe(host, repository, visibility)
         if before is None or not before.public or not 0 <= now - before.checked_at < _RENEW_SECONDS:
             await self._writer.put_visibility(host, repository, visibility)

@@ -35,15 +35,24 @@ _MAX_REGISTRIES = 1000
 _REFUSALS = (Unauthorized, Denied, BlobUnknown, TooManyRequests, HeaderInvalid)
 """Errors after which a download is tried with other credentials."""
 
+type _Size = tuple[int | None, float | None]
+"""A blob's size in bytes, None if unknown, and when the registry answered, see `BlobBody.answered_at`."""
+
 
 class BlobAccess:
-    """Checks access to blobs by HEAD, or by GET where a registry refuses HEAD (ECR Public: 401 to HEAD, 307 to GET)."""
+    """Checks access to blobs by HEAD, or by GET where a registry refuses HEAD (ECR Public: 401 to HEAD, 307 to GET).
 
-    def __init__(self, store: Store, writer: BestEffortWriter, access: Access) -> None:
+    `clock` returns seconds since the epoch.
+    """
+
+    def __init__(
+        self, store: Store, writer: BestEffortWriter, access: Access, clock: Callable[[], float] = time.time
+    ) -> None:
         self._store = store
         self._writer = writer
         self._access = access
-        self._checks = Coalescer[tuple[str, str, str, Digest], int | None]()
+        self._clock = clock
+        self._checks = Coalescer[tuple[str, str, str, Digest], _Size]()
         self._headless: TTLCache[str, None] = TTLCache(_MAX_REGISTRIES, HEADLESS_SECONDS, lambda: time.monotonic())
 
     async def check(self, view: RepositoryView, digest: Digest) -> str | None:
@@ -69,19 +78,20 @@ class BlobAccess:
         """Ask the upstream whether the view may read the blob; return its size in bytes, None if unknown."""
         change_number = self._access.raise_remembered_error(view.host, view.repository, view.request_key(str(digest)))
         try:
-            size = await self._checks.run((*view.key, digest), lambda: self._request_size(view, digest))
+            size, answered_at = await self._checks.run((*view.key, digest), lambda: self._request_size(view, digest))
         except (BlobUnknown, Unauthorized, Denied) as error:
             await self.record_refused(view, digest, error, change_number)
             raise
-        await self.record_accepted(view, digest)
+        await self.record_accepted(view, digest, answered_at)
         link = self._store.links.get(view.host, view.repository, digest)
         return size if size is not None or link is None else link.size
 
-    async def _request_size(self, view: RepositoryView, digest: Digest) -> int | None:
+    async def _request_size(self, view: RepositoryView, digest: Digest) -> _Size:
         if view.host in self._headless:
             return await self._request_size_by_get(view, digest)
+        requested_at = self._clock()
         try:
-            return await view.upstream.head_blob(view.repository, digest, view.authorization)
+            return await view.upstream.head_blob(view.repository, digest, view.authorization), requested_at
         except (Unauthorized, Denied, BadUpstream) as error:
             if not _may_refuse_head_only(error):
                 raise
@@ -90,17 +100,20 @@ class BlobAccess:
         return size
 
     @staticmethod
-    async def _request_size_by_get(view: RepositoryView, digest: Digest) -> int | None:
+    async def _request_size_by_get(view: RepositoryView, digest: Digest) -> _Size:
         """Return the size from the head of a GET's answer; the connection is closed before the body."""
         async with view.upstream.open_blob(view.repository, digest, authorization=view.authorization) as body:
-            return body.size
+            return body.size, body.answered_at
 
-    async def record_accepted(self, view: RepositoryView, digest: Digest) -> None:
-        """Record that the view may read the blob.
+    async def record_accepted(self, view: RepositoryView, digest: Digest, answered_at: float | None) -> None:
+        """Record that the view may read the blob, as the registry answered at `answered_at` (seconds since the epoch).
 
+        Nothing is recorded when it is None: the registry was not asked.
         Its size is not recorded: a HEAD may return a wrong size, with which the blob could not be downloaded.
         """
-        await self._access.record_accepted(view.host, view.repository, view.authorization)
+        if answered_at is None:
+            return
+        await self._access.record_accepted(view.host, view.repository, view.authorization, answered_at)
         await self._writer.put_links(view.host, view.repository, {digest: None})
 
     async def record_refused(

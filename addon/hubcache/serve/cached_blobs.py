@@ -114,7 +114,7 @@ class CachedBlobs:
         with fill.reading():
             await fill.wait_opened()
             # Recorded now, and not at the end of the fill: by then the registry may answer differently.
-            await self._blob_access.record_accepted(view, digest)
+            await self._blob_access.record_accepted(view, digest, fill.answered_at)
             await fill.wait_stored()
 
     async def forget(self, host: str, repository: str, digest: Digest) -> None:
@@ -162,7 +162,7 @@ class CachedBlobs:
                 return await self.get(view, digest, range_header)
             with fill.reading():
                 size = await fill.wait_opened()
-                await self._blob_access.record_accepted(view, digest)
+                await self._blob_access.record_accepted(view, digest, fill.answered_at)
                 part, start, end = _selected(range_header, size)
                 source = await self._join(fill, view, start, end)
         except StorageError:
@@ -253,7 +253,7 @@ class CachedBlobs:
             except (BlobUnknown, Unauthorized, Denied) as error:
                 await self._blob_access.record_refused(view, digest, error, change_number)
                 raise
-            await self._blob_access.record_accepted(view, digest)
+            await self._blob_access.record_accepted(view, digest, source.answered_at)
             stack.pop_all()
         return BlobResult(size, part, source, Result.MISS, cache_status.fetched(stored=False))
 

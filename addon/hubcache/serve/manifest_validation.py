@@ -33,6 +33,9 @@ _ANY_TYPE = ", ".join((*COMMON_TYPES, "*/*"))
 _REFUSALS = (Unauthorized, Denied, ManifestUnknown, TooManyRequests)
 """Errors after which a download is tried with other credentials."""
 
+type _Answer = tuple[ManifestResult, float]
+"""A manifest, and when the registry answered with it, in seconds since the epoch."""
+
 
 class ManifestValidation:
     """Validates tags and fetches manifests. `clock` returns seconds since the epoch."""
@@ -61,7 +64,8 @@ class ManifestValidation:
                 found = await self._digest_by_head(view, digest, head=head)
                 if found is not None:
                     return found
-            return await self._download(view, digest, _ANY_TYPE)
+            found, _ = await self._download(view, digest, _ANY_TYPE)
+            return found
         except (ManifestUnknown, Unauthorized, Denied) as error:
             await self._record_refused(view, str(digest), error, change_number)
             if view.authorization is None:  # last: content that becomes private is found by its links
@@ -71,7 +75,7 @@ class ManifestValidation:
     async def _digest_by_head(self, view: RepositoryView, digest: Digest, *, head: bool) -> ManifestResult | None:
         """Return the manifest if a HEAD by digest and the store suffice; None when it has to be downloaded."""
         described = await view.upstream.head_manifest(view.repository, digest, _ANY_TYPE, view.authorization)
-        await self._access.record_accepted(view.host, view.repository, view.authorization)
+        await self._access.record_accepted(view.host, view.repository, view.authorization, described.answered_at)
         body = self._stored.body(view.host, digest)  # read only now, as its registry may have changed
         if body is not None:
             await self._writer.put_links(view.host, view.repository, {digest: len(body)})
@@ -92,23 +96,22 @@ class ManifestValidation:
         tag_change_number = self._writer.change_number(view.host, view.repository, tag)
         known = self._store.tags.get(view.host, view.repository, tag).get(negotiation)
         try:
-            found = None
+            answer = None
             if head or known is not None or view.needs_anonymous_check:
-                found = await self._tag_by_head(view, tag, negotiation, known, head=head)
-            if found is None:
-                found = await self._download(view, tag, negotiation)
+                answer = await self._tag_by_head(view, tag, negotiation, known, head=head)
+            found, answered_at = answer or await self._download(view, tag, negotiation)
         except (ManifestUnknown, Unauthorized, Denied) as error:
             if known is not None and view.authorization is None:
                 await self._writer.drop_tag(view.host, view.repository, tag)
             await self._record_refused(view, tag, error, change_number, negotiation)
             raise
-        record = TagRecord(found.digest, found.media_type, found.size, requested_at)
+        record = TagRecord(found.digest, found.media_type, found.size, min(requested_at, answered_at))
         await self._writer.put_tag(view.host, view.repository, tag, negotiation, record, tag_change_number)
         return found
 
     async def _tag_by_head(
         self, view: RepositoryView, tag: str, negotiation: str, known: TagRecord | None, *, head: bool
-    ) -> ManifestResult | None:
+    ) -> _Answer | None:
         """Return the tag's manifest if a HEAD and the store suffice; None when the answer lacks digest or size."""
         try:
             described = await view.upstream.head_manifest(view.repository, tag, negotiation, view.authorization)
@@ -117,22 +120,22 @@ class ManifestValidation:
                 raise
             # A HEAD has no body to say whether the tag is missing or the repository. A GET that fails does not count as
             # a pull.
-            return await self._store_manifest(
-                view, await view.upstream.get_manifest(view.repository, tag, negotiation, view.authorization)
-            )
-        await self._access.record_accepted(view.host, view.repository, view.authorization)
+            fetched = await view.upstream.get_manifest(view.repository, tag, negotiation, view.authorization)
+            return await self._store_manifest(view, fetched), fetched.answered_at
+        await self._access.record_accepted(view.host, view.repository, view.authorization, described.answered_at)
         if described.digest is None or described.size is None:
             return None
-        record = TagRecord(described.digest, described.media_type, described.size, self._clock())
+        record = TagRecord(described.digest, described.media_type, described.size, described.answered_at)
         if known is not None and known.digest == described.digest:
             result, status = Result.REVALIDATED, cache_status.validated()
         else:
             result, status = Result.MISS, cache_status.fetched(stored=False)
         found = self._stored.of_tag(view.host, record, result, status, head=head)
         if found is None:
-            return await self._download(view, described.digest, negotiation)
-        await self._writer.put_links(view.host, view.repository, {described.digest: described.size})
-        return found
+            found, _ = await self._download(view, described.digest, negotiation)
+        else:
+            await self._writer.put_links(view.host, view.repository, {described.digest: described.size})
+        return found, described.answered_at
 
     async def check_tag(self, view: RepositoryView, tag: str, negotiation: str, known: TagRecord) -> Digest | None:
         """Return the digest that a tag refers to upstream; None when the answer to a HEAD lacks it.
@@ -150,9 +153,9 @@ class ManifestValidation:
             await self._writer.drop_tag(view.host, view.repository, tag)
             await self._record_refused(view, tag, error, change_number, negotiation)
             raise
-        await self._access.record_accepted(view.host, view.repository, view.authorization)
+        await self._access.record_accepted(view.host, view.repository, view.authorization, described.answered_at)
         if described.digest == known.digest:
-            validated = replace(known, validated_at=requested_at)
+            validated = replace(known, validated_at=min(requested_at, described.answered_at))
             await self._writer.put_tag(view.host, view.repository, tag, negotiation, validated, tag_change_number)
         return described.digest
 
@@ -162,7 +165,7 @@ class ManifestValidation:
         extended = replace(record, validated_at=self._clock())
         await self._writer.put_tag(view.host, view.repository, tag, negotiation, extended, change_number)
 
-    async def _download(self, view: RepositoryView, reference: str | Digest, accept: str) -> ManifestResult:
+    async def _download(self, view: RepositoryView, reference: str | Digest, accept: str) -> _Answer:
         """GET a manifest and store it.
 
         A digest may be read with other credentials than the view's: the caller has checked, by an anonymous request
@@ -170,12 +173,12 @@ class ManifestValidation:
         to another manifest for an account.
         """
 
-        async def attempt(authorization: str | None) -> ManifestResult:
+        async def attempt(authorization: str | None) -> _Answer:
             fetched = await view.upstream.get_manifest(view.repository, reference, accept, authorization)
             found = await self._store_manifest(view, fetched)
             if authorization == view.authorization:
-                await self._access.record_accepted(view.host, view.repository, view.authorization)
-            return found
+                await self._access.record_accepted(view.host, view.repository, authorization, fetched.answered_at)
+            return found, fetched.answered_at
 
         if isinstance(reference, Digest):
             return await view.try_credentials(attempt, _REFUSALS)

@@ -11,11 +11,24 @@ from .observer import Observer
 
 
 class BlobBody:
-    """A blob's body from byte `start`; `size` is that of the whole blob, None when the upstream does not report it."""
+    """A blob's body from byte `start`; `size` is that of the whole blob, None when the upstream does not report it.
 
-    def __init__(self, response: aiohttp.ClientResponse, start: int, size: int | None, observer: Observer) -> None:
+    `answered_at`: the registry sent the blob at that time or later, in seconds since the epoch by this machine's clock.
+    It is None when the bytes come from elsewhere and the registry was not asked, so that they do not show who may read
+    the blob.
+    """
+
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        start: int,
+        size: int | None,
+        observer: Observer,
+        answered_at: float | None,
+    ) -> None:
         self.start = start
         self.size = size
+        self.answered_at = answered_at
         self._response = response
         self._observer = observer
 
@@ -33,9 +46,17 @@ class BlobBody:
 class BlobDownload:
     """As `BlobBody`, but the bytes are received in a thread."""
 
-    def __init__(self, response: DownloadResponse, start: int, size: int | None, observer: Observer) -> None:
+    def __init__(
+        self,
+        response: DownloadResponse,
+        start: int,
+        size: int | None,
+        observer: Observer,
+        answered_at: float | None,
+    ) -> None:
         self.start = start
         self.size = size
+        self.answered_at = answered_at
         self._response = response
         self._observer = observer
         self._received = self._reported = 0

@@ -53,6 +53,8 @@ class Fill:
         self.started = time.time()
         """When the fill was requested, in seconds since the epoch."""
         self.size: int | None = None
+        self.answered_at: float | None = None
+        """When the registry sent the blob, see `BlobBody`; known after `wait_opened`."""
         self.error: HubcacheError | None = None
         self.staged: Staged | None = None
         self.verified = False

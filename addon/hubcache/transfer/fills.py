@@ -265,6 +265,8 @@ class Fills:
 
     async def _check_size(self, fill: Fill, job: _Job, verifier: Verifier, body: BlobDownload) -> None:
         """Check the size that the upstream states, and reserve capacity for it the first time."""
+        if fill.size is None:  # later bodies, after the transfer broke off, do not change what readers have recorded
+            fill.answered_at = body.answered_at
         if verifier.size is None:
             verifier.size = body.size
         elif body.size is not None and body.size != verifier.size:

@@ -160,6 +160,8 @@ class UpstreamSource(Source):
         self._verified = verified
         self._at = start
         self._end = end
+        self.answered_at: float | None = None
+        """When the registry sent the blob, see `BlobBody`; known after `open`."""
         self._stack = AsyncExitStack()
         self._chunks: AsyncIterator[bytes] | None = None
         self._skip = 0
@@ -167,6 +169,7 @@ class UpstreamSource(Source):
     async def open(self) -> None:
         """Send the request now, so that a refusal becomes an error response and not a body cut short."""
         body = await self._stack.enter_async_context(self._open_body(self._at, self._end))
+        self.answered_at = body.answered_at
         if self.finished:
             await self._verify()
         self._skip = self._at - body.start

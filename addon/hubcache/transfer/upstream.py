@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 from cachetools import TLRUCache
@@ -52,17 +52,22 @@ another token when the registry did not know the new one yet."""
 
 @dataclass(frozen=True, slots=True)
 class ManifestHead:
-    """The response to a HEAD of a manifest; the digest is None when the upstream does not send it. `size` in bytes."""
+    """The response to a HEAD of a manifest; the digest is None when the upstream does not send it. `size` in bytes.
+
+    `answered_at`: see `FetchedManifest`.
+    """
 
     digest: Digest | None
     media_type: str
     size: int | None
+    answered_at: float = field(compare=False)
 
 
 class Upstream:
     """One registry. Reads are anonymous unless an `authorization`, a client's own or the account's, is given.
 
-    `learned` and `account`: see `RegistryCredentials`.
+    `learned` and `account`: see `RegistryCredentials`. Pauses are measured with `clock` (seconds), `wall_clock` returns
+    seconds since the epoch.
     """
 
     def __init__(
@@ -73,11 +78,13 @@ class Upstream:
         learned: Callable[[Registry, Challenge], None],
         account: Account | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.registry = registry
         self._client = client
         self._tokens = tokens
         self._clock = clock
+        self._wall_clock = wall_clock
         self._credentials = RegistryCredentials(registry, client, tokens, learned, account, self._now)
         self._origin = URL(registry.upstream)
         self._paused: TLRUCache[tuple[str, str], float] = TLRUCache(_MAX_PAUSED, lambda _, until, __: until, self._now)
@@ -130,6 +137,14 @@ class Upstream:
         """Whether the registry answered 429 to these credentials, and its pause is not over."""
         return self._paused.get(_pause_key(kind, authorization), 0.0) > self._now()
 
+    def pause(self, kind: str, seconds: float) -> None:
+        """Send no anonymous request for this kind of content for a time, as after a 429: another cache received one."""
+        key = _pause_key(kind, "")
+        self._paused[key] = max(self._paused.get(key, 0.0), self._now() + seconds)
+
+    def _anonymous_pause_began(self, kind: str, seconds: float) -> None:
+        """Called when the registry answered 429 to an anonymous request, for subclasses that report it."""
+
     # -- credentials ------------------------------------------------------------------------------------------------
 
     async def challenge(self) -> Challenge | None:
@@ -152,10 +167,10 @@ class Upstream:
         """Request a manifest's head; Docker Hub does not count this against the pull limit."""
 
         async def request() -> ManifestHead:
-            path = f"manifests/{reference}"
+            path, sent_at = f"manifests/{reference}", self._wall_clock()
             async with self._read("manifest", repository, path, "HEAD", {"Accept": accept}, authorization) as response:
                 size = None if content_coding(response) else content_length(response)  # else that of the encoded body
-                return ManifestHead(digest_header(response), response.headers.get("Content-Type", ""), size)
+                return ManifestHead(digest_header(response), response.headers.get("Content-Type", ""), size, sent_at)
 
         return await _with_retries(request)
 
@@ -166,9 +181,9 @@ class Upstream:
         match its digest."""
 
         async def request() -> FetchedManifest:
-            path = f"manifests/{reference}"
+            path, sent_at = f"manifests/{reference}", self._wall_clock()
             async with self._read("manifest", repository, path, "GET", {"Accept": accept}, authorization) as response:
-                return await read_manifest(response, reference)
+                return await read_manifest(response, reference, sent_at)
 
         return await _with_retries(request)
 
@@ -205,16 +220,18 @@ class Upstream:
         self, repository: str, digest: Digest, start: int = 0, end: int | None = None, authorization: str | None = None
     ) -> AsyncIterator[BlobBody]:
         """Open a blob from byte `start` to before byte `end`. An upstream may ignore this: see `BlobBody.start`."""
+        sent_at = self._wall_clock()
         async with self._open_blob(repository, digest, start, end, authorization, self._client.send) as response:
-            yield BlobBody(response, *_extent(response), self._client.observer)
+            yield BlobBody(response, *_extent(response), self._client.observer, sent_at)
 
     @asynccontextmanager
     async def download_blob(
         self, repository: str, digest: Digest, start: int = 0, authorization: str | None = None
     ) -> AsyncIterator[BlobDownload]:
         """Open a blob from byte `start` to its end, as `open_blob`, to be received in a thread."""
+        sent_at = self._wall_clock()
         async with self._open_blob(repository, digest, start, None, authorization, self._client.download) as response:
-            yield BlobDownload(response, *_extent(response), self._client.observer)
+            yield BlobDownload(response, *_extent(response), self._client.observer, sent_at)
 
     @asynccontextmanager
     async def _open_blob[R: HttpResponse](
@@ -314,7 +331,10 @@ class Upstream:
             return  # see `open_blob`
         if response.status == 429 and pause_key is not None:
             # Remembered, so that clients which retry at once (containerd: 5 times) cause no requests upstream.
-            self._paused[pause_key] = self._now() + pause_seconds(response)
+            seconds = pause_seconds(response)
+            self._paused[pause_key] = self._now() + seconds
+            if pause_key == _pause_key(kind, ""):
+                self._anonymous_pause_began(kind, seconds)
         try:
             body = await read_text_body(response, MAX_ERROR_BODY, "an error")
         except (Unavailable, BadUpstream):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..oci.digest import Digest
 from ..oci.errors import BadUpstream, DigestInvalid
@@ -14,15 +14,22 @@ from .response_body import content_coding, decode_body, read_body
 
 @dataclass(frozen=True, slots=True)
 class FetchedManifest:
-    """A manifest's bytes, verified against `digest`."""
+    """A manifest's bytes, verified against `digest`.
+
+    `answered_at`, in seconds since the epoch by this machine's clock: the registry gave this answer at that time or
+    later. It is the time at which the request was sent, from which RFC 9111 section 4.2.3 counts a response's age.
+    """
 
     digest: Digest
     media_type: str
     body: bytes
+    answered_at: float = field(compare=False)
 
 
-async def read_manifest(response: HttpResponse, reference: str | Digest) -> FetchedManifest:
+async def read_manifest(response: HttpResponse, reference: str | Digest, sent_at: float) -> FetchedManifest:
     """Read a manifest and verify it against the digest that was requested, or that the upstream sent.
+
+    `sent_at` is the time at which the request was sent, in seconds since the epoch.
 
     Where the response declares a content coding, the digest decides whether the body is encoded. Raises `BadUpstream`
     when the digest does not match, `Unavailable` when the transfer breaks off.
@@ -35,7 +42,7 @@ async def read_manifest(response: HttpResponse, reference: str | Digest) -> Fetc
         raise BadUpstream(
             "manifest does not match its digest", {"expected": str(expected), "got": str(Digest.of(body))}
         )
-    return FetchedManifest(expected or Digest.of(body), response.headers.get("Content-Type", ""), body)
+    return FetchedManifest(expected or Digest.of(body), response.headers.get("Content-Type", ""), body, sent_at)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -352,3 +353,54 @@ async def test_response_head_over_the_limit_is_unavailable(hub: Hub, line: Upstr
     hub.faults.add(Fault(kind="manifest", headers={"X-Book": "x" * 100_000}))
     with pytest.raises(Unavailable):
         await line.upstream.get_manifest(REPO, "stable", ACCEPT)
+
+
+# -- times and pauses --------------------------------------------------------------------------------------------------
+
+
+async def test_answers_carry_the_time_of_the_request(
+    line: UpstreamSetup, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter(range(1000, 1100, 10))
+    monkeypatch.setattr(line.upstream, "_wall_clock", lambda: float(next(times)))
+    head = await line.upstream.head_manifest(REPO, "stable", ACCEPT)
+    fetched = await line.upstream.get_manifest(REPO, "stable", ACCEPT)
+    async with line.upstream.open_blob(REPO, DIGEST) as body, line.upstream.download_blob(REPO, DIGEST) as download:
+        found = [head.answered_at, fetched.answered_at, body.answered_at, download.answered_at]
+    assert found == [1000.0, 1010.0, 1020.0, 1030.0]
+
+
+async def test_pause_of_another_cache_stops_anonymous_requests_only(line: UpstreamSetup, hub: Hub) -> None:
+    reader = (await line.upstream.anonymous_authorization(REPO)) or ""
+    line.upstream.pause("manifest", 60.0)
+    hub.reset_log()
+    with pytest.raises(TooManyRequests):
+        await line.upstream.get_manifest(REPO, "stable", ACCEPT)
+    assert hub.count() == 0
+    assert line.upstream.is_rate_limited("manifest", "")
+    assert not line.upstream.is_rate_limited("manifest", reader)
+    assert (await line.upstream.get_manifest(REPO, "stable", ACCEPT, reader)).body
+    assert await read_blob(line) == LAYER
+
+
+async def test_shorter_pause_of_another_cache_does_not_shorten_a_pause(
+    line: UpstreamSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.upstream.pause("manifest", 60.0)
+    line.upstream.pause("manifest", 1.0)
+    started = time.monotonic()
+    monkeypatch.setattr(line.upstream, "_clock", lambda: started + 50)
+    assert line.upstream.is_rate_limited("manifest", "")
+
+
+async def test_pause_is_reported_for_anonymous_requests_only(
+    line: UpstreamSetup, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = (await line.upstream.anonymous_authorization(REPO)) or ""
+    reported: list[tuple[str, float]] = []
+    monkeypatch.setattr(line.upstream, "_anonymous_pause_began", lambda *pause: reported.append(pause))
+    hub.faults.add(Fault(kind="manifest", status=429, headers={"Retry-After": "300"}))
+    for authorization in (reader, None):
+        with pytest.raises(TooManyRequests):
+            await line.upstream.get_manifest(REPO, "stable", ACCEPT, authorization)
+    assert reported == [("manifest", 300.0)]
