@@ -115,7 +115,7 @@ class Engine:
             self.store, self._access, self._content, validation, self._blobs, self._referrers, self._upstreams
         )
         self._fleet = fleet_builder.build(
-            connection, self.store, self.fills, self._access, self._upstreams, self.service
+            connection, self.store, self.fills, self._access, self._upstreams, self.service, self.report
         )
         parts = Parts(
             *(self.store, self.fills, writer, self._access, manifests, self._blobs, self._referrers, prefetch),

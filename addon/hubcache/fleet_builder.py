@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .oci.digest import Digest
 from .operate.options import Settings
+from .operate.status_report import StatusReport
 from .operate.version import version
 from .serve.access import Access
 from .serve.messages import Change
@@ -49,12 +50,14 @@ def build(
     access: Access,
     upstreams: Upstreams,
     service: RegistryService,
+    report: StatusReport,
 ) -> "Fleet | None":
-    """Return the fleet of an engine with these parts, None without a connection."""
+    """Return the fleet of an engine with these parts, None without a connection; its state is added to the report."""
     if connection is None:
         return None
     from .fleet.fleet import Fleet
     from .fleet.local_cache import LocalCache
+    from .operate.fleet_report import FleetCollector, report_fleet
 
     def permits(host: str, repository: str, digest: Digest) -> bool:
         return access.can_read(host, repository, digest, None)
@@ -66,4 +69,7 @@ def build(
 
     fleet = Fleet(connection, LocalCache(store, fills, permits, content_changed))
     fills.on_ended = fleet.fill_ended
+    metrics = report.metrics
+    metrics.registry.register(FleetCollector(fleet.status, metrics.traffic))
+    report.fleet = lambda: report_fleet(fleet.status(), metrics.traffic)
     return fleet

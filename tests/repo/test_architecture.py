@@ -50,8 +50,10 @@ TOP = {
 }
 AREAS = WINGS | TOP
 # Additional imports of single modules: metrics and the status report show the circuit breakers, the report also the
-# running fills.
+# running fills, and a report of its own the fleet.
 ALLOWED = {
+    ("hubcache.operate.fleet_report", "hubcache.fleet.fleet_status"),
+    ("hubcache.operate.fleet_report", "hubcache.fleet.fleet_status"),
     ("hubcache.operate.metrics", "hubcache.transfer.breaker"),
     ("hubcache.operate.problems", "hubcache.transfer.breaker"),
     ("hubcache.operate.status_report", "hubcache.transfer.breaker"),

@@ -87,11 +87,13 @@ class Bucket:
         self._paused_until = 0.0
         self.problem: str | None = None
         """Why the last request failed; None after one that succeeded."""
+        self.closed_because: str | None = None
+        """Why no request is sent at all, not even a `ping`; None when requests are sent."""
 
     @property
     def is_usable(self) -> bool:
         """Whether a request would be sent now."""
-        return self._clock() >= self._paused_until
+        return self.closed_because is None and self._clock() >= self._paused_until
 
     # -- small objects ----------------------------------------------------------------------------------------------
 
@@ -189,7 +191,7 @@ class Bucket:
     def _reporting(self, kind: str) -> Iterator[Callable[[str], None]]:
         """Count a request, translate its failure, and pause after one."""
         if not self.is_usable:
-            raise BucketUnavailable(self.problem or "the bucket does not answer")
+            raise BucketUnavailable(self.closed_because or self.problem or "the bucket does not answer")
         outcome = "ok"
 
         def report(other: str) -> None:

@@ -12,6 +12,7 @@ from obstore.store import from_url
 
 from ..oci.errors import ConfigError
 from .fleet_options import FleetOptions
+from .membership import Node
 from .own_address import own_host
 
 if TYPE_CHECKING:
@@ -25,15 +26,14 @@ _MAX_NAME = 40
 class FleetConnection:
     """An open listener for peers and the store of the bucket, until `close`.
 
-    `id` is the name of this node in the fleet: its host name and a random part, since a node that starts again holds
-    none of the leases that it held before. Peers connect to `address`, which is `http://HOST:PORT`.
+    The id of `me` is the machine's name and a random part, since a node that starts again holds none of the leases that
+    it held before.
     """
 
     options: FleetOptions
     store: ObjectStore
     listener: socket.socket
-    id: str
-    address: str
+    me: Node
 
     @classmethod
     def open(cls, options: FleetOptions) -> Self:
@@ -45,7 +45,8 @@ class FleetConnection:
         listener = _listen(*options.listen)
         host, port = options.address or (own_host(options.listen[0], ("127.0.0.1", 9)), None)
         host = f"[{host}]" if ":" in host else host
-        return cls(options, store, listener, _new_id(), f"http://{host}:{port or listener.getsockname()[1]}")
+        address = f"http://{host}:{port or listener.getsockname()[1]}"
+        return cls(options, store, listener, Node(_new_id(), address, options.version))
 
     def close(self) -> None:
         """Close the listener."""

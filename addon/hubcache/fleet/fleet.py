@@ -10,11 +10,16 @@ from ..transfer.fill import Fill
 from ..transfer.tokens import Tokens
 from ..transfer.upstream import Upstream
 from ..transfer.upstream_client import UpstreamClient
+from . import keys
 from .bucket import Bucket
+from .clock import BucketClock
 from .connection import FleetConnection
 from .fleet_counts import FleetCounts
 from .fleet_status import FleetStatus, NodeStatus, UploadStatus
+from .joining import Joining
+from .leases import Leases
 from .local_cache import LocalCache
+from .membership import Membership
 
 logger = logging.getLogger("hubcache")
 
@@ -30,18 +35,35 @@ class Fleet:
         self._cache = cache
         self._counts = FleetCounts()
         self._bucket = Bucket(connection.store, self._counts)
+        self._clock = BucketClock()
+        self._membership = Membership(self._bucket, self._clock, connection.me)
+        self._leases = Leases(self._bucket, self._clock, connection.me)
+        self._joining = Joining(connection.options.bucket, self._bucket, self._examine, self._join)
+
+    # -- life -------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Join the fleet, or work alone until the bucket answers.
 
         Raises `ConfigError` when the bucket answers but does not keep the promises on which leases depend.
         """
+        await self._joining.start()
+
+    async def _examine(self) -> None:
+        await Bucket(self._connection.store, self._counts).ping(keys.node(self._connection.me.id), b"{}")
+
+    async def _join(self) -> None:
+        await self._membership.start()
 
     async def stop_background_work(self) -> None:
         """Announce that this node leaves, when its shutdown has begun. Uploads continue until `close`."""
+        await self._joining.close()
+        await self._membership.close()
 
     async def close(self) -> None:
         """Give up uploads that are not complete, release all leases, and end the connections of peers."""
+        await self.stop_background_work()
+        await self._leases.close()
         self._connection.close()
 
     @property
@@ -68,15 +90,18 @@ class Fleet:
 
     def status(self) -> FleetStatus:
         """Return the present state, without a request to the bucket."""
-        counts, connection = self._counts, self._connection
-        options, uploads = connection.options, counts.uploads
+        counts, me, options = self._counts, self._connection.me, self._connection.options
+        uploads = counts.uploads
         return FleetStatus(
             bucket=options.bucket,
-            node=connection.id,
-            problem=self._bucket.problem,
+            node=me.id,
+            problem=self._bucket.closed_because or self._bucket.problem,
             capacity=options.capacity,
-            nodes=(NodeStatus(connection.id, connection.address, options.version, is_own=True),),
-            leases=(),
+            nodes=tuple(
+                NodeStatus(each.id, each.address, each.version, is_own=each.id == me.id)
+                for each in self._membership.nodes
+            ),
+            leases=self._leases.held,
             requests={kind: dict(outcomes) for kind, outcomes in counts.requests.items()},
             received={tier: counts.received[tier] for tier in ("bucket", "peer")},
             uploads=UploadStatus(0, uploads["stored"], uploads["refused"], uploads["failed"], counts.uploaded_bytes),

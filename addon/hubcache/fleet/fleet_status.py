@@ -28,11 +28,11 @@ class SweepStatus:
 class UploadStatus:
     """The uploads to the bucket: how many wait or run, and by outcome how many ended since the start."""
 
-    queued: int = 0
-    stored: int = 0
-    refused: int = 0
-    failed: int = 0
-    bytes: int = 0
+    queued: int
+    stored: int
+    refused: int
+    failed: int
+    bytes: int
     """Bytes that were stored in the bucket."""
 
 
@@ -46,12 +46,14 @@ class FleetStatus:
     """Why this node works alone at present; None while the bucket answers."""
     capacity: int
     """Bytes that the fleet may store in the bucket."""
-    nodes: tuple[NodeStatus, ...] = ()
-    leases: tuple[str, ...] = ()
+    nodes: tuple[NodeStatus, ...]
+    """The nodes whose heartbeats arrive; this node is the first."""
+    leases: tuple[str, ...]
     """Names of the leases that this node holds."""
-    requests: dict[str, dict[str, int]] | None = None
+    requests: dict[str, dict[str, int]]
     """Requests to the bucket by kind and outcome."""
-    received: dict[str, int] | None = None
+    received: dict[str, int]
     """Bytes of content that arrived, by tier: `bucket` and `peer`."""
-    uploads: UploadStatus = UploadStatus()
-    sweep: SweepStatus | None = None
+    uploads: UploadStatus
+    sweep: SweepStatus | None
+    """The last sweep that this node knows of."""

@@ -151,6 +151,11 @@ class Leases:
         self._acquiring: set[asyncio.Task[Lease | Holder]] = set()
         self._releasing: set[asyncio.Task[None]] = set()
 
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The names of the leases that this node holds, or tries to acquire."""
+        return tuple(self._own)
+
     async def acquire(self, name: str) -> Lease | Holder:
         """Acquire a lease that is free or has expired; else return its holder.
 

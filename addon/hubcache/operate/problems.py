@@ -1,6 +1,7 @@
 """Says what is wrong with a cache, in sentences that also say what to do."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from ..decide.eviction import Reason
 from ..store.capacity import Removal
@@ -85,3 +86,15 @@ def damage_problems(count: int) -> Iterator[str]:
             f"{count} stored {'object was' if count == 1 else 'objects were'} damaged and will be fetched again. No "
             "client received damaged content. If this number grows, check the disk and the memory of this machine."
         )
+
+
+def fleet_problems(fleet: Mapping[str, Any] | None, *, public: bool) -> Iterator[str]:
+    """Return a sentence if a node cannot use the bucket of its fleet."""
+    if fleet is None or fleet["problem"] is None:
+        return
+    reason = "" if public else f": {fleet['problem']}"
+    yield (
+        f"This cache works without the bucket of its fleet{reason}. Pulls work, but what other nodes have fetched is "
+        "fetched again. The cache tries again by itself; if this lasts, check the bucket, its endpoint and the "
+        "credentials."
+    )

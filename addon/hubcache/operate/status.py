@@ -12,6 +12,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from ..oci.errors import ConfigError
 from ..setup.setup_pages import Page
+from . import problems
 from .events import Events
 from .status_page import StatusPages
 from .version import version
@@ -59,14 +60,20 @@ class Status:
         await self._runner.cleanup()
 
     async def _health(self, _: web.Request) -> web.Response:
-        """Return 200, since pulls work; `status` is `degraded` while nothing can be stored or an upstream is down."""
+        """Return 200, since pulls work; `status` is `degraded` while nothing can be stored or an upstream is down.
+
+        A bucket that is down is a warning only: the cache works alone.
+        """
         store = self._report.store
+        fleet = self._report.fleet()
         circuits = self._report.breakers.circuits
         down = {host: circuit.reason for host, circuit in circuits.items() if circuit.is_open}
         report = {
             "version": version(),
             "status": "ok" if store.problem is None and not down else "degraded",
             "upstreams_down": down,
+            "warnings": list(problems.fleet_problems(fleet, public=False)),
+            "fleet": fleet and {"bucket": fleet["bucket"], "problem": fleet["problem"], "nodes": len(fleet["nodes"])},
             "store": {
                 "directory": str(store.directory),
                 "problem": store.problem,

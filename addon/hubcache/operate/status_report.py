@@ -54,6 +54,8 @@ class StatusReport:
         """The outbound proxy of requests to registries, without credentials."""
         self.registries: list[str] = []
         """Hosts of the registries that are cached, without those that only a pattern permits."""
+        self.fleet: Callable[[], dict[str, Any] | None] = lambda: None
+        """Returns the state of the fleet (see `fleet_report`); None for a cache that works alone."""
         self._pulls = pulls
         pulls.on_ended = lambda pull: self.history.images.add(pull, time.time())
         self._fills = fills
@@ -68,8 +70,8 @@ class StatusReport:
     def snapshot(self, *, public: bool) -> dict[str, Any]:
         """Return the present status in JSON types. Times are seconds since the epoch, sizes bytes.
 
-        `public`: omit addresses of clients, names and digests of content of repositories that are not known to be
-        public, and paths on this machine, since every client of the proxy may read it.
+        `public`: omit the fleet, addresses of clients, names and digests of content of repositories that are not known
+        to be public, and paths on this machine, since every client of the proxy may read it.
         """
         now = time.time()
         self.history.record(now)
@@ -94,6 +96,7 @@ class StatusReport:
             "ratio": self.history.ratios(now),
             "ratelimit": self._rate_limits(),
             "upstreams": self._upstreams(),
+            "fleet": None if public else self.fleet(),
             "fills": [_fill(fill, reader) for fill in running[:MAX_FILLS]],
             "images": self._images(now, reader),
             "pulls": {
@@ -138,6 +141,7 @@ class StatusReport:
             *problems.rate_limit_problems(self.metrics.rate_limits, now),
             *problems.space_problems(self.store.capacity.history, now),
             *problems.damage_problems(self.store.damage.count),
+            *problems.fleet_problems(self.fleet(), public=reader.is_public),
         ]
 
     def _store_status(self, reader: Reader) -> dict[str, Any]:

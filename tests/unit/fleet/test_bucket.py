@@ -104,3 +104,15 @@ async def test_bucket_that_does_not_answer_is_asked_once_in_a_while(observer: Co
     assert observer.events[1:] == [("put", "error")]
     now += 60
     assert bucket.is_usable
+
+
+async def test_closed_bucket_receives_no_requests_not_even_pings(bucket: Bucket, observer: Counted) -> None:
+    bucket.closed_because = "not examined yet"
+    assert not bucket.is_usable
+    for work in (bucket.get("a"), bucket.ping("a", b"")):
+        with pytest.raises(BucketUnavailable, match="not examined yet"):
+            await work
+    assert observer.events == []
+    bucket.closed_because = None
+    await bucket.ping("a", b"")
+    assert observer.events == [("put", "ok")]

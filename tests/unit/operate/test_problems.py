@@ -77,3 +77,10 @@ def test_damage_is_a_problem_from_the_first_object() -> None:
     assert list(problems.damage_problems(0)) == []
     assert one(problems.damage_problems(1)).startswith("1 stored object was damaged")
     assert one(problems.damage_problems(2)).startswith("2 stored objects were damaged")
+
+
+def test_bucket_that_does_not_answer_is_a_problem() -> None:
+    assert list(problems.fleet_problems(None, public=False)) == []
+    assert list(problems.fleet_problems({"problem": None}, public=False)) == []
+    assert "bucket of its fleet: status 403." in one(problems.fleet_problems({"problem": "status 403"}, public=False))
+    assert "403" not in one(problems.fleet_problems({"problem": "status 403"}, public=True))

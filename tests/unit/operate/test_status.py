@@ -8,15 +8,18 @@ from pathlib import Path
 import aiohttp
 import pytest
 from hubcache.oci.errors import ConfigError, StorageError
+from hubcache.operate.fleet_report import report_fleet
 from hubcache.operate.metrics import Metrics
 from hubcache.operate.pulls import Pulls
 from hubcache.operate.status import Status
 from hubcache.operate.status_page import StatusPages
 from hubcache.operate.status_report import StatusReport
+from hubcache.operate.traffic import Traffic
 from hubcache.operate.version import version
 from hubcache.setup.setup_pages import SetupPages
 from hubcache.store.store import Store
 from hubcache.transfer.breaker import Circuit, CircuitBreakers
+from support.fleet_statuses import fleet_status
 from support.ports import free_port
 from support.stores import opened_store, put_blob
 
@@ -57,6 +60,8 @@ async def test_health_is_ok_and_shows_version_and_store(store: Store, tmp_path: 
         "version": version(),
         "status": "ok",
         "upstreams_down": {},
+        "warnings": [],
+        "fleet": None,
         "store": {
             "directory": str(tmp_path / "store"),
             "problem": None,
@@ -99,6 +104,19 @@ async def test_health_with_an_upstream_down_is_degraded_and_names_it(store: Stor
     _, _, text = await fetch(status_of(store, breakers=breakers), "/healthz")
     assert json.loads(text)["status"] == "degraded"
     assert json.loads(text)["upstreams_down"] == {"down": "status 503"}
+
+
+async def test_health_with_a_bucket_that_is_down_is_ok_with_a_warning(store: Store) -> None:
+    """The cache works alone: neither a load balancer nor an operator at night has to act."""
+    status = status_of(store)
+    state = fleet_status(problem="connection refused")
+    status._report.fleet = lambda: report_fleet(state, Traffic())
+    _, _, text = await fetch(status, "/healthz")
+    health = json.loads(text)
+    assert health["status"] == "ok"
+    assert len(health["warnings"]) == 1
+    assert "connection refused" in health["warnings"][0]
+    assert health["fleet"] == {"bucket": state.bucket, "problem": "connection refused", "nodes": 2}
 
 
 async def test_evictions_have_size_and_reason(store: Store) -> None:

@@ -11,6 +11,7 @@ from hubcache.decide.records import Visibility
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
 from hubcache.oci.registry import HUB_HOST
+from hubcache.operate.fleet_report import report_fleet
 from hubcache.operate.metrics import Metrics
 from hubcache.operate.pull import Pull
 from hubcache.operate.pulls import Pulls
@@ -20,6 +21,7 @@ from hubcache.serve.messages import Listener, Result
 from hubcache.store.store import Store
 from hubcache.transfer.breaker import Circuit, CircuitBreakers
 from hubcache.transfer.fills import FillProgress
+from support.fleet_statuses import fleet_status
 from support.stores import opened_store, put_blob
 
 PUBLIC, SECRET = "library/debian", "acme/secret"
@@ -147,6 +149,16 @@ async def test_public_snapshot_has_no_paths(parts: Parts) -> None:
     assert directory in json.dumps(parts.report.snapshot(public=False))
     assert len(parts.report.snapshot(public=True)["problems"]) == 2
     assert directory not in json.dumps(parts.report.snapshot(public=True))
+
+
+async def test_public_snapshot_names_neither_the_bucket_nor_the_nodes(parts: Parts) -> None:
+    state = fleet_status(problem="no route to 10.0.0.9")
+    parts.report.fleet = lambda: report_fleet(state, parts.metrics.traffic)
+    full, public = (json.dumps(parts.report.snapshot(public=public)) for public in (False, True))
+    for secret in ("s3://caches", "10.0.0.", "one-00c0ffee"):
+        assert secret in full
+        assert secret not in public
+    assert len(parts.report.snapshot(public=True)["problems"]) == 1
 
 
 async def test_lists_are_bounded_and_the_newest_come_first(parts: Parts) -> None:

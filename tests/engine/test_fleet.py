@@ -1,0 +1,85 @@
+"""Caches that share a bucket: they find each other, share what one of them has fetched, and work alone if they must."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hubcache.fleet import membership
+from hubcache.oci.errors import ConfigError
+from hubcache.serve.messages import Listener
+from obstore.store import MemoryStore, S3Store
+from support import fleet_engines as fleet
+from support.engine import Cache
+from support.standin import Hub
+from support.users import until
+
+REPO = "library/debian"
+
+CLOSED_PORT = S3Store(
+    "bucket",
+    endpoint="http://127.0.0.1:9",
+    access_key_id="key",
+    secret_access_key="secret",
+    region="us-east-1",
+    client_options={"allow_http": True},
+    retry_config={"max_retries": 0},
+)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
+    """The bucket of all nodes of a test."""
+    store = MemoryStore()
+    fleet.use_store(monkeypatch, store)
+    return store
+
+
+def keys(store: MemoryStore, prefix: str) -> list[str]:
+    return [entry["path"] for page in store.list(prefix) for entry in page]
+
+
+def status(cache: Cache) -> dict[str, Any]:
+    found = cache.engine.report.fleet()
+    assert found is not None
+    return found
+
+
+async def test_nodes_find_each_other_and_leave(
+    hub: Hub, bucket: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "HEARTBEAT_SECONDS", 0.05)
+    async with fleet.nodes(hub, tmp_path, 2) as caches:
+        await until(lambda: all(len(status(each)["nodes"]) == 2 for each in caches))
+        seen = [status(each)["nodes"] for each in caches]
+        assert seen[0][0]["is_own"]
+        assert not seen[0][1]["is_own"]
+        assert {node["id"] for node in seen[0]} == {node["id"] for node in seen[1]}
+        assert all(status(each)["problem"] is None for each in caches)
+        addresses = {node["address"] for node in seen[0]}
+        assert all(address.startswith("http://127.0.0.1:") for address in addresses)
+    assert keys(bucket, "node") == []
+    assert keys(bucket, "lease") == []
+
+
+async def test_node_works_alone_while_the_bucket_does_not_answer(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = hub.image(REPO, "1")
+    fleet.use_store(monkeypatch, CLOSED_PORT)
+    async with fleet.node(hub, tmp_path / "a") as cache:
+        assert "working alone until the bucket answers: s3://caches/test" in caplog.text
+        assert "secret" not in caplog.text
+        assert await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1") == (200, image.manifest)
+        assert status(cache)["problem"]
+        assert len(cache.engine.report.snapshot(public=False)["problems"]) == 1
+        assert "bucket" in cache.engine.report.snapshot(public=True)["problems"][0]
+        assert cache.engine.report.snapshot(public=True)["fleet"] is None
+
+
+async def test_address_that_is_in_use_is_refused(hub: Hub, bucket: MemoryStore, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        listen = other.getsockname()[:2]
+        with pytest.raises(ConfigError, match=r"hubcache_peer_listen: cannot listen on 127\.0\.0\.1:"):
+            async with fleet.node(hub, tmp_path / "a", peer_listen=listen):
+                pass
