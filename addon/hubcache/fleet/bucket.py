@@ -4,6 +4,7 @@ from __future__ import annotations  # obstore has the names of its types in stub
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ _CHUNK = 1 << 20
 
 _PART = 8 << 20
 """Bytes of a part of an upload; S3 accepts 5 MiB to 5 GiB."""
+
+
+_CODE = re.compile("<Code>([A-Za-z]+)</Code>")
 
 
 class BucketUnavailable(HubcacheError):
@@ -79,9 +83,15 @@ class Bucket:
     """
 
     def __init__(
-        self, store: ObjectStore, observer: BucketObserver, clock: Callable[[], float] = time.monotonic
+        self,
+        store: ObjectStore,
+        observer: BucketObserver,
+        clock: Callable[[], float] = time.monotonic,
+        uploads: ObjectStore | None = None,
     ) -> None:
+        """`uploads` is a client with time-outs for large bodies of requests; None if that of `store` suffices."""
         self._store = store
+        self._uploads = store if uploads is None else uploads
         self._observer = observer
         self._clock = clock
         self._paused_until = 0.0
@@ -174,7 +184,7 @@ class Bucket:
     async def upload(self, key: str, path: Path) -> None:
         """Write the bytes of a file, in parts. Nobody can read the object before it is complete."""
         with self._reporting("upload"):
-            await obstore.put_async(self._store, key, path, chunk_size=_PART, max_concurrency=2)
+            await obstore.put_async(self._uploads, key, path, chunk_size=_PART, max_concurrency=2)
 
     # -- failures ---------------------------------------------------------------------------------------------------
 
@@ -233,5 +243,12 @@ def _e_tag(result: PutResult) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an error, which names the request; the following ones are for its developers."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """Return the first line of an error, which names the request; the following ones are for its developers.
+
+    It ends with the first line of an XML document where the bucket sent one, whose code replaces it ("Error Responses"
+    of the Amazon S3 API).
+    """
+    text = str(error) or type(error).__name__
+    line = text.splitlines()[0].partition("<?xml")
+    code = _CODE.search(text)
+    return f"{line[0]}{code[1]}" if code and line[1] else line[0].rstrip(": ")
