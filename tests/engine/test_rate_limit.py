@@ -265,7 +265,7 @@ async def test_next_credentials_are_used_when_no_pulls_remain(with_account: Cach
         fresh = hub.image("library/app", str(count), [str(count).encode()])
         hub.faults.clear()
         hub.faults.add(Fault(kind="manifest", method="GET", status=429, times=count))
-        with_account.engine.service._upstreams[HOST]._paused.clear()
+        with_account.engine.service._upstreams[HOST]._pauses._until.clear()
         status, body = await with_account.get(Listener.PROXY, f"/v2/library/app/manifests/{count}", authorization=own)
         assert (status, body) == (200, fresh.manifest)
         assert [r.user for r in hub.requests(kind="manifest", method="GET", status=200)][-1] == expected

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from cachetools import TTLCache
 
@@ -133,7 +134,7 @@ class BlobAccess:
         """Return a function that opens the blob upstream, with the first credentials that are accepted for it."""
 
         def open_range(start: int, end: int | None) -> AbstractAsyncContextManager[BlobBody]:
-            open_blob = view.upstream.open_blob
+            open_blob = partial(view.upstream.open_blob, is_public=view.authorization is None)
             return self._open(
                 view, digest, lambda authorization: open_blob(view.repository, digest, start, end, authorization)
             )
@@ -144,7 +145,7 @@ class BlobAccess:
         """Return a function that opens the blob for a fill, with the first credentials that are accepted for it."""
 
         def open_blob(start: int) -> AbstractAsyncContextManager[BlobDownload]:
-            download = view.upstream.download_blob
+            download = partial(view.upstream.download_blob, is_public=view.authorization is None)
             return self._open(
                 view, digest, lambda authorization: download(view.repository, digest, start, authorization)
             )

@@ -120,7 +120,9 @@ class ManifestValidation:
                 raise
             # A HEAD has no body to say whether the tag is missing or the repository. A GET that fails does not count as
             # a pull.
-            fetched = await view.upstream.get_manifest(view.repository, tag, negotiation, view.authorization)
+            fetched = await view.upstream.get_manifest(
+                view.repository, tag, negotiation, view.authorization, is_public=view.authorization is None
+            )
             return await self._store_manifest(view, fetched), fetched.answered_at
         await self._access.record_accepted(view.host, view.repository, view.authorization, described.answered_at)
         if described.digest is None or described.size is None:
@@ -148,7 +150,9 @@ class ManifestValidation:
         requested_at = self._clock()
         tag_change_number = self._writer.change_number(view.host, view.repository, tag)
         try:
-            described = await view.upstream.head_manifest(view.repository, tag, negotiation, view.authorization)
+            described = await view.upstream.head_manifest(
+                view.repository, tag, negotiation, view.authorization, newer_than=known.validated_at
+            )
         except (Unauthorized, Denied) as error:
             await self._writer.drop_tag(view.host, view.repository, tag)
             await self._record_refused(view, tag, error, change_number, negotiation)
@@ -174,7 +178,9 @@ class ManifestValidation:
         """
 
         async def attempt(authorization: str | None) -> _Answer:
-            fetched = await view.upstream.get_manifest(view.repository, reference, accept, authorization)
+            fetched = await view.upstream.get_manifest(
+                view.repository, reference, accept, authorization, is_public=view.authorization is None
+            )
             found = await self._store_manifest(view, fetched)
             if authorization == view.authorization:
                 await self._access.record_accepted(view.host, view.repository, authorization, fetched.answered_at)

@@ -5,14 +5,13 @@ followed; the `Authorization` header is sent to the registry's own origin only.
 """
 
 import asyncio
-import hashlib
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
 import aiohttp
-from cachetools import TLRUCache
 from yarl import URL
 
 from ..oci.account import Account
@@ -24,6 +23,7 @@ from ..oci.registry import Registry
 from .blob_body import BlobBody, BlobDownload
 from .challenge import Challenge
 from .http_response import HttpResponse, Send
+from .rate_limit_pauses import RateLimitPauses
 from .referrers_page import ReferrersPage, read_referrers_page
 from .registry_credentials import RegistryCredentials
 from .response_body import content_coding, read_text_body
@@ -43,7 +43,6 @@ from .upstream_response import (
 _RETRIES = 2
 _BACKOFF_SECONDS = 0.2
 _RETRY_WITHIN_SECONDS = 2.0
-_MAX_PAUSED = 10_000
 _INSUFFICIENT_SCOPE = "insufficient_scope"
 _MAX_REQUESTS = 3
 """Requests for one read: the first without a token or with an old one, the second with a new token, and the third with
@@ -66,6 +65,9 @@ class ManifestHead:
 class Upstream:
     """One registry. Reads are anonymous unless an `authorization`, a client's own or the account's, is given.
 
+    `is_public` of a read means that every client may read the content, as an anonymous request has shown immediately
+    before: an `authorization` then only decides for whom the registry counts the pull. This class makes no use of it.
+
     `learned` and `account`: see `RegistryCredentials`. Pauses are measured with `clock` (seconds), `wall_clock` returns
     seconds since the epoch.
     """
@@ -87,7 +89,7 @@ class Upstream:
         self._wall_clock = wall_clock
         self._credentials = RegistryCredentials(registry, client, tokens, learned, account, self._now)
         self._origin = URL(registry.upstream)
-        self._paused: TLRUCache[tuple[str, str], float] = TLRUCache(_MAX_PAUSED, lambda _, until, __: until, self._now)
+        self._pauses = RateLimitPauses(self._now)
 
     def _now(self) -> float:
         return self._clock()
@@ -135,12 +137,11 @@ class Upstream:
 
     def is_rate_limited(self, kind: str, authorization: str) -> bool:
         """Whether the registry answered 429 to these credentials, and its pause is not over."""
-        return self._paused.get(_pause_key(kind, authorization), 0.0) > self._now()
+        return self._pauses.remaining(kind, authorization) > 0
 
     def pause(self, kind: str, seconds: float) -> None:
         """Send no anonymous request for this kind of content for a time, as after a 429: another cache received one."""
-        key = _pause_key(kind, "")
-        self._paused[key] = max(self._paused.get(key, 0.0), self._now() + seconds)
+        self._pauses.extend(kind, "", seconds)
 
     def _anonymous_pause_began(self, kind: str, seconds: float) -> None:
         """Called when the registry answered 429 to an anonymous request, for subclasses that report it."""
@@ -162,9 +163,19 @@ class Upstream:
     # -- reads ------------------------------------------------------------------------------------------------------
 
     async def head_manifest(
-        self, repository: str, reference: str | Digest, accept: str, authorization: str | None = None
+        self,
+        repository: str,
+        reference: str | Digest,
+        accept: str,
+        authorization: str | None = None,
+        *,
+        newer_than: float = -math.inf,
     ) -> ManifestHead:
-        """Request a manifest's head; Docker Hub does not count this against the pull limit."""
+        """Request a manifest's head; Docker Hub does not count this against the pull limit.
+
+        The caller has an answer of the time `newer_than`, in seconds since the epoch, and requests a newer one; here
+        each answer is new.
+        """
 
         async def request() -> ManifestHead:
             path, sent_at = f"manifests/{reference}", self._wall_clock()
@@ -175,7 +186,13 @@ class Upstream:
         return await _with_retries(request)
 
     async def get_manifest(
-        self, repository: str, reference: str | Digest, accept: str, authorization: str | None = None
+        self,
+        repository: str,
+        reference: str | Digest,
+        accept: str,
+        authorization: str | None = None,
+        *,
+        is_public: bool = False,
     ) -> FetchedManifest:
         """Fetch a manifest, which counts against Docker Hub's pull limit; raises `BadUpstream` when its bytes do not
         match its digest."""
@@ -217,7 +234,14 @@ class Upstream:
 
     @asynccontextmanager
     async def open_blob(
-        self, repository: str, digest: Digest, start: int = 0, end: int | None = None, authorization: str | None = None
+        self,
+        repository: str,
+        digest: Digest,
+        start: int = 0,
+        end: int | None = None,
+        authorization: str | None = None,
+        *,
+        is_public: bool = False,
     ) -> AsyncIterator[BlobBody]:
         """Open a blob from byte `start` to before byte `end`. An upstream may ignore this: see `BlobBody.start`."""
         sent_at = self._wall_clock()
@@ -226,7 +250,13 @@ class Upstream:
 
     @asynccontextmanager
     async def download_blob(
-        self, repository: str, digest: Digest, start: int = 0, authorization: str | None = None
+        self,
+        repository: str,
+        digest: Digest,
+        start: int = 0,
+        authorization: str | None = None,
+        *,
+        is_public: bool = False,
     ) -> AsyncIterator[BlobDownload]:
         """Open a blob from byte `start` to its end, as `open_blob`, to be received in a thread."""
         sent_at = self._wall_clock()
@@ -279,8 +309,7 @@ class Upstream:
         A new token is not replaced when its scope is too small (`insufficient_scope`). When the registry does not know
         it (a registry of several machines) another one is tried, once.
         """
-        pause_key = _pause_key(kind, given or "")
-        pause = self._paused.get(pause_key, 0.0) - self._now()
+        pause = self._pauses.remaining(kind, given or "")
         if pause > 0:
             raise TooManyRequests("rate limit of the upstream exceeded", pause)
         url = URL(f"{self.registry.upstream}/v2/{repository}/{path}")
@@ -299,7 +328,7 @@ class Upstream:
                 is_last = left_over == 0 or given is not None
                 too_small = authorization and is_new and challenge and challenge.error == _INSUFFICIENT_SCOPE
                 if challenge is None or is_last or too_small:
-                    await self._check(response, kind, repository, pause_key if is_own else None)
+                    await self._check(response, kind, repository, given, is_own=is_own)
                     yield response
                     return
             authorization, is_new = await self._credentials.renewed(challenge, scope, authorization), True
@@ -316,12 +345,12 @@ class Upstream:
             self._client.observer.rate_limit_seen(self.registry.host, kind, known_limit, int(remaining))
 
     async def _check(
-        self, response: HttpResponse, kind: str, repository: str, pause_key: tuple[str, str] | None
+        self, response: HttpResponse, kind: str, repository: str, given: str | None, *, is_own: bool
     ) -> None:
         """Raise the error of a status other than 200 and 206, and `BadUpstream` for an HTML page (a login portal's, or
         one about maintenance).
 
-        `pause_key` is None for a response that does not come from the registry's own origin.
+        `is_own`: the response comes from the registry's own origin.
         """
         if response.status in (200, 206):
             if response.content_type == "text/html":
@@ -329,17 +358,17 @@ class Upstream:
             return
         if response.status == 416 and kind == "blob":
             return  # see `open_blob`
-        if response.status == 429 and pause_key is not None:
+        if response.status == 429 and is_own:
             # Remembered, so that clients which retry at once (containerd: 5 times) cause no requests upstream.
             seconds = pause_seconds(response)
-            self._paused[pause_key] = self._now() + seconds
-            if pause_key == _pause_key(kind, ""):
+            self._pauses.begin(kind, given or "", seconds)
+            if given is None:
                 self._anonymous_pause_began(kind, seconds)
         try:
             body = await read_text_body(response, MAX_ERROR_BODY, "an error")
         except (Unavailable, BadUpstream):
             body = b""  # the status is sufficient
-        error = error_of_registry if pause_key is not None else error_of_redirect_target
+        error = error_of_registry if is_own else error_of_redirect_target
         raise error(response, kind, repository, body)
 
 
@@ -351,11 +380,6 @@ def _extent(response: HttpResponse) -> tuple[int, int | None]:
 def _is_extent_usable(response: HttpResponse, start: int) -> bool:
     """Whether the body begins at `start` or, with status 200, at 0; else the request is to be repeated."""
     return response.status == 200 or (response.status == 206 and _extent(response)[0] == start)
-
-
-def _pause_key(kind: str, authorization: str) -> tuple[str, str]:
-    """Return the key of a pause: the kind of content, and a hash of the credentials (empty for anonymous requests)."""
-    return kind, hashlib.sha256(authorization.encode("utf-8", "replace")).hexdigest() if authorization else ""
 
 
 async def _with_retries[Value](request: Callable[[], Awaitable[Value]]) -> Value:
