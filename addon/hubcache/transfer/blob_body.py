@@ -1,13 +1,27 @@
-"""The body of a blob while it arrives from an upstream."""
+"""The body of a blob while it arrives, from an upstream or from elsewhere."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 import aiohttp
 
 from ..oci.errors import Unavailable
-from .download_response import DownloadResponse
-from .observer import Observer
+from .download_response import Consume
+from .http_response import HttpBody
+
+type Report = Callable[[str, int], None]
+"""Gets the name of the host that sends a body, and a number of bytes that have arrived."""
+
+
+class Transfer(Protocol):
+    """Bytes that are received in a thread, such as those of a `DownloadResponse`."""
+
+    async def receive(self, consume: Consume) -> bool:
+        """Pass bytes to `consume`, in a thread, until that returns False; returns whether the body has ended.
+
+        Raises `Unavailable`, `aiohttp.ClientError` or `TimeoutError` when the transfer breaks off.
+        """
 
 
 class BlobBody:
@@ -20,27 +34,30 @@ class BlobBody:
 
     def __init__(
         self,
-        response: aiohttp.ClientResponse,
+        content: HttpBody,
+        host: str,
         start: int,
         size: int | None,
-        observer: Observer,
+        report: Report,
         answered_at: float | None,
     ) -> None:
         self.start = start
         self.size = size
         self.answered_at = answered_at
-        self._response = response
-        self._observer = observer
+        self.report_mismatch: Callable[[], None] = lambda: None
+        """To be called when all bytes have arrived and do not match the digest."""
+        self._content = content
+        self._host = host
+        self._report = report
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield bytes as they arrive; raises `Unavailable` when the connection breaks, stalls or ends early."""
-        host = self._response.url.authority
         try:
-            async for chunk in self._response.content.iter_any():
-                self._observer.upstream_bytes(host, len(chunk))
+            async for chunk in self._content.iter_any():
+                self._report(self._host, len(chunk))
                 yield chunk
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise _broken(host, error) from error
+            raise _broken(self._host, error) from error
 
 
 class BlobDownload:
@@ -48,19 +65,21 @@ class BlobDownload:
 
     def __init__(
         self,
-        response: DownloadResponse,
+        transfer: Transfer,
+        host: str,
         start: int,
         size: int | None,
-        observer: Observer,
+        report: Report,
         answered_at: float | None,
     ) -> None:
         self.start = start
         self.size = size
         self.answered_at = answered_at
-        self._response = response
-        self._observer = observer
+        self._transfer = transfer
+        self._host = host
+        self._report = report
         self._received = self._reported = 0
-        """Bytes that the thread has received, and those that were reported to the observer."""
+        """Bytes that the thread has received, and those that were reported."""
 
     async def receive(self, consume: Callable[[memoryview], bool], arrived: Callable[[], None]) -> bool:
         """Pass bytes to `consume` as they arrive, in a thread, until it returns False; returns whether the body has
@@ -69,7 +88,7 @@ class BlobDownload:
         `arrived` is called in the event loop, some time after each of these calls. Raises what `consume` raises, and
         `Unavailable` when the connection breaks or stalls; a body that ends early is no error here.
         """
-        host, loop = self._response.url.authority, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         is_scheduled = False
 
         def report() -> None:
@@ -77,7 +96,7 @@ class BlobDownload:
             is_scheduled = False
             received = self._received
             if received > self._reported:
-                self._observer.upstream_bytes(host, received - self._reported)
+                self._report(self._host, received - self._reported)
                 self._reported = received
                 arrived()
 
@@ -91,9 +110,9 @@ class BlobDownload:
             return goes_on
 
         try:
-            return await self._response.receive(consume_and_report)
+            return await self._transfer.receive(consume_and_report)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise _broken(host, error) from error
+            raise _broken(self._host, error) from error
         finally:
             report()
 

@@ -246,7 +246,8 @@ class Upstream:
         """Open a blob from byte `start` to before byte `end`. An upstream may ignore this: see `BlobBody.start`."""
         sent_at = self._wall_clock()
         async with self._open_blob(repository, digest, start, end, authorization, self._client.send) as response:
-            yield BlobBody(response, *_extent(response), self._client.observer, sent_at)
+            host, report = response.url.authority, self._client.observer.upstream_bytes
+            yield BlobBody(response.content, host, *_extent(response), report, sent_at)
 
     @asynccontextmanager
     async def download_blob(
@@ -261,7 +262,8 @@ class Upstream:
         """Open a blob from byte `start` to its end, as `open_blob`, to be received in a thread."""
         sent_at = self._wall_clock()
         async with self._open_blob(repository, digest, start, None, authorization, self._client.download) as response:
-            yield BlobDownload(response, *_extent(response), self._client.observer, sent_at)
+            host, report = response.url.authority, self._client.observer.upstream_bytes
+            yield BlobDownload(response, host, *_extent(response), report, sent_at)
 
     @asynccontextmanager
     async def _open_blob[R: HttpResponse](

@@ -89,6 +89,17 @@ async def test_uploaded_file_is_received_in_a_thread(
     assert received == data[start:end]
 
 
+async def test_range_beyond_the_end_of_an_object_shows_its_size(bucket: Bucket, observer: Counted) -> None:
+    await bucket.put("blob/a", b"short")
+    for start in (5, 100):
+        body = await bucket.open("blob/a", start)
+        assert body is not None
+        assert body.entry.size == 5
+        assert list(body.chunks) == []
+    assert bucket.is_usable
+    assert observer.events[1:] == [("get", "ok")] * 2
+
+
 async def test_bucket_that_does_not_answer_is_asked_once_in_a_while(observer: Counted) -> None:
     now = 100.0
     bucket = Bucket(NOBODY, observer, lambda: now)

@@ -1,0 +1,185 @@
+"""Serves blobs to the other nodes of the fleet, and receives their events.
+
+Requests carry the secret of the fleet. A blob that is being filled is served from its growing file, like a client's.
+Private content is never served: this node cannot check what the others' clients may read.
+"""
+
+import asyncio
+import hmac
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, field
+from typing import NoReturn, Self
+
+from aiohttp import web
+
+from ..oci.digest import Digest
+from ..oci.errors import HubcacheError, RangeInvalid, StorageError
+from ..oci.json_reader import read_json
+from ..oci.reference import parse_range
+from ..store.staging import Staged
+from ..store.store import Store
+from ..transfer.fill import Fill
+from ..transfer.fills import Fills
+from ..transfer.sources import CHUNK, FileSource, FillSource, Source
+
+MAX_EVENT = 64 << 10
+"""Bytes of an event."""
+
+_SHUTDOWN_SECONDS = 1.0
+"""How long the end of the server waits for responses in progress."""
+_IDLE_SECONDS = 60.0
+"""A peer that accepts no bytes for this time is disconnected."""
+
+type OnEvent = Callable[[Mapping[str, object]], Awaitable[None]]
+"""Gets the fields of an event."""
+
+
+class PeerServer:
+    """An HTTP server for the other nodes. Until `secret` is known, it refuses all requests."""
+
+    def __init__(self, store: Store, fills: Fills, on_event: OnEvent) -> None:
+        self.secret: str | None = None
+        self._store = store
+        self._fills = fills
+        self._on_event = on_event
+        app = web.Application(middlewares=[self._authenticate], client_max_size=MAX_EVENT)
+        app.router.add_get("/blob/{digest}", self._serve_blob, allow_head=False)
+        app.router.add_post("/event", self._receive_event)
+        self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS, handler_cancellation=True
+        )
+
+    async def start(self, listener: socket.socket) -> None:
+        """Serve on a listening socket."""
+        await self._runner.setup()
+        await web.SockSite(self._runner, listener).start()
+
+    async def close(self) -> None:
+        """Stop listening and close all connections."""
+        await self._runner.cleanup()
+
+    @web.middleware
+    async def _authenticate(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
+        if self.secret is None or not hmac.compare_digest(given, f"Bearer {self.secret}".encode()):
+            return web.Response(status=401)
+        return await handler(request)
+
+    async def _receive_event(self, request: web.Request) -> web.Response:
+        try:
+            fields = read_json(await request.read(), MAX_EVENT)
+        except ValueError:
+            return web.Response(status=400)
+        if not isinstance(fields, dict):
+            return web.Response(status=400)
+        await self._on_event(fields)
+        return web.Response(status=204)
+
+    # -- blobs ------------------------------------------------------------------------------------------------------
+
+    async def _serve_blob(self, request: web.Request) -> web.StreamResponse:
+        async with AsyncExitStack() as stack:
+            try:
+                part = await self._find(Digest.parse(request.match_info["digest"]), request.headers.get("Range"))
+            except RangeInvalid as error:
+                return web.Response(status=416, headers=error.headers())
+            except HubcacheError:  # the fill failed, or the file cannot be read
+                part = None
+            if part is None:
+                return web.Response(status=404)
+            stack.push_async_callback(part.source.close)
+            response = web.StreamResponse(status=206 if part.is_range else 200, headers=part.headers())
+            await response.prepare(request)
+            try:
+                await _send(part.source, response)
+            except HubcacheError:  # the peer notices that the body is cut short
+                if request.transport is not None:
+                    request.transport.close()
+            except TimeoutError:
+                if request.transport is not None:
+                    request.transport.abort()
+            return response
+
+    async def _find(self, digest: Digest, range_header: str | None) -> "_Part | None":
+        """Return the bytes of a blob that is stored or being filled; None where it is neither, or is private."""
+        if not self._store.is_open or self._store.private.has(digest):
+            return None
+        fill = self._fills.get(digest)
+        if fill is not None:
+            size = await fill.wait_opened()
+            if fill.staged is not None and not fill.staged.closed:
+                part = _Part.select(range_header, size)
+                part.source = self._follow(fill, fill.staged, part)
+                return part
+        stored = await self._store.open_blob(digest)
+        if stored is None:
+            return None
+        with ExitStack() as stack:
+            stack.callback(stored.close)
+            part = _Part.select(range_header, stored.size)
+            part.source = FileSource(stored, part.start, part.end)
+            stack.pop_all()
+        return part
+
+    def _follow(self, fill: Fill, staged: Staged, part: "_Part") -> Source:
+        usage = self._store.usage
+        try:
+            fd = os.dup(staged.fd)
+        except OSError as error:
+            raise StorageError(f"cannot open the file of a running fill: {error.strerror or error}") from error
+        usage.begin_reading(fill.digest)
+        released: Callable[[], None] = lambda: usage.end_reading(fill.digest)  # noqa: E731
+        return FillSource(fill, staged.path, fd, part.start, part.end, _raise_unreadable, released)
+
+
+@dataclass(slots=True)
+class _Part:
+    """Bytes `start` to before `end` of a blob of `size` bytes."""
+
+    start: int
+    end: int
+    size: int
+    source: Source = field(init=False)
+
+    @classmethod
+    def select(cls, range_header: str | None, size: int) -> Self:
+        """Return the requested part; raises `RangeInvalid`."""
+        part = parse_range(range_header, size)
+        return cls(0, size, size) if part is None else cls(part.start, part.end, size)
+
+    @property
+    def is_range(self) -> bool:
+        """Whether this is not the whole blob."""
+        return (self.start, self.end) != (0, self.size)
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of the response."""
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(self.end - self.start)}
+        if self.is_range:
+            headers["Content-Range"] = f"bytes {self.start}-{self.end - 1}/{self.size}"
+        return headers
+
+
+def _raise_unreadable(start: int, end: int) -> NoReturn:
+    """Cut the body short: a peer has other sources when this node's disk fails."""
+    raise StorageError(f"cannot read bytes {start} to {end} of a fill")
+
+
+async def _send(source: Source, response: web.StreamResponse) -> None:
+    """Send a body; raises `HubcacheError` when it cannot be read, `TimeoutError` when the peer accepts nothing."""
+    while not source.finished:
+        part = await source.file_part()
+        chunk: bytes | memoryview
+        if part is None:
+            chunk = await source.read()
+        else:
+            buffer = bytearray(CHUNK)  # a new one each time: the transport keeps what the socket does not accept yet
+            chunk = memoryview(buffer)[: part.read_into(memoryview(buffer))]
+        async with asyncio.timeout(_IDLE_SECONDS):
+            await response.write(chunk)
+    await response.write_eof()

@@ -1,0 +1,208 @@
+"""Blobs and events between nodes: growing files, stored files, the secret, and private content."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pytest
+from hubcache.fleet.peer_client import PeerClient, PeerUnavailable
+from hubcache.fleet.peer_server import PeerServer
+from hubcache.fleet.secret import load_secret
+from hubcache.oci.digest import Digest
+from hubcache.store.store import Store
+from hubcache.transfer.fills import Fills
+from support.fleet import memory_bucket
+from support.growing import GrowingBlob
+from support.standin import random_bytes
+from support.stores import opened_store
+from support.upstreams import RecordingObserver
+from support.users import until
+
+DATA = random_bytes(3_000_000, "blob")
+DIGEST = Digest.of(DATA)
+
+
+@dataclass
+class Node:
+    """A node's store, fills and server."""
+
+    store: Store
+    fills: Fills
+    server: PeerServer
+    address: str
+    events: list[Mapping[str, object]] = field(default_factory=list)
+
+    async def receive(self, fields: Mapping[str, object]) -> None:
+        self.events.append(fields)
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    async with opened_store(tmp_path) as store:
+        fills = Fills(store, RecordingObserver(), store.index.staging_failed)
+        server = PeerServer(store, fills, lambda fields: node.receive(fields))
+        server.secret = "secret"
+        node = Node(store, fills, server, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        await server.start(listener)
+        try:
+            yield node
+        finally:
+            await fills.close()
+            await server.close()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[PeerClient]:
+    client = PeerClient("hubcache-test")
+    client.secret = "secret"
+    yield client
+    await client.close()
+
+
+async def received(client: PeerClient, node: Node, start: int = 0) -> bytes | None:
+    """Return the bytes that a node sends until it closes the connection; None where it has none."""
+    parts: list[bytes] = []
+
+    def consume(data: memoryview) -> bool:
+        parts.append(bytes(data))
+        return True
+
+    async with client.open_blob(node.address, DIGEST, start) as body:
+        if body is None:
+            return None
+        assert (body.start, body.size) == (start, len(DATA))
+        assert await body.receive(consume)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("start", [0, 1, len(DATA) - 1])
+async def test_stored_blob_is_served(client: PeerClient, node: Node, start: int) -> None:
+    await GrowingBlob(node.fills, DATA).store()
+    assert await received(client, node, start) == DATA[start:]
+
+
+@pytest.mark.parametrize("start", [0, 1_000_000])
+async def test_growing_blob_is_served_as_it_grows(client: PeerClient, node: Node, start: int) -> None:
+    blob = GrowingBlob(node.fills, DATA)
+    blob.allow(500_000)
+    reading = asyncio.create_task(received(client, node, start))
+    await until(lambda: blob.fill.readers == 1)
+    blob.allow(len(DATA))
+    assert await reading == DATA[start:]
+
+
+async def test_last_byte_is_held_back_until_the_digest_is_verified(client: PeerClient, node: Node) -> None:
+    blob = GrowingBlob(node.fills, DATA, sent=DATA[:-1] + b"?")
+    blob.allow(len(DATA))
+    data = await received(client, node)
+    assert data is not None
+    assert len(data) < len(DATA)
+    assert DATA.startswith(data)
+
+
+async def test_unknown_blob_is_absent(client: PeerClient, node: Node) -> None:
+    assert await received(client, node) is None
+
+
+async def test_private_blob_is_never_served(client: PeerClient, node: Node) -> None:
+    await node.store.private.add(DIGEST)
+    blob = GrowingBlob(node.fills, DATA)
+    blob.allow(500_000)
+    await blob.fill.wait_opened()
+    assert await received(client, node) is None
+    blob.allow(len(DATA))
+    await blob.fill.wait_stored()
+    assert await received(client, node) is None
+
+
+@pytest.mark.parametrize("secret", ["other", "", "sécret"])
+async def test_node_without_the_secret_is_refused(client: PeerClient, node: Node, secret: str) -> None:
+    await GrowingBlob(node.fills, DATA).store()
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {secret}"}) as session:
+        for method, path in (("GET", f"/blob/{DIGEST}"), ("POST", "/event"), ("GET", "/other")):
+            async with session.request(method, f"{node.address}{path}") as response:
+                assert response.status == 401
+    client.secret = "other"
+    with pytest.raises(PeerUnavailable, match="401"):
+        await received(client, node)
+    client.secret = None
+    with pytest.raises(PeerUnavailable, match="not known"):
+        await received(client, node)
+    assert node.events == []
+
+
+async def test_server_without_a_secret_refuses_everyone(client: PeerClient, node: Node) -> None:
+    node.server.secret = None
+    for client.secret in ("None", "secret"):
+        with pytest.raises(PeerUnavailable, match="401"):
+            await received(client, node)
+
+
+async def test_body_that_stalls_can_be_waited_for(
+    client: PeerClient, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client._downloads, "_progress_seconds", 0.1)
+    blob = GrowingBlob(node.fills, DATA)
+    blob.allow(700_000)
+    parts: list[bytes] = []
+
+    def consume(data: memoryview) -> bool:
+        parts.append(bytes(data))
+        return True
+
+    async with client.open_blob(node.address, DIGEST) as body:
+        assert body is not None
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await body.receive(consume)
+        blob.allow(len(DATA))
+        assert await body.receive(consume)
+    assert b"".join(parts) == DATA
+
+
+async def test_blob_whose_size_is_not_known_yet_is_a_time_out(
+    client: PeerClient, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client._downloads, "_progress_seconds", 0.1)
+    blob = GrowingBlob(node.fills, DATA, opens=False)
+    with pytest.raises(TimeoutError):
+        await received(client, node)
+    await until(lambda: blob.fill.readers == 0)
+
+
+async def test_node_that_is_gone_is_unavailable(client: PeerClient, node: Node) -> None:
+    await node.server.close()
+    with pytest.raises(PeerUnavailable, match="cannot be reached"):
+        await received(client, node)
+    with pytest.raises(PeerUnavailable, match="cannot be reached"):
+        await client.send_event(node.address, {})
+
+
+async def test_event_is_received(client: PeerClient, node: Node) -> None:
+    await client.send_event(node.address, {"paused": {"seconds": 3}})
+    assert node.events == [{"paused": {"seconds": 3}}]
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"\xff"])
+async def test_malformed_event_is_refused(node: Node, body: bytes) -> None:
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": "Bearer secret"}) as session,
+        session.post(f"{node.address}/event", data=body) as response,
+    ):
+        assert response.status == 400
+    assert node.events == []
+
+
+async def test_first_node_makes_the_secret() -> None:
+    bucket, _ = memory_bucket()
+    made = await asyncio.gather(*(load_secret(bucket) for _ in range(4)))
+    assert len(set(made)) == 1
+    assert made[0] is not None
+    assert len(made[0]) == 64
+    assert await load_secret(bucket) == made[0]
+    await bucket.put("secret", b'{"format": 2}')
+    assert await load_secret(bucket) is None
