@@ -193,6 +193,10 @@ class Program:
     def start(self) -> None:
         """Start the process, and wait until it serves."""
         self.launch()
+        self.wait_until_serving()
+
+    def wait_until_serving(self) -> None:
+        """Wait until the process serves; an early exit fails the test with its log."""
         wait_until(self._serves)
 
     def _serves(self) -> bool:
