@@ -119,7 +119,7 @@ class Engine:
         )
         parts = Parts(
             *(self.store, self.fills, writer, self._access, manifests, self._blobs, self._referrers, prefetch),
-            *(self._upstreams, self._may_spend, self.report, validation, self._remaining),
+            *(self._upstreams, self._may_spend, self.report, validation, self._remaining, self._fleet),
         )
         self.control = Control(parts)
         self._housekeeping = Housekeeping(

@@ -59,8 +59,8 @@ def build(
     from .fleet.local_cache import LocalCache
     from .operate.fleet_report import FleetCollector, report_fleet
 
-    def permits(host: str, repository: str, digest: Digest) -> bool:
-        return access.can_read(host, repository, digest, None)
+    def permits(host: str, repository: str, digest: Digest, outage: bool) -> bool:
+        return access.can_read(host, repository, digest, None, outage=outage)
 
     async def content_changed(host: str, repository: str, reference: str, is_blob: bool, subject: str | None) -> None:
         upstream = upstreams.get(host)
@@ -71,5 +71,5 @@ def build(
     fills.on_ended = fleet.fill_ended
     metrics = report.metrics
     metrics.registry.register(FleetCollector(fleet.status, metrics.traffic))
-    report.fleet = lambda: report_fleet(fleet.status(), metrics.traffic)
+    report.fleet = lambda: report_fleet(fleet.status(), metrics.traffic, metrics.pulls)
     return fleet

@@ -5,12 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hubcache.control.errors import Refused
+from hubcache.fleet import keys as bucket_keys
 from hubcache.fleet import membership
+from hubcache.fleet.leases import Lease
+from hubcache.oci.digest import Digest
 from hubcache.oci.errors import ConfigError
+from hubcache.oci.image_name import ImageName
+from hubcache.oci.registry import HUB_HOST
 from hubcache.serve.messages import Listener
 from obstore.store import MemoryStore, S3Store
 from support import fleet_engines as fleet
-from support.engine import Cache
+from support.engine import Cache, running
 from support.standin import Hub
 from support.users import until
 
@@ -75,6 +81,44 @@ async def test_node_works_alone_while_the_bucket_does_not_answer(
         assert len(cache.engine.report.snapshot(public=False)["problems"]) == 1
         assert "bucket" in cache.engine.report.snapshot(public=True)["problems"][0]
         assert cache.engine.report.snapshot(public=True)["fleet"] is None
+
+
+async def test_command_shows_the_leases_of_all_nodes(hub: Hub, bucket: MemoryStore, tmp_path: Path) -> None:
+    async with fleet.node(hub, tmp_path / "a") as cache:
+        engine: Any = cache.engine
+        lease = await engine._fleet._leases.acquire("blob/sha256:aa")
+        assert isinstance(lease, Lease)
+        bucket.put("lease/sweep", b'{"format": 2}')
+        shown = await cache.engine.control.commands.fleet.show()
+        leases = {each["name"]: each for each in shown["leases"]}
+        assert leases["blob/sha256:aa"]["node"] == status(cache)["node"]
+        assert leases["sweep"]["node"] is None
+        assert not any(each["has_expired"] for each in leases.values())
+        assert shown["cost"]["dollars"] > 0
+        bucket.delete("lease/sweep")
+    assert keys(bucket, "lease") == []
+
+
+async def test_purge_removes_content_from_the_bucket(hub: Hub, bucket: MemoryStore, tmp_path: Path) -> None:
+    image = hub.image(REPO, "1")
+    digest = Digest.of(image.manifest)
+    async with fleet.node(hub, tmp_path / "a") as cache:
+        assert (await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1"))[0] == 200
+        found = [bucket_keys.tag(HUB_HOST, REPO, "1"), bucket_keys.manifest(HUB_HOST, REPO, digest)]
+        kept = bucket_keys.tag(HUB_HOST, REPO, "2")
+        for key in (*found, kept):
+            bucket.put(key, b"{}")
+        result = await cache.engine.control.commands.purge.image(ImageName.parse("debian:1"))
+        assert result["removed_from_bucket"]
+    assert keys(bucket, "manifest") == []
+    assert keys(bucket, "tag") == [kept]
+
+
+async def test_cache_without_a_bucket_has_no_fleet(hub: Hub, tmp_path: Path) -> None:
+    async with running(hub, tmp_path / "store") as cache:
+        assert cache.engine.report.snapshot(public=False)["fleet"] is None
+        with pytest.raises(Refused, match="works alone"):
+            await cache.engine.control.commands.fleet.show()
 
 
 async def test_address_that_is_in_use_is_refused(hub: Hub, bucket: MemoryStore, tmp_path: Path) -> None:

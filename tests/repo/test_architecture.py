@@ -21,7 +21,7 @@ WINGS = {
     "serve": {"oci", "decide", "store", "transfer"},
     "setup": {"serve"},
     "operate": {"oci", "decide", "store", "serve", "setup"},
-    "control": {"oci", "decide", "store", "transfer", "serve", "operate"},
+    "control": {"oci", "decide", "store", "transfer", "fleet", "serve", "operate"},
     "workers": {"oci", "store", "transfer", "serve", "operate"},
     "cli": {"oci", "operate", "control"},
     "clients": {"oci", "decide", "operate"},
@@ -53,6 +53,7 @@ AREAS = WINGS | TOP
 # running fills, and a report of its own the fleet.
 ALLOWED = {
     ("hubcache.operate.fleet_report", "hubcache.fleet.fleet_status"),
+    ("hubcache.operate.fleet_report", "hubcache.fleet.request_cost"),
     ("hubcache.operate.fleet_report", "hubcache.fleet.fleet_status"),
     ("hubcache.operate.metrics", "hubcache.transfer.breaker"),
     ("hubcache.operate.problems", "hubcache.transfer.breaker"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hubcache.fleet import connection
+from hubcache.fleet.bucket_store import BucketStore
 
 from support.engine import Cache, running
 from support.standin import Hub
@@ -16,7 +17,8 @@ BUCKET = "s3://caches/test"
 
 def use_store(monkeypatch: pytest.MonkeyPatch, store: Any) -> None:
     """Have nodes that start from now on use this object store, whatever bucket their options name."""
-    monkeypatch.setattr(connection, "from_url", lambda _: store)
+    opened = (BucketStore("127.0.0.1", 9, store, store),)
+    monkeypatch.setattr(connection, "open_bucket_stores", lambda *_: opened)
 
 
 @asynccontextmanager

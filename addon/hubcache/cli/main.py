@@ -13,6 +13,7 @@ from .bash_completion import whole_names
 from .doctor import doctor
 from .errors import CommandError
 from .export import export
+from .fleet import fleet
 from .images import list_images, pin, show, unpin
 from .import_images import import_images
 from .output import Output
@@ -65,6 +66,7 @@ def _options(
 COMMANDS: list[tuple[str, Callable[..., None], str]] = [
     ("status", status, _CACHE),
     ("top", top, _CACHE),
+    ("fleet", fleet, _CACHE),
     ("verify", verify, _CACHE),
     ("doctor", doctor, _CACHE),
     ("ls", list_images, _IMAGES),

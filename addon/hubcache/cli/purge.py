@@ -33,7 +33,8 @@ def purge(
 ) -> None:
     """Remove images, or content by its digest, from the store.
 
-    Content that another stored tag uses stays. Clients that are reading removed content receive all of it.
+    Content that another stored tag uses stays. Clients that are reading removed content receive all of it. In a fleet,
+    it is also removed from the bucket, while other nodes keep what they have stored.
     """
     output = Output(is_json)
     client = connect(directory)
@@ -105,6 +106,8 @@ def _remove(
 
 def _summary(result: dict[str, Any]) -> str:
     parts = [f"removed {counted(len(result['removed']), 'object')}, {size(result['bytes'])}"]
+    if result["removed_from_bucket"]:
+        parts.append("removed from the bucket")
     if kept := len(result["kept"]):
         parts.append(f"{counted(kept, 'object')} kept, because other images use them")
     if held := len(result["held"]):

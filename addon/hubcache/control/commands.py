@@ -5,6 +5,7 @@ from typing import Any
 from ..oci.image_name import ImageName
 from .content import ContentCommands
 from .export import Export
+from .fleet import FleetCommands
 from .images import Images
 from .import_record import ImportRecord
 from .parts import Parts
@@ -22,7 +23,8 @@ class Commands:
         self.parts = parts
         self.images = Images(parts.store, lambda: parts.manifests.tag_lifetime)
         self.pins = PinCommands(parts.store, parts.upstreams)
-        self.purge = Purge(parts)
+        self.fleet = FleetCommands(parts)
+        self.purge = Purge(parts, self.fleet)
         self.verify = Verify(parts)
         self.registry_probe = RegistryProbe(parts.upstreams)
         self.warm = Warm(parts, self._pin)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..operate.status_report import StatusReport
 from ..serve.access import Access
@@ -15,11 +16,15 @@ from ..store.store import Store
 from ..transfer.fills import Fills
 from ..transfer.upstreams import Upstreams
 
+if TYPE_CHECKING:
+    from ..fleet.fleet import Fleet
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The parts of the cache that commands use. `may_spend` returns whether a registry's rate limit leaves a request
-    for background work, `remaining` how many requests it leaves in all, None when the registry did not report it."""
+    for background work, `remaining` how many requests it leaves in all, None when the registry did not report it.
+    `fleet` is None for a cache that works alone."""
 
     store: Store
     fills: Fills
@@ -34,3 +39,4 @@ class Parts:
     report: StatusReport
     validation: ManifestValidation
     remaining: Callable[[str], int | None]
+    fleet: "Fleet | None"

@@ -13,6 +13,7 @@ from ..oci.digest import Digest
 from ..oci.image_name import ImageName
 from ..store.pins import pinned_content
 from .errors import NotKnown, Refused
+from .fleet import FleetCommands
 from .parts import Parts
 from .purge_plan import Plan, Stored, Target, plan_purge
 
@@ -33,11 +34,14 @@ class Purge:
     fetched (`being_fetched`) is stored nevertheless, since clients wait for it. What another command stores or exports
     (`held`) stays.
 
+    In a fleet, tags and content are also removed from the bucket; other nodes keep what they have stored.
+
     Content that another tag, a pinned image or another stored manifest refers to stays. Raises `StorageError`.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, fleet: FleetCommands) -> None:
         self._parts = parts
+        self._fleet = fleet
         self._store = parts.store
 
     async def image(self, name: ImageName, *, force: bool = False) -> dict[str, Any]:
@@ -86,6 +90,7 @@ class Purge:
         done = await self._remove(plan)
         if target.name is not None:
             await self._store.links.drop_all(target.name.host, target.name.repository, done.removed)
+        is_out_of_bucket = await self._fleet.purge(plan.tags, target.name, done.removed)
         await self._store.private.forget(done.removed)
         self._store.update_pinned()
         return {
@@ -93,6 +98,7 @@ class Purge:
             "tags": [str(name) for name in plan.tags],
             "removed": done.removed,
             "bytes": done.size,
+            "removed_from_bucket": is_out_of_bucket,
             "kept": plan.used,
             "held": done.held,
             "being_read": done.read,

@@ -35,11 +35,15 @@ def _status_routes(commands: Commands) -> list[web.RouteDef]:
     async def status(_: web.Request) -> web.Response:
         return await json_answer(commands.status())
 
+    async def fleet(_: web.Request) -> web.Response:
+        return await json_answer(await commands.fleet.show())
+
     async def probe(request: web.Request) -> web.Response:
         return await json_answer(await commands.registry_probe.run(query_value(request, "registry")))
 
     return [
         web.get("/v1/status", status, allow_head=False),
+        web.get("/v1/fleet", fleet, allow_head=False),
         web.get("/v1/registry-probe", probe, allow_head=False),
     ]
 

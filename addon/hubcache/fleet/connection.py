@@ -1,22 +1,18 @@
 """What a node has before it joins its fleet: the store of the bucket, a listener for its peers, and an identity."""
 
-from __future__ import annotations  # obstore has the names of its types in stub files only
-
+import os
 import re
 import secrets
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
-
-from obstore.store import from_url
+from pathlib import Path
+from typing import Self
 
 from ..oci.errors import ConfigError
+from .bucket_store import BucketStore, open_bucket_stores
 from .fleet_options import FleetOptions
 from .membership import Node
 from .own_address import own_host
-
-if TYPE_CHECKING:
-    from obstore.store import ObjectStore
 
 _BACKLOG = 128
 _MAX_NAME = 40
@@ -24,14 +20,16 @@ _MAX_NAME = 40
 
 @dataclass(frozen=True, slots=True)
 class FleetConnection:
-    """An open listener for peers and the store of the bucket, until `close`.
+    """An open listener for peers and the clients of the bucket, until `close`.
+
+    There is a client for each endpoint of the bucket; the node uses the first.
 
     The id of `me` is the machine's name and a random part, since a node that starts again holds none of the leases that
     it held before.
     """
 
     options: FleetOptions
-    store: ObjectStore
+    stores: tuple[BucketStore, ...]
     listener: socket.socket
     me: Node
 
@@ -41,12 +39,12 @@ class FleetConnection:
 
         Raises `ConfigError` when the address cannot be used or when the bucket's settings are not complete.
         """
-        store = from_url(options.bucket)
+        stores = open_bucket_stores(options.bucket, os.environ, Path.home())
         listener = _listen(*options.listen)
-        host, port = options.address or (own_host(options.listen[0], ("127.0.0.1", 9)), None)
+        host, port = options.address or (own_host(options.listen[0], (stores[0].host, stores[0].port)), None)
         host = f"[{host}]" if ":" in host else host
         address = f"http://{host}:{port or listener.getsockname()[1]}"
-        return cls(options, store, listener, Node(_new_id(), address, options.version))
+        return cls(options, stores, listener, Node(_new_id(), address, options.version))
 
     def close(self) -> None:
         """Close the listener."""

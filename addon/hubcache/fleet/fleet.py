@@ -1,9 +1,10 @@
 """A node's part in its fleet: composes the bucket, the peers, and the upstreams that ask them before the registry."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..oci.account import Account
+from ..oci.digest import Digest
 from ..oci.registry import Registry
 from ..transfer.challenge import Challenge
 from ..transfer.fill import Fill
@@ -11,12 +12,14 @@ from ..transfer.tokens import Tokens
 from ..transfer.upstream import Upstream
 from ..transfer.upstream_client import UpstreamClient
 from . import keys
-from .bucket import Bucket
+from .bucket import Bucket, BucketUnavailable
+from .bucket_store import BucketStore
 from .clock import BucketClock
 from .connection import FleetConnection
 from .fleet_counts import FleetCounts
-from .fleet_status import FleetStatus, NodeStatus, UploadStatus
+from .fleet_status import FleetStatus, LeaseStatus, NodeStatus, UploadStatus
 from .joining import Joining
+from .lease_list import list_leases
 from .leases import Leases
 from .local_cache import LocalCache
 from .membership import Membership
@@ -34,7 +37,7 @@ class Fleet:
         self._connection = connection
         self._cache = cache
         self._counts = FleetCounts()
-        self._bucket = Bucket(connection.store, self._counts)
+        self._bucket = self._open_bucket(connection.stores[0])
         self._clock = BucketClock()
         self._membership = Membership(self._bucket, self._clock, connection.me)
         self._leases = Leases(self._bucket, self._clock, connection.me)
@@ -50,7 +53,10 @@ class Fleet:
         await self._joining.start()
 
     async def _examine(self) -> None:
-        await Bucket(self._connection.store, self._counts).ping(keys.node(self._connection.me.id), b"{}")
+        await self._open_bucket(self._connection.stores[0]).ping(keys.node(self._connection.me.id), b"{}")
+
+    def _open_bucket(self, store: BucketStore) -> Bucket:
+        return Bucket(store.requests, self._counts, uploads=store.uploads)
 
     async def _join(self) -> None:
         await self._membership.start()
@@ -87,6 +93,34 @@ class Fleet:
 
     def content_changed(self, host: str, repository: str, reference: str, is_blob: bool, subject: str | None) -> None:
         """Report a push or delete through this node to all nodes; the arguments are those of `ContentChanged`."""
+
+    # -- for users --------------------------------------------------------------------------------------------------
+
+    async def list_leases(self, most: int) -> list[LeaseStatus] | None:
+        """Return at most so many of the leases of all nodes; None while the bucket does not answer."""
+        try:
+            return await list_leases(self._bucket, self._clock, most)
+        except BucketUnavailable:
+            return None
+
+    async def purge(
+        self, tags: Iterable[tuple[str, str, str]], repository: tuple[str, str] | None, digests: Iterable[Digest]
+    ) -> bool:
+        """Remove content from the bucket; returns whether the bucket answered. Other nodes keep what they have stored.
+
+        `tags` are registry's host, repository and name. Manifests are removed for one repository, given by registry's
+        host and name; blobs for all.
+        """
+        digests = tuple(digests)
+        found = [keys.tag(*tag) for tag in tags]
+        found += [keys.blob(digest, private=private) for digest in digests for private in (False, True)]
+        if repository is not None:
+            found += [keys.manifest(*repository, digest) for digest in digests]
+        try:
+            await self._bucket.delete(*found)
+        except BucketUnavailable:
+            return False
+        return True
 
     def status(self) -> FleetStatus:
         """Return the present state, without a request to the bucket."""

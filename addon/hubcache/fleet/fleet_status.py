@@ -37,6 +37,17 @@ class UploadStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseStatus:
+    """A lease in the bucket: `node` is the holder's id, None when a newer version wrote it; `renewed` in seconds since
+    the epoch."""
+
+    name: str
+    node: str | None
+    renewed: float
+    has_expired: bool
+
+
+@dataclass(frozen=True, slots=True)
 class FleetStatus:
     """The fleet as one node sees it, without a request to the bucket. Numbers are since the start of this node."""
 

@@ -7,8 +7,9 @@ from ..oci.digest import Digest
 from ..store.store import Store
 from ..transfer.fills import Fills
 
-type Permits = Callable[[str, str, Digest], bool]
-"""Whether every client may read a digest in a repository of a registry's host, without a request to the registry."""
+type Permits = Callable[[str, str, Digest, bool], bool]
+"""Whether every client may read a digest in a repository of a registry's host without a request to the registry, which
+in an outage (True) is permitted for longer."""
 
 type ContentChanged = Callable[[str, str, str, bool, str | None], Awaitable[None]]
 """Forgets what a push or delete changed: registry's host, repository, reference, whether that is a blob's digest, and

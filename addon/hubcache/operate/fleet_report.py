@@ -8,16 +8,24 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from ..fleet.fleet_status import FleetStatus
+from ..fleet.request_cost import PRICES, request_cost
 from .traffic import Traffic
 
 
-def report_fleet(status: FleetStatus, traffic: Traffic) -> dict[str, Any]:
+def report_fleet(status: FleetStatus, traffic: Traffic, pulls: int) -> dict[str, Any]:
     """Return the state of a fleet as a node sees it, with all content by the tier that it came from, in bytes.
 
     The tier `store` has the bytes that clients received from the store of the node; the others have bytes that the node
-    received from there.
+    received from there. `pulls` is the number of pulls since the start, among which the cost of requests is divided.
     """
-    return asdict(status) | {"tiers": tiers(status, traffic)}
+    dollars = request_cost(status.requests, status.uploads.bytes)
+    cost = {
+        "prices": PRICES,
+        "dollars": dollars,
+        "pulls": pulls,
+        "dollars_per_million_pulls": dollars / pulls * 1e6 if pulls else None,
+    }
+    return asdict(status) | {"tiers": tiers(status, traffic), "cost": cost}
 
 
 def tiers(status: FleetStatus, traffic: Traffic) -> dict[str, int]:

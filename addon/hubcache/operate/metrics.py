@@ -16,6 +16,7 @@ from ..store.store import Store
 from ..transfer.breaker import CircuitBreakers
 from .histogram import Histogram
 from .host_labels import Hosts
+from .pulls import CHECK
 from .served_request import ServedRequest
 from .traffic import Traffic
 
@@ -49,6 +50,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.traffic = Traffic()
         """The traffic since the start."""
+        self.pulls = 0
+        """The pulls that ended since the start."""
         self._requests = Counter(
             "hubcache_requests",
             "Requests from clients by kind (manifest, blob, referrers, ping, token, other), result, and door (proxy or "
@@ -180,6 +183,7 @@ class Metrics:
     def pull_ended(self, result: str) -> None:
         """Count a pull that ended, or a check."""
         self._pulls.labels(result).inc()
+        self.pulls += result != CHECK
 
     def workers_changed(self, count: int) -> None:
         """Set the number of processes that serve clients."""

@@ -23,7 +23,7 @@ _QUANTITY = re.compile(r"([0-9]+)\s*([A-Za-z]?)")
 _SIZES = "such as 1000 (bytes), 500M, 50G or 2T"
 _DURATIONS = "such as 60 (seconds), 10m, 12h, 30d or 2w"
 _TUNNEL_PATTERN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.*_-]+)(?::([0-9]{1,5}|\*))?")
-_BUCKET = re.compile(r"(?:s3|gs|az)://[0-9A-Za-z][0-9A-Za-z._-]+(?:/[0-9A-Za-z._-]+)*/?")
+_BUCKET = re.compile(r"(?:s3|gs|az)://[0-9A-Za-z][0-9A-Za-z._-]+(?:/[0-9A-Za-z_-][0-9A-Za-z._-]*)*/?")
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]*)(?::([0-9]{1,5}))?")
 _MAX_WORKERS = 64
 

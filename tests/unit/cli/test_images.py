@@ -144,6 +144,7 @@ class TestPurge:
             if call.body.get("image") == "no":
                 return Reply({"error": "no is not stored"}, 404)
             result = {"removed": [DIGEST, OTHER_DIGEST], "bytes": 3 << 20, "kept": [], "held": [], "being_read": []}
+            result["removed_from_bucket"] = call.body["force"]
             more = {name: [DIGEST] for name in ("kept", "held", "being_read")}
             return Reply(result | (more if call.body["force"] else {}))
 
@@ -159,7 +160,8 @@ class TestPurge:
         done = control.run("purge", "--force", "debian:12")
         assert control.calls[-1].body == {"image": "debian:12", "force": True}
         assert done.stdout == (
-            "debian:12: removed 2 objects, 3.0 MiB; 1 object kept, because other images use them; "
+            "debian:12: removed 2 objects, 3.0 MiB; removed from the bucket; "
+            "1 object kept, because other images use them; "
             "1 object kept for now, because another command stores or exports them; "
             "1 of the removed are being read, and their space is freed afterwards\n"
         )

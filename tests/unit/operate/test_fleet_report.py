@@ -11,7 +11,7 @@ TRAFFIC = Traffic(bytes=10 << 30, bytes_from_store=7 << 30, upstream_bytes=1 << 
 
 
 def test_report_is_json_with_the_bytes_of_each_tier() -> None:
-    report = json.loads(json.dumps(report_fleet(fleet_status(), TRAFFIC)))
+    report = json.loads(json.dumps(report_fleet(fleet_status(), TRAFFIC, 1000)))
     assert list(report["tiers"].items()) == [
         ("store", 7 << 30),
         ("bucket", 3 << 30),

@@ -99,7 +99,7 @@ SIZES, DURATIONS = "such as 1000 (bytes), 500M, 50G or 2T", "such as 60 (seconds
         *((values.peer_listen_address, text, "HOST:PORT or :PORT") for text in ("", "5002", "host", "::1:5002", ":0")),
         *((values.peer_address, text, "HOST or HOST:PORT") for text in (":5002", "host:x", "http://host", "host:0")),
         *((values.bucket, text, "a bucket such as s3://NAME, gs://NAME/PREFIX or az://NAME")
-          for text in ("name", "s3://", "s3:name", "s3://-a", "file:///tmp", "s3://name?x=1", "s3://user:secret@name")),
+          for text in ("name", "s3://", "s3:name", "s3://-a", "file:///tmp", "s3://name/..", "s3://name?x=1", "s3://user:secret@name")),
         *((values.workers, text, "auto or a number from 1 to 64") for text in ("0", "65", "many", "-1")),
     ],
 )  # fmt: skip

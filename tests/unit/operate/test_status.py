@@ -110,7 +110,7 @@ async def test_health_with_a_bucket_that_is_down_is_ok_with_a_warning(store: Sto
     """The cache works alone: neither a load balancer nor an operator at night has to act."""
     status = status_of(store)
     state = fleet_status(problem="connection refused")
-    status._report.fleet = lambda: report_fleet(state, Traffic())
+    status._report.fleet = lambda: report_fleet(state, Traffic(), 0)
     _, _, text = await fetch(status, "/healthz")
     health = json.loads(text)
     assert health["status"] == "ok"

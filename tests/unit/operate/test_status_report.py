@@ -153,7 +153,7 @@ async def test_public_snapshot_has_no_paths(parts: Parts) -> None:
 
 async def test_public_snapshot_names_neither_the_bucket_nor_the_nodes(parts: Parts) -> None:
     state = fleet_status(problem="no route to 10.0.0.9")
-    parts.report.fleet = lambda: report_fleet(state, parts.metrics.traffic)
+    parts.report.fleet = lambda: report_fleet(state, parts.metrics.traffic, 0)
     full, public = (json.dumps(parts.report.snapshot(public=public)) for public in (False, True))
     for secret in ("s3://caches", "10.0.0.", "one-00c0ffee"):
         assert secret in full

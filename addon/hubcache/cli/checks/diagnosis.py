@@ -12,7 +12,7 @@ from ...operate import ca, installation
 from ..client import ControlClient
 from ..configuration import configured
 from ..errors import CommandError, UsageError
-from . import certificate, engines, network, program, registry, storage
+from . import bucket, certificate, engines, network, program, registry, storage
 from .finding import Finding, ok, problem
 from .http_client import mirror_request
 from .target import Target, reachable_host
@@ -48,8 +48,8 @@ def of_local_cache(directory: Path, image: ImageName | None) -> Iterator[Finding
         target,
         *(program.check_versions, program.check_options_file, certificate.check_certificate),
         *(network.check_proxy_port, network.check_interception, network.check_mirror_port, network.check_pulls),
-        *(registry.check_registry, storage.check_store, program.check_report, program.check_outbound_proxy),
-        program.check_descriptors,
+        *(registry.check_registry, storage.check_store, bucket.check_bucket, program.check_report),
+        *(program.check_outbound_proxy, program.check_descriptors),
     )
 
 

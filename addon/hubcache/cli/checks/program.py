@@ -85,6 +85,8 @@ def check_report(target: Target) -> Iterator[Finding]:
     if report["upstreams"] and not down:
         yield ok("upstreams", f"{', '.join(upstream['registry'] for upstream in report['upstreams'])}: no failures")
     found = [upstream["reason"] for upstream in down] + [report["store"]["problem"]]
+    if (fleet := report.get("fleet")) is not None:
+        found.append(fleet["problem"])
     for text in report["problems"]:
         if not any(reason and reason in text for reason in found):  # it is a finding already
             yield warning("report", str(text), "see hubcache status")
