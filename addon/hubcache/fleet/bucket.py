@@ -140,7 +140,7 @@ class Bucket:
         with self._reporting("put") as report:
             try:
                 return _e_tag(await self._timed(obstore.put_async(self._store, key, value, mode={"e_tag": e_tag})))
-            except (PreconditionError, FileNotFoundError):
+            except (PreconditionError, AlreadyExistsError, FileNotFoundError):  # S3 reports a race as 409 Conflict
                 report("conflict")
                 return None
 

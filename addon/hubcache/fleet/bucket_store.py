@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config
 
 _CONNECT = timedelta(seconds=3)
-_READ = timedelta(seconds=6)
-"""Longest time without a byte of a response. A gateway of SeaweedFS needs 2 seconds to refuse a racing write."""
+_READ = timedelta(seconds=8)
+"""Longest time without a byte of a response.
+
+Measured: a gateway of SeaweedFS answers racing conditional writes of an object one after the other, and polls its lock
+once a second. The last of 32 is refused after 6 seconds.
+"""
 
 _RETRIES: RetryConfig = {"max_retries": 2, "retry_timeout": timedelta(seconds=5)}
 """Repeats a request that failed at once, and not one that timed out: then the cache goes on without the bucket."""
