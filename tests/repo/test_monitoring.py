@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from hubcache.operate.pull import Pull
+from obstore.store import MemoryStore
 from ruamel.yaml import YAML  # a dependency of mitmproxy
-from support.engine import running
+from support import fleet_engines
 from support.paths import REPOSITORY
 from support.required import require
 from support.standin import Hub
@@ -42,8 +43,8 @@ def promtool(*arguments: object) -> str:
 
 
 async def served_metrics(hub: Hub, directory: Path) -> set[str]:
-    """Return the names of all series that the cache can have."""
-    async with running(hub, directory) as cache:
+    """Return the names of all series that the cache can have, as a node of a fleet."""
+    async with fleet_engines.node(hub, directory) as cache:
         text = cache.engine.metrics.render().decode()
     names = set[str]()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
@@ -51,7 +52,8 @@ async def served_metrics(hub: Hub, directory: Path) -> set[str]:
     return names
 
 
-async def test_every_metric_that_is_used_exists(hub: Hub, tmp_path: Path) -> None:
+async def test_every_metric_that_is_used_exists(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet_engines.use_store(monkeypatch, MemoryStore())
     exist = await served_metrics(hub, tmp_path / "store")
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     used = " ".join([rule["expr"] for rule in rules()] + dashboard_expressions())
@@ -138,6 +140,6 @@ def test_panels_do_not_overlap() -> None:
     assert len(set(ids)) == len(ids)
 
 
-@pytest.mark.parametrize("row", ["Overview", "Clients", "Latency", "Registries", "Store", "Program"])
+@pytest.mark.parametrize("row", ["Overview", "Clients", "Latency", "Registries", "Store", "Program", "Fleet"])
 def test_dashboard_has_the_row(row: str) -> None:
     assert row in {panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"}

@@ -10,7 +10,7 @@ from .bucket import Bucket, BucketUnavailable
 
 logger = logging.getLogger("hubcache")
 
-_START_SECONDS = 15.0
+_START_SECONDS = 30.0
 """The start of a node waits this long for the bucket; clients must not wait for a bucket that is down."""
 
 _RETRY_SECONDS = 10.0
