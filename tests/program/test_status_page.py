@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
+from hubcache.operate.fleet_report import report_fleet
+from hubcache.operate.traffic import Traffic
 from support.chromium import Browser, Tab, running_browser
+from support.fleet_statuses import fleet_status
 from support.http_client import request, wait_until
 from support.program import Program, RegistryClient, running_program
 from support.standin import Image, random_bytes
@@ -118,10 +121,37 @@ async def test_hostile_names_and_reasons_are_text(browser: Browser, program: Pro
     pulled |= {"started": 1, "duration": 1, "slowest_seconds": 1}
     snapshot["pulls"] = {"running": [pulled], "recent": [pulled | {"error": ""}]}
     snapshot["evictions"] = [{"at": 1, "digest": HOSTILE, "image": HOSTILE, "size": 1, "reason": HOSTILE, "idle": 1}]
+    node = {"id": HOSTILE, "address": HOSTILE, "version": HOSTILE, "is_own": False}
+    snapshot["fleet"] = report_fleet(fleet_status(), Traffic(), 1) | {"problem": HOSTILE, "nodes": [node]}
     await tab.evaluate(f"source.close(), receive({json.dumps(snapshot)})")
     shown = await tab.text("body")
-    assert shown.count(HOSTILE) >= 15
+    assert shown.count(HOSTILE) >= 19
     assert await tab.evaluate("document.querySelectorAll('img, [onerror]').length") == 0
+    assert tab.errors == []
+
+
+@in_module_loop
+async def test_fleet_is_shown_where_there_is_one(browser: Browser, program: Program) -> None:
+    tab = await open_page(browser, program)
+    assert await tab.evaluate("find('fleet').hidden")
+    snapshot = json.loads(program.status_page("/status.json"))
+    assert snapshot["fleet"] is None
+    snapshot["fleet"] = report_fleet(fleet_status(), Traffic(bytes_from_store=7 << 30, upstream_bytes=1 << 20), 1000)
+    await tab.evaluate(f"source.close(), receive({json.dumps(snapshot)})")
+    shown = (await tab.text("#fleet")).replace("\xa0", " ")
+    for words in (
+        *("60.0 GiB of 100.0 GiB used (60 %)", "s3://caches/prod", "by two-00decade, 12 objects deleted"),
+        *("7.0 GiB from the store, 3.0 GiB from the bucket, 1.0 GiB from other nodes, 1.0 MiB from registries",),
+        *("40 stored, 2 queued, 1 found no space, 3 failed", "1,020 to the bucket, $2.70 per million pulls"),
+        *("1 held by this node", "one-00c0ffee", "this node", "http://10.0.0.2:5002"),
+    ):
+        assert words in shown
+    for width in (1200, 320):
+        await tab.look(width=width)
+        assert await tab.evaluate("document.documentElement.scrollWidth") <= width
+    snapshot["fleet"] = report_fleet(fleet_status(sweep=None, problem="status 403"), Traffic(), 0)
+    await tab.evaluate(f"receive({json.dumps(snapshot)})")
+    assert "status 403" in await tab.text("#fleet")
     assert tab.errors == []
 
 
