@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import GCSStore
 
 from ..oci.errors import HubcacheError
 
 if TYPE_CHECKING:
-    from obstore import BytesStream, GetOptions, ObjectMeta, PutResult
+    from obstore import BytesStream, GetOptions, ObjectMeta, PutResult, UpdateVersion
     from obstore.store import ObjectStore
 
 _REQUEST_SECONDS = 10.0
@@ -51,7 +52,10 @@ class BucketObserver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An object without its bytes: `size` in bytes, `modified` in seconds since the epoch by the bucket's clock."""
+    """An object without its bytes: `size` in bytes, `modified` in seconds since the epoch by the bucket's clock.
+
+    `e_tag` is for `Bucket.replace`; in a list of Google Cloud Storage it is empty.
+    """
 
     key: str
     size: int
@@ -91,6 +95,7 @@ class Bucket:
     ) -> None:
         """`uploads` is a client with time-outs for large bodies of requests; None if that of `store` suffices."""
         self._store = store
+        self._has_generations = isinstance(store, GCSStore)
         self._uploads = store if uploads is None else uploads
         self._observer = observer
         self._clock = clock
@@ -112,7 +117,7 @@ class Bucket:
 
         async def read() -> StoredObject:
             result = await obstore.get_async(self._store, key)
-            return StoredObject(bytes(await result.bytes_async()), _entry(result.meta))
+            return StoredObject(bytes(await result.bytes_async()), self._entry(result.meta))
 
         with self._reporting("get") as report:
             try:
@@ -124,22 +129,23 @@ class Bucket:
     async def put(self, key: str, value: bytes) -> str:
         """Write a small object, replacing an older one; returns its entity tag."""
         with self._reporting("put"):
-            return _e_tag(await self._timed(obstore.put_async(self._store, key, value)))
+            return self._e_tag(await self._timed(obstore.put_async(self._store, key, value)))
 
     async def create(self, key: str, value: bytes) -> str | None:
         """Write a small object (`If-None-Match: *`), and return its entity tag; None when there is one already."""
         with self._reporting("put") as report:
             try:
-                return _e_tag(await self._timed(obstore.put_async(self._store, key, value, mode="create")))
+                return self._e_tag(await self._timed(obstore.put_async(self._store, key, value, mode="create")))
             except AlreadyExistsError:
                 report("conflict")
                 return None
 
     async def replace(self, key: str, value: bytes, e_tag: str) -> str | None:
         """Replace one version of an object (`If-Match`), and return the new entity tag; None when it has changed."""
+        version: UpdateVersion = {"version": e_tag} if self._has_generations else {"e_tag": e_tag}
         with self._reporting("put") as report:
             try:
-                return _e_tag(await self._timed(obstore.put_async(self._store, key, value, mode={"e_tag": e_tag})))
+                return self._e_tag(await self._timed(obstore.put_async(self._store, key, value, mode=version)))
             except (PreconditionError, AlreadyExistsError, FileNotFoundError):  # S3 reports a race as 409 Conflict
                 report("conflict")
                 return None
@@ -159,7 +165,7 @@ class Bucket:
                 except StopAsyncIteration:
                     return
             for meta in page:
-                yield _entry(meta)
+                yield self._entry(meta)
 
     # -- large objects ----------------------------------------------------------------------------------------------
 
@@ -185,13 +191,13 @@ class Bucket:
                 if entry is None:
                     raise
                 return ObjectBody(entry, start, iter(()))
-        return ObjectBody(_entry(result.meta), start, _received(result.stream(min_chunk_size=_CHUNK)))
+        return ObjectBody(self._entry(result.meta), start, _received(result.stream(min_chunk_size=_CHUNK)))
 
     async def _short(self, key: str, start: int) -> Entry | None:
         """Return an object that ends at byte `start` or before, and None for others."""
         if not start:
             return None
-        entry = _entry(await self._timed(obstore.head_async(self._store, key)))
+        entry = self._entry(await self._timed(obstore.head_async(self._store, key)))
         return entry if entry.size <= start else None
 
     async def upload(self, key: str, path: Path) -> None:
@@ -205,6 +211,14 @@ class Bucket:
         """Write an object as `put` does, also during a pause."""
         self._paused_until = 0.0
         await self.put(key, value)
+
+    def _entry(self, meta: ObjectMeta) -> Entry:
+        modified: datetime = meta["last_modified"]
+        return Entry(meta["path"], meta["size"], modified.timestamp(), self._e_tag(meta))
+
+    def _e_tag(self, described: ObjectMeta | PutResult) -> str:
+        """Return what a condition names a version by: Google Cloud Storage has generations instead of entity tags."""
+        return (described["version"] if self._has_generations else described["e_tag"]) or ""
 
     async def _timed[Value](self, work: Awaitable[Value]) -> Value:
         async with asyncio.timeout(_REQUEST_SECONDS):
@@ -244,15 +258,6 @@ def _received(stream: BytesStream) -> Iterator[memoryview]:
         except (BaseError, OSError) as error:
             raise BucketUnavailable(f"transfer from the bucket broke off: {_reason(error)}") from error
         yield memoryview(chunk)
-
-
-def _entry(meta: ObjectMeta) -> Entry:
-    modified: datetime = meta["last_modified"]
-    return Entry(meta["path"], meta["size"], modified.timestamp(), meta["e_tag"] or "")
-
-
-def _e_tag(result: PutResult) -> str:
-    return result["e_tag"] or ""
 
 
 def _reason(error: Exception) -> str:

@@ -31,6 +31,7 @@ class Gateway(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Requests)
         self.requests: list[str] = []
+        self.conditions: list[str | None] = []
         self.ended = threading.Event()
 
     @property
@@ -45,7 +46,8 @@ class Requests(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.requests.append(f"{self.path} {self.headers['Authorization'].partition('/')[0]}")
+        self.server.requests.append(f"{self.path} {self.headers.get('Authorization', '').partition('/')[0]}")
+        self.server.conditions.append(self.headers["x-goog-if-generation-match"])
         self._send_head(0)
 
     def do_GET(self) -> None:
@@ -57,6 +59,7 @@ class Requests(BaseHTTPRequestHandler):
     def _send_head(self, length: int) -> None:
         self.send_response(200)
         self.send_header("ETag", '"1"')
+        self.send_header("x-goog-generation", "12345")
         self.send_header("Last-Modified", "Fri, 27 Nov 2026 10:00:00 GMT")
         self.send_header("Content-Length", str(length))
         self.end_headers()
@@ -140,6 +143,20 @@ async def test_credentials_of_a_file_are_used(
     (store,) = opened("s3://bucket")
     await Bucket(store.requests, Silent()).put("a", b"1")
     assert gateway.requests == ["/bucket/a AWS4-HMAC-SHA256 Credential=AKFILE"]
+
+
+async def test_google_cloud_storage_is_asked_to_replace_a_generation(
+    environment: pytest.MonkeyPatch, opened: Opener, gateway: Gateway
+) -> None:
+    environment.setenv("GOOGLE_BASE_URL", gateway.url)
+    environment.setenv("GOOGLE_BEARER_TOKEN", SECRET)
+    (store,) = opened("gs://bucket")
+    assert (store.host, store.port) == ("127.0.0.1", gateway.server_port)
+    bucket = Bucket(store.requests, Silent())
+    created = await bucket.create("a", b"1")
+    assert created == "12345"
+    assert await bucket.replace("a", b"2", created) == "12345"
+    assert gateway.conditions == ["0", "12345"]
 
 
 async def test_body_that_stalls_breaks_off(environment: pytest.MonkeyPatch, opened: Opener, gateway: Gateway) -> None:
