@@ -28,6 +28,7 @@ from .operate.status_report import StatusReport
 from .operate.storage_error_log import StorageErrorLog
 from .operate.version import version
 from .serve.access import Access
+from .serve.answer_cache import AnswerCache, RecentAnswer
 from .serve.best_effort import BestEffortWriter
 from .serve.cached_blobs import CachedBlobs
 from .serve.cached_manifests import CachedManifests
@@ -84,6 +85,11 @@ class Engine:
         self.metrics = Metrics()
         self.pulls = Pulls(self.metrics.pull_ended)
         self._records = RecordQueue()
+        self._changes = 0
+        """How often cached answers became invalid."""
+        self._answers = AnswerCache(lambda: self._changes)
+        self._on_change: Callable[[], None] = lambda: None
+        self.store.index.on_change = self._changed
         active = ActiveBodies()
         self.body_delivery = BodyDelivery(active, self.metrics.sent, log_broken_body)
         self.body_listener = BodyListener(active, self.metrics.sent, log_broken_body)
@@ -219,16 +225,29 @@ class Engine:
             return page
         if not request.attempt:
             self._records.add(self.pulls.begin, request)
-        waited = token_wait.begin()
+        changes, waited = self._changes, token_wait.begin()
         with ExitStack() as stack:
             try:
                 stack.enter_context(self._upstreams.in_use(request.registry))
             except (ManifestUnknown, Unavailable) as error:
                 return error_answer(error, request.method)
+            recent = self._answers.get(request)
+            if recent is not None:
+                return self._repeat(request, recent)
             outcome = await self._answer(request)
         if outcome is not None:
             outcome.token_wait = waited[0]
+        self._answers.put(request, outcome, changes)
         return outcome
+
+    def _repeat(self, request: Request, recent: RecentAnswer) -> Answer:
+        """Return a recent answer to another request, and count it as if it were a new one."""
+        answer = recent.repeat()
+        if answer.kind == "blob" and answer.body:
+            self.metrics.sent("store", len(answer.body))
+        if not request.attempt:  # the first attempt was counted
+            self.count_repeats(request, answer, 1)
+        return answer
 
     async def _answer(self, request: Request) -> Answer | Forward | None:
         outcome: Answer | Forward
@@ -259,9 +278,10 @@ class Engine:
         self.report.request_ended(request)
 
     def count_repeats(self, request: Request, answer: Answer, count: int) -> None:
-        """Count an answer that a worker process repeated `count` times, as if the engine had given it."""
-        self.service.count_repeats(request, answer)
-        self._setup.count(request.client, count)
+        """Count an answer that was repeated `count` times to a client, as if it were a new one each time."""
+        self.service.count_repeats(request, answer, count)
+        if answer.kind != "token":
+            self._setup.count(request.client, count)
         self.metrics.answered(answer.kind, answer.result.value, request.listener.value, count)
         if self._access_log is not None:
             for _ in range(count):
@@ -273,7 +293,11 @@ class Engine:
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Call this when cached answers may now be invalid."""
-        self.store.index.on_change = callback
+        self._on_change = callback
+
+    def _changed(self) -> None:
+        self._changes += 1
+        self._on_change()
 
     async def content_changed(self, registry: Registry, change: Change, subject: str | None = None) -> None:
         """Invalidate what an accepted push or delete changed; `subject` is the answer's `OCI-Subject`."""

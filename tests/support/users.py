@@ -38,9 +38,10 @@ class Clock(SimpleNamespace):
 
     def __init__(self, patch: pytest.MonkeyPatch, cache: Cache) -> None:
         super().__init__()
-        self.ahead = 0.0
+        self._ahead = 0.0
         patch.setattr(access, "time", self)
         engine: Any = cache.engine
+        self._index = engine.store.index
         for part in (engine._clients._tokens, *engine._upstreams.values()):
             patch.setattr(part, "_clock", self.monotonic)
         for part in engine._upstreams.values():
@@ -51,11 +52,20 @@ class Clock(SimpleNamespace):
         ):
             patch.setattr(part, "_clock", self.time)
 
+    @property
+    def ahead(self) -> float:
+        return self._ahead
+
+    @ahead.setter
+    def ahead(self, seconds: float) -> None:
+        self._ahead = seconds
+        self._index.on_change()  # answers are repeated for a second only
+
     def time(self) -> float:
-        return time.time() + self.ahead
+        return time.time() + self._ahead
 
     def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
+        return time.monotonic() + self._ahead
 
 
 def short_times(patch: pytest.MonkeyPatch) -> None:

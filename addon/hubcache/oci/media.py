@@ -1,6 +1,7 @@
 """Media types of manifests, and normalized `Accept` headers (RFC 9110 section 12.5.1)."""
 
 import re
+from functools import lru_cache
 
 from .json_reader import read_json
 from .manifest import MAX_MANIFEST
@@ -18,6 +19,9 @@ _ALL_COMMON = ", ".join(COMMON_TYPES)
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 """RFC 6838 section 4.2."""
 
+_MAX_CACHED = 1000
+"""Characters of an `Accept` header up to which its normalized form is cached; those of clients have 100 to 700."""
+
 _MAX_TYPES = 32
 _MAX_LENGTH = 255
 """Characters of a media type (RFC 6838 section 4.2 allows 127 on each side of the slash)."""
@@ -31,8 +35,13 @@ def normalize_accept(accept: str | None) -> str:
     the response that the upstream would send to it. Types with `q=0` are not accepted. After 32 types the rest is
     dropped: no client sends more.
     """
+    text = accept or "*/*"
+    return _cached_normalized(text) if len(text) <= _MAX_CACHED else _normalized(text)
+
+
+def _normalized(text: str) -> str:
     accepted = set()
-    for item in (accept or "*/*").split(","):
+    for item in text.split(","):
         media_type, *parameters = (part.strip().lower() for part in item.split(";"))
         if 0 < len(media_type) <= _MAX_LENGTH and not any(
             p.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for p in parameters
@@ -41,6 +50,9 @@ def normalize_accept(accept: str | None) -> str:
     if accepted.issuperset(COMMON_TYPES):
         return _ALL_COMMON
     return ", ".join(sorted(accepted)[:_MAX_TYPES]) or "*/*"
+
+
+_cached_normalized = lru_cache(256)(_normalized)
 
 
 def is_content_type(text: str) -> bool:

@@ -18,10 +18,9 @@ def manifest_answer(request: Request, found: ManifestResult) -> Answer:
     """Return 200, or 304 for a client that has the manifest (distribution spec, "Pulling manifests")."""
     headers = _headers(request, found.media_type, found.cache_status) | _digest_headers(found.digest)
     if _matches(request, found.digest):
-        return Answer(304, headers, found.result)
-    if request.method == "HEAD" or found.body is None:
-        return Answer(200, headers, found.result, length=found.size, size=found.size)
-    return Answer(200, headers, found.result, body=found.body, length=found.size, size=found.size)
+        return Answer(304, headers, found.result, content=found.digest)
+    body = b"" if request.method == "HEAD" or found.body is None else found.body
+    return Answer(200, headers, found.result, body=body, length=found.size, size=found.size, content=found.digest)
 
 
 def blob_answer(request: Request, digest: Digest, blob: BlobResult) -> Answer:
@@ -48,7 +47,7 @@ def referrers_answer(request: Request, target: ReferrersTarget, found: Referrers
         headers["Link"] = _next_page(request, target, found.next_query)
     size = len(found.body)
     body = b"" if request.method == "HEAD" else found.body
-    return Answer(200, headers, found.result, body=body, length=size, size=size)
+    return Answer(200, headers, found.result, body=body, length=size, size=size, content=found.digest)
 
 
 def _next_page(request: Request, target: ReferrersTarget, query: str) -> str:

@@ -2,10 +2,10 @@
 
 from ..oci.digest import Digest
 from ..oci.media import normalize_accept
-from ..oci.reference import BlobTarget, ManifestTarget, ReferrersTarget, referrers_query, subject_of_tag
+from ..oci.reference import BlobTarget, ManifestTarget, ReferrersTarget, parse_target, referrers_query, subject_of_tag
 from ..store.store import Store
 from ..transfer.sources import FileSource
-from .answers import DIGEST, blob_answer, etag, manifest_answer, referrers_answer
+from .answers import blob_answer, etag, manifest_answer, referrers_answer
 from .cached_blobs import BlobResult, CachedBlobs
 from .cached_manifests import CachedManifests
 from .cached_referrers import CachedReferrers
@@ -46,17 +46,30 @@ class ContentService:
 
     async def answer(self, request: Request, view: RepositoryView, target: ContentTarget) -> Answer:
         """Return the answer to a GET or HEAD."""
-        stored_only = request.listener is Listener.MIRROR and self.stored_only
+        stored_only = self._is_stored_only(request)
         if isinstance(target, ReferrersTarget):
             return await self._referrers_page(request, view, target, stored_only)
         if isinstance(target, BlobTarget):
             return await (self._stored_blob if stored_only else self._blob)(request, view, target)
         return await (self._stored_manifest if stored_only else self._manifest)(request, view, target)
 
-    def count_repeats(self, request: Request, answer: Answer) -> None:
-        """Count the repetition of an answer to another request, which is a pull, too."""
-        if answer.kind in ("manifest", "blob") and DIGEST in answer.headers:
-            self._count(request, Digest.parse(answer.headers[DIGEST]))
+    def _is_stored_only(self, request: Request) -> bool:
+        return request.listener is Listener.MIRROR and self.stored_only
+
+    def count_repeats(self, request: Request, answer: Answer, count: int) -> None:
+        """Count `count` repetitions of an answer for a client as `answer` counts requests. Of the headers of the
+        request, only `Accept` is used."""
+        if answer.content is None:
+            return
+        self._count(request, answer.content)
+        target = parse_target(request.path) if answer.kind == "manifest" else None
+        if not isinstance(target, ManifestTarget) or isinstance(target.reference, Digest):
+            return
+        if self._is_stored_only(request) and subject_of_tag(target.reference) is not None:
+            return
+        accept = normalize_accept(request.headers.get("accept"))
+        for _ in range(count):
+            self._tag_refresh.record_hit(request.registry.host, target.repository, target.reference, accept)
 
     def _count(self, request: Request, digest: Digest) -> None:
         if self._pulls.is_new_pull(request.client, digest):
@@ -113,14 +126,14 @@ class ContentService:
             self._count(request, target.digest)
             self._suspect_repeat(request, target.digest)
             blob = await self._blobs.get(view, target.digest, range_header, bypass_store=request.bypass_store)
-        return await self._blob_answer(request, target.digest, blob)
+        return await self._blob_answer(request, target.digest, blob, is_counted=request.method != "HEAD")
 
     async def _stored_blob(self, request: Request, view: RepositoryView, target: BlobTarget) -> Answer:
         self._suspect_repeat(request, target.digest)
         head = request.method == "HEAD"
         blob = await self._mirror.blob(view, target.digest, request.headers.get("range"), head=head)
         self._count(request, target.digest)
-        return await self._blob_answer(request, target.digest, blob)
+        return await self._blob_answer(request, target.digest, blob, is_counted=True)
 
     def _suspect_repeat(self, request: Request, digest: Digest) -> None:
         """Have a stored blob verified before all of it is sent to a client that has just received it."""
@@ -128,8 +141,9 @@ class ContentService:
         if is_whole and self._repeated_downloads.is_repeat(request, digest):
             self._store.inspector.suspect(digest)
 
-    async def _blob_answer(self, request: Request, digest: Digest, blob: BlobResult) -> Answer:
+    async def _blob_answer(self, request: Request, digest: Digest, blob: BlobResult, *, is_counted: bool) -> Answer:
         answer = blob_answer(request, digest, blob)
+        answer.content = digest if is_counted else None
         if blob.source is not None and answer.source is None:
             await blob.source.close()
         if answer.status == 200 and isinstance(blob.source, FileSource):

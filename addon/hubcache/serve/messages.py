@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from ..oci.digest import Digest
 from ..oci.registry import Registry
 from ..transfer.sources import Source
 
@@ -107,6 +108,8 @@ class Answer:
     """Why the request was refused, or failed."""
     is_repeated: bool = False
     """Whether a worker process repeated it without the owner."""
+    content: Digest | None = None
+    """The content for which the request counts, in the retention policy."""
 
 
 class Change(NamedTuple):

@@ -194,9 +194,9 @@ class RegistryService:
         )
         return Unauthorized(error.message, demanded.render(), error.detail)
 
-    def count_repeats(self, request: Request, answer: Answer) -> None:
-        """Count an answer that a worker process repeated to another request."""
-        self._content.count_repeats(request, answer)
+    def count_repeats(self, request: Request, answer: Answer, count: int) -> None:
+        """Count an answer that was repeated `count` times, see `ContentService.count_repeats`."""
+        self._content.count_repeats(request, answer, count)
 
     # -- pings and forwarded requests -----------------------------------------------------------------------------
 

@@ -112,18 +112,27 @@ class TagRefresh:
 
     def record_request(self, view: RepositoryView, tag: str, negotiation: str, found: ManifestResult) -> None:
         """Record that a client requested a public tag and was answered with `found`."""
+        is_validated = found.result in (Result.REVALIDATED, Result.MISS)
+        self._record((view.host, view.repository, tag, negotiation), found.digest if is_validated else None)
+
+    def record_hit(self, host: str, repository: str, tag: str, negotiation: str) -> None:
+        """Record that a client requested a public tag and was answered from the store."""
+        self._record((host, repository, tag, negotiation), None)
+
+    def _record(self, key: _Key, validated: Digest | None) -> None:
+        """Record a request for a tag; `validated` is the digest that the registry returned for it, if it was asked."""
+        *_, negotiation = key
         lifetime = self._manifests.tag_lifetime
         if not self.enabled or len(negotiation) > MAX_NEGOTIATION:
             return
         now = self._clock()
-        key = (view.host, view.repository, tag, negotiation)
         watched = self._watched.get(key)
         if watched is None:
             # The time of the last validation is not known until the record is read: assume the mean.
             watched = self._watched[key] = WatchedTag(*key, now, now, validated_at=now - lifetime / 2)
         watched.count_request(now, lifetime)
-        if found.result in (Result.REVALIDATED, Result.MISS):
-            self._observe(watched, found.digest, now)
+        if validated is not None:
+            self._observe(watched, validated, now)
         if watched.daily_requests >= OFTEN:
             self._moves.request(watched)
         if watched.requests >= 2 * watched.scheduled_requests or not self._schedule.has(watched):

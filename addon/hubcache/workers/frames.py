@@ -9,6 +9,7 @@ import struct
 from dataclasses import asdict
 from typing import Any
 
+from ..oci.digest import Digest
 from ..oci.registry import Registry
 from ..operate.served_request import ServedRequest
 from ..serve.messages import Answer, Change, Forward, Listener, Request, Result
@@ -54,7 +55,8 @@ def pack_outcome(outcome: Answer | Forward | None) -> tuple[list[Any], bytes]:
     if isinstance(outcome, Forward):
         return ["forward", outcome.authorization, outcome.change, outcome.kind, outcome.token_wait], b""
     answer = [outcome.status, outcome.headers, outcome.result.value, outcome.length, outcome.size, outcome.kind]
-    return ["answer", *answer, outcome.is_private, outcome.token_wait, outcome.error], outcome.body
+    more = [outcome.is_private, outcome.token_wait, outcome.error, outcome.is_repeated, outcome.content]
+    return ["answer", *answer, *more], outcome.body
 
 
 def unpack_outcome(head: list[Any], payload: bytes) -> Answer | Forward | None:
@@ -62,8 +64,10 @@ def unpack_outcome(head: list[Any], payload: bytes) -> Answer | Forward | None:
     match head:
         case ["forward", authorization, change, kind, token_wait]:
             return Forward(authorization, None if change is None else Change(*change), kind, token_wait)
-        case ["answer", status, headers, result, *numbers]:
-            return Answer(status, headers, Result(result), payload, None, *numbers)
+        case ["answer", status, headers, result, *more, content]:
+            answer = Answer(status, headers, Result(result), payload, None, *more)
+            answer.content = None if content is None else Digest(content)
+            return answer
     return None
 
 

@@ -18,6 +18,7 @@ from ..oci.digest import Digest
 from ..oci.errors import HubcacheError, StorageError, Unavailable
 from ..oci.registry import Registry
 from ..operate.served_request import ServedRequest
+from ..serve.answer_cache import AnswerCache
 from ..serve.errors import error_answer
 from ..serve.messages import LAST_ATTEMPT, Answer, Change, Forward, Request, Result
 from ..store.stored_blob import StoredBlob, open_regular
@@ -26,10 +27,10 @@ from ..transfer.body_delivery import BodyDelivery, log_broken_body
 from ..transfer.body_listener import BodyListener
 from ..transfer.fill import Fill
 from ..transfer.sources import FileSource, FillSource, Source
-from .answer_cache import AnswerCache
 from .epoch import Epoch
 from .frames import frame, pack_outcome, pack_request, pack_served_request, read_frame, unpack_outcome
 from .owner_sources import OwnerSource, RangeRequestSource
+from .repeat_counts import RepeatCounts
 
 logger = logging.getLogger("hubcache")
 
@@ -54,7 +55,8 @@ class OwnerClient:
         self.body_delivery = BodyDelivery(active, self._count_sent, log_broken_body)
         self.body_listener = BodyListener(active, self._count_sent, log_broken_body)
         self._epoch = epoch
-        self._cache = AnswerCache(epoch)
+        self._cache = AnswerCache(lambda: epoch.number)
+        self._repeats = RepeatCounts()
         self._reader = reader
         self._writer = writer
         self._lost = lost
@@ -102,8 +104,9 @@ class OwnerClient:
 
         The answer may come from the cache of recent answers.
         """
-        repeated = self._cache.get(request)
-        if repeated is not None:
+        recent = self._cache.get(request)
+        if recent is not None and self._repeats.add(recent, request):
+            repeated = recent.repeat(without_owner=True)
             if repeated.kind == "blob" and repeated.body:
                 self._count_sent("store", len(repeated.body))
             return repeated
@@ -228,7 +231,7 @@ class OwnerClient:
             self._send(["sent", self._counts])
             self._counts = Counter()
         self._report_ended()
-        for request, answer, count in self._cache.take_counts():
+        for request, answer, count in self._repeats.take():
             self._send(["repeated", next(self._numbers), pack_request(request)[0], pack_outcome(answer)[0], count])
 
     # -- frames -----------------------------------------------------------------------------------------------------

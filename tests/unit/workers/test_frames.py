@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from hubcache.oci.digest import Digest
 from hubcache.oci.registry import Registry
 from hubcache.operate.served_request import ServedRequest
 from hubcache.serve.messages import Answer, Change, Forward, Listener, Request, Result
@@ -67,6 +68,9 @@ def test_request_is_equal_after_packing_and_unpacking(request: Request) -> None:
     kind=st.text(max_size=5),
     is_private=st.booleans(),
     token_wait=st.floats(0, 10),
+    error=st.text(max_size=5),
+    is_repeated=st.booleans(),
+    content=st.none() | st.binary(max_size=5).map(Digest.of),
 ))  # fmt: skip
 def test_outcome_is_equal_after_packing_and_unpacking(outcome: Answer | Forward | None) -> None:
     head, body = pack_outcome(outcome)

@@ -141,7 +141,7 @@ async def test_push_is_forwarded_and_invalidates_the_tag(pair: EngineWithWorker,
 async def test_recent_answer_is_repeated_and_counted(
     pair: EngineWithWorker, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hubcache.workers.answer_cache.SECONDS", 60.0)
+    monkeypatch.setattr("hubcache.serve.answer_cache.SECONDS", 60.0)
     hub.image(REPO, "1", [b"layer"])
     engine = pair.cache.engine
     digest = hub.blob(REPO, b"layer")
