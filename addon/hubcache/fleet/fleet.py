@@ -1,7 +1,7 @@
 """A node's part in its fleet: composes the bucket, the peers, and the upstreams that ask them before the registry."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from ..oci.account import Account
 from ..oci.digest import Digest
@@ -23,6 +23,9 @@ from .lease_list import list_leases
 from .leases import Leases
 from .local_cache import LocalCache
 from .membership import Membership
+from .peer_client import PeerClient
+from .peer_server import PeerServer
+from .secret import load_secret
 
 logger = logging.getLogger("hubcache")
 
@@ -41,6 +44,8 @@ class Fleet:
         self._clock = BucketClock()
         self._membership = Membership(self._bucket, self._clock, connection.me)
         self._leases = Leases(self._bucket, self._clock, connection.me)
+        self._peer_server = PeerServer(cache.store, cache.fills, self._receive_event)
+        self._peers = PeerClient(f"hubcache/{connection.options.version}")
         self._joining = Joining(connection.options.bucket, self._bucket, self._examine, self._join)
 
     # -- life -------------------------------------------------------------------------------------------------------
@@ -50,15 +55,19 @@ class Fleet:
 
         Raises `ConfigError` when the bucket answers but does not keep the promises on which leases depend.
         """
+        await self._peer_server.start(self._connection.listener)
         await self._joining.start()
 
     async def _examine(self) -> None:
-        await self._open_bucket(self._connection.stores[0]).ping(keys.node(self._connection.me.id), b"{}")
+        bucket = self._open_bucket(self._connection.stores[0])
+        await bucket.ping(f"probe/{self._connection.me.id}", b"")
+        await bucket.delete(f"probe/{self._connection.me.id}")
 
     def _open_bucket(self, store: BucketStore) -> Bucket:
         return Bucket(store.requests, self._counts, uploads=store.uploads)
 
     async def _join(self) -> None:
+        self._peers.secret = self._peer_server.secret = await load_secret(self._bucket)
         await self._membership.start()
 
     async def stop_background_work(self) -> None:
@@ -70,7 +79,12 @@ class Fleet:
         """Give up uploads that are not complete, release all leases, and end the connections of peers."""
         await self.stop_background_work()
         await self._leases.close()
+        await self._peer_server.close()
+        await self._peers.close()
         self._connection.close()
+
+    async def _receive_event(self, fields: Mapping[str, object]) -> None:
+        """Act on the event of another node."""
 
     @property
     def is_uploading(self) -> bool:

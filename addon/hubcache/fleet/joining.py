@@ -22,7 +22,7 @@ class Joining:
     """Closes the bucket to requests until `examine` has found that it can be used, and calls `join` then.
 
     `examine` raises `ConfigError` when the bucket does not keep a promise on which the fleet depends, and
-    `BucketUnavailable` when it does not answer.
+    `BucketUnavailable` when it does not answer. `join` may raise that too; both are then called again.
     """
 
     def __init__(
@@ -33,37 +33,35 @@ class Joining:
         self._examine = examine
         self._join = join
         self._task: asyncio.Task[None] | None = None
-        self.has_joined = False
         bucket.closed_because = _NOT_EXAMINED
 
     async def start(self) -> None:
         """Join, or keep trying in the background while the bucket does not answer; raises the `ConfigError`."""
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await self._examine()
+                await self._try_to_join()
         except (BucketUnavailable, TimeoutError) as error:
             logger.warning("hubcache: working alone until the bucket answers: %s: %s", self._name, _reason(error))
+            self._bucket.closed_because = _NOT_EXAMINED
             self._task = asyncio.create_task(self._join_later(), name="joining the fleet")
-        else:
-            await self._open()
 
-    async def _open(self) -> None:
+    async def _try_to_join(self) -> None:
+        await self._examine()
         self._bucket.closed_because = None
         await self._join()
-        self.has_joined = True
 
     async def _join_later(self) -> None:
         while True:
             await asyncio.sleep(_RETRY_SECONDS)
             try:
-                await self._examine()
+                await self._try_to_join()
             except BucketUnavailable:
+                self._bucket.closed_because = _NOT_EXAMINED
                 continue
             except ConfigError as error:
                 logger.error("hubcache: working alone: %s", error)
                 self._bucket.closed_because = str(error)
                 return
-            await self._open()
             logger.info("hubcache: the bucket answers, and this node has joined the fleet of %s", self._name)
             return
 

@@ -15,6 +15,7 @@ class Examination:
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
+        self.join_errors: list[Exception] = []
         self.joined = 0
         self.bucket = Bucket(MemoryStore(), FleetCounts())
         self.joining = Joining("s3://name", self.bucket, self.examine, self.join)
@@ -25,6 +26,8 @@ class Examination:
 
     async def join(self) -> None:
         assert self.bucket.closed_because is None
+        if self.join_errors:
+            raise self.join_errors.pop(0)
         self.joined += 1
 
 
@@ -53,6 +56,17 @@ async def test_bucket_that_is_down_is_joined_when_it_answers(
     await until(lambda: examination.joined)
     assert examination.bucket.is_usable
     assert "joined the fleet of s3://name" in caplog.text
+    await examination.joining.close()
+
+
+async def test_bucket_that_is_down_while_the_node_joins_is_examined_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "_RETRY_SECONDS", 0.01)
+    examination = Examination()
+    examination.join_errors = [DOWN, DOWN]
+    await examination.joining.start()
+    assert not examination.bucket.is_usable
+    await until(lambda: examination.joined)
+    assert examination.bucket.is_usable
     await examination.joining.close()
 
 
