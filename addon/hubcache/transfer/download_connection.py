@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from urllib3.util.ssltransport import SSLTransport
+from .tls_socket import TlsSocket
 
 BUFFER = 256 << 10
 """Bytes of the buffer into which bodies are read."""
@@ -36,7 +36,7 @@ class DownloadConnection:
     def __init__(self, sock: socket.socket, progress_seconds: float) -> None:
         """`progress_seconds` is the longest wait for the next bytes, in a handshake, too."""
         self._tcp = sock
-        self._socket: socket.socket | SSLTransport = sock
+        self._socket: socket.socket | TlsSocket = sock
         self._stream = _Stream(sock)
         self.idle_since = 0.0
         """When the connection was last used, by the clock of the event loop."""
@@ -48,12 +48,9 @@ class DownloadConnection:
         """Begin TLS, also inside of TLS. The handshake may take `seconds`."""
         usual = self._tcp.gettimeout()
         self._tcp.settimeout(seconds)
-        if isinstance(self._socket, ssl.SSLSocket | SSLTransport):
-            self._socket = SSLTransport(cast(socket.socket, self._socket), tls, server_name)
-        else:
-            secured = tls.wrap_socket(self._tcp, server_hostname=server_name, do_handshake_on_connect=False)
-            self._socket = self._tcp = secured  # before the handshake, so that `abort` ends it
-            secured.do_handshake()
+        secured = TlsSocket(self._socket, tls, server_name)
+        secured.do_handshake()
+        self._socket = secured
         self._tcp.settimeout(usual)
         self._stream = _Stream(self._socket)
 
@@ -122,7 +119,7 @@ class DownloadConnection:
     def abort(self) -> None:
         """Have a running call of another thread fail at once."""
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._tcp, socket.SHUT_RDWR)  # SSLSocket's own is not for a socket in use
+            self._tcp.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection."""
@@ -133,7 +130,7 @@ class DownloadConnection:
 class _Stream(io.BufferedReader):
     """The received bytes of a connection. `http.client` closes it after each response, which does nothing here."""
 
-    def __init__(self, sock: socket.socket | SSLTransport) -> None:
+    def __init__(self, sock: socket.socket | TlsSocket) -> None:
         super().__init__(_Socket(sock), _READ_AHEAD)
         self._sock = sock
         self._poll = select.poll()
@@ -153,9 +150,9 @@ class _Stream(io.BufferedReader):
             return 0
         count = super().readinto1(view[: len(self.peek(1))])  # with a larger view it would also wait for more
         if 0 < count < len(view):
-            # Without `poll`: each call would hand the interpreter to another thread, once for each TLS record.
+            # Without `poll`: each call would hand the interpreter to another thread.
             with self._not_waiting(), contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
-                while count < len(view) and (more := cast(int, self._sock.recv_into(view[count:]))):
+                while count < len(view) and (more := self._sock.recv_into(view[count:])):
                     count += more
         return count
 
@@ -188,11 +185,11 @@ class _Stream(io.BufferedReader):
 class _Socket(io.RawIOBase):
     """A socket as a raw stream."""
 
-    def __init__(self, sock: socket.socket | SSLTransport) -> None:
+    def __init__(self, sock: socket.socket | TlsSocket) -> None:
         self._sock = sock
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: object) -> int:
-        return cast(int, self._sock.recv_into(cast(bytearray, buffer)))
+        return self._sock.recv_into(cast(bytearray, buffer))
