@@ -8,6 +8,7 @@ import pytest
 from hubcache.control.errors import Refused
 from hubcache.fleet import keys as bucket_keys
 from hubcache.fleet import membership
+from hubcache.fleet.bucket import Bucket
 from hubcache.fleet.leases import Lease
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import ConfigError
@@ -119,6 +120,20 @@ async def test_cache_without_a_bucket_has_no_fleet(hub: Hub, tmp_path: Path) -> 
         assert cache.engine.report.snapshot(public=False)["fleet"] is None
         with pytest.raises(Refused, match="works alone"):
             await cache.engine.control.commands.fleet.show()
+
+
+async def test_bucket_that_breaks_promises_is_refused_at_start(
+    hub: Hub, bucket: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def create(self: Bucket, key: str, value: bytes) -> str:
+        return await self.put(key, value)
+
+    monkeypatch.setattr(Bucket, "create", create)
+    with pytest.raises(ConfigError, match=r"^hubcache_bucket: .* racing creations"):
+        async with fleet.node(hub, tmp_path / "a"):
+            pass
+    async with running(hub, tmp_path / "a"):  # the store of the engine that did not start was closed
+        assert keys(bucket, "node") == []
 
 
 async def test_address_that_is_in_use_is_refused(hub: Hub, bucket: MemoryStore, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from .local_cache import LocalCache
 from .membership import Membership
 from .peer_client import PeerClient
 from .peer_server import PeerServer
+from .probe import check_conditional_writes
 from .secret import load_secret
 
 logger = logging.getLogger("hubcache")
@@ -59,9 +60,7 @@ class Fleet:
         await self._joining.start()
 
     async def _examine(self) -> None:
-        bucket = self._open_bucket(self._connection.stores[0])
-        await bucket.ping(f"probe/{self._connection.me.id}", b"")
-        await bucket.delete(f"probe/{self._connection.me.id}")
+        await check_conditional_writes(*(self._open_bucket(store) for store in self._connection.stores))
 
     def _open_bucket(self, store: BucketStore) -> Bucket:
         return Bucket(store.requests, self._counts, uploads=store.uploads)
