@@ -126,6 +126,15 @@ class Bucket:
                 report("absent")
                 return None
 
+    async def head(self, key: str) -> Entry | None:
+        """Return an object without its bytes; None where there is none. It counts as a `get`, as in bills."""
+        with self._reporting("get") as report:
+            try:
+                return self._entry(await self._timed(obstore.head_async(self._store, key)))
+            except FileNotFoundError:
+                report("absent")
+                return None
+
     async def put(self, key: str, value: bytes) -> str:
         """Write a small object, replacing an older one; returns its entity tag."""
         with self._reporting("put"):

@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from . import keys
 from .bucket import Bucket, BucketUnavailable, StoredObject
+from .membership import Node
 from .values import decode_value, encode_value, text_field
 
 LEASE_SECONDS = 20.0
@@ -26,6 +27,9 @@ _RETRY_SECONDS = 1.0
 _UNCONDITIONAL_SECONDS = 10.0
 """A lease that was renewed this short a time ago is deleted without a condition: no other node can have it when the
 request arrives. Object stores have no conditional DELETE."""
+_LOOK_SECONDS = 0.1
+"""A conditional write that is not answered within this time has probably lost a race: SeaweedFS answers losers after 1
+to 6 seconds. Meanwhile the lease is read, to find out who holds it."""
 _ATTEMPTS = 4
 """Attempts to acquire a lease that changes hands meanwhile."""
 
@@ -53,7 +57,8 @@ class Identity(Protocol):
 class Holder:
     """The node that holds a lease; `modified` is when it was last renewed, by the bucket's clock.
 
-    `node` and `address` are empty when a newer version wrote the lease in a format that this one cannot read.
+    `node` and `address` are empty when a newer version wrote the lease in a format that this one cannot read, and
+    `address` when it is not one of a node.
     """
 
     node: str
@@ -64,7 +69,7 @@ class Holder:
 class Lease:
     """A lease that this node holds. It is renewed in the background until `release`."""
 
-    def __init__(self, bucket: Bucket, me: Identity, name: str, ended: Callable[[str], None]) -> None:
+    def __init__(self, bucket: Bucket, me: Identity, name: str, ended: Callable[["Lease"], None]) -> None:
         """`ended` is called when the lease is released."""
         self.name = name
         self._key = keys.lease(name)
@@ -124,18 +129,19 @@ class Lease:
         self._was_taken = True
         return False
 
-    async def release(self) -> None:
-        """Delete the lease. Where the bucket does not answer, the lease expires."""
+    async def release(self, *, may_be_taken: bool = False) -> None:
+        """Delete the lease, after a check if another task of this node may have taken it meanwhile. Where the bucket
+        does not answer, the lease expires."""
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.wait([self._renewing])
             self._renewing = None
-        self._ended(self.name)
+        self._ended(self)
         if self._was_taken:
             return
-        is_recent = time.monotonic() - self._renewed_at < _UNCONDITIONAL_SECONDS
+        is_held = not may_be_taken and time.monotonic() - self._renewed_at < _UNCONDITIONAL_SECONDS
         with contextlib.suppress(BucketUnavailable):
-            if is_recent or await self._renew():
+            if is_held or await self._renew():
                 await self._bucket.delete(self._key)
 
 
@@ -148,7 +154,7 @@ class Leases:
         self._me = me
         self._own: dict[str, Lease] = {}
         """Leases that this node holds or tries to acquire, by name."""
-        self._acquiring: set[asyncio.Task[Lease | Holder]] = set()
+        self._writing: set[asyncio.Task[Holder | None]] = set()
         self._releasing: set[asyncio.Task[None]] = set()
 
     @property
@@ -165,19 +171,16 @@ class Leases:
         if name in self._own:
             return Holder(self._me.id, self._me.address, self._clock.now())
         lease = self._own[name] = Lease(self._bucket, self._me, name, self._forget)
-        acquiring = asyncio.create_task(self._acquire(lease))
-        self._acquiring.add(acquiring)
-        acquiring.add_done_callback(self._acquiring.discard)
-        try:
-            return await asyncio.shield(acquiring)
-        except asyncio.CancelledError:
-            acquiring.add_done_callback(self._release_unwanted)
-            raise
-
-    async def _acquire(self, lease: Lease) -> Lease | Holder:
         with contextlib.ExitStack() as stack:
-            stack.callback(self._forget, lease.name)
-            holder = await self._write(lease)
+            stack.callback(self._forget, lease)
+            writing = asyncio.create_task(self._write(lease))
+            self._writing.add(writing)
+            writing.add_done_callback(self._writing.discard)
+            try:
+                holder = await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                self._give_up(lease, _is_none(writing))
+                raise
             if holder is not None:
                 return holder
             stack.pop_all()
@@ -186,30 +189,43 @@ class Leases:
 
     async def _write(self, lease: Lease) -> Holder | None:
         """Write a new lease; returns None when this node has it, else its holder."""
-        holder = Holder("", "", self._clock.now())
+        holder, e_tag = Holder("", "", self._clock.now()), None
         for _ in range(_ATTEMPTS):
-            if await lease.write(None):
-                return None
-            found = await self._bucket.get(keys.lease(lease.name))
+            with contextlib.ExitStack() as stack:
+                writing = asyncio.create_task(lease.write(e_tag))
+                await asyncio.wait([writing], timeout=_LOOK_SECONDS)
+                if not writing.done():
+                    stack.callback(self._give_up, lease, writing)
+                    found = await self._bucket.get(keys.lease(lease.name))
+                    if found is not None and not self._may_take(holder := _holder(found)):
+                        return holder
+                if await writing:
+                    stack.pop_all()
+                    return None
+            found, e_tag = await self._bucket.get(keys.lease(lease.name)), None
             if found is None:
                 continue  # it has just been released
-            holder = _holder(found)
-            is_left_over = holder.node == self._me.id  # a request was applied although its response was lost
-            if not is_left_over and not self._has_expired(holder):
+            if not self._may_take(holder := _holder(found)):
                 break
-            if await lease.write(found.entry.e_tag):
-                return None
+            e_tag = found.entry.e_tag
         return holder
 
-    def _release_unwanted(self, acquiring: asyncio.Task[Lease | Holder]) -> None:
-        """Release what a cancelled task has acquired: the other nodes would wait until it expires."""
-        if acquiring.cancelled() or acquiring.exception() is not None:
-            return
-        acquired = acquiring.result()
-        if isinstance(acquired, Lease):
-            task = asyncio.create_task(acquired.release())
-            self._releasing.add(task)
-            task.add_done_callback(self._releasing.discard)
+    def _may_take(self, holder: Holder) -> bool:
+        """Whether a lease may be replaced: it has expired, or this node wrote it and the response was lost."""
+        return holder.node == self._me.id or self._has_expired(holder)
+
+    def _give_up(self, lease: Lease, written: Awaitable[bool]) -> None:
+        """Release a lease that is written too late, or for a task that was cancelled: the other nodes would wait until
+        it expires."""
+
+        async def release() -> None:
+            with contextlib.suppress(BucketUnavailable):
+                if await written:
+                    await lease.release(may_be_taken=True)
+
+        releasing = asyncio.create_task(release())
+        self._releasing.add(releasing)
+        releasing.add_done_callback(self._releasing.discard)
 
     async def holder(self, name: str) -> Holder | None:
         """Return the holder of a lease; None when there is no lease, or it has expired. Raises `BucketUnavailable`."""
@@ -219,21 +235,35 @@ class Leases:
         holder = _holder(found)
         return None if self._has_expired(holder) else holder
 
+    def is_own(self, holder: Holder) -> bool:
+        """Whether this node is the holder."""
+        return holder.node == self._me.id
+
     async def close(self) -> None:
         """Release all leases."""
-        await asyncio.gather(*self._acquiring, return_exceptions=True)
+        await asyncio.gather(*self._writing, return_exceptions=True)
         await asyncio.gather(*self._releasing, *(lease.release() for lease in tuple(self._own.values())))
 
     def _has_expired(self, holder: Holder) -> bool:
         return self._clock.now() - holder.modified > LEASE_SECONDS
 
-    def _forget(self, name: str) -> None:
-        self._own.pop(name, None)
+    def _forget(self, lease: Lease) -> None:
+        if self._own.get(lease.name) is lease:
+            del self._own[lease.name]
+
+
+async def _is_none(work: Awaitable[object]) -> bool:
+    return await work is None
 
 
 def _holder(found: StoredObject) -> Holder:
     fields = decode_value(found.value) or {}
-    return Holder(text_field(fields, "node") or "", text_field(fields, "address") or "", found.entry.modified)
+    identity, address = text_field(fields, "node") or "", text_field(fields, "address") or ""
+    try:
+        Node(identity, address, "")
+    except ValueError:
+        address = ""
+    return Holder(identity, address, found.entry.modified)
 
 
 def _token(found: StoredObject) -> str | None:

@@ -196,3 +196,35 @@ async def test_failure_to_acquire_is_reported_and_leaves_nothing(fleet: Fleet, m
         with pytest.raises(BucketUnavailable):
             await node.acquire(NAME)
     await (await acquired(node)).release()
+
+
+async def test_loser_does_not_wait_for_a_slow_refusal(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SeaweedFS answers the losers of a race after seconds."""
+    create, refuse = Bucket.create, asyncio.Event()
+
+    async def create_slowly(self: Bucket, key: str, value: bytes) -> str | None:
+        await refuse.wait()
+        return await create(self, key, value)
+
+    lease = await acquired(fleet.node("a"))
+    monkeypatch.setattr(Bucket, "create", create_slowly)
+    other = fleet.node("b")
+    holder = await other.acquire(NAME)
+    assert isinstance(holder, Holder)
+    assert holder.node == "a"
+    await lease.release()
+    refuse.set()  # it is no refusal: the lease is free now
+    await other.close()
+    assert await fleet.bucket.get(keys.lease(NAME)) is None, "what was acquired too late is released"
+
+
+async def test_slow_winner_has_the_lease(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = Bucket.create
+
+    async def create_slowly(self: Bucket, key: str, value: bytes) -> str | None:
+        await asyncio.sleep(0.05)
+        return await create(self, key, value)
+
+    monkeypatch.setattr(Bucket, "create", create_slowly)
+    monkeypatch.setattr(leases, "_LOOK_SECONDS", 0.0)
+    await (await acquired(fleet.node("a"))).release()

@@ -1,0 +1,93 @@
+"""Bodies of blobs that come from the bucket."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+
+from ..oci.errors import Unavailable
+from ..transfer.download_response import Consume
+from .blob_read import BlobRead
+from .bucket import BucketUnavailable
+from .threads import run_in_thread
+
+
+class BucketTransfer:
+    """The bytes of an object, received in a thread: a `Transfer`."""
+
+    def __init__(self, chunks: Iterator[memoryview]) -> None:
+        self._chunks = chunks
+        self._lock = threading.Lock()
+        self._is_cancelled = False
+        self._is_consuming = False
+
+    async def receive(self, consume: Consume) -> bool:
+        """Pass the bytes on, see `Transfer.receive`; raises `Unavailable` when the transfer breaks off.
+
+        When this is cancelled, the thread may still wait for bytes, but passes none on.
+        """
+        receiving = run_in_thread(lambda: self._receive(consume))
+        try:
+            return await asyncio.shield(receiving)
+        except BucketUnavailable as error:
+            raise Unavailable(str(error)) from error
+        except asyncio.CancelledError:
+            receiving.add_done_callback(_retrieve)
+            with self._lock:
+                self._is_cancelled, is_consuming = True, self._is_consuming
+            while is_consuming and not receiving.done():  # it ends after this chunk
+                with suppress(asyncio.CancelledError):  # a second cancellation
+                    await asyncio.wait([receiving])
+            raise
+
+    def _receive(self, consume: Consume) -> bool:
+        for chunk in self._chunks:
+            with self._lock:
+                if self._is_cancelled:
+                    return False
+                self._is_consuming = True
+            goes_on = consume(chunk)
+            with self._lock:
+                self._is_consuming = False
+                if self._is_cancelled or not goes_on:
+                    return False
+        return True
+
+
+class BucketContent:
+    """The bytes of a part of an object: an `HttpBody`. The registry sends the rest when the bucket breaks off."""
+
+    def __init__(
+        self, chunks: Iterator[memoryview], read: BlobRead, start: int, end: int, report: Callable[[int], None]
+    ) -> None:
+        """`report` receives numbers of bytes that came from the bucket."""
+        self._chunks = chunks
+        self._read = read
+        self._at = start
+        self._end = end
+        self._report = report
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        """Yield bytes as they arrive; raises `RegistryError` when the registry does not send the rest either."""
+        async for chunk in self._from_bucket():
+            yield chunk
+        if self._at >= self._end:
+            return
+        async with self._read.open(self._at, self._end) as rest:
+            skip = self._at - rest.start
+            async for chunk in rest.chunks():
+                yield chunk[skip:]
+                skip = max(0, skip - len(chunk))
+
+    async def _from_bucket(self) -> AsyncIterator[bytes]:
+        with suppress(BucketUnavailable):
+            while (chunk := await run_in_thread(lambda: next(self._chunks, None))) is not None:
+                self._at += len(chunk)
+                self._report(len(chunk))
+                yield bytes(chunk)
+
+
+def _retrieve(future: asyncio.Future[bool]) -> None:
+    """Mark the exception of a future that is not awaited any more as retrieved."""
+    if not future.cancelled():
+        future.exception()

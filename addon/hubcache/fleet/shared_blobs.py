@@ -1,0 +1,299 @@
+"""Downloads blobs that other nodes of the fleet may have: from the bucket, from the node that fetches, or upstream.
+
+A blob that no node has is fetched by the node that acquires its lease; the others receive its growing file. Where that
+node cannot be reached, they wait until the blob is in the bucket. When the lease expires, one of them takes over. After
+too long a wait they ask the registry themselves: sharing must not fail a pull that one node alone would serve.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from cachetools import TTLCache
+
+from ..oci.digest import Digest
+from ..oci.errors import BadUpstream
+from ..store.store import Store
+from ..transfer.blob_body import BlobBody, BlobDownload, Transfer
+from ..transfer.fill import Fill
+from ..transfer.fills import Fills
+from . import keys
+from .blob_read import BlobRead
+from .bucket import Bucket, BucketUnavailable
+from .bucket_bodies import BucketContent, BucketTransfer
+from .leases import Holder, Lease, Leases
+from .observer import FleetObserver
+from .peer_client import PeerClient, PeerUnavailable
+from .peer_transfer import PeerTransfer
+from .read_permission import Permits, ask_permission
+from .shared_fill import SharedFill
+from .uploads import Uploads
+
+_REQUEST_SECONDS = 3.0
+"""Longest wait for one answer of the bucket before a download: clients must not wait for a slow bucket."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+"""Seconds between two looks at the bucket and the lease, which grow while this node waits."""
+
+_AVOID_SECONDS = 5.0
+"""A node that could not be reached is not tried again for this time."""
+
+_DISTRUST_SECONDS = 600.0
+"""How long a blob is fetched from its registry alone after the fleet gave wrong bytes."""
+_MAX_DISTRUSTED = 1000
+
+
+class SharedBlobs:
+    """The blobs of the fleet, as the fills of one node and its answers without a fill use them."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        leases: Leases,
+        peers: PeerClient,
+        uploads: Uploads,
+        store: Store,
+        fills: Fills,
+        permits: Permits,
+        observer: FleetObserver,
+        *,
+        shares_private: bool = False,
+    ) -> None:
+        """With `shares_private`, blobs that were read with a client's own credentials enter the bucket, too."""
+        self._bucket = bucket
+        self._leases = leases
+        self._peers = peers
+        self._uploads = uploads
+        self._store = store
+        self._fills = fills
+        self._permits = permits
+        self._observer = observer
+        self._shares_private = shares_private
+        self._shared: dict[Digest, SharedFill] = {}
+        """The fills that run."""
+        self._distrusted: TTLCache[Digest, None] = TTLCache(_MAX_DISTRUSTED, _DISTRUST_SECONDS)
+        """Blobs of which the bucket or another node gave wrong bytes."""
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Wait for the last requests; leases are released by `Leases.close`."""
+        await asyncio.gather(*self._background)
+
+    # -- reads ------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def download(self, read: BlobRead, start: int = 0) -> AsyncIterator[BlobDownload]:
+        """Open a blob from byte `start` for a fill; `fill_ended` is to be called when the fill has ended."""
+        if not self._is_shared(read):
+            async with read.download(start) as body:
+                yield body
+            return
+        fill = self._shared.setdefault(read.digest, SharedFill(read.is_public))
+        fill.begin_attempt(start)
+        async with AsyncExitStack() as stack:
+            found = await self._find(stack, fill, read, start)
+            if found is None:
+                found = await stack.enter_async_context(read.download(start))
+                fill.origins.add("upstream")
+            yield found
+
+    @asynccontextmanager
+    async def open(self, read: BlobRead, start: int = 0, end: int | None = None) -> AsyncIterator[BlobBody]:
+        """Open a blob from byte `start` to before `end`, for an answer that is not stored: from the bucket, where it
+        has the blob, else from the registry. Other nodes are not asked, and nothing is uploaded."""
+        body = await self._open_object(read, start, end) if self._is_shared(read) else None
+        if body is not None:
+            yield body
+            return
+        async with read.open(start, end) as upstream_body:
+            yield upstream_body
+
+    def _is_shared(self, read: BlobRead) -> bool:
+        return read.is_public or self._shares_private
+
+    async def _open_object(self, read: BlobRead, start: int, end: int | None) -> BlobBody | None:
+        if read.digest in self._distrusted:
+            return None
+        permission = await ask_permission(read, self._permits)
+        if not permission.is_given:
+            return None
+        try:
+            found = await self._within(self._bucket.open(_key(read), start, end))
+        except BucketUnavailable:
+            return None
+        if found is None or self._is_wrong(read, found.entry.size) or found.entry.size < (end or start):
+            return None
+        size = found.entry.size
+        received: Callable[[int], None] = lambda count: self._observer.bytes_received("bucket", count)  # noqa: E731
+        content = BucketContent(found.chunks, read, start, size if end is None else end, received)
+        body = BlobBody(content, "the bucket", start, size, lambda _, __: None, permission.answered_at)
+        body.report_mismatch = lambda: self._distrust(read.digest, _key(read))
+        return body
+
+    # -- sources of a fill ------------------------------------------------------------------------------------------
+
+    async def _find(self, stack: AsyncExitStack, fill: SharedFill, read: BlobRead, start: int) -> BlobDownload | None:
+        """Return a body from the bucket or another node; None when this node is to ask the registry."""
+        if fill.is_fetching or fill.has_waited_enough or read.digest in self._distrusted:
+            return None
+        if fill.permission is None:
+            fill.permission = await ask_permission(read, self._permits)
+        if not fill.permission.is_given:
+            return None
+        try:
+            found = await self._from_bucket(fill, read, start)
+            if found is None and read.is_public:
+                found = await self._from_fleet(stack, fill, read, start)
+        except BucketUnavailable:
+            return None
+        return found
+
+    async def _from_bucket(self, fill: SharedFill, read: BlobRead, start: int) -> BlobDownload | None:
+        if not fill.may_use_bucket(start):
+            return None
+        found = await self._within(self._bucket.open(_key(read), start))
+        if found is None:
+            fill.bucket_at = None
+            return None
+        size = found.entry.size
+        if self._is_wrong(read, size) or 0 < size <= start:
+            fill.is_object_wrong = True
+            return None
+        fill.origins.add("bucket")
+        return self._body(fill, BucketTransfer(found.chunks), "bucket", start, size)
+
+    async def _from_fleet(
+        self, stack: AsyncExitStack, fill: SharedFill, read: BlobRead, start: int
+    ) -> BlobDownload | None:
+        """Acquire the lease, or wait for the bytes from its holder or the bucket.
+
+        Returns None when the lease is acquired, or after too long a wait.
+        """
+        name, pause, loop = _lease_name(read.digest), _FIRST_PAUSE, asyncio.get_running_loop()
+        if fill.lease is not None:  # it is lost
+            await self._within(fill.lease.release())
+            fill.lease = None
+        holder: Lease | Holder | None = await self._within(self._leases.acquire(name))
+        while isinstance(holder, Holder):
+            begun = loop.time()
+            if self._leases.is_own(holder):
+                return None  # the upload of an earlier fill has the lease
+            body = await self._from_peer(stack, fill, read, start, holder)
+            if body is not None or fill.has_waited_enough:
+                return body
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - nodes shall not ask at the same time
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            body = await self._from_bucket(fill, read, start)
+            if body is not None:
+                return body
+            holder = await self._within(self._leases.holder(name))
+            holder = holder or await self._within(self._leases.acquire(name))
+            fill.waited += loop.time() - begun
+        fill.lease = holder
+        body = await self._from_bucket(fill, read, start)  # stored since the last look
+        if body is not None:
+            self._release(fill)
+        return body
+
+    async def _from_peer(
+        self, stack: AsyncExitStack, fill: SharedFill, read: BlobRead, start: int, holder: Holder
+    ) -> BlobDownload | None:
+        """Return the body that the holder of the lease sends; None when it cannot be reached or has not got it."""
+        now = time.monotonic()
+        if not holder.address or fill.avoided.get(holder.address, now) > now:
+            return None
+        async with AsyncExitStack() as opening:
+            try:
+                body = await opening.enter_async_context(self._peers.open_blob(holder.address, read.digest, start))
+            except PeerUnavailable:
+                fill.avoided[holder.address] = now + _AVOID_SECONDS
+                return None
+            except TimeoutError:  # it has not begun to receive the blob itself
+                return None
+            if body is None or (body.size is not None and self._is_wrong(read, body.size)):
+                return None
+            stack.push_async_callback(opening.pop_all().aclose)
+        fill.origins.add("peer")
+        transfer = PeerTransfer(body, fill, lambda: self._is_renewed(read.digest, holder))
+        return self._body(fill, transfer, "peer", body.start, body.size)
+
+    def _body(self, fill: SharedFill, transfer: Transfer, tier: str, start: int, size: int | None) -> BlobDownload:
+        def report(_: str, count: int) -> None:
+            self._observer.bytes_received(tier, count)
+
+        assert fill.permission is not None
+        return BlobDownload(transfer, f"the {tier}", start, size, report, fill.permission.answered_at)
+
+    async def _is_renewed(self, digest: Digest, holder: Holder) -> bool:
+        """Whether a node still holds the lease of a blob, as far as that can be found out."""
+        try:
+            now = await self._within(self._leases.holder(_lease_name(digest)))
+        except BucketUnavailable:
+            return True
+        return now is not None and now.node == holder.node
+
+    # -- end of a fill ----------------------------------------------------------------------------------------------
+
+    def fill_ended(self, ended: Fill) -> None:
+        """Upload what came from the registry, or release the lease, once a fill has ended."""
+        if self._fills.get(ended.digest) is not None:
+            return  # a new fill of the blob has begun meanwhile, and continues with the lease
+        fill = self._shared.pop(ended.digest, None)
+        if fill is None:
+            return
+        private = not fill.is_public
+        if ended.error is None and "upstream" in fill.origins:
+            replaces = fill.is_object_wrong or ended.digest in self._distrusted
+            if "bucket" in fill.origins and not replaces:
+                self._release(fill)  # the bucket has the blob: without a lease, this is checked before the upload
+            self._uploads.add(ended.digest, private=private, replaces=replaces, lease=fill.lease)
+            return
+        if isinstance(ended.error, BadUpstream) and fill.origins & {"bucket", "peer"}:
+            self._distrust(ended.digest, keys.blob(ended.digest, private=private))
+        self._release(fill)
+
+    def _release(self, fill: SharedFill) -> None:
+        lease, fill.lease = fill.lease, None
+        if lease is not None:
+            self._run(lease.release())
+
+    def _distrust(self, digest: Digest, key: str) -> None:
+        """Delete an object that does not match its digest, and fetch the blob from its registry for some time."""
+        self._distrusted[digest] = None
+        self._run(self._bucket.delete(key))
+
+    def _run(self, work: Awaitable[None]) -> None:
+        async def run() -> None:
+            with contextlib.suppress(BucketUnavailable):
+                await work
+
+        task = asyncio.create_task(run())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # -- helpers ----------------------------------------------------------------------------------------------------
+
+    def _is_wrong(self, read: BlobRead, size: int) -> bool:
+        """Whether a manifest states another size for the blob."""
+        link = self._store.links.get(read.host, read.repository, read.digest)
+        return link is not None and link.size not in (None, size)
+
+    @staticmethod
+    async def _within[Value](request: Awaitable[Value]) -> Value:
+        """Await an answer of the bucket; raises `BucketUnavailable` when it is slow."""
+        try:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                return await request
+        except TimeoutError as error:
+            raise BucketUnavailable("the bucket is slow") from error
+
+
+def _key(read: BlobRead) -> str:
+    return keys.blob(read.digest, private=not read.is_public)
+
+
+def _lease_name(digest: Digest) -> str:
+    return f"blob/{digest}"

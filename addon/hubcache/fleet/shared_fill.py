@@ -1,0 +1,61 @@
+"""What a fill has used of its fleet so far."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .leases import Lease
+from .read_permission import Permission
+
+PATIENCE_SECONDS = 30.0
+"""Longest wait for other nodes without a byte of progress: longer than a lease of a node that was killed lives, and
+shorter than clients wait, which is one minute or more."""
+
+PROGRESS_BYTES = 1 << 20
+"""A body from the bucket that brought fewer bytes than this before it broke off is not resumed from the bucket."""
+
+type Origin = Literal["bucket", "peer", "upstream"]
+
+
+@dataclass(slots=True)
+class SharedFill:
+    """The state of one fill, over all its attempts to download the blob."""
+
+    is_public: bool
+    lease: Lease | None = None
+    """The lease under which this node fetches the blob for the fleet."""
+    origins: set[Origin] = field(default_factory=set)
+    """Where bytes came from."""
+    at: int = 0
+    """Number of bytes that had arrived when the last attempt began."""
+    waited: float = 0.0
+    """Seconds of waiting for other nodes since the last byte arrived."""
+    bucket_at: int | None = None
+    """First byte of the last body from the bucket."""
+    is_object_wrong: bool = False
+    """Whether the bucket's object has another size than the blob."""
+    permission: Permission | None = None
+    """Whether bytes from elsewhere may be used; None before this is known."""
+    avoided: dict[str, float] = field(default_factory=dict)
+    """Addresses of nodes that could not be reached, and until when (monotonic clock) they are not tried again."""
+
+    @property
+    def is_fetching(self) -> bool:
+        """Whether this node fetches the blob for the fleet."""
+        return self.lease is not None and not self.lease.is_lost
+
+    @property
+    def has_waited_enough(self) -> bool:
+        """Whether the registry is to be asked without a lease now."""
+        return self.waited >= PATIENCE_SECONDS
+
+    def begin_attempt(self, start: int) -> None:
+        """Record that a download begins at byte `start`."""
+        if start > self.at:
+            self.at, self.waited = start, 0.0
+
+    def may_use_bucket(self, start: int) -> bool:
+        """Whether the bucket is asked for the bytes from `start` on; if so, this counts as an attempt."""
+        if self.bucket_at is not None and start < self.bucket_at + PROGRESS_BYTES:
+            return False
+        self.bucket_at = start
+        return True

@@ -1,0 +1,184 @@
+"""Uploads blobs that this node has fetched from a registry, verified and stored.
+
+What waits is kept in memory while the bucket does not answer, up to a bound: content that is not uploaded costs another
+download later, by another node.
+"""
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..oci.digest import Digest
+from ..oci.errors import StorageError
+from ..store.store import Store
+from . import keys
+from .bucket import Bucket, BucketUnavailable
+from .leases import Lease
+from .observer import FleetObserver
+
+MAX_WAITING = 2000
+"""Blobs that wait for their upload; beyond them, the oldest is given up."""
+
+_PARALLEL = 2
+"""Uploads at the same time: clients' bytes have priority on the network, and each upload sends parts in parallel."""
+
+_MAX_LEASES = 200
+"""Leases that are kept by blobs that wait: each is renewed every few seconds."""
+
+_ATTEMPTS = 3
+"""Attempts to upload a blob while the bucket answers other requests. Attempts after another failure do not count: the
+bucket may answer again only after hours."""
+
+_RETRY_SECONDS = (1.0, 5.0, 30.0)
+"""Pauses after failures in a row."""
+
+_LONGEST_SECONDS = 60.0
+_SLOWEST_BYTES = 1 << 20
+"""Bytes a second of the slowest upload that is not given up, after `_LONGEST_SECONDS`."""
+
+
+class Room(Protocol):
+    """The part of the bucket's capacity that this node may use."""
+
+    async def take(self, size: int) -> bool:
+        """Whether `size` bytes may be uploaded now; if so, `ended` is to be called once. Raises `BucketUnavailable`."""
+
+    def ended(self, size: int, *, is_stored: bool) -> None:
+        """Record that an upload has ended, and whether the bucket has confirmed it."""
+
+
+@dataclass(slots=True)
+class _Upload:
+    """A stored blob that is to be uploaded. `replaces`: the object that the bucket may have is wrong."""
+
+    digest: Digest
+    private: bool
+    replaces: bool
+    lease: Lease | None
+    failures: int = 0
+
+    async def release(self) -> None:
+        """Release the lease: the others find the blob in the bucket, or fetch it themselves."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            await lease.release()
+
+
+class Uploads:
+    """The blobs that wait for their upload, and those that are uploaded."""
+
+    def __init__(self, bucket: Bucket, store: Store, room: Room, observer: FleetObserver) -> None:
+        self._bucket = bucket
+        self._store = store
+        self._room = room
+        self._observer = observer
+        self._waiting: OrderedDict[Digest, _Upload] = OrderedDict()
+        self._running: dict[Digest, _Upload] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._releasing: set[asyncio.Task[None]] = set()
+        self._failures = 0
+        """Uploads that failed in a row."""
+
+    @property
+    def waiting(self) -> int:
+        """Number of blobs that are not uploaded yet."""
+        return len(self._waiting) + len(self._running)
+
+    def add(self, digest: Digest, *, private: bool = False, replaces: bool = False, lease: Lease | None = None) -> None:
+        """Upload a stored blob, and release its lease then. To be called only for verified content.
+
+        `private`: the blob was fetched with a client's own credentials. `replaces`: an object with this key is wrong.
+        """
+        upload = _Upload(digest, private, replaces, lease)
+        if digest in self._waiting or digest in self._running:
+            self._release(upload)
+            return
+        self._waiting[digest] = upload
+        if len(self._waiting) > MAX_WAITING:
+            self._give_up(self._waiting.popitem(last=False)[1])
+        elif len(self._waiting) > _MAX_LEASES:
+            self._release(upload)
+        if len(self._tasks) < _PARALLEL:
+            task = asyncio.create_task(self._work())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Give up all uploads, and release their leases."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for upload in (*self._waiting.values(), *self._running.values()):
+            self._give_up(upload)
+        self._waiting.clear()
+        self._running.clear()
+        await asyncio.gather(*self._releasing)
+
+    def _give_up(self, upload: _Upload) -> None:
+        self._observer.upload_ended("failed", self._store.blob_size(upload.digest) or 0)
+        self._release(upload)
+
+    def _release(self, upload: _Upload) -> None:
+        task = asyncio.create_task(upload.release())
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+
+    async def _work(self) -> None:
+        """Upload while something waits."""
+        while self._waiting:
+            digest, upload = self._waiting.popitem(last=False)
+            self._running[digest] = upload
+            did_answer = self._bucket.problem is None
+            try:
+                await self._upload(upload)
+                self._failures = 0
+            except (BucketUnavailable, TimeoutError):
+                self._failures += 1
+                upload.failures += did_answer
+                if upload.failures < _ATTEMPTS:
+                    self._waiting[digest] = upload
+                else:
+                    self._give_up(upload)
+            await upload.release()
+            del self._running[digest]
+            if self._failures and self._waiting:
+                await asyncio.sleep(_RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS)) - 1])
+
+    async def _upload(self, upload: _Upload) -> None:
+        """Upload a blob if it is still stored; raises `BucketUnavailable`, or `TimeoutError` when it takes too long."""
+        if self._store.private.has(upload.digest) and not upload.private:
+            return  # it has become private meanwhile
+        try:
+            stored = await self._store.open_blob(upload.digest)
+        except StorageError:
+            return
+        if stored is None:
+            return
+        with contextlib.ExitStack() as stack:
+            stack.callback(stored.close)
+            key = keys.blob(upload.digest, private=upload.private)
+            may_exist = upload.lease is None or upload.lease.is_lost
+            if may_exist and not upload.replaces and await self._bucket.head(key) is not None:
+                return
+            if not await self._room.take(stored.size):
+                self._observer.upload_ended("refused", stored.size)
+                return
+            with self._reporting(stored.size):
+                async with asyncio.timeout(_LONGEST_SECONDS + stored.size / _SLOWEST_BYTES):
+                    # The descriptor's path: the blob may be evicted before the file is opened.
+                    await self._bucket.upload(key, Path(f"/dev/fd/{stored.fd}"))
+
+    @contextlib.contextmanager
+    def _reporting(self, size: int) -> Iterator[None]:
+        is_stored = False
+        try:
+            yield
+            is_stored = True
+            self._observer.upload_ended("stored", size)
+        finally:
+            self._room.ended(size, is_stored=is_stored)
