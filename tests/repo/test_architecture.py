@@ -17,7 +17,7 @@ WINGS = {
     "decide": {"oci"},
     "store": {"oci", "decide"},
     "transfer": {"oci", "decide", "store"},
-    "fleet": {"oci", "store", "transfer"},
+    "fleet": {"oci", "decide", "store", "transfer"},
     "serve": {"oci", "decide", "store", "transfer"},
     "setup": {"serve"},
     "operate": {"oci", "decide", "store", "serve", "setup"},

@@ -145,7 +145,7 @@ class Retention[K]:
             self._absent[key] = absent_row(size, requests, last)
         if not self.is_admitted(key, now):
             return Decision(refusal=Refusal.RARE)
-        rank = self._clock + self.requests(key, now) / _weight(size)
+        rank = self._clock + self.requests(key, now) / weight(size)
         return self._choose(size - free, self._advance(now), is_protected, rank)
 
     def evict(self, needed: int, now: float, is_protected: Callable[[K], bool]) -> Decision[K]:
@@ -219,7 +219,7 @@ class Retention[K]:
         if known is not None:
             assert known.entry is not None
             return known.entry[0] - self._clock
-        return self.requests(key, now) / _weight(self._absent.get(key, _NEVER_REQUESTED)[0])
+        return self.requests(key, now) / weight(self._absent.get(key, _NEVER_REQUESTED)[0])
 
     # -- internals ----------------------------------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class Retention[K]:
         return float(requests * 2.0 ** ((last - time) / self.half_life))
 
     def _rank(self, key: K, known: _Stored[K], time: float) -> None:
-        rank = self._clock + self._decayed(known.requests, known.last, time) / _weight(known.size)
+        rank = self._clock + self._decayed(known.requests, known.last, time) / weight(known.size)
         if known.entry is not None:
             rank = max(rank, known.entry[0])
             self._ranking.discard(known.entry)
@@ -319,6 +319,6 @@ class Retention[K]:
         self._bound_absent()
 
 
-def _weight(size: int) -> float:
-    """Return the square root of the size in KiB, rounded up."""
+def weight(size: int) -> float:
+    """Return the square root of the size in KiB, rounded up, by which a count of requests is divided."""
     return sqrt(max(1, (size + 1023) >> 10))

@@ -32,6 +32,9 @@ _PAUSE_SECONDS = 5.0
 _CHUNK = 1 << 20
 """Bytes of a body that are received at once, and of a part of an upload read at once."""
 
+_PAGE = 1000
+"""Objects of a request to list; S3 returns no more."""
+
 _PART = 8 << 20
 """Bytes of a part of an upload; S3 accepts 5 MiB to 5 GiB."""
 
@@ -165,8 +168,8 @@ class Bucket:
             await self._timed(obstore.delete_async(self._store, keys))
 
     async def list(self, prefix: str) -> AsyncIterator[Entry]:
-        """Yield the objects whose keys begin with `prefix` and a slash, some thousand for each request."""
-        pages = aiter(obstore.list(self._store, prefix))
+        """Yield the objects whose keys begin with `prefix` and a slash, a thousand for each request."""
+        pages = aiter(obstore.list(self._store, prefix, chunk_size=_PAGE))
         while True:
             with self._reporting("list"):
                 try:
@@ -175,6 +178,8 @@ class Bucket:
                     return
             for meta in page:
                 yield self._entry(meta)
+            if len(page) < _PAGE:
+                return
 
     # -- large objects ----------------------------------------------------------------------------------------------
 

@@ -19,10 +19,14 @@ class Popularity:
         self._index = index
         self._retention = retention
         self._clock = clock
+        self.on_request: Callable[[Digest], None] | None = None
+        """Is called for each request of a client for content; must not raise."""
 
     def count_request(self, digest: Digest) -> None:
         """Count a request for this content. `flush` writes it later, so that a hit costs no write."""
         self._retention.record_request(digest, self._clock())
+        if self.on_request is not None:
+            self.on_request(digest)
 
     def ensure_admitted(self, digest: Digest) -> None:
         """Count requests for content until a full store admits it."""

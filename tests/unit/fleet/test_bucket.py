@@ -67,6 +67,17 @@ async def test_absent_object_is_none(bucket: Bucket, observer: Counted) -> None:
     assert observer.events[:2] == [("get", "absent"), ("get", "absent")]
 
 
+async def test_a_list_is_counted_once_for_each_request(
+    bucket: Bucket, observer: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hubcache.fleet.bucket._PAGE", 2)
+    for name in "abc":
+        await bucket.put(f"node/{name}", b"")
+    observer.events.clear()
+    assert len([entry async for entry in bucket.list("node")]) == 3
+    assert observer.events == [("list", "ok"), ("list", "ok")]
+
+
 async def test_objects_are_listed_by_prefix(bucket: Bucket) -> None:
     for key in ("node/a", "node/b", "nodes/c"):
         await bucket.put(key, b"x")
