@@ -5,6 +5,7 @@ another format, or one that is damaged, as absent.
 """
 
 import json
+import math
 from collections.abc import Mapping
 
 from ..oci.json_reader import read_json
@@ -35,6 +36,12 @@ def text_field(fields: Fields, name: str) -> str | None:
 
 
 def number_field(fields: Fields, name: str) -> float | None:
-    """Return a field that is a number; None where it is missing or of another type."""
+    """Return a field that is a finite number; None where it is missing or of another type."""
     value = fields.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer with hundreds of digits
+        return None
+    return number if math.isfinite(number) else None

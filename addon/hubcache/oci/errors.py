@@ -29,6 +29,8 @@ class RegistryError(HubcacheError):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "UNKNOWN"
+    answered_at: float | None = None
+    """When the registry gave this answer, in seconds since the epoch, if that was before it was requested here."""
 
     def __init__(self, message: str, detail: object = None) -> None:
         super().__init__(message)

@@ -158,8 +158,10 @@ class Access:
     def remember_error(
         self, host: str, repository: str, request_key: str, error: RegistryError, change_number: int
     ) -> None:
-        """Raise this error for the same request for `negative_ttl` seconds, unless the repository changed meanwhile."""
-        self._negative_cache.remember(host, repository, request_key, error, self.negative_ttl, change_number)
+        """Raise this error for the same request for `negative_ttl` seconds after the registry answered with it, unless
+        the repository changed meanwhile."""
+        age = 0.0 if error.answered_at is None else max(0.0, self._clock() - error.answered_at)
+        self._negative_cache.remember(host, repository, request_key, error, self.negative_ttl - age, change_number)
 
     def raise_remembered_error(self, host: str, repository: str, request_key: str) -> int:
         """Raise the remembered error; without one, return the change number that `remember_error` takes."""

@@ -3,6 +3,7 @@
 A GET of a manifest counts against the rate limit as a pull, a HEAD does not: so a HEAD is sent where it can be enough.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -113,8 +114,11 @@ class ManifestValidation:
         self, view: RepositoryView, tag: str, negotiation: str, known: TagRecord | None, *, head: bool
     ) -> _Answer | None:
         """Return the tag's manifest if a HEAD and the store suffice; None when the answer lacks digest or size."""
+        not_before = -math.inf if known is None else known.validated_at
         try:
-            described = await view.upstream.head_manifest(view.repository, tag, negotiation, view.authorization)
+            described = await view.upstream.head_manifest(
+                view.repository, tag, negotiation, view.authorization, not_before=not_before
+            )
         except ManifestUnknown:
             if not self._access.can_read_repository(view.host, view.repository, None):
                 raise
@@ -150,8 +154,10 @@ class ManifestValidation:
         requested_at = self._clock()
         tag_change_number = self._writer.change_number(view.host, view.repository, tag)
         try:
+            # An answer of some other cache is of use only if the lifetime that begins with it ends later.
+            halfway = (known.validated_at + requested_at) / 2
             described = await view.upstream.head_manifest(
-                view.repository, tag, negotiation, view.authorization, newer_than=known.validated_at
+                view.repository, tag, negotiation, view.authorization, not_before=halfway
             )
         except (Unauthorized, Denied) as error:
             await self._writer.drop_tag(view.host, view.repository, tag)

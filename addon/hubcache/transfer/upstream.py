@@ -169,12 +169,12 @@ class Upstream:
         accept: str,
         authorization: str | None = None,
         *,
-        newer_than: float = -math.inf,
+        not_before: float = -math.inf,
     ) -> ManifestHead:
         """Request a manifest's head; Docker Hub does not count this against the pull limit.
 
-        The caller has an answer of the time `newer_than`, in seconds since the epoch, and requests a newer one; here
-        each answer is new.
+        An answer from before `not_before`, in seconds since the epoch, is of no use to the caller; here each answer is
+        new.
         """
 
         async def request() -> ManifestHead:

@@ -1,0 +1,187 @@
+"""Shares what registries answer: one node of the fleet asks, and the others read its answer in the bucket.
+
+A node reads the object that the answer would be in. Without a usable answer there, it acquires a lease, asks the
+registry and writes the answer; nodes that do not get the lease read the object until the answer is there. All this only
+saves requests: while the bucket is down or slow, or when the node with the lease is not ready in time, a node asks the
+registry itself.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..oci.errors import RegistryError
+from .answer_objects import AnswerObjects, Version
+from .answer_records import SHARED_ERRORS
+from .bucket import Bucket, BucketUnavailable
+from .leases import Holder, Lease, Leases
+from .values import Fields
+
+WAIT_SECONDS = 5.0
+"""Longest wait for the node that has the lease: a registry that is slower than this is asked by every node."""
+
+_PAUSE_SECONDS = (0.03, 0.15)
+"""Shortest and longest pause between two reads of an object that another node is about to write."""
+
+_BUCKET_SECONDS = 2.0
+"""Longest wait for a request to the bucket while a client waits: a registry answers faster than that."""
+
+_SLOW_SECONDS = 5.0
+"""How long no answer is looked for in the bucket after a request to it took too long."""
+
+type Update = Callable[[Fields], Fields]
+"""Returns the fields of an object with an answer added."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """An answer to be written to the object `key`; `before` is the version that was read before the registry was asked.
+
+    Without it, the answer is written whatever happened meanwhile.
+    """
+
+    key: str
+    update: Update
+    before: Version | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question[Answer]:
+    """A question to a registry.
+
+    `find` returns the answer in a version of the object `key`, None if there is none that may be used; it raises the
+    error that the registry answered. `ask` asks the registry, for a node that has read this version, and returns the
+    answer and what is to be written. `writes_of_error` returns what is to be written when `ask` raises an error that is
+    an answer of the registry.
+    """
+
+    key: str
+    lease: str
+    find: Callable[[Version], Answer | None]
+    ask: Callable[[Version], Awaitable[tuple[Answer, Sequence[Write]]]]
+    writes_of_error: Callable[[Version, RegistryError], Sequence[Write]]
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A request of this node to a registry: with a lease if other nodes wait for the answer."""
+
+    version: Version
+    lease: Lease | None
+    writes: Sequence[Write] = field(default=())
+
+
+class SharedAnswers:
+    """Finds answers in the bucket, and writes new ones in the background until `close`."""
+
+    def __init__(self, bucket: Bucket, leases: Leases) -> None:
+        self._objects = AnswerObjects(bucket)
+        self._leases = leases
+        self._slow_until = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def answer[Answer](self, question: Question[Answer], *, with_lease: bool = True) -> Answer:
+        """Return a shared answer, or ask the registry; raises what `find` and `ask` raise.
+
+        Without a lease, the nodes that ask at the same moment all ask the registry.
+        """
+        try:
+            version = await self.read(question.key)
+            found = question.find(version)
+            if found is not None:
+                return found
+            acquired = await self._in_time(lambda: self._leases.acquire(question.lease)) if with_lease else None
+        except BucketUnavailable:
+            answer, _ = await question.ask(Version())
+            return answer
+        if isinstance(acquired, Holder):
+            found, version = await self._wait(question, version)
+            if found is not None:
+                return found
+        turn = _Turn(version, acquired if isinstance(acquired, Lease) else None)
+        try:
+            return await self._take(question, turn)
+        finally:
+            if turn.lease is not None or turn.writes:
+                self._spawn(self._finish(turn))
+
+    async def read(self, key: str) -> Version:
+        """Return the present version of an object; raises `BucketUnavailable`, also when the bucket is slow."""
+        return await self._in_time(lambda: self._objects.read(key))
+
+    async def mark_changed(self, key: str) -> None:
+        """Drop the answers in an object after a push or delete, also those that nodes are requesting now.
+
+        Raises `BucketUnavailable`.
+        """
+        await self._objects.mark_changed(key)
+
+    async def _wait[Answer](self, question: Question[Answer], version: Version) -> tuple[Answer | None, Version]:
+        """Wait for the answer of another node; returns it, and the last version of the object.
+
+        The answer is None when that node has released its lease without one, or takes too long.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + WAIT_SECONDS
+        is_held = True
+        with suppress(BucketUnavailable):
+            while loop.time() < deadline:
+                if is_held:
+                    await asyncio.sleep(random.uniform(*_PAUSE_SECONDS))  # noqa: S311 - jitter
+                version = await self.read(question.key)
+                found = question.find(version)
+                if found is not None or not is_held:
+                    return found, version
+                is_held = await self._in_time(lambda: self._leases.holder(question.lease)) is not None
+        return None, version
+
+    async def _take[Answer](self, question: Question[Answer], turn: _Turn) -> Answer:
+        """Ask the registry, unless another node had the lease before this one and has written its answer."""
+        if turn.lease is not None:
+            with suppress(BucketUnavailable):
+                turn.version = await self.read(question.key)
+                found = question.find(turn.version)
+                if found is not None:
+                    return found
+        try:
+            answer, turn.writes = await question.ask(turn.version)
+        except SHARED_ERRORS as error:
+            turn.writes = question.writes_of_error(turn.version, error)
+            raise
+        return answer
+
+    async def _finish(self, turn: _Turn) -> None:
+        """Write the answers, then release the lease: nodes that wait for it look for them first."""
+        try:
+            with suppress(BucketUnavailable):
+                for write in turn.writes:
+                    before = await self._objects.read(write.key) if write.before is None else write.before
+                    await self._objects.write(write.key, before, write.update)
+        finally:
+            if turn.lease is not None:
+                await turn.lease.release()
+
+    async def _in_time[Value](self, request: Callable[[], Awaitable[Value]]) -> Value:
+        """Send a request to the bucket for which a client waits; raises `BucketUnavailable` when it takes too long, and
+        at once for some seconds afterwards."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._slow_until:
+            raise BucketUnavailable("the bucket is slow")
+        try:
+            async with asyncio.timeout(_BUCKET_SECONDS):
+                return await request()
+        except TimeoutError as error:
+            self._slow_until = loop.time() + _SLOW_SECONDS
+            raise BucketUnavailable("the bucket is slow") from error
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Wait until answers are written and leases are released."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,123 @@
+"""Manifests by digest, as nodes share them: one object in the bucket for each manifest of a repository.
+
+Its bytes are right or do not match the digest. That every client may read them is shown by the time at which the
+registry last answered an anonymous request for them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..oci.digest import Digest
+from ..oci.errors import RegistryError
+from ..transfer.upstream_response import FetchedManifest
+from . import keys
+from .answer_objects import Version
+from .answer_records import ErrorAnswer, ManifestAnswer, read_manifest, write_manifest
+from .shared_answers import Update, Write
+from .sharing import Sharing
+from .values import Fields, text_field
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestLookup:
+    """Finds one manifest of a repository by its digest, and what to write about it.
+
+    `is_confirmed`: the registry has just shown that every client may read it, so that its bytes are sufficient.
+    `method` and the times are as in `TagLookup`.
+    """
+
+    sharing: Sharing
+    host: str
+    repository: str
+    digest: Digest
+    method: str
+    wall_clock: Callable[[], float]
+    started_at: float
+    is_confirmed: bool = False
+
+    @property
+    def key(self) -> str:
+        """The key of the manifest's object."""
+        return keys.manifest(self.host, self.repository, self.digest)
+
+    @property
+    def lease(self) -> str:
+        """The name of the lease of the node that asks the registry."""
+        return f"manifest/{keys.hashed(self.host, self.repository, str(self.digest))}"
+
+    def find(self, version: Version) -> FetchedManifest | None:
+        """Return the manifest if every client may read it, else None; raises a fresh error."""
+        answer = read_manifest(version.fields, self.digest)
+        if isinstance(answer, ErrorAnswer):
+            if not self.is_confirmed:
+                self.sharing.raise_if_fresh(answer, self.method, self.host, self.repository, self.wall_clock())
+            return None
+        if answer is None:
+            return None
+        answered_at = self._shown_at(answer)
+        if self.is_confirmed:
+            return self._fetched(answer, self.started_at if answered_at is None else answered_at)
+        if answered_at is None or not self.sharing.shows_access(answered_at, self.wall_clock()):
+            return None
+        return self._fetched(answer, answered_at)
+
+    def find_stale(self, version: Version) -> FetchedManifest | None:
+        """Return the manifest if it may be used while the registry does not answer."""
+        answer = read_manifest(version.fields, self.digest)
+        answered_at = self._shown_at(answer) if isinstance(answer, ManifestAnswer) else None
+        if not isinstance(answer, ManifestAnswer) or answered_at is None:
+            return None
+        is_usable = self.sharing.shows_access_stale(answered_at, self.wall_clock())
+        return self._fetched(answer, answered_at) if is_usable else None
+
+    def has_answer(self, version: Version) -> bool:
+        """Whether the object has the bytes, whatever is known about access."""
+        return isinstance(read_manifest(version.fields, self.digest), ManifestAnswer)
+
+    def find_bytes(self, version: Version, answered_at: float) -> FetchedManifest | None:
+        """Return the manifest with the time of an answer that showed that every client may read it."""
+        answer = read_manifest(version.fields, self.digest)
+        return self._fetched(answer, answered_at) if isinstance(answer, ManifestAnswer) else None
+
+    def writes(self, version: Version | None, fetched: FetchedManifest, *, is_anonymous: bool) -> Sequence[Write]:
+        """Return what to write after the registry delivered the manifest, or answered a HEAD of it.
+
+        An answer to a request with credentials shows nothing about access. Neither does one whose object was not read
+        before the request, if there ever was a push or delete: it may have come later.
+        """
+        at = self.sharing.clock.to_bucket(fetched.answered_at) if is_anonymous else 0.0
+        answer = ManifestAnswer(fetched.media_type, fetched.body, at)
+        changed = ManifestAnswer(fetched.media_type, fetched.body, 0.0)
+
+        def update(fields: Fields) -> Fields:
+            is_unknown = version is None and text_field(fields, "change")
+            return self._update(changed if is_unknown else answer)(fields)
+
+        return (Write(self.key, update, version),)
+
+    def writes_of_error(self, version: Version, error: RegistryError) -> Sequence[Write]:
+        """Return what to write after the registry answered an anonymous request with an error."""
+        if not self.sharing.lifetimes.error:
+            return ()
+        at = self.sharing.clock.to_bucket(self.started_at)
+        return (Write(self.key, self._update(ErrorAnswer(error, self.method, at)), version),)
+
+    def _shown_at(self, answer: ManifestAnswer) -> float | None:
+        """Return when the registry showed that every client may read the manifest; None when that does not count."""
+        answered_at = self.sharing.local(answer.at, self.wall_clock())
+        if answered_at is None or self.sharing.is_outdated(answered_at, self.host, self.repository, str(self.digest)):
+            return None
+        return answered_at
+
+    def _fetched(self, answer: ManifestAnswer, answered_at: float) -> FetchedManifest:
+        return FetchedManifest(self.digest, answer.media_type, answer.body, answered_at)
+
+    def _update(self, answer: ManifestAnswer | ErrorAnswer) -> Update:
+        def update(fields: Fields) -> Fields:
+            before = read_manifest(fields, self.digest)
+            has_newer = before is not None and before.at >= answer.at
+            if has_newer and (isinstance(before, ManifestAnswer) or answer.at > 0):  # bytes alone have no time
+                return fields
+            return write_manifest(answer, self.sharing.node)
+
+        return update

@@ -1,0 +1,240 @@
+"""A registry as one node of a fleet reaches it: what another node has just read is not requested again.
+
+Only what every client may read is shared. Reads of a client's private content go to the registry with the client's own
+credentials, and leave nothing in the bucket.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+
+from ..oci.account import Account
+from ..oci.digest import Digest
+from ..oci.errors import BadUpstream, BlobUnknown, Denied, ManifestUnknown, TooManyRequests, Unauthorized, Unavailable
+from ..oci.registry import Registry
+from ..transfer.challenge import Challenge
+from ..transfer.tokens import Tokens
+from ..transfer.upstream import ManifestHead, Upstream
+from ..transfer.upstream_client import UpstreamClient
+from ..transfer.upstream_response import FetchedManifest
+from .answer_objects import Version
+from .answer_records import SHARED_ERRORS
+from .bucket import BucketUnavailable
+from .shared_answers import Question, Write
+from .shared_manifests import ManifestLookup
+from .shared_tags import TagLookup
+from .sharing import Sharing
+
+_KNOWN_CODES = ("MANIFEST_UNKNOWN", "BLOB_UNKNOWN")
+"""Codes with which a registry says that the repository can be read."""
+
+
+class SharedUpstream(Upstream):
+    """An `Upstream` whose anonymous reads are answered by what the registry has answered to any node of the fleet."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        client: UpstreamClient,
+        tokens: Tokens,
+        learned: Callable[[Registry, Challenge], None],
+        account: Account | None,
+        sharing: Sharing,
+    ) -> None:
+        super().__init__(registry, client, tokens, learned, account)
+        self._sharing = sharing
+
+    def _anonymous_pause_began(self, kind: str, seconds: float) -> None:
+        self._sharing.pause_began(self.registry.host, kind, seconds)
+
+    # -- manifests ----------------------------------------------------------------------------------------------------
+
+    async def head_manifest(
+        self,
+        repository: str,
+        reference: str | Digest,
+        accept: str,
+        authorization: str | None = None,
+        *,
+        not_before: float = -math.inf,
+    ) -> ManifestHead:
+        """As `Upstream.head_manifest`, or the answer to another node."""
+        if authorization is not None:
+            return await super().head_manifest(repository, reference, accept, authorization)
+        if isinstance(reference, Digest):
+            return await self._head_by_digest(repository, reference, accept)
+        lookup = self._tag(repository, reference, accept, "HEAD", not_before)
+
+        async def ask(version: Version) -> tuple[ManifestHead, Sequence[Write]]:
+            head = await self._head(repository, reference, accept)
+            return head, lookup.writes(version, head)
+
+        question = Question(lookup.key, lookup.lease, lookup.find, ask, lookup.writes_of_error)
+        return await self._answer(
+            repository, question, lookup.find_stale, with_lease=self._shares_tags, has_details=False
+        )
+
+    async def _head_by_digest(self, repository: str, digest: Digest, accept: str) -> ManifestHead:
+        lookup = self._manifest(repository, digest, "HEAD")
+
+        def described(fetched: FetchedManifest | None) -> ManifestHead | None:
+            return None if fetched is None else _head_of(fetched)
+
+        async def ask(version: Version) -> tuple[ManifestHead, Sequence[Write]]:
+            head = await self._head(repository, digest, accept)
+            known = lookup.find_bytes(version, head.answered_at)
+            return head, () if known is None else lookup.writes(version, known, is_anonymous=True)
+
+        question = Question(
+            *(lookup.key, lookup.lease, lambda version: described(lookup.find(version)), ask, lookup.writes_of_error)
+        )
+        return await self._answer(
+            repository,
+            question,
+            lambda version: described(lookup.find_stale(version)),
+            with_lease=False,
+            has_details=False,
+        )
+
+    async def get_manifest(
+        self,
+        repository: str,
+        reference: str | Digest,
+        accept: str,
+        authorization: str | None = None,
+        *,
+        is_public: bool = False,
+    ) -> FetchedManifest:
+        """As `Upstream.get_manifest`, or what another node has fetched."""
+        if isinstance(reference, Digest) and (is_public or authorization is None):
+            return await self._get_by_digest(
+                repository, reference, accept, authorization, is_confirmed=authorization is not None
+            )
+        if isinstance(reference, Digest) or authorization is not None:
+            return await super().get_manifest(repository, reference, accept, authorization, is_public=is_public)
+        return await self._get_by_tag(repository, reference, accept)
+
+    async def _get_by_tag(self, repository: str, tag: str, accept: str) -> FetchedManifest:
+        lookup = self._tag(repository, tag, accept, "GET")
+        fetched: FetchedManifest | None = None
+
+        async def ask(version: Version) -> tuple[ManifestHead, Sequence[Write]]:
+            nonlocal fetched
+            if lookup.has_answer(version):  # a GET counts as a pull, a HEAD does not
+                head = await self._head_if_accepted(repository, tag, accept)
+                if head is not None and head.digest is not None and head.size is not None:
+                    return head, lookup.writes(version, head)
+            fetched = await self._get(repository, tag, accept)
+            body = self._manifest(repository, fetched.digest, "GET").writes(None, fetched, is_anonymous=True)
+            return _head_of(fetched), (*body, *lookup.writes(version, _head_of(fetched)))
+
+        question = Question(lookup.key, lookup.lease, lookup.find, ask, lookup.writes_of_error)
+        head = await self._answer(repository, question, lookup.find_stale, with_lease=self._shares_tags)
+        if fetched is not None:
+            return fetched
+        assert head.digest is not None
+        try:
+            found = await self._get_by_digest(repository, head.digest, accept, None, is_confirmed=True)
+        except ManifestUnknown:  # the tag has moved, and the registry has removed what it referred to
+            return await self._get(repository, tag, accept)
+        return FetchedManifest(found.digest, head.media_type, found.body, head.answered_at)
+
+    async def _get_by_digest(
+        self, repository: str, digest: Digest, accept: str, authorization: str | None, *, is_confirmed: bool
+    ) -> FetchedManifest:
+        """Return a manifest; `is_confirmed`: the registry has just shown that every client may read it."""
+        lookup = self._manifest(repository, digest, "GET", is_confirmed=is_confirmed)
+        is_anonymous = authorization is None
+
+        async def ask(version: Version) -> tuple[FetchedManifest, Sequence[Write]]:
+            head = None
+            if lookup.has_answer(version):  # the bytes are known, but not whether every client may read them now
+                head = await self._head_if_accepted(repository, digest, accept)
+            fetched = None if head is None else lookup.find_bytes(version, head.answered_at)
+            if fetched is None:
+                fetched = await self._get(repository, digest, accept, authorization)
+            return fetched, lookup.writes(version, fetched, is_anonymous=is_anonymous)
+
+        question = Question(
+            *(lookup.key, lookup.lease, lookup.find, ask),
+            lookup.writes_of_error if is_anonymous else lambda _, __: (),
+        )
+        return await self._answer(repository, question, lookup.find_stale, authorization)
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    async def _answer[Answer](
+        self,
+        repository: str,
+        question: Question[Answer],
+        find_stale: Callable[[Version], Answer | None],
+        authorization: str | None = None,
+        *,
+        with_lease: bool = True,
+        has_details: bool = True,
+    ) -> Answer:
+        """Return the fleet's or the registry's answer; while the registry does not answer, an old one of the fleet.
+
+        `has_details`: the answer is that to a GET, whose errors have a body.
+        """
+        with_lease = with_lease and self.is_reachable and not self.is_rate_limited("manifest", authorization or "")
+        try:
+            with self._recording_refusals(repository, has_details) if authorization is None else nullcontext():
+                return await self._sharing.answers.answer(question, with_lease=with_lease)
+        except (Unavailable, TooManyRequests, BadUpstream):
+            stale = None
+            with suppress(BucketUnavailable):
+                stale = find_stale(await self._sharing.answers.read(question.key))
+            if stale is None:
+                raise
+            return stale
+
+    @contextmanager
+    def _recording_refusals(self, repository: str, has_details: bool) -> Iterator[None]:
+        """Record a refusal of an anonymous read: earlier answers do not show any more that every client may read.
+
+        Some registries answer 404 instead, see `Access.expire_visibility`. Without details it is not known whether the
+        repository or the manifest is missing; then `serve` sends a GET, too.
+        """
+        try:
+            yield
+        except (Unauthorized, Denied, ManifestUnknown, BlobUnknown) as error:
+            detail = error.detail if isinstance(error.detail, dict) else {}
+            code = detail.get("upstream_code")
+            is_hidden = code not in _KNOWN_CODES and (has_details or code is not None)
+            if is_hidden or isinstance(error, Unauthorized | Denied):
+                at = self._wall_clock() if error.answered_at is None else error.answered_at
+                self._sharing.record_refusal(self.registry.host, repository, at)
+            raise
+
+    @property
+    def _shares_tags(self) -> bool:
+        return self._sharing.lifetimes.tag > 0
+
+    def _tag(self, repository: str, tag: str, accept: str, method: str, not_before: float = -math.inf) -> TagLookup:
+        host, clock = self.registry.host, self._wall_clock
+        return TagLookup(self._sharing, host, repository, tag, accept, method, clock, clock(), not_before)
+
+    def _manifest(self, repository: str, digest: Digest, method: str, *, is_confirmed: bool = False) -> ManifestLookup:
+        host, clock = self.registry.host, self._wall_clock
+        return ManifestLookup(self._sharing, host, repository, digest, method, clock, clock(), is_confirmed)
+
+    # -- requests to the registry -------------------------------------------------------------------------------------
+
+    async def _head(self, repository: str, reference: str | Digest, accept: str) -> ManifestHead:
+        return await super().head_manifest(repository, reference, accept)
+
+    async def _head_if_accepted(self, repository: str, reference: str | Digest, accept: str) -> ManifestHead | None:
+        """As `_head`, but None for an error that the registry answered: a GET returns more details."""
+        with suppress(*SHARED_ERRORS):
+            return await self._head(repository, reference, accept)
+        return None
+
+    async def _get(
+        self, repository: str, reference: str | Digest, accept: str, authorization: str | None = None
+    ) -> FetchedManifest:
+        return await super().get_manifest(repository, reference, accept, authorization)
+
+
+def _head_of(fetched: FetchedManifest) -> ManifestHead:
+    return ManifestHead(fetched.digest, fetched.media_type, len(fetched.body), fetched.answered_at)

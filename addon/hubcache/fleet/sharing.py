@@ -1,0 +1,81 @@
+"""What the upstreams of one node have in common: where they find answers of other nodes, and which they may use."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..decide.policy import VISIBILITY_LIFETIME
+from .answer_records import ErrorAnswer
+from .change_times import ChangeTimes
+from .clock import BucketClock
+from .lifetimes import Lifetimes
+from .shared_answers import SharedAnswers
+
+_AHEAD_SECONDS = 5.0
+"""An answer from the future by more than this is not used: the clock of the node that wrote it was wrong. The bucket's
+time is known to a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """The shared answers, the rules for their use, and the identity of this node.
+
+    `pause_began` is called with a registry's host, a kind of content and seconds when the registry answered 429 to an
+    anonymous request of this node. Times are local: in seconds since the epoch by this machine's clock.
+    """
+
+    answers: SharedAnswers
+    clock: BucketClock
+    node: str
+    pause_began: Callable[[str, str, float], None]
+    lifetimes: Lifetimes = field(default_factory=Lifetimes)
+    times: ChangeTimes = field(default_factory=ChangeTimes)
+
+    def local(self, at: float, now: float) -> float | None:
+        """Return the local time of an answer at a time of the bucket; None when it lies in the future."""
+        answered_at = self.clock.to_local(at)
+        return min(answered_at, now) if answered_at <= now + _AHEAD_SECONDS else None
+
+    def is_fresh(self, answered_at: float, now: float) -> bool:
+        """Whether an answer may be used as one of the registry: it shows what a tag refers to, and who may read it."""
+        return now - answered_at < self._tag_lifetime
+
+    def is_usable_stale(self, answered_at: float, now: float) -> bool:
+        """Whether an answer may be used while the registry does not answer."""
+        return now - answered_at < self._tag_lifetime + self.lifetimes.max_stale
+
+    @property
+    def _tag_lifetime(self) -> float:
+        return min(self.lifetimes.tag, VISIBILITY_LIFETIME)
+
+    def raise_if_fresh(self, answer: ErrorAnswer, method: str, host: str, repository: str, now: float) -> None:
+        """Raise an error of the registry that is an answer to this `method`, unless it is old, or something in the
+        repository changed since: what was missing may have been pushed by another name."""
+        answered_at = self.local(answer.at, now)
+        if answered_at is None or not answer.applies_to(method) or now - answered_at >= self.lifetimes.error:
+            return
+        if answered_at > self.times.last(host, repository, ""):
+            raise answer.to_raise(answered_at)
+
+    # -- changes ----------------------------------------------------------------------------------------------------
+
+    def record_change(self, host: str, repository: str, reference: str, now: float) -> None:
+        """Record a push or delete; a reference is a tag or a digest."""
+        self.times.record(now, host, repository, reference)
+        self.times.record(now, host, repository, "")
+
+    def record_refusal(self, host: str, repository: str, at: float) -> None:
+        """Record that the registry did not let every client read the repository."""
+        self.times.record(at, host, repository)
+
+    def is_outdated(self, answered_at: float, host: str, repository: str, *references: str) -> bool:
+        """Whether something changed, or the registry refused a read, after an answer about these references."""
+        times = [self.times.last(host, repository), *(self.times.last(host, repository, each) for each in references)]
+        return answered_at <= max(times)
+
+    def shows_access(self, answered_at: float, now: float) -> bool:
+        """Whether an answer to an anonymous read still shows that every client may read the repository."""
+        return now - answered_at < VISIBILITY_LIFETIME
+
+    def shows_access_stale(self, answered_at: float, now: float) -> bool:
+        """As `shows_access`, while the registry does not answer."""
+        return now - answered_at < VISIBILITY_LIFETIME + self.lifetimes.max_stale

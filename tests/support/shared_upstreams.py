@@ -1,0 +1,105 @@
+"""Upstreams of several nodes that share one bucket in memory, each with a clock of its own."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from hubcache.fleet.bucket import Bucket
+from hubcache.fleet.clock import BucketClock
+from hubcache.fleet.leases import Leases
+from hubcache.fleet.lifetimes import Lifetimes
+from hubcache.fleet.shared_answers import SharedAnswers
+from hubcache.fleet.shared_upstream import SharedUpstream
+from hubcache.fleet.sharing import Sharing
+from obstore.store import MemoryStore
+
+from support.fleet import CountedRequests, TestNode
+from support.standin import Hub
+from support.upstreams import UpstreamSetup, upstream_to
+
+LIFETIMES = Lifetimes(tag=600.0, error=30.0, max_stale=86400.0)
+
+
+class SettableClock:
+    """A node's clocks: time that a test adds passes for both, an error is one of the clock that shows the date."""
+
+    def __init__(self, error: float = 0.0) -> None:
+        self.ahead = 0.0
+        self.error = error
+
+    def wall(self) -> float:
+        return time.time() + self.ahead + self.error
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+class BucketTime:
+    """The bucket's clock as `Leases` uses it: it is right, and no time is added."""
+
+    def now(self) -> float:
+        return time.time()
+
+
+@dataclass
+class SharedSetup:
+    """One node; `pauses` are those that its upstream reported."""
+
+    upstream: SharedUpstream
+    sharing: Sharing
+    bucket: Bucket
+    leases: Leases
+    seen: CountedRequests
+    clock: SettableClock
+    line: UpstreamSetup
+    pauses: list[tuple[str, str, float]] = field(default_factory=list)
+
+    async def settle(self) -> None:
+        """Wait until the node has written its answers."""
+        await self.sharing.answers.close()
+
+
+@asynccontextmanager
+async def shared_upstream(
+    hub: Hub, store: MemoryStore, name: str, *, error: float = 0.0, lifetimes: Lifetimes = LIFETIMES
+) -> AsyncIterator[SharedSetup]:
+    """Run the upstream of a node whose clock is wrong by `error` seconds."""
+    clock, seen, pauses = SettableClock(error), CountedRequests(), list[tuple[str, str, float]]()
+    bucket = Bucket(store, seen)
+    bucket_clock = BucketClock(clock.wall, clock.monotonic)
+    sent = bucket_clock.ticks()
+    await bucket.put(f"node/{name}", b"{}")
+    received = bucket_clock.ticks()
+    written = await bucket.get(f"node/{name}")
+    assert written is not None
+    bucket_clock.observe(written.entry.modified, sent, received)
+    seen.events.clear()
+    leases = Leases(bucket, BucketTime(), TestNode(name))
+    answers = SharedAnswers(bucket, leases)
+    sharing = Sharing(
+        answers,
+        bucket_clock,
+        name,
+        lambda *pause: pauses.append(pause),
+        Lifetimes(lifetimes.tag, lifetimes.error, lifetimes.max_stale),
+    )
+    async with upstream_to(hub) as line:
+        upstream = SharedUpstream(line.upstream.registry, line.client, line.tokens, lambda _, __: None, None, sharing)
+        upstream._clock, upstream._wall_clock = clock.monotonic, clock.wall
+        try:
+            yield SharedSetup(upstream, sharing, bucket, leases, seen, clock, line, pauses)
+        finally:
+            await answers.close()
+            await leases.close()
+
+
+@asynccontextmanager
+async def shared_upstreams(hub: Hub, count: int, **more: float) -> AsyncIterator[list[SharedSetup]]:
+    """Run several nodes that share a bucket."""
+    store = MemoryStore()
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(shared_upstream(hub, store, f"node-{number}", **more))
+            for number in range(count)
+        ]
