@@ -208,12 +208,19 @@ choose_certificates() {
     if [[ -n ${SSL_CERT_FILE:-} && -z ${PIP_CERT:-} ]]; then export PIP_CERT="$SSL_CERT_FILE"; fi
 }
 
-# ready GROUP: whether .venv can be used for the group. One made for dev can be used for serve.
+# includes GROUP OTHER: whether an environment made for a group has all packages of another one. Each of serve, fleet-demo
+# and dev has those of the ones before.
+includes() {
+    case $1/$2 in dev/* | fleet-demo/serve) return 0 ;; esac
+    [[ $1 == "$2" ]]
+}
+
+# ready GROUP: whether .venv can be used for the group.
 ready() {
     local made
     if [[ ! -x $venv/bin/python ]] || ! read_stamp; then return 1; fi
     [[ ${made[0]} == "$(lock_hash)" && ${made[2]} == "$(readlink -f "$venv/bin/python")" ]] || return 1
-    [[ ${made[1]} == "$1" || ${made[1]} == dev ]] || return 1
+    includes "${made[1]}" "$1" || return 1
     [[ -z ${HUBCACHE_PYTHON:-} || $HUBCACHE_PYTHON == "${made[2]}" || $HUBCACHE_PYTHON == "${made[3]}" ]]
 }
 
@@ -221,8 +228,11 @@ ready() {
 make_venv() {
     local group=$1 python uv made export=(--frozen --no-dev)
     : >"$log"
-    if read_stamp && [[ ${made[1]} == dev ]]; then group=dev; fi
-    if [[ $group == dev ]]; then export=(--locked --group dev); fi # an outdated lock file is an error
+    if read_stamp && includes "${made[1]}" "$group"; then group=${made[1]}; fi
+    case $group in
+    dev) export=(--locked --group dev) ;; # an outdated lock file is an error
+    fleet-demo) export+=(--group fleet-demo) ;;
+    esac
     rm -rf "$work/venv" "$work/replaced"
     find_python
     ensure_uv
@@ -274,7 +284,7 @@ lock() {
     fi
 }
 
-# prepare GROUP: create .venv unless it is ready. GROUP is `serve` or `dev`.
+# prepare GROUP: create .venv unless it is ready. GROUP is `serve`, `fleet-demo` or `dev`.
 prepare() {
     local trouble hint
     ready "$1" && return

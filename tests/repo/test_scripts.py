@@ -367,6 +367,26 @@ class TestGroups:
         checkout.prepare("dev")
         assert checkout.group() == "dev"
 
+    def test_demo_of_a_fleet_adds_to_the_environment_of_serve(self, checkout: Checkout) -> None:
+        checkout.serve()
+        status, output, _ = checkout.serve("--fleet-demo", "3", "--set", "hubcache_size=1G")
+        assert (status, output) == (0, "fleetdemo 4 --fleet-demo 3 --set hubcache_size=1G\n")
+        assert checkout.group() == "fleet-demo"
+        assert "--no-dev --group fleet-demo" in checkout.calls.read_text()
+        installs = checkout.installs()
+        assert checkout.serve()[1] == SERVES
+        assert checkout.serve("--fleet-demo=3")[0] == 0
+        assert checkout.installs() == installs
+        checkout.lock.write_text("two\n")
+        assert checkout.serve()[0] == 0
+        assert checkout.group() == "fleet-demo"
+
+    def test_environment_of_the_tests_is_used_for_the_demo_of_a_fleet(self, checkout: Checkout) -> None:
+        checkout.prepare("dev")
+        installs = checkout.installs()
+        assert checkout.serve("--fleet-demo", "2")[0] == 0
+        assert checkout.installs() == installs
+
     def test_serve_keeps_the_group_of_the_tests_when_the_lock_file_changes(self, checkout: Checkout) -> None:
         checkout.prepare("dev")
         checkout.lock.write_text("two\n")
