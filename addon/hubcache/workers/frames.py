@@ -6,7 +6,6 @@ Both ends are the same program, started from the same files, so frames have no v
 import asyncio
 import json
 import struct
-from dataclasses import asdict
 from typing import Any
 
 from ..oci.digest import Digest
@@ -29,23 +28,20 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[list[Any], bytes]:
     return json.loads(await reader.readexactly(text)), await reader.readexactly(payload) if payload else b""
 
 
-def pack_request(request: Request) -> tuple[dict[str, Any], bytes]:
+def pack_request(request: Request) -> tuple[list[Any], bytes]:
     """Encode a request for `unpack_request`."""
-    head = {name: getattr(request, name) for name in Request.__slots__}
-    head |= {"registry": asdict(request.registry), "listener": request.listener.value, "body": request.body is not None}
-    return head, request.body or b""
+    registry = request.registry
+    place = [registry.host, registry.upstream, registry.is_named_by_client, request.listener.value]
+    target = [request.method, request.path, request.headers, request.query, request.client]
+    more = [request.to_token_service, request.to_cache, request.attempt]
+    return [*place, *target, *more, request.body is not None], request.body or b""
 
 
-def unpack_request(head: dict[str, Any], payload: bytes) -> Request:
+def unpack_request(head: list[Any], payload: bytes) -> Request:
     """Decode a request that `pack_request` encoded."""
-    return Request(
-        **head
-        | {
-            "registry": Registry(**head["registry"]),
-            "listener": Listener(head["listener"]),
-            "body": payload if head["body"] else None,
-        }
-    )
+    host, upstream, is_named, listener, method, path, *more, has_body = head
+    decoded: list[Any] = [*more, payload if has_body else None]
+    return Request(method, path, Registry(host, upstream, is_named), Listener(listener), *decoded)
 
 
 def pack_outcome(outcome: Answer | Forward | None) -> tuple[list[Any], bytes]:

@@ -69,6 +69,8 @@ class OwnerClient:
         self._counts: Counter[str] = Counter()
         self._ended: list[ServedRequest] = []
         """Requests that ended and were not reported yet."""
+        self._closed: list[int] = []
+        """Requests whose files this worker has closed, which was not reported yet."""
         self._report_timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._reported_running: int | None = None
@@ -122,19 +124,18 @@ class OwnerClient:
         answered with bytes from the upstream, which needs no file. The result is that of the first answer, which the
         owner counts: content that was fetched for the request is no hit, though its fill has ended.
         """
-        self._report_ended()
         result: Result | None = None
         for attempt in range(request.attempt, LAST_ATTEMPT + 1):
             number = next(self._numbers)
             head, body = pack_request(replace(request, attempt=attempt))
             try:
                 (_, _, outcome_head, source), payload = await self._request(["request", number, head], body)
-                outcome = unpack_outcome(outcome_head, payload)
+                outcome = unpack_outcome(outcome_head, payload if source is None else b"")
                 if result is not None and isinstance(outcome, Answer):
                     outcome.result = result
                 if source is not None:
                     assert isinstance(outcome, Answer)
-                    outcome.source = self._open(number, source, request)
+                    outcome.source = self._open(number, source, request, payload)
             except FileNotFoundError:
                 self.release(number)
                 assert isinstance(outcome, Answer)
@@ -156,18 +157,35 @@ class OwnerClient:
     def request_ended(self, request: ServedRequest) -> None:
         """Report a request that ended to the owner soon, with others, and before the next request to the owner."""
         self._ended.append(request)
-        if len(self._ended) >= MAX_UNREPORTED:
+        self._report_soon()
+
+    def _file_closed(self, number: int) -> None:
+        self._closed.append(number)
+        self._report_soon()
+
+    def _report_soon(self) -> None:
+        if max(len(self._ended), len(self._closed)) >= MAX_UNREPORTED:
             self._report_ended()
         elif self._report_timer is None:
             self._report_timer = asyncio.get_running_loop().call_later(ENDED_SECONDS, self._report_ended)
 
     def _report_ended(self) -> None:
+        if frames := self._take_ended():
+            self._writer.write(frames)
+
+    def _take_ended(self) -> bytes:
+        """Return the frames that report what has ended, to be sent now."""
         if self._report_timer is not None:
             self._report_timer.cancel()
             self._report_timer = None
+        frames = b""
+        if self._closed:
+            frames = frame(["closed", self._closed])
+            self._closed.clear()
         if self._ended:
-            self._send(["ended", [pack_served_request(request) for request in self._ended]])
+            frames += frame(["ended", [pack_served_request(request) for request in self._ended]])
             self._ended.clear()
+        return frames
 
     def report_running(self, count: int) -> None:
         """Report the number of running downloads while this worker is stopping."""
@@ -177,14 +195,14 @@ class OwnerClient:
 
     # -- bodies -----------------------------------------------------------------------------------------------------
 
-    def _open(self, number: int, how: list[Any], request: Request) -> Source:
+    def _open(self, number: int, how: list[Any], request: Request, received: bytes) -> Source:
         match how:
             case ["file", path, start, end]:
                 blob = StoredBlob(
                     open_regular(Path(path)),
                     end,
                     Path(path),
-                    lambda: self._send(["close", number]),
+                    lambda: self._file_closed(number),
                     lambda: self._send(["unreadable", number]),
                 )
                 return FileSource(blob, start, end)
@@ -195,7 +213,7 @@ class OwnerClient:
                     fill, Path(path), fd, start, end, self._fallback(request), lambda: self.release(number)
                 )
             case [_, origin, finished]:
-                return OwnerSource(lambda: self.read(number), lambda: self.release(number), origin, finished)
+                return OwnerSource(lambda: self.read(number), lambda: self.release(number), origin, finished, received)
         raise AssertionError(how)
 
     def _fallback(self, request: Request) -> Callable[[int, int], Source]:
@@ -237,7 +255,7 @@ class OwnerClient:
     # -- frames -----------------------------------------------------------------------------------------------------
 
     def _send(self, head: list[Any], payload: bytes = b"") -> None:
-        self._writer.write(frame(head, payload))
+        self._writer.write(self._take_ended() + frame(head, payload))
 
     async def _request(self, head: list[Any], payload: bytes = b"") -> tuple[list[Any], bytes]:
         number = head[1]

@@ -16,7 +16,7 @@ from ..serve.messages import Answer, Change, Request
 from ..serve.responder import CountingResponder
 from ..transfer.fill import Fill
 from ..transfer.parallel_range import ParallelRange
-from ..transfer.sources import FileSource, FillSource, Source
+from ..transfer.sources import BytesSource, FileSource, FillSource, Source
 from .frames import frame, pack_outcome, read_frame, unpack_outcome, unpack_request, unpack_served_request
 from .unended_requests import UnendedRequests
 
@@ -106,10 +106,11 @@ class WorkerConnection:
                 self._reading[number] = self._spawn(number, self._read(number, self._sources[number]))
             case ["unreadable", number] if isinstance(source := self._sources.get(number), FileSource):
                 source.unreadable()
-            case ["close", number] if number in self._sources:
-                closing = self._spawn(number, self._close(number, self._sources.pop(number)))
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
+            case ["close", number]:
+                self._close_soon(number)
+            case ["closed", numbers]:
+                for number in numbers:
+                    self._close_soon(number)
             case ["repeated", _, request, answer, count]:
                 repeated = unpack_outcome(answer, b"")
                 assert isinstance(repeated, Answer)
@@ -138,9 +139,12 @@ class WorkerConnection:
                 logger.error("hubcache: a request failed", exc_info=error)
                 self._send(["failed", number, "internal error"])
 
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(ended)
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
+        if task.done():
+            ended(task)
+        else:
+            self._tasks.add(task)
+            task.add_done_callback(ended)
         return task
 
     def _send(self, head: list[Any], payload: bytes = b"") -> None:
@@ -154,12 +158,15 @@ class WorkerConnection:
         if isinstance(source, ParallelRange):
             source = await source.choose_source()
         head, payload = pack_outcome(outcome)
+        if isinstance(source, BytesSource):  # with the answer, as it is in memory
+            payload = await source.read()
         self._send(["answered", number, head, self._describe(number, source)], payload)
         if isinstance(source, FillSource) and self._reported[source.fill] == number:
             await self._report_progress(number, source.fill)
 
     def _describe(self, number: int, source: Source | None) -> list[Any] | None:
         """Return how the worker reads a source: from a file, or by requests for its bytes (`origin`, whether it ended).
+        Bytes in memory are sent with the answer.
 
         A fill's progress is reported under the number of the first request for it.
         """
@@ -200,6 +207,13 @@ class WorkerConnection:
             self._send(["failed", number, str(error)])
             return
         self._send(["read", number, source.finished], data)
+
+    def _close_soon(self, number: int) -> None:
+        source = self._sources.pop(number, None)
+        if source is not None:
+            closing = self._spawn(number, self._close(number, source))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def _close(self, number: int, source: Source) -> None:
         """Close a source, after its reader has ended."""

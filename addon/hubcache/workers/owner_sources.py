@@ -10,7 +10,8 @@ from ..transfer.sources import CHUNK, Source
 class OwnerSource(Source):
     """A source that the owner reads: bytes from the upstream, or of a token service's answer.
 
-    `read_next` returns the next bytes and whether they were the last; `release` has the owner close its source.
+    `received` are the bytes that came with the answer. `read_next` returns the next bytes and whether they were the
+    last; `release` has the owner close its source.
     """
 
     def __init__(
@@ -19,21 +20,25 @@ class OwnerSource(Source):
         release: Callable[[], None],
         origin: str,
         finished: bool,
+        received: bytes = b"",
     ) -> None:
         self.origin = origin
+        self._received = received
         self._finished = finished
+        """Whether the owner has no more bytes."""
         self._read_next = read_next
         self._release = release
 
     async def read(self, most: int = CHUNK) -> bytes:
-        if self.finished:
-            return b""
-        data, self._finished = await self._read_next()
+        if self._received or self._finished:
+            data, self._received = self._received, b""
+        else:
+            data, self._finished = await self._read_next()
         return data
 
     @property
     def finished(self) -> bool:
-        return self._finished
+        return self._finished and not self._received
 
     async def close(self) -> None:
         self._release()

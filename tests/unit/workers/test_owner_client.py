@@ -1,6 +1,7 @@
 """A worker answers as the engine does, with bytes of stored blobs and of fills."""
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 from hubcache.oci.digest import Digest
 from hubcache.serve import cached_blobs
-from hubcache.serve.messages import Change, Forward, Listener, Result
+from hubcache.serve.messages import Answer, Change, Forward, Listener, Result
+from hubcache.workers import owner_client
 from support.engine import read, running
 from support.standin import Fault, Hub
 from support.users import basic, until
@@ -189,3 +191,43 @@ async def test_sent_bytes_are_counted_by_the_owner(pair: EngineWithWorker) -> No
     pair.remote._count_sent("store", 23)
     text = 'hubcache_sent_bytes_total{source="store"} 123.0'
     await until(lambda: text in pair.cache.engine.metrics.render().decode())
+
+
+async def test_token_of_a_user_comes_with_the_answer(
+    pair: EngineWithWorker, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its body is in a source, so that no flow shows it, but it needs no second request to the owner."""
+    hub.user("alice", "secret")
+    monkeypatch.setattr(pair.remote, "read", None)
+    request = pair.cache.request(
+        Listener.PROXY,
+        "GET",
+        f"/token?service=registry.docker.io&scope=repository:{REPO}:pull",
+        authorization=basic("alice", "secret"),
+    )
+    answer = await pair.remote.answer(replace(request, to_token_service=True))
+    assert isinstance(answer, Answer)
+    assert (answer.status, answer.body) == (200, b"")
+    assert "token" in json.loads(await read(answer))
+
+
+async def test_what_has_ended_is_reported_with_the_next_request(
+    pair: EngineWithWorker, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each write to the owner wakes it up."""
+    monkeypatch.setattr(owner_client, "ENDED_SECONDS", 60.0)
+    monkeypatch.setattr(pair.remote, "_report_counts", lambda: None)
+    path = f"/v2/{REPO}/blobs/{hub.blob(REPO, DATA)}"
+    await read(await pair.get(path))
+    await pair.settled()
+    written: list[bytes] = []
+    write = pair.remote._writer.write
+    monkeypatch.setattr(pair.remote._writer, "write", lambda data: (written.append(data), write(data)))
+    usage, digest = pair.cache.engine.store.usage, Digest.parse(path.rpartition("/")[2])
+    for _ in range(3):
+        assert await read(await pair.get(path)) == DATA
+    assert len([data for data in written if b'"request"' in data]) == 3
+    assert len(written) == 3
+    assert usage.in_use == {digest: 1}
+    await pair.get("/v2/")
+    assert not usage.in_use
