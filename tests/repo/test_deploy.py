@@ -29,6 +29,7 @@ DEPLOY = REPOSITORY / "scripts/deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 UNIT = DEPLOY / "hubcache.service"
 PORTS = {8080, 5000, 9180}
+PEER_PORT = Settings().peer_listen[1]
 VARIABLES = {each.name.upper() for each in OPTIONS}
 MAX_EXPOSURE = 15
 """In tenths: systemd-analyze calls services up to 2.0 safe; most distributions' services have more than 9."""
@@ -56,7 +57,7 @@ def test_paths_and_commands_of_the_readme_are_right() -> None:
     assert "scripts/deploy/kubernetes/node" in named
     assert [name for name in named if not (REPOSITORY / name).exists() and not (DEPLOY / name).exists()] == []
     commands = recipes(page=DEPLOY / "README.md")
-    assert {"build", "run", "compose", "systemd", "kubernetes", "node", "package"} == set(commands)
+    assert {"build", "run", "compose", "systemd", "kubernetes", "node", "fleet", "package"} == set(commands)
     for command in commands.values():
         run("sh", "-n", "-c", command.text)
 
@@ -238,7 +239,8 @@ def test_sample_config_file_is_valid() -> None:
 
 # -- Kubernetes -----------------------------------------------------------------------------------------------------
 
-KUSTOMIZATIONS = [KUBERNETES, KUBERNETES / "node"]
+FLEET = KUBERNETES / "fleet"
+KUSTOMIZATIONS = [KUBERNETES, KUBERNETES / "node", FLEET]
 CRD = "monitoring.coreos.com/v1"
 
 
@@ -250,7 +252,7 @@ def manifests(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def workload(directory: Path) -> dict[str, Any]:
-    (found,) = (each for each in manifests(directory) if each["kind"] in ("Deployment", "DaemonSet"))
+    (found,) = (each for each in manifests(directory) if each["kind"] in ("Deployment", "DaemonSet", "StatefulSet"))
     return found
 
 
@@ -306,7 +308,7 @@ def test_names_within_the_manifests_agree(directory: Path) -> None:
     assert workload(directory)["spec"]["selector"]["matchLabels"] == labels
     (container,) = pod(directory)["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert set(ports.values()) <= PORTS
+    assert set(ports.values()) <= PORTS | {PEER_PORT}
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         assert container[probe]["httpGet"]["port"] in ports
     for manifest in manifests(directory):
@@ -316,9 +318,11 @@ def test_names_within_the_manifests_agree(directory: Path) -> None:
         if manifest["kind"] == "Namespace":
             assert manifest["metadata"]["name"] == kustomization["namespace"]
     (generator,) = kustomization["configMapGenerator"]
-    assert container["envFrom"] == [{"configMapRef": {"name": generator["name"]}}]
+    assert container["envFrom"][0] == {"configMapRef": {"name": generator["name"]}}
+    assert container["envFrom"][1:] == ([{"secretRef": {"name": "hubcache-bucket"}}] if directory == FLEET else [])
     assert {literal.partition("=")[0] for literal in generator["literals"]} <= VARIABLES
     volumes = {volume["name"] for volume in pod(directory)["volumes"]}
+    volumes |= {claim["metadata"]["name"] for claim in workload(directory)["spec"].get("volumeClaimTemplates", [])}
     used = {
         mount["name"]
         for each in (*pod(directory).get("initContainers", []), container)
@@ -345,6 +349,28 @@ def test_cache_has_the_rights_of_the_restricted_profile_and_time_to_stop(directo
 def test_only_one_pod_at_a_time_opens_the_volume() -> None:
     deployment = workload(KUBERNETES)
     assert (deployment["spec"]["replicas"], deployment["spec"]["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_only_caches_of_the_fleet_reach_the_port_of_peers() -> None:
+    (policy,) = load(FLEET / "networkpolicy.yaml")
+    labels = workload(FLEET)["spec"]["template"]["metadata"]["labels"]
+    assert policy["spec"]["podSelector"]["matchLabels"] == labels
+    everyone, peers = policy["spec"]["ingress"]
+    assert "from" not in everyone
+    assert peers["from"] == [{"podSelector": {"matchLabels": labels}}]
+    (container,) = pod(FLEET)["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert [port["port"] for port in peers["ports"]] == ["peers"]
+    assert ports["peers"] == PEER_PORT
+    assert {port["port"] for port in everyone["ports"]} == ports.keys() - {"peers"}
+
+
+def test_secret_of_the_fleet_has_the_name_and_the_variables_of_the_readme() -> None:
+    text = recipes(page=DEPLOY / "README.md")["fleet"].text
+    assert "generic hubcache-bucket " in text
+    assert {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"} == set(
+        re.findall(r"--from-literal=(\w+)=", text)
+    )
 
 
 class Node:
