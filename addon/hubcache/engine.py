@@ -121,7 +121,7 @@ class Engine:
             self.store, self._access, self._content, validation, self._blobs, self._referrers, self._upstreams
         )
         self._fleet = fleet_builder.build(
-            connection, self.store, self.fills, self._access, self._upstreams, self.service, self.report
+            *(connection, settings, self.store, self.fills, self._access, self._upstreams, self.service, self.report)
         )
         parts = Parts(
             *(self.store, self.fills, writer, self._access, manifests, self._blobs, self._referrers, prefetch),
@@ -203,6 +203,8 @@ class Engine:
         for upstream in self._upstreams.values():
             upstream.account = self._account(upstream.registry)
         self._apply_tag_refresh()
+        if self._fleet is not None:
+            self._fleet.apply(fleet_builder.times(settings))
 
     def _apply_tag_refresh(self) -> None:
         self._tag_refresh.apply(self._settings.sync_rate, self._upstreams.active)
@@ -303,7 +305,7 @@ class Engine:
         """Invalidate what an accepted push or delete changed; `subject` is the answer's `OCI-Subject`."""
         await self.service.content_changed(registry, change, subject)
         if self._fleet is not None:
-            self._fleet.content_changed(registry.host, *change, subject)
+            await self._fleet.content_changed(registry.host, *change, subject)
 
     def _may_spend(self, host: str) -> bool:
         """Whether background work may make a request to this registry that counts against its rate limit.

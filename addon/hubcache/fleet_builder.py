@@ -21,6 +21,7 @@ from .transfer.upstreams import Upstreams
 if TYPE_CHECKING:
     from .fleet.connection import FleetConnection
     from .fleet.fleet import Fleet
+    from .fleet.fleet_options import FleetTimes
 
 
 async def connect(settings: Settings) -> "FleetConnection | None":
@@ -43,8 +44,18 @@ def disconnect(connection: "FleetConnection | None") -> None:
         connection.close()
 
 
+def times(settings: Settings) -> "FleetTimes":
+    """Return the option values that may change while a node runs."""
+    from .fleet.fleet_options import FleetTimes
+
+    return FleetTimes(
+        *(settings.half_life, settings.expire_after, settings.tag_ttl, settings.negative_ttl, settings.max_stale)
+    )
+
+
 def build(
     connection: "FleetConnection | None",
+    settings: Settings,
     store: Store,
     fills: Fills,
     access: Access,
@@ -67,8 +78,12 @@ def build(
         if upstream is not None:
             await service.content_changed(upstream.registry, Change(repository, reference, is_blob), subject)
 
-    fleet = Fleet(connection, LocalCache(store, fills, permits, content_changed))
-    fills.on_ended = fleet.fill_ended
+    def pause(host: str, kind: str, seconds: float) -> None:
+        upstream = upstreams.get(host)
+        if upstream is not None:
+            upstream.pause(kind, seconds)
+
+    fleet = Fleet(connection, LocalCache(store, fills, permits, content_changed, pause), times(settings))
     metrics = report.metrics
     metrics.registry.register(FleetCollector(fleet.status, metrics.traffic))
     report.fleet = lambda: report_fleet(fleet.status(), metrics.traffic, metrics.pulls)

@@ -1,6 +1,8 @@
 """Caches that share a bucket: they find each other, share what one of them has fetched, and work alone if they must."""
 
+import asyncio
 import socket
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,11 @@ from hubcache.oci.digest import Digest
 from hubcache.oci.errors import ConfigError
 from hubcache.oci.image_name import ImageName
 from hubcache.oci.registry import HUB_HOST
-from hubcache.serve.messages import Listener
+from hubcache.serve.messages import Change, Listener
 from obstore.store import MemoryStore, S3Store
 from support import fleet_engines as fleet
 from support.engine import Cache, running
-from support.standin import Hub
+from support.standin import Hub, Image, random_bytes
 from support.users import until
 
 REPO = "library/debian"
@@ -36,7 +38,8 @@ CLOSED_PORT = S3Store(
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
-    """The bucket of all nodes of a test."""
+    """The bucket of all nodes of a test, which find each other at once."""
+    monkeypatch.setattr(membership, "HEARTBEAT_SECONDS", 0.05)
     store = MemoryStore()
     fleet.use_store(monkeypatch, store)
     return store
@@ -52,10 +55,7 @@ def status(cache: Cache) -> dict[str, Any]:
     return found
 
 
-async def test_nodes_find_each_other_and_leave(
-    hub: Hub, bucket: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(membership, "HEARTBEAT_SECONDS", 0.05)
+async def test_nodes_find_each_other_and_leave(hub: Hub, bucket: MemoryStore, tmp_path: Path) -> None:
     async with fleet.nodes(hub, tmp_path, 2) as caches:
         await until(lambda: all(len(status(each)["nodes"]) == 2 for each in caches))
         seen = [status(each)["nodes"] for each in caches]
@@ -82,6 +82,63 @@ async def test_node_works_alone_while_the_bucket_does_not_answer(
         assert len(cache.engine.report.snapshot(public=False)["problems"]) == 1
         assert "bucket" in cache.engine.report.snapshot(public=True)["problems"][0]
         assert cache.engine.report.snapshot(public=True)["fleet"] is None
+
+
+def size_of(image: Image, hub: Hub) -> int:
+    """Return the bytes of an image's config and layers."""
+    blobs = hub.memory.repository(image.repo).blobs
+    return sum(blobs[digest].size for digest in set(image.blobs))
+
+
+async def pull(cache: Cache, image: Image, listener: Listener = Listener.MIRROR) -> None:
+    """Pull an image, and compare all that was received."""
+    assert await cache.get(listener, f"/v2/{image.repo}/manifests/{image.tag}") == (200, image.manifest)
+    for digest in image.blobs:
+        status, body = await cache.get(listener, f"/v2/{image.repo}/blobs/{digest}")
+        assert (status, str(Digest.of(body))) == (200, digest)
+
+
+async def test_second_node_needs_no_request_to_the_registry(hub: Hub, bucket: MemoryStore, tmp_path: Path) -> None:
+    image = hub.image(REPO, "1", [random_bytes(200_000, "layer")])
+    async with fleet.nodes(hub, tmp_path, 2) as (first, second):
+        await pull(first, image)
+        await until(lambda: len(keys(bucket, "blob")) == len(image.blobs))
+        await until(lambda: keys(bucket, "lease") == [])
+        hub.reset_log()
+        await pull(second, image)
+        assert [record.path for record in hub.requests() if "token" not in record.path] == []
+        tiers = status(second)["tiers"]
+        assert (tiers["bucket"], tiers["upstream"]) == (size_of(image, hub), 0)
+        before = status(second)["requests"]["get"]
+        await pull(second, image)
+        assert status(second)["requests"]["get"] == before, "a warm pull needs no request to the bucket"
+        assert status(first)["uploads"]["stored"] == len(image.blobs)
+    assert keys(bucket, "lease") == []
+
+
+async def test_pull_through_all_nodes_at_once_fetches_each_blob_once(
+    hub: Hub, bucket: MemoryStore, tmp_path: Path
+) -> None:
+    image = hub.image(REPO, "1", [random_bytes(3 << 20, f"layer {number}") for number in range(3)])
+    async with fleet.nodes(hub, tmp_path, 3) as caches:
+        await asyncio.gather(*(pull(cache, image) for cache in caches))
+        fetched = Counter(record.path for record in hub.requests(kind="blob") if record.method == "GET")
+        assert set(fetched.values()) == {1}
+        tiers = [status(cache)["tiers"] for cache in caches]
+        assert sum(each["upstream"] for each in tiers) == size_of(image, hub)
+
+
+async def test_push_through_one_node_is_seen_by_the_others(hub: Hub, bucket: MemoryStore, tmp_path: Path) -> None:
+    old = hub.image(REPO, "1", [b"old"])
+    async with fleet.nodes(hub, tmp_path, 2) as (first, second):
+        await until(lambda: len(status(first)["nodes"]) == 2)
+        await pull(first, old)
+        await pull(second, old)
+        new = hub.image(REPO, "1", [b"new"])
+        assert await second.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1") == (200, old.manifest)
+        await first.engine.content_changed(first.settings.registries[0], Change(REPO, "1"))
+        await pull(second, new)
+        await pull(first, new)
 
 
 async def test_command_shows_the_leases_of_all_nodes(hub: Hub, bucket: MemoryStore, tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
+from hubcache.fleet.blob_read import BlobRead
 from hubcache.fleet.bucket import Bucket
 from hubcache.fleet.clock import BucketClock
 from hubcache.fleet.leases import Leases
@@ -12,6 +13,7 @@ from hubcache.fleet.lifetimes import Lifetimes
 from hubcache.fleet.shared_answers import SharedAnswers
 from hubcache.fleet.shared_upstream import SharedUpstream
 from hubcache.fleet.sharing import Sharing
+from hubcache.transfer.blob_body import BlobBody, BlobDownload
 from obstore.store import MemoryStore
 
 from support.fleet import CountedRequests, TestNode
@@ -40,6 +42,16 @@ class BucketTime:
 
     def now(self) -> float:
         return time.time()
+
+
+class UnsharedBlobs:
+    """Reads all blobs from their registry."""
+
+    def download(self, read: BlobRead, start: int = 0) -> AbstractAsyncContextManager[BlobDownload]:
+        return read.download(start)
+
+    def open(self, read: BlobRead, start: int = 0, end: int | None = None) -> AbstractAsyncContextManager[BlobBody]:
+        return read.open(start, end)
 
 
 @dataclass
@@ -85,7 +97,8 @@ async def shared_upstream(
         Lifetimes(lifetimes.tag, lifetimes.error, lifetimes.max_stale),
     )
     async with upstream_to(hub) as line:
-        upstream = SharedUpstream(line.upstream.registry, line.client, line.tokens, lambda _, __: None, None, sharing)
+        registry, client, tokens = line.upstream.registry, line.client, line.tokens
+        upstream = SharedUpstream(registry, client, tokens, lambda _, __: None, None, sharing, UnsharedBlobs())
         upstream._clock, upstream._wall_clock = clock.monotonic, clock.wall
         try:
             yield SharedSetup(upstream, sharing, bucket, leases, seen, clock, line, pauses)

@@ -1,13 +1,12 @@
 """A node's part in its fleet: composes the bucket, the peers, and the upstreams that ask them before the registry."""
 
-import logging
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Callable, Iterable
 
 from ..oci.account import Account
 from ..oci.digest import Digest
 from ..oci.registry import Registry
 from ..transfer.challenge import Challenge
-from ..transfer.fill import Fill
 from ..transfer.tokens import Tokens
 from ..transfer.upstream import Upstream
 from ..transfer.upstream_client import UpstreamClient
@@ -16,8 +15,11 @@ from .bucket import Bucket, BucketUnavailable
 from .bucket_store import BucketStore
 from .clock import BucketClock
 from .connection import FleetConnection
+from .content_changes import ContentChanges
+from .events import Events
 from .fleet_counts import FleetCounts
-from .fleet_status import FleetStatus, LeaseStatus, NodeStatus, UploadStatus
+from .fleet_options import FleetTimes
+from .fleet_status import FleetStatus, LeaseStatus, NodeStatus, SweepStatus, UploadStatus
 from .joining import Joining
 from .lease_list import list_leases
 from .leases import Leases
@@ -25,10 +27,19 @@ from .local_cache import LocalCache
 from .membership import Membership
 from .peer_client import PeerClient
 from .peer_server import PeerServer
+from .popularity import NodePopularity
 from .probe import check_conditional_writes
+from .room import Room
 from .secret import load_secret
+from .shared_answers import SharedAnswers
+from .shared_blobs import SharedBlobs
+from .shared_upstream import SharedUpstream
+from .sharing import Sharing
+from .sweeper import Sweeper
+from .uploads import Uploads
 
-logger = logging.getLogger("hubcache")
+_CLOSE_SECONDS = 5.0
+"""After this time, requests to the bucket at the end of a node are given up."""
 
 
 class Fleet:
@@ -37,17 +48,47 @@ class Fleet:
     Before `start` and while the bucket does not answer, the node works alone: requests to the bucket fail at once.
     """
 
-    def __init__(self, connection: FleetConnection, cache: LocalCache) -> None:
+    def __init__(self, connection: FleetConnection, cache: LocalCache, times: FleetTimes) -> None:
+        """To be called in the event loop."""
+        options, me = connection.options, connection.me
         self._connection = connection
         self._cache = cache
-        self._counts = FleetCounts()
-        self._bucket = self._open_bucket(connection.stores[0])
-        self._clock = BucketClock()
-        self._membership = Membership(self._bucket, self._clock, connection.me)
-        self._leases = Leases(self._bucket, self._clock, connection.me)
-        self._peer_server = PeerServer(cache.store, cache.fills, self._receive_event)
-        self._peers = PeerClient(f"hubcache/{connection.options.version}")
-        self._joining = Joining(connection.options.bucket, self._bucket, self._examine, self._join)
+        self._counts = counts = FleetCounts()
+        self._bucket = bucket = self._open_bucket(connection.stores[0])
+        self._clock = clock = BucketClock()
+        self._membership = members = Membership(bucket, clock, me)
+        self._leases = leases = Leases(bucket, clock, me)
+        self._peers = PeerClient(f"hubcache/{options.version}")
+        self._sweeper = Sweeper(bucket, clock, members, leases, options.capacity, times.half_life, times.expire_after)
+        self._room = Room(bucket, clock, members, options.capacity, self._sweeper.make_room)
+        self._popularity = NodePopularity(bucket, clock, me.id, times.half_life, self._may_be_in_bucket)
+        self._uploads = Uploads(bucket, cache.store, self._room, counts)
+        self._blobs = SharedBlobs(
+            *(bucket, leases, self._peers, self._uploads, cache.store, cache.fills, cache.permits, counts),
+            shares_private=options.stores_private,
+        )
+        self._answers = SharedAnswers(bucket, leases)
+        self._sharing = Sharing(self._answers, clock, me.id, self._pause_began)
+        self._changes = ContentChanges(self._sharing, cache.content_changed)
+        self._events = Events(members, self._peers, self._changes.receive, cache.pause)
+        self._peer_server = PeerServer(cache.store, cache.fills, self._events.receive)
+        self._joining = Joining(options.bucket, bucket, self._examine, self._join)
+        cache.store.popularity.on_request = self._popularity.count_request
+        cache.fills.on_ended = self._blobs.fill_ended
+        self.apply(times)
+
+    def apply(self, times: FleetTimes) -> None:
+        """Apply option values while the node runs."""
+        self._sweeper.half_life = self._popularity.half_life = times.half_life
+        self._sweeper.expire_after = times.expire_after
+        lifetimes = self._sharing.lifetimes
+        lifetimes.tag, lifetimes.error, lifetimes.max_stale = times.tag_ttl, times.negative_ttl, times.max_stale
+
+    def _open_bucket(self, store: BucketStore) -> Bucket:
+        return Bucket(store.requests, self._counts, uploads=store.uploads)
+
+    def _may_be_in_bucket(self, digest: Digest) -> bool:
+        return self._connection.options.stores_private or not self._cache.store.private.has(digest)
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -62,33 +103,42 @@ class Fleet:
     async def _examine(self) -> None:
         await check_conditional_writes(*(self._open_bucket(store) for store in self._connection.stores))
 
-    def _open_bucket(self, store: BucketStore) -> Bucket:
-        return Bucket(store.requests, self._counts, uploads=store.uploads)
-
     async def _join(self) -> None:
         self._peers.secret = self._peer_server.secret = await load_secret(self._bucket)
         await self._membership.start()
+        for part in (self._room, self._popularity, self._sweeper):
+            await part.start()
 
     async def stop_background_work(self) -> None:
         """Announce that this node leaves, when its shutdown has begun. Uploads continue until `close`."""
         await self._joining.close()
+        await self._sweeper.close()
         await self._membership.close()
 
     async def close(self) -> None:
         """Give up uploads that are not complete, release all leases, and end the connections of peers."""
+        asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._close_bucket)
+        if self._bucket.problem is not None:
+            self._close_bucket()
         await self.stop_background_work()
-        await self._leases.close()
-        await self._peer_server.close()
-        await self._peers.close()
+        for part in (
+            *(self._events, self._changes, self._answers, self._uploads, self._blobs, self._room, self._popularity),
+            *(self._leases, self._peer_server, self._peers),
+        ):
+            await part.close()
         self._connection.close()
 
-    async def _receive_event(self, fields: Mapping[str, object]) -> None:
-        """Act on the event of another node."""
+    def _close_bucket(self) -> None:
+        """Let all further requests fail at once: a bucket that is slow must not hold up the stop."""
+        self._bucket.closed_because = "this node is stopping"
+
+    def _pause_began(self, host: str, kind: str, seconds: float) -> None:
+        self._events.report_pause(host, kind, seconds)
 
     @property
     def is_uploading(self) -> bool:
-        """Whether content waits for its upload, or is uploaded."""
-        return False
+        """Whether content is uploaded, or waits for that and the bucket answers."""
+        return self._uploads.waiting > 0 and self._bucket.is_usable
 
     def upstream(
         self,
@@ -99,13 +149,16 @@ class Fleet:
         account: Account | None,
     ) -> Upstream:
         """Return an upstream that asks the fleet before the registry; the arguments are those of `Upstream`."""
-        return Upstream(registry, client, tokens, learned, account)
+        return SharedUpstream(registry, client, tokens, learned, account, self._sharing, self._blobs)
 
-    def fill_ended(self, fill: Fill) -> None:
-        """Upload what a fill has stored, and release its lease."""
+    async def content_changed(
+        self, host: str, repository: str, reference: str, is_blob: bool, subject: str | None
+    ) -> None:
+        """Report a push or delete through this node to all nodes; the arguments are those of `ContentChanged`.
 
-    def content_changed(self, host: str, repository: str, reference: str, is_blob: bool, subject: str | None) -> None:
-        """Report a push or delete through this node to all nodes; the arguments are those of `ContentChanged`."""
+        Returns when the others have received it, or after a second.
+        """
+        await self._changes.report(self._events, host, repository, reference, is_blob, subject)
 
     # -- for users --------------------------------------------------------------------------------------------------
 
@@ -151,6 +204,16 @@ class Fleet:
             leases=self._leases.held,
             requests={kind: dict(outcomes) for kind, outcomes in counts.requests.items()},
             received={tier: counts.received[tier] for tier in ("bucket", "peer")},
-            uploads=UploadStatus(0, uploads["stored"], uploads["refused"], uploads["failed"], counts.uploaded_bytes),
-            sweep=None,
+            uploads=UploadStatus(
+                self._uploads.waiting, uploads["stored"], uploads["refused"], uploads["failed"], counts.uploaded_bytes
+            ),
+            sweep=self._sweep(),
         )
+
+    def _sweep(self) -> SweepStatus | None:
+        state = self._sweeper.state
+        if state is None:
+            return None
+        sweep = state.sweep
+        objects = sum(sweep.objects.values())
+        return SweepStatus(self._clock.to_local(sweep.at), sweep.by, state.used, objects, sweep.deleted)

@@ -17,3 +17,14 @@ class FleetOptions:
     listen: tuple[str, int]
     address: tuple[str, int | None] | None
     version: str
+
+
+@dataclass(frozen=True, slots=True)
+class FleetTimes:
+    """Option values in seconds, which may change while a node runs; the names are those of the options."""
+
+    half_life: float
+    expire_after: float
+    tag_ttl: float
+    negative_ttl: float
+    max_stale: float

@@ -15,6 +15,9 @@ type ContentChanged = Callable[[str, str, str, bool, str | None], Awaitable[None
 """Forgets what a push or delete changed: registry's host, repository, reference, whether that is a blob's digest, and
 the digest of the manifest whose referrers changed."""
 
+type Pause = Callable[[str, str, float], None]
+"""Sends no anonymous requests to a registry's host for a kind of content, for some seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class LocalCache:
@@ -24,3 +27,4 @@ class LocalCache:
     fills: Fills
     permits: Permits
     content_changed: ContentChanged
+    pause: Pause

@@ -5,13 +5,15 @@ credentials, and leave nothing in the bucket.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from typing import Protocol
 
 from ..oci.account import Account
 from ..oci.digest import Digest
 from ..oci.errors import BadUpstream, BlobUnknown, Denied, ManifestUnknown, TooManyRequests, Unauthorized, Unavailable
 from ..oci.registry import Registry
+from ..transfer.blob_body import BlobBody, BlobDownload
 from ..transfer.challenge import Challenge
 from ..transfer.tokens import Tokens
 from ..transfer.upstream import ManifestHead, Upstream
@@ -19,6 +21,7 @@ from ..transfer.upstream_client import UpstreamClient
 from ..transfer.upstream_response import FetchedManifest
 from .answer_objects import Version
 from .answer_records import SHARED_ERRORS
+from .blob_read import BlobRead
 from .bucket import BucketUnavailable
 from .shared_answers import Question, Write
 from .shared_manifests import ManifestLookup
@@ -27,6 +30,16 @@ from .sharing import Sharing
 
 _KNOWN_CODES = ("MANIFEST_UNKNOWN", "BLOB_UNKNOWN")
 """Codes with which a registry says that the repository can be read."""
+
+
+class Blobs(Protocol):
+    """Reads blobs, from other nodes where they have them."""
+
+    def download(self, read: BlobRead, start: int = 0) -> AbstractAsyncContextManager[BlobDownload]:
+        """Open a blob from byte `start` for a fill."""
+
+    def open(self, read: BlobRead, start: int = 0, end: int | None = None) -> AbstractAsyncContextManager[BlobBody]:
+        """Open a blob from byte `start` to before `end`, for an answer that is not stored."""
 
 
 class SharedUpstream(Upstream):
@@ -40,9 +53,11 @@ class SharedUpstream(Upstream):
         learned: Callable[[Registry, Challenge], None],
         account: Account | None,
         sharing: Sharing,
+        blobs: Blobs,
     ) -> None:
         super().__init__(registry, client, tokens, learned, account)
         self._sharing = sharing
+        self._blobs = blobs
 
     def _anonymous_pause_began(self, kind: str, seconds: float) -> None:
         self._sharing.pause_began(self.registry.host, kind, seconds)
@@ -161,6 +176,50 @@ class SharedUpstream(Upstream):
         )
         return await self._answer(repository, question, lookup.find_stale, authorization)
 
+    # -- blobs ------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def open_blob(
+        self,
+        repository: str,
+        digest: Digest,
+        start: int = 0,
+        end: int | None = None,
+        authorization: str | None = None,
+        *,
+        is_public: bool = False,
+    ) -> AsyncIterator[BlobBody]:
+        """As `Upstream.open_blob`, from the bucket where it has the blob."""
+        read = self._blob_read(repository, digest, authorization, is_public)
+        opened = read.open(start, end) if _is_check(authorization, is_public) else self._blobs.open(read, start, end)
+        async with opened as body:
+            yield body
+
+    @asynccontextmanager
+    async def download_blob(
+        self,
+        repository: str,
+        digest: Digest,
+        start: int = 0,
+        authorization: str | None = None,
+        *,
+        is_public: bool = False,
+    ) -> AsyncIterator[BlobDownload]:
+        """As `Upstream.download_blob`, from the bucket or the node that fetches the blob."""
+        read = self._blob_read(repository, digest, authorization, is_public)
+        opened = read.download(start) if _is_check(authorization, is_public) else self._blobs.download(read, start)
+        async with opened as body:
+            yield body
+
+    def _blob_read(self, repository: str, digest: Digest, authorization: str | None, is_public: bool) -> BlobRead:
+        checked_with = None if is_public else authorization
+        return BlobRead(
+            *(self.registry.host, repository, digest, is_public),
+            lambda: Upstream.head_blob(self, repository, digest, checked_with),
+            lambda start: Upstream.download_blob(self, repository, digest, start, authorization),
+            lambda start, end: Upstream.open_blob(self, repository, digest, start, end, authorization),
+        )
+
     # -- answers ------------------------------------------------------------------------------------------------------
 
     async def _answer[Answer](
@@ -234,6 +293,11 @@ class SharedUpstream(Upstream):
         self, repository: str, reference: str | Digest, accept: str, authorization: str | None = None
     ) -> FetchedManifest:
         return await super().get_manifest(repository, reference, accept, authorization)
+
+
+def _is_check(authorization: str | None, is_public: bool) -> bool:
+    """Whether a read finds out if the public may read a blob: an answer of another node would not show that."""
+    return authorization is None and not is_public
 
 
 def _head_of(fetched: FetchedManifest) -> ManifestHead:
