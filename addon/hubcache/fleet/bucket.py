@@ -4,7 +4,6 @@ from __future__ import annotations  # obstore has the names of its types in stub
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import GCSStore
 
 from ..oci.errors import HubcacheError
+from .failure_reason import failure_reason
 
 if TYPE_CHECKING:
     from obstore import BytesStream, GetOptions, ObjectMeta, PutResult, UpdateVersion
@@ -37,9 +37,6 @@ _PAGE = 1000
 
 _PART = 8 << 20
 """Bytes of a part of an upload; S3 accepts 5 MiB to 5 GiB."""
-
-
-_CODE = re.compile("<Code>([A-Za-z]+)</Code>")
 
 
 class BucketUnavailable(HubcacheError):
@@ -253,7 +250,7 @@ class Bucket:
             yield report
         except (BaseError, OSError) as error:  # TimeoutError is an OSError
             outcome = "error"
-            self.problem = _reason(error)
+            self.problem = failure_reason(error)
             self._paused_until = self._clock() + _PAUSE_SECONDS
             raise BucketUnavailable(f"the bucket does not answer: {self.problem}") from error
         else:
@@ -270,17 +267,5 @@ def _received(stream: BytesStream) -> Iterator[memoryview]:
         except StopIteration:
             return
         except (BaseError, OSError) as error:
-            raise BucketUnavailable(f"transfer from the bucket broke off: {_reason(error)}") from error
+            raise BucketUnavailable(f"transfer from the bucket broke off: {failure_reason(error)}") from error
         yield memoryview(chunk)
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error, which names the request; the following ones are for its developers.
-
-    It ends with the first line of an XML document where the bucket sent one, whose code replaces it ("Error Responses"
-    of the Amazon S3 API).
-    """
-    text = str(error) or type(error).__name__
-    line = text.splitlines()[0].partition("<?xml")
-    code = _CODE.search(text)
-    return f"{line[0]}{code[1]}" if code and line[1] else line[0].rstrip(": ")
