@@ -251,7 +251,8 @@ class SharedBlobs:
                 self._release(fill)  # the bucket has the blob: without a lease, this is checked before the upload
             self._uploads.add(ended.digest, private=private, replaces=replaces, lease=fill.lease)
             return
-        if isinstance(ended.error, BadUpstream) and fill.origins & {"bucket", "peer"}:
+        # A node that fetches passes on what its registry sends, and cuts it short when that is wrong.
+        if isinstance(ended.error, BadUpstream) and ("bucket" in fill.origins or fill.origins == {"peer"}):
             self._distrust(ended.digest, keys.blob(ended.digest, private=private))
         self._release(fill)
 

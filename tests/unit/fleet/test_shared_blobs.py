@@ -1,14 +1,17 @@
 """Blobs that a fleet shares: one fetch for all nodes; and what happens when the fetching node or the bucket fails."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
-from hubcache.fleet import keys, shared_blobs
-from hubcache.oci.digest import Digest
-from hubcache.oci.errors import BadUpstream, HubcacheError
+from hubcache.fleet import keys, peer_transfer, shared_blobs, shared_fill
+from hubcache.fleet.bucket import BucketUnavailable
+from hubcache.oci.digest import Digest, Verifier
+from hubcache.oci.errors import BadUpstream, BlobUnknown, Denied, HubcacheError, Unauthorized, Unavailable
 from hubcache.transfer import fills as fills_module
-from support.fleet_nodes import REPO, SharingFleet, SharingNode, settled
+from hubcache.transfer.sources import UpstreamSource
+from support.fleet_nodes import REPO, SharingFleet, SharingNode, drained, settled
 from support.standin import Fault, Hub, random_bytes
 from support.users import until
 
@@ -94,6 +97,28 @@ async def following(nodes: list[SharingNode]) -> list[asyncio.Task[bytes]]:
     return pulls
 
 
+def resumed_at(fleet: SharingFleet, number: int = 1) -> int:
+    """Return the first byte that a request for the layer to the registry asked for."""
+    ranges = [record.header("Range") for record in fleet.hub.requests(kind="cdn")]
+    assert len(ranges) == number + 1
+    header = ranges[number]
+    assert header is not None
+    return int(header.removeprefix("bytes=").partition("-")[0])
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, node: SharingNode, name: str) -> list[None]:
+    """Return a list that grows with each call of a method of the node's `SharedBlobs`."""
+    calls: list[None] = []
+    method = getattr(node.shared, name)
+
+    def count(*arguments: object) -> object:
+        calls.append(None)
+        return method(*arguments)
+
+    monkeypatch.setattr(node.shared, name, count)
+    return calls
+
+
 async def failure(pulling: asyncio.Task[bytes]) -> HubcacheError:
     with pytest.raises(HubcacheError) as caught:
         await pulling
@@ -112,10 +137,7 @@ async def test_others_finish_when_the_process_that_fetches_dies(fleet: SharingFl
         assert not any(pull.done() for pull in pulls), "the lease of the dead node lives"
         fleet.expired.add(holder.name)
         assert [await pull for pull in pulls] == [LAYER] * 3
-        ranges = [record.header("Range") for record in fleet.hub.requests(kind="cdn")][1:]
-        assert len(ranges) == 1, "one node takes over"
-        assert ranges[0] is not None
-        assert int(ranges[0].removeprefix("bytes=").removesuffix("-")) >= 900_000, "where the bytes ended"
+        assert resumed_at(fleet) >= 900_000, "one node takes over, where the bytes ended"
 
 
 async def test_others_finish_when_the_fill_of_the_node_that_fetches_fails(fleet: SharingFleet) -> None:
@@ -144,8 +166,319 @@ async def test_others_take_over_where_a_fill_broke_off(fleet: SharingFleet) -> N
         holder.fills._cancel_fill(fill)
         assert [await pull for pull in pulls] == [LAYER] * 2
         fleet.hub.faults.remove(fault)
-        ranges = [record.header("Range") for record in fleet.hub.requests(kind="cdn")]
-        assert len(ranges) == 2
-        assert ranges[1] is not None
-        start = int(ranges[1].removeprefix("bytes=").removesuffix("-"))
-        assert 900_000 <= start <= 1_000_000
+        assert 900_000 <= resumed_at(fleet) <= 1_000_000
+
+
+async def test_stalled_node_is_waited_for_while_its_lease_is_renewed(
+    fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fleet.nodes(2) as (holder, other):
+        monkeypatch.setattr(other.peers._downloads, "_progress_seconds", 0.05)
+        asked = count_calls(monkeypatch, other, "_is_renewed")
+        fault = Fault(kind="cdn", pause_after=1_000_000, times=1)
+        pulling = await begun(fleet, holder, fault)
+        (pull,) = await following([other])
+        await until(lambda: len(asked) >= 3)
+        assert not pull.done()
+        fleet.hub.faults.remove(fault)
+        assert await pull == LAYER
+        assert await pulling == LAYER
+        assert fleet.fetched(DIGEST) == 1
+
+
+async def test_stalled_node_is_replaced_when_its_lease_expires(
+    fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fleet.nodes(3) as (holder, *others):
+        for other in others:
+            monkeypatch.setattr(other.peers._downloads, "_progress_seconds", 0.05)
+        fault = Fault(kind="cdn", pause_after=1_000_000, times=1)
+        pulling = await begun(fleet, holder, fault)
+        pulls = await following(others)
+        fleet.expired.add(holder.name)
+        assert [await pull for pull in pulls] == [LAYER] * 2
+        assert fleet.fetched(DIGEST) == 2
+        assert resumed_at(fleet) >= 900_000
+        fleet.hub.faults.remove(fault)
+        assert await pulling == LAYER
+
+
+async def test_patience_with_a_stalled_node_ends(fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_transfer, "STALL_SECONDS", 10.0)
+    async with fleet.nodes(2) as (holder, other):
+        monkeypatch.setattr(other.peers._downloads, "_progress_seconds", 0.05)
+        fault = Fault(kind="cdn", pause_after=1_000_000, times=1)
+        pulling = await begun(fleet, holder, fault)
+        assert await other.pull(DIGEST) == LAYER
+        assert not pulling.done()
+        assert fleet.fetched(DIGEST) == 2
+        fleet.hub.faults.remove(fault)
+        assert await pulling == LAYER
+
+
+async def test_node_that_cannot_reach_the_one_that_fetches_waits_for_the_bucket(fleet: SharingFleet) -> None:
+    async with fleet.nodes(2) as (holder, other):
+        fault = Fault(kind="cdn", pause_after=1_000_000, times=1)
+        pulling = await begun(fleet, holder, fault)
+        await holder.server.close()
+        pull = asyncio.create_task(other.pull(DIGEST))
+        await until(lambda: other.counts.requests.get("get", {}).get("absent", 0) >= 3)
+        fleet.hub.faults.remove(fault)
+        assert await pull == LAYER
+        assert await pulling == LAYER
+        assert fleet.fetched(DIGEST) == 1
+        assert other.counts.received == {"bucket": len(LAYER)}
+
+
+async def test_node_that_cannot_reach_the_one_that_fetches_asks_the_registry_after_a_while(
+    fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_fill, "PATIENCE_SECONDS", 0.1)
+    async with fleet.nodes(2) as (holder, other):
+        fault = Fault(kind="cdn", pause_after=1_000_000, times=1)
+        pulling = await begun(fleet, holder, fault)
+        await holder.server.close()
+        assert await other.pull(DIGEST) == LAYER
+        fleet.hub.faults.remove(fault)
+        assert await pulling == LAYER
+        await settled(holder, other)
+        assert fleet.fetched(DIGEST) == 2
+        uploads = [node.counts.uploads["stored"] for node in (holder, other)]
+        assert uploads in ([0, 1], [1, 0], [1, 1]), "without a lease, the bucket is looked at before the upload"
+
+
+async def test_refusal_of_the_registry_is_passed_on(fleet: SharingFleet) -> None:
+    unknown = Digest.of(b"unknown")
+    async with fleet.nodes(2) as nodes:
+        for node in nodes:
+            with pytest.raises(BlobUnknown):
+                await node.pull(unknown)
+            await node.shared.close()
+        assert await fleet.keys("lease") == []
+
+
+# -- the bucket fails -----------------------------------------------------------------------------------------------
+
+
+async def test_object_with_wrong_bytes_is_replaced(fleet: SharingFleet) -> None:
+    await fleet.bucket.put(KEY, LAYER[:-1_000] + bytes(1_000))
+    async with fleet.nodes(2) as (first, second):
+        fill = first.start(DIGEST)
+        with fill.reading():
+            size = await fill.wait_opened()
+            source = first.follow(fill, size)
+        with pytest.raises(BadUpstream):
+            await drained(source)
+        assert source.at < size, "no client gets wrong bytes as a complete body"
+        await until(lambda: not first.shared._background)
+        assert await fleet.object(KEY) is None, "it is not tried again and again"
+        assert await first.pull(DIGEST) == LAYER
+        await settled(first)
+        assert await fleet.object(KEY) == LAYER
+        assert await second.pull(DIGEST) == LAYER
+        assert fleet.fetched(DIGEST) == 1
+
+
+async def test_object_with_wrong_bytes_that_cannot_be_deleted_is_not_used_again(
+    fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = LAYER[:-1] + b"?"
+    await fleet.bucket.put(KEY, wrong)
+
+    async def fail(*_: object) -> None:
+        raise BucketUnavailable("down")
+
+    async with fleet.node("a") as node:
+        monkeypatch.setattr(node.bucket, "delete", fail)
+        with pytest.raises(BadUpstream):
+            await node.pull(DIGEST)
+        assert await node.pull(DIGEST) == LAYER
+        await settled(node)
+        assert await fleet.object(KEY) == LAYER, "it is replaced"
+
+
+@pytest.mark.parametrize("wrong", [LAYER[:-1], LAYER + b"?", b""])
+async def test_object_of_wrong_length_is_replaced(fleet: SharingFleet, wrong: bytes) -> None:
+    await fleet.bucket.put(KEY, wrong)
+    async with fleet.node("a") as node:
+        host = node.line.upstream.registry.host
+        await node.store.links.put(host, REPO, {DIGEST: len(LAYER)})
+        assert await node.pull(DIGEST) == LAYER
+        await settled(node)
+    assert fleet.fetched(DIGEST) == 1
+    assert await fleet.object(KEY) == LAYER
+
+
+async def test_correct_object_is_kept_when_a_manifest_states_a_wrong_size(fleet: SharingFleet) -> None:
+    await fleet.bucket.put(KEY, LAYER)
+    async with fleet.node("a") as node:
+        host = node.line.upstream.registry.host
+        await node.store.links.put(host, REPO, {DIGEST: 5})
+        fill = node.start(DIGEST, size=5)
+        with pytest.raises(BadUpstream):
+            await fill.wait_stored()
+        await settled(node)
+    assert await fleet.object(KEY) == LAYER
+
+
+@pytest.mark.parametrize("after", [500_000, 2_000_000])
+async def test_body_from_the_bucket_that_breaks_off_is_resumed(fleet: SharingFleet, after: int) -> None:
+    await fleet.bucket.put(KEY, LAYER)
+    async with fleet.node("a") as node:
+        node.bucket.break_after = after
+        assert await node.pull(DIGEST) == LAYER
+        await settled(node)
+        assert node.counts.uploads == {}, "the bucket has it"
+        from_bucket = node.counts.received["bucket"]
+    if after > shared_fill.PROGRESS_BYTES:
+        assert (from_bucket, fleet.fetched(DIGEST)) == (len(LAYER), 0)
+    else:
+        assert (from_bucket, resumed_at(fleet, 0)) == (after, after)
+
+
+async def test_bucket_that_is_down_is_not_waited_for(fleet: SharingFleet) -> None:
+    async with fleet.nodes(2) as nodes:
+        for node in nodes:
+            node.bucket.is_down = True
+        await pull_all(nodes)
+        assert all(node.counts.requests == {} or "error" in node.counts.requests["get"] for node in nodes)
+        for node in nodes:
+            node.bucket.is_down = False
+        await settled(*nodes)
+    assert await fleet.object(KEY) == LAYER
+
+
+async def test_slow_bucket_is_not_waited_for(fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_blobs, "_REQUEST_SECONDS", 0.05)
+    async with fleet.node("a") as node:
+
+        async def hang(*_: object) -> None:
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(node.bucket, "open", hang)
+            assert await node.pull(DIGEST) == LAYER
+            await settled(node)
+
+
+# -- blobs that are not stored --------------------------------------------------------------------------------------
+
+
+async def test_blob_that_is_not_stored_comes_from_the_bucket(fleet: SharingFleet) -> None:
+    await fleet.bucket.put(KEY, LAYER)
+    async with fleet.node("a") as node:
+        for start, end in ((0, len(LAYER)), (1_000, 2_000_000), (5, 6)):
+            assert await drained(node.stream(DIGEST, start, end)) == LAYER[start:end]
+        assert fleet.fetched(DIGEST) == 0
+        assert node.counts.received["bucket"] == len(LAYER) + 1_999_000 + 1
+        assert await fleet.keys("lease") == []
+
+
+async def test_blob_that_is_not_stored_comes_from_the_registry_where_the_bucket_lacks_it(fleet: SharingFleet) -> None:
+    async with fleet.node("a") as node:
+        assert await drained(node.stream(DIGEST, 0, len(LAYER))) == LAYER
+        assert fleet.fetched(DIGEST) == 1
+        assert await fleet.keys("") == [], "nothing is uploaded"
+
+
+async def test_registry_sends_the_rest_when_the_bucket_breaks_off(fleet: SharingFleet) -> None:
+    await fleet.bucket.put(KEY, LAYER)
+    async with fleet.node("a") as node:
+        node.bucket.break_after = 1_500_000
+        assert await drained(node.stream(DIGEST, 1_000, len(LAYER))) == LAYER[1_000:]
+        assert resumed_at(fleet, 0) == 1_501_000
+
+
+async def test_wrong_bytes_that_are_not_stored_are_deleted_from_the_bucket(fleet: SharingFleet) -> None:
+    await fleet.bucket.put(KEY, LAYER[:-1] + b"?")
+    async with fleet.node("a") as node:
+        read = node.read(DIGEST)
+        source = UpstreamSource(
+            lambda start, end: node.shared.open(read, start, end), 0, len(LAYER), Verifier(DIGEST, len(LAYER))
+        )
+        with pytest.raises(BadUpstream):
+            await drained(source)
+        await until(lambda: not node.shared._background)
+        assert await fleet.keys("blob") == []
+        assert await drained(node.stream(DIGEST, 0, len(LAYER))) == LAYER
+
+
+# -- permissions ----------------------------------------------------------------------------------------------------
+
+
+async def test_registry_is_asked_where_access_is_not_known(fleet: SharingFleet) -> None:
+    await fleet.bucket.put(KEY, LAYER)
+    async with fleet.node("a") as node:
+        node.permitted = False
+        fill = node.start(DIGEST)
+        before = time.time()
+        assert await node.pull(DIGEST) == LAYER
+        assert node.checks == [None]
+        assert fill.answered_at is not None
+        assert before - 5 <= fill.answered_at <= time.time()
+        assert fleet.fetched(DIGEST) == 0
+
+
+async def test_blob_that_the_registry_refuses_is_not_served_from_the_bucket(fleet: SharingFleet) -> None:
+    fleet.hub.image("team/secret", "1", [LAYER])
+    await fleet.bucket.put(KEY, LAYER)
+    fleet.hub.accounts.private["team/secret"] = set()
+    async with fleet.node("a") as node:
+        node.permitted = False
+        with pytest.raises((Unauthorized, Denied)):
+            async with node.shared.download(node.read(DIGEST, repository="team/secret")):
+                pass
+        with pytest.raises((Unauthorized, Denied)):
+            async with node.shared.open(node.read(DIGEST, repository="team/secret")):
+                pass
+        assert node.counts.requests == {}
+
+
+@pytest.mark.parametrize("permitted", [True, False])
+async def test_bucket_serves_what_was_public_while_the_registry_is_down(fleet: SharingFleet, permitted: bool) -> None:
+    await fleet.bucket.put(KEY, LAYER)
+    async with fleet.node("a") as node:
+        node.permitted, node.permitted_in_outages = False, permitted
+        fleet.hub.stop("registry")
+        if permitted:
+            assert await node.pull(DIGEST) == LAYER
+        else:
+            with pytest.raises(Unavailable):
+                await node.pull(DIGEST)
+
+
+def client_authorization(fleet: SharingFleet) -> str:
+    """Return the `Authorization` of a client that may read the repository."""
+    return f"Bearer {fleet.hub.accounts.issue('alice', {REPO: frozenset({'pull'})}).value}"
+
+
+async def test_private_blob_touches_neither_bucket_nor_peers(fleet: SharingFleet) -> None:
+    authorization = client_authorization(fleet)
+    async with fleet.nodes(2) as nodes:
+        for node in nodes:
+            await node.store.private.add(DIGEST)
+            assert await node.pull(DIGEST, authorization) == LAYER
+            async with node.shared.open(node.read(DIGEST, authorization), 0, 10) as body:
+                assert b"".join([chunk async for chunk in body.chunks()]) == LAYER[:10]
+        await settled(*nodes)
+        assert all(node.counts.requests == {} and node.counts.received == {} for node in nodes)
+    assert await fleet.keys("") == []
+
+
+async def test_private_blobs_are_shared_with_the_option_after_a_check_with_the_clients_credentials(
+    fleet: SharingFleet,
+) -> None:
+    authorization = client_authorization(fleet)
+    async with fleet.nodes(2, shares_private=True) as (first, second):
+        for node in (first, second):
+            await node.store.private.add(DIGEST)
+            assert node.permitted, "which does not count for a private read"
+            assert await node.pull(DIGEST, authorization) == LAYER
+            await settled(node)
+            assert node.checks == [authorization]
+        assert await fleet.keys("") == [keys.blob(DIGEST, private=True)]
+        assert second.counts.received == {"bucket": len(LAYER)}
+        assert fleet.fetched(DIGEST) == 1
+    async with fleet.node("public") as node:
+        assert await node.pull(DIGEST) == LAYER
+        assert node.counts.received == {}, "what is private does not serve the public"
