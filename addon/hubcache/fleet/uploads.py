@@ -100,7 +100,7 @@ class Uploads:
         self._waiting[digest] = upload
         if len(self._waiting) > MAX_WAITING:
             self._give_up(self._waiting.popitem(last=False)[1])
-        elif len(self._waiting) > _MAX_LEASES:
+        if len(self._waiting) > _MAX_LEASES:
             self._release(upload)
         if len(self._tasks) < _PARALLEL:
             task = asyncio.create_task(self._work())
@@ -133,7 +133,7 @@ class Uploads:
         while self._waiting:
             digest, upload = self._waiting.popitem(last=False)
             self._running[digest] = upload
-            did_answer = self._bucket.problem is None
+            did_answer = self._bucket.is_usable and self._bucket.problem is None
             try:
                 await self._upload(upload)
                 self._failures = 0
