@@ -17,6 +17,9 @@ HEARTBEAT_SECONDS = 10.0
 LIVE_SECONDS = 35.0
 """A node whose last heartbeat is older is not live: three heartbeats were missed."""
 
+_LEAVE_SECONDS = 2.0
+"""A node that leaves waits this long for the end of a heartbeat."""
+
 _REREAD_SECONDS = 60.0
 """A changed entity tag is a reason to read an address again, but no more often: some stores change it at each write."""
 
@@ -67,6 +70,7 @@ class Membership:
         self._known: dict[str, _Known] = {}
         self._listed_at: float | None = None
         self._task: asyncio.Task[None] | None = None
+        self._leaves = asyncio.Event()
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -86,6 +90,8 @@ class Membership:
         """Stop, and delete this node's object, so that the others do not wait for it."""
         if self._task is None:
             return
+        self._leaves.set()
+        await asyncio.wait((self._task,), timeout=_LEAVE_SECONDS)  # else a write in progress may follow the deletion
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -113,8 +119,11 @@ class Membership:
         self._listed_at = self._clock.ticks()
 
     async def _beat_repeatedly(self) -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+        while not self._leaves.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    await self._leaves.wait()
+                return
             await self._try_to_beat()
 
     async def _try_to_beat(self) -> None:
