@@ -35,6 +35,7 @@ from .serve.cached_manifests import CachedManifests
 from .serve.cached_referrers import CachedReferrers
 from .serve.content_service import ContentService
 from .serve.errors import error_answer
+from .serve.layers_ahead import LayersAhead
 from .serve.manifest_validation import ManifestValidation
 from .serve.messages import Answer, Change, Forward, Request, Result
 from .serve.prefetch import Prefetch
@@ -114,8 +115,10 @@ class Engine:
             self.store, self._access, manifests, validation, self._blobs, prefetch, self._may_spend
         )
         self.token_service = TokenService(self.store, self._upstreams)
+        self._layers_ahead = LayersAhead(self.store, self._blobs, prefetch.children)
         self._content = ContentService(
-            self.store, manifests, self._blobs, self._referrers, self._tag_refresh, self._mirror
+            *(self.store, manifests, self._blobs, self._referrers, self._tag_refresh, self._mirror),
+            self._layers_ahead,
         )
         self.service = RegistryService(
             self.store, self._access, self._content, validation, self._blobs, self._referrers, self._upstreams
@@ -344,6 +347,7 @@ class Engine:
         await self.control.close()
         self._tag_refresh.enabled = False
         await self._tag_refresh.close()
+        await self._layers_ahead.close()
         await self._mirror.close()
         if self._fleet is not None:
             await self._fleet.stop_background_work()
@@ -368,6 +372,7 @@ class Engine:
         self._flush_access_log()
         await self._scrub.close()
         await self._tag_refresh.close()
+        await self._layers_ahead.close()
         await self._mirror.close()
         await self.fills.close()
         if self._fleet is not None:

@@ -3,7 +3,6 @@
 The store keeps the raw bytes of a manifest; they are never serialised again.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from .digest import Digest
@@ -52,24 +51,6 @@ def parse_manifest(body: bytes) -> tuple[Descriptor, ...]:
     refused before any of them is parsed.
     """
     return _references(_document(body))
-
-
-def digests_in(body: bytes, parse: Callable[[str], Digest] = Digest.parse) -> tuple[Digest, ...]:
-    """Return the digests of the descriptors of a manifest that `parse_manifest` accepted, in a third of the time;
-    raises `ManifestInvalid`.
-
-    `parse` makes the digests.
-    """
-    document = _document(body)
-    items = list(_list(document, "manifests"))
-    if "config" in document:
-        items.append(document["config"])
-    items += _list(document, "layers")
-    items += _list(document, "blobs")
-    try:
-        return tuple([parse(item["digest"]) for item in items])  # type: ignore[index]
-    except (DigestInvalid, KeyError, TypeError) as error:
-        raise ManifestInvalid("descriptor lacks a digest") from error
 
 
 def parse_image_index(body: bytes) -> tuple[Descriptor, ...]:

@@ -44,6 +44,13 @@ class BlobResult:
     result: Result
     cache_status: str
 
+    def describe_as_fetched(self) -> None:
+        """Describe a stored blob as one that was fetched for this client."""
+        if self.result is Result.HIT:
+            self.result, self.cache_status = Result.MISS, cache_status.fetched(stored=True, collapsed=True)
+            if self.source is not None:
+                self.source.origin = FillSource.origin
+
 
 class CachedBlobs:
     """Looks blobs up and starts fills.
@@ -120,6 +127,10 @@ class CachedBlobs:
     async def forget(self, host: str, repository: str, digest: Digest) -> None:
         """Forget whether a blob belongs to a repository: it was pushed or deleted through this proxy."""
         await self._writer.forget_link(host, repository, digest)
+
+    def is_running(self, digest: Digest) -> bool:
+        """Whether a fill of the blob is running, from whichever registry."""
+        return self._fills.get(digest) is not None
 
     # -- available blobs ----------------------------------------------------------------------------------------------
 

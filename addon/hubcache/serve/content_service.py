@@ -9,6 +9,7 @@ from .answers import blob_answer, etag, manifest_answer, referrers_answer
 from .cached_blobs import BlobResult, CachedBlobs
 from .cached_manifests import CachedManifests
 from .cached_referrers import CachedReferrers
+from .layers_ahead import LayersAhead
 from .messages import Answer, Listener, Request
 from .pull_counting import PullCounter
 from .repeated_downloads import RepeatedDownloads
@@ -33,6 +34,7 @@ class ContentService:
         referrers: CachedReferrers,
         tag_refresh: TagRefresh,
         mirror: StoredOnlyMirror,
+        layers_ahead: LayersAhead,
     ) -> None:
         self.stored_only = False
         self._store = store
@@ -41,6 +43,7 @@ class ContentService:
         self._referrers = referrers
         self._tag_refresh = tag_refresh
         self._mirror = mirror
+        self._layers_ahead = layers_ahead
         self._pulls = PullCounter()
         self._repeated_downloads = RepeatedDownloads()
 
@@ -63,13 +66,16 @@ class ContentService:
             return
         self._count(request, answer.content)
         target = parse_target(request.path) if answer.kind == "manifest" else None
-        if not isinstance(target, ManifestTarget) or isinstance(target.reference, Digest):
+        if not isinstance(target, ManifestTarget):
             return
-        if self._is_stored_only(request) and subject_of_tag(target.reference) is not None:
+        host, stored_only = request.registry.host, self._is_stored_only(request)
+        if request.method == "GET" and not stored_only:
+            self._layers_ahead.manifest_sent(request.client, host, target.repository, answer.content)
+        if isinstance(target.reference, Digest) or (stored_only and subject_of_tag(target.reference) is not None):
             return
         accept = normalize_accept(request.headers.get("accept"))
         for _ in range(count):
-            self._tag_refresh.record_hit(request.registry.host, target.repository, target.reference, accept)
+            self._tag_refresh.record_hit(host, target.repository, target.reference, accept)
 
     def _count(self, request: Request, digest: Digest) -> None:
         if self._pulls.is_new_pull(request.client, digest):
@@ -90,6 +96,8 @@ class ContentService:
             if view.authorization is None:
                 self._tag_refresh.record_request(view, target.reference, accept, found)
         self._count(request, found.digest)
+        if not head and view.authorization is None:
+            self._layers_ahead.manifest_sent(request.client, view.host, view.repository, found.digest)
         return manifest_answer(request, found)
 
     async def _stored_manifest(self, request: Request, view: RepositoryView, target: ManifestTarget) -> Answer:
@@ -126,6 +134,10 @@ class ContentService:
             self._count(request, target.digest)
             self._suspect_repeat(request, target.digest)
             blob = await self._blobs.get(view, target.digest, range_header, bypass_store=request.bypass_store)
+            if range_header is None:  # a client that requests ranges (stargz, SOCI) may want few of the layers
+                self._layers_ahead.blob_requested(view, target.digest)
+            if self._layers_ahead.was_fetched_for(view, target.digest):
+                blob.describe_as_fetched()
         return await self._blob_answer(request, target.digest, blob, is_counted=request.method != "HEAD")
 
     async def _stored_blob(self, request: Request, view: RepositoryView, target: BlobTarget) -> Answer:

@@ -9,7 +9,7 @@ from ..decide.retention import Retention
 from ..decide.retention_rows import Row, decode_clock, decode_row
 from ..oci.digest import Digest
 from ..oci.errors import RegistryError
-from ..oci.manifest import digests_in, parse_manifest
+from ..oci.manifest import parse_manifest
 from .disk import changed_at
 from .index import Index
 from .popularity import CLOCK
@@ -55,28 +55,19 @@ def take_inventory(index: Index, usage: Usage, retention: Retention[Digest], now
     children: dict[Digest, tuple[Digest, ...]] = {}
     known: dict[Digest, Row] = {}
     clock, unreadable = None, []
-    digests: dict[str, Digest] = {}
-
-    def digest_of(text: str) -> Digest:
-        """Return one object for all digests that are equal: most are in three rows."""
-        found = digests.get(text)
-        if found is None:
-            found = digests[text] = Digest.parse(text)
-        return found
-
-    for key, value, size, filename in index.content_rows():
+    for key, value, size, filename in index.rows(""):
         kind, _, name = key.partition("/")
         try:
             if kind == "retention":
                 if key == CLOCK:
                     clock = decode_clock(value)
                 else:
-                    known[digest_of(name)] = decode_row(value)
+                    known[Digest.parse(name)] = decode_row(value)
             elif kind == "blob" and filename is not None:
-                sizes[digest_of(name)] = size
+                sizes[Digest.parse(name)] = size
             elif kind == "manifest":
-                body, digest = ManifestRecord.decode(value).body, digest_of(name)
-                sizes[digest], children[digest] = len(body), digests_in(body, digest_of)
+                record, digest = ManifestRecord.decode(value), Digest.parse(name)
+                sizes[digest], children[digest] = len(record.body), children_of(record)
         except (RegistryError, ValueError, TypeError, AttributeError):
             unreadable.append(key)  # damaged, or not written by this program
     for key in unreadable:

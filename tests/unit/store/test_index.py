@@ -62,14 +62,6 @@ def test_rows_returns_exactly_the_rows_with_the_prefix(index: Index, tmp_path: P
     assert (tmp_path / "store" / str(name)).read_bytes() == b"layer"
 
 
-def test_rows_of_content_and_of_the_policy_are_read_at_a_start(index: Index, tmp_path: Path) -> None:
-    for key in ("manifest/a", "retention/a", "link/a", "tag/a", "manifest", "Manifest/a", "blobs/a"):
-        index.set(key, "x")
-    index.set("blob/file", file_of(tmp_path, b"layer"))
-    rows = {key: (value, size, name is not None) for key, value, size, name in index.content_rows()}
-    assert rows == {"manifest/a": ("x", 0, False), "retention/a": ("x", 0, False), "blob/file": (None, 5, True)}
-
-
 def test_rows_of_set_many_are_written_together_or_not_at_all(index: Index) -> None:
     with pytest.raises(TypeError):
         index.set_many({"a": "x", "b": object()})

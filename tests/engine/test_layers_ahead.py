@@ -1,0 +1,105 @@
+"""The next layers of an image are begun while a client still receives the ones before."""
+
+import asyncio
+
+from hubcache.oci.digest import Digest
+from hubcache.serve.messages import Answer, Listener, Result
+from support.engine import Cache, read
+from support.standin import Fault, Hub, Image, random_bytes
+from support.users import EACH_LISTENER, bearer, settled
+
+LAYERS = [random_bytes(20_000, f"layer {number}") for number in range(6)]
+
+
+def path_of(image: Image, number: int) -> str:
+    return f"/v2/{image.repo}/blobs/{image.layers[number]}"
+
+
+def stored_layers(cache: Cache, image: Image) -> list[int]:
+    return [number for number, layer in enumerate(image.layers) if cache.engine.store.has(Digest.parse(layer))]
+
+
+async def request(cache: Cache, image: Image, *paths: str, listener: Listener = Listener.PROXY, **headers: str) -> None:
+    """Request the tag and then these paths, one after another, each with its whole body; wait until all is stored."""
+    for path in (f"/v2/{image.repo}/manifests/{image.tag}", *paths):
+        status, _ = await cache.get(listener, path, **headers)
+        assert status in (200, 206)
+    await settled(cache)
+
+
+@EACH_LISTENER
+async def test_layers_after_the_requested_one_are_fetched(cache: Cache, hub: Hub, listener: Listener) -> None:
+    image = hub.image("library/app", "1", LAYERS)
+    await request(cache, image, path_of(image, 0), listener=listener)
+    assert stored_layers(cache, image) == [0, 1, 2]
+
+
+async def test_layers_before_the_requested_one_are_not_fetched(cache: Cache, hub: Hub) -> None:
+    """The client has them already."""
+    image = hub.image("library/app", "1", LAYERS)
+    await request(cache, image, path_of(image, 3))
+    assert stored_layers(cache, image) == [3, 4, 5]
+
+
+async def test_config_alone_begins_no_layer(cache: Cache, hub: Hub) -> None:
+    image = hub.image("library/app", "1", LAYERS)
+    await request(cache, image, f"/v2/{image.repo}/blobs/{image.config}")
+    assert stored_layers(cache, image) == []
+
+
+async def test_range_begins_no_layer(cache: Cache, hub: Hub) -> None:
+    image = hub.image("library/app", "1", LAYERS)
+    await request(cache, image, path_of(image, 0), range="bytes=0-99")
+    assert stored_layers(cache, image) == [0]
+
+
+async def test_layers_of_a_private_image_are_not_fetched(cache: Cache, hub: Hub) -> None:
+    image = hub.image("alice/secret", "1", LAYERS)
+    hub.private("alice/secret", {"alice": "alice's"})
+    cache.apply(authorize=True)
+    await request(cache, image, path_of(image, 0), authorization=bearer(hub, "alice", "alice/secret"))
+    assert stored_layers(cache, image) == [0]
+
+
+async def test_sequential_client_pulls_each_layer_once(cache: Cache, hub: Hub) -> None:
+    image = hub.image("library/app", "1", LAYERS)
+    await request(cache, image, *(path_of(image, number) for number in range(len(LAYERS))))
+    assert hub.count(kind="cdn") == len(LAYERS)
+
+
+async def test_layer_that_was_fetched_ahead_is_a_miss_once(cache: Cache, hub: Hub) -> None:
+    image = hub.image("library/app", "1", LAYERS)
+    await request(cache, image, path_of(image, 0))
+    results = []
+    for _ in range(2):
+        answer, body = await cache.ask(Listener.PROXY, "GET", path_of(image, 1))
+        assert isinstance(answer, Answer)
+        assert body == LAYERS[1]
+        results.append(answer.result)
+    assert results == [Result.MISS, Result.HIT]
+
+
+async def test_three_layers_of_an_image_are_fetched_at_once(cache: Cache, hub: Hub) -> None:
+    """dockerd requests three layers at once, which share the upstream: a fourth would delay the first."""
+    image = hub.image("library/app", "1", LAYERS)
+    await cache.get(Listener.PROXY, f"/v2/{image.repo}/manifests/1")
+    slow = hub.faults.add(Fault(kind="cdn", pause_after=10_000))
+    answers = []
+    for number in range(3):
+        answer = await cache.engine.answer(cache.request(Listener.PROXY, "GET", path_of(image, number)))
+        assert isinstance(answer, Answer)
+        answers.append(answer)
+    await asyncio.sleep(0)  # fetches that had begun would be listed now
+    assert {str(fill.digest) for fill in cache.engine.fills.progress()} == set(image.layers[:3])
+    hub.faults.remove(slow)
+    for answer, layer in zip(answers, LAYERS, strict=False):
+        assert await read(answer) == layer
+
+
+async def test_failing_layer_is_requested_again_by_the_client(cache: Cache, hub: Hub) -> None:
+    image = hub.image("library/app", "1", LAYERS)
+    failing = hub.faults.add(Fault(kind="blob", path=f"*{image.layers[1]}*", status=503))
+    await request(cache, image, path_of(image, 0))
+    assert stored_layers(cache, image) == [0, 2]
+    hub.faults.remove(failing)
+    assert await cache.get(Listener.PROXY, path_of(image, 1)) == (200, LAYERS[1])
