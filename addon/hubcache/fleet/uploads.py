@@ -19,6 +19,7 @@ from . import keys
 from .bucket import Bucket, BucketUnavailable
 from .leases import Lease
 from .observer import FleetObserver
+from .room import UPLOAD_SECONDS
 
 MAX_WAITING = 2000
 """Blobs that wait for their upload; beyond them, the oldest is given up."""
@@ -169,7 +170,7 @@ class Uploads:
                 self._observer.upload_ended("refused", stored.size)
                 return
             with self._reporting(stored.size):
-                async with asyncio.timeout(_LONGEST_SECONDS + stored.size / _SLOWEST_BYTES):
+                async with asyncio.timeout(min(UPLOAD_SECONDS, _LONGEST_SECONDS + stored.size / _SLOWEST_BYTES)):
                     # The descriptor's path: the blob may be evicted before the file is opened.
                     await self._bucket.upload(key, Path(f"/dev/fd/{stored.fd}"))
 
