@@ -12,10 +12,13 @@ from pathlib import Path
 from time import process_time
 from typing import TYPE_CHECKING
 
+from . import fleet_report
 from .candidates import Candidate, Settings, candidates, libcachesim
 from .cost import cost
+from .fleet import Fleet
 from .reader import FORMATS, read, write
 from .replay import Curve, Score, replay
+from .tables import markdown
 from .trace import Trace, TraceError
 
 if TYPE_CHECKING:
@@ -34,8 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.cost:
             print(cost())
-            return 0
-        _run(options)
+        elif options.report:
+            print(fleet_report.report(fleet_report.FleetResults.load(options.report)))
+        elif options.fleet:
+            _run_fleets(options)
+        else:
+            _run(options)
     except TraceError as error:
         print(f"scripts/simulate: {error}", file=sys.stderr)
         return _EXIT_FAILED
@@ -100,12 +107,47 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--svg", type=Path, metavar="FILE", help="write a chart of hit ratio over cache size")
     add("--write", type=Path, metavar="FILE", help="write the trace to a file")
+    _add_fleet(parser)
     add(
         "--cost",
         action="store_true",
         help="do not simulate; measure the CPU time of the policy and the time to open a store",
     )
     return parser
+
+
+def _add_fleet(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "fleet", "Instead of policies, fleets of several sizes are compared, whose nodes share a bucket."
+    )
+    add = group.add_argument
+    add("--fleet", type=_counts, metavar="NODES,…", help="simulate fleets of these sizes, for example 1,4,16")
+    add("--store", type=float, default=2.0, metavar="PERCENT", help="size of each node's store (default: 2)")
+    add("--bucket", type=float, default=20.0, metavar="PERCENT", help="size of the bucket (default: 20)")
+    add(
+        "--lifetime",
+        type=float,
+        default=30.0,
+        metavar="DAYS",
+        help="time after which a node is replaced by an empty one; 0 for never (default: 30)",
+    )
+    add(
+        "--admit-absent",
+        action="store_true",
+        help="stores always admit content that the bucket does not have, however rarely it was requested",
+    )
+    add("--json", type=Path, metavar="FILE", help="write the results to a file")
+    add("--report", type=Path, metavar="FILE", help="do not simulate; print the results in a file")
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        counts = sorted({int(part) for part in text.split(",")})
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not numbers: {text}") from error
+    if counts[0] < 1:
+        raise argparse.ArgumentTypeError(f"must be above 0: {text}")
+    return counts
 
 
 def _shares(text: str) -> list[float]:
@@ -142,6 +184,25 @@ def _run(options: argparse.Namespace) -> None:
 
         bounds = frozenset(one.name for one in chosen if one.bound)
         options.svg.write_text(chart(trace.name, curves, bounds), encoding="utf-8")
+
+
+def _run_fleets(options: argparse.Namespace) -> None:
+    trace = _trace(options)
+    footprint = trace.footprint()
+    fleet = Fleet(
+        1,
+        int(options.store / 100 * footprint),
+        int(options.bucket / 100 * footprint),
+        options.lifetime * 86400,
+        half_life=options.half_life,
+        expire_after=options.expire_after,
+        admit_after=options.admit_after,
+        admits_absent=options.admit_absent,
+    )
+    results = fleet_report.simulate(trace, fleet, options.fleet)
+    if options.json:
+        results.save(options.json)
+    print(fleet_report.report(results))
 
 
 def _chosen(options: argparse.Namespace) -> list[Candidate]:
@@ -207,7 +268,7 @@ def _replay_all(trace: Trace, chosen: list[Candidate], shares: list[float]) -> d
 
 def table(chosen: list[Candidate], curves: dict[str, Curve], shares: list[float]) -> str:
     """A Markdown table with a row for each policy and a column for each cache size."""
-    rows = [["policy", *(f"{100 * share:g} %" for share in shares), ""], ["---"] * (len(shares) + 2)]
+    rows = [["policy", *(f"{100 * share:g} %" for share in shares), ""]]
     for candidate in chosen:
         scores = [score for _, score in curves[candidate.name]]
         cells = [
@@ -215,12 +276,8 @@ def table(chosen: list[Candidate], curves: dict[str, Curve], shares: list[float]
             for score in scores
         ]
         rows.append([candidate.name, *cells, candidate.about])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
     note = (
         "Hit ratios of requests/bytes/whole images in percent; in brackets the bytes written to disk, in percent of "
         "the bytes requested."
     )
-    return "\n".join([*lines, "", note])
+    return f"{markdown(rows)}\n\n{note}"

@@ -14,7 +14,7 @@ from .sweep_state import SweepState
 UPLOAD_SECONDS = 1800.0
 """An upload that takes longer has to be broken off: its bytes could be granted to others."""
 
-_USE_SECONDS = 300.0
+GRANT_USE_SECONDS = 300.0
 """Uploads are begun with a grant for this time after it was taken."""
 
 _FAILED_SECONDS = 300.0
@@ -23,10 +23,10 @@ _FAILED_SECONDS = 300.0
 _IDLE_SECONDS = 60.0
 """A grant of which nothing was used for this time is given back."""
 
-_SHARES = 8
+GRANT_SHARES = 8
 """A node takes this part of its equal share of the free bytes at once: many nodes can take, and few write at a time."""
 
-_LARGEST_SHARE = 4
+LARGEST_SHARE = 4
 """A blob may have this part of the cap. For it, a sweep would delete a quarter of what the bucket has."""
 
 _ATTEMPTS = 12
@@ -93,10 +93,10 @@ class Room:
 
         When too little is free, this waits for a sweep. Raises `BucketUnavailable`.
         """
-        if size > self.cap // _LARGEST_SHARE:
+        if size > self.cap // LARGEST_SHARE:
             return False
         async with self._turn:
-            if self._clock.now() - self._taken_at > _USE_SECONDS:
+            if self._clock.now() - self._taken_at > GRANT_USE_SECONDS:
                 self._unused = 0  # the account still contains it, until the next report
             if self._unused < size and not await self._refill(size):
                 return False
@@ -133,7 +133,7 @@ class Room:
 
         def portion(free: int) -> int:
             missing = size - self._unused
-            return min(free, max(missing, free // (_SHARES * len(self._nodes.nodes)))) if missing <= free else 0
+            return min(free, max(missing, free // (GRANT_SHARES * len(self._nodes.nodes)))) if missing <= free else 0
 
         if await self._report(portion):
             return True
