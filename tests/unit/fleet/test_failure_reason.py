@@ -65,8 +65,10 @@ def test_unknown_host_is_named() -> None:
 def test_time_out_is_named() -> None:
     ended = threading.Event()
     with listening(lambda connection: ended.wait()) as url:
-        reason = failure(url)
-        ended.set()
+        try:
+            reason = failure(url)
+        finally:
+            ended.set()
     assert reason == "Generic S3 error: Error performing PUT http://HOST/bucket/a: timed out"
 
 
