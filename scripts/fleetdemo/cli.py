@@ -55,7 +55,7 @@ class _Demo:
         """Run until a signal or the end of all caches; returns the exit status."""
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
-            loop.add_signal_handler(number, self._stop, number)
+            loop.add_signal_handler(number, self._stop)
         directory = Path(tempfile.mkdtemp(prefix="hubcache-fleet-"))  # only its owner can read it
         try:
             return await self._run_in(directory)
@@ -75,7 +75,8 @@ class _Demo:
             if await self._unless_stopped(self._start(seaweedfs, caches)):
                 _say(_introduction(caches, seaweedfs.url, self._arguments))
                 await self._unless_stopped(self._watch(seaweedfs))
-        return 0 if self._stopping.is_set() else 1
+            status = 0 if self._stopping.is_set() else 1
+        return status
 
     async def _start(self, seaweedfs: SeaweedFS, caches: Sequence[Cache]) -> None:
         _say(f"hubcache: starting SeaweedFS and {len(caches)} caches")
@@ -91,21 +92,18 @@ class _Demo:
         await process.wait_until(cache.serves)
 
     async def _watch(self, seaweedfs: SeaweedFS) -> None:
-        """Wait until all caches have ended, and report each program that ends before: the others continue."""
+        """Wait until all caches have ended, and report each program that ends: the others continue."""
 
-        async def report(process: Process, consequence: str) -> None:
-            status = await process.wait()
-            _say(f"hubcache: {process.name} has ended with status {status}; {consequence}")
+        async def report(process: Process) -> None:
+            _say(f"hubcache: {process.name} has ended with status {await process.wait()}; the others continue")
 
-        parts = [
-            asyncio.create_task(report(process, "the caches continue without the bucket"))
-            for process in seaweedfs.processes
-        ]
+        parts = [asyncio.create_task(report(process)) for process in seaweedfs.processes]
         try:
-            await asyncio.gather(*(report(process, "the other caches continue") for process in self._running))
+            await asyncio.gather(*map(report, self._running))
         finally:
             for part in parts:
                 part.cancel()
+        _say("hubcache: all caches have ended")
 
     async def _unless_stopped(self, work: Coroutine[None, None, None]) -> bool:
         """Run work until its end or a signal; returns whether it has ended."""
@@ -119,15 +117,15 @@ class _Demo:
         await working
         return True
 
-    def _stop(self, number: signal.Signals) -> None:
-        """Forward a signal; a cache that receives a second one no longer waits for its downloads."""
+    def _stop(self) -> None:
+        """End all caches; one that receives a second signal no longer waits for its downloads."""
         self._stopping.set()
         for process in self._running:
-            process.send(number)
+            process.send(signal.SIGTERM)  # at SIGINT, a Python that starts would print a traceback
 
     async def _end_caches(self) -> None:
         if not self._stopping.is_set():
-            self._stop(signal.SIGTERM)
+            self._stop()
         await asyncio.gather(*(process.end(_STOP_SECONDS) for process in self._running))
 
 

@@ -15,7 +15,7 @@ _LAST_LINES = 20
 
 
 class StartFailed(Exception):
-    """A program ended, or was not ready in time; the message ends with the last lines of its output."""
+    """A program ended, or was not ready in time; the message ends with the last lines of output that was not shown."""
 
 
 class Process:
@@ -92,6 +92,7 @@ class Process:
         assert self._process.stdout is not None
         while line := await self._process.stdout.readline():
             text = line.decode(errors="replace").rstrip()
-            self._last_lines.append(text)
-            if show is not None:
+            if show is None:
+                self._last_lines.append(text)
+            else:
                 show(text)

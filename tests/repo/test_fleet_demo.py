@@ -54,16 +54,16 @@ class Demo:
         assert self.process.poll() is None, self.output
         return bool(self.rows)
 
-    def command_lines(self) -> list[str]:
-        """Return the command lines of all processes that were started in its directory for temporary files."""
-        found = []
+    def command_lines(self) -> dict[int, str]:
+        """Return ids and command lines of all processes that use its directory for temporary files."""
+        found = {}
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
             if str(self.temporary) in words:
-                found.append(words)
+                found[int(path.parent.name)] = words
         return found
 
 
@@ -90,7 +90,7 @@ def get(port: int, path: str) -> bytes:
 def test_caches_share_a_bucket_until_ctrl_c(tmp_path: Path) -> None:
     with Hub() as hub, running(tmp_path, "2", "--set", f"hubcache_registries={HUB_HOST}={hub.url()}") as demo:
         image = hub.image("library/demo", "latest")
-        wait_until(demo.has_rows, 60, "the table")
+        wait_until(demo.has_rows, 90, "the table")
         for mirror, status in demo.rows:
             assert get(mirror, "/v2/library/demo/manifests/latest") == image.manifest
             assert json.loads(get(status, "/healthz"))["fleet"]["bucket"] == "s3://hubcache/fleet"
@@ -102,12 +102,16 @@ def test_caches_share_a_bucket_until_ctrl_c(tmp_path: Path) -> None:
         assert len(lines) >= 4, "two of SeaweedFS and two caches"
         for secret in identity["credentials"][0].values():
             assert secret not in demo.output
-            assert not any(secret in line for line in lines)
+            assert not any(secret in line for line in lines.values())
         assert configuration.parents[1].stat().st_mode & 0o077 == 0
+        (second,) = (number for number, line in lines.items() if "/cache2/" in line)
+        os.kill(second, signal.SIGKILL)
+        wait_until(lambda: "cache 2 has ended with status -9; the others continue" in demo.output)
+        assert get(demo.rows[0][0], "/v2/library/demo/manifests/latest") == image.manifest
         demo.process.send_signal(signal.SIGINT)
         assert demo.process.wait(TIMEOUT) == 0, demo.output
         assert list(demo.temporary.iterdir()) == []
-        assert demo.command_lines() == []
+        assert demo.command_lines() == {}
         assert not any(accepts_connections(port) for row in demo.rows for port in row)
         assert "Traceback" not in demo.output
 
