@@ -1,6 +1,5 @@
 """Builds the parts of the cache, applies option values to them, and answers requests."""
 
-import asyncio
 import ssl
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from .decide.outbound_proxy import OutboundProxies
 from .housekeeping import Housekeeping, open_store
 from .oci.account import Account
 from .oci.errors import ConfigError, ManifestUnknown, NotStored, StorageError, Unavailable
-from .oci.registry import HUB_HOST, Registry
+from .oci.registry import Registry
 from .operate.access_log import AccessLog
 from .operate.descriptor_limit import raise_descriptor_limit
 from .operate.metrics import Metrics
@@ -27,12 +26,14 @@ from .operate.status_page import StatusPages
 from .operate.status_report import StatusReport
 from .operate.storage_error_log import StorageErrorLog
 from .operate.version import version
+from .rate_limit_reserve import RateLimitReserve
 from .serve.access import Access
 from .serve.answer_cache import AnswerCache, RecentAnswer
 from .serve.best_effort import BestEffortWriter
 from .serve.cached_blobs import CachedBlobs
 from .serve.cached_manifests import CachedManifests
 from .serve.cached_referrers import CachedReferrers
+from .serve.challenge_writer import ChallengeWriter
 from .serve.content_service import ContentService
 from .serve.errors import error_answer
 from .serve.layers_ahead import LayersAhead
@@ -52,7 +53,6 @@ from .transfer.active_bodies import ActiveBodies
 from .transfer.body_delivery import BodyDelivery, log_broken_body
 from .transfer.body_listener import BodyListener
 from .transfer.breaker import CircuitBreakers
-from .transfer.challenge import Challenge
 from .transfer.fills import Fills
 from .transfer.upstream import Upstream
 from .transfer.upstream_clients import UpstreamClients
@@ -80,7 +80,6 @@ class Engine:
         self._setup = setup
         self._storage_errors = StorageErrorLog()
         self._access_log: AccessLog | None = None
-        self._background: set[asyncio.Task[None]] = set()
         self._upstreams = Upstreams(self._open_upstream, self._apply_tag_refresh)
         self.store = open_store(settings.directory, settings.size, self._storage_errors.report)
         self.metrics = Metrics()
@@ -103,16 +102,19 @@ class Engine:
         pages = StatusPages(self.report, setup)
         self._status = Status(pages) if settings.status else None
         self._writer = writer = BestEffortWriter(self.store, self._storage_errors.report)
+        self._challenges = ChallengeWriter(writer)
         self._access = Access(self.store, writer)
         stored = StoredManifests(self.store, writer, self._access)
         self._validation = validation = ManifestValidation(self.store, writer, self._access, stored)
         self._manifests = manifests = CachedManifests(self.store, self._access, stored, validation)
         self._referrers = CachedReferrers(self.store, writer, self._access, manifests)
         self._blobs = CachedBlobs(self.store, writer, self._access, self.fills)
-        prefetch = Prefetch(self.store, manifests, self._blobs, self._referrers, self._may_spend)
-        self._tag_refresh = TagRefresh(self.store, writer, manifests, validation, prefetch, self._may_spend)
+        self._reserve = RateLimitReserve(self._upstreams, self.metrics)
+        may_spend = self._reserve.may_spend
+        prefetch = Prefetch(self.store, manifests, self._blobs, self._referrers, may_spend)
+        self._tag_refresh = TagRefresh(self.store, writer, manifests, validation, prefetch, may_spend)
         self._mirror = StoredOnlyMirror(
-            self.store, self._access, manifests, validation, self._blobs, prefetch, self._may_spend
+            self.store, self._access, manifests, validation, self._blobs, prefetch, may_spend
         )
         self.token_service = TokenService(self.store, self._upstreams)
         self._layers_ahead = LayersAhead(self.store, self._blobs, prefetch.children)
@@ -128,7 +130,7 @@ class Engine:
         )
         parts = Parts(
             *(self.store, self.fills, writer, self._access, manifests, self._blobs, self._referrers, prefetch),
-            *(self._upstreams, self._may_spend, self.report, validation, self._remaining, self._fleet),
+            *(self._upstreams, may_spend, self.report, validation, self._reserve.remaining, self._fleet),
         )
         self.control = Control(parts)
         self._housekeeping = Housekeeping(
@@ -188,6 +190,7 @@ class Engine:
         self._scrub.period = settings.scrub.period if settings.scrub else None
         self._scrub.rate = settings.scrub.rate if settings.scrub else None
         self._clients.set_offline(settings.offline)
+        self._reserve.reserve, self._reserve.has_account = settings.ratelimit_reserve, settings.account is not None
         self._manifests.tag_lifetime = settings.tag_ttl
         self._manifests.max_stale = self._access.max_stale = settings.max_stale
         self._access.negative_ttl = settings.negative_ttl
@@ -218,7 +221,7 @@ class Engine:
     def _open_upstream(self, registry: Registry) -> Upstream:
         client, tokens = self._clients.of(registry)
         account, open_upstream = self._account(registry), Upstream if self._fleet is None else self._fleet.upstream
-        return open_upstream(registry, client, tokens, self._remember_challenge, account)
+        return open_upstream(registry, client, tokens, self._challenges.remember, account)
 
     async def answer(self, request: Request) -> Answer | Forward | None:
         """Count a request, and return its answer or how to forward it; None when its body must be received first.
@@ -310,33 +313,10 @@ class Engine:
         if self._fleet is not None:
             await self._fleet.content_changed(registry.host, *change, subject)
 
-    def _may_spend(self, host: str) -> bool:
-        """Whether background work may make a request to this registry that counts against its rate limit.
-
-        That is, whether more remains than the reserve for clients, and no 429 asked for a pause.
-        """
-        upstream = self._upstreams.get(host)
-        if upstream is None or upstream.is_rate_limited("manifest", ""):
-            return False
-        remaining = self._remaining(host)
-        return remaining is None or remaining > self._settings.ratelimit_reserve
-
-    def _remaining(self, host: str) -> int | None:
-        """Return how many pulls the registry leaves to the cache's own requests, as last reported."""
-        has_account = self._settings.account is not None and host == HUB_HOST
-        return self.metrics.remaining(host, "account" if has_account else "anonymous")
-
     def _fill_failed(self, error: StorageError) -> None:
         if not isinstance(error, NotStored):
             self.store.index.staging_failed(error)
         self._storage_errors.report(error)
-
-    def _remember_challenge(self, registry: Registry, challenge: Challenge) -> None:
-        """Write a challenge to the store in the background, so that the request that received it does not wait."""
-        work = self._writer.put_challenge(registry.host, challenge.render(), expires=registry.is_named_by_client)
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
     def _flush_access_log(self) -> None:
         if self._access_log is not None:
@@ -378,9 +358,7 @@ class Engine:
         if self._fleet is not None:
             await self._fleet.close()
         await self.breakers.close()
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._challenges.close()
         await self._clients.close()
         if self._status is not None:
             await self._status.close()

@@ -218,9 +218,9 @@ async def test_reserve_applies_to_the_limit_of_the_account(hub: Hub, tmp_path: P
     async with running(hub, tmp_path / "account", account=Account("robot", "robot's")) as cache:
         await popular(cache, hub.image("library/app", "1", [b"one"]))
         cache.engine.metrics.rate_limit_seen("registry-1.docker.io", "anonymous", 100, 0)
-        assert cache.engine._may_spend("registry-1.docker.io")
+        assert cache.engine._reserve.may_spend("registry-1.docker.io")
         cache.engine.metrics.rate_limit_seen("registry-1.docker.io", "account", 100, 3)
-        assert not cache.engine._may_spend("registry-1.docker.io")
+        assert not cache.engine._reserve.may_spend("registry-1.docker.io")
 
 
 async def test_prefetch_stays_within_the_cap(cache: Cache, hub: Hub, clock: Clock) -> None:

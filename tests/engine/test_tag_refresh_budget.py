@@ -147,12 +147,12 @@ async def test_429_to_a_head_pauses_all_validations_at_that_registry(
 
 
 async def test_429_pauses_prefetch(cache: Cache, hub: Hub, clock: Clock) -> None:
-    assert cache.engine._may_spend(HOST)
+    assert cache.engine._reserve.may_spend(HOST)
     await popular(cache, hub.image("library/app", "1"))
     hub.faults.add(Fault(kind="manifest", method="HEAD", status=429, body="no", headers={"Retry-After": "90"}))
     clock.ahead = TTL - 1
     await tick(cache)
-    assert not cache.engine._may_spend(HOST)
+    assert not cache.engine._reserve.may_spend(HOST)
 
 
 async def test_refused_validation_makes_the_repository_unreadable(cache: Cache, hub: Hub, clock: Clock) -> None:

@@ -7,6 +7,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from support.paths import ADDON
+from support.processes import run
 
 PACKAGE = "hubcache"
 MAX_LINES = 400
@@ -30,10 +31,11 @@ WINGS = {
 }
 TOP = {
     "housekeeping": {"oci", "store", "serve", "operate"},
+    "rate_limit_reserve": {"oci", "transfer", "operate"},
     "fleet_builder": {"oci", "store", "transfer", "fleet", "serve", "operate"},
     "engine": {
         *("oci", "decide", "store", "transfer", "fleet", "serve", "setup", "operate", "control"),
-        *("housekeeping", "fleet_builder"),
+        *("housekeeping", "rate_limit_reserve", "fleet_builder"),
     },
     "access_hooks": {"decide", "serve", "operate", "clients", "mitm"},
     "public_hooks": {"oci", "serve", "clients", "mitm"},
@@ -291,6 +293,12 @@ def test_untested_versions_import_no_internals() -> None:
 
 def test_diskcache_is_imported_only_in_the_store() -> None:
     assert {area(name) for name in importers("diskcache")} == {"store"}
+
+
+def test_client_of_object_stores_is_loaded_only_for_a_fleet() -> None:
+    assert {area(name) for name in importers("obstore")} == {"fleet"}
+    command = "import sys, hubcache.startup; print([name for name in sys.modules if name.startswith('obstore')])"
+    assert run(sys.executable, "-c", command, cwd=ADDON).strip() == "[]"
 
 
 def test_no_module_imports_pickle_or_its_like() -> None:
