@@ -14,6 +14,10 @@ from .sources import Source
 
 logger = logging.getLogger("hubcache")
 
+COUNT_SECONDS = 1.0
+"""Time between two reports of the bytes that were sent of bodies: a report of each chunk took up to a quarter of the
+time of the delivery, without reading and writing."""
+
 
 class BodyWriter(Protocol):
     """Writes to a client's connection. `write`, `write_from` and `drain` raise `OSError` when the client has
@@ -38,8 +42,8 @@ class BodyWriter(Protocol):
 
 
 class BodyDelivery:
-    """Delivers bodies. `on_sent` receives a source's metric label and a number of bytes, `on_failure` the error that
-    cut a body short."""
+    """Delivers bodies. `on_sent` receives a source's metric label and a number of bytes, at the end of a body and every
+    `COUNT_SECONDS` before; `on_failure` receives the error that cut a body short."""
 
     def __init__(
         self,
@@ -50,23 +54,29 @@ class BodyDelivery:
         self._active = active
         self._on_sent = on_sent
         self._on_failure = on_failure
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], _SentCount] = {}
+        """The running deliveries, and the counts of their bytes."""
+        self._report_timer: asyncio.TimerHandle | None = None
 
     async def send(self, head: bytes, source: Source, writer: BodyWriter, progress: BodyProgress | None = None) -> None:
         """Send an answer: its head, then the body. When the body is cut short the connection is closed, so that the
         client notices. `progress` is updated meanwhile."""
         progress = progress or BodyProgress()
+        count = _SentCount(self._on_sent, source, progress)
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
+        self._tasks[task] = count
+        if self._report_timer is None:
+            self._report_timer = asyncio.get_running_loop().call_later(COUNT_SECONDS, self._report)
         try:
             with self._active.counted():
                 writer.write(head)
                 while not source.finished:
                     before = time.monotonic()
                     await writer.drain()
-                    progress.client_wait += time.monotonic() - before
-                    await self._send_chunk(source, writer, progress)
+                    now = time.monotonic()
+                    progress.client_wait += now - before
+                    await self._send_chunk(source, writer, progress, now)
                     if not source.finished:  # after the last chunk the client may disconnect: wait for nothing more
                         await asyncio.sleep(0)  # a client that accepts all data at once must not occupy the event loop
             progress.is_complete = True
@@ -76,28 +86,30 @@ class BodyDelivery:
         except OSError:
             pass  # the client disconnected
         finally:
-            self._tasks.discard(task)
+            del self._tasks[task]
             if not progress.is_complete:
                 writer.close()
+            count.report()
             await source.close()
 
-    async def _send_chunk(self, source: Source, writer: BodyWriter, progress: BodyProgress) -> None:
-        """Send the next bytes of a source."""
+    def _report(self) -> None:
+        """Report the bytes of all bodies that are being sent, and again later if there are any."""
+        for count in self._tasks.values():
+            count.report()
+        later = asyncio.get_running_loop().call_later
+        self._report_timer = later(COUNT_SECONDS, self._report) if self._tasks else None
 
-        def taken(count: int) -> None:
-            progress.sent += count
-            self._on_sent(source.origin, count)
-
-        before = time.monotonic()
+    async def _send_chunk(self, source: Source, writer: BodyWriter, progress: BodyProgress, before: float) -> None:
+        """Send the next bytes of a source; `before` is the present time."""
         part = await source.file_part()
         if part is not None:
             progress.source_wait += time.monotonic() - before
-            writer.write_from(part, self._active.chunk_size(writer.chunk_size), taken)
+            writer.write_from(part, self._active.chunk_size(writer.chunk_size), progress.add_sent)
         else:
             chunk = await source.read(self._active.chunk_size(writer.chunk_size))
             progress.source_wait += time.monotonic() - before
             writer.write(chunk)
-            taken(len(chunk))
+            progress.add_sent(len(chunk))
 
     async def close(self) -> None:
         """Cancel the deliveries that are running."""
@@ -105,6 +117,25 @@ class BodyDelivery:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._report_timer is not None:
+            self._report_timer.cancel()
+
+
+class _SentCount:
+    """Reports the bytes of one body that were sent since the last report."""
+
+    def __init__(self, on_sent: Callable[[str, int], None], source: Source, progress: BodyProgress) -> None:
+        self._on_sent = on_sent
+        self._source = source
+        self._progress = progress
+        self._reported = progress.sent
+
+    def report(self) -> None:
+        """Report the bytes, if any."""
+        sent = self._progress.sent
+        if sent > self._reported:
+            self._on_sent(self._source.origin, sent - self._reported)
+            self._reported = sent
 
 
 def log_broken_body(error: HubcacheError) -> None:

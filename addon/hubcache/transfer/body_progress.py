@@ -17,3 +17,7 @@ class BodyProgress:
     """Why the source cut the body short, if it did."""
     is_complete: bool = False
     """Whether all of the body was sent."""
+
+    def add_sent(self, count: int) -> None:
+        """Count bytes that the client's connection took."""
+        self.sent += count

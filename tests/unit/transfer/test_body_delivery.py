@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from hubcache.oci.errors import BadUpstream, HubcacheError
+from hubcache.transfer import body_delivery
 from hubcache.transfer.active_bodies import ActiveBodies
 from hubcache.transfer.body_delivery import BodyDelivery
 from hubcache.transfer.body_progress import BodyProgress
@@ -62,7 +63,7 @@ async def test_body_is_written_piece_by_piece_without_a_wait_after_the_last(harn
     source, client = Pieces(b"one", b"two"), Client()
     await harness.delivery.send(b"head", source, client)
     assert client.events == [b"head", "drained", b"one", "drained", b"two"]
-    assert harness.sent == [("store", 3), ("store", 3)]
+    assert harness.sent == [("store", 6)]
     assert (source.closed, client.closed, harness.active.count) == (1, False, 0)
 
 
@@ -89,7 +90,7 @@ async def test_bytes_in_a_file_are_read_by_the_writer_and_the_rest_is_written(ha
     source, client = PiecesOnFile(b"1234567", None, b"89"), Client(chunk_size=4)
     await harness.delivery.send(b"head", source, client)
     assert client.events == [b"head", "drained", b"1234", "drained", b"567", "drained", b"89"]
-    assert [count for _, count in harness.sent] == [4, 3, 2]
+    assert harness.sent == [("store", 9)]
     assert (source.reads, source.closed, client.closed) == (1, 1, False)
 
 
@@ -119,6 +120,23 @@ async def test_bytes_that_were_taken_before_a_disconnect_are_counted(harness: De
     await harness.delivery.send(b"head", source, client, progress)
     assert harness.sent == [("store", 4)]
     assert (progress.sent, progress.is_complete, client.closed) == (4, False, True)
+
+
+async def test_bytes_of_a_running_body_are_counted_before_its_end(
+    harness: DeliveryHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while no bytes can be read or written."""
+    monkeypatch.setattr(body_delivery, "COUNT_SECONDS", 0.01)
+    for _ in range(2):  # the second begins after the first has ended
+        harness.sent.clear()
+        rest = asyncio.Event()
+        sending = asyncio.ensure_future(harness.delivery.send(b"head", Pieces(b"one", rest, b"three"), Client()))
+        await wait_for(lambda: harness.sent == [("store", 3)])
+        assert not sending.done()
+        rest.set()
+        await sending
+        assert harness.sent == [("store", 3), ("store", 5)]
+        await wait_for(lambda: harness.delivery._report_timer is None)
 
 
 async def test_close_cancels_running_deliveries(harness: DeliveryHarness) -> None:
