@@ -93,7 +93,11 @@ def test_caches_share_a_bucket_until_ctrl_c(tmp_path: Path) -> None:
         wait_until(demo.has_rows, 90, "the table")
         for mirror, status in demo.rows:
             assert get(mirror, "/v2/library/demo/manifests/latest") == image.manifest
+            assert get(mirror, f"/v2/library/demo/blobs/{image.layers[0]}") == b"layer"
             assert json.loads(get(status, "/healthz"))["fleet"]["bucket"] == "s3://hubcache/fleet"
+        assert hub.count(kind="cdn", method="GET") == 1, (
+            "the second cache received the layer from the first or the bucket"
+        )
         assert json.loads(get(demo.rows[1][1], "/healthz"))["fleet"]["nodes"] == 2
         assert f"docker pull 127.0.0.1:{demo.rows[1][0]}/IMAGE" in demo.output
         (configuration,) = demo.temporary.glob("*/seaweedfs/s3.json")
