@@ -23,12 +23,14 @@ import platformdirs
 from .certificates import Certificates, make_certificates
 from .processes import BenchError
 from .report import markdown, svg
-from .servers import COMPARED, START, Server, Setup
+from .server import Server, Setup
+from .servers import COMPARED, START
 from .stats import Summary, ratios
 from .table import render
 from .targets import Results, targets_of
 from .upstream import Upstream, upstream
-from .workloads import WORKLOADS, Contents, Workload
+from .workload import Contents, Workload
+from .workloads import WORKLOADS
 
 _PROGRAMS = ("nginx", "curl", "hey", "skopeo", "docker-registry")
 _EXIT_FAILED = 2

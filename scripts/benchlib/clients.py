@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .images import MANIFEST_TYPE, Content
 from .processes import BenchError
-from .servers import Server
+from .server import Server
 
 _CURL = ("curl", "--silent", "--show-error", "--no-progress-meter", "--http1.1", "--no-sessionid", "--config", "-")
 _WRITE = "%{http_code} %{size_download} %{time_pretransfer} %{time_starttransfer}\\n"
@@ -46,7 +46,15 @@ class Download:
 def download(
     server: Server, clients: Sequence[Sequence[str]], parallel: int = 1, timeout: float = 60
 ) -> list[Download]:
-    """Run a client for each list of paths. Like dockerd, it requests `parallel` paths at a time, on new connections.
+    """Run a client of the server for each list of paths, as `download_from` does."""
+    return download_from([(server, paths) for paths in clients], parallel, timeout)
+
+
+def download_from(
+    clients: Sequence[tuple[Server, Sequence[str]]], parallel: int = 1, timeout: float = 60
+) -> list[Download]:
+    """Run a client for each server and list of paths. Like dockerd, it requests `parallel` paths at a time, on new
+    connections.
 
     The clients are started and wait for their configuration before time is measured. Raises `BenchError` if a client
     fails or is not done after `timeout` seconds.
@@ -56,7 +64,7 @@ def download(
         for _ in clients
     ]
     results: list[Download | str] = ["not done"] * len(clients)
-    configurations = [_curl_configuration(server, paths, parallel) for paths in clients]
+    configurations = [_curl_configuration(server, paths, parallel) for server, paths in clients]
 
     def communicate(number: int) -> None:
         process = processes[number]
@@ -65,7 +73,7 @@ def download(
         except subprocess.TimeoutExpired:
             results[number] = f"not done after {timeout:.0f} seconds"
         else:
-            results[number] = _result(started, time.time(), output, len(clients[number])) or _failure(output, errors)
+            results[number] = _result(started, time.time(), output, len(clients[number][1])) or _failure(output, errors)
 
     try:
         time.sleep(0.1 + 0.02 * len(clients))
@@ -80,7 +88,7 @@ def download(
         for process in processes:
             process.kill()
             process.wait()
-    for result in results:
+    for (server, _), result in zip(clients, results, strict=True):
         if isinstance(result, str):
             raise BenchError(f"{server.name}: {result[:200]}")
     return [result for result in results if isinstance(result, Download)]

@@ -35,8 +35,8 @@ def running(
     """Run a program during the block, and yield its process id as soon as `ready()` returns true.
 
     The program has its own session: Ctrl-C reaches only the benchmark, which then stops the program and all its
-    children. If setpriv is installed, the kernel also stops the program when the benchmark is killed. Raises
-    `BenchError` if the program is not ready after `seconds`.
+    children. If setpriv is installed, the kernel also stops the program when the benchmark is killed. The user's
+    settings of AWS clients do not reach the program. Raises `BenchError` if it is not ready after `seconds`.
     """
     prefix = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
     log = directory / "output.log"
@@ -44,7 +44,7 @@ def running(
         process = subprocess.Popen(
             [*prefix, *(str(part) for part in command)],
             cwd=directory,
-            env={**os.environ, **(environment or {})},
+            env={**_without_aws_settings(os.environ), **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -55,6 +55,10 @@ def running(
         yield process.pid
     finally:
         _stop(process)
+
+
+def _without_aws_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if not name.startswith("AWS_")}
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path, seconds: float) -> None:

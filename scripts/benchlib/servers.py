@@ -2,84 +2,43 @@
 
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from .certificates import Certificates
+from .fleet import hubcache_fleet, hubcache_node
+from .hubcache_server import REPOSITORY, run_hubcache
 from .nginx import nginx, tls
 from .processes import BenchError, free_port, listening, running
-from .upstream import Upstream
+from .server import Server, Setup, plain_server
 
-HUB = "registry-1.docker.io"
 MANY_BLOBS = 100_000
-_REPOSITORY = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What is needed to start a server.
-
-    hubcache is run by the mitmproxy that is installed beside `python`, with `options` as further arguments. `other` is
-    the other checkout of hubcache. `tools` contains programs that were installed for the benchmark. `workers` is the
-    number of processes of servers that have such a setting.
-    """
-
-    directory: Path
-    upstream: Upstream
-    certificates: Certificates
-    python: Path
-    options: Sequence[str]
-    tools: Path
-    workers: int
-    other: Path | None
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A running server.
-
-    Clients request `origin`, through `proxy` (`HOST:PORT`) if there is one, with `headers`, and trust the authority in
-    the directory `trust`. `registry` is the part of an image reference before the repository name.
-    """
-
-    name: str
-    pid: int
-    origin: str
-    registry: str
-    trust: Path
-    proxy: str | None = None
-    headers: tuple[str, ...] = field(default=())
-    started_in: float = 0.0
-    """Seconds from the start of the program until it listened."""
 
 
 def hubcache(setup: Setup) -> AbstractContextManager[Server]:
     """This checkout in mitmdump, with one process."""
-    return _hubcache("hubcache", _REPOSITORY, setup)
+    return run_hubcache("hubcache", REPOSITORY, setup)
 
 
 def hubcache_mitmweb(setup: Setup) -> AbstractContextManager[Server]:
     """This checkout in mitmweb, where every request passes through mitmproxy's flows."""
-    return _hubcache("hubcache-mitmweb", _REPOSITORY, setup, web=True)
+    return run_hubcache("hubcache-mitmweb", REPOSITORY, setup, web=True)
 
 
 def hubcache_workers(setup: Setup) -> AbstractContextManager[Server]:
     """This checkout in mitmdump, with as many worker processes as nginx has."""
-    return _hubcache("hubcache-workers", _REPOSITORY, setup, "--set", f"hubcache_workers={setup.workers}")
+    return run_hubcache("hubcache-workers", REPOSITORY, setup, "--set", f"hubcache_workers={setup.workers}")
 
 
 def hubcache_mirror(setup: Setup) -> AbstractContextManager[Server]:
     """The mirror of this checkout in mitmdump, without TLS, with one process."""
-    return _hubcache("hubcache-mirror", _REPOSITORY, setup, mirror=True)
+    return run_hubcache("hubcache-mirror", REPOSITORY, setup, mirror=True)
 
 
 def hubcache_mirror_workers(setup: Setup) -> AbstractContextManager[Server]:
     """The same with as many worker processes as nginx has."""
     workers = f"hubcache_workers={setup.workers}"
-    return _hubcache("hubcache-mirror-workers", _REPOSITORY, setup, "--set", workers, mirror=True)
+    return run_hubcache("hubcache-mirror-workers", REPOSITORY, setup, "--set", workers, mirror=True)
 
 
 def hubcache_many_blobs(setup: Setup) -> AbstractContextManager[Server]:
@@ -87,74 +46,32 @@ def hubcache_many_blobs(setup: Setup) -> AbstractContextManager[Server]:
     store = setup.directory / "hubcache-many-blobs" / "store"
     store.mkdir(parents=True)
     command = [str(setup.python), str(Path(__file__).with_name("fill_store.py")), str(store), str(MANY_BLOBS)]
-    environment = os.environ | {"PYTHONPATH": str(_REPOSITORY / "addon")}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "addon")}
     done = subprocess.run(command, env=environment, capture_output=True, timeout=600, check=False)
     if done.returncode != 0:
         raise BenchError(f"the store could not be filled: {done.stderr.decode(errors='replace')[-300:]}")
-    return _hubcache("hubcache-many-blobs", _REPOSITORY, setup)
+    return run_hubcache("hubcache-many-blobs", REPOSITORY, setup)
 
 
 def other(setup: Setup) -> AbstractContextManager[Server]:
     """The other checkout in mitmdump, with one process."""
-    return _hubcache("other", _other_checkout(setup), setup)
+    return run_hubcache("other", _other_checkout(setup), setup)
 
 
 def other_mirror(setup: Setup) -> AbstractContextManager[Server]:
     """The mirror of the other checkout in mitmdump, with one process."""
-    return _hubcache("other-mirror", _other_checkout(setup), setup, mirror=True)
+    return run_hubcache("other-mirror", _other_checkout(setup), setup, mirror=True)
 
 
 def other_mitmweb(setup: Setup) -> AbstractContextManager[Server]:
     """The other checkout in mitmweb."""
-    return _hubcache("other-mitmweb", _other_checkout(setup), setup, web=True)
+    return run_hubcache("other-mitmweb", _other_checkout(setup), setup, web=True)
 
 
 def _other_checkout(setup: Setup) -> Path:
     if setup.other is None:
         raise BenchError("this server needs --against")
     return setup.other
-
-
-@contextmanager
-def _hubcache(
-    name: str, checkout: Path, setup: Setup, *arguments: str, web: bool = False, mirror: bool = False
-) -> Iterator[Server]:
-    """Run the addon of a checkout. Clients use the proxy port with CONNECT, as dockerd does with HTTPS_PROXY, and trust
-    the certificate authority in the directory `certs` of the checkout; with `mirror` they use the mirror port."""
-    directory = setup.directory / name
-    directory.mkdir(parents=True, exist_ok=True)
-    proxy, mirror_port, status, web_port = free_port(), free_port(), free_port(), free_port()
-    options = {
-        "hubcache_dir": directory / "store",
-        "hubcache_registries": f"{HUB}={setup.upstream.url}",
-        "hubcache_size": "40G",
-        "hubcache_status": f"127.0.0.1:{status}",
-        "ssl_verify_upstream_trusted_ca": setup.certificates.authority,
-    }
-    ports = [proxy, mirror_port, status]
-    if web:
-        options |= {"web_open_browser": "false", "web_host": "127.0.0.1", "web_port": web_port}
-        ports.append(web_port)
-    program = setup.python.parent / ("mitmweb" if web else "mitmdump")
-    command: list[object] = [program, "-q", "-s", checkout / "addon" / "cache.py"]
-    command += ["--mode", f"regular@127.0.0.1:{proxy}", "--mode", f"reverse:https://{HUB}@127.0.0.1:{mirror_port}"]
-    for option, value in options.items():
-        command += ["--set", f"{option}={value}"]
-    command += [*setup.options, *arguments]
-    own_modules_only = {"PYTHONPATH": ""}  # else a checkout could import the modules of another one
-    began = time.monotonic()
-    with running(command, directory, listening(*ports), own_modules_only, seconds=60) as pid:
-        seconds = time.monotonic() - began
-        authority = checkout / "certs" / "mitmproxy-ca-cert.pem"
-        if not authority.exists():
-            raise BenchError(f"{name} did not create {authority}")
-        trust = directory / "trust"
-        trust.mkdir()
-        (trust / "ca.pem").write_bytes(authority.read_bytes())
-        if mirror:
-            yield _plain(name, pid, mirror_port, trust)
-        else:
-            yield Server(name, pid, f"https://{HUB}", "docker.io", trust, f"127.0.0.1:{proxy}", started_in=seconds)
 
 
 @contextmanager
@@ -182,7 +99,7 @@ def plain_nginx(setup: Setup) -> Iterator[Server]:
         f"server {{ listen 127.0.0.1:{port} reuseport; root {setup.upstream.images.root}; }}"
     )
     with nginx(setup.directory / "nginx-plain", setup.workers, http, port) as pid:
-        yield _plain("nginx-plain", pid, port, setup.certificates.directory)
+        yield plain_server("nginx-plain", pid, port, setup.certificates.directory)
 
 
 _PROXY_CACHE = """
@@ -304,7 +221,7 @@ def drayage(setup: Setup) -> Iterator[Server]:
 def plain_drayage(setup: Setup) -> Iterator[Server]:
     """drayage without TLS."""
     with _drayage("drayage-plain", setup) as (pid, port, _, directory):
-        yield _plain("drayage-plain", pid, port, directory)
+        yield plain_server("drayage-plain", pid, port, directory)
 
 
 @contextmanager
@@ -328,10 +245,6 @@ def _drayage(name: str, setup: Setup) -> Iterator[tuple[int, int, int, Path]]:
         yield pid, plain, port, directory
 
 
-def _plain(name: str, pid: int, port: int, trust: Path) -> Server:
-    return Server(name, pid, f"http://127.0.0.1:{port}", f"127.0.0.1:{port}", trust)
-
-
 def _without_proxy(name: str, pid: int, port: int, setup: Setup, *headers: str) -> Server:
     address = f"localhost:{port}"
     return Server(name, pid, f"https://{address}", address, setup.certificates.directory, headers=headers)
@@ -344,6 +257,8 @@ START: dict[str, Callable[[Setup], AbstractContextManager[Server]]] = {
     "hubcache-mirror": hubcache_mirror,
     "hubcache-mirror-workers": hubcache_mirror_workers,
     "hubcache-many-blobs": hubcache_many_blobs,
+    "hubcache-node": hubcache_node,
+    "hubcache-fleet": hubcache_fleet,
     "other": other,
     "other-mitmweb": other_mitmweb,
     "other-mirror": other_mirror,

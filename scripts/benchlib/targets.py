@@ -7,6 +7,7 @@ from .stats import Summary
 
 HUBCACHE, WORKERS, MANY_BLOBS = "hubcache", "hubcache-workers", "hubcache-many-blobs"
 MIRROR, MIRROR_WORKERS = "hubcache-mirror", "hubcache-mirror-workers"
+NODE, FLEET = "hubcache-node", "hubcache-fleet"
 Results = Mapping[str, Mapping[str, Summary]]
 """Results of one workload: server → figure → summary over all rounds."""
 
@@ -72,6 +73,12 @@ TARGETS = (
     Target("warm-pull", "upstream requests", most=0),
     Target("many-blobs", "p50 ms", most=1.2, reference=HUBCACHE, server=MANY_BLOBS),
     Target("many-blobs", "start s", most=3.0, server=MANY_BLOBS),
+    Target("fleet-new-images", "upstream x", most=1.02, server=FLEET),
+    Target("fleet-new-images", "last s", most=1.3, reference=HUBCACHE, server=FLEET),
+    Target("fleet-warm", "image MB/s", least=0.98, reference=HUBCACHE, server=NODE),
+    Target("fleet-warm", "blob MB/s", least=0.98, reference=HUBCACHE, server=NODE),
+    Target("fleet-warm", "bucket requests", most=0, server=NODE),
+    Target("fleet-bucket-hit", "of obstore", least=0.7, server=FLEET),
 )
 """All targets except that for memory, which applies to every workload."""
 

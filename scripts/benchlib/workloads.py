@@ -5,59 +5,20 @@ process of the server, `all MB` the proportional memory of all its processes, an
 that were fetched from the upstream registry, as a multiple of the size of the content.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
-from .clients import Download, download, pull, request_repeatedly
-from .images import Content
+from .clients import download, pull, request_repeatedly
+from .fleet_workloads import FLEET_WORKLOADS
 from .processes import BenchError, measured_cost
-from .servers import CACHES, MANY_BLOBS, PLAIN, Server
+from .server import Server
+from .servers import CACHES, MANY_BLOBS, PLAIN
 from .stats import percentile
-from .upstream import UPLINK_RATE, Upstream
-
-MB = 1_000_000
-_LAYERS = (150, 80, 60, 40, 25, 15, 12, 8, 5, 3, 1, 1)
-"""MB of each layer of the usual image: 400 in total, with one layer much larger than the rest, as in real images."""
+from .upstream import UPLINK_RATE
+from .workload import LAYERS, MB, Contents, Figures, Measure, Workload, rate
 
 _CROWD, _CROWD_IMAGES = 50, 10
 """Machines of the workload `crowd`, and images that each of them pulls."""
-
-
-@dataclass(slots=True)
-class Contents:
-    """The content of one workload, and which servers have it stored. `quick` makes it smaller."""
-
-    upstream: Upstream
-    quick: bool
-    _contents: dict[str, Content] = field(default_factory=dict)
-    _stored: set[tuple[str, Content]] = field(default_factory=set)
-
-    def blob(self, name: str, size: int, *, sparse: bool = False) -> Content:
-        """The blob of this name, created at its first use; `size` in bytes."""
-        if name not in self._contents:
-            self._contents[name] = self.upstream.images.blob(name, size, sparse=sparse)
-        return self._contents[name]
-
-    def image(self, name: str, layers: Sequence[int] = ()) -> Content:
-        """The image of this name, created at its first use with `layers` (in bytes) or with the usual ones, which have
-        400 MB in total, or 100 MB if `quick`."""
-        if name not in self._contents:
-            usual = [size * MB // (4 if self.quick else 1) for size in _LAYERS]
-            self._contents[name] = self.upstream.images.image(name, list(layers) or usual)
-        return self._contents[name]
-
-    def store(self, server: Server, content: Content) -> None:
-        """Make the server store this content, unless it already has."""
-        if (server.name, content) not in self._stored:
-            tag = [f"/v2/{content.name}/manifests/{content.tag}"] if content.tag else []
-            download(server, [[*tag, *content.paths]])
-            self.upstream.traffic_since(0)
-            self._stored.add((server.name, content))
-
-
-Figures = dict[str, float]
-Measure = Callable[[Contents, Server, int], Figures]
 
 
 @contextmanager
@@ -68,11 +29,6 @@ def _costs(server: Server, figures: Figures, size: int) -> Iterator[None]:
     figures |= {"CPU s/GB": cost.cpu / (size / 1e9), "peak MB": cost.rss / MB, "all MB": cost.pss / MB}
 
 
-def _rate(downloads: Sequence[Download]) -> float:
-    began = min(one.started for one in downloads)
-    return sum(one.bytes for one in downloads) / MB / (max(one.ended for one in downloads) - began)
-
-
 def _warm(clients: int, *, image: bool) -> Measure:
     def measure(contents: Contents, server: Server, _: int) -> Figures:
         content = contents.image("bench/warm-image") if image else contents.blob("bench/warm", 400 * MB)
@@ -81,7 +37,7 @@ def _warm(clients: int, *, image: bool) -> Measure:
         figures: Figures = {}
         with _costs(server, figures, clients * content.size * len(paths) // len(content.paths)):
             downloads = download(server, [paths] * clients, parallel=3 if image else 1)
-        return {"MB/s": _rate(downloads)} | figures
+        return {"MB/s": rate(downloads)} | figures
 
     return measure
 
@@ -124,7 +80,7 @@ def _memory(blobs: int, *, warm: bool) -> Measure:
         with _costs(server, figures, 32 * size):
             downloads = download(server, [large[n % blobs].paths for n in range(32)], timeout=120)
         return {
-            "MB/s": _rate(downloads),
+            "MB/s": rate(downloads),
             "upstream x": contents.upstream.traffic_since(log_size).bytes / (blobs * size),
         } | figures
 
@@ -175,7 +131,7 @@ def _cold(*, image: bool, others: int = 0) -> Measure:
 def _crowd(contents: Contents, server: Server, number: int) -> Figures:
     """Machines that pull several images one after another, each machine beginning with another image. Half of the
     images are stored, the others come over an uplink of 1 Gbit/s."""
-    layers = [size * MB // (20 if contents.quick else 10) for size in _LAYERS]
+    layers = [size * MB // (20 if contents.quick else 10) for size in LAYERS]
     stored = [contents.image(f"bench/crowd-{n}", layers) for n in range(_CROWD_IMAGES // 2)]
     new = [contents.image(f"gigabit/crowd-{number}-{n}", layers) for n in range(_CROWD_IMAGES // 2)]
     for image in stored:
@@ -210,17 +166,6 @@ def _pull(prefix: str, *, warm: bool) -> Measure:
         return {"s": seconds} | fetched | figures
 
     return measure
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """`servers` are the default servers. `rounds` is the highest number of rounds, for workloads that take long."""
-
-    name: str
-    about: str
-    measure: Measure
-    servers: tuple[str, ...]
-    rounds: int = 99
 
 
 _SERVING = (*CACHES[:2], "nginx", *CACHES[2:])
@@ -278,4 +223,5 @@ WORKLOADS = (
     ),
     Workload("memory-warm", "stored 1 GB blob, 32 clients", _memory(1, warm=True), CACHES[:2], 1),
     Workload("memory-cold", "four new 1 GB blobs, 32 clients", _memory(4, warm=False), CACHES[:2], 1),
+    *FLEET_WORKLOADS,
 )

@@ -1,0 +1,114 @@
+"""The workloads of a fleet. As in `workloads`, the name of a figure ends in its unit."""
+
+from .clients import download, download_from
+from .fleet import NODES, Fleet
+from .images import Content
+from .processes import BenchError
+from .server import Server
+from .workload import MB, Contents, Figures, Workload, rate
+
+_IMAGES = 200
+_SMALL_LAYERS = (1_300_000, 500_000, 150_000, 40_000, 10_000)
+"""Bytes of each layer of a small image: 2 MB in total, a tenth of that if `quick`."""
+
+_CLIENTS = 4
+"""Clients of each node, which share the images among them."""
+
+_PULLS = 5
+_LONGEST = 600.0
+
+
+def _new_images(contents: Contents, server: Server, number: int) -> Figures:
+    """All images are pulled through each node at once, in the same order: nodes that begin at the same time want the
+    same blob at the same time, which is the hardest case. Without a fleet, one node has all clients."""
+    layers = [size // (10 if contents.quick else 1) for size in _SMALL_LAYERS]
+    images = [contents.image(f"bench/fleet-{number}-{n}", layers) for n in range(_IMAGES)]
+    nodes = server.nodes if isinstance(server, Fleet) else (server,) * NODES
+    clients = [
+        (node, [path for image in images[n::_CLIENTS] for path in _pull(image)])
+        for node in nodes
+        for n in range(_CLIENTS)
+    ]
+    contents.upstream.traffic_since(0)
+    log_size = contents.upstream.log_size()
+    requests = server.bucket_requests() if isinstance(server, Fleet) else 0.0
+    downloads = download_from(clients, parallel=3, timeout=_LONGEST)
+    traffic = contents.upstream.traffic_since(log_size)
+    figures = {
+        "last s": max(one.seconds for one in downloads),
+        "upstream x": traffic.bytes / sum(image.size for image in images),
+        "upstream requests": float(traffic.requests),
+    }
+    if isinstance(server, Fleet):
+        server.wait_until_uploaded()  # else uploads would slow down the next server
+        figures["bucket requests/pull"] = (server.bucket_requests() - requests) / len(nodes) / _IMAGES
+    return figures
+
+
+def _warm(contents: Contents, server: Server, _: int) -> Figures:
+    """The tag is validated right before the pulls, so that it is fresh during them."""
+    image = contents.image("bench/fleet-image")
+    blob = contents.blob("bench/fleet-blob", (100 if contents.quick else 400) * MB)
+    for content in (image, blob):
+        contents.store(server, content)
+    download(server, [_pull(image)])
+    requests = lists = 0.0
+    if isinstance(server, Fleet):
+        server.wait_until_uploaded()
+        server.wait_for_heartbeat()
+        requests, lists = server.bucket_requests(), server.bucket_requests(kind="list")
+    figures = {
+        "image MB/s": rate(download(server, [_pull(image) * _PULLS], parallel=3)),
+        "blob MB/s": rate(download(server, [list(blob.paths) * _PULLS])),
+    }
+    if isinstance(server, Fleet):
+        heartbeats = 2 * (server.bucket_requests(kind="list") - lists)  # each is a list and a write
+        figures["bucket requests"] = max(server.bucket_requests() - requests - heartbeats, 0.0)
+    return figures
+
+
+def _bucket_hit(contents: Contents, server: Server, number: int) -> Figures:
+    """One node fetches a new blob; when it is in the bucket, another node serves it to its first client."""
+    if not isinstance(server, Fleet) or len(server.nodes) < 2:
+        raise BenchError("this workload needs a fleet of two nodes or more")
+    blob = contents.blob(f"bench/bucket-{number}", (100 if contents.quick else 400) * MB)
+    download(server.nodes[0], [blob.paths])
+    server.bucket.wait_until_stored(blob)
+    server.wait_until_uploaded()
+    received = server.total("hubcache_tier_bytes_total", tier="bucket")
+    before = server.bucket.read(blob)
+    hit = rate(download(server.nodes[1], [blob.paths]))
+    after = server.bucket.read(blob)
+    received = server.total("hubcache_tier_bytes_total", tier="bucket") - received
+    if received < blob.size:
+        raise BenchError(f"only {received:.0f} of {blob.size} bytes came from the bucket")
+    own = 2 * blob.size / MB / (before + after)
+    return {"MB/s": hit, "obstore MB/s": own, "of obstore": hit / own}
+
+
+def _pull(image: Content) -> list[str]:
+    """The paths of a pull by tag."""
+    return [f"/v2/{image.name}/manifests/{image.tag}", *image.paths]
+
+
+FLEET_WORKLOADS = (
+    Workload(
+        "fleet-new-images",
+        f"{_IMAGES} new small images, on {NODES} nodes at once, {_CLIENTS} clients each; on one, all clients",
+        _new_images,
+        ("hubcache", "hubcache-fleet"),
+        3,
+    ),
+    Workload(
+        "fleet-warm",
+        "stored image and stored 400 MB blob, 1 client, without and with a bucket",
+        _warm,
+        ("hubcache", "hubcache-node"),
+    ),
+    Workload(
+        "fleet-bucket-hit",
+        "400 MB blob that is in the bucket, 1 client, beside obstore alone",
+        _bucket_hit,
+        ("hubcache-fleet",),
+    ),
+)

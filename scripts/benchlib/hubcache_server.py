@@ -1,0 +1,67 @@
+"""Runs the addon of a checkout in mitmdump or mitmweb."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from .processes import BenchError, free_port, listening, running
+from .server import Server, Setup, plain_server
+
+REPOSITORY = Path(__file__).parents[2]
+"""This checkout."""
+
+HUB = "registry-1.docker.io"
+
+
+@contextmanager
+def run_hubcache(
+    name: str,
+    checkout: Path,
+    setup: Setup,
+    *arguments: str,
+    web: bool = False,
+    mirror: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Run the addon of a checkout. Clients use the proxy port with CONNECT, as dockerd does with HTTPS_PROXY, and trust
+    the certificate authority in the directory `certs` of the checkout; with `mirror` they use the mirror port."""
+    directory = setup.directory / name
+    directory.mkdir(parents=True, exist_ok=True)
+    proxy, mirror_port, status, web_port = free_port(), free_port(), free_port(), free_port()
+    options = {
+        "hubcache_dir": directory / "store",
+        "hubcache_registries": f"{HUB}={setup.upstream.url}",
+        "hubcache_size": "40G",
+        "hubcache_status": f"127.0.0.1:{status}",
+        "ssl_verify_upstream_trusted_ca": setup.certificates.authority,
+    }
+    ports = [proxy, mirror_port, status]
+    if web:
+        options |= {"web_open_browser": "false", "web_host": "127.0.0.1", "web_port": web_port}
+        ports.append(web_port)
+    program = setup.python.parent / ("mitmweb" if web else "mitmdump")
+    command: list[object] = [program, "-q", "-s", checkout / "addon" / "cache.py"]
+    command += ["--mode", f"regular@127.0.0.1:{proxy}", "--mode", f"reverse:https://{HUB}@127.0.0.1:{mirror_port}"]
+    for option, value in options.items():
+        command += ["--set", f"{option}={value}"]
+    command += [*setup.options, *arguments]
+    own_modules_only = {"PYTHONPATH": ""}  # else a checkout could import the modules of another one
+    began = time.monotonic()
+    variables = own_modules_only | dict(environment or {})
+    with running(command, directory, listening(*ports), variables, seconds=60) as pid:
+        seconds = time.monotonic() - began
+        authority = checkout / "certs" / "mitmproxy-ca-cert.pem"
+        if not authority.exists():
+            raise BenchError(f"{name} did not create {authority}")
+        trust = directory / "trust"
+        trust.mkdir()
+        (trust / "ca.pem").write_bytes(authority.read_bytes())
+        if mirror:
+            yield plain_server(name, pid, mirror_port, trust)
+        else:
+            yield Server(
+                *(name, pid, f"https://{HUB}", "docker.io", trust, f"127.0.0.1:{proxy}"),
+                started_in=seconds,
+                status=f"http://127.0.0.1:{status}",
+            )
