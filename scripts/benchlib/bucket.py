@@ -10,6 +10,7 @@ from pathlib import Path
 
 import obstore
 from fleetdemo.seaweedfs import BUCKET
+from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from .images import Content
@@ -33,30 +34,30 @@ class Bucket:
 
     def wait_until_stored(self, blob: Content) -> None:
         """Return when the fleet has stored a blob in the bucket. Raises `BenchError` if that takes too long."""
-        store, deadline = self._open(), time.monotonic() + _STORED_SECONDS
-        while True:
-            try:
-                obstore.head(store, _key(blob))
-            except FileNotFoundError:
-                if time.monotonic() > deadline:
-                    raise BenchError(f"the blob is not in the bucket after {_STORED_SECONDS} seconds") from None
-                time.sleep(0.1)
-            else:
-                return
+        store, deadline = self.open(), time.monotonic() + _STORED_SECONDS
+        while not _has(store, key(blob)):
+            if time.monotonic() > deadline:
+                raise BenchError(f"the blob is not in the bucket after {_STORED_SECONDS} seconds")
+            time.sleep(0.1)
 
     def read(self, blob: Content) -> float:
-        """Read a blob with obstore alone, and return the duration in seconds."""
-        store, size = self._open(), 0
-        obstore.head(store, _key(blob))  # opens the connection
+        """Read a blob with obstore alone, and return the duration in seconds. Raises `BenchError`."""
+        store, size = self.open(), 0
+        if not _has(store, key(blob)):  # this also opens the connection
+            raise BenchError("the blob is not in the bucket")
         began = time.monotonic()
-        for chunk in obstore.get(store, _key(blob)).stream(min_chunk_size=_CHUNK):
-            size += len(chunk)
+        try:
+            for chunk in obstore.get(store, key(blob)).stream(min_chunk_size=_CHUNK):
+                size += len(chunk)
+        except BaseError as error:
+            raise BenchError(f"the bucket cannot be read: {error}") from error
         seconds = time.monotonic() - began
         if size != blob.size:
             raise BenchError(f"the bucket has {size} bytes of a blob of {blob.size}")
         return seconds
 
-    def _open(self) -> S3Store:
+    def open(self) -> S3Store:
+        """Return a client for the objects of the fleet."""
         return S3Store(
             BUCKET,
             prefix=_PREFIX,
@@ -79,7 +80,17 @@ def running_bucket(directory: Path) -> Iterator[Bucket]:
         yield Bucket(json.loads(found.read_text()))
 
 
-def _key(blob: Content) -> str:
-    """Return the key of a public blob (`hubcache.fleet.keys`)."""
+def _has(store: S3Store, name: str) -> bool:
+    try:
+        obstore.head(store, name)
+    except FileNotFoundError:
+        return False
+    except BaseError as error:
+        raise BenchError(f"the bucket cannot be read: {error}") from error
+    return True
+
+
+def key(blob: Content) -> str:
+    """Return the key of a public blob, as `hubcache.fleet.keys` makes it."""
     algorithm, _, value = blob.paths[0].rpartition("/")[2].partition(":")
     return f"blob/{algorithm}/{value[:2]}/{value}"

@@ -12,8 +12,10 @@ from .processes import BenchError, free_port
 from .server import Server, Setup
 
 NODES = 4
-_READY_SECONDS = 60
-_UPLOADED_SECONDS = 120
+BUCKET_REQUESTS = "hubcache_bucket_requests_total"
+"""The metric that counts requests to the bucket."""
+
+_PATIENCE_SECONDS = 120
 _QUIET_SECONDS = 1.0
 
 
@@ -24,51 +26,44 @@ class Fleet(Server):
     nodes: tuple[Server, ...]
     bucket: Bucket
 
-    def bucket_requests(self, **labels: str) -> float:
-        """Return the number of requests of all nodes to the bucket since the start."""
-        return self.total("hubcache_bucket_requests_total", **labels)
+    def metrics(self) -> Metrics:
+        """Return the metrics of all nodes. Raises `BenchError`, as all methods do."""
+        return Metrics.read(*self.nodes)
 
-    def total(self, name: str, **labels: str) -> float:
-        """Return the sum of a metric over all nodes."""
-        return sum(Metrics.read(node).total(name, labels) for node in self.nodes)
+    def wait_until_joined(self) -> None:
+        """Return when each node has found all others."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while self.metrics().total("hubcache_fleet_nodes") < len(self.nodes) ** 2:
+            _check(deadline, "the nodes of the fleet have not found each other")
 
     def wait_until_uploaded(self) -> None:
-        """Return when no upload to the bucket waits or runs. Raises `BenchError` if that takes too long."""
-        deadline = time.monotonic() + _UPLOADED_SECONDS
-        while self.total("hubcache_bucket_uploads_queued"):
-            if time.monotonic() > deadline:
-                raise BenchError(f"uploads to the bucket continue for more than {_UPLOADED_SECONDS} seconds")
-            time.sleep(0.1)
+        """Return when no upload to the bucket waits or runs."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while self.metrics().total("hubcache_bucket_uploads_queued"):
+            _check(deadline, "uploads to the bucket continue")
 
     def wait_for_heartbeat(self) -> None:
         """Return when a node has sent a heartbeat, which lists the nodes, and then no other request for a second.
 
-        The next heartbeat follows ten seconds later. All other periodic requests of a node begin at the same times.
-        Raises `BenchError` if there is no heartbeat, or no such second.
+        The next heartbeat follows ten seconds later. The other periodic requests of a node begin at the same times.
         """
-        before, deadline = self.bucket_requests(kind="list"), time.monotonic() + _READY_SECONDS
-        while self.bucket_requests(kind="list") == before:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        before = self.metrics().total(BUCKET_REQUESTS, kind="list")
+        while self.metrics().total(BUCKET_REQUESTS, kind="list") == before:
             _check(deadline, "there was no heartbeat")
-            time.sleep(0.1)
-        count, since = self.bucket_requests(), time.monotonic()
+        count, since = self.metrics().total(BUCKET_REQUESTS), time.monotonic()
         while time.monotonic() < since + _QUIET_SECONDS:
             _check(deadline, "requests to the bucket continue")
-            time.sleep(0.1)
-            now = self.bucket_requests()
+            now = self.metrics().total(BUCKET_REQUESTS)
             if now != count:
                 count, since = now, time.monotonic()
 
-    def wait_until_joined(self) -> None:
-        """Return when each node has found all others. Raises `BenchError` if that takes too long."""
-        deadline = time.monotonic() + _READY_SECONDS
-        while any(Metrics.read(node).total("hubcache_fleet_nodes") < len(self.nodes) for node in self.nodes):
-            _check(deadline, "the nodes of the fleet have not found each other")
-            time.sleep(0.2)
-
 
 def _check(deadline: float, problem: str) -> None:
+    """Wait a moment. Raises `BenchError` after the deadline."""
     if time.monotonic() > deadline:
-        raise BenchError(f"{problem} after {_READY_SECONDS} seconds")
+        raise BenchError(f"{problem} after {_PATIENCE_SECONDS} seconds")
+    time.sleep(0.1)
 
 
 def hubcache_node(setup: Setup) -> AbstractContextManager[Server]:

@@ -1,7 +1,7 @@
 """The workloads of a fleet. As in `workloads`, the name of a figure ends in its unit."""
 
 from .clients import download, download_from
-from .fleet import NODES, Fleet
+from .fleet import BUCKET_REQUESTS, NODES, Fleet
 from .images import Content
 from .processes import BenchError
 from .server import Server
@@ -31,7 +31,7 @@ def _new_images(contents: Contents, server: Server, number: int) -> Figures:
     ]
     contents.upstream.traffic_since(0)
     log_size = contents.upstream.log_size()
-    requests = server.bucket_requests() if isinstance(server, Fleet) else 0.0
+    requests = server.metrics().total(BUCKET_REQUESTS) if isinstance(server, Fleet) else 0.0
     downloads = download_from(clients, parallel=3, timeout=_LONGEST)
     traffic = contents.upstream.traffic_since(log_size)
     figures = {
@@ -41,7 +41,8 @@ def _new_images(contents: Contents, server: Server, number: int) -> Figures:
     }
     if isinstance(server, Fleet):
         server.wait_until_uploaded()  # else uploads would slow down the next server
-        figures["bucket requests/pull"] = (server.bucket_requests() - requests) / len(nodes) / _IMAGES
+        requests = server.metrics().total(BUCKET_REQUESTS) - requests
+        figures["bucket requests/pull"] = requests / len(nodes) / _IMAGES
     return figures
 
 
@@ -52,18 +53,19 @@ def _warm(contents: Contents, server: Server, _: int) -> Figures:
     for content in (image, blob):
         contents.store(server, content)
     download(server, [_pull(image)])
-    requests = lists = 0.0
     if isinstance(server, Fleet):
         server.wait_until_uploaded()
         server.wait_for_heartbeat()
-        requests, lists = server.bucket_requests(), server.bucket_requests(kind="list")
+    before = server.metrics() if isinstance(server, Fleet) else None
     figures = {
         "image MB/s": rate(download(server, [_pull(image) * _PULLS], parallel=3)),
-        "blob MB/s": rate(download(server, [list(blob.paths) * _PULLS])),
+        "blob MB/s": rate(download(server, [blob.paths * _PULLS])),
     }
-    if isinstance(server, Fleet):
-        heartbeats = 2 * (server.bucket_requests(kind="list") - lists)  # each is a list and a write
-        figures["bucket requests"] = max(server.bucket_requests() - requests - heartbeats, 0.0)
+    if isinstance(server, Fleet) and before is not None:
+        after = server.metrics()
+        requests = after.total(BUCKET_REQUESTS) - before.total(BUCKET_REQUESTS)
+        lists = after.total(BUCKET_REQUESTS, kind="list") - before.total(BUCKET_REQUESTS, kind="list")
+        figures["bucket requests"] = max(requests - 2 * lists, 0.0)  # a heartbeat is a list and a write
     return figures
 
 
@@ -75,14 +77,14 @@ def _bucket_hit(contents: Contents, server: Server, number: int) -> Figures:
     download(server.nodes[0], [blob.paths])
     server.bucket.wait_until_stored(blob)
     server.wait_until_uploaded()
-    received = server.total("hubcache_tier_bytes_total", tier="bucket")
-    before = server.bucket.read(blob)
+    received = server.metrics().total("hubcache_tier_bytes_total", tier="bucket")
+    seconds = server.bucket.read(blob)
     hit = rate(download(server.nodes[1], [blob.paths]))
-    after = server.bucket.read(blob)
-    received = server.total("hubcache_tier_bytes_total", tier="bucket") - received
+    seconds += server.bucket.read(blob)
+    received = server.metrics().total("hubcache_tier_bytes_total", tier="bucket") - received
     if received < blob.size:
         raise BenchError(f"only {received:.0f} of {blob.size} bytes came from the bucket")
-    own = 2 * blob.size / MB / (before + after)
+    own = 2 * blob.size / MB / seconds
     return {"MB/s": hit, "obstore MB/s": own, "of obstore": hit / own}
 
 

@@ -45,6 +45,25 @@ LABELS = {
 }
 """Servers of the table and the chart."""
 
+FLEET_ROWS = (
+    ("200 new images of 2 MB, 16 clients, which want the same at once: last client", "fleet-new-images", "last s"),
+    ("the same: bytes fetched, compared with their size", "fleet-new-images", "upstream x"),
+    ("the same: requests to the bucket for each image and node", "fleet-new-images", "bucket requests/pull"),
+    ("stored image of 400 MB, 1 client", "fleet-warm", "image MB/s"),
+    ("stored 400 MB blob, 1 client", "fleet-warm", "blob MB/s"),
+    ("the same: requests to the bucket", "fleet-warm", "bucket requests"),
+    ("400 MB blob that only the bucket has, 1 client", "fleet-bucket-hit", "MB/s"),
+    ("the same, compared with obstore alone", "fleet-bucket-hit", "of obstore"),
+)
+"""Rows of the table of a fleet; results without its workloads have no such table."""
+
+FLEET_LABELS = {
+    "hubcache": "one node without a bucket",
+    "hubcache-node": "one node with a bucket",
+    "hubcache-fleet": "four nodes with a bucket",
+}
+"""Servers of the table of a fleet."""
+
 PANELS = (
     ("Stored blob, 8 clients: MB/s (more is better)", "warm-blob-8", "MB/s"),
     ("Stored image, 8 clients: MB/s (more is better)", "warm-image-8", "MB/s"),
@@ -55,25 +74,48 @@ PANELS = (
 )
 """Panels of the chart: title, workload and figure."""
 
-_UNITS = {"last/single": "x", "upstream x": "x", "upstream requests": "", "peak MB": "MB"}
+_UNITS = {
+    "last/single": "x",
+    "upstream x": "x",
+    "upstream requests": "",
+    "peak MB": "MB",
+    "last s": "s",
+    "image MB/s": "MB/s",
+    "blob MB/s": "MB/s",
+    "bucket requests": "",
+    "bucket requests/pull": "",
+    "of obstore": "x",
+}
+
+_HEAD_LINES = 2
+"""Lines of a table without rows."""
 
 type Document = Mapping[str, Any]
 """The content of a file that `--json` wrote."""
 
 
 def markdown(document: Document) -> str:
-    """The machine, a table of medians, and the targets that were missed."""
+    """The machine, tables of medians, and the targets that were missed."""
     machine = document["machine"]
     versions = ", ".join(f"{name} {_version(output)}" for name, output in machine["versions"].items())
     where = f"Medians, measured on {machine['cores']} cores shared by clients, cache and upstream registry: "
-    rows = [f"{where}Linux {_version(machine['kernel'])}, Python {machine['python']}, {versions}.", ""]
-    rows += ["| | | " + " | ".join(LABELS.values()) + " |", "|---" * (len(LABELS) + 2) + "|"]
-    for label, workload, figure in ROWS:
+    about = f"{where}Linux {_version(machine['kernel'])}, Python {machine['python']}, {versions}."
+    lines = [about, "", *_table(document, ROWS, LABELS), ""]
+    fleet = _table(document, FLEET_ROWS, FLEET_LABELS)
+    if len(fleet) > _HEAD_LINES:
+        lines += ["Caches that share a bucket of SeaweedFS on the same machine:", "", *fleet, ""]
+    return "\n".join([*lines, *_missed(document)])
+
+
+def _table(document: Document, rows: Sequence[tuple[str, str, str]], labels: Mapping[str, str]) -> list[str]:
+    """Return the lines of a table; it has no rows for what was not measured."""
+    lines = ["| | | " + " | ".join(labels.values()) + " |", "|---" * (len(labels) + 2) + "|"]
+    for label, workload, figure in rows:
         medians = _medians(document, workload, figure)
-        if medians:
-            cells = (number(medians[name]) if name in medians else "" for name in LABELS)
-            rows.append(f"| {label} | {_UNITS.get(figure, figure)} | {' | '.join(cells)} |")
-    return "\n".join([*rows, "", *_missed(document)])
+        cells = [number(medians[name]) if name in medians else "" for name in labels]
+        if any(cells):
+            lines.append(f"| {label} | {_UNITS.get(figure, figure)} | {' | '.join(cells)} |")
+    return lines
 
 
 def _version(text: str) -> str:
@@ -102,7 +144,8 @@ def svg(document: Document) -> str:
     labels = {name: label.replace("`", "").replace("a worker per core", "workers") for name, label in LABELS.items()}
     panels = []
     for title, workload, figure in PANELS:
-        values = {labels[name]: median for name, median in _medians(document, workload, figure).items()}
+        medians = _medians(document, workload, figure)
+        values = {label: medians[name] for name, label in labels.items() if name in medians}
         if values:
             panels.append(charts.BarPanel(title, values, {label: number(value) for label, value in values.items()}))
     highlighted = frozenset(label for name, label in labels.items() if name.startswith("hubcache"))
@@ -111,4 +154,4 @@ def svg(document: Document) -> str:
 
 def _medians(document: Document, workload: str, figure: str) -> dict[str, float]:
     values: Mapping[str, Mapping[str, Sequence[float]]] = document["workloads"].get(workload, {}).get("values", {})
-    return {name: Summary.of(values[name][figure]).median for name in LABELS if figure in values.get(name, {})}
+    return {name: Summary.of(row[figure]).median for name, row in values.items() if figure in row}

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from benchlib.accesslog import FORMAT, Entry, Traffic
 from benchlib.cli import compare, main
-from benchlib.report import LABELS, PANELS, ROWS, markdown, svg
+from benchlib.report import FLEET_LABELS, FLEET_ROWS, LABELS, PANELS, ROWS, markdown, svg
 from benchlib.servers import COMPARED, START
 from benchlib.stats import Summary, percentile, ratios
 from benchlib.table import cell, columns, number, render
@@ -152,6 +152,17 @@ def test_the_report_lists_missed_targets() -> None:
     assert "- warm-blob-8, hubcache: MB/s ≥ 1 x nginx: 0.80" in markdown(document(speed=1)).splitlines()
 
 
+def test_the_report_has_a_table_of_a_fleet_only_if_one_was_measured() -> None:
+    results = document(speed=2)
+    assert "share a bucket" not in markdown(results)
+    values = {"hubcache": {"last s": [10.0]}, "hubcache-fleet": {"last s": [12.0], "upstream x": [1.0]}}
+    workloads = {"fleet-new-images": {"values": values, "targets": []}}
+    lines = markdown(results | {"workloads": workloads}).splitlines()
+    rows = lines[lines.index("Caches that share a bucket of SeaweedFS on the same machine:") + 4 :]
+    assert [row.split("|")[2:6] for row in rows[:2]] == [[" s ", " 10 ", "  ", " 12 "], [" x ", "  ", "  ", " 1 "]]
+    assert rows[2] == ""
+
+
 def test_the_chart_has_a_bar_with_label_and_value_for_each_server() -> None:
     texts = [element.text for element in ElementTree.fromstring(svg(document(speed=2))).iter(f"{SVG}text")]
     assert texts == ["hubcache", "nginx, static files", "400", "500", PANELS[0][0]]
@@ -194,5 +205,8 @@ def test_the_other_checkout_must_have_the_addon(tmp_path: Path, capsys: pytest.C
 
 
 def test_report_and_comparison_name_existing_workloads_and_servers() -> None:
-    assert {workload for _, workload, _ in (*ROWS, *PANELS)} <= {workload.name for workload in WORKLOADS}
-    assert set(LABELS) | set(COMPARED) | set(COMPARED.values()) <= set(START)
+    rows = (*ROWS, *FLEET_ROWS, *PANELS)
+    assert {workload for _, workload, _ in rows} <= {workload.name for workload in WORKLOADS}
+    assert {*LABELS, *FLEET_LABELS, *COMPARED, *COMPARED.values()} <= set(START)
+    assert {target.server for target in TARGETS} <= set(START)
+    assert all(set(workload.servers) <= set(START) for workload in WORKLOADS)
