@@ -3,7 +3,7 @@
 from .clients import download, download_from
 from .fleet import BUCKET_REQUESTS, NODES, Fleet
 from .images import Content
-from .processes import BenchError
+from .processes import BenchError, cpu_seconds, measured_cost, process_tree
 from .server import Server
 from .workload import MB, Contents, Figures, Workload, rate
 
@@ -32,10 +32,12 @@ def _new_images(contents: Contents, server: Server, number: int) -> Figures:
     contents.upstream.traffic_since(0)
     log_size = contents.upstream.log_size()
     requests = server.metrics().total(BUCKET_REQUESTS) if isinstance(server, Fleet) else 0.0
+    cpu = _cpu_seconds(server)
     downloads = download_from(clients, parallel=3, timeout=_LONGEST)
     traffic = contents.upstream.traffic_since(log_size)
     figures = {
         "last s": max(one.seconds for one in downloads),
+        "CPU s": _cpu_seconds(server) - cpu,
         "upstream x": traffic.bytes / sum(image.size for image in images),
         "upstream requests": float(traffic.requests),
     }
@@ -57,9 +59,15 @@ def _warm(contents: Contents, server: Server, _: int) -> Figures:
         server.wait_until_uploaded()
         server.wait_for_heartbeat()
     before = server.metrics() if isinstance(server, Fleet) else None
+    with measured_cost(server.pid) as image_cost:
+        image_rate = rate(download(server, [_pull(image) * _PULLS], parallel=3))
+    with measured_cost(server.pid) as blob_cost:
+        blob_rate = rate(download(server, [blob.paths * _PULLS]))
     figures = {
-        "image MB/s": rate(download(server, [_pull(image) * _PULLS], parallel=3)),
-        "blob MB/s": rate(download(server, [blob.paths * _PULLS])),
+        "image MB/s": image_rate,
+        "image CPU s/GB": image_cost.cpu / (_PULLS * image.size / 1e9),
+        "blob MB/s": blob_rate,
+        "blob CPU s/GB": blob_cost.cpu / (_PULLS * blob.size / 1e9),
     }
     if isinstance(server, Fleet) and before is not None:
         after = server.metrics()
@@ -79,13 +87,20 @@ def _bucket_hit(contents: Contents, server: Server, number: int) -> Figures:
     server.wait_until_uploaded()
     received = server.metrics().total("hubcache_tier_bytes_total", tier="bucket")
     seconds = server.bucket.read(blob)
-    hit = rate(download(server.nodes[1], [blob.paths]))
+    with measured_cost(server.nodes[1].pid) as cost:
+        hit = rate(download(server.nodes[1], [blob.paths]))
     seconds += server.bucket.read(blob)
     received = server.metrics().total("hubcache_tier_bytes_total", tier="bucket") - received
     if received < blob.size:
         raise BenchError(f"only {received:.0f} of {blob.size} bytes came from the bucket")
     own = 2 * blob.size / MB / seconds
-    return {"MB/s": hit, "obstore MB/s": own, "of obstore": hit / own}
+    return {"MB/s": hit, "obstore MB/s": own, "of obstore": hit / own, "CPU s/GB": cost.cpu / (blob.size / 1e9)}
+
+
+def _cpu_seconds(server: Server) -> float:
+    """Return the CPU time of a server so far, or of all nodes of a fleet, without SeaweedFS."""
+    nodes = server.nodes if isinstance(server, Fleet) else (server,)
+    return cpu_seconds([pid for node in nodes for pid in process_tree(node.pid)])
 
 
 def _pull(image: Content) -> list[str]:
