@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hubcache.fleet import keys, peer_transfer, shared_blobs, shared_fill
+from hubcache.fleet import keys, peer_server, peer_transfer, shared_blobs, shared_fill
 from hubcache.fleet.bucket import BucketUnavailable
 from hubcache.oci.digest import Digest, Verifier
 from hubcache.oci.errors import BadUpstream, BlobUnknown, Denied, HubcacheError, Unauthorized, Unavailable
@@ -24,6 +24,7 @@ KEY = keys.blob(DIGEST)
 def fleet(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SharingFleet:
     """A fleet whose registry has one layer, with short pauses."""
     monkeypatch.setattr(fills_module, "_BACKOFF_SECONDS", 0.005)
+    monkeypatch.setattr(peer_server, "_SHUTDOWN_SECONDS", 0.05)
     monkeypatch.setattr(shared_blobs, "_FIRST_PAUSE", 0.005)
     monkeypatch.setattr(shared_blobs, "_LONGEST_PAUSE", 0.02)
     hub.image(REPO, "1", [LAYER])
