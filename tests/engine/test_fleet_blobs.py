@@ -93,6 +93,23 @@ async def test_blob_that_is_not_stored_comes_from_the_bucket(
         assert not second.engine.store.has(image.layers[0])
 
 
+async def test_image_that_the_policy_of_all_nodes_refuses_is_downloaded_once(
+    hub: Hub, bucket: MemoryStore, image: Image, tmp_path: Path
+) -> None:
+    """The stores are full of an image that is requested more often."""
+    other = hub.image(REPO, "2", [random_bytes(3 << 20, "other")])
+    async with fleet.nodes(hub, tmp_path, 2, size=6 << 20, admit_after=3) as caches:
+        for cache in caches:
+            for _ in range(5):
+                await pull_exactly(cache, image)
+            await idle(cache)
+        hub.reset_log()
+        await asyncio.gather(*(pull_exactly(cache, other) for cache in caches))
+        await idle(*caches)
+        assert hub.count(kind="cdn", method="GET") == len(other.blobs)
+        assert all(cache.engine.store.usage.held == {} for cache in caches)
+
+
 async def test_pull_that_is_counted_for_a_client_is_shared(
     hub: Hub, bucket: MemoryStore, image: Image, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Nodes of a fleet that share blobs: each has a store, fills, an upstream and a server for its peers, and no engine."""
 
+import functools
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,7 @@ from hubcache.fleet.peer_server import PeerServer
 from hubcache.fleet.shared_blobs import SharedBlobs
 from hubcache.fleet.uploads import Uploads
 from hubcache.oci.digest import Digest
+from hubcache.oci.errors import NotStored, StorageError
 from hubcache.store.store import Store
 from hubcache.transfer.fill import Fill
 from hubcache.transfer.fills import Fills
@@ -199,7 +201,7 @@ class SharingFleet:
         listener = socket.create_server(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with opened_store(self._directory / name, 1 << 28) as store, upstream_to(self.hub) as line:
-            fills = Fills(store, line.seen, store.index.staging_failed)
+            fills = Fills(store, line.seen, functools.partial(_storage_failed, store))
             counts, room = FleetCounts(), AskedRoom()
             bucket = FaultyBucket(self.objects, counts)
             own_leases = Leases(bucket, self.clock, TestNode(name, address))
@@ -240,6 +242,11 @@ class SharingFleet:
     def fetched(self, digest: Digest) -> int:
         """Return how often a blob's bytes were requested from the registry."""
         return len(self.hub.requests(kind="cdn", method="GET", path=f"*{digest.hex}*"))
+
+
+def _storage_failed(store: Store, error: StorageError) -> None:
+    if not isinstance(error, NotStored):
+        store.index.staging_failed(error)
 
 
 async def _ignore(_: object) -> None:

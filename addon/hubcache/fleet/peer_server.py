@@ -6,7 +6,6 @@ Private content is never served: this node cannot check what the others' clients
 
 import asyncio
 import hmac
-import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
@@ -19,11 +18,10 @@ from ..oci.digest import Digest
 from ..oci.errors import HubcacheError, RangeInvalid, StorageError
 from ..oci.json_reader import read_json
 from ..oci.reference import parse_range
-from ..store.staging import Staged
 from ..store.store import Store
-from ..transfer.fill import Fill
 from ..transfer.fills import Fills
-from ..transfer.sources import CHUNK, FileSource, FillSource, Source
+from ..transfer.sources import CHUNK, FileSource, Source
+from .fill_reading import follow_fill
 
 MAX_EVENT = 64 << 10
 """Bytes of an event."""
@@ -111,11 +109,12 @@ class PeerServer:
             return None
         fill = self._fills.get(digest)
         if fill is not None:
-            size = await fill.wait_opened()
-            if fill.staged is not None and not fill.staged.closed:
-                part = _Part.select(range_header, size)
-                part.source = self._follow(fill, fill.staged, part)
-                return part
+            part = _Part.select(range_header, await fill.wait_opened())
+            source = await follow_fill(self._store, fill, part.start, part.end, _raise_unreadable)
+            if source is None:
+                return None
+            part.source = source
+            return part
         stored = await self._store.open_blob(digest)
         if stored is None:
             return None
@@ -125,16 +124,6 @@ class PeerServer:
             part.source = FileSource(stored, part.start, part.end)
             stack.pop_all()
         return part
-
-    def _follow(self, fill: Fill, staged: Staged, part: "_Part") -> Source:
-        usage = self._store.usage
-        try:
-            fd = os.dup(staged.fd)
-        except OSError as error:
-            raise StorageError(f"cannot open the file of a running fill: {error.strerror or error}") from error
-        usage.begin_reading(fill.digest)
-        released: Callable[[], None] = lambda: usage.end_reading(fill.digest)  # noqa: E731
-        return FillSource(fill, staged.path, fd, part.start, part.end, _raise_unreadable, released)
 
 
 @dataclass(slots=True)

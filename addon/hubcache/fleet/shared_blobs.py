@@ -26,6 +26,7 @@ from .bucket import Bucket, BucketUnavailable
 from .bucket_bodies import BucketContent, BucketTransfer
 from .leases import Holder, Lease, Leases
 from .observer import FleetObserver
+from .passing_blobs import PassingBlobs
 from .peer_client import PeerClient, PeerUnavailable
 from .peer_transfer import PeerTransfer
 from .read_permission import Permits, ask_permission
@@ -76,6 +77,7 @@ class SharedBlobs:
         """The fills that run."""
         self._distrusted: TTLCache[Digest, None] = TTLCache(_MAX_DISTRUSTED, _DISTRUST_SECONDS)
         """Blobs of which the bucket or another node gave wrong bytes."""
+        self._passing = PassingBlobs(store, fills)
         self._background: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -102,19 +104,21 @@ class SharedBlobs:
 
     @asynccontextmanager
     async def open(self, read: BlobRead, start: int = 0, end: int | None = None) -> AsyncIterator[BlobBody]:
-        """Open a blob from byte `start` to before `end`, for an answer that is not stored: from the bucket, where it
-        has the blob, else from the registry. Other nodes are not asked, and nothing is uploaded."""
-        body = await self._open_object(read, start, end) if self._is_shared(read) else None
-        if body is not None:
+        """Open a blob from byte `start` to before `end`, for an answer that this node does not store.
+
+        It comes from the bucket, else from the registry. A whole blob that the bucket lacks is stored until it is
+        uploaded, see `PassingBlobs`: each node would otherwise download it for each of its clients.
+        """
+        async with AsyncExitStack() as stack:
+            body = await self._find_part(stack, read, start, end) if self._is_shared(read) else None
+            if body is None:
+                body = await stack.enter_async_context(read.open(start, end))
             yield body
-            return
-        async with read.open(start, end) as upstream_body:
-            yield upstream_body
 
     def _is_shared(self, read: BlobRead) -> bool:
         return read.is_public or self._shares_private
 
-    async def _open_object(self, read: BlobRead, start: int, end: int | None) -> BlobBody | None:
+    async def _find_part(self, stack: AsyncExitStack, read: BlobRead, start: int, end: int | None) -> BlobBody | None:
         if read.digest in self._distrusted:
             return None
         permission = await ask_permission(read, self._permits)
@@ -124,9 +128,13 @@ class SharedBlobs:
             found = await self._within(self._bucket.open(_key(read), start, end))
         except BucketUnavailable:
             return None
-        if found is None or self._is_wrong(read, found.entry.size) or found.entry.size < (end or start):
-            return None
+        if found is None:
+            if not read.is_public or start or end is None or end != self._stated_size(read):
+                return None
+            return await self._passing.open(stack, read, end, self.download)
         size = found.entry.size
+        if self._is_wrong(read, size) or size < (end or start):
+            return None
         received: Callable[[int], None] = lambda count: self._observer.bytes_received("bucket", count)  # noqa: E731
         content = BucketContent(found.chunks, read, start, size if end is None else end, received)
         body = BlobBody(content, "the bucket", start, size, lambda _, __: None, permission.answered_at)
@@ -239,6 +247,10 @@ class SharedBlobs:
 
     def fill_ended(self, ended: Fill) -> None:
         """Upload what came from the registry, or release the lease, once a fill has ended."""
+        with self._passing.ended(ended.digest) as is_passing:
+            self._fill_ended(ended, is_passing)
+
+    def _fill_ended(self, ended: Fill, is_passing: bool) -> None:
         if self._fills.get(ended.digest) is not None:
             return  # a new fill of the blob has begun meanwhile, and continues with the lease
         fill = self._shared.pop(ended.digest, None)
@@ -249,7 +261,7 @@ class SharedBlobs:
             replaces = fill.is_object_wrong or ended.digest in self._distrusted
             if "bucket" in fill.origins and not replaces:
                 self._release(fill)  # the bucket has the blob: without a lease, this is checked before the upload
-            self._uploads.add(ended.digest, private=private, replaces=replaces, lease=fill.lease)
+            self._uploads.add(ended.digest, private=private, replaces=replaces, lease=fill.lease, hold=is_passing)
             return
         # A node that fetches passes on what its registry sends, and cuts it short when that is wrong.
         if isinstance(ended.error, BadUpstream) and ("bucket" in fill.origins or fill.origins == {"peer"}):
@@ -277,10 +289,14 @@ class SharedBlobs:
 
     # -- helpers ----------------------------------------------------------------------------------------------------
 
+    def _stated_size(self, read: BlobRead) -> int | None:
+        """Return the size that a manifest states for the blob."""
+        link = self._store.links.get(read.host, read.repository, read.digest)
+        return None if link is None else link.size
+
     def _is_wrong(self, read: BlobRead, size: int) -> bool:
         """Whether a manifest states another size for the blob."""
-        link = self._store.links.get(read.host, read.repository, read.digest)
-        return link is not None and link.size not in (None, size)
+        return self._stated_size(read) not in (None, size)
 
     @staticmethod
     async def _within[Value](request: Awaitable[Value]) -> Value:

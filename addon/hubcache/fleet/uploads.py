@@ -15,6 +15,7 @@ from typing import Protocol
 from ..oci.digest import Digest
 from ..oci.errors import StorageError
 from ..store.store import Store
+from ..store.usage import Usage
 from . import keys
 from .bucket import Bucket, BucketUnavailable
 from .leases import Lease
@@ -60,10 +61,15 @@ class _Upload:
     private: bool
     replaces: bool
     lease: Lease | None
+    held_by: Usage | None
+    """Keeps the blob from being evicted, unless this is None."""
     failures: int = 0
 
     async def release(self) -> None:
-        """Release the lease: the others find the blob in the bucket, or fetch it themselves."""
+        """Release the lease, since the others find the blob in the bucket or fetch it; let the blob be evicted."""
+        usage, self.held_by = self.held_by, None
+        if usage is not None:
+            usage.release(self.digest)
         lease, self.lease = self.lease, None
         if lease is not None:
             await lease.release()
@@ -89,12 +95,24 @@ class Uploads:
         """Number of blobs that are not uploaded yet."""
         return len(self._waiting) + len(self._running)
 
-    def add(self, digest: Digest, *, private: bool = False, replaces: bool = False, lease: Lease | None = None) -> None:
+    def add(
+        self,
+        digest: Digest,
+        *,
+        private: bool = False,
+        replaces: bool = False,
+        lease: Lease | None = None,
+        hold: bool = False,
+    ) -> None:
         """Upload a stored blob, and release its lease then. To be called only for verified content.
 
         `private`: the blob was fetched with a client's own credentials. `replaces`: an object with this key is wrong.
+        With `hold`, the blob is not evicted before the first attempt has ended.
         """
-        upload = _Upload(digest, private, replaces, lease)
+        usage = self._store.usage if hold else None
+        if usage is not None:
+            usage.hold(digest)
+        upload = _Upload(digest, private, replaces, lease, usage)
         if digest in self._waiting or digest in self._running:
             self._release(upload)
             return

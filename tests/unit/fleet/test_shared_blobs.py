@@ -8,7 +8,8 @@ import pytest
 from hubcache.fleet import keys, peer_server, peer_transfer, shared_blobs, shared_fill
 from hubcache.fleet.bucket import BucketUnavailable
 from hubcache.oci.digest import Digest, Verifier
-from hubcache.oci.errors import BadUpstream, BlobUnknown, Denied, HubcacheError, Unauthorized, Unavailable
+from hubcache.oci.errors import BadUpstream, BlobUnknown, Denied, HubcacheError, NotStored, Unauthorized, Unavailable
+from hubcache.store.staging import Staged
 from hubcache.transfer import fills as fills_module
 from hubcache.transfer.sources import UpstreamSource
 from support.fleet_nodes import REPO, SharingFleet, SharingNode, drained, settled
@@ -483,3 +484,83 @@ async def test_private_blobs_are_shared_with_the_option_after_a_check_with_the_c
     async with fleet.node("public") as node:
         assert await node.pull(DIGEST) == LAYER
         assert node.counts.received == {}, "what is private does not serve the public"
+
+
+# -- blobs that the policy of a node refuses ------------------------------------------------------------------------
+
+
+def refuse_all(node: SharingNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a node store only what is held."""
+    stage = node.store.stage
+
+    async def stage_held(digest: Digest, size: int) -> Staged:
+        if digest not in node.store.usage.held:
+            raise NotStored("not stored: not requested often enough")
+        return await stage(digest, size)
+
+    monkeypatch.setattr(node.store, "stage", stage_held)
+
+
+async def stream_whole(node: SharingNode) -> bytes:
+    """Read the layer as a client whose fill was refused."""
+    host = node.line.upstream.registry.host
+    await node.store.links.put(host, REPO, {DIGEST: len(LAYER)})
+    with pytest.raises(NotStored):
+        await node.start(DIGEST, size=len(LAYER)).wait_opened()
+    return await drained(node.stream(DIGEST, 0, len(LAYER)))
+
+
+async def test_blob_that_no_node_wants_to_store_is_fetched_once(
+    fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fleet.nodes(3) as nodes:
+        for node in nodes:
+            refuse_all(node, monkeypatch)
+        assert await asyncio.gather(*(stream_whole(node) for node in nodes)) == [LAYER] * 3
+        await settled(*nodes)
+        assert fleet.fetched(DIGEST) == 1
+        assert await fleet.object(KEY) == LAYER
+        assert all(node.store.usage.held == {} for node in nodes), "it may be evicted now"
+        late = nodes[0]
+        await late.store.remove(DIGEST)
+        assert await stream_whole(late) == LAYER
+        assert fleet.fetched(DIGEST) == 1
+
+
+@pytest.mark.parametrize("reason", ["size", "bucket", "damage"])
+async def test_blob_is_streamed_where_it_cannot_be_held(
+    fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    async with fleet.node("a") as node:
+        refuse_all(node, monkeypatch)
+        match reason:
+            case "size":
+                node.store.capacity.max_blob = len(LAYER) - 1
+            case "bucket":
+                node.bucket.is_down = True
+            case "damage":
+                node.store.index.problems["files"] = "the disk is full"
+        assert await stream_whole(node) == LAYER
+        await settled(node)
+        assert fleet.fetched(DIGEST) == 1
+        assert not node.store.has(DIGEST)
+        assert node.store.usage.held == {}
+
+
+async def test_client_that_leaves_ends_the_fill_of_a_refused_blob(
+    fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fleet.node("a") as node:
+        refuse_all(node, monkeypatch)
+        await node.store.links.put(node.line.upstream.registry.host, REPO, {DIGEST: len(LAYER)})
+        fault = fleet.hub.faults.add(Fault(kind="cdn", pause_after=1_000_000, times=1))
+        source = node.stream(DIGEST, 0, len(LAYER))
+        assert await source.read()
+        await source.close()
+        node.fills.cancel_unread()
+        fill = node.fills.get(DIGEST)
+        if fill is not None:
+            node.fills._cancel_fill(fill)
+        await settled(node)
+        assert node.store.usage.held == {}
+        fleet.hub.faults.remove(fault)
