@@ -186,9 +186,11 @@ class Hubcache:
         own_hosts = self._flows.interception.allow_hosts
         self._settings, self._flows.interception = settings, interception
         self._connections.intercept(interception)
-        ports = mitmproxy_options.listening_ports()  # the body listener is at loopback, which is refused anyway
+        # The body listener is at loopback, which is refused anyway.
+        ports = [*mitmproxy_options.listening_ports(), *(settings.status or ())[1:]]
+        ports += [settings.peer_listen[1]] if settings.bucket else []
         self._notes.tag_lifetime, self._flow_limit.most = settings.tag_ttl, settings.max_flows
-        self._access.apply(settings, interception, [*ports, *(settings.status or ())[1:]], proxies)
+        self._access.apply(settings, interception, ports, proxies)
         if isinstance(self._engine, Engine):
             self._engine.use_proxies(proxies)
             self._engine.apply(settings)

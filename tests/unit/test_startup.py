@@ -16,6 +16,7 @@ from mitmproxy import exceptions
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.addons.tlsconfig import TlsConfig
+from mitmproxy.addons.upstream_auth import UpstreamAuth
 from support.addon import REPO, AddonHarness, harness_fixture
 from support.mitm import taddons
 from support.standin import Hub
@@ -43,6 +44,16 @@ async def test_values_that_the_user_set_are_kept(hub: Hub, tmp_path: Path) -> No
         assert context.options.allow_hosts == ["example"]
 
 
+async def test_clients_cannot_connect_through_the_proxy_to_the_port_of_peers(tmp_path: Path) -> None:
+    addon = Hubcache()
+    with taddons.context(Proxyserver(), NextLayer(), TlsConfig(), UpstreamAuth()) as context:
+        context.options.update(confdir=str(tmp_path / "ca"))
+        context.master.addons.add(addon)
+        assert 5003 not in addon._access._destinations._ports
+        context.options.update(hubcache_bucket="s3://name", hubcache_peer_listen=":5003")
+        assert {5003, 9180} <= addon._access._destinations._ports
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -51,6 +62,8 @@ async def test_values_that_the_user_set_are_kept(hub: Hub, tmp_path: Path) -> No
         {"hubcache_registries": ["ghcr.io"]},
         {"hubcache_dir": "/elsewhere"},
         {"hubcache_status": "127.0.0.1:9181"},
+        {"hubcache_bucket": "s3://name"},
+        {"hubcache_bucket_size": "1G"},
         {"mode": ["reverse:https://quay.io@5000"]},
     ],
     ids=lambda change: next(iter(change)),

@@ -1,6 +1,7 @@
 """A node's part in its fleet: composes the bucket, the peers, and the upstreams that ask them before the registry."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 
 from ..oci.account import Account
@@ -37,6 +38,8 @@ from .shared_upstream import SharedUpstream
 from .sharing import Sharing
 from .sweeper import Sweeper
 from .uploads import Uploads
+
+logger = logging.getLogger("hubcache")
 
 _CLOSE_SECONDS = 5.0
 """After this time, requests to the bucket at the end of a node are given up."""
@@ -108,6 +111,9 @@ class Fleet:
         await self._membership.start()
         for part in (self._room, self._popularity, self._sweeper):
             await part.start()
+        me, others = self._connection.me, len(self._membership.nodes) - 1
+        bucket = self._connection.options.bucket
+        logger.info("hubcache: fleet of %s: this is %s at %s, others: %d", bucket, me.id, me.address, others)
 
     async def stop_background_work(self) -> None:
         """Announce that this node leaves, when its shutdown has begun. Uploads continue until `close`."""

@@ -62,7 +62,7 @@ class Joining:
                 logger.error("hubcache: working alone: %s", error)
                 self._bucket.closed_because = str(error)
                 return
-            logger.info("hubcache: the bucket answers, and this node has joined the fleet of %s", self._name)
+            logger.info("hubcache: the bucket answers: %s", self._name)
             return
 
     async def close(self) -> None:

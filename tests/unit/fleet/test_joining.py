@@ -55,7 +55,7 @@ async def test_bucket_that_is_down_is_joined_when_it_answers(
     ]
     await until(lambda: examination.joined)
     assert examination.bucket.is_usable
-    assert "joined the fleet of s3://name" in caplog.text
+    assert "the bucket answers: s3://name" in caplog.text
     await examination.joining.close()
 
 
