@@ -140,6 +140,41 @@ async def test_answer_without_digest_is_not_waited_for(hub: Hub, image: Image, m
     assert manifest_requests(hub) == {"HEAD": 3, "GET": 0}
 
 
+async def test_node_that_gets_the_lease_late_finds_the_answer(
+    hub: Hub, nodes: list[SharedSetup], image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = nodes
+    acquire = second.leases.acquire
+
+    async def acquire_late(name: str) -> Any:
+        await get(first)
+        await first.settle()
+        return await acquire(name)
+
+    monkeypatch.setattr(second.leases, "acquire", acquire_late)
+    assert await get(second) == image.manifest
+    assert manifest_requests(hub) == {"HEAD": 0, "GET": 1}
+
+
+async def test_older_answer_that_is_written_later_does_not_replace_a_newer_one(
+    hub: Hub, nodes: list[SharedSetup], image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node whose request took long, so that another one did not wait for it."""
+    monkeypatch.setattr(shared_answers, "WAIT_SECONDS", 0.0)
+    first, second = nodes
+    fault = hub.faults.add(Fault(kind="manifest", delay=0.5, times=1))
+    asking = asyncio.create_task(head(first))
+    await until(lambda: fault.hits)
+    moved = hub.image(REPO, "1", [b"moved"])
+    assert await head(second) == moved.digest
+    await second.settle()
+    assert await asking == image.digest
+    await first.settle()
+    hub.reset_log()
+    assert await head(first) == await head(second) == moved.digest
+    assert not any(manifest_requests(hub).values())
+
+
 # -- lifetimes ---------------------------------------------------------------------------------------------------------
 
 
