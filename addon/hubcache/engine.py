@@ -191,7 +191,7 @@ class Engine:
         self._scrub.rate = settings.scrub.rate if settings.scrub else None
         self._clients.set_offline(settings.offline)
         self._reserve.reserve, self._reserve.has_account = settings.ratelimit_reserve, settings.account is not None
-        self._manifests.tag_lifetime = settings.tag_ttl
+        self._manifests.tag_lifetime = self._validation.tag_lifetime = settings.tag_ttl
         self._manifests.max_stale = self._access.max_stale = settings.max_stale
         self._access.negative_ttl = settings.negative_ttl
         if settings.access_log is None:

@@ -56,12 +56,12 @@ class TagLookup:
         return head if head is not None and is_fresh and head.answered_at >= self.not_before - self._error else None
 
     def find_stale(self, version: Version) -> ManifestHead | None:
-        """Return an answer to use while the registry does not answer, if it is newer than `not_before`."""
+        """Return an answer to use while the registry does not answer."""
         answer = self._answer(version.fields)
         head = self._head(answer) if isinstance(answer, TagAnswer) else None
         if head is None or not self.sharing.is_usable_stale(head.answered_at, self.wall_clock()):
             return None
-        return head if head.answered_at > self.not_before + self._error else None
+        return head if head.answered_at >= self.not_before - self._error else None
 
     def has_answer(self, version: Version) -> bool:
         """Whether the object has an answer of any age: a HEAD may show that the tag did not move since."""

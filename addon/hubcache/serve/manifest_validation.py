@@ -39,7 +39,7 @@ type _Answer = tuple[ManifestResult, float]
 
 
 class ManifestValidation:
-    """Validates tags and fetches manifests. `clock` returns seconds since the epoch."""
+    """Validates tags and fetches manifests. `clock` returns seconds since the epoch, `tag_lifetime` is in seconds."""
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class ManifestValidation:
         stored: StoredManifests,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.tag_lifetime = 60.0
         self._store = store
         self._writer = writer
         self._access = access
@@ -108,6 +109,9 @@ class ManifestValidation:
             raise
         record = TagRecord(found.digest, found.media_type, found.size, min(requested_at, answered_at))
         await self._writer.put_tag(view.host, view.repository, tag, negotiation, record, tag_change_number)
+        over = requested_at - answered_at - self.tag_lifetime
+        if over > 0:  # another cache's answer, since the registry does not answer
+            return replace(found, result=Result.STALE, cache_status=cache_status.stale(over, "upstream is down"))
         return found
 
     async def _tag_by_head(

@@ -461,8 +461,9 @@ async def test_stale_answer_is_used_while_the_registry_is_down(
     assert found.body == await get(second, digest) == image.manifest
     assert await head(second) == await head(second, digest) == digest
     assert found.answered_at == pytest.approx(asked.answered_at, abs=1.0)
-    with pytest.raises(Unavailable):  # the caller has a stale answer of its own that is as new
-        await second.upstream.head_manifest(REPO, "1", ACCEPT, not_before=found.answered_at)
+    assert (await second.upstream.head_manifest(REPO, "1", ACCEPT, not_before=found.answered_at)).digest == digest
+    with pytest.raises(Unavailable):  # the caller has a newer answer, although it is stale
+        await second.upstream.head_manifest(REPO, "1", ACCEPT, not_before=found.answered_at + 5)
     second.sharing.lifetimes.max_stale = 60.0
     for request in (get(second), get(second, digest), head(second)):
         assert isinstance(await error_of(request), Unavailable)
