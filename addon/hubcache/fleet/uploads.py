@@ -88,7 +88,7 @@ class Uploads:
         self._tasks: set[asyncio.Task[None]] = set()
         self._releasing: set[asyncio.Task[None]] = set()
         self._failures = 0
-        """Uploads that failed in a row."""
+        """Uploads that failed in a row, without those for which no request was sent."""
 
     @property
     def waiting(self) -> int:
@@ -152,12 +152,15 @@ class Uploads:
         while self._waiting:
             digest, upload = self._waiting.popitem(last=False)
             self._running[digest] = upload
-            did_answer = self._bucket.is_usable and self._bucket.problem is None
+            is_usable = self._bucket.is_usable
+            did_answer = is_usable and self._bucket.problem is None
+            pause = 0.0
             try:
                 await self._upload(upload)
                 self._failures = 0
             except (BucketUnavailable, TimeoutError):
-                self._failures += 1
+                self._failures += is_usable  # else no request was sent, and the next attempt may be soon
+                pause = _RETRY_SECONDS[min(max(1, self._failures), len(_RETRY_SECONDS)) - 1]
                 upload.failures += did_answer
                 if upload.failures < _ATTEMPTS:
                     self._waiting[digest] = upload
@@ -165,8 +168,8 @@ class Uploads:
                     self._give_up(upload)
             await upload.release()
             del self._running[digest]
-            if self._failures and self._waiting:
-                await asyncio.sleep(_RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS)) - 1])
+            if self._waiting:
+                await asyncio.sleep(pause)
 
     async def _upload(self, upload: _Upload) -> None:
         """Upload a blob if it is still stored; raises `BucketUnavailable`, or `TimeoutError` when it takes too long."""

@@ -149,13 +149,21 @@ async def test_content_that_is_not_stored_any_more_is_not_uploaded(uploader: Upl
     assert uploader.keys("") == []
 
 
-async def test_uploads_survive_an_outage(uploader: Uploader) -> None:
+async def test_uploads_survive_an_outage(uploader: Uploader, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[object] = []
+    upload = uploader.uploads._upload
+
+    async def counted(one: uploads._Upload) -> None:
+        attempts.append(one)
+        await upload(one)
+
+    monkeypatch.setattr(uploader.uploads, "_upload", counted)
     digests = [await put_blob(uploader.store, bytes([number])) for number in range(4)]
     leases = [await uploader.lease(digest) for digest in digests]
     uploader.bucket.closed_because = "down"
     for digest, lease in zip(digests, leases, strict=True):
         uploader.uploads.add(digest, lease=lease)
-    await until(lambda: uploader.uploads._failures >= 20)
+    await until(lambda: len(attempts) >= 20)
     assert uploader.uploads.waiting == 4
     assert uploader.leases._own == {}, "leases are not renewed meanwhile: other nodes need not wait"
     uploader.bucket.closed_because = None
