@@ -9,6 +9,7 @@ import pytest
 from support.e2e.client_settings import ClientSettings
 from support.e2e.clients import Containerd, Docker, Podman, Skopeo
 from support.e2e.mounts import mount_memory, unmount
+from support.e2e.seaweedfs import SeaweedFS, running_seaweedfs
 from support.e2e.upstream import Upstream, running_upstream
 from support.program import LISTENERS, Program
 from support.standin import Hub
@@ -20,7 +21,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add the logs of all daemons to the report of a failed test."""
     report = yield
-    workspace = getattr(item, "funcargs", {}).get("workspace")
+    arguments = getattr(item, "funcargs", {})
+    workspace = arguments["fleet"].directory if "fleet" in arguments else arguments.get("workspace")
     if report.failed and workspace is not None:
         for log in sorted(workspace.rglob("*.log")):
             report.sections.append((log.name, log.read_text(errors="replace")[-12_000:]))
@@ -31,6 +33,13 @@ def pytest_runtest_makereport(
 def upstream() -> Iterator[Upstream]:
     """The Hub with images of a real registry."""
     with tempfile.TemporaryDirectory(prefix="hc-upstream-") as workspace, running_upstream(Path(workspace)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[SeaweedFS]:
+    """An object store for the buckets of all fleets."""
+    with running_seaweedfs() as running:
         yield running
 
 

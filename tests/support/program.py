@@ -195,9 +195,9 @@ class Program:
         self.launch()
         self.wait_until_serving()
 
-    def wait_until_serving(self) -> None:
+    def wait_until_serving(self, seconds: float = TIMEOUT) -> None:
         """Wait until the process serves; an early exit fails the test with its log."""
-        wait_until(self._serves)
+        wait_until(self._serves, seconds, "the status page")
 
     def _serves(self) -> bool:
         assert self._process is not None

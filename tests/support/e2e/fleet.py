@@ -5,7 +5,7 @@ import itertools
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,11 +21,16 @@ from .clients import Skopeo
 from .relay import Relay
 from .seaweedfs import BucketView, SeaweedFS
 
+_START_SECONDS = 120.0
+"""Several test processes start several nodes each, on two cores."""
+
 
 class Node:
     """A program of a fleet: it reaches the bucket through `gateway`, and other nodes reach it through `relay`."""
 
-    def __init__(self, directory: Path, hub: Hub, bucket: BucketView, gateway: BucketGateway, **options: str) -> None:
+    def __init__(
+        self, directory: Path, hub: Hub, bucket: BucketView, gateway: BucketGateway, options: Mapping[str, str]
+    ) -> None:
         self.gateway = gateway
         port = free_port()
         self.relay = Relay(port)
@@ -35,7 +40,7 @@ class Node:
             "hubcache_peer_listen": f"127.0.0.1:{port}",
             "hubcache_peer_address": f"127.0.0.1:{self.relay.port}",
         }
-        self.program = Program(directory / "program", hub, defaults | options)
+        self.program = Program(directory / "program", hub, {**defaults, **options})
         self.program.environment = {
             "AWS_ENDPOINT_URL": gateway.url,
             "AWS_ACCESS_KEY_ID": bucket.seaweedfs.access_key,
@@ -77,43 +82,56 @@ class Node:
 class RunningFleet:
     """Nodes in front of one Hub, and their bucket."""
 
-    def __init__(self, directory: Path, hub: Hub, seaweedfs: SeaweedFS, stack: ExitStack) -> None:
+    def __init__(
+        self, directory: Path, hub: Hub, seaweedfs: SeaweedFS, stack: ExitStack, options: Mapping[str, str]
+    ) -> None:
         self.directory = directory
         self.hub = hub
         self.bucket = BucketView(seaweedfs)
         self.nodes: list[Node] = []
+        self._options = options
         self._stack = stack
 
-    def add(self, count: int = 1, environment: Mapping[str, str] | None = None, **options: str) -> list[Node]:
-        """Start nodes, all at the same time, and wait until they serve and know each other."""
-        added = [self.prepare(environment, **options) for _ in range(count)]
-        for node in added:
-            node.program.launch()
-        for node in added:
-            node.program.wait_until_serving()
-        self.nodes += added
-        return added
-
-    def prepare(self, environment: Mapping[str, str] | None = None, **options: str) -> Node:
-        """Return a node that has not been started."""
+    def prepare(self, environment: Mapping[str, str] | None = None) -> Node:
+        """Return a node that has not been started, with these variables besides those of the bucket."""
         gateway = self._stack.enter_context(BucketGateway(self.bucket.seaweedfs.url))
         directory = Path(tempfile.mkdtemp(dir=self.directory, prefix="node-"))
-        node = Node(directory, self.hub, self.bucket, gateway, **options)
+        node = Node(directory, self.hub, self.bucket, gateway, self._options)
         node.program.environment |= environment or {}
         self._stack.enter_context(node.relay)
         self._stack.callback(node.program.stop)
         return node
+
+    def start(self, environments: Sequence[Mapping[str, str]]) -> None:
+        """Start a node for each environment, all at the same time; wait until all serve and know each other."""
+        added = [self.prepare(environment) for environment in environments]
+        for node in added:
+            node.program.launch()
+        for node in added:
+            node.program.wait_until_serving(_START_SECONDS)
+        self.nodes += added
+        self.wait_until_complete()
+
+    def wait_until_complete(self) -> None:
+        """Wait until all nodes know each other: at the latest with their second heartbeats."""
+        wait_until(
+            lambda: all(node.program.metric("hubcache_fleet_nodes") == len(self.nodes) for node in self.nodes),
+            _START_SECONDS,
+            "nodes that know each other",
+        )
 
     def wait_until_stored(self, image: Image) -> None:
         """Wait until config and layers of an image are in the bucket."""
         wait_until(lambda: all(map(self.bucket.has_blob, image.blobs)), what=f"{image.repo} in the bucket")
 
     def reset(self) -> None:
-        """Undo all faults, and forget what was requested so far."""
+        """Undo all faults, wait until all nodes use the bucket again, and forget what was requested so far."""
         self.hub.faults.clear()
         self.hub.start()
         for node in self.nodes:
             node.repair()
+        for node in self.nodes:
+            wait_until(functools.partial(node.program.metric, "hubcache_bucket_up"), what="a request to the bucket")
             node.gateway.log.clear()
         self.hub.reset_log()
 
@@ -124,14 +142,14 @@ class RunningFleet:
 
 
 @contextmanager
-def running_fleet(seaweedfs: SeaweedFS, nodes: int, **options: str) -> Iterator[RunningFleet]:
-    """Run a fleet in front of a new, empty Hub."""
+def running_fleet(seaweedfs: SeaweedFS, nodes: int = 0, **options: str) -> Iterator[RunningFleet]:
+    """Run a fleet of nodes with these options in front of a new, empty Hub."""
     with ExitStack() as stack:
         hub = stack.enter_context(Hub())
         directory = Path(tempfile.mkdtemp(prefix="hc-fleet-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        fleet = RunningFleet(directory, hub, seaweedfs, stack)
-        fleet.add(nodes, None, **options)
+        fleet = RunningFleet(directory, hub, seaweedfs, stack, options)
+        fleet.start([{}] * nodes)
         yield fleet
         fleet.assert_no_errors()
 

@@ -103,7 +103,7 @@ class BucketView:
         self.seaweedfs = seaweedfs
         self._store = seaweedfs.store(prefix)
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def list_keys(self, prefix: str = "") -> list[str]:
         """Return the keys that begin with `prefix` and a slash; all without a prefix."""
         pages = obstore.list(self._store, prefix or None)
         return sorted(entry["path"] for page in pages for entry in page)
