@@ -15,6 +15,7 @@ from typing import Protocol
 from ..oci.digest import Digest
 from ..oci.errors import StorageError
 from ..store.store import Store
+from ..store.stored_blob import StoredBlob
 from ..store.usage import Usage
 from . import keys
 from .bucket import Bucket, BucketUnavailable
@@ -192,8 +193,7 @@ class Uploads:
                 return
             with self._reporting(stored.size):
                 async with asyncio.timeout(min(UPLOAD_SECONDS, _LONGEST_SECONDS + stored.size / _SLOWEST_BYTES)):
-                    # The descriptor's path: the blob may be evicted before the file is opened.
-                    await self._bucket.upload(key, Path(f"/dev/fd/{stored.fd}"))
+                    await self._bucket.upload(key, _path_of(stored))
 
     @contextlib.contextmanager
     def _reporting(self, size: int) -> Iterator[None]:
@@ -204,3 +204,9 @@ class Uploads:
             self._observer.upload_ended("stored", size)
         finally:
             self._room.ended(size, is_stored=is_stored)
+
+
+def _path_of(stored: StoredBlob) -> Path:
+    """Return a path of an open blob, which also exists after the blob is removed where the system has such paths."""
+    descriptor = Path(f"/dev/fd/{stored.fd}")
+    return descriptor if descriptor.exists() else stored.path
