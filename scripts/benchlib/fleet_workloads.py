@@ -35,6 +35,8 @@ def _new_images(contents: Contents, server: Server, number: int) -> Figures:
     cpu = _cpu_seconds(server)
     downloads = download_from(clients, parallel=3, timeout=_LONGEST)
     traffic = contents.upstream.traffic_since(log_size)
+    if isinstance(server, Fleet):
+        server.wait_until_uploaded()  # else uploads would slow down the next server
     figures = {
         "last s": max(one.seconds for one in downloads),
         "CPU s": _cpu_seconds(server) - cpu,
@@ -42,7 +44,6 @@ def _new_images(contents: Contents, server: Server, number: int) -> Figures:
         "upstream requests": float(traffic.requests),
     }
     if isinstance(server, Fleet):
-        server.wait_until_uploaded()  # else uploads would slow down the next server
         requests = server.metrics().total(BUCKET_REQUESTS) - requests
         figures["bucket requests/pull"] = requests / len(nodes) / _IMAGES
     return figures
