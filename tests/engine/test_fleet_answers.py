@@ -14,6 +14,7 @@ from support import fleet_engines
 from support.engine import Cache
 from support.shared_upstreams import BucketTime
 from support.standin import Fault, Hub, Image
+from support.tag_refresh import ask_tag, popular, tick
 from support.users import SECRET, Clock, bearer, turn_private, until
 
 HOST, REPO = "registry-1.docker.io", "library/app"
@@ -171,6 +172,30 @@ async def test_pause_of_the_registry_holds_for_all_nodes(hub: Hub, nodes: Nodes,
     assert hub.count(kind="manifest") == 0
     nodes.advance(61)
     assert [await cache.get(Listener.MIRROR, TAG) for cache in nodes] == [(200, image.manifest)] * 3
+
+
+async def test_tag_is_validated_once_before_it_expires(
+    hub: Hub, bucket: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Image
+) -> None:
+    """The answer that all nodes know does not count as a new one, and a new one counts for all."""
+    monkeypatch.setattr(membership, "HEARTBEAT_SECONDS", 3600.0)
+    async with fleet_engines.nodes(hub, tmp_path, 2, tag_ttl=60.0, sync=True) as caches:
+        nodes = await opened(caches, monkeypatch)
+        for cache in nodes:
+            await cache.engine._housekeeping.close()
+            await popular(cache, image)
+            await nodes.settle()
+        hub.reset_log()
+        nodes.advance(55)
+        for cache in nodes:
+            await tick(cache)
+            await nodes.settle()
+        assert requests(hub) == (1, 0)
+        nodes.advance(50)
+        for cache in nodes:
+            answer, _ = await ask_tag(cache, image)
+            assert answer.result is Result.HIT
+        assert requests(hub) == (1, 0)
 
 
 # -- pushes ------------------------------------------------------------------------------------------------------------

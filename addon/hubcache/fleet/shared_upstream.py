@@ -192,8 +192,9 @@ class SharedUpstream(Upstream):
         """As `Upstream.open_blob`, from the bucket where it has the blob."""
         read = self._blob_read(repository, digest, authorization, is_public)
         opened = read.open(start, end) if _is_check(authorization, is_public) else self._blobs.open(read, start, end)
-        async with opened as body:
-            yield body
+        with self._recording_refusals(repository) if authorization is None else nullcontext():
+            async with opened as body:
+                yield body
 
     @asynccontextmanager
     async def download_blob(
@@ -208,8 +209,9 @@ class SharedUpstream(Upstream):
         """As `Upstream.download_blob`, from the bucket or the node that fetches the blob."""
         read = self._blob_read(repository, digest, authorization, is_public)
         opened = read.download(start) if _is_check(authorization, is_public) else self._blobs.download(read, start)
-        async with opened as body:
-            yield body
+        with self._recording_refusals(repository) if authorization is None else nullcontext():
+            async with opened as body:
+                yield body
 
     def _blob_read(self, repository: str, digest: Digest, authorization: str | None, is_public: bool) -> BlobRead:
         checked_with = None if is_public else authorization
@@ -249,7 +251,7 @@ class SharedUpstream(Upstream):
             return stale
 
     @contextmanager
-    def _recording_refusals(self, repository: str, has_details: bool) -> Iterator[None]:
+    def _recording_refusals(self, repository: str, has_details: bool = True) -> Iterator[None]:
         """Record a refusal of an anonymous read: earlier answers do not show any more that every client may read.
 
         Some registries answer 404 instead, see `Access.expire_visibility`. Without details it is not known whether the

@@ -419,6 +419,21 @@ async def test_refusal_ends_the_use_of_earlier_answers(hub: Hub, nodes: list[Sha
         assert isinstance(await error_of(get(second, reference)), Unauthorized)
 
 
+async def test_refusal_of_a_blob_ends_the_use_of_earlier_answers(
+    hub: Hub, nodes: list[SharedSetup], image: Image
+) -> None:
+    first, second = nodes
+    await get(first)
+    await first.settle()
+    turn_private(hub, REPO)
+    advance(nodes, 5)
+    with pytest.raises(Unauthorized):
+        async with second.upstream.open_blob(REPO, Digest.parse(image.layers[0])):
+            pass
+    advance(nodes, 5)
+    assert isinstance(await error_of(get(second)), Unauthorized)
+
+
 async def test_private_repository_is_closed_when_a_shared_answer_expires(
     hub: Hub, nodes: list[SharedSetup], image: Image
 ) -> None:
