@@ -85,11 +85,19 @@ def soak() -> str:
     return table([Row(**row) for row in json.loads((ROOT / ".assets" / "soak.json").read_text())])
 
 
+def fleet() -> str:
+    """Return the simulated fleets that `scripts/simulate --fleet ... --json .assets/fleet.json` has written."""
+    from simlib.fleet_report import FleetResults, report
+
+    return report(FleetResults.load(ROOT / ".assets" / "fleet.json"))
+
+
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "options": ("addon/hubcache/operate/README.md", options),
     "commands": ("addon/hubcache/cli/README.md", commands),
     "modules": ("addon/README.md", modules),
     "faults": ("addon/hubcache/serve/README.md", faults),
+    "fleet": ("addon/hubcache/fleet/README.md", fleet),
     "soak": ("scripts/README.md", soak),
 }
 """By name: the page that has the part, and what makes it."""

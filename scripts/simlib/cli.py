@@ -132,9 +132,9 @@ def _add_fleet(parser: argparse.ArgumentParser) -> None:
         help="time after which a node is replaced by an empty one; 0 for never (default: 30)",
     )
     add(
-        "--admit-absent",
+        "--own-admission",
         action="store_true",
-        help="stores always admit content that the bucket does not have, however rarely it was requested",
+        help="full stores refuse what is requested rarely, also when the bucket does not have it",
     )
     add("--json", type=Path, metavar="FILE", help="write the results to a file")
     add("--report", type=Path, metavar="FILE", help="do not simulate; print the results in a file")
@@ -197,7 +197,7 @@ def _run_fleets(options: argparse.Namespace) -> None:
         half_life=options.half_life,
         expire_after=options.expire_after,
         admit_after=options.admit_after,
-        admits_absent=options.admit_absent,
+        admits_absent=not options.own_admission,
     )
     results = fleet_report.simulate(trace, fleet, options.fleet)
     if options.json:

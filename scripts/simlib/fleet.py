@@ -50,8 +50,8 @@ class Fleet:
     half_life: float = 7 * DAY
     expire_after: float = 30 * DAY
     admit_after: int = 2
-    admits_absent: bool = False
-    """Whether a store always admits content that the bucket does not have, until that is uploaded."""
+    admits_absent: bool = True
+    """Whether a full store always admits content that the bucket does not have, as `fleet/passing_blobs` does."""
     seed: int = 46
 
 

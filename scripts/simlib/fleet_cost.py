@@ -17,6 +17,14 @@ MONTH = 30 * 86400.0
 OBJECTS = 100_000
 """Objects in the bucket, if nothing else is given."""
 
+ABOUT = (
+    f"Requests in the background, at the prices of {PRICES}: a heartbeat every {HEARTBEAT_SECONDS:g} s is a write and "
+    f"a list of all nodes; a busy node writes its counts of requests every {POPULARITY_SECONDS:g} s; and one node "
+    f"sweeps for all every {SWEEP_SECONDS / 60:g} minutes. Computed from these periods, for a bucket of {OBJECTS:,} "
+    f"objects and nodes that count {BUSIEST:,} digests each. In larger buckets sweeps are less frequent."
+)
+ABOUT_LIMITS = "Where parts of a fleet end as it grows, computed in the same way:"
+
 _PAGE = 1000
 """Keys in the answer to one request to list, the most that S3 returns."""
 _READS_PER_SECOND, _WRITES_PER_SECOND = 5500, 3500
@@ -69,8 +77,10 @@ def dollars(*requests: dict[str, float]) -> float:
 def table(sizes: list[int], objects: int = OBJECTS) -> str:
     """Return the cost for fleets of these sizes."""
     rows = [
-        ["nodes", "heartbeats", "counts", "sweeps", "one node", "fleet", "requests", "a sweep takes", "and reads"],
-        ["", "$ a month", "$ a month", "$ a month", "$ a month", "$ a month", "1/s", "s", "MB of counts"],
+        [
+            *("nodes", "heartbeats", "counts", "sweeps", "one node, $ a month", "the fleet, $ a month"),
+            *("requests a second", "a sweep takes", "and reads counts of"),
+        ]
     ]
     for nodes in sizes:
         parts = heartbeats(nodes), counts(), sweeps(nodes, objects)
@@ -83,12 +93,11 @@ def table(sizes: list[int], objects: int = OBJECTS) -> str:
                 f"{one:.2f}",
                 f"{one * nodes:,.0f}",
                 f"{total:,.1f}",
-                f"{sweep_seconds(nodes, objects):,.0f}",
-                f"{nodes * BUSIEST * _ROW_BYTES / 1e6:,.1f}",
+                f"{sweep_seconds(nodes, objects):,.0f} s",
+                f"{nodes * BUSIEST * _ROW_BYTES / 1e6:,.1f} MB",
             ]
         )
-    note = f"Prices: {PRICES}. {objects:,} objects in the bucket; each node writes the counts of {BUSIEST:,} digests."
-    return f"{markdown(rows)}\n\n{note}"
+    return markdown(rows)
 
 
 def limits() -> str:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from . import fleet_cost
@@ -11,6 +12,13 @@ from .fleet import CLIENT_EXPONENT, CLIENTS, Fleet, FleetReplay, FleetScore
 from .policies import DAY
 from .tables import markdown
 from .trace import Trace
+
+_WIDTH = 120
+_NOTE = (
+    "Bytes from the registry are also given relative to those of content that was requested for the first time. Hits "
+    "are those of the node's store / of the store, the other nodes and the bucket. Validations are requests to the "
+    "registry for the digest of a tag."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +62,32 @@ def simulate(trace: Trace, fleet: Fleet, sizes: list[int]) -> FleetResults:
 def report(results: FleetResults) -> str:
     """Return the results, the cost in the background, and the limits as Markdown."""
     sizes = [fleet.nodes for fleet, _ in results.fleets]
-    return "\n\n".join([_about(results), _table(results), fleet_cost.table(sizes), fleet_cost.limits()])
+    return "\n\n".join(
+        [
+            _about(results),
+            _table(results),
+            fill(_NOTE, _WIDTH),
+            fill(fleet_cost.ABOUT, _WIDTH),
+            fleet_cost.table(sizes),
+            fill(fleet_cost.ABOUT_LIMITS, _WIDTH),
+            fleet_cost.limits(),
+        ]
+    )
 
 
 def _about(results: FleetResults) -> str:
     fleet = results.fleets[0][0]
-    admission = "always admits" if fleet.admits_absent else f"admits from request {fleet.admit_after} on"
     replaced = f"replaced by an empty one every {fleet.lifetime / DAY:g} days" if fleet.lifetime else "never replaced"
-    return (
-        f"{results.trace}. Each node has a store of {fleet.store / 1e9:,.0f} GB "
-        f"({100 * fleet.store / results.footprint:.3g} % of all distinct bytes) and is {replaced}; the bucket has "
-        f"{fleet.bucket / 1e9:,.0f} GB ({100 * fleet.bucket / results.footprint:.3g} %). A full store {admission} what "
-        f"the bucket does not have. The pulls come from {CLIENTS:,} clients (Zipf's distribution, exponent "
+    refused = "" if fleet.admits_absent else " Full stores refuse content also when the bucket does not have it."
+    text = (
+        f"`scripts/simulate --fleet` replays pulls on fleets of several sizes. {results.trace}. Each node has a store "
+        f"of {fleet.store / 1e9:,.0f} GB ({100 * fleet.store / results.footprint:.3g} % of all distinct bytes) and is "
+        f"{replaced}; the bucket has {fleet.bucket / 1e9:,.0f} GB ({100 * fleet.bucket / results.footprint:.3g} %)."
+        f"{refused} The pulls come from {CLIENTS:,} clients (Zipf's distribution with the exponent "
         f"{CLIENT_EXPONENT:g}), which are divided equally among the nodes. The first fifth of the requests is not "
         "counted."
     )
+    return fill(text, _WIDTH)
 
 
 def _table(results: FleetResults) -> str:
@@ -79,12 +98,7 @@ def _table(results: FleetResults) -> str:
         ]
     ]
     rows += [_row(fleet, score) for fleet, score in results.fleets]
-    note = (
-        "Bytes from the registry are also given relative to those of content that was requested for the first time. "
-        "Hits are those of the node's store / of the store, other nodes and the bucket. Validations are requests to "
-        "the registry for the digest of a tag."
-    )
-    return f"{markdown(rows)}\n\n{note}"
+    return markdown(rows)
 
 
 def _row(fleet: Fleet, score: FleetScore) -> list[str]:

@@ -65,8 +65,8 @@ def test_nodes_receive_a_blob_from_each_other_until_it_is_uploaded() -> None:
 
 def test_content_that_a_full_store_refuses_is_fetched_again_unless_stores_admit_what_the_bucket_lacks() -> None:
     trace = pulls("a", "a", "a", "b", "c", "b", "c", hours=24)
-    own = replayed(trace, store=11 * MB, admit_after=4)
-    fleet = replayed(trace, store=11 * MB, admit_after=4, admits_absent=True)
+    own = replayed(trace, store=11 * MB, admit_after=4, admits_absent=False)
+    fleet = replayed(trace, store=11 * MB, admit_after=4)
     assert (own.bytes["registry"], fleet.bytes["registry"]) == (50 * MB + 3000, 30 * MB + 3000)
     assert (own.bytes["bucket"], fleet.bytes["bucket"]) == (0, 10 * MB)
 
