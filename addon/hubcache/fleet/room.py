@@ -29,6 +29,9 @@ GRANT_SHARES = 8
 LARGEST_SHARE = 4
 """A blob may have this part of the cap. For it, a sweep would delete a quarter of what the bucket has."""
 
+_SWEEPS = 2
+"""Sweeps for which an upload waits: other nodes may have taken the bytes that the first one has freed."""
+
 _ATTEMPTS = 12
 """Attempts to replace the account while other nodes replace it."""
 
@@ -135,9 +138,10 @@ class Room:
             missing = size - self._unused
             return min(free, max(missing, free // (GRANT_SHARES * len(self._nodes.nodes)))) if missing <= free else 0
 
-        if await self._report(portion):
-            return True
-        await self._make_room(size)
+        for _ in range(_SWEEPS):
+            if await self._report(portion):
+                return True
+            await self._make_room(size)
         return await self._report(portion)
 
     async def _report(self, portion: Callable[[int], int]) -> bool:

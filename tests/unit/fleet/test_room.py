@@ -62,7 +62,7 @@ async def test_sweep_is_asked_for_when_too_little_is_free() -> None:
     fleet = Rooms()
     begin_account(fleet.objects, used=grantable(CAP) - 999)
     assert not await fleet.rooms[0].take(1000)
-    assert fleet.needed == [1000]
+    assert fleet.needed == [1000, 1000]
     assert account(fleet.objects).granted == 0
 
 
@@ -70,7 +70,7 @@ async def test_sweep_is_asked_for_when_too_little_is_free() -> None:
 async def test_sweep_is_asked_for_when_there_is_no_account() -> None:
     fleet = Rooms()
     assert not await fleet.rooms[0].take(1000)
-    assert fleet.needed == [1000]
+    assert fleet.needed == [1000, 1000]
     assert SWEEP_STATE not in fleet.objects.by_key
 
 
