@@ -59,9 +59,8 @@ class Fleet:
 class FleetScore:
     """What was counted after the warm-up: `requests` and `bytes` by tier, and requests to the bucket by kind.
 
-    `validations` are the requests to the registry for the digest of a tag, and `lone_validations` those of nodes that
-    share nothing. `new_bytes` are the bytes of content that was requested for the first time: no fleet can fetch less.
-    `most` are the most bytes that the bucket had.
+    `validations` are the requests to the registry for the digest of a tag. `new_bytes` are the bytes of content that
+    was requested for the first time: no fleet can fetch less. `most` are the most bytes that the bucket had.
     """
 
     pulls: int = 0
@@ -69,7 +68,6 @@ class FleetScore:
     bytes: Counter[str] = field(default_factory=Counter)
     bucket: Counter[str] = field(default_factory=Counter)
     validations: int = 0
-    lone_validations: int = 0
     new_bytes: int = 0
     uploaded: int = 0
     most: int = 0
@@ -87,7 +85,6 @@ class _Node:
         fleet = self._fleet
         self.policy = Hubcache(fleet.store, Retention(fleet.half_life, fleet.expire_after, fleet.admit_after))
         self.validated: dict[int, float] = {}
-        self.lone_validated: dict[int, float] = {}
         self.granted = 0
         self.granted_at = 0.0
 
@@ -161,9 +158,6 @@ class FleetReplay:
     def _resolve_tag(self, node: _Node, key: int, now: float) -> None:
         """The first manifest of a pull is requested by a tag."""
         score, ttl = self.score, self._fleet.tag_ttl
-        if now - node.lone_validated.get(key, -ttl) >= ttl:
-            node.lone_validated[key] = now
-            score.lone_validations += 1
         if now - node.validated.get(key, -ttl) < ttl:
             return
         score.bucket["get"] += 1

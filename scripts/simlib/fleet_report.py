@@ -15,9 +15,9 @@ from .trace import Trace
 
 _WIDTH = 120
 _NOTE = (
-    "Bytes from the registry are also given relative to those of content that was requested for the first time. Hits "
-    "are those of the node's store / of the store, the other nodes and the bucket. Validations are requests to the "
-    "registry for the digest of a tag."
+    "Bytes from the registry are also given relative to those of content that was requested for the first time: what "
+    "was evicted from the bucket is fetched again. Hits are those of the node's store / of the store, the other nodes "
+    "and the bucket. Without a bucket, each node fetches what its own store does not have."
 )
 
 
@@ -94,7 +94,7 @@ def _table(results: FleetResults) -> str:
     rows = [
         [
             *("nodes", "from the registry", "without a bucket", "from the bucket", "hits of bytes", "hits of requests"),
-            *("validations", "without a bucket", "requests to the bucket, for a pull", "$ for a million pulls"),
+            *("requests to the bucket, for a pull", "$ for a million pulls"),
         ]
     ]
     rows += [_row(fleet, score) for fleet, score in results.fleets]
@@ -111,8 +111,6 @@ def _row(fleet: Fleet, score: FleetScore) -> list[str]:
         f"{size['bucket'] / 1e9:,.0f} GB",
         _hits(size),
         _hits(count),
-        f"{score.validations:,}",
-        f"{score.lone_validations:,}",
         " + ".join(f"{score.bucket[kind] / pulls:.1f} {kind.upper()}" for kind in ("get", "put")),
         f"{1e6 * cost / pulls:,.0f}",
     ]
