@@ -69,6 +69,15 @@ async def test_nodes_find_each_other_and_leave(hub: Hub, bucket: MemoryStore, tm
     assert keys(bucket, "lease") == []
 
 
+async def test_node_that_joins_is_known_to_the_others_at_once(
+    hub: Hub, bucket: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the next heartbeat: a push in this time must reach it."""
+    monkeypatch.setattr(membership, "HEARTBEAT_SECONDS", 3600.0)
+    async with fleet.nodes(hub, tmp_path, 2) as caches:
+        await until(lambda: all(len(status(each)["nodes"]) == 2 for each in caches))
+
+
 async def test_node_works_alone_while_the_bucket_does_not_answer(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -58,6 +58,8 @@ class Events:
         self._peers = peers
         self._content_changed = content_changed
         self._pause = pause
+        self.on_joined: Callable[[], None] = lambda: None
+        """Called when another node reports that it has joined."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- sending ----------------------------------------------------------------------------------------------------
@@ -71,6 +73,10 @@ class Events:
         """
         fields = {"repository": repository, "reference": reference, "is_blob": is_blob, "subject": subject}
         await asyncio.gather(*self._send({"changed": host, **fields}), return_exceptions=True)
+
+    def report_join(self) -> None:
+        """Report that this node has joined, so that the others send it their events from now on."""
+        self._send({"joined": self._members.me.id})
 
     def report_pause(self, host: str, kind: str, seconds: float) -> None:
         """Report that a registry answered 429 to an anonymous request, and how long to pause."""
@@ -121,6 +127,8 @@ class Events:
         host = _text(fields, "changed")
         if host is not None:
             await self._receive_change(host, fields)
+        if _text(fields, "joined") is not None:
+            self.on_joined()
         host = _text(fields, "paused")
         if host is not None:
             kind, seconds = _text(fields, "kind"), number_field(fields, "seconds")

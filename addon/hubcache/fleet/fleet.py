@@ -76,6 +76,7 @@ class Fleet:
         self._events = Events(members, self._peers, self._changes.receive, cache.pause)
         self._peer_server = PeerServer(cache.store, cache.fills, self._events.receive)
         self._joining = Joining(options.bucket, bucket, self._examine, self._join)
+        self._events.on_joined = members.beat_soon
         cache.store.popularity.on_request = self._popularity.count_request
         cache.fills.on_ended = self._blobs.fill_ended
         self.apply(times)
@@ -109,6 +110,7 @@ class Fleet:
     async def _join(self) -> None:
         self._peers.secret = self._peer_server.secret = await load_secret(self._bucket)
         await self._membership.start()
+        self._events.report_join()
         for part in (self._room, self._popularity, self._sweeper):
             await part.start()
         me, others = self._connection.me, len(self._membership.nodes) - 1

@@ -70,7 +70,9 @@ class Membership:
         self._known: dict[str, _Known] = {}
         self._listed_at: float | None = None
         self._task: asyncio.Task[None] | None = None
-        self._leaves = asyncio.Event()
+        self._leaves = False
+        self._wake = asyncio.Event()
+        """Set when the next heartbeat is to be sent at once, or the node leaves."""
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -90,7 +92,8 @@ class Membership:
         """Stop, and delete this node's object, so that the others do not wait for it."""
         if self._task is None:
             return
-        self._leaves.set()
+        self._leaves = True
+        self._wake.set()
         await asyncio.wait((self._task,), timeout=_LEAVE_SECONDS)  # else a write in progress may follow the deletion
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -98,6 +101,10 @@ class Membership:
         self._task = None
         with contextlib.suppress(BucketUnavailable):
             await self._bucket.delete(_key(self.me.id))
+
+    def beat_soon(self) -> None:
+        """Send the next heartbeat at once: another node has joined."""
+        self._wake.set()
 
     async def beat(self) -> None:
         """Write this node's object and list all. Raises `BucketUnavailable`."""
@@ -119,10 +126,12 @@ class Membership:
         self._listed_at = self._clock.ticks()
 
     async def _beat_repeatedly(self) -> None:
-        while not self._leaves.is_set():
+        while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_SECONDS):
-                    await self._leaves.wait()
+                    await self._wake.wait()
+            self._wake.clear()
+            if self._leaves:
                 return
             await self._try_to_beat()
 

@@ -90,6 +90,16 @@ async def test_pause_arrives_at_all_other_nodes(sender: Events, peers: Peers, re
     assert not received.changes
 
 
+async def test_join_arrives_at_all_other_nodes(sender: Events, peers: Peers) -> None:
+    joined = []
+    sender.on_joined = lambda: joined.append(True)
+    sender.report_join()
+    await until(lambda: len(peers.sent) == 2)
+    await sender.receive(peers.sent[0][1])
+    await sender.receive({"joined": 1})
+    assert joined == [True]
+
+
 async def test_event_is_sent_again_to_a_node_that_cannot_be_reached(
     sender: Events, peers: Peers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
