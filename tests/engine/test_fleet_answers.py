@@ -316,6 +316,7 @@ async def test_pull_counts_once_for_an_account(
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("short_times")
 async def test_stale_tag_of_another_node_is_served_while_the_registry_is_down(
     hub: Hub, nodes: Nodes, image: Image
 ) -> None:
