@@ -71,7 +71,7 @@ def sweep_seconds(nodes: int, objects: int) -> float:
 
 def dollars(*requests: dict[str, float]) -> float:
     """Return the cost of requests by kind."""
-    return sum(request_cost({kind: {"ok": round(count)} for kind, count in each.items()}, 0) for each in requests)
+    return sum(request_cost({kind: round(count) for kind, count in each.items()}, 0) for each in requests)
 
 
 def table(sizes: list[int], objects: int = OBJECTS) -> str:

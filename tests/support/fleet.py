@@ -13,7 +13,7 @@ class CountedRequests:
 
     events: list[tuple[str, str]] = field(default_factory=list)
 
-    def bucket_answered(self, kind: str, outcome: str) -> None:
+    def bucket_answered(self, kind: str, outcome: str, *, is_of_pulls: bool) -> None:
         self.events.append((kind, outcome))
 
     def count(self, kind: str) -> int:

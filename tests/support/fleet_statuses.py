@@ -16,6 +16,7 @@ PLAIN = FleetStatus(
     ),
     leases=("blob/sha256:" + "a" * 64,),
     requests={"get": {"ok": 700, "absent": 100}, "put": {"ok": 150, "conflict": 50}, "list": {"ok": 20}},
+    requests_of_pulls={"get": 500, "put": 150},
     received={"bucket": 3 << 30, "peer": 1 << 30},
     uploads=UploadStatus(queued=2, stored=40, refused=1, failed=3, bytes=2 << 30),
     sweep=SweepStatus(at=1_700_000_000.0, by="two-00decade", bytes=60 << 30, objects=5000, deleted=12),

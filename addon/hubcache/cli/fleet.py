@@ -101,7 +101,8 @@ def _print_requests(output: Output, requests: Mapping[str, Mapping[str, int]]) -
 
 
 def _cost(cost: Mapping[str, Any]) -> str:
-    text = f"cost of requests: ${cost['dollars']:.4f} for {counted(cost['pulls'], 'pull')}"
+    text = f"cost of requests: ${cost['dollars_of_pulls']:.4f} for {counted(cost['pulls'], 'pull')}"
     if cost["dollars_per_million_pulls"] is not None:
-        text += f", ${cost['dollars_per_million_pulls']:.2f} per million pulls"
-    return f"{text} ({cost['prices']})"
+        text += f" (${cost['dollars_per_million_pulls']:.2f} per million)"
+    background = cost["dollars"] - cost["dollars_of_pulls"]
+    return f"{text}, ${background:.4f} for heartbeats and sweeps since the start; prices of {cost['prices']}"

@@ -18,6 +18,7 @@ from obstore.store import GCSStore
 
 from ..oci.errors import HubcacheError
 from .failure_reason import failure_reason
+from .keys import is_of_pulls
 
 if TYPE_CHECKING:
     from obstore import BytesStream, GetOptions, ObjectMeta, PutResult, UpdateVersion
@@ -46,8 +47,11 @@ class BucketUnavailable(HubcacheError):
 class BucketObserver(Protocol):
     """Receives events; must not raise and must not block."""
 
-    def bucket_answered(self, kind: str, outcome: str) -> None:
-        """A request ended: `get`, `put`, `delete`, `list` or `upload`, with `ok`, `absent`, `conflict` or `error`."""
+    def bucket_answered(self, kind: str, outcome: str, *, is_of_pulls: bool) -> None:
+        """A request ended: `get`, `put`, `delete`, `list` or `upload`, with `ok`, `absent`, `conflict` or `error`.
+
+        `is_of_pulls`: see `keys.is_of_pulls`.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,7 @@ class Bucket:
             result = await obstore.get_async(self._store, key)
             return StoredObject(bytes(await result.bytes_async()), self._entry(result.meta))
 
-        with self._reporting("get") as report:
+        with self._reporting("get", key) as report:
             try:
                 return await self._timed(read())
             except FileNotFoundError:
@@ -128,7 +132,7 @@ class Bucket:
 
     async def head(self, key: str) -> Entry | None:
         """Return an object without its bytes; None where there is none. It counts as a `get`, as in bills."""
-        with self._reporting("get") as report:
+        with self._reporting("get", key) as report:
             try:
                 return self._entry(await self._timed(obstore.head_async(self._store, key)))
             except FileNotFoundError:
@@ -137,12 +141,12 @@ class Bucket:
 
     async def put(self, key: str, value: bytes) -> str:
         """Write a small object, replacing an older one; returns its entity tag."""
-        with self._reporting("put"):
+        with self._reporting("put", key):
             return self._e_tag(await self._timed(obstore.put_async(self._store, key, value)))
 
     async def create(self, key: str, value: bytes) -> str | None:
         """Write a small object (`If-None-Match: *`), and return its entity tag; None when there is one already."""
-        with self._reporting("put") as report:
+        with self._reporting("put", key) as report:
             try:
                 return self._e_tag(await self._timed(obstore.put_async(self._store, key, value, mode="create")))
             except AlreadyExistsError:
@@ -152,7 +156,7 @@ class Bucket:
     async def replace(self, key: str, value: bytes, e_tag: str) -> str | None:
         """Replace one version of an object (`If-Match`), and return the new entity tag; None when it has changed."""
         version: UpdateVersion = {"version": e_tag} if self._has_generations else {"e_tag": e_tag}
-        with self._reporting("put") as report:
+        with self._reporting("put", key) as report:
             try:
                 return self._e_tag(await self._timed(obstore.put_async(self._store, key, value, mode=version)))
             except (PreconditionError, AlreadyExistsError, FileNotFoundError):  # S3 reports a race as 409 Conflict
@@ -161,14 +165,17 @@ class Bucket:
 
     async def delete(self, *keys: str) -> None:
         """Delete objects; those that do not exist are ignored."""
-        with self._reporting("delete"), contextlib.suppress(FileNotFoundError):  # some stores report what S3 ignores
+        with (
+            self._reporting("delete", ""),
+            contextlib.suppress(FileNotFoundError),
+        ):  # some stores report what S3 ignores
             await self._timed(obstore.delete_async(self._store, keys))
 
     async def list(self, prefix: str) -> AsyncIterator[Entry]:
         """Yield the objects whose keys begin with `prefix` and a slash, a thousand for each request."""
         pages = aiter(obstore.list(self._store, prefix, chunk_size=_PAGE))
         while True:
-            with self._reporting("list"):
+            with self._reporting("list", ""):
                 try:
                     page = await self._timed(anext(pages))
                 except StopAsyncIteration:
@@ -191,7 +198,7 @@ class Bucket:
             options = {"range": (start, end)}
         elif start:
             options = {"range": {"offset": start}}
-        with self._reporting("get") as report:
+        with self._reporting("get", key) as report:
             try:
                 result = await self._timed(obstore.get_async(self._store, key, options=options))
             except FileNotFoundError:
@@ -213,7 +220,7 @@ class Bucket:
 
     async def upload(self, key: str, path: Path) -> None:
         """Write the bytes of a file, in parts. Nobody can read the object before it is complete."""
-        with self._reporting("upload"):
+        with self._reporting("upload", key):
             await obstore.put_async(self._uploads, key, path, chunk_size=_PART, max_concurrency=2)
 
     # -- failures ---------------------------------------------------------------------------------------------------
@@ -236,8 +243,8 @@ class Bucket:
             return await work
 
     @contextmanager
-    def _reporting(self, kind: str) -> Iterator[Callable[[str], None]]:
-        """Count a request, translate its failure, and pause after one."""
+    def _reporting(self, kind: str, key: str) -> Iterator[Callable[[str], None]]:
+        """Count a request for an object ("" for several), translate its failure, and pause after one."""
         if not self.is_usable:
             raise BucketUnavailable(self.closed_because or self.problem or "the bucket does not answer")
         outcome = "ok"
@@ -256,7 +263,7 @@ class Bucket:
         else:
             self.problem = None
         finally:
-            self._observer.bucket_answered(kind, outcome)
+            self._observer.bucket_answered(kind, outcome, is_of_pulls=is_of_pulls(key))
 
 
 def _received(stream: BytesStream) -> Iterator[memoryview]:

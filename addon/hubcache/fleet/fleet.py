@@ -211,6 +211,7 @@ class Fleet:
             ),
             leases=self._leases.held,
             requests={kind: dict(outcomes) for kind, outcomes in counts.requests.items()},
+            requests_of_pulls=dict(counts.requests_of_pulls),
             received={tier: counts.received[tier] for tier in ("bucket", "peer")},
             uploads=UploadStatus(
                 self._uploads.waiting, uploads["stored"], uploads["refused"], uploads["failed"], counts.uploaded_bytes

@@ -63,6 +63,8 @@ class FleetStatus:
     """Names of the leases that this node holds."""
     requests: dict[str, dict[str, int]]
     """Requests to the bucket by kind and outcome."""
+    requests_of_pulls: dict[str, int]
+    """Those of them that were made for pulls, by kind: not heartbeats and sweeps."""
     received: dict[str, int]
     """Bytes of content that arrived, by tier: `bucket` and `peer`."""
     uploads: UploadStatus

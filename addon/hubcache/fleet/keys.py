@@ -69,3 +69,9 @@ def node(identity: str) -> str:
 def popularity(identity: str) -> str:
     """Return the key of a node's request counts."""
     return f"{POPULARITY}/{identity}"
+
+
+def is_of_pulls(key: str) -> bool:
+    """Whether requests for this object are made for pulls, and not in the background: by heartbeats and sweeps."""
+    first, _, rest = key.partition("/")
+    return first in (BLOBS, PRIVATE_BLOBS, MANIFESTS, TAGS) or (first == LEASES and rest != "sweep")

@@ -16,13 +16,12 @@ _PART = 8 << 20
 _WRITES = ("put", "list", "upload")
 
 
-def request_cost(requests: Mapping[str, Mapping[str, int]], uploaded: int) -> float:
-    """Return the dollars for requests by kind and outcome, and for the parts of `uploaded` bytes.
+def request_cost(requests: Mapping[str, int], uploaded: int) -> float:
+    """Return the dollars for requests by kind, and for the parts of `uploaded` bytes.
 
     An upload in parts costs a request to begin, one for each part and one to complete. Small ones are sent in a single
     request, so that the result is a bound from above. Transfer and storage are not included.
     """
-    totals = {kind: sum(outcomes.values()) for kind, outcomes in requests.items()}
-    parts = uploaded // _PART + 2 * totals.get("upload", 0)
-    writes = sum(totals.get(kind, 0) for kind in _WRITES) + parts
-    return writes * _DOLLARS_FOR_WRITE + totals.get("get", 0) * _DOLLARS_FOR_READ
+    parts = uploaded // _PART + 2 * requests.get("upload", 0)
+    writes = sum(requests.get(kind, 0) for kind in _WRITES) + parts
+    return writes * _DOLLARS_FOR_WRITE + requests.get("get", 0) * _DOLLARS_FOR_READ

@@ -16,14 +16,16 @@ def report_fleet(status: FleetStatus, traffic: Traffic, pulls: int) -> dict[str,
     """Return the state of a fleet as a node sees it, with all content by the tier that it came from, in bytes.
 
     The tier `store` has the bytes that clients received from the store of the node; the others have bytes that the node
-    received from there. `pulls` is the number of pulls since the start, among which the cost of requests is divided.
+    received from there. `pulls` is the number of pulls since the start.
     """
-    dollars = request_cost(status.requests, status.uploads.bytes)
+    all_requests = {kind: sum(outcomes.values()) for kind, outcomes in status.requests.items()}
+    of_pulls = request_cost(status.requests_of_pulls, status.uploads.bytes)
     cost = {
         "prices": PRICES,
-        "dollars": dollars,
+        "dollars": request_cost(all_requests, status.uploads.bytes),
+        "dollars_of_pulls": of_pulls,
         "pulls": pulls,
-        "dollars_per_million_pulls": dollars / pulls * 1e6 if pulls else None,
+        "dollars_per_million_pulls": of_pulls / pulls * 1e6 if pulls else None,
     }
     return asdict(status) | {"tiers": tiers(status, traffic), "cost": cost}
 

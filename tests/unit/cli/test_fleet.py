@@ -51,11 +51,12 @@ def test_report_has_all_parts(control: ControlStandIn) -> None:
 
 
 def test_cost_is_that_of_writes_reads_and_parts_of_uploads(control: ControlStandIn) -> None:
-    """200 PUT, 20 LIST and 256 parts at $5, and 800 GET at $0.40 per million."""
-    assert "cost of requests: $0.0027 for 1000 pulls, $2.70 per million pulls (Amazon S3 Standard" in shown(
-        control, report()
-    )
-    assert "cost of requests: $0.0027 for 0 pulls (Amazon" in shown(control, report(pulls=0))
+    """150 PUT and 256 parts at $5, and 500 GET at $0.40 per million; 50 PUT, 20 LIST and 300 GET in the background."""
+    assert (
+        "cost of requests: $0.0022 for 1000 pulls ($2.23 per million), $0.0005 for heartbeats and sweeps since the "
+        "start; prices of Amazon S3 Standard"
+    ) in shown(control, report())
+    assert "cost of requests: $0.0022 for 0 pulls, $0.0005 for heartbeats" in shown(control, report(pulls=0))
 
 
 def test_bucket_that_does_not_answer_is_a_problem(control: ControlStandIn) -> None:

@@ -12,7 +12,7 @@ class Counted:
     def __init__(self) -> None:
         self.events: list[tuple[str, str]] = []
 
-    def bucket_answered(self, kind: str, outcome: str) -> None:
+    def bucket_answered(self, kind: str, outcome: str, *, is_of_pulls: bool) -> None:
         self.events.append((kind, outcome))
 
 

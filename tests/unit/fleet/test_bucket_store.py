@@ -21,7 +21,7 @@ type Opener = Callable[[str], tuple[BucketStore, ...]]
 
 
 class Silent:
-    def bucket_answered(self, kind: str, outcome: str) -> None:
+    def bucket_answered(self, kind: str, outcome: str, *, is_of_pulls: bool) -> None:
         pass
 
 

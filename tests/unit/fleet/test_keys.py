@@ -41,3 +41,10 @@ def test_value_is_read_as_it_was_written() -> None:
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b"{}", b'{"format":2}', b"\xff"])
 def test_value_of_another_format_is_absent(value: bytes) -> None:
     assert decode_value(value) is None
+
+
+def test_requests_for_heartbeats_and_sweeps_are_not_of_pulls() -> None:
+    of_pulls = [keys.blob(DIGEST), keys.manifest("hub", "a/b", DIGEST), keys.tag("hub", "a/b", "1"), "lease/tag/x"]
+    others = [keys.node("one"), keys.popularity("one"), keys.SWEEP_STATE, keys.SECRET, keys.lease("sweep"), "probe/x"]
+    assert all(map(keys.is_of_pulls, of_pulls))
+    assert not any(map(keys.is_of_pulls, others))

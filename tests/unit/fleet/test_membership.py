@@ -23,7 +23,7 @@ class Counted:
     def __init__(self) -> None:
         self.kinds: list[str] = []
 
-    def bucket_answered(self, kind: str, outcome: str) -> None:
+    def bucket_answered(self, kind: str, outcome: str, *, is_of_pulls: bool) -> None:
         self.kinds.append(kind)
 
 

@@ -12,7 +12,7 @@ from obstore.store import MemoryStore
 
 
 class Silent:
-    def bucket_answered(self, kind: str, outcome: str) -> None:
+    def bucket_answered(self, kind: str, outcome: str, *, is_of_pulls: bool) -> None:
         pass
 
 
