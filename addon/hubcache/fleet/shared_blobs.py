@@ -6,13 +6,10 @@ too long a wait they ask the registry themselves: sharing must not fail a pull t
 """
 
 import asyncio
-import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-
-from cachetools import TTLCache
 
 from ..oci.digest import Digest
 from ..oci.errors import BadUpstream
@@ -20,7 +17,7 @@ from ..store.store import Store
 from ..transfer.blob_body import BlobBody, BlobDownload, Transfer
 from ..transfer.fill import Fill
 from ..transfer.fills import Fills
-from . import keys
+from .blob_objects import BlobObjects, within
 from .blob_read import BlobRead
 from .bucket import Bucket, BucketUnavailable
 from .bucket_bodies import BucketContent, BucketTransfer
@@ -33,18 +30,11 @@ from .read_permission import Permits, ask_permission
 from .shared_fill import SharedFill
 from .uploads import Uploads
 
-_REQUEST_SECONDS = 3.0
-"""Longest wait for one answer of the bucket before a download: clients must not wait for a slow bucket."""
-
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two looks at the bucket and the lease, which grow while this node waits."""
 
 _AVOID_SECONDS = 5.0
 """A node that could not be reached is not tried again for this time."""
-
-_DISTRUST_SECONDS = 600.0
-"""How long a blob is fetched from its registry alone after the fleet gave wrong bytes."""
-_MAX_DISTRUSTED = 1000
 
 
 class SharedBlobs:
@@ -64,25 +54,23 @@ class SharedBlobs:
         shares_private: bool = False,
     ) -> None:
         """With `shares_private`, blobs that were read with a client's own credentials enter the bucket, too."""
-        self._bucket = bucket
+        self._objects = BlobObjects(bucket, store)
         self._leases = leases
         self._peers = peers
         self._uploads = uploads
-        self._store = store
         self._fills = fills
         self._permits = permits
         self._observer = observer
         self._shares_private = shares_private
         self._shared: dict[Digest, SharedFill] = {}
         """The fills that run."""
-        self._distrusted: TTLCache[Digest, None] = TTLCache(_MAX_DISTRUSTED, _DISTRUST_SECONDS)
-        """Blobs of which the bucket or another node gave wrong bytes."""
         self._passing = PassingBlobs(store, fills)
-        self._background: set[asyncio.Task[None]] = set()
+        self._releasing: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         """Wait for the last requests; leases are released by `Leases.close`."""
-        await asyncio.gather(*self._background)
+        await self._objects.close()
+        await asyncio.gather(*self._releasing)
 
     # -- reads ------------------------------------------------------------------------------------------------------
 
@@ -119,33 +107,33 @@ class SharedBlobs:
         return read.is_public or self._shares_private
 
     async def _find_part(self, stack: AsyncExitStack, read: BlobRead, start: int, end: int | None) -> BlobBody | None:
-        if read.digest in self._distrusted:
+        if self._objects.is_distrusted(read.digest):
             return None
         permission = await ask_permission(read, self._permits)
         if not permission.is_given:
             return None
         try:
-            found = await self._within(self._bucket.open(_key(read), start, end))
+            found = await self._objects.open(read, start, end)
         except BucketUnavailable:
             return None
         if found is None:
-            if not read.is_public or start or end is None or end != self._stated_size(read):
+            if not read.is_public or start or end is None or end != self._objects.stated_size(read):
                 return None
             return await self._passing.open(stack, read, end, self.download)
         size = found.entry.size
-        if self._is_wrong(read, size) or size < (end or start):
+        if self._objects.is_wrong(read, size) or size < (end or start):
             return None
         received: Callable[[int], None] = lambda count: self._observer.bytes_received("bucket", count)  # noqa: E731
         content = BucketContent(found.chunks, read, start, size if end is None else end, received)
         body = BlobBody(content, "the bucket", start, size, lambda _, __: None, permission.answered_at)
-        body.report_mismatch = lambda: self._distrust(read.digest, _key(read))
+        body.report_mismatch = lambda: self._objects.distrust(read.digest, private=not read.is_public)
         return body
 
     # -- sources of a fill ------------------------------------------------------------------------------------------
 
     async def _find(self, stack: AsyncExitStack, fill: SharedFill, read: BlobRead, start: int) -> BlobDownload | None:
         """Return a body from the bucket or another node; None when this node is to ask the registry."""
-        if fill.is_fetching or fill.has_waited_enough or read.digest in self._distrusted:
+        if fill.is_fetching or fill.has_waited_enough or self._objects.is_distrusted(read.digest):
             return None
         if fill.permission is None:
             fill.permission = await ask_permission(read, self._permits)
@@ -164,12 +152,12 @@ class SharedBlobs:
     ) -> BlobDownload | None:
         if not fill.may_use_bucket(start):
             return None
-        found = await self._within(self._bucket.open(_key(read), start))
+        found = await self._objects.open(read, start)
         if found is None:
             fill.bucket_at = None
             return None
         size = found.entry.size
-        if self._is_wrong(read, size) or 0 < size <= start:
+        if self._objects.is_wrong(read, size) or 0 < size <= start:
             fill.is_object_wrong = True
             return None
         fill.origins.add("bucket")
@@ -186,9 +174,9 @@ class SharedBlobs:
         """
         name, pause, loop = _lease_name(read.digest), _FIRST_PAUSE, asyncio.get_running_loop()
         if fill.lease is not None:  # it is lost
-            await self._within(fill.lease.release())
+            await within(fill.lease.release())
             fill.lease = None
-        holder: Lease | Holder | None = await self._within(self._leases.acquire(name))
+        holder: Lease | Holder | None = await within(self._leases.acquire(name))
         while isinstance(holder, Holder):
             begun = loop.time()
             if self._leases.is_own(holder):
@@ -201,8 +189,8 @@ class SharedBlobs:
             body = await self._from_bucket(stack, fill, read, start)
             if body is not None:
                 return body
-            holder = await self._within(self._leases.holder(name))
-            holder = holder or await self._within(self._leases.acquire(name))
+            holder = await within(self._leases.holder(name))
+            holder = holder or await within(self._leases.acquire(name))
             fill.waited += loop.time() - begun
         fill.lease = holder
         body = await self._from_bucket(stack, fill, read, start)  # stored since the last look
@@ -225,7 +213,7 @@ class SharedBlobs:
                 return None
             except TimeoutError:  # it has not begun to receive the blob itself
                 return None
-            if body is None or (body.size is not None and self._is_wrong(read, body.size)):
+            if body is None or (body.size is not None and self._objects.is_wrong(read, body.size)):
                 return None
             stack.push_async_callback(opening.pop_all().aclose)
         fill.origins.add("peer")
@@ -242,7 +230,7 @@ class SharedBlobs:
     async def _is_renewed(self, digest: Digest, holder: Holder) -> bool:
         """Whether a node still holds the lease of a blob, as far as that can be found out."""
         try:
-            now = await self._within(self._leases.holder(_lease_name(digest)))
+            now = await within(self._leases.holder(_lease_name(digest)))
         except BucketUnavailable:
             return True
         return now is not None and now.node == holder.node
@@ -262,58 +250,22 @@ class SharedBlobs:
             return
         private = not fill.is_public
         if ended.error is None and "upstream" in fill.origins:
-            replaces = fill.is_object_wrong or ended.digest in self._distrusted
+            replaces = fill.is_object_wrong or self._objects.is_distrusted(ended.digest)
             if "bucket" in fill.origins and not replaces:
                 self._release(fill)  # the bucket has the blob: without a lease, this is checked before the upload
             self._uploads.add(ended.digest, private=private, replaces=replaces, lease=fill.lease, hold=is_passing)
             return
         # A node that fetches passes on what its registry sends, and cuts it short when that is wrong.
         if isinstance(ended.error, BadUpstream) and ("bucket" in fill.origins or fill.origins == {"peer"}):
-            self._distrust(ended.digest, keys.blob(ended.digest, private=private))
+            self._objects.distrust(ended.digest, private=private)
         self._release(fill)
 
     def _release(self, fill: SharedFill) -> None:
         lease, fill.lease = fill.lease, None
         if lease is not None:
-            self._run(lease.release())
-
-    def _distrust(self, digest: Digest, key: str) -> None:
-        """Delete an object that does not match its digest, and fetch the blob from its registry for some time."""
-        self._distrusted[digest] = None
-        self._run(self._bucket.delete(key))
-
-    def _run(self, work: Awaitable[None]) -> None:
-        async def run() -> None:
-            with contextlib.suppress(BucketUnavailable):
-                await work
-
-        task = asyncio.create_task(run())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-    # -- helpers ----------------------------------------------------------------------------------------------------
-
-    def _stated_size(self, read: BlobRead) -> int | None:
-        """Return the size that a manifest states for the blob."""
-        link = self._store.links.get(read.host, read.repository, read.digest)
-        return None if link is None else link.size
-
-    def _is_wrong(self, read: BlobRead, size: int) -> bool:
-        """Whether a manifest states another size for the blob."""
-        return self._stated_size(read) not in (None, size)
-
-    @staticmethod
-    async def _within[Value](request: Awaitable[Value]) -> Value:
-        """Await an answer of the bucket; raises `BucketUnavailable` when it is slow."""
-        try:
-            async with asyncio.timeout(_REQUEST_SECONDS):
-                return await request
-        except TimeoutError as error:
-            raise BucketUnavailable("the bucket is slow") from error
-
-
-def _key(read: BlobRead) -> str:
-    return keys.blob(read.digest, private=not read.is_public)
+            task = asyncio.create_task(lease.release())
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
 
 
 def _lease_name(digest: Digest) -> str:

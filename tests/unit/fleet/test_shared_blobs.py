@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hubcache.fleet import keys, peer_server, peer_transfer, shared_blobs, shared_fill
+from hubcache.fleet import blob_objects, keys, peer_server, peer_transfer, shared_blobs, shared_fill
 from hubcache.fleet.bucket import BucketUnavailable
 from hubcache.oci.digest import Digest, Verifier
 from hubcache.oci.errors import BadUpstream, BlobUnknown, Denied, HubcacheError, NotStored, Unauthorized, Unavailable
@@ -272,7 +272,7 @@ async def test_object_with_wrong_bytes_is_replaced(fleet: SharingFleet) -> None:
         with pytest.raises(BadUpstream):
             await drained(source)
         assert source.at < size, "no client gets wrong bytes as a complete body"
-        await until(lambda: not first.shared._background)
+        await until(lambda: not first.shared._objects._deletions)
         assert await fleet.object(KEY) is None, "it is not tried again and again"
         assert await first.pull(DIGEST) == LAYER
         await settled(first)
@@ -351,7 +351,7 @@ async def test_bucket_that_is_down_is_not_waited_for(fleet: SharingFleet) -> Non
 
 
 async def test_slow_bucket_is_not_waited_for(fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_blobs, "_REQUEST_SECONDS", 0.05)
+    monkeypatch.setattr(blob_objects, "_REQUEST_SECONDS", 0.05)
     async with fleet.node("a") as node:
 
         async def hang(*_: object) -> None:
@@ -400,7 +400,7 @@ async def test_wrong_bytes_that_are_not_stored_are_deleted_from_the_bucket(fleet
         )
         with pytest.raises(BadUpstream):
             await drained(source)
-        await until(lambda: not node.shared._background)
+        await until(lambda: not node.shared._objects._deletions)
         assert await fleet.keys("blob") == []
         assert await drained(node.stream(DIGEST, 0, len(LAYER))) == LAYER
 
