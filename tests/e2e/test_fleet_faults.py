@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from hashlib import sha256
 
 import pytest
 from support.e2e.bucket_gateway import BucketFault, full
@@ -14,6 +13,7 @@ from support.e2e.fleet import Node, RunningFleet, content_size, running_fleet
 from support.e2e.seaweedfs import SeaweedFS
 from support.http_client import wait_until
 from support.standin import Fault, Hub, Image, random_bytes
+from support.standin.content import sha256
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
 
@@ -55,6 +55,12 @@ def pause(hub: Hub, image: Image) -> Fault:
 def upstream_bytes(hub: Hub, image: Image) -> int:
     """Return the bytes that the Hub has sent of an image's layer."""
     return hub.sent(kind="cdn", path=f"*{image.layers[0][7:]}*")
+
+
+def blob_key(digest: str) -> str:
+    """Return the key of a public blob in the bucket."""
+    algorithm, _, value = digest.partition(":")
+    return f"blob/{algorithm}/{value[:2]}/{value}"
 
 
 def received_from_peers(node: Node) -> float:
@@ -220,18 +226,12 @@ def _is_paused(hub: Hub, image: Image) -> bool:
     return upstream_bytes(hub, image) == HALF
 
 
-def key_of(blob: bytes) -> str:
-    """Return the key of a public blob."""
-    digest = sha256(blob).hexdigest()
-    return f"blob/sha256/{digest[:2]}/{digest}"
-
-
 def test_sweeper_is_killed_between_its_deletions(seaweedfs: SeaweedFS) -> None:
     """Another node sweeps when the lease has ended. A bucket has 1,100 blobs, and a request deletes up to 1,000."""
     with running_fleet(seaweedfs, hubcache_bucket_size="400K") as fleet:
         blobs = [b"%04d" % number * 1000 for number in range(1100)]
         with ThreadPoolExecutor(16) as threads:
-            list(threads.map(fleet.bucket.put, map(key_of, blobs), blobs))
+            list(threads.map(fleet.bucket.put, map(blob_key, map(sha256, blobs)), blobs))
         first, second = fleet.prepare(), fleet.prepare()
         deletion = first.gateway.faults.add(BucketFault(kind="[?]delete", after=2, blackhole=True))
         first.program.start()
@@ -246,3 +246,18 @@ def test_sweeper_is_killed_between_its_deletions(seaweedfs: SeaweedFS) -> None:
         assert 4000 * len(fleet.bucket.list_keys("blob")) <= 400_000
         second.program.assert_no_errors()
         second.program.stop()
+
+
+def test_wrong_bytes_in_the_bucket_reach_no_client(fleet: RunningFleet, hub: Hub) -> None:
+    """The answer is cut off before its last byte. Afterwards the registry sends the blob, and it is stored again."""
+    image = new_image(hub, "wrong-bytes")
+    first, second, _ = fleet.nodes
+    first.pull(image)
+    fleet.wait_until_stored(image)
+    key = blob_key(image.layers[0])
+    fleet.bucket.put(key, random_bytes(LAYER, "wrong"))
+    answer = second.client().blob(image.layers[0], repo=image.repo)
+    assert not answer.complete
+    assert [record.sent for record in second.gateway.requests(repo=key, method="GET")] == [LAYER]
+    second.pull(image)
+    wait_until(lambda: fleet.bucket.get(key) == random_bytes(LAYER, "wrong-bytes"), what="the right bytes")
