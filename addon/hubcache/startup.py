@@ -30,6 +30,7 @@ from .operate import config_file, environment, installation, options
 from .operate.ca import CERTIFICATE_FILE, ensure_ca
 from .operate.config_file import ConfigFile
 from .operate.line_buffering import print_whole_lines
+from .operate.memory_release import MemoryRelease, find_malloc_trim
 from .operate.options import Settings
 from .operate.process_facts import ProcessFacts
 from .operate.service_manager import ServiceManager
@@ -59,6 +60,7 @@ class Hubcache:
         self._addresses = ""
         self._ca_expires = datetime.max.replace(tzinfo=UTC)
         self._leaf_timer: asyncio.TimerHandle | None = None
+        self._memory_release = MemoryRelease(find_malloc_trim())
         self._config_file: ConfigFile | None = None
         self._untested = compat.find_problem()
         """Why internals of mitmproxy and pyOpenSSL are not used, if so."""
@@ -238,6 +240,7 @@ class Hubcache:
         if hangup.is_set():
             self._reload_config_file()
         self._service_manager.ready(self._addresses)
+        self._memory_release.start()
         gc.freeze()  # the garbage collector need not examine objects that live as long as the program
 
     async def _start_engine(self, settings: Settings, servers: tuple[Any, ...]) -> Engine:
@@ -302,6 +305,7 @@ class Hubcache:
         """
         if self._leaf_timer:
             self._leaf_timer.cancel()
+        self._memory_release.stop()
         if self._engine is None or self._settings is None:
             return
         clients, within = self._connections.clients, self._settings.stop_within
