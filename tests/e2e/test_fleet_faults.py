@@ -233,9 +233,9 @@ def test_sweeper_is_killed_between_its_deletions(seaweedfs: SeaweedFS) -> None:
         with ThreadPoolExecutor(16) as threads:
             list(threads.map(fleet.bucket.put, map(blob_key, map(sha256, blobs)), blobs))
         first, second = fleet.prepare(), fleet.prepare()
-        deletion = first.gateway.faults.add(BucketFault(kind="[?]delete", after=2, blackhole=True))
+        deletion = first.gateway.faults.add(BucketFault(kind="blob", method="POST", after=1, blackhole=True))
         first.program.start()
-        wait_until(lambda: deletion.hits == 1, what="the second deletion of blobs, after one of probes")
+        wait_until(lambda: deletion.hits == 1, what="the second deletion of blobs")
         first.program.stop(signal.SIGKILL)
         remaining = len(fleet.bucket.list_keys("blob"))
         assert 0 < remaining <= 100

@@ -260,8 +260,9 @@ class Bucket:
             self.problem = failure_reason(error)
             self._paused_until = self._clock() + _PAUSE_SECONDS
             raise BucketUnavailable(f"the bucket does not answer: {self.problem}") from error
-        else:
+        else:  # also during a pause: the request was sent before it
             self.problem = None
+            self._paused_until = 0.0
         finally:
             self._observer.bucket_answered(kind, outcome, is_of_pulls=is_of_pulls(key))
 

@@ -1,6 +1,7 @@
 """A gateway in front of an object store: it forwards requests, records them, and breaks answers as a test wants."""
 
 import asyncio
+import re
 import secrets
 import threading
 import time
@@ -145,7 +146,7 @@ class BucketGateway:
     # -- requests
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        key = _key(request.raw_path)
+        key = _key(request.raw_path, await request.read() if request.method == "POST" else b"")
         record = Record("bucket", request.method, request.raw_path, key, key.partition("/")[0], dict(request.headers))
         self.log.append(record)
         while not self._going.is_set():  # noqa: ASYNC110 - the event is set by another thread, the test's
@@ -163,7 +164,11 @@ class BucketGateway:
     async def _forward(self, request: web.Request, record: Record, fault: Fault | None) -> web.StreamResponse:
         assert self._session is not None
         headers = _end_to_end(request.headers)
-        body = _paced(request, fault.rate if fault else None) if request.body_exists else None
+        body: AsyncIterator[bytes] | bytes | None = None
+        if request.method == "POST":
+            body = await request.read()
+        elif request.body_exists:
+            body = _paced(request, fault.rate if fault else None)
         async with self._session.request(
             request.method,
             URL(self._backend + request.raw_path, encoded=True),
@@ -199,15 +204,16 @@ def _end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in _HOP_BY_HOP)
 
 
-def _key(raw_path: str) -> str:
+def _key(raw_path: str, body: bytes) -> str:
     """Return the key of an object without the prefix of its fleet; of a list, the prefix of the listed keys.
 
-    The key of a request that deletes several objects is `?delete`.
+    Of a request that deletes several objects, it is the first key in its body.
     """
     parts = urlsplit(raw_path)
     fields = parse_qs(parts.query, keep_blank_values=True)
     if "delete" in fields:
-        return "?delete"
+        found = re.search(rb"<Key>([^<]*)</Key>", body)
+        return found[1].decode().partition("/")[2] if found else ""
     if "list-type" in fields:
         return fields.get("prefix", [""])[0].partition("/")[2]
     return "/".join(unquote(parts.path).split("/")[3:])

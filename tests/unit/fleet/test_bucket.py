@@ -128,6 +128,16 @@ async def test_bucket_that_does_not_answer_is_asked_once_in_a_while(observer: Co
     assert bucket.is_usable
 
 
+def test_answer_to_an_earlier_request_ends_the_pause(bucket: Bucket) -> None:
+    """As while a bucket is full: it refuses writes, and answers reads."""
+    with bucket._reporting("get", "a"):
+        with pytest.raises(BucketUnavailable), bucket._reporting("put", "b"):
+            raise OSError("insufficient storage")
+        assert not bucket.is_usable
+    assert bucket.is_usable
+    assert bucket.problem is None
+
+
 async def test_closed_bucket_receives_no_requests_not_even_pings(bucket: Bucket, observer: Counted) -> None:
     bucket.closed_because = "not examined yet"
     assert not bucket.is_usable
