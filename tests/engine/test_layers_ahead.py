@@ -3,12 +3,13 @@
 import asyncio
 
 from hubcache.oci.digest import Digest
+from hubcache.serve.layers_ahead import MOST_BESIDE
 from hubcache.serve.messages import Answer, Listener, Result
 from support.engine import Cache, read
 from support.standin import Fault, Hub, Image, random_bytes
 from support.users import EACH_LISTENER, bearer, settled
 
-LAYERS = [random_bytes(20_000, f"layer {number}") for number in range(6)]
+LAYERS = [random_bytes(20_000, f"layer {number}") for number in range(9)]
 
 
 def path_of(image: Image, number: int) -> str:
@@ -31,14 +32,14 @@ async def request(cache: Cache, image: Image, *paths: str, listener: Listener = 
 async def test_layers_after_the_requested_one_are_fetched(cache: Cache, hub: Hub, listener: Listener) -> None:
     image = hub.image("library/app", "1", LAYERS)
     await request(cache, image, path_of(image, 0), listener=listener)
-    assert stored_layers(cache, image) == [0, 1, 2]
+    assert stored_layers(cache, image) == list(range(1 + MOST_BESIDE))
 
 
 async def test_layers_before_the_requested_one_are_not_fetched(cache: Cache, hub: Hub) -> None:
     """The client has them already."""
     image = hub.image("library/app", "1", LAYERS)
-    await request(cache, image, path_of(image, 3))
-    assert stored_layers(cache, image) == [3, 4, 5]
+    await request(cache, image, path_of(image, 6))
+    assert stored_layers(cache, image) == [6, 7, 8]
 
 
 async def test_config_alone_begins_no_layer(cache: Cache, hub: Hub) -> None:
@@ -79,18 +80,18 @@ async def test_layer_that_was_fetched_ahead_is_a_miss_once(cache: Cache, hub: Hu
     assert results == [Result.MISS, Result.HIT]
 
 
-async def test_three_layers_of_an_image_are_fetched_at_once(cache: Cache, hub: Hub) -> None:
-    """dockerd requests three layers at once, which share the upstream: a fourth would delay the first."""
+async def test_client_of_many_requests_causes_no_further_ones(cache: Cache, hub: Hub) -> None:
+    """They share the uplink: more would delay the layer that is unpacked first."""
     image = hub.image("library/app", "1", LAYERS)
     await cache.get(Listener.PROXY, f"/v2/{image.repo}/manifests/1")
     slow = hub.faults.add(Fault(kind="cdn", pause_after=10_000))
     answers = []
-    for number in range(3):
+    for number in range(1 + MOST_BESIDE):
         answer = await cache.engine.answer(cache.request(Listener.PROXY, "GET", path_of(image, number)))
         assert isinstance(answer, Answer)
         answers.append(answer)
     await asyncio.sleep(0)  # fetches that had begun would be listed now
-    assert {str(fill.digest) for fill in cache.engine.fills.progress()} == set(image.layers[:3])
+    assert {str(fill.digest) for fill in cache.engine.fills.progress()} == set(image.layers[: 1 + MOST_BESIDE])
     hub.faults.remove(slow)
     for answer, layer in zip(answers, LAYERS, strict=False):
         assert await read(answer) == layer
@@ -100,6 +101,6 @@ async def test_failing_layer_is_requested_again_by_the_client(cache: Cache, hub:
     image = hub.image("library/app", "1", LAYERS)
     failing = hub.faults.add(Fault(kind="blob", path=f"*{image.layers[1]}*", status=503))
     await request(cache, image, path_of(image, 0))
-    assert stored_layers(cache, image) == [0, 2]
+    assert stored_layers(cache, image) == [0, *range(2, 1 + MOST_BESIDE)]
     hub.faults.remove(failing)
     assert await cache.get(Listener.PROXY, path_of(image, 1)) == (200, LAYERS[1])

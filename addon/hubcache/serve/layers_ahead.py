@@ -1,9 +1,9 @@
 """Begins the next layers of an image while a client still receives the ones before.
 
 Clients request layers in the order of the manifest: dockerd and containerd three at a time, others (skopeo to a
-directory, kaniko) one at a time, so that the upstream is idle whenever such a client unpacks or verifies. A client that
-has some layers already has the first ones, and does not request them; so nothing is begun before the first request of a
-layer, and only layers after it.
+directory, kaniko) one at a time, so that the upstream is idle while such a client unpacks or verifies. A client that
+has some layers already has the first ones, and does not request them: so nothing is begun before the first request of
+a layer, and only layers after it.
 """
 
 import asyncio
@@ -22,9 +22,10 @@ from .repository_view import RepositoryView
 
 logger = logging.getLogger("hubcache")
 
-MOST_BESIDE = 2
-"""Layers of an image that are fetched beside one that the client requests: with it they are three, as dockerd's
-`max-concurrent-downloads` and containerd's `max_concurrent_downloads` are by default."""
+MOST_BESIDE = 5
+"""Layers of an image that are fetched beside one that the client requests: with it they are six, as many as podman and
+skopeo request at once. dockerd and containerd request three, and wait longer where a CDN limits each connection. More
+than six would share the uplink with the layer that the client unpacks first."""
 
 _MAX_CLIENTS = 1_000
 _MAX_FETCHED = 10_000
