@@ -78,10 +78,11 @@ def pulls_in_the_middle(fleet: RunningFleet, image: Image, holder: Node, *others
         try:
             pulls = [threads.submit(holder.pull, image)]
             wait_until(lambda: upstream_bytes(fleet.hub, image) == HALF, what="half of the layer")
+            assert fleet.bucket.list_keys("lease/blob"), holder.gateway.recent()
             for other in others:
                 before = received_from_peers(other)
                 pulls.append(threads.submit(other.pull, image))
-                wait_until(functools.partial(_has_half, other, before), what="half of the layer from a peer")
+                _wait_for_half(other, before)
             yield pulls
         finally:
             fleet.hub.faults.remove(fault)
@@ -89,8 +90,12 @@ def pulls_in_the_middle(fleet: RunningFleet, image: Image, holder: Node, *others
             pull.result(60)
 
 
-def _has_half(node: Node, before: float) -> bool:
-    return received_from_peers(node) - before >= HALF
+def _wait_for_half(node: Node, before: float) -> None:
+    try:
+        wait_until(lambda: received_from_peers(node) - before >= HALF)
+    except AssertionError as error:
+        error.add_note(f"no half of the layer from a peer; requests to the bucket: {node.gateway.recent()}")
+        raise
 
 
 def assert_fetched_once(hub: Hub, image: Image) -> None:
@@ -260,4 +265,4 @@ def test_wrong_bytes_in_the_bucket_reach_no_client(fleet: RunningFleet, hub: Hub
     assert not answer.complete
     assert [record.sent for record in second.gateway.requests(repo=key, method="GET")] == [LAYER]
     second.pull(image)
-    wait_until(lambda: fleet.bucket.get(key) == random_bytes(LAYER, "wrong-bytes"), what="the right bytes")
+    wait_until(lambda: fleet.bucket.find(key) == random_bytes(LAYER, "wrong-bytes"), what="the right bytes")

@@ -195,6 +195,13 @@ class BucketGateway:
         """Return the records with these fields: `kind` is the first part of the key, and `repo` is the whole key."""
         return [record for record in list(self.log) if record.matches(**wanted)]
 
+    def recent(self) -> list[str]:
+        """Return the last requests with their statuses and times, for the report of a failure."""
+        return [
+            f"{record.started:.2f}-{record.finished or 0:.2f} {record.method} {record.repo} {record.status}"
+            for record in self.log[-30:]
+        ]
+
     def requests_of_pulls(self) -> list[str]:
         """Return method and key of the requests other than those that a node sends at regular times."""
         return [f"{record.method} {record.repo}" for record in list(self.log) if not record.repo.startswith(_PERIODIC)]

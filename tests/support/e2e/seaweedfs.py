@@ -112,6 +112,13 @@ class BucketView:
         """Return an object; raises `FileNotFoundError`."""
         return bytes(obstore.get(self._store, key).bytes())
 
+    def find(self, key: str) -> bytes | None:
+        """Return an object; None where there is none."""
+        try:
+            return self.get(key)
+        except FileNotFoundError:
+            return None
+
     def put(self, key: str, value: bytes) -> None:
         obstore.put(self._store, key, value)
 
