@@ -92,9 +92,11 @@ class PeerServer:
                 return web.Response(status=404)
             stack.push_async_callback(part.source.close)
             response = web.StreamResponse(status=206 if part.is_range else 200, headers=part.headers())
-            await response.prepare(request)
             try:
+                await response.prepare(request)
                 await _send(part.source, response)
+            except ConnectionResetError:  # the peer has disconnected, and this task is not cancelled yet
+                pass
             except HubcacheError:  # the peer notices that the body is cut short
                 if request.transport is not None:
                     request.transport.close()

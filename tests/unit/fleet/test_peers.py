@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+import aiohttp.web
 import pytest
 from hubcache.fleet.peer_client import PeerClient, PeerUnavailable
 from hubcache.fleet.peer_server import PeerServer
@@ -102,6 +103,28 @@ async def test_last_byte_is_held_back_until_the_digest_is_verified(client: PeerC
     assert data is not None
     assert len(data) < len(DATA)
     assert DATA.startswith(data)
+
+
+async def test_peer_that_disconnects_is_no_error(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await GrowingBlob(node.fills, DATA).store()
+    write = aiohttp.web.StreamResponse.write
+
+    async def write_to_closed(response: aiohttp.web.StreamResponse, data: bytes) -> None:
+        request = response._req
+        assert request is not None
+        assert request.transport is not None
+        request.transport.abort()
+        await write(response, data)
+
+    monkeypatch.setattr(aiohttp.web.StreamResponse, "write", write_to_closed)
+    headers = {"Authorization": "Bearer secret"}
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.ClientError):
+            async with session.get(f"{node.address}/blob/{DIGEST}", headers=headers) as answer:
+                await answer.read()
+    assert caplog.records == []
 
 
 async def test_unknown_blob_is_absent(client: PeerClient, node: Node) -> None:
