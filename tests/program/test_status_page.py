@@ -142,7 +142,7 @@ async def test_fleet_is_shown_where_there_is_one(browser: Browser, program: Prog
     for words in (
         *("60.0 GiB of 100.0 GiB used (60 %)", "s3://caches/prod", "by two-00decade, 12 objects deleted"),
         *("7.0 GiB from the store, 3.0 GiB from the bucket, 1.0 GiB from other nodes, 1.0 MiB from registries",),
-        *("40 stored, 2 queued, 1 found no space, 3 failed", "1,020 to the bucket, $2.70 per million pulls"),
+        *("40 stored, 2 queued, 1 found no space, 3 failed", "1,020 to the bucket, $2.23 per million pulls"),
         *("1 held by this node", "one-00c0ffee", "this node", "http://10.0.0.2:5002"),
     ):
         assert words in shown

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
 
 from cachetools import TTLCache
 
@@ -11,9 +10,6 @@ from ..store.store import Store
 from . import keys
 from .blob_read import BlobRead
 from .bucket import Bucket, BucketUnavailable, ObjectBody
-
-_REQUEST_SECONDS = 3.0
-"""Longest wait for one answer of the bucket before a download: clients must not wait for a slow bucket."""
 
 _DISTRUST_SECONDS = 600.0
 """How long a blob is fetched from its registry alone after the fleet gave wrong bytes."""
@@ -39,7 +35,8 @@ class BlobObjects:
 
         Raises `BucketUnavailable`, also when the bucket is slow.
         """
-        return await within(self._bucket.open(keys.blob(read.digest, private=not read.is_public), start, end))
+        key = keys.blob(read.digest, private=not read.is_public)
+        return await self._bucket.in_time(lambda: self._bucket.open(key, start, end))
 
     def stated_size(self, read: BlobRead) -> int | None:
         """Return the size that a manifest states for the blob."""
@@ -64,12 +61,3 @@ class BlobObjects:
     async def _delete(self, key: str) -> None:
         with contextlib.suppress(BucketUnavailable):
             await self._bucket.delete(key)
-
-
-async def within[Value](request: Awaitable[Value]) -> Value:
-    """Await an answer of the bucket; raises `BucketUnavailable` when it is slow."""
-    try:
-        async with asyncio.timeout(_REQUEST_SECONDS):
-            return await request
-    except TimeoutError as error:
-        raise BucketUnavailable("the bucket is slow") from error

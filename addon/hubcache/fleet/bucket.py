@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 _REQUEST_SECONDS = 10.0
 """Longest duration of a request whose body is small."""
 
+PATIENCE_SECONDS = 3.0
+"""Longest wait for an answer of the bucket while a client waits. Of writes that race, SeaweedFS answers some after more
+than a second."""
+
+_SLOW_SECONDS = (5.0, 60.0)
+"""How long clients wait for no answer after the bucket was slow, first and at most: the time doubles while it is."""
+
 _PAUSE_SECONDS = 5.0
 """After a failure, requests fail at once for this time: a pull must not wait for the bucket again and again."""
 
@@ -104,6 +111,7 @@ class Bucket:
         self._observer = observer
         self._clock = clock
         self._paused_until = 0.0
+        self._slow_until = self._slow_seconds = 0.0
         self.problem: str | None = None
         """Why the last request failed; None after one that succeeded."""
         self.closed_because: str | None = None
@@ -229,6 +237,25 @@ class Bucket:
         """Write an object as `put` does, also during a pause."""
         self._paused_until = 0.0
         await self.put(key, value)
+
+    async def in_time[Value](self, request: Callable[[], Awaitable[Value]]) -> Value:
+        """Send requests to this bucket for which a client waits, and return their result.
+
+        Raises `BucketUnavailable` when they take too long, and then at once for some time: each blob of an image would
+        wait again.
+        """
+        if self._clock() < self._slow_until:
+            raise BucketUnavailable("the bucket is slow")
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                result = await request()
+        except TimeoutError as error:
+            first, longest = _SLOW_SECONDS
+            self._slow_seconds = min(max(first, 2 * self._slow_seconds), longest)
+            self._slow_until = self._clock() + self._slow_seconds
+            raise BucketUnavailable("the bucket is slow") from error
+        self._slow_seconds = 0.0
+        return result
 
     def _entry(self, meta: ObjectMeta) -> Entry:
         modified: datetime = meta["last_modified"]

@@ -26,12 +26,6 @@ WAIT_SECONDS = 5.0
 _PAUSE_SECONDS = (0.03, 0.15)
 """Shortest and longest pause between two reads of an object that another node is about to write."""
 
-_BUCKET_SECONDS = 2.0
-"""Longest wait for a request to the bucket while a client waits: a registry answers faster than that."""
-
-_SLOW_SECONDS = 5.0
-"""How long no answer is looked for in the bucket after a request to it took too long."""
-
 type Update = Callable[[Fields], Fields]
 """Returns the fields of an object with an answer added."""
 
@@ -78,9 +72,9 @@ class SharedAnswers:
     """Finds answers in the bucket, and writes new ones in the background until `close`."""
 
     def __init__(self, bucket: Bucket, leases: Leases) -> None:
+        self._bucket = bucket
         self._objects = AnswerObjects(bucket)
         self._leases = leases
-        self._slow_until = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def answer[Answer](self, question: Question[Answer], *, with_lease: bool = True) -> Answer:
@@ -93,7 +87,7 @@ class SharedAnswers:
             found = question.find(version)
             if found is not None:
                 return found
-            acquired = await self._in_time(lambda: self._leases.acquire(question.lease)) if with_lease else None
+            acquired = await self._bucket.in_time(lambda: self._leases.acquire(question.lease)) if with_lease else None
         except BucketUnavailable:
             answer, _ = await question.ask(Version())
             return answer
@@ -110,7 +104,7 @@ class SharedAnswers:
 
     async def read(self, key: str) -> Version:
         """Return the present version of an object; raises `BucketUnavailable`, also when the bucket is slow."""
-        return await self._in_time(lambda: self._objects.read(key))
+        return await self._bucket.in_time(lambda: self._objects.read(key))
 
     async def mark_changed(self, key: str) -> None:
         """Drop the answers in an object after a push or delete, also those that nodes are requesting now.
@@ -135,7 +129,7 @@ class SharedAnswers:
                 found = question.find(version)
                 if found is not None or not is_held:
                     return found, version
-                is_held = await self._in_time(lambda: self._leases.holder(question.lease)) is not None
+                is_held = await self._bucket.in_time(lambda: self._leases.holder(question.lease)) is not None
         return None, version
 
     async def _take[Answer](self, question: Question[Answer], turn: _Turn) -> Answer:
@@ -163,19 +157,6 @@ class SharedAnswers:
         finally:
             if turn.lease is not None:
                 await turn.lease.release()
-
-    async def _in_time[Value](self, request: Callable[[], Awaitable[Value]]) -> Value:
-        """Send a request to the bucket for which a client waits; raises `BucketUnavailable` when it takes too long, and
-        at once for some seconds afterwards."""
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._slow_until:
-            raise BucketUnavailable("the bucket is slow")
-        try:
-            async with asyncio.timeout(_BUCKET_SECONDS):
-                return await request()
-        except TimeoutError as error:
-            self._slow_until = loop.time() + _SLOW_SECONDS
-            raise BucketUnavailable("the bucket is slow") from error
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

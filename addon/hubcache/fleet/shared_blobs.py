@@ -17,7 +17,7 @@ from ..store.store import Store
 from ..transfer.blob_body import BlobBody, BlobDownload, Transfer
 from ..transfer.fill import Fill
 from ..transfer.fills import Fills
-from .blob_objects import BlobObjects, within
+from .blob_objects import BlobObjects
 from .blob_read import BlobRead
 from .bucket import Bucket, BucketUnavailable
 from .bucket_bodies import BucketContent, BucketTransfer
@@ -54,6 +54,7 @@ class SharedBlobs:
         shares_private: bool = False,
     ) -> None:
         """With `shares_private`, blobs that were read with a client's own credentials enter the bucket, too."""
+        self._bucket = bucket
         self._objects = BlobObjects(bucket, store)
         self._leases = leases
         self._peers = peers
@@ -173,10 +174,10 @@ class SharedBlobs:
         Returns None when the lease is acquired, or after too long a wait.
         """
         name, pause, loop = _lease_name(read.digest), _FIRST_PAUSE, asyncio.get_running_loop()
-        if fill.lease is not None:  # it is lost
-            await within(fill.lease.release())
-            fill.lease = None
-        holder: Lease | Holder | None = await within(self._leases.acquire(name))
+        lost, fill.lease = fill.lease, None
+        if lost is not None:
+            await self._bucket.in_time(lost.release)
+        holder: Lease | Holder | None = await self._bucket.in_time(lambda: self._leases.acquire(name))
         while isinstance(holder, Holder):
             begun = loop.time()
             if self._leases.is_own(holder):
@@ -189,8 +190,8 @@ class SharedBlobs:
             body = await self._from_bucket(stack, fill, read, start)
             if body is not None:
                 return body
-            holder = await within(self._leases.holder(name))
-            holder = holder or await within(self._leases.acquire(name))
+            holder = await self._bucket.in_time(lambda: self._leases.holder(name))
+            holder = holder or await self._bucket.in_time(lambda: self._leases.acquire(name))
             fill.waited += loop.time() - begun
         fill.lease = holder
         body = await self._from_bucket(stack, fill, read, start)  # stored since the last look
@@ -230,7 +231,7 @@ class SharedBlobs:
     async def _is_renewed(self, digest: Digest, holder: Holder) -> bool:
         """Whether a node still holds the lease of a blob, as far as that can be found out."""
         try:
-            now = await within(self._leases.holder(_lease_name(digest)))
+            now = await self._bucket.in_time(lambda: self._leases.holder(_lease_name(digest)))
         except BucketUnavailable:
             return True
         return now is not None and now.node == holder.node

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from hubcache.fleet import bucket as bucket_module
 from hubcache.fleet.bucket import Bucket, BucketUnavailable
 from obstore.store import MemoryStore, S3Store
 
@@ -148,3 +149,39 @@ async def test_closed_bucket_receives_no_requests_not_even_pings(bucket: Bucket,
     bucket.closed_because = None
     await bucket.ping("a", b"")
     assert observer.events == [("put", "ok")]
+
+
+async def test_slow_bucket_is_not_asked_for_a_growing_time(observer: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket_module, "PATIENCE_SECONDS", 0.01)
+    now = 100.0
+    slow = Bucket(MemoryStore(), observer, lambda: now)
+    sent = 0
+
+    async def hang() -> None:
+        nonlocal sent
+        sent += 1
+        await asyncio.Event().wait()
+
+    async def is_asked() -> bool:
+        before = sent
+        with pytest.raises(BucketUnavailable, match="slow"):
+            await slow.in_time(hang)
+        return sent > before
+
+    for pause in (5, 10, 20, 40, 60, 60):
+        assert await is_asked()
+        now += pause - 1
+        assert not await is_asked()
+        now += 1
+
+
+async def test_bucket_that_was_slow_is_used_again(observer: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    slow = Bucket(MemoryStore(), observer, lambda: now)
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket_module, "PATIENCE_SECONDS", 0.01)
+        with pytest.raises(BucketUnavailable):
+            await slow.in_time(asyncio.Event().wait)
+    now += 5
+    assert await slow.in_time(lambda: slow.get("a")) is None
+    assert await slow.in_time(lambda: slow.get("a")) is None

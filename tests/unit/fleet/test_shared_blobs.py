@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hubcache.fleet import blob_objects, keys, peer_server, peer_transfer, shared_blobs, shared_fill
+from hubcache.fleet import bucket, keys, peer_server, peer_transfer, shared_blobs, shared_fill
 from hubcache.fleet.bucket import BucketUnavailable
 from hubcache.oci.digest import Digest, Verifier
 from hubcache.oci.errors import BadUpstream, BlobUnknown, Denied, HubcacheError, NotStored, Unauthorized, Unavailable
@@ -351,7 +351,7 @@ async def test_bucket_that_is_down_is_not_waited_for(fleet: SharingFleet) -> Non
 
 
 async def test_slow_bucket_is_not_waited_for(fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blob_objects, "_REQUEST_SECONDS", 0.05)
+    monkeypatch.setattr(bucket, "PATIENCE_SECONDS", 0.05)
     async with fleet.node("a") as node:
 
         async def hang(*_: object) -> None:

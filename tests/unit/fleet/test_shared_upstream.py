@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from hubcache.fleet import keys, shared_answers
+from hubcache.fleet import bucket, keys, shared_answers
 from hubcache.fleet.bucket import BucketUnavailable
 from hubcache.fleet.leases import Lease
 from hubcache.oci.digest import Digest
@@ -524,7 +524,7 @@ async def test_node_works_alone_while_the_bucket_is_down(
 async def test_slow_bucket_delays_one_request_only(
     hub: Hub, nodes: list[SharedSetup], image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_answers, "_BUCKET_SECONDS", 0.05)
+    monkeypatch.setattr(bucket, "PATIENCE_SECONDS", 0.05)
     waiting = 0
 
     async def hang(*_: Any, **__: Any) -> Any:
