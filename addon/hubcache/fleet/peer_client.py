@@ -97,8 +97,11 @@ class PeerClient:
 
     async def send_event(self, address: str, fields: Mapping[str, object]) -> None:
         """Report an event to the node at `address`; raises `PeerUnavailable`."""
-        try:
-            async with self._events.post(f"{address}/event", json=dict(fields), headers=self._headers()) as response:
+        headers = self._headers()
+        try:  # a redirect could lead to a server that trusts this machine
+            async with self._events.post(
+                f"{address}/event", json=dict(fields), headers=headers, allow_redirects=False
+            ) as response:
                 status = response.status
         except (aiohttp.ClientError, TimeoutError) as error:
             raise PeerUnavailable(f"{address} cannot be reached: {type(error).__name__}") from error

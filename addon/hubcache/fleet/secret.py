@@ -1,17 +1,20 @@
 """The secret by which the nodes of a fleet authenticate to each other: an object in the bucket."""
 
+import re
 import secrets
 
 from . import keys
 from .bucket import Bucket
 from .values import decode_value, encode_value, text_field
 
+_is_secret = re.compile("[0-9a-f]{64}").fullmatch
+"""It is sent in a header: other text could begin a request to what listens at the address of a node."""
+
 
 async def load_secret(bucket: Bucket) -> str | None:
     """Return the secret of the fleet; the first node makes it.
 
-    None when a newer version wrote it in a format that this one cannot read: this node then has no peers. Raises
-    `BucketUnavailable`.
+    None when the object is not one that this version writes: this node then has no peers. Raises `BucketUnavailable`.
     """
     found = await bucket.get(keys.SECRET)
     if found is None:
@@ -19,4 +22,5 @@ async def load_secret(bucket: Bucket) -> str | None:
         if await bucket.create(keys.SECRET, encode_value({"secret": made})) is not None:
             return made
         found = await bucket.get(keys.SECRET)
-    return None if found is None else text_field(decode_value(found.value) or {}, "secret") or None
+    secret = None if found is None else text_field(decode_value(found.value) or {}, "secret")
+    return secret if secret is not None and _is_secret(secret) else None

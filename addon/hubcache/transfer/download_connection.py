@@ -7,6 +7,7 @@ processor time, and take it on the event loop, for which clients wait.
 import contextlib
 import http.client
 import io
+import re
 import select
 import socket
 import ssl
@@ -24,6 +25,8 @@ _MAX_INTERIM = 20
 """Interim responses that may precede a response."""
 _READ_AHEAD = 4 << 10
 """Bytes that may be read with the head of a response; larger reads go directly into the buffer of the caller."""
+_has_break = re.compile("[\r\n\0]").search
+"""Characters with which a value would begin another field or request (RFC 9110 section 5.5)."""
 
 
 class DownloadConnection:
@@ -62,8 +65,13 @@ class DownloadConnection:
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def send(self, method: str, target: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-        """Send a request without a body, and return the response once its head has arrived."""
+        """Send a request without a body, and return the response once its head has arrived.
+
+        Raises `http.client.HTTPException` also for a head that contains CR, LF or NUL: nothing is sent then.
+        """
         lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        if any(map(_has_break, lines)):
+            raise http.client.HTTPException("a line break in the head of a request")
         self._socket.sendall("\r\n".join([*lines, "", ""]).encode())
         for _ in range(_MAX_INTERIM + 1):
             response = http.client.HTTPResponse(cast(socket.socket, self._stream), method=method)

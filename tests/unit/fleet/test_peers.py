@@ -1,6 +1,7 @@
 """Blobs and events between nodes: growing files, stored files, the secret, and private content."""
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import aiohttp.web
 import pytest
+from aiohttp.test_utils import TestServer
 from hubcache.fleet.peer_client import PeerClient, PeerUnavailable
 from hubcache.fleet.peer_server import PeerServer
 from hubcache.fleet.secret import load_secret
@@ -227,5 +229,42 @@ async def test_first_node_makes_the_secret() -> None:
     assert made[0] is not None
     assert len(made[0]) == 64
     assert await load_secret(bucket) == made[0]
-    await bucket.put("secret", b'{"format": 2}')
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"format": 2, "secret": "0" * 64},
+        {"format": 1},
+        *(
+            {"format": 1, "secret": secret}
+            for secret in ("", "0" * 63, "G" * 64, "0" * 62 + "\r\n", "0" * 64 + "\n", 1)
+        ),
+    ],
+)
+async def test_secret_of_another_form_is_not_used(fields: dict[str, object]) -> None:
+    bucket, _ = memory_bucket()
+    await bucket.put("secret", json.dumps(fields).encode())
     assert await load_secret(bucket) is None
+
+
+async def test_secret_with_line_breaks_is_not_sent(client: PeerClient, node: Node) -> None:
+    client.secret = "secret\r\n\r\nGET /other HTTP/1.1\r\n"
+    with pytest.raises(PeerUnavailable, match="cannot be reached"):
+        await received(client, node)
+
+
+async def test_redirect_of_a_node_is_not_followed(client: PeerClient, node: Node) -> None:
+    async def redirect(request: aiohttp.web.Request) -> aiohttp.web.Response:
+        raise aiohttp.web.HTTPTemporaryRedirect(f"{node.address}/event")
+
+    app = aiohttp.web.Application()
+    app.router.add_route("*", "/{path:.*}", redirect)
+    async with TestServer(app) as server:
+        address = f"http://127.0.0.1:{server.port}"
+        with pytest.raises(PeerUnavailable, match="status 307"):
+            await client.send_event(address, {})
+        with pytest.raises(PeerUnavailable, match="status 307"):
+            async with client.open_blob(address, DIGEST):
+                pass
+    assert node.events == []
