@@ -3,6 +3,7 @@
 import socket
 import ssl
 import time
+from contextlib import suppress
 from typing import cast
 
 _RECEIVED = 256 << 10
@@ -36,6 +37,10 @@ class TlsSocket:
                 if deadline is not None:
                     self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
                 self._receive()
+            except ssl.SSLError:
+                with suppress(OSError):
+                    self._flush()  # the alert that says why, such as an unknown CA
+                raise
             finally:
                 self._socket.settimeout(usual)
         self._flush()
@@ -49,6 +54,7 @@ class TlsSocket:
             except ssl.SSLWantReadError:
                 if count:
                     break
+                self._answer()
                 self._receive()
                 continue
             except ssl.SSLEOFError:  # without a close_notify; the length of a body shows whether it is complete
@@ -56,8 +62,6 @@ class TlsSocket:
             if not received:
                 break
             count += received
-        if count and self._outgoing.pending:  # the answer to a KeyUpdate (RFC 8446 section 4.6.3)
-            self._flush()
         return count
 
     def sendall(self, data: bytes) -> None:
@@ -71,6 +75,12 @@ class TlsSocket:
             self._incoming.write(self._buffer[:count])
         else:
             self._incoming.write_eof()
+
+    def _answer(self) -> None:
+        """Send what the server waits for, such as the answer to a KeyUpdate (RFC 8446 section 4.6.3), unless reads must
+        not wait now: the next one that may wait sends it."""
+        if self._outgoing.pending and self._socket.gettimeout() != 0:
+            self._flush()
 
     def _flush(self) -> None:
         self._socket.sendall(self._outgoing.read())

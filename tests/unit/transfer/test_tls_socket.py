@@ -146,6 +146,22 @@ def test_certificate_of_another_name_is_refused(connect: Connect) -> None:
             pair.secured()
 
 
+def test_server_receives_the_reason_of_a_failed_handshake(connect: Connect) -> None:
+    reasons = []
+
+    def serve(server: ssl.SSLSocket) -> None:
+        try:
+            server.recv(1)
+        except ssl.SSLError as error:
+            reasons.append(error.reason)
+
+    with connect(serve) as pair:
+        pair.trusting = ssl.create_default_context()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            pair.secured()
+    assert reasons == ["TLSV1_ALERT_UNKNOWN_CA"]
+
+
 def test_handshake_ends_with_the_time_out_also_when_bytes_drip(connect: Connect) -> None:
     client, server = socket.socketpair()
     with closing(client), closing(server):
