@@ -1,12 +1,12 @@
 """Joins a fleet at start, or later when the bucket did not answer at start."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
 from ..oci.errors import ConfigError
 from .bucket import Bucket, BucketUnavailable
+from .tasks import end_task, start_task
 
 logger = logging.getLogger("hubcache")
 
@@ -43,7 +43,7 @@ class Joining:
         except (BucketUnavailable, TimeoutError) as error:
             logger.warning("hubcache: working alone until the bucket answers: %s: %s", self._name, _reason(error))
             self._bucket.closed_because = _NOT_EXAMINED
-            self._task = asyncio.create_task(self._join_later(), name="joining the fleet")
+            self._task = start_task(self._join_later(), name="joining the fleet")
 
     async def _try_to_join(self) -> None:
         await self._examine()
@@ -68,9 +68,7 @@ class Joining:
     async def close(self) -> None:
         """Stop trying."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
 
 
 def _reason(error: BucketUnavailable | TimeoutError) -> str:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from ..oci.json_reader import read_json
 from .bucket import Bucket, BucketUnavailable, Entry
 from .clock import BucketClock
+from .tasks import end_task, start_task
 
 HEARTBEAT_SECONDS = 10.0
 """Time between two heartbeats. A node's heartbeats are 17,280 requests a day (a write and a list each)."""
@@ -86,7 +87,7 @@ class Membership:
     async def start(self) -> None:
         """Send the first heartbeat, and the others from a task. A bucket that is down is no error."""
         await self._try_to_beat()
-        self._task = asyncio.create_task(self._beat_repeatedly(), name="heartbeat of the fleet")
+        self._task = start_task(self._beat_repeatedly(), name="heartbeat of the fleet")
 
     async def close(self) -> None:
         """Stop, and delete this node's object, so that the others do not wait for it."""
@@ -95,9 +96,7 @@ class Membership:
         self._leaves = True
         self._wake.set()
         await asyncio.wait((self._task,), timeout=_LEAVE_SECONDS)  # else a write in progress may follow the deletion
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await end_task(self._task)
         self._task = None
         with contextlib.suppress(BucketUnavailable):
             await self._bucket.delete(_key(self.me.id))

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import heapq
 import struct
@@ -16,6 +15,7 @@ from ..oci.digest import Digest
 from . import keys
 from .bucket import Bucket, BucketUnavailable, Entry
 from .leases import Clock
+from .tasks import end_task, start_task
 from .values import decode_value, encode_value, text_field
 
 POPULARITY_SECONDS = 60.0
@@ -71,15 +71,13 @@ class NodePopularity:
 
     async def start(self) -> None:
         """Write the counts from now on."""
-        self._task = asyncio.create_task(self._write_repeatedly(), name="request counts of the fleet")
+        self._task = start_task(self._write_repeatedly(), name="request counts of the fleet")
 
     async def close(self) -> None:
         """Write the counts for the last time."""
         if self._task is None:
             return
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await end_task(self._task)
         self._task = None
         with contextlib.suppress(BucketUnavailable):
             await self.write()
@@ -169,7 +167,7 @@ def _decode(value: bytes) -> Iterator[tuple[int, float, float]]:
     text = text_field(decode_value(value) or {}, "rows") or ""
     try:
         rows = base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:  # not base64, or not ASCII
         return
     for key, count, last in _ROW.iter_unpack(rows[: len(rows) // _ROW.size * _ROW.size]):
         if 0 <= count < 1e12:  # not for NaN

@@ -10,6 +10,7 @@ from . import keys
 from .bucket import Bucket, BucketUnavailable
 from .leases import Clock, Identity
 from .sweep_state import SweepState
+from .tasks import end_task, start_task
 
 UPLOAD_SECONDS = 1800.0
 """An upload that takes longer has to be broken off: its bytes could be granted to others."""
@@ -78,15 +79,13 @@ class Room:
 
     async def start(self) -> None:
         """Give back from now on what is not used."""
-        self._task = asyncio.create_task(self._give_back_repeatedly(), name="grants of the bucket")
+        self._task = start_task(self._give_back_repeatedly(), name="grants of the bucket")
 
     async def close(self) -> None:
         """Give back what was not used."""
         if self._task is None:
             return
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await end_task(self._task)
         self._task = None
         with contextlib.suppress(BucketUnavailable):
             await self.give_back()

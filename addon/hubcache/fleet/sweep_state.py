@@ -16,7 +16,6 @@ Sizes are in bytes, times in seconds by the bucket's clock.
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from typing import Any, Self
 
 from ..decide.bucket_plan import RankClock
@@ -33,6 +32,15 @@ TARGET_SHARE = 0.9
 
 _MAX_BYTES = 4 << 20
 """Bytes of the object; 1,000 grants have some 60,000."""
+
+_MAX_COUNT = 1 << 62
+"""Largest number of bytes or objects."""
+
+_MAX_TIME = 1e11
+"""Latest time, and longest duration, in seconds: the year 5138. Later ones are none that calendars know."""
+
+_MAX_NAME = 200
+"""Characters of the id of a process."""
 
 _UNKNOWN = "unknown"
 """In place of a process: what may have been granted by an account that was lost."""
@@ -153,23 +161,23 @@ class SweepState:
     @classmethod
     def _decoded(cls, fields: Fields) -> Self:
         """Raises `TypeError`, `ValueError` or `KeyError` for fields of another form."""
-        swept = {str(kind): (int(count), int(size)) for kind, (count, size) in _object(fields["swept"]).items()}
+        swept = {_name(kind): (_count(count), _count(size)) for kind, (count, size) in _object(fields["swept"]).items()}
         deleted, deleted_bytes = _list(fields["deleted"])
         sweep = Swept(
-            _number(fields["at"]),
-            str(fields["by"]),
+            _time(fields["at"]),
+            _name(fields["by"]),
             {kind: size for kind, (_, size) in swept.items()},
             {kind: count for kind, (count, _) in swept.items()},
-            int(deleted),
-            int(deleted_bytes),
-            _number(fields["seconds"]),
+            _count(deleted),
+            _count(deleted_bytes),
+            _time(fields["seconds"]),
         )
         steps = tuple((_number(time), _number(value)) for time, value in _list(fields["clock"]))
         grants = {
-            str(process): Grant(int(size), _number(at)) for process, (size, at) in _object(fields["grants"]).items()
+            _name(process): Grant(_count(size), _time(at)) for process, (size, at) in _object(fields["grants"]).items()
         }
-        cap, used, landed = (int(_number(fields[name])) for name in ("cap", "used", "landed"))
-        return cls(str(fields["id"]), cap, used, landed, sweep, RankClock(steps), grants)
+        cap, used, landed = (_count(fields[name]) for name in ("cap", "used", "landed"))
+        return cls(_name(fields["id"]), cap, used, landed, sweep, RankClock(steps), grants)
 
 
 def grantable(cap: int) -> int:
@@ -178,9 +186,31 @@ def grantable(cap: int) -> int:
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_MAX_COUNT < value < _MAX_COUNT:
         raise TypeError(f"not a number: {value!r}")
     return float(value)
+
+
+def _count(value: object) -> int:
+    """Return a number of bytes or objects."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_COUNT:
+        raise TypeError(f"not a number of bytes or objects: {value!r}")
+    return value
+
+
+def _time(value: object) -> float:
+    """Return a time or a duration in seconds."""
+    number = _number(value)
+    if not 0 <= number <= _MAX_TIME:
+        raise ValueError(f"not a time: {value!r}")
+    return number
+
+
+def _name(value: object) -> str:
+    """Return the id of an account or a process, or a part of a key; they are shown to users."""
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_NAME:
+        raise TypeError(f"not a name: {value!r}")
+    return value
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -5,7 +5,6 @@ or overtaken by another sweep at any point: `sweep_state` counts bytes that are 
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 import re
@@ -22,6 +21,7 @@ from .leases import Clock, Lease, Leases
 from .popularity import FleetPopularity, merge_earlier, read_popularity
 from .room import Nodes
 from .sweep_state import GRANT_SECONDS, TARGET_SHARE, SweepState, Swept, grantable
+from .tasks import end_task, start_task
 
 logger = logging.getLogger("hubcache")
 
@@ -104,15 +104,13 @@ class Sweeper:
 
     async def start(self) -> None:
         """Sweep from now on, when no other node does."""
-        self._task = asyncio.create_task(self._sweep_repeatedly(), name="sweeps of the bucket")
+        self._task = start_task(self._sweep_repeatedly(), name="sweeps of the bucket")
 
     async def close(self) -> None:
         """Stop; a sweep that runs is broken off."""
         if self._task is None:
             return
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await end_task(self._task)
         self._task = None
 
     # -- when ---------------------------------------------------------------------------------------------------------

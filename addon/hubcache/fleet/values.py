@@ -36,7 +36,7 @@ def text_field(fields: Fields, name: str) -> str | None:
 
 
 def number_field(fields: Fields, name: str) -> float | None:
-    """Return a field that is a finite number; None where it is missing or of another type."""
+    """Return a field that is a finite number and not negative; None for others, and where it is missing."""
     value = fields.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -44,4 +44,4 @@ def number_field(fields: Fields, name: str) -> float | None:
         number = float(value)
     except OverflowError:  # an integer with hundreds of digits
         return None
-    return number if math.isfinite(number) else None
+    return number if math.isfinite(number) and number >= 0 else None

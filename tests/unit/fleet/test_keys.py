@@ -36,6 +36,10 @@ def test_value_is_read_as_it_was_written() -> None:
     assert text_field(fields, "node") == "a"
     assert number_field(fields, "at") == 1.5
     assert (text_field(fields, "at"), number_field(fields, "node"), number_field(fields, "flag")) == (None, None, None)
+    for number in ("1e999", "-1e999", "NaN", "-1", "1" + "0" * 400):
+        decoded = decode_value(b'{"format": 1, "at": %s}' % number.encode())
+        assert decoded is not None
+        assert number_field(decoded, "at") is None
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b"{}", b'{"format":2}', b"\xff"])

@@ -136,9 +136,27 @@ async def test_counts_of_a_node_that_is_live_or_wrote_lately_are_not_merged() ->
         assert found.silent == ()
 
 
+@in_virtual_time
+async def test_objects_that_are_not_counts_do_not_hide_those_of_others() -> None:
+    objects = Objects()
+    objects.write("popularity/broken", '{"format":1,"rows":"é"}'.encode())
+    counting = node(VirtualBucket(objects), "one")
+    counting.count_request(digest("a"))
+    await counting.write()
+    assert await counts(VirtualBucket(objects), "a") == [1.0]
+
+
 @pytest.mark.parametrize(
     "value",
-    [b"", b"[]", b'{"format":2,"rows":""}', b'{"format":1,"rows":"?"}', b'{"format":1}', b'{"format":1,"rows":"AAAA"}'],
+    [
+        b"",
+        b"[]",
+        b'{"format":2,"rows":""}',
+        b'{"format":1,"rows":"?"}',
+        b'{"format":1}',
+        b'{"format":1,"rows":"AAAA"}',
+        '{"format":1,"rows":"é"}'.encode(),
+    ],
 )
 def test_object_that_this_version_cannot_read_has_no_counts(value: bytes) -> None:
     assert list(popularity._decode(value)) == []

@@ -1,6 +1,7 @@
 """Sweeps: what is deleted, what stays, which node sweeps and when."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -8,12 +9,16 @@ from itertools import pairwise
 import pytest
 from hubcache.fleet import keys
 from hubcache.fleet.bucket import BucketUnavailable, Entry
+from hubcache.fleet.clock import BucketClock
 from hubcache.fleet.leases import Leases
+from hubcache.fleet.membership import Membership, Node
 from hubcache.fleet.popularity import NodePopularity
+from hubcache.fleet.room import Room
 from hubcache.fleet.sweep_state import Grant
 from hubcache.fleet.sweeper import Sweeper
-from support.fleet import TestNode
+from support.fleet import AdjustableClock, TestNode, memory_bucket
 from support.sweeps import CAP, DAY, Members, account, add_blob, begin_account, digest
+from support.users import until
 from support.virtual_bucket import Objects, VirtualBucket
 from support.virtual_time import VirtualClock, in_virtual_time, virtual_now
 
@@ -272,3 +277,40 @@ def renewed(objects: Objects, at: float) -> tuple[int, bytes, Entry]:
     """Return the lease of the sweeper, written at this time."""
     size, value, entry = objects.by_key["lease/sweep"]
     return size, value, Entry(entry.key, size, at, entry.e_tag)
+
+
+@in_virtual_time
+async def test_sweeps_go_on_beside_objects_that_cannot_be_read() -> None:
+    fleet = SweptFleet()
+    fleet.objects.write("popularity/broken", '{"format":1,"rows":"é"}'.encode())
+    begin_account(fleet.objects)
+    broken = json.loads(fleet.objects.by_key[keys.SWEEP_STATE][1]) | {"swept": {"blob": [float("inf"), 1]}}
+    fleet.objects.write(keys.SWEEP_STATE, json.dumps(broken).encode(), age=DAY)
+    async with fleet.started():
+        await asyncio.sleep(60)
+        assert account(fleet.objects).sweep.at > virtual_now() - 60
+
+
+async def test_parts_stop_after_their_background_work_has_failed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    bucket, _ = memory_bucket()
+    clock, members = AdjustableClock(), Members.of(1)[0]
+    sweeper = Sweeper(bucket, clock, members, Leases(bucket, clock, members.me), CAP, 7 * DAY, EXPIRE_AFTER)
+    monkeypatch.setattr(sweeper, "_sweep_repeatedly", fail)
+    room = Room(bucket, clock, members, CAP, sweeper.make_room)
+    monkeypatch.setattr(room, "_give_back_repeatedly", fail)
+    popularity = NodePopularity(bucket, clock, members.me.id, 7 * DAY, lambda _: True)
+    monkeypatch.setattr(popularity, "_write_repeatedly", fail)
+    membership = Membership(bucket, BucketClock(), Node("a", "http://127.0.0.1:5002", "1"))
+    monkeypatch.setattr(membership, "_beat_repeatedly", fail)
+    parts = (sweeper, room, popularity, membership)
+    for part in parts:
+        await part.start()
+    await until(lambda: len(caplog.records) == len(parts))
+    for part in parts:
+        await part.close()
+    assert len(caplog.records) == len(parts)
