@@ -89,9 +89,12 @@ class Fill:
         return min(self._written, max(0, self.size - 1))
 
     async def wait_opened(self) -> int:
-        """Wait until the blob's size is known, and return it; raises the fill's error."""
+        """Wait until the blob's size is known, and return it; raises the fill's error.
+
+        An empty blob has no last byte to hold back: this waits until it is verified.
+        """
         with self.reading():
-            while self.size is None:
+            while self.size is None or (self.size == 0 and not self.verified):
                 self.raise_error()
                 await self._changed.wait()
             return self.size

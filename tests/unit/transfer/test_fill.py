@@ -110,6 +110,19 @@ async def test_ended_fill_gives_no_reader_the_bytes_of_another_file(harness: Fil
         os.close(descriptor)
 
 
+async def test_empty_blob_is_not_open_before_it_is_verified() -> None:
+    """It has no last byte to hold back: its size alone would make a wrong answer complete."""
+    fill = Fill(Digest.of(b"some bytes"))
+    opened = asyncio.create_task(fill.wait_opened())
+    fill.size = 0
+    fill.notify()
+    await asyncio.sleep(0)
+    fill.error = BadUpstream("wrong digest")
+    fill.notify()
+    with pytest.raises(BadUpstream):
+        await opened
+
+
 async def test_wait_for_bytes_ends_after_patience() -> None:
     fill = Fill(DIGEST)
     await asyncio.wait_for(fill.wait_readable(1, 0.01), 10)
