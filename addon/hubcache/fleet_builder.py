@@ -83,7 +83,8 @@ def build(
         if upstream is not None:
             upstream.pause(kind, seconds)
 
-    fleet = Fleet(connection, LocalCache(store, fills, permits, content_changed, pause), times(settings))
+    cache = LocalCache(store, fills, permits, access.visibility, content_changed, pause)
+    fleet = Fleet(connection, cache, times(settings))
     metrics = report.metrics
     metrics.registry.register(FleetCollector(fleet.status, metrics.traffic))
     report.fleet = lambda: report_fleet(fleet.status(), metrics.traffic, metrics.pulls)

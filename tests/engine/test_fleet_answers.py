@@ -1,17 +1,21 @@
 """Tags, manifests, errors and pauses in a fleet: the registry is asked once, and nothing is served for longer."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hubcache.fleet import keys, membership
+from hubcache.fleet.values import encode_value
 from hubcache.oci.account import Account
+from hubcache.oci.media import normalize_accept
+from hubcache.oci.registry import Registry
 from hubcache.serve.messages import Answer, Change, Listener, Result
 from obstore.store import MemoryStore
 from support import fleet_engines
-from support.engine import Cache
+from support.engine import ACCEPT, Cache
 from support.shared_upstreams import BucketTime
 from support.standin import Fault, Hub, Image
 from support.tag_refresh import ask_tag, popular, tick
@@ -150,6 +154,7 @@ async def test_clocks_may_differ_by_ten_minutes(hub: Hub, nodes: Nodes, image: I
 async def test_errors_are_shared_and_expire_for_all_nodes(hub: Hub, nodes: Nodes) -> None:
     missing = f"/v2/{REPO}/manifests/missing"
     hub.image(REPO, "1", [b"layer"])
+    assert (await pull(nodes[0]))[0] == 200
     assert (await pull(nodes[0], missing))[0] == 404
     await nodes.settle()
     hub.reset_log()
@@ -295,9 +300,50 @@ async def test_clients_own_credentials_leave_no_answers_in_the_bucket(
                 assert await cache.get(Listener.PROXY, path, authorization=own) == (200, image.manifest)
                 assert (await cache.get(Listener.MIRROR, path))[0] == 404
         await nodes.settle()
-    values = [bytes(bucket.get(key).bytes()) for prefix in ("manifest", "tag") for key in objects(bucket, prefix)]
-    assert all(b'"error"' in value and b'"body"' not in value for value in values)
-    assert not objects(bucket, "blob")
+        await report(nodes[0], "1")  # a push does not write the name of the repository either
+    assert not [key for prefix in ("manifest", "tag", "blob") for key in objects(bucket, prefix)]
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+async def test_private_repository_stays_private_after_a_restart(
+    hub: Hub, bucket: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Image, is_down: bool
+) -> None:
+    """The bucket still has the answer of another node, from before this node was refused."""
+    monkeypatch.setattr(membership, "HEARTBEAT_SECONDS", 3600.0)
+    async with fleet_engines.node(hub, tmp_path / "0") as first:
+        assert (await pull(first))[0] == 200
+    async with fleet_engines.node(hub, tmp_path / "1") as second:
+        assert (await pull(second))[0] == 200
+        turn_private(hub, REPO)
+        assert (await pull(second, f"/v2/{REPO}/manifests/other"))[0] == 404
+    if is_down:
+        hub.faults.add(Fault(kind="manifest", status=503))
+    async with fleet_engines.node(hub, tmp_path / "1", tag_ttl=0.001 if is_down else 60.0) as second:
+        for path in (TAG, f"/v2/{REPO}/manifests/{image.digest}"):
+            assert (await second.get(Listener.MIRROR, path))[0] == (503 if is_down else 404)
+
+
+async def test_challenge_in_the_bucket_does_not_reach_clients(hub: Hub, bucket: MemoryStore, tmp_path: Path) -> None:
+    """Clients send passwords to the server that a challenge names."""
+    hub.image(SECRET, "1", [b"secret"])
+    hub.private(SECRET, {"alice": "alice's"})
+    host = "registry.example.org"
+    refusal = {
+        "error": "UNAUTHORIZED",
+        "message": "authentication required",
+        "challenge": 'Bearer realm="https://evil.example.net/token",service="registry"',
+        "method": "GET",
+        "at": time.time(),
+    }
+    answers = {keys.hashed(normalize_accept(ACCEPT)): refusal}
+    registries = (Registry.parse(f"{host}={hub.url()}"),)
+    async with fleet_engines.node(hub, tmp_path, registries=registries) as cache:
+        for method in ("HEAD", "GET"):
+            bucket.put(keys.tag(host, SECRET, "1"), encode_value({"change": "", "answers": answers}))
+            answer, _ = await cache.ask(Listener.PROXY, method, f"/v2/{SECRET}/manifests/1")
+            assert isinstance(answer, Answer)
+            assert answer.status == 401
+            assert "evil" not in answer.headers["WWW-Authenticate"]
 
 
 async def test_pull_counts_once_for_an_account(

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
+from hubcache.decide.records import Visibility
 from hubcache.fleet.blob_read import BlobRead
 from hubcache.fleet.bucket import Bucket
 from hubcache.fleet.clock import BucketClock
@@ -66,6 +67,8 @@ class SharedSetup:
     clock: SettableClock
     line: UpstreamSetup
     pauses: list[tuple[str, str, float]] = field(default_factory=list)
+    visibility: dict[str, Visibility | None] = field(default_factory=dict)
+    """What the node's store knows of repositories; those that are not here were public long ago."""
 
     async def settle(self) -> None:
         """Wait until the node has written its answers."""
@@ -78,6 +81,7 @@ async def shared_upstream(
 ) -> AsyncIterator[SharedSetup]:
     """Run the upstream of a node whose clock is wrong by `error` seconds."""
     clock, seen, pauses = SettableClock(error), CountedRequests(), list[tuple[str, str, float]]()
+    visibility = dict[str, Visibility | None]()
     bucket = Bucket(store, seen)
     bucket_clock = BucketClock(clock.wall, clock.monotonic)
     sent = bucket_clock.ticks()
@@ -94,6 +98,7 @@ async def shared_upstream(
         bucket_clock,
         name,
         lambda *pause: pauses.append(pause),
+        lambda _, repository: visibility.get(repository, Visibility(True, 0.0)),
         Lifetimes(lifetimes.tag, lifetimes.error, lifetimes.max_stale),
     )
     async with upstream_to(hub) as line:
@@ -101,7 +106,7 @@ async def shared_upstream(
         upstream = SharedUpstream(registry, client, tokens, lambda _, __: None, None, sharing, UnsharedBlobs())
         upstream._clock, upstream._wall_clock = clock.monotonic, clock.wall
         try:
-            yield SharedSetup(upstream, sharing, bucket, leases, seen, clock, line, pauses)
+            yield SharedSetup(upstream, sharing, bucket, leases, seen, clock, line, pauses, visibility)
         finally:
             await answers.close()
             await leases.close()

@@ -72,3 +72,7 @@ class AnswerObjects:
     async def mark_changed(self, key: str) -> None:
         """Write that a push or delete changed what the object is about."""
         await self._bucket.put(key, encode_value({"change": secrets.token_hex(8)}))
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is an object, readable or not."""
+        return await self._bucket.get(key) is not None

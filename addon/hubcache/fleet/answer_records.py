@@ -1,4 +1,4 @@
-"""What registries answered, as it is written in the bucket: tags, manifests and errors, with the time of each answer.
+"""What registries answered, as it is written in the bucket: tags and manifests, with the time of each answer.
 
 Times are those of the bucket's clock, in seconds since the epoch. Whoever can write to the bucket could write anything:
 the bytes of a manifest are verified against its digest, and all other fields against their types and bounds.
@@ -14,12 +14,11 @@ from ..oci.errors import Denied, DigestInvalid, ManifestUnknown, RegistryError, 
 from ..oci.manifest import MAX_MANIFEST
 from .values import Fields, number_field, text_field
 
-SHARED_ERRORS = (ManifestUnknown, Unauthorized, Denied)
+CONTENT_ERRORS = (ManifestUnknown, Unauthorized, Denied)
 """Errors that are answers of the registry about the content, and not about its own state."""
 
-_ERRORS: Mapping[str, type[RegistryError]] = {error.code: error for error in SHARED_ERRORS}
 _MAX_TEXT = 2000
-"""Characters of a media type, a message or a challenge."""
+"""Characters of a media type or a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +46,21 @@ class ManifestAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ErrorAnswer:
-    """An error that the registry answered to a request with this `method`; the answer to a HEAD has fewer details."""
+    """The registry's answer that a tag does not exist in a repository that every client may read."""
 
-    error: RegistryError
-    method: str
+    error: ManifestUnknown
     at: float
-
-    def applies_to(self, method: str) -> bool:
-        """Whether it may be the answer to a request: a GET's answer is complete, a HEAD's is for HEAD only."""
-        return self.method in (method, "GET")
 
     def to_raise(self, answered_at: float) -> RegistryError:
         """Return the error with the local time of the answer, in seconds since the epoch."""
         error = self.error.without_traceback()
         error.answered_at = answered_at
         return error
+
+
+def names_only_the_manifest(error: RegistryError) -> bool:
+    """Whether an error says that a manifest is missing from a repository that can be read."""
+    return isinstance(error, ManifestUnknown) and _upstream_code(error) == ManifestUnknown.code
 
 
 def write_tag(answer: TagAnswer | ErrorAnswer, node: str) -> Fields:
@@ -77,25 +76,23 @@ def read_tag(fields: object) -> TagAnswer | ErrorAnswer | None:
     if not isinstance(fields, Mapping):
         return None
     size, at = number_field(fields, "size"), number_field(fields, "at")
-    digest, media_type = _digest(fields), _text(fields, "media_type")
+    digest, media_type = _digest(fields), _media_type(fields)
     if digest is None or media_type is None or at is None or size is None or not 0 <= size <= MAX_MANIFEST:
         return _read_error(fields)
     return TagAnswer(digest, media_type, int(size), at)
 
 
-def write_manifest(answer: ManifestAnswer | ErrorAnswer, node: str) -> Fields:
-    """Return the fields of an answer about a digest; `node` is the node that asked the registry."""
-    if isinstance(answer, ErrorAnswer):
-        return _write_error(answer, node)
+def write_manifest(answer: ManifestAnswer, node: str) -> Fields:
+    """Return the fields of a manifest; `node` is the node that asked the registry."""
     body = base64.b64encode(answer.body).decode()
     return {"media_type": answer.media_type, "body": body, "at": answer.at, "node": node}
 
 
-def read_manifest(fields: Fields, digest: Digest) -> ManifestAnswer | ErrorAnswer | None:
-    """Return an answer about a digest; None when the fields are invalid or the bytes do not match the digest."""
-    media_type, at, encoded = _text(fields, "media_type"), number_field(fields, "at"), text_field(fields, "body")
+def read_manifest(fields: Fields, digest: Digest) -> ManifestAnswer | None:
+    """Return a manifest; None when the fields are invalid or the bytes do not match the digest."""
+    media_type, at, encoded = _media_type(fields), number_field(fields, "at"), text_field(fields, "body")
     if media_type is None or at is None or encoded is None:
-        return _read_error(fields)
+        return None
     try:
         body = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
@@ -109,21 +106,23 @@ def _write_error(answer: ErrorAnswer, node: str) -> Fields:
     return {
         "error": error.code,
         "message": error.message[:_MAX_TEXT],
-        "challenge": error.challenge[:_MAX_TEXT] if isinstance(error, Unauthorized) else None,
         "repository": details.get("repository"),
         "upstream_status": details.get("upstream_status"),
         "upstream_code": details.get("upstream_code"),
         "upstream_message": details.get("upstream_message"),
-        "method": answer.method,
         "at": answer.at,
         "node": node,
     }
 
 
 def _read_error(fields: Fields) -> ErrorAnswer | None:
-    kind = _ERRORS.get(text_field(fields, "error") or "")
-    message, method, at = _text(fields, "message"), text_field(fields, "method"), number_field(fields, "at")
-    if kind is None or message is None or method is None or at is None:
+    """Return the error of a missing manifest.
+
+    Refusals are never read: a challenge (RFC 9110 section 11.6.1) names the server to which clients send passwords, so
+    it must not come from the bucket.
+    """
+    message, at = _text(fields, "message"), number_field(fields, "at")
+    if text_field(fields, "error") != ManifestUnknown.code or message is None or at is None:
         return None
     status = number_field(fields, "upstream_status")
     detail = {
@@ -132,9 +131,18 @@ def _read_error(fields: Fields) -> ErrorAnswer | None:
         "upstream_code": _text(fields, "upstream_code"),
         "upstream_message": _text(fields, "upstream_message"),
     }
-    challenge = _text(fields, "challenge") or ""
-    error = Unauthorized(message, challenge, detail) if kind is Unauthorized else kind(message, detail)
-    return ErrorAnswer(error, method, at)
+    error = ManifestUnknown(message, detail)
+    return ErrorAnswer(error, at) if names_only_the_manifest(error) else None
+
+
+def _upstream_code(error: RegistryError) -> object:
+    return error.detail.get("upstream_code") if isinstance(error.detail, dict) else None
+
+
+def _media_type(fields: Fields) -> str | None:
+    """Return a media type that may become a header's value."""
+    media_type = _text(fields, "media_type")
+    return media_type if media_type is not None and media_type.isascii() else None
 
 
 def _text(fields: Fields, name: str) -> str | None:

@@ -45,11 +45,19 @@ class ContentChanges:
         self, events: Events, host: str, repository: str, reference: str, is_blob: bool, subject: str | None
     ) -> None:
         key = None if is_blob else _key(host, repository, reference)
+        was_public = self._sharing.was_public(host, repository)
         if key is not None:
             # First the bucket: a node that has received the event finds no older answer there.
-            with suppress(BucketUnavailable):
-                await self._sharing.answers.mark_changed(key)
+            await self._mark_changed(key, creates=was_public)
         await events.report_change(host, repository, reference, is_blob, subject)
+        if key is not None and not was_public:  # an answer from before the push may have been written meanwhile
+            await self._mark_changed(key, creates=False)
+
+    async def _mark_changed(self, key: str, *, creates: bool) -> None:
+        """Drop the answers in an object; without `creates`, the name of a repository that may be private is not
+        written to the bucket."""
+        with suppress(BucketUnavailable):
+            await self._sharing.answers.mark_changed(key, creates=creates)
 
     async def receive(self, host: str, repository: str, reference: str, is_blob: bool, subject: str | None) -> None:
         """Forget what a push or delete through another node changed."""

@@ -71,7 +71,7 @@ class Fleet:
             shares_private=options.stores_private,
         )
         self._answers = SharedAnswers(bucket, leases)
-        self._sharing = Sharing(self._answers, clock, me.id, self._pause_began)
+        self._sharing = Sharing(self._answers, clock, me.id, self._pause_began, cache.visibility)
         self._changes = ContentChanges(self._sharing, cache.content_changed)
         self._events = Events(members, self._peers, self._changes.receive, cache.pause)
         self._peer_server = PeerServer(cache.store, cache.fills, self._events.receive)

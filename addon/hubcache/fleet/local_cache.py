@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from ..decide.records import Visibility
 from ..oci.digest import Digest
 from ..store.store import Store
 from ..transfer.fills import Fills
@@ -10,6 +11,9 @@ from ..transfer.fills import Fills
 type Permits = Callable[[str, str, Digest, bool], bool]
 """Whether every client may read a digest in a repository of a registry's host without a request to the registry, which
 in an outage (True) is permitted for longer."""
+
+type GetVisibility = Callable[[str, str], Visibility | None]
+"""Returns what this node last observed of a repository of a registry's host; None when it never was public here."""
 
 type ContentChanged = Callable[[str, str, str, bool, str | None], Awaitable[None]]
 """Forgets what a push or delete changed: registry's host, repository, reference, whether that is a blob's digest, and
@@ -26,5 +30,6 @@ class LocalCache:
     store: Store
     fills: Fills
     permits: Permits
+    visibility: GetVisibility
     content_changed: ContentChanged
     pause: Pause

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..oci.errors import RegistryError
 from .answer_objects import AnswerObjects, Version
-from .answer_records import SHARED_ERRORS
+from .answer_records import CONTENT_ERRORS
 from .bucket import Bucket, BucketUnavailable
 from .leases import Holder, Lease, Leases
 from .values import Fields
@@ -49,7 +49,7 @@ class Question[Answer]:
     `find` returns the answer in a version of the object `key`, None if there is none that may be used; it raises the
     error that the registry answered. `ask` asks the registry, for a node that has read this version, and returns the
     answer and what is to be written. `writes_of_error` returns what is to be written when `ask` raises an error that is
-    an answer of the registry.
+    an answer of the registry about the content.
     """
 
     key: str
@@ -106,12 +106,13 @@ class SharedAnswers:
         """Return the present version of an object; raises `BucketUnavailable`, also when the bucket is slow."""
         return await self._bucket.in_time(lambda: self._objects.read(key))
 
-    async def mark_changed(self, key: str) -> None:
+    async def mark_changed(self, key: str, *, creates: bool = True) -> None:
         """Drop the answers in an object after a push or delete, also those that nodes are requesting now.
 
-        Raises `BucketUnavailable`.
+        Without `creates`, nothing is written where there is no object. Raises `BucketUnavailable`.
         """
-        await self._objects.mark_changed(key)
+        if creates or await self._objects.exists(key):
+            await self._objects.mark_changed(key)
 
     async def _wait[Answer](self, question: Question[Answer], version: Version) -> tuple[Answer | None, Version]:
         """Wait for the answer of another node; returns it, and the last version of the object.
@@ -142,7 +143,7 @@ class SharedAnswers:
                     return found
         try:
             answer, turn.writes = await question.ask(turn.version)
-        except SHARED_ERRORS as error:
+        except CONTENT_ERRORS as error:
             turn.writes = question.writes_of_error(turn.version, error)
             raise
         return answer

@@ -12,7 +12,7 @@ from ..oci.errors import RegistryError
 from ..transfer.upstream_response import FetchedManifest
 from . import keys
 from .answer_objects import Version
-from .answer_records import ErrorAnswer, ManifestAnswer, read_manifest, write_manifest
+from .answer_records import ManifestAnswer, read_manifest, write_manifest
 from .shared_answers import Update, Write
 from .sharing import Sharing
 from .values import Fields, text_field
@@ -22,15 +22,14 @@ from .values import Fields, text_field
 class ManifestLookup:
     """Finds one manifest of a repository by its digest, and what to write about it.
 
-    `is_confirmed`: the registry has just shown that every client may read it, so that its bytes are sufficient.
-    `method` and the times are as in `TagLookup`.
+    `is_confirmed`: the registry has just shown that every client may read it, so that its bytes are sufficient. The
+    times are as in `TagLookup`.
     """
 
     sharing: Sharing
     host: str
     repository: str
     digest: Digest
-    method: str
     wall_clock: Callable[[], float]
     started_at: float
     is_confirmed: bool = False
@@ -46,12 +45,8 @@ class ManifestLookup:
         return f"manifest/{keys.hashed(self.host, self.repository, str(self.digest))}"
 
     def find(self, version: Version) -> FetchedManifest | None:
-        """Return the manifest if every client may read it, else None; raises a fresh error."""
+        """Return the manifest if every client may read it, else None."""
         answer = read_manifest(version.fields, self.digest)
-        if isinstance(answer, ErrorAnswer):
-            if not self.is_confirmed:
-                self.sharing.raise_if_fresh(answer, self.method, self.host, self.repository, self.wall_clock())
-            return None
         if answer is None:
             return None
         answered_at = self._shown_at(answer)
@@ -64,20 +59,20 @@ class ManifestLookup:
     def find_stale(self, version: Version) -> FetchedManifest | None:
         """Return the manifest if it may be used while the registry does not answer."""
         answer = read_manifest(version.fields, self.digest)
-        answered_at = self._shown_at(answer) if isinstance(answer, ManifestAnswer) else None
-        if not isinstance(answer, ManifestAnswer) or answered_at is None:
+        answered_at = None if answer is None else self._shown_at(answer)
+        if answer is None or answered_at is None:
             return None
         is_usable = self.sharing.shows_access_stale(answered_at, self.wall_clock())
         return self._fetched(answer, answered_at) if is_usable else None
 
     def has_answer(self, version: Version) -> bool:
         """Whether the object has the bytes, whatever is known about access."""
-        return isinstance(read_manifest(version.fields, self.digest), ManifestAnswer)
+        return read_manifest(version.fields, self.digest) is not None
 
     def find_bytes(self, version: Version, answered_at: float) -> FetchedManifest | None:
         """Return the manifest with the time of an answer that showed that every client may read it."""
         answer = read_manifest(version.fields, self.digest)
-        return self._fetched(answer, answered_at) if isinstance(answer, ManifestAnswer) else None
+        return None if answer is None else self._fetched(answer, answered_at)
 
     def writes(self, version: Version | None, fetched: FetchedManifest, *, is_anonymous: bool) -> Sequence[Write]:
         """Return what to write after the registry delivered the manifest, or answered a HEAD of it.
@@ -96,11 +91,17 @@ class ManifestLookup:
         return (Write(self.key, update, version),)
 
     def writes_of_error(self, version: Version, error: RegistryError) -> Sequence[Write]:
-        """Return what to write after the registry answered an anonymous request with an error."""
-        if not self.sharing.lifetimes.error:
-            return ()
+        """Return what to write after the registry answered an anonymous request with an error: it drops the manifest.
+
+        The error itself is not written: it may be about a private repository, or a digest that is pushed by a tag next.
+        """
         at = self.sharing.clock.to_bucket(self.started_at)
-        return (Write(self.key, self._update(ErrorAnswer(error, self.method, at)), version),)
+
+        def update(fields: Fields) -> Fields:
+            before = read_manifest(fields, self.digest)
+            return fields if before is None or before.at > at else {}
+
+        return (Write(self.key, update, version),) if self.has_answer(version) else ()
 
     def _shown_at(self, answer: ManifestAnswer) -> float | None:
         """Return when the registry showed that every client may read the manifest; None when that does not count."""
@@ -112,12 +113,10 @@ class ManifestLookup:
     def _fetched(self, answer: ManifestAnswer, answered_at: float) -> FetchedManifest:
         return FetchedManifest(self.digest, answer.media_type, answer.body, answered_at)
 
-    def _update(self, answer: ManifestAnswer | ErrorAnswer) -> Update:
+    def _update(self, answer: ManifestAnswer) -> Update:
         def update(fields: Fields) -> Fields:
             before = read_manifest(fields, self.digest)
             has_newer = before is not None and before.at >= answer.at
-            if has_newer and (isinstance(before, ManifestAnswer) or answer.at > 0):  # bytes alone have no time
-                return fields
-            return write_manifest(answer, self.sharing.node)
+            return fields if has_newer else write_manifest(answer, self.sharing.node)
 
         return update

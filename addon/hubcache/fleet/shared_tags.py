@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..oci.errors import RegistryError
+from ..oci.errors import ManifestUnknown, RegistryError
 from ..transfer.upstream import ManifestHead
 from . import keys
 from .answer_objects import Version
-from .answer_records import ErrorAnswer, TagAnswer, read_tag, write_tag
+from .answer_records import ErrorAnswer, TagAnswer, names_only_the_manifest, read_tag, write_tag
 from .shared_answers import Update, Write
 from .sharing import Sharing
 from .values import Fields
@@ -21,8 +21,8 @@ nearly all clients send the same few."""
 class TagLookup:
     """Finds what one tag refers to for one `Accept`, and what to write about it.
 
-    `method` is that of the request to the registry that an answer saves. `wall_clock` returns seconds since the epoch;
-    the lookup began at `started_at`. An answer from before `not_before` is of no use.
+    `wall_clock` returns seconds since the epoch; the lookup began at `started_at`. An answer from before `not_before`
+    is of no use.
     """
 
     sharing: Sharing
@@ -30,7 +30,6 @@ class TagLookup:
     repository: str
     tag: str
     accept: str
-    method: str
     wall_clock: Callable[[], float]
     started_at: float
     not_before: float
@@ -49,7 +48,7 @@ class TagLookup:
         """Return a fresh answer, None if there is none; raises a fresh error."""
         answer = self._answer(version.fields)
         if isinstance(answer, ErrorAnswer):
-            self.sharing.raise_if_fresh(answer, self.method, self.host, self.repository, self.wall_clock())
+            self.sharing.raise_if_fresh(answer, self.host, self.repository, self.wall_clock())
             return None
         head = None if answer is None else self._head(answer)
         is_fresh = head is not None and self.sharing.is_fresh(head.answered_at, self.wall_clock())
@@ -71,15 +70,27 @@ class TagLookup:
         """Return what to write after the registry answered; nothing when the answer lacks digest or size."""
         if head.digest is None or head.size is None or not self.sharing.lifetimes.tag:
             return ()
+        if self.sharing.is_outdated(head.answered_at, self.host, self.repository, self.tag):
+            return ()  # a push that was reported meanwhile may have left no object, see `ContentChanges`
         at = self.sharing.clock.to_bucket(head.answered_at)
         return (self._write(version, TagAnswer(head.digest, head.media_type, head.size, at)),)
 
     def writes_of_error(self, version: Version, error: RegistryError) -> Sequence[Write]:
-        """Return what to write after the registry answered with an error."""
-        if not self.sharing.lifetimes.tag or not self.sharing.lifetimes.error:
+        """Return what to write after the registry answered with an error about the content.
+
+        A missing tag is written if its repository can be read. Other errors drop the answers that there are, and leave
+        no object: the name may be that of a private repository.
+        """
+        if not self.sharing.lifetimes.tag:
             return ()
         at = self.sharing.clock.to_bucket(self.started_at)
-        return (self._write(version, ErrorAnswer(error, self.method, at)),)
+        if isinstance(error, ManifestUnknown) and self._may_be_shared(error):
+            return (self._write(version, ErrorAnswer(error, at)),)
+        return (Write(self.key, self._drop(at), version),) if _answers(version.fields) else ()
+
+    def _may_be_shared(self, error: ManifestUnknown) -> bool:
+        is_public = self.sharing.was_public(self.host, self.repository)
+        return self.sharing.lifetimes.error > 0 and is_public and names_only_the_manifest(error)
 
     @property
     def _error(self) -> float:
@@ -113,6 +124,16 @@ class TagLookup:
                 return fields
             answers = {**_answers(fields), self._negotiation: write_tag(answer, self.sharing.node)}
             return {"answers": _newest(answers)}
+
+        return update
+
+    def _drop(self, at: float) -> Update:
+        """Return what drops the answers from before a time of the bucket."""
+
+        def update(fields: Fields) -> Fields:
+            answers = _answers(fields)
+            newer = {key: each for key, each in answers.items() if (answer := read_tag(each)) and answer.at > at}
+            return fields if len(newer) == len(answers) else {"answers": newer}
 
         return update
 

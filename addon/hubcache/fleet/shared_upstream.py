@@ -20,7 +20,7 @@ from ..transfer.upstream import ManifestHead, Upstream
 from ..transfer.upstream_client import UpstreamClient
 from ..transfer.upstream_response import FetchedManifest
 from .answer_objects import Version
-from .answer_records import SHARED_ERRORS
+from .answer_records import CONTENT_ERRORS
 from .blob_read import BlobRead
 from .bucket import BucketUnavailable
 from .shared_answers import Question, Write
@@ -78,7 +78,7 @@ class SharedUpstream(Upstream):
             return await super().head_manifest(repository, reference, accept, authorization)
         if isinstance(reference, Digest):
             return await self._head_by_digest(repository, reference, accept)
-        lookup = self._tag(repository, reference, accept, "HEAD", not_before)
+        lookup = self._tag(repository, reference, accept, not_before)
 
         async def ask(version: Version) -> tuple[ManifestHead, Sequence[Write]]:
             head = await self._head(repository, reference, accept)
@@ -90,7 +90,7 @@ class SharedUpstream(Upstream):
         )
 
     async def _head_by_digest(self, repository: str, digest: Digest, accept: str) -> ManifestHead:
-        lookup = self._manifest(repository, digest, "HEAD")
+        lookup = self._manifest(repository, digest)
 
         def described(fetched: FetchedManifest | None) -> ManifestHead | None:
             return None if fetched is None else _head_of(fetched)
@@ -130,7 +130,7 @@ class SharedUpstream(Upstream):
         return await self._get_by_tag(repository, reference, accept)
 
     async def _get_by_tag(self, repository: str, tag: str, accept: str) -> FetchedManifest:
-        lookup = self._tag(repository, tag, accept, "GET")
+        lookup = self._tag(repository, tag, accept)
         fetched: FetchedManifest | None = None
 
         async def ask(version: Version) -> tuple[ManifestHead, Sequence[Write]]:
@@ -140,7 +140,7 @@ class SharedUpstream(Upstream):
                 if head is not None and head.digest is not None and head.size is not None:
                     return head, lookup.writes(version, head)
             fetched = await self._get(repository, tag, accept)
-            body = self._manifest(repository, fetched.digest, "GET").writes(None, fetched, is_anonymous=True)
+            body = self._manifest(repository, fetched.digest).writes(None, fetched, is_anonymous=True)
             return _head_of(fetched), (*body, *lookup.writes(version, _head_of(fetched)))
 
         question = Question(lookup.key, lookup.lease, lookup.find, ask, lookup.writes_of_error)
@@ -158,7 +158,7 @@ class SharedUpstream(Upstream):
         self, repository: str, digest: Digest, accept: str, authorization: str | None, *, is_confirmed: bool
     ) -> FetchedManifest:
         """Return a manifest; `is_confirmed`: the registry has just shown that every client may read it."""
-        lookup = self._manifest(repository, digest, "GET", is_confirmed=is_confirmed)
+        lookup = self._manifest(repository, digest, is_confirmed=is_confirmed)
         is_anonymous = authorization is None
 
         async def ask(version: Version) -> tuple[FetchedManifest, Sequence[Write]]:
@@ -272,13 +272,13 @@ class SharedUpstream(Upstream):
     def _shares_tags(self) -> bool:
         return self._sharing.lifetimes.tag > 0
 
-    def _tag(self, repository: str, tag: str, accept: str, method: str, not_before: float = -math.inf) -> TagLookup:
+    def _tag(self, repository: str, tag: str, accept: str, not_before: float = -math.inf) -> TagLookup:
         host, clock = self.registry.host, self._wall_clock
-        return TagLookup(self._sharing, host, repository, tag, accept, method, clock, clock(), not_before)
+        return TagLookup(self._sharing, host, repository, tag, accept, clock, clock(), not_before)
 
-    def _manifest(self, repository: str, digest: Digest, method: str, *, is_confirmed: bool = False) -> ManifestLookup:
+    def _manifest(self, repository: str, digest: Digest, *, is_confirmed: bool = False) -> ManifestLookup:
         host, clock = self.registry.host, self._wall_clock
-        return ManifestLookup(self._sharing, host, repository, digest, method, clock, clock(), is_confirmed)
+        return ManifestLookup(self._sharing, host, repository, digest, clock, clock(), is_confirmed)
 
     # -- requests to the registry -------------------------------------------------------------------------------------
 
@@ -287,7 +287,7 @@ class SharedUpstream(Upstream):
 
     async def _head_if_accepted(self, repository: str, reference: str | Digest, accept: str) -> ManifestHead | None:
         """As `_head`, but None for an error that the registry answered: a GET returns more details."""
-        with suppress(*SHARED_ERRORS):
+        with suppress(*CONTENT_ERRORS):
             return await self._head(repository, reference, accept)
         return None
 

@@ -8,6 +8,7 @@ from .answer_records import ErrorAnswer
 from .change_times import ChangeTimes
 from .clock import BucketClock
 from .lifetimes import Lifetimes
+from .local_cache import GetVisibility
 from .shared_answers import SharedAnswers
 
 _AHEAD_SECONDS = 5.0
@@ -20,13 +21,15 @@ class Sharing:
     """The shared answers, the rules for their use, and the identity of this node.
 
     `pause_began` is called with a registry's host, a kind of content and seconds when the registry answered 429 to an
-    anonymous request of this node. Times are local: in seconds since the epoch by this machine's clock.
+    anonymous request of this node. `visibility` is what this node's store knows of repositories. Times are local: in
+    seconds since the epoch by this machine's clock.
     """
 
     answers: SharedAnswers
     clock: BucketClock
     node: str
     pause_began: Callable[[str, str, float], None]
+    visibility: GetVisibility
     lifetimes: Lifetimes = field(default_factory=Lifetimes)
     times: ChangeTimes = field(default_factory=ChangeTimes)
 
@@ -47,11 +50,11 @@ class Sharing:
     def _tag_lifetime(self) -> float:
         return min(self.lifetimes.tag, VISIBILITY_LIFETIME)
 
-    def raise_if_fresh(self, answer: ErrorAnswer, method: str, host: str, repository: str, now: float) -> None:
-        """Raise an error of the registry that is an answer to this `method`, unless it is old, or something in the
-        repository changed since: what was missing may have been pushed by another name."""
+    def raise_if_fresh(self, answer: ErrorAnswer, host: str, repository: str, now: float) -> None:
+        """Raise an error of the registry, unless it is old, or something in the repository changed since: what was
+        missing may have been pushed by another name."""
         answered_at = self.local(answer.at, now)
-        if answered_at is None or not answer.applies_to(method) or now - answered_at >= self.lifetimes.error:
+        if answered_at is None or now - answered_at >= self.lifetimes.error:
             return
         if answered_at > self.times.last(host, repository, ""):
             raise answer.to_raise(answered_at)
@@ -63,6 +66,14 @@ class Sharing:
         self.times.record(now, host, repository, reference)
         self.times.record(now, host, repository, "")
 
+    def was_public(self, host: str, repository: str) -> bool:
+        """Whether this node has seen that every client may read the repository, and no refusal since.
+
+        Only the names of such repositories, and those of their tags, are written to the bucket.
+        """
+        visibility = self.visibility(host, repository)
+        return visibility is not None and visibility.public
+
     def record_refusal(self, host: str, repository: str, at: float) -> None:
         """Record that the registry did not let every client read the repository."""
         self.times.record(at, host, repository)
@@ -70,6 +81,9 @@ class Sharing:
     def is_outdated(self, answered_at: float, host: str, repository: str, *references: str) -> bool:
         """Whether something changed, or the registry refused a read, after an answer about these references."""
         times = [self.times.last(host, repository), *(self.times.last(host, repository, each) for each in references)]
+        visibility = self.visibility(host, repository)
+        if visibility is not None and not visibility.public:  # survives a restart, as the times do not
+            times.append(visibility.checked_at)
         return answered_at <= max(times)
 
     def shows_access(self, answered_at: float, now: float) -> bool:

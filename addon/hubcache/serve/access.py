@@ -97,6 +97,10 @@ class Access:
         visibility = self._visibility.get(host, repository)
         return is_public(visibility, self._clock(), self.max_stale if outage else 0.0)
 
+    def visibility(self, host: str, repository: str) -> Visibility | None:
+        """Return what was last observed of a repository; None when nothing is known, as if it never was public."""
+        return self._visibility.get(host, repository)
+
     async def record_accepted(
         self, host: str, repository: str, authorization: str | None, answered_at: float | None = None
     ) -> None:

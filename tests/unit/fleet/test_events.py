@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
+from hubcache.decide.records import Visibility
 from hubcache.fleet import content_changes, events, keys
 from hubcache.fleet.content_changes import ContentChanges
 from hubcache.fleet.events import Events
@@ -171,6 +172,39 @@ async def test_change_is_in_the_bucket_before_other_nodes_receive_it(
         peers.sent.clear()
     assert not received.changes
     await changes.close()
+
+
+@pytest.mark.parametrize("visibility", [None, Visibility(False, 0.0)])
+async def test_push_to_a_repository_that_may_be_private_changes_only_objects_that_exist(
+    node: SharedSetup, sender: Events, peers: Peers, received: Received, visibility: Visibility | None
+) -> None:
+    node.visibility[REPO] = visibility
+    changes = ContentChanges(node.sharing, received.changed, node.clock.wall)
+    key = keys.tag(HOST, REPO, "1")
+    await changes.report(sender, HOST, REPO, "1", False, None)
+    assert await node.bucket.get(key) is None
+    await node.bucket.put(key, b"{}")
+    await changes.report(sender, HOST, REPO, "1", False, None)
+    found = await node.bucket.get(key)
+    assert found is not None
+    assert b"change" in found.value
+
+
+async def test_answer_that_is_written_while_a_push_is_reported_is_dropped(
+    node: SharedSetup, sender: Events, peers: Peers, received: Received
+) -> None:
+    node.visibility[REPO] = None
+    changes = ContentChanges(node.sharing, received.changed, node.clock.wall)
+    key = keys.tag(HOST, REPO, "1")
+    peers.hanging = asyncio.Event()
+    reporting = asyncio.create_task(changes.report(sender, HOST, REPO, "1", False, None))
+    await until(lambda: peers.sent)
+    await node.bucket.put(key, b'{"format": 1, "answers": {"from before": {}}}')
+    peers.hanging.set()
+    await reporting
+    found = await node.bucket.get(key)
+    assert found is not None
+    assert b"from before" not in found.value
 
 
 async def test_report_waits_for_other_nodes_but_not_for_long(

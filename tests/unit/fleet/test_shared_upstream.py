@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 from hubcache.fleet import bucket, keys, shared_answers
+from hubcache.fleet.answer_records import ManifestAnswer, TagAnswer, write_manifest, write_tag
 from hubcache.fleet.bucket import BucketUnavailable
 from hubcache.fleet.leases import Lease
+from hubcache.fleet.values import encode_value
 from hubcache.oci.digest import Digest
-from hubcache.oci.errors import Denied, ManifestUnknown, RegistryError, TooManyRequests, Unauthorized, Unavailable
+from hubcache.oci.errors import ManifestUnknown, RegistryError, TooManyRequests, Unauthorized, Unavailable
 from hubcache.oci.media import COMMON_TYPES
 from hubcache.transfer import upstream as upstream_module
 from support.shared_upstreams import SharedSetup, shared_upstream, shared_upstreams
@@ -264,24 +267,21 @@ async def test_public_bytes_that_an_account_fetched_are_shared_but_show_no_acces
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
+MISSING = {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "no"}]}
+
+
 @pytest.mark.parametrize("request_it", [get, head])
-@pytest.mark.parametrize(("status", "kind"), [(401, Unauthorized), (403, Denied), (404, ManifestUnknown)])
-async def test_error_is_shared_for_its_lifetime(
-    hub: Hub,
-    nodes: list[SharedSetup],
-    request_it: Callable[[SharedSetup], Awaitable[object]],
-    status: int,
-    kind: type[RegistryError],
+async def test_missing_tag_is_shared_for_the_lifetime_of_errors(
+    hub: Hub, nodes: list[SharedSetup], request_it: Callable[[SharedSetup], Awaitable[object]]
 ) -> None:
-    body = {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "no"}]}
-    hub.faults.add(Fault(kind="manifest", status=status, body=body))
+    hub.faults.add(Fault(kind="manifest", status=404, body=MISSING))
     first, second = nodes
-    asked = await error_of(request_it(first))
+    asked = await error_of(get(first))
     await first.settle()
     count = hub.count(kind="manifest")
     advance(nodes, 20)
     shared = await error_of(request_it(second))
-    assert type(asked) is type(shared) is kind
+    assert type(asked) is type(shared) is ManifestUnknown
     assert (shared.message, shared.detail, shared.headers()) == (asked.message, asked.detail, asked.headers())
     assert shared.answered_at == pytest.approx(second.clock.wall() - 20, abs=2.0)
     assert hub.count(kind="manifest") == count
@@ -291,7 +291,7 @@ async def test_error_is_shared_for_its_lifetime(
 
 
 async def test_error_of_a_head_is_no_answer_to_a_get(hub: Hub, nodes: list[SharedSetup]) -> None:
-    hub.faults.add(Fault(kind="manifest", status=404, body={"errors": [{"code": "MANIFEST_UNKNOWN", "message": "no"}]}))
+    hub.faults.add(Fault(kind="manifest", status=404, body=MISSING))
     await error_of(head(nodes[0]))
     await nodes[0].settle()
     error = await error_of(get(nodes[1]))
@@ -320,6 +320,81 @@ async def test_error_ends_with_a_push_of_another_name(hub: Hub, nodes: list[Shar
     hub.reset_log()
     await error_of(get(second, digest))
     assert sum(manifest_requests(hub).values()) == 1
+
+
+NOT_SHARED = {
+    "refused": (Fault(kind="manifest", status=401, body=MISSING), "1", True),
+    "denied": (Fault(kind="manifest", status=403, body=MISSING), "1", True),
+    "hidden": (Fault(kind="manifest", status=404, body={"errors": [{"code": "NAME_UNKNOWN"}]}), "1", True),
+    "without code": (Fault(kind="manifest", status=404, body={}), "1", True),
+    "by digest": (Fault(kind="manifest", status=404, body=MISSING), Digest.of(b"missing"), True),
+    "never public": (Fault(kind="manifest", status=404, body=MISSING), "1", False),
+}
+
+
+@pytest.mark.parametrize("request_it", [get, head])
+@pytest.mark.parametrize(("fault", "reference", "was_public"), NOT_SHARED.values(), ids=NOT_SHARED)
+async def test_error_that_may_be_about_a_private_repository_leaves_no_object(
+    hub: Hub,
+    nodes: list[SharedSetup],
+    request_it: Callable[[SharedSetup, str | Digest], Awaitable[object]],
+    fault: Fault,
+    reference: str | Digest,
+    was_public: bool,
+) -> None:
+    hub.faults.add(fault)
+    first, second = nodes
+    if not was_public:
+        first.visibility[REPO] = None
+    await error_of(request_it(first, reference))
+    await first.settle()
+    assert [entry.key async for entry in first.bucket.list("") if not entry.key.startswith("node/")] == []
+    count = hub.count(kind="manifest")
+    await error_of(request_it(second, reference))
+    assert hub.count(kind="manifest") > count
+
+
+@pytest.mark.parametrize("by_digest", [False, True])
+async def test_refusal_drops_the_answers_of_other_nodes(
+    hub: Hub, nodes: list[SharedSetup], image: Image, by_digest: bool
+) -> None:
+    """Else they could be served as stale ones when the registry fails."""
+    first, second = nodes
+    reference = Digest.parse(image.digest) if by_digest else "1"
+    await get(first, reference)
+    await first.settle()
+    advance(nodes, 3700)
+    turn_private(hub, REPO)
+    assert isinstance(await error_of(get(second, reference)), Unauthorized)
+    await second.settle()
+    hub.faults.add(Fault(kind="manifest", status=503))
+    assert isinstance(await error_of(get(first, reference)), Unavailable)
+
+
+async def test_refusals_in_the_bucket_are_ignored(hub: Hub, nodes: list[SharedSetup], image: Image) -> None:
+    """Who writes them could choose the server to which clients send their passwords."""
+    for code, method in (("UNAUTHORIZED", "GET"), ("DENIED", "HEAD")):
+        refusal = {
+            "error": code,
+            "message": "no",
+            "challenge": 'Bearer realm="https://evil.example/"',
+            "at": time.time(),
+        }
+        answers = {keys.hashed(ACCEPT): {**refusal, "method": method, "upstream_code": "MANIFEST_UNKNOWN"}}
+        await nodes[0].bucket.put(TAG, encode_value({"answers": answers}))
+        assert await get(nodes[0]) == image.manifest
+        await nodes[0].settle()
+
+
+async def test_media_type_that_is_no_header_value_is_ignored(hub: Hub, nodes: list[SharedSetup], image: Image) -> None:
+    digest = Digest.parse(image.digest)
+    tag = write_tag(TagAnswer(digest, "\u65e5", len(image.manifest), time.time()), "x")
+    await nodes[0].bucket.put(TAG, encode_value({"answers": {keys.hashed(ACCEPT): tag}}))
+    manifest = write_manifest(ManifestAnswer("\u65e5", image.manifest, time.time()), "x")
+    await nodes[0].bucket.put(keys.manifest(HOST, REPO, digest), encode_value(manifest))
+    for reference in ("1", digest):
+        described = await nodes[0].upstream.head_manifest(REPO, reference, ACCEPT)
+        assert described.media_type == image.media_type
 
 
 # -- changes -----------------------------------------------------------------------------------------------------------
