@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hubcache.fleet import keys as names
 from hubcache.fleet.bucket import Bucket
+from hubcache.fleet.bucket_bodies import BucketTransfer
+from hubcache.oci.digest import Digest
+from hubcache.oci.errors import BadUpstream
+from hubcache.serve import cached_blobs
 from hubcache.serve.messages import Listener
+from hubcache.transfer.download_response import Consume
 from obstore.store import MemoryStore
 from support import fleet_engines as fleet
 from support.engine import Cache
@@ -162,3 +168,32 @@ async def test_clients_of_the_other_nodes_finish_when_a_node_stops_in_the_middle
         assert [await each for each in pulls] == [(200, LAYER)] * 2
         assert hub.count(kind="cdn", method="GET") == 2
         hub.faults.remove(fault)
+
+
+async def test_range_is_never_answered_with_wrong_bytes_of_the_bucket(
+    hub: Hub, bucket: MemoryStore, image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/v2/{REPO}/blobs/{image.layers[0]}"
+    wrong = b"E" * len(LAYER)
+    async with fleet.node(hub, tmp_path / "streams", max_blob=1 << 20) as cache:
+        await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1")
+        bucket.put(names.blob(Digest.parse(image.layers[0])), wrong)
+        assert await cache.get(Listener.MIRROR, path, range="bytes=100-199") == (206, LAYER[100:200])
+        with pytest.raises(BadUpstream, match="digest"):
+            await cache.get(Listener.MIRROR, path, range="bytes=0-")
+        assert await cache.get(Listener.MIRROR, path, range="bytes=0-") == (206, LAYER)
+    bucket.put(names.blob(Digest.parse(image.layers[0])), wrong)
+    async with fleet.node(hub, tmp_path / "fills") as cache:
+        monkeypatch.setattr(cached_blobs, "FAR_AHEAD", 1 << 16)
+        await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1")
+        gate = asyncio.Event()
+        receive = BucketTransfer.receive
+
+        async def wait(transfer: BucketTransfer, consume: Consume) -> bool:
+            await gate.wait()
+            return await receive(transfer, consume)
+
+        monkeypatch.setattr(BucketTransfer, "receive", wait)
+        ahead = await cache.get(Listener.MIRROR, path, range="bytes=2000000-2000099")
+        gate.set()
+        assert ahead == (206, LAYER[2_000_000:2_000_100])

@@ -58,7 +58,6 @@ class Body:
         self.start = start
         self.size = len(data)
         self.answered_at = 0.0
-        self.report_mismatch: Callable[[], None] = lambda: None
         self._data = data
         self._piece = piece
         self._error = error

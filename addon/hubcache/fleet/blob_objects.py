@@ -30,13 +30,13 @@ class BlobObjects:
         """Wait for the last requests."""
         await asyncio.gather(*self._deletions)
 
-    async def open(self, read: BlobRead, start: int, end: int | None = None) -> ObjectBody | None:
-        """Open a blob's object from byte `start` to before `end`; None where there is none.
+    async def open(self, read: BlobRead, start: int = 0) -> ObjectBody | None:
+        """Open a blob's object from byte `start` on; None where there is none.
 
         Raises `BucketUnavailable`, also when the bucket is slow.
         """
         key = keys.blob(read.digest, private=not read.is_public)
-        return await self._bucket.in_time(lambda: self._bucket.open(key, start, end))
+        return await self._bucket.in_time(lambda: self._bucket.open(key, start))
 
     def stated_size(self, read: BlobRead) -> int | None:
         """Return the size that a manifest states for the blob."""

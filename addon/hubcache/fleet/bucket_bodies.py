@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Self
 
-from ..oci.errors import Unavailable
+from ..oci.digest import Verifier
+from ..oci.errors import BadUpstream, Unavailable
 from ..transfer.download_response import Consume
 from .blob_read import BlobRead
 from .bucket import BucketUnavailable
@@ -117,36 +118,70 @@ class BucketTransfer:
 
 
 class BucketContent:
-    """The bytes of a part of an object: an `HttpBody`. The registry sends the rest when the bucket breaks off."""
+    """The bytes of a whole object: an `HttpBody`. The registry sends the rest when the bucket breaks off.
+
+    The last chunk is held back until the digest is verified, so that no client receives wrong bytes of the bucket as a
+    complete body.
+    """
 
     def __init__(
-        self, chunks: Iterator[memoryview], read: BlobRead, start: int, end: int, report: Callable[[int], None]
+        self,
+        chunks: Iterator[memoryview],
+        read: BlobRead,
+        size: int,
+        report: Callable[[int], None],
+        report_mismatch: Callable[[], None],
     ) -> None:
-        """`report` receives numbers of bytes that came from the bucket."""
+        """`report` receives numbers of bytes that came from the bucket; `report_mismatch` is called when the bytes do
+        not match the digest."""
         self._chunks = chunks
         self._read = read
-        self._at = start
-        self._end = end
+        self._size = size
         self._report = report
+        self._report_mismatch = report_mismatch
+        self._verifier = Verifier(read.digest, size)
 
     async def iter_any(self) -> AsyncIterator[bytes]:
-        """Yield bytes as they arrive; raises `RegistryError` when the registry does not send the rest either."""
+        """Yield bytes as they arrive.
+
+        Raises `RegistryError` when the registry does not send the rest either, `BadUpstream` when the digest differs.
+        """
         async for chunk in self._from_bucket():
+            self._verify_if_complete()
             yield chunk
-        if self._at >= self._end:
+        if not self._size:
+            self._verify_if_complete()
+        if self._verifier.received >= self._size:
             return
-        async with self._read.open(self._at, self._end) as rest:
-            skip = self._at - rest.start
+        async with self._read.open(self._verifier.received, self._size) as rest:
+            skip = self._verifier.received - rest.start
             async for chunk in rest.chunks():
-                yield chunk[skip:]
+                new = chunk[skip:]
                 skip = max(0, skip - len(chunk))
+                self._verifier.update(new)
+                self._verify_if_complete()
+                yield new
 
     async def _from_bucket(self) -> AsyncIterator[bytes]:
         with suppress(BucketUnavailable):
-            while (chunk := await run_in_thread(lambda: next(self._chunks, None))) is not None:
-                self._at += len(chunk)
+            while self._verifier.received < self._size and (chunk := await run_in_thread(self._next)) is not None:
                 self._report(len(chunk))
                 yield bytes(chunk)
+
+    def _next(self) -> memoryview | None:
+        """Return the next chunk after hashing it, in a thread."""
+        chunk = next(self._chunks, None)
+        if chunk is not None:
+            self._verifier.update(chunk)
+        return chunk
+
+    def _verify_if_complete(self) -> None:
+        if self._verifier.received == self._size:
+            try:
+                self._verifier.finish()
+            except BadUpstream:
+                self._report_mismatch()
+                raise
 
 
 def _retrieve(future: asyncio.Future[bool]) -> None:

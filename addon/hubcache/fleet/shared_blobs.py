@@ -95,11 +95,12 @@ class SharedBlobs:
     async def open(self, read: BlobRead, start: int = 0, end: int | None = None) -> AsyncIterator[BlobBody]:
         """Open a blob from byte `start` to before `end`, for an answer that this node does not store.
 
-        It comes from the bucket, else from the registry. A whole blob that the bucket lacks is stored until it is
-        uploaded, see `PassingBlobs`: each node would otherwise download it for each of its clients.
+        A whole blob comes from the bucket, else from the registry. One that the bucket lacks is stored until it is
+        uploaded, see `PassingBlobs`: each node would otherwise download it for each of its clients. A part comes from
+        the registry alone: the bytes of the bucket can only be verified as a whole.
         """
         async with AsyncExitStack() as stack:
-            body = await self._find_part(stack, read, start, end) if self._is_shared(read) else None
+            body = await self._find_whole(stack, read, end) if self._is_shared(read) and not start else None
             if body is None:
                 body = await stack.enter_async_context(read.open(start, end))
             yield body
@@ -107,28 +108,29 @@ class SharedBlobs:
     def _is_shared(self, read: BlobRead) -> bool:
         return read.is_public or self._shares_private
 
-    async def _find_part(self, stack: AsyncExitStack, read: BlobRead, start: int, end: int | None) -> BlobBody | None:
-        if self._objects.is_distrusted(read.digest):
+    async def _find_whole(self, stack: AsyncExitStack, read: BlobRead, end: int | None) -> BlobBody | None:
+        """Return a body of the bytes before `end`, from the bucket or a fill, if these are the whole blob."""
+        stated = self._objects.stated_size(read)
+        if self._objects.is_distrusted(read.digest) or (end is not None and stated not in (None, end)):
             return None
         permission = await ask_permission(read, self._permits)
         if not permission.is_given:
             return None
         try:
-            found = await self._objects.open(read, start, end)
+            found = await self._objects.open(read)
         except BucketUnavailable:
             return None
         if found is None:
-            if not read.is_public or start or end is None or end != self._objects.stated_size(read):
+            if not read.is_public or end is None or end != stated:
                 return None
             return await self._passing.open(stack, read, end, self.download)
         size = found.entry.size
-        if self._objects.is_wrong(read, size) or size < (end or start):
+        if self._objects.is_wrong(read, size) or end not in (None, size):
             return None
         received: Callable[[int], None] = lambda count: self._observer.bytes_received("bucket", count)  # noqa: E731
-        content = BucketContent(found.chunks, read, start, size if end is None else end, received)
-        body = BlobBody(content, "the bucket", start, size, lambda _, __: None, permission.answered_at)
-        body.report_mismatch = lambda: self._objects.distrust(read.digest, private=not read.is_public)
-        return body
+        distrust: Callable[[], None] = lambda: self._objects.distrust(read.digest, private=not read.is_public)  # noqa: E731
+        content = BucketContent(found.chunks, read, size, received, distrust)
+        return BlobBody(content, "the bucket", 0, size, lambda _, __: None, permission.answered_at)
 
     # -- sources of a fill ------------------------------------------------------------------------------------------
 

@@ -253,7 +253,7 @@ class CachedBlobs:
         if size is None:
             raise Unavailable("nothing can be stored, and the upstream does not report the blob's size")
         part, start, end = _selected(range_header, size)
-        verifier = Verifier(digest, size) if part is None else None
+        verifier = Verifier(digest, size) if (start, end) == (0, size) else None
         opener = self._blob_access.opener(view, digest)
         async with AsyncExitStack() as stack:
             on_verified = self._source_recorder(view, digest, stored=False)

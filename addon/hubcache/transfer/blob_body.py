@@ -44,8 +44,6 @@ class BlobBody:
         self.start = start
         self.size = size
         self.answered_at = answered_at
-        self.report_mismatch: Callable[[], None] = lambda: None
-        """To be called when all bytes have arrived and do not match the digest."""
         self._content = content
         self._host = host
         self._report = report

@@ -164,14 +164,12 @@ class UpstreamSource(Source):
         """When the registry sent the blob, see `BlobBody`; known after `open`."""
         self._stack = AsyncExitStack()
         self._chunks: AsyncIterator[bytes] | None = None
-        self._report_mismatch: Callable[[], None] = lambda: None
         self._skip = 0
 
     async def open(self) -> None:
         """Send the request now, so that a refusal becomes an error response and not a body cut short."""
         body = await self._stack.enter_async_context(self._open_body(self._at, self._end))
         self.answered_at = body.answered_at
-        self._report_mismatch = body.report_mismatch
         if self.finished:
             await self._verify()
         self._skip = self._at - body.start
@@ -198,11 +196,7 @@ class UpstreamSource(Source):
     async def _verify(self) -> None:
         """Verify the digest; all bytes have arrived."""
         if self._verifier is not None:
-            try:
-                self._verifier.finish()
-            except BadUpstream:
-                self._report_mismatch()
-                raise
+            self._verifier.finish()
             if self._verified is not None:
                 await self._verified()
 
