@@ -18,7 +18,7 @@ from obstore.store import GCSStore
 
 from ..oci.errors import HubcacheError
 from .failure_reason import failure_reason
-from .keys import is_of_pulls
+from .keys import is_of_pulls, most_bytes
 
 if TYPE_CHECKING:
     from obstore import BytesStream, GetOptions, ObjectMeta, PutResult, UpdateVersion
@@ -125,11 +125,16 @@ class Bucket:
     # -- small objects ----------------------------------------------------------------------------------------------
 
     async def get(self, key: str) -> StoredObject | None:
-        """Return a small object; None where there is none."""
+        """Return a small object; None where there is none.
+
+        One that is larger than `keys.most_bytes` is not received: its value is empty, which is no value in any format.
+        """
 
         async def read() -> StoredObject:
             result = await obstore.get_async(self._store, key)
-            return StoredObject(bytes(await result.bytes_async()), self._entry(result.meta))
+            entry = self._entry(result.meta)
+            value = bytes(await result.bytes_async()) if entry.size <= most_bytes(key) else b""
+            return StoredObject(value, entry)
 
         with self._reporting("get", key) as report:
             try:

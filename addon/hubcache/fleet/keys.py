@@ -8,6 +8,7 @@ import hashlib
 
 from ..oci.digest import Digest
 from ..oci.errors import DigestInvalid
+from ..oci.manifest import MAX_MANIFEST
 
 BLOBS = "blob"
 """Prefix of the blobs that anonymous clients may read."""
@@ -23,6 +24,18 @@ POPULARITY = "popularity"
 SWEEP_STATE = "sweep/state"
 SECRET = "secret"  # noqa: S105 - the key of the object
 """The secret by which nodes authenticate to each other."""
+
+_SMALL = 4 << 10
+_MOST_BYTES = {
+    LEASES: _SMALL,
+    NODES: _SMALL,
+    SECRET: _SMALL,
+    "probe": _SMALL,
+    TAGS: 64 << 10,  # 16 answers
+    POPULARITY: 1 << 20,  # 40,000 counts of 16 bytes, as base64
+    "sweep": 4 << 20,  # 60 bytes of each node
+    MANIFESTS: 2 * MAX_MANIFEST,  # the body as base64
+}
 
 
 def blob(digest: Digest, *, private: bool = False) -> str:
@@ -75,3 +88,8 @@ def is_of_pulls(key: str) -> bool:
     """Whether requests for this object are made for pulls, and not in the background: by heartbeats and sweeps."""
     first, _, rest = key.partition("/")
     return first in (BLOBS, PRIVATE_BLOBS, MANIFESTS, TAGS) or (first == LEASES and rest != "sweep")
+
+
+def most_bytes(key: str) -> int:
+    """Return the largest size of an object that is read at once; larger ones were not written by a node."""
+    return _MOST_BYTES.get(key.partition("/")[0], 2 * MAX_MANIFEST)

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 from hubcache.fleet import bucket as bucket_module
+from hubcache.fleet import keys
 from hubcache.fleet.bucket import Bucket, BucketUnavailable
-from obstore.store import MemoryStore, S3Store
+from hubcache.oci.digest import Digest
+from obstore.store import LocalStore, MemoryStore, S3Store
 
 
 class Counted:
@@ -66,6 +68,41 @@ async def test_absent_object_is_none(bucket: Bucket, observer: Counted) -> None:
     assert await bucket.open("blob/a") is None
     await bucket.delete("blob/a")
     assert observer.events[:2] == [("get", "absent"), ("get", "absent")]
+
+
+@pytest.mark.parametrize(
+    ("key", "most"),
+    [
+        (keys.lease("blob/x"), 4 << 10),
+        (keys.node("one"), 4 << 10),
+        (keys.SECRET, 4 << 10),
+        (keys.tag("hub", "a/b", "1"), 64 << 10),
+        (keys.popularity("one"), 1 << 20),
+        (keys.SWEEP_STATE, 4 << 20),
+        (keys.manifest("hub", "a/b", Digest.of(b"")), 8 << 20),
+    ],
+)
+async def test_object_that_is_too_large_is_not_received_and_can_be_replaced(
+    bucket: Bucket, key: str, most: int
+) -> None:
+    await bucket.put(key, bytes(most))
+    found = await bucket.get(key)
+    assert found is not None
+    assert len(found.value) == most
+    await bucket.put(key, bytes(most + 1))
+    found = await bucket.get(key)
+    assert found is not None
+    assert (found.value, found.entry.size) == (b"", most + 1)
+    assert await bucket.replace(key, b"small", found.entry.e_tag)
+
+
+async def test_body_of_an_object_that_is_too_large_is_not_read(tmp_path: Path, observer: Counted) -> None:
+    (tmp_path / "lease").mkdir()
+    with (tmp_path / "lease/x").open("wb") as file:
+        file.truncate(100 << 20)
+    found = await Bucket(LocalStore(tmp_path), observer).get("lease/x")
+    assert found is not None
+    assert (found.value, found.entry.size) == (b"", 100 << 20)
 
 
 async def test_a_list_is_counted_once_for_each_request(

@@ -84,9 +84,9 @@ async def test_stored_blob_is_uploaded_and_its_lease_released(uploader: Uploader
     digest = await put_blob(uploader.store, data)
     uploader.uploads.add(digest, lease=await uploader.lease(digest))
     await uploader.done()
-    found = await uploader.bucket.get(keys.blob(digest))
+    found = await uploader.bucket.open(keys.blob(digest))
     assert found is not None
-    assert found.value == data
+    assert b"".join(found.chunks) == data
     assert uploader.keys("lease") == []
     assert uploader.room.used == [(size, True)]
     assert (uploader.counts.uploads["stored"], uploader.counts.uploaded_bytes) == (1, size)
