@@ -6,6 +6,7 @@ download later, by another node.
 
 import asyncio
 import contextlib
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from .bucket import Bucket, BucketUnavailable
 from .leases import Lease
 from .observer import FleetObserver
 from .room import UPLOAD_SECONDS
+
+logger = logging.getLogger("hubcache")
 
 MAX_WAITING = 2000
 """Blobs that wait for their upload; beyond them, the oldest is given up."""
@@ -88,6 +91,7 @@ class Uploads:
         self._running: dict[Digest, _Upload] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._releasing: set[asyncio.Task[None]] = set()
+        self._is_closed = False
         self._failures = 0
         """Uploads that failed in a row, without those for which no request was sent."""
 
@@ -122,22 +126,34 @@ class Uploads:
             self._give_up(self._waiting.popitem(last=False)[1])
         if len(self._waiting) > _MAX_LEASES:
             self._release(upload)
-        if len(self._tasks) < _PARALLEL:
-            task = asyncio.create_task(self._work())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._start_worker()
 
     async def close(self) -> None:
         """Give up all uploads, and release their leases."""
+        self._is_closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for upload in (*self._waiting.values(), *self._running.values()):
+        for upload in self._waiting.values():
             self._give_up(upload)
         self._waiting.clear()
-        self._running.clear()
         await asyncio.gather(*self._releasing)
+
+    def _start_worker(self) -> None:
+        if len(self._tasks) < _PARALLEL and not self._is_closed:
+            task = asyncio.create_task(self._work())
+            self._tasks.add(task)
+            task.add_done_callback(self._worker_ended)
+
+    def _worker_ended(self, task: asyncio.Task[None]) -> None:
+        """Log the error of a worker that has ended early, and start another one for what waits."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            logger.error("hubcache: a blob was not uploaded to the bucket", exc_info=error)
+        if self._waiting:
+            self._start_worker()
 
     def _give_up(self, upload: _Upload) -> None:
         self._observer.upload_ended("failed", self._store.blob_size(upload.digest) or 0)
@@ -153,24 +169,35 @@ class Uploads:
         while self._waiting:
             digest, upload = self._waiting.popitem(last=False)
             self._running[digest] = upload
-            is_usable = self._bucket.is_usable
-            did_answer = is_usable and self._bucket.problem is None
-            pause = 0.0
             try:
-                await self._upload(upload)
-                self._failures = 0
-            except (BucketUnavailable, TimeoutError):
-                self._failures += is_usable  # else no request was sent, and the next attempt may be soon
-                pause = _RETRY_SECONDS[min(max(1, self._failures), len(_RETRY_SECONDS)) - 1]
-                upload.failures += did_answer
-                if upload.failures < _ATTEMPTS:
-                    self._waiting[digest] = upload
-                else:
-                    self._give_up(upload)
-            await upload.release()
-            del self._running[digest]
+                pause = await self._attempt(upload)
+                await upload.release()
+            finally:
+                del self._running[digest]
+            if pause is None:
+                continue
+            if upload.failures < _ATTEMPTS:
+                self._waiting[digest] = upload
+            else:
+                self._give_up(upload)
             if self._waiting:
                 await asyncio.sleep(pause)
+
+    async def _attempt(self, upload: _Upload) -> float | None:
+        """Upload a blob; returns the pause in seconds after a failure, and None when nothing more is to be done."""
+        is_usable = self._bucket.is_usable
+        did_answer = is_usable and self._bucket.problem is None
+        try:
+            await self._upload(upload)
+        except (BucketUnavailable, TimeoutError):
+            self._failures += is_usable  # else no request was sent, and the next attempt may be soon
+            upload.failures += did_answer
+            return _RETRY_SECONDS[min(max(1, self._failures), len(_RETRY_SECONDS)) - 1]
+        except BaseException:  # cancelled by `close`, or a defect
+            self._give_up(upload)
+            raise
+        self._failures = 0
+        return None
 
     async def _upload(self, upload: _Upload) -> None:
         """Upload a blob if it is still stored; raises `BucketUnavailable`, or `TimeoutError` when it takes too long."""

@@ -191,6 +191,52 @@ async def test_upload_that_takes_too_long_is_repeated(uploader: Uploader, monkey
     await uploader.done()
 
 
+async def test_upload_that_is_repeated_while_its_lease_is_released_runs_once(
+    uploader: Uploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = [await put_blob(uploader.store, data) for data in (b"one", b"two")]
+    lease, gate = await uploader.lease(digests[0]), asyncio.Event()
+    is_releasing, release = asyncio.Event(), lease.release
+
+    async def release_slowly() -> None:
+        is_releasing.set()
+        await gate.wait()
+        await release()
+
+    monkeypatch.setattr(lease, "release", release_slowly)
+    uploader.bucket.error = BucketUnavailable("fails once")
+    uploader.uploads.add(digests[0], lease=lease)
+    await is_releasing.wait()
+    uploader.bucket.error = None
+    workers = [*uploader.uploads._tasks]
+    uploader.uploads.add(digests[1])
+    await until(lambda: uploader.keys() == [keys.blob(digests[1])])
+    gate.set()
+    await uploader.done()
+    assert [worker.exception() for worker in workers] == [None]
+    assert uploader.counts.uploads == {"stored": 2}
+    assert uploader.keys("lease") == []
+
+
+async def test_uploads_continue_after_a_defect(uploader: Uploader, caplog: pytest.LogCaptureFixture) -> None:
+    digests = [await put_blob(uploader.store, bytes([number])) for number in range(5)]
+    uploader.bucket.gate = asyncio.Event()
+    for digest in digests[:4]:
+        uploader.uploads.add(digest, lease=await uploader.lease(digest))
+    await until(lambda: uploader.bucket.running == 2)
+    uploader.bucket.error = ArithmeticError("defect")
+    uploader.bucket.gate.set()
+    await uploader.done()
+    await until(lambda: not uploader.uploads._releasing)
+    assert uploader.counts.uploads == {"failed": 4}
+    assert uploader.keys("lease") == []
+    assert len(caplog.records) == 4
+    uploader.bucket.error = None
+    uploader.uploads.add(digests[4])
+    await uploader.done()
+    assert uploader.keys() == [keys.blob(digests[4])]
+
+
 async def test_number_of_waiting_blobs_is_bounded(uploader: Uploader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "MAX_WAITING", 3)
     monkeypatch.setattr(uploads, "_MAX_LEASES", 2)
