@@ -5,8 +5,8 @@ with stores of 2 % of all content, 1.4 to 1.9 times the content was downloaded (
 in the bucket, the blob is evicted when the space is needed.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 
 from ..oci.digest import Digest
 from ..oci.errors import StorageError
@@ -18,7 +18,8 @@ from .blob_read import BlobRead
 from .fill_reading import follow_fill
 
 _LARGEST_SHARE = 4
-"""Such blobs take at most one fourth of the store's capacity while they are filled, unless there is only one."""
+"""Such blobs take at most one fourth of the store's capacity until their uploads have ended, unless there is only one:
+else they would evict what clients request most while the bucket is slow."""
 
 type Download = Callable[[BlobRead, int], AbstractAsyncContextManager[BlobDownload]]
 """Opens a blob of the fleet from a byte to its end, for a fill."""
@@ -31,11 +32,13 @@ class PassingBlobs:
         self._store = store
         self._fills = fills
         self._sizes: dict[Digest, int] = {}
-        """The sizes of the blobs that are filled, in bytes."""
+        """The sizes of the blobs that are held, in bytes."""
+        self._filling: set[Digest] = set()
+        """Those of them that are filled; the others wait for their upload."""
 
     async def open(self, stack: AsyncExitStack, read: BlobRead, size: int, download: Download) -> BlobBody | None:
-        """Start a fill, and return its bytes as they arrive; None where there is no space for the blob, or another fill
-        of it runs: that is one with other access rights.
+        """Start a fill, and return its bytes as they arrive; None where there is no space for the blob, it waits for
+        its upload, or another fill of it runs: that is one with other access rights.
         """
         digest, capacity = read.digest, self._store.capacity
         others = sum(self._sizes.values())
@@ -43,6 +46,7 @@ class PassingBlobs:
         if not has_space or self._store.problem or digest in self._sizes or self._fills.get(digest) is not None:
             return None
         self._sizes[digest] = size
+        self._filling.add(digest)
         self._store.usage.hold(digest)
         fill = self._fills.start(
             digest, size, lambda start: download(read, start), origin=read.host, repository=read.repository
@@ -59,16 +63,20 @@ class PassingBlobs:
         stack.push_async_callback(source.close)
         return BlobBody(_Content(source), "the fleet", 0, size, lambda _, __: None, fill.answered_at)
 
-    @contextmanager
-    def ended(self, digest: Digest) -> Iterator[bool]:
-        """Provide whether the ended fill of a blob is one of these; afterwards the blob may be evicted."""
-        is_passing = digest in self._sizes and self._fills.get(digest) is None
-        try:
-            yield is_passing
-        finally:
-            if is_passing:
-                del self._sizes[digest]
-                self._store.usage.release(digest)
+    def ended(self, digest: Digest) -> ExitStack:
+        """Return what holds a blob whose fill has ended: once it is closed, the blob may be evicted.
+
+        It holds nothing where the fill was not one of these.
+        """
+        hold = ExitStack()
+        if digest in self._filling and self._fills.get(digest) is None:
+            self._filling.remove(digest)
+            hold.callback(self._release, digest)
+        return hold
+
+    def _release(self, digest: Digest) -> None:
+        del self._sizes[digest]
+        self._store.usage.release(digest)
 
 
 class _Content:

@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 
 from ..oci.digest import Digest
 from ..oci.errors import BadUpstream
@@ -242,10 +242,10 @@ class SharedBlobs:
 
     def fill_ended(self, ended: Fill) -> None:
         """Upload what came from the registry, or release the lease, once a fill has ended."""
-        with self._passing.ended(ended.digest) as is_passing:
-            self._fill_ended(ended, is_passing)
+        with self._passing.ended(ended.digest) as hold:
+            self._fill_ended(ended, hold)
 
-    def _fill_ended(self, ended: Fill, is_passing: bool) -> None:
+    def _fill_ended(self, ended: Fill, hold: ExitStack) -> None:
         if self._fills.get(ended.digest) is not None:
             return  # a new fill of the blob has begun meanwhile, and continues with the lease
         fill = self._shared.pop(ended.digest, None)
@@ -256,7 +256,7 @@ class SharedBlobs:
             replaces = fill.is_object_wrong or self._objects.is_distrusted(ended.digest)
             if "bucket" in fill.origins and not replaces:
                 self._release(fill)  # the bucket has the blob: without a lease, this is checked before the upload
-            self._uploads.add(ended.digest, private=private, replaces=replaces, lease=fill.lease, hold=is_passing)
+            self._uploads.add(ended.digest, private=private, replaces=replaces, lease=fill.lease, hold=hold.pop_all())
             return
         # A node that fetches passes on what its registry sends, and cuts it short when that is wrong.
         if isinstance(ended.error, BadUpstream) and ("bucket" in fill.origins or fill.origins == {"peer"}):

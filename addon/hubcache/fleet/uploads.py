@@ -17,7 +17,6 @@ from ..oci.digest import Digest
 from ..oci.errors import StorageError
 from ..store.store import Store
 from ..store.stored_blob import StoredBlob
-from ..store.usage import Usage
 from . import keys
 from .bucket import Bucket, BucketUnavailable
 from .leases import Lease
@@ -65,15 +64,13 @@ class _Upload:
     private: bool
     replaces: bool
     lease: Lease | None
-    held_by: Usage | None
-    """Keeps the blob from being evicted, unless this is None."""
+    hold: contextlib.ExitStack
+    """Keeps the blob from being evicted until it is closed."""
     failures: int = 0
 
     async def release(self) -> None:
         """Release the lease, since the others find the blob in the bucket or fetch it; let the blob be evicted."""
-        usage, self.held_by = self.held_by, None
-        if usage is not None:
-            usage.release(self.digest)
+        self.hold.close()
         lease, self.lease = self.lease, None
         if lease is not None:
             await lease.release()
@@ -107,17 +104,14 @@ class Uploads:
         private: bool = False,
         replaces: bool = False,
         lease: Lease | None = None,
-        hold: bool = False,
+        hold: contextlib.ExitStack | None = None,
     ) -> None:
         """Upload a stored blob, and release its lease then. To be called only for verified content.
 
         `private`: the blob was fetched with a client's own credentials. `replaces`: an object with this key is wrong.
-        With `hold`, the blob is not evicted before the first attempt has ended.
+        `hold` keeps the blob from being evicted; it is closed when the first attempt has ended.
         """
-        usage = self._store.usage if hold else None
-        if usage is not None:
-            usage.hold(digest)
-        upload = _Upload(digest, private, replaces, lease, usage)
+        upload = _Upload(digest, private, replaces, lease, hold or contextlib.ExitStack())
         if digest in self._waiting or digest in self._running:
             self._release(upload)
             return

@@ -542,6 +542,36 @@ async def test_blob_that_no_node_wants_to_store_is_fetched_once(
         assert fleet.fetched(DIGEST) == 1
 
 
+async def test_refused_blobs_that_wait_for_their_upload_take_a_fourth_of_the_store(
+    fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They must not evict what clients request often while the bucket is slow."""
+    layers = [random_bytes(1_000_000, f"refused {number}") for number in range(4)]
+    digests = [Digest.of(layer) for layer in layers]
+    fleet.hub.image(REPO, "refused", layers)
+    async with fleet.node("a") as node:
+        refuse_all(node, monkeypatch)
+        node.store.capacity.max_bytes = 8_000_000
+        gate = asyncio.Event()
+
+        async def take(size: int) -> bool:
+            return await gate.wait()
+
+        monkeypatch.setattr(node.room, "take", take)
+        await node.store.links.put(node.line.upstream.registry.host, REPO, dict.fromkeys(digests, 1_000_000))
+        for digest, layer in zip(digests, layers, strict=True):
+            assert await drained(node.stream(digest, 0, len(layer))) == layer
+            await until(lambda: not node.fills._tasks)
+        assert [*node.store.usage.held] == digests[:2]
+        assert [node.store.has(digest) for digest in digests] == [True, True, False, False]
+        gate.set()
+        await settled(node)
+        assert node.store.usage.held == {}
+        assert await drained(node.stream(digests[2], 0, len(layers[2]))) == layers[2]
+        await settled(node)
+        assert node.store.has(digests[2])
+
+
 @pytest.mark.parametrize("reason", ["size", "bucket", "damage"])
 async def test_blob_is_streamed_where_it_cannot_be_held(
     fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch, reason: str
