@@ -113,14 +113,16 @@ class SharingNode:
             return await upstream.head_blob(repository, digest, authorization)
 
         return BlobRead(
-            *(upstream.registry.host, repository, digest, authorization is None, check),
+            *(upstream.registry.host, repository, digest, authorization is None, authorization, check),
             lambda start: upstream.download_blob(repository, digest, start, authorization),
             lambda start, end: upstream.open_blob(repository, digest, start, end, authorization),
         )
 
-    def start(self, digest: Digest, authorization: str | None = None, size: int | None = None) -> Fill:
+    def start(
+        self, digest: Digest, authorization: str | None = None, size: int | None = None, repository: str = REPO
+    ) -> Fill:
         """Start a fill, or join the one that runs."""
-        read = self.read(digest, authorization)
+        read = self.read(digest, authorization, repository)
         host = self.line.upstream.registry.host
         return self.fills.start(digest, size, lambda start: self.shared.download(read, start), "client", host)
 

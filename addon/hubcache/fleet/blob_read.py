@@ -18,6 +18,8 @@ class BlobRead:
     is_public: bool
     """Whether the blob is read as the public reads it; credentials then only count the pull. Otherwise it is read with
     a client's own credentials, and is private."""
+    authorization: str | None
+    """The credentials with which access is checked: None for a public read, else the client's own."""
     check: Callable[[], Awaitable[object]]
     """Asks the registry by HEAD whether the blob may be read: anonymously for a public read, else with the client's
     credentials. Raises `RegistryError`."""
@@ -25,3 +27,8 @@ class BlobRead:
     """Opens the registry's blob from a byte to its end, to be received in a thread."""
     open: Callable[[int, int | None], AbstractAsyncContextManager[BlobBody]]
     """Opens the registry's blob from a byte to before another (None: to its end)."""
+
+    @property
+    def access(self) -> tuple[str, str, bool, str | None]:
+        """What a permission to read the blob applies to."""
+        return self.host, self.repository, self.is_public, self.authorization

@@ -82,7 +82,7 @@ class SharedBlobs:
             async with read.download(start) as body:
                 yield body
             return
-        fill = self._shared.setdefault(read.digest, SharedFill(read.is_public))
+        fill = self._shared_fill(read)
         fill.begin_attempt(start)
         async with AsyncExitStack() as stack:
             found = await self._find(stack, fill, read, start)
@@ -131,6 +131,23 @@ class SharedBlobs:
         distrust: Callable[[], None] = lambda: self._objects.distrust(read.digest, private=not read.is_public)  # noqa: E731
         content = BucketContent(found.chunks, read, size, received, distrust)
         return BlobBody(content, "the bucket", 0, size, lambda _, __: None, permission.answered_at)
+
+    def _shared_fill(self, read: BlobRead) -> SharedFill:
+        """Return the state of the fill that reads a blob.
+
+        A fill that begins after another one was cancelled may have other access rights. It takes over the lease of a
+        public blob, and nothing that the registry has permitted to the other one.
+        """
+        earlier = self._shared.get(read.digest)
+        if earlier is not None and earlier.access == read.access:
+            return earlier
+        fill = self._shared[read.digest] = SharedFill(read.access)
+        if earlier is not None:
+            fill.origins |= earlier.origins
+            if read.is_public:
+                fill.lease, earlier.lease = earlier.lease, None
+            self._release(earlier)
+        return fill
 
     # -- sources of a fill ------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ type Origin = Literal["bucket", "peer", "upstream"]
 class SharedFill:
     """The state of one fill, over all its attempts to download the blob."""
 
-    is_public: bool
+    access: tuple[str, str, bool, str | None]
+    """The access rights with which the blob is read, see `BlobRead.access`: `permission` applies to no others."""
     lease: Lease | None = None
     """The lease under which this node fetches the blob for the fleet."""
     origins: set[Origin] = field(default_factory=set)
@@ -37,6 +38,11 @@ class SharedFill:
     """Whether bytes from elsewhere may be used; None before this is known."""
     avoided: dict[str, float] = field(default_factory=dict)
     """Addresses of nodes that could not be reached, and until when (monotonic clock) they are not tried again."""
+
+    @property
+    def is_public(self) -> bool:
+        """Whether the blob is read as the public reads it."""
+        return self.access[2]
 
     @property
     def is_fetching(self) -> bool:

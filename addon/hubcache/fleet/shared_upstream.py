@@ -216,7 +216,7 @@ class SharedUpstream(Upstream):
     def _blob_read(self, repository: str, digest: Digest, authorization: str | None, is_public: bool) -> BlobRead:
         checked_with = None if is_public else authorization
         return BlobRead(
-            *(self.registry.host, repository, digest, is_public),
+            *(self.registry.host, repository, digest, is_public, checked_with),
             lambda: Upstream.head_blob(self, repository, digest, checked_with),
             lambda start: Upstream.download_blob(self, repository, digest, start, authorization),
             lambda start, end: Upstream.open_blob(self, repository, digest, start, end, authorization),

@@ -5,12 +5,13 @@ import time
 from pathlib import Path
 
 import pytest
-from hubcache.fleet import bucket, keys, peer_server, peer_transfer, shared_blobs, shared_fill
+from hubcache.fleet import bucket, keys, peer_server, peer_transfer, shared_blobs, shared_fill, values
 from hubcache.fleet.bucket import BucketUnavailable
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import BadUpstream, BlobUnknown, Denied, HubcacheError, NotStored, Unauthorized, Unavailable
 from hubcache.store.staging import Staged
 from hubcache.transfer import fills as fills_module
+from hubcache.transfer.fill import Fill
 from support.fleet_nodes import REPO, SharingFleet, SharingNode, drained, settled
 from support.standin import Fault, Hub, random_bytes
 from support.users import until
@@ -499,6 +500,69 @@ async def test_private_blobs_are_shared_with_the_option_after_a_check_with_the_c
     async with fleet.node("public") as node:
         assert await node.pull(DIGEST) == LAYER
         assert node.counts.received == {}, "what is private does not serve the public"
+
+
+async def begun_elsewhere(fleet: SharingFleet, digest: Digest) -> None:
+    """Have a node that cannot be reached hold the lease of a blob."""
+    value = values.encode_value({"node": "elsewhere", "address": "", "token": "x"})
+    await fleet.bucket.put(keys.lease(f"blob/{digest}"), value)
+
+
+async def cancelled(node: SharingNode, fill: Fill) -> None:
+    """Cancel a fill once the registry has permitted to read its blob from elsewhere.
+
+    It has not ended when this returns: a new fill begins before, unless the test yields to the event loop.
+    """
+    await until(lambda: fill.digest in node.shared._shared and node.shared._shared[fill.digest].permission is not None)
+    node.fills._cancel_fill(fill)
+
+
+async def test_fill_for_another_repository_asks_the_registry_itself(fleet: SharingFleet) -> None:
+    fleet.hub.image("team/secret", "1", [LAYER])
+    fleet.hub.private("team/secret", {"alice": "alice's"})
+    async with fleet.node("a") as node:
+        node.permitted = False
+        await begun_elsewhere(fleet, DIGEST)
+        await cancelled(node, node.start(DIGEST))
+        fleet.objects.put(KEY, LAYER)
+        with pytest.raises(Unauthorized):
+            await node.start(DIGEST, repository="team/secret").wait_stored()
+        assert node.checks == [None, None]
+
+
+@pytest.mark.parametrize("first", [None, "alice"])
+async def test_fill_with_other_credentials_asks_the_registry_itself(fleet: SharingFleet, first: str | None) -> None:
+    """What a fill of the public, or of another client, was permitted does not count for it."""
+    authorization = None if first is None else client_authorization(fleet)
+    async with fleet.node("a", shares_private=True) as node:
+        node.permitted = False
+        fault = None
+        if first is None:
+            await begun_elsewhere(fleet, DIGEST)
+        else:
+            fault = fleet.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=10_000))
+        await cancelled(node, node.start(DIGEST, authorization))
+        if fault is not None:
+            fleet.hub.faults.remove(fault)
+        fleet.hub.private(REPO, {"alice": "alice's"})
+        fleet.objects.put(keys.blob(DIGEST, private=True), LAYER)
+        with pytest.raises(Unauthorized):
+            await node.start(DIGEST, "Bearer invented").wait_stored()
+        assert node.checks == [authorization, "Bearer invented"]
+
+
+async def test_fill_that_begins_after_a_cancelled_one_takes_over_its_lease(fleet: SharingFleet) -> None:
+    fleet.hub.image("team/other", "1", [LAYER])
+    async with fleet.node("a") as node:
+        fault = fleet.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=10_000))
+        fill = node.start(DIGEST)
+        await until(lambda: fill.written > 0)
+        node.fills._cancel_fill(fill)
+        fleet.hub.faults.remove(fault)
+        await node.start(DIGEST, repository="team/other").wait_stored()
+        await settled(node)
+        assert node.counts.uploads == {"stored": 1}
+    assert await fleet.keys("lease") == []
 
 
 # -- blobs that the policy of a node refuses ------------------------------------------------------------------------
