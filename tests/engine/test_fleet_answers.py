@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from hubcache.fleet import keys, membership
+from hubcache.fleet.sharing import Sharing
 from hubcache.fleet.values import encode_value
 from hubcache.oci.account import Account
 from hubcache.oci.media import normalize_accept
@@ -321,6 +322,21 @@ async def test_private_repository_stays_private_after_a_restart(
     async with fleet_engines.node(hub, tmp_path / "1", tag_ttl=0.001 if is_down else 60.0) as second:
         for path in (TAG, f"/v2/{REPO}/manifests/{image.digest}"):
             assert (await second.get(Listener.MIRROR, path))[0] == (503 if is_down else 404)
+
+
+async def test_answer_from_before_a_refusal_is_not_served_even_if_the_upstream_returns_it(
+    hub: Hub, nodes: Nodes, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = f"/v2/{REPO}/manifests/{image.digest}"
+    assert [(await pull(cache))[0] for cache in nodes] == [200] * 3
+    await nodes.settle()
+    turn_private(hub, REPO)
+    nodes.advance(5)
+    assert (await pull(nodes[1], f"/v2/{REPO}/manifests/other"))[0] == 404
+    monkeypatch.setattr(Sharing, "is_outdated", lambda *_, **__: False)
+    for method in ("HEAD", "GET"):
+        for path in (digest, TAG):
+            assert (await nodes[1].ask(Listener.MIRROR, method, path))[0].status == 404
 
 
 async def test_challenge_in_the_bucket_does_not_reach_clients(hub: Hub, bucket: MemoryStore, tmp_path: Path) -> None:

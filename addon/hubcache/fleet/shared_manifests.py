@@ -5,7 +5,7 @@ registry last answered an anonymous request for them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..oci.digest import Digest
 from ..oci.errors import RegistryError
@@ -46,7 +46,7 @@ class ManifestLookup:
 
     def find(self, version: Version) -> FetchedManifest | None:
         """Return the manifest if every client may read it, else None."""
-        answer = read_manifest(version.fields, self.digest)
+        answer = self._read(version.fields)
         if answer is None:
             return None
         answered_at = self._shown_at(answer)
@@ -58,7 +58,7 @@ class ManifestLookup:
 
     def find_stale(self, version: Version) -> FetchedManifest | None:
         """Return the manifest if it may be used while the registry does not answer."""
-        answer = read_manifest(version.fields, self.digest)
+        answer = self._read(version.fields)
         answered_at = None if answer is None else self._shown_at(answer)
         if answer is None or answered_at is None:
             return None
@@ -67,11 +67,11 @@ class ManifestLookup:
 
     def has_answer(self, version: Version) -> bool:
         """Whether the object has the bytes, whatever is known about access."""
-        return read_manifest(version.fields, self.digest) is not None
+        return self._read(version.fields) is not None
 
     def find_bytes(self, version: Version, answered_at: float) -> FetchedManifest | None:
         """Return the manifest with the time of an answer that showed that every client may read it."""
-        answer = read_manifest(version.fields, self.digest)
+        answer = self._read(version.fields)
         return None if answer is None else self._fetched(answer, answered_at)
 
     def writes(self, version: Version | None, fetched: FetchedManifest, *, is_anonymous: bool) -> Sequence[Write]:
@@ -98,10 +98,15 @@ class ManifestLookup:
         at = self.sharing.clock.to_bucket(self.started_at)
 
         def update(fields: Fields) -> Fields:
-            before = read_manifest(fields, self.digest)
+            before = self._read(fields)
             return fields if before is None or before.at > at else {}
 
         return (Write(self.key, update, version),) if self.has_answer(version) else ()
+
+    def _read(self, fields: Fields) -> ManifestAnswer | None:
+        """Return the manifest; a time in the future shows nothing about access, but the bytes are verified."""
+        answer = read_manifest(fields, self.digest)
+        return replace(answer, at=0.0) if answer is not None and self.sharing.is_ahead(answer.at) else answer
 
     def _shown_at(self, answer: ManifestAnswer) -> float | None:
         """Return when the registry showed that every client may read the manifest; None when that does not count."""
@@ -115,7 +120,7 @@ class ManifestLookup:
 
     def _update(self, answer: ManifestAnswer) -> Update:
         def update(fields: Fields) -> Fields:
-            before = read_manifest(fields, self.digest)
+            before = self._read(fields)
             has_newer = before is not None and before.at >= answer.at
             return fields if has_newer else write_manifest(answer, self.sharing.node)
 

@@ -50,14 +50,14 @@ class TagLookup:
         if isinstance(answer, ErrorAnswer):
             self.sharing.raise_if_fresh(answer, self.host, self.repository, self.wall_clock())
             return None
-        head = None if answer is None else self._head(answer)
+        head = None if answer is None else self._head(answer, version)
         is_fresh = head is not None and self.sharing.is_fresh(head.answered_at, self.wall_clock())
         return head if head is not None and is_fresh and head.answered_at >= self.not_before - self._error else None
 
     def find_stale(self, version: Version) -> ManifestHead | None:
         """Return an answer to use while the registry does not answer."""
         answer = self._answer(version.fields)
-        head = self._head(answer) if isinstance(answer, TagAnswer) else None
+        head = self._head(answer, version) if isinstance(answer, TagAnswer) else None
         if head is None or not self.sharing.is_usable_stale(head.answered_at, self.wall_clock()):
             return None
         return head if head.answered_at >= self.not_before - self._error else None
@@ -70,7 +70,7 @@ class TagLookup:
         """Return what to write after the registry answered; nothing when the answer lacks digest or size."""
         if head.digest is None or head.size is None or not self.sharing.lifetimes.tag:
             return ()
-        if self.sharing.is_outdated(head.answered_at, self.host, self.repository, self.tag):
+        if self.sharing.is_outdated(head.answered_at, self.host, self.repository, self.tag, is_exact=True):
             return ()  # a push that was reported meanwhile may have left no object, see `ContentChanges`
         at = self.sharing.clock.to_bucket(head.answered_at)
         return (self._write(version, TagAnswer(head.digest, head.media_type, head.size, at)),)
@@ -102,15 +102,21 @@ class TagLookup:
         return keys.hashed(self.accept)
 
     def _answer(self, fields: Fields) -> TagAnswer | ErrorAnswer | None:
-        return read_tag(_answers(fields).get(self._negotiation))
+        return self._read(_answers(fields).get(self._negotiation))
 
-    def _head(self, answer: TagAnswer) -> ManifestHead | None:
+    def _read(self, fields: object) -> TagAnswer | ErrorAnswer | None:
+        answer = read_tag(fields)
+        return None if answer is None or self.sharing.is_ahead(answer.at) else answer
+
+    def _head(self, answer: TagAnswer, version: Version) -> ManifestHead | None:
         """Return an answer with its local time; None when it lies in the future or is outdated."""
         answered_at = self.sharing.local(answer.at, self.wall_clock())
         if answered_at is None:
             return None
-        references = (self.tag, str(answer.digest))
-        if self.sharing.is_outdated(answered_at, self.host, self.repository, *references):
+        repository = (self.host, self.repository)
+        # After a push that the object shows, it has no answer from before.
+        is_changed = self.sharing.is_outdated(answered_at, *repository, self.tag, is_exact=bool(version.change))
+        if is_changed or self.sharing.is_outdated(answered_at, *repository, str(answer.digest)):
             return None
         return ManifestHead(answer.digest, answer.media_type, answer.size, answered_at)
 
@@ -123,7 +129,7 @@ class TagLookup:
             if before is not None and before.at > answer.at:
                 return fields
             answers = {**_answers(fields), self._negotiation: write_tag(answer, self.sharing.node)}
-            return {"answers": _newest(answers)}
+            return {"answers": self._newest(answers)}
 
         return update
 
@@ -132,19 +138,18 @@ class TagLookup:
 
         def update(fields: Fields) -> Fields:
             answers = _answers(fields)
-            newer = {key: each for key, each in answers.items() if (answer := read_tag(each)) and answer.at > at}
+            newer = {key: each for key, each in answers.items() if (answer := self._read(each)) and answer.at > at}
             return fields if len(newer) == len(answers) else {"answers": newer}
 
         return update
+
+    def _newest(self, answers: Fields) -> Fields:
+        """Return the newest valid answers."""
+        valid = {key: answer.at for key, fields in answers.items() if (answer := self._read(fields)) is not None}
+        kept = sorted(valid, key=lambda key: valid[key])[-_MAX_ANSWERS:]
+        return {key: answers[key] for key in kept}
 
 
 def _answers(fields: Fields) -> Fields:
     answers = fields.get("answers")
     return answers if isinstance(answers, Mapping) else {}
-
-
-def _newest(answers: Fields) -> Fields:
-    """Return the newest valid answers."""
-    valid = {key: answer.at for key, fields in answers.items() if (answer := read_tag(fields)) is not None}
-    kept = sorted(valid, key=lambda key: valid[key])[-_MAX_ANSWERS:]
-    return {key: answers[key] for key in kept}

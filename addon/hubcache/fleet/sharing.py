@@ -15,6 +15,10 @@ _AHEAD_SECONDS = 5.0
 """An answer from the future by more than this is not used: the clock of the node that wrote it was wrong. The bucket's
 time is known to a second."""
 
+_ERROR_SECONDS = 2.0
+"""By how much the times of two events may be wrong that two nodes have observed: each knows the bucket's time to a
+second."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
@@ -38,6 +42,10 @@ class Sharing:
         answered_at = self.clock.to_local(at)
         return min(answered_at, now) if answered_at <= now + _AHEAD_SECONDS else None
 
+    def is_ahead(self, at: float) -> bool:
+        """Whether a time of the bucket lies in the future: such an answer counts as absent, and may be replaced."""
+        return at > self.clock.now() + _AHEAD_SECONDS
+
     def is_fresh(self, answered_at: float, now: float) -> bool:
         """Whether an answer may be used as one of the registry: it shows what a tag refers to, and who may read it."""
         return now - answered_at < self._tag_lifetime
@@ -56,7 +64,7 @@ class Sharing:
         answered_at = self.local(answer.at, now)
         if answered_at is None or now - answered_at >= self.lifetimes.error:
             return
-        if answered_at > self.times.last(host, repository, ""):
+        if answered_at > self.times.last(host, repository, "") + _ERROR_SECONDS:
             raise answer.to_raise(answered_at)
 
     # -- changes ----------------------------------------------------------------------------------------------------
@@ -78,13 +86,18 @@ class Sharing:
         """Record that the registry did not let every client read the repository."""
         self.times.record(at, host, repository)
 
-    def is_outdated(self, answered_at: float, host: str, repository: str, *references: str) -> bool:
-        """Whether something changed, or the registry refused a read, after an answer about these references."""
+    def is_outdated(
+        self, answered_at: float, host: str, repository: str, *references: str, is_exact: bool = False
+    ) -> bool:
+        """Whether something changed, or the registry refused a read, after an answer about these references.
+
+        Answers of other nodes count as earlier by what their time may be wrong, unless `is_exact`.
+        """
         times = [self.times.last(host, repository), *(self.times.last(host, repository, each) for each in references)]
         visibility = self.visibility(host, repository)
         if visibility is not None and not visibility.public:  # survives a restart, as the times do not
             times.append(visibility.checked_at)
-        return answered_at <= max(times)
+        return answered_at - (0.0 if is_exact else _ERROR_SECONDS) <= max(times)
 
     def shows_access(self, answered_at: float, now: float) -> bool:
         """Whether an answer to an anonymous read still shows that every client may read the repository."""

@@ -103,9 +103,10 @@ class Access:
 
     async def record_accepted(
         self, host: str, repository: str, authorization: str | None, answered_at: float | None = None
-    ) -> None:
+    ) -> bool:
         """Record that a read of the repository succeeded upstream at `answered_at`, in seconds since the epoch (None:
-        now). An answer that is older than what is known changes nothing.
+        now). An answer that is older than what is known changes nothing. Returns False for an anonymous read if the
+        repository was refused after that answer.
 
         A client's credentials are sent upstream only after an anonymous request for the same content failed. If that
         request got a 404, and nothing else shows that the repository is public now, the repository is recorded as
@@ -116,16 +117,17 @@ class Access:
             self._authorized[_hashed(authorization), host, repository] = time.monotonic() + left
             if not self.can_read_repository(host, repository, None):
                 await self.record_refused(host, repository, None)
-            return
+            return True
         now = self._clock()
         checked_at = now if answered_at is None else min(answered_at, now)
         before = self._visibility.get(host, repository)
         if before is not None and checked_at < before.checked_at <= now:
-            return
+            return before.public
         visibility = Visibility(True, checked_at)
         self._visibility.observe(host, repository, visibility)
         if before is None or not before.public or not 0 <= now - before.checked_at < _RENEW_SECONDS:
             await self._writer.put_visibility(host, repository, visibility)
+        return True
 
     async def record_refused(self, host: str, repository: str, authorization: str | None) -> None:
         """Record that the upstream refused a read (401 or 403): stored content of the repository is not served."""

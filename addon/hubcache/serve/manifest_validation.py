@@ -76,8 +76,9 @@ class ManifestValidation:
 
     async def _digest_by_head(self, view: RepositoryView, digest: Digest, *, head: bool) -> ManifestResult | None:
         """Return the manifest if a HEAD by digest and the store suffice; None when it has to be downloaded."""
+        requested_at = self._clock()
         described = await view.upstream.head_manifest(view.repository, digest, _ANY_TYPE, view.authorization)
-        await self._access.record_accepted(view.host, view.repository, view.authorization, described.answered_at)
+        await self._record_accepted(view, described.answered_at, requested_at)
         body = self._stored.body(view.host, digest)  # read only now, as its registry may have changed
         if body is not None:
             await self._writer.put_links(view.host, view.repository, {digest: len(body)})
@@ -119,6 +120,7 @@ class ManifestValidation:
     ) -> _Answer | None:
         """Return the tag's manifest if a HEAD and the store suffice; None when the answer lacks digest or size."""
         not_before = -math.inf if known is None else known.validated_at
+        requested_at = self._clock()
         try:
             described = await view.upstream.head_manifest(
                 view.repository, tag, negotiation, view.authorization, not_before=not_before
@@ -132,7 +134,7 @@ class ManifestValidation:
                 view.repository, tag, negotiation, view.authorization, is_public=view.authorization is None
             )
             return await self._store_manifest(view, fetched), fetched.answered_at
-        await self._access.record_accepted(view.host, view.repository, view.authorization, described.answered_at)
+        await self._record_accepted(view, described.answered_at, requested_at)
         if described.digest is None or described.size is None:
             return None
         record = TagRecord(described.digest, described.media_type, described.size, described.answered_at)
@@ -167,7 +169,7 @@ class ManifestValidation:
             await self._writer.drop_tag(view.host, view.repository, tag)
             await self._record_refused(view, tag, error, change_number, negotiation)
             raise
-        await self._access.record_accepted(view.host, view.repository, view.authorization, described.answered_at)
+        await self._record_accepted(view, described.answered_at, requested_at)
         if described.digest == known.digest:
             validated = replace(known, validated_at=min(requested_at, described.answered_at))
             await self._writer.put_tag(view.host, view.repository, tag, negotiation, validated, tag_change_number)
@@ -188,12 +190,13 @@ class ManifestValidation:
         """
 
         async def attempt(authorization: str | None) -> _Answer:
+            requested_at = self._clock()
             fetched = await view.upstream.get_manifest(
                 view.repository, reference, accept, authorization, is_public=view.authorization is None
             )
             found = await self._store_manifest(view, fetched)
             if authorization == view.authorization:
-                await self._access.record_accepted(view.host, view.repository, authorization, fetched.answered_at)
+                await self._record_accepted(view, fetched.answered_at, requested_at)
             return found, fetched.answered_at
 
         if isinstance(reference, Digest):
@@ -217,6 +220,16 @@ class ManifestValidation:
         stored = await self._writer.put_manifest(digest, ManifestRecord(media_type, fetched.body))
         await self._writer.put_links(view.host, view.repository, links, confirmed=False)
         return ManifestResult(digest, media_type, size, fetched.body, Result.MISS, cache_status.fetched(stored=stored))
+
+    async def _record_accepted(self, view: RepositoryView, answered_at: float, requested_at: float) -> None:
+        """Record that the view may read the repository.
+
+        Raises `Denied` for an answer that another cache received before this request, if the registry refused this
+        cache after it.
+        """
+        counts = await self._access.record_accepted(view.host, view.repository, view.authorization, answered_at)
+        if not counts and answered_at < requested_at:
+            raise Denied("the registry has refused a later read", {"repository": view.repository})
 
     async def _record_refused(
         self, view: RepositoryView, reference: str, error: RegistryError, change_number: int, negotiation: str = ""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hubcache.fleet import bucket, keys, shared_answers
-from hubcache.fleet.answer_records import ManifestAnswer, TagAnswer, write_manifest, write_tag
+from hubcache.fleet.answer_records import ErrorAnswer, ManifestAnswer, TagAnswer, write_manifest, write_tag
 from hubcache.fleet.bucket import BucketUnavailable
 from hubcache.fleet.leases import Lease
 from hubcache.fleet.values import encode_value
@@ -322,6 +322,17 @@ async def test_error_ends_with_a_push_of_another_name(hub: Hub, nodes: list[Shar
     assert sum(manifest_requests(hub).values()) == 1
 
 
+async def test_error_may_be_older_than_a_push_by_what_clocks_may_be_wrong(
+    hub: Hub, nodes: list[SharedSetup], image: Image
+) -> None:
+    first, second = nodes
+    await error_of(get(first, "2"))
+    await first.settle()
+    pushed = hub.image(REPO, "2", [b"pushed"])
+    second.sharing.record_change(HOST, REPO, "3", second.clock.wall() - 1.0)
+    assert await get(second, "2") == pushed.manifest
+
+
 NOT_SHARED = {
     "refused": (Fault(kind="manifest", status=401, body=MISSING), "1", True),
     "denied": (Fault(kind="manifest", status=403, body=MISSING), "1", True),
@@ -475,6 +486,25 @@ async def test_tags_of_a_deleted_manifest_are_not_used(hub: Hub, nodes: list[Sha
     hub.reset_log()
     await head(second)
     assert manifest_requests(hub) == {"HEAD": 1, "GET": 0}
+
+
+@pytest.mark.parametrize("is_error", [False, True])
+async def test_answer_from_the_future_is_replaced(
+    hub: Hub, nodes: list[SharedSetup], image: Image, is_error: bool
+) -> None:
+    first, second = nodes
+    digest, at = Digest.parse(image.digest), time.time() + 1e6
+    missing = ErrorAnswer(ManifestUnknown("no", {"upstream_code": "MANIFEST_UNKNOWN"}), at)
+    tag = write_tag(missing if is_error else TagAnswer(Digest.of(b"old"), image.media_type, 3, at), "x")
+    future = {f"x{number}": tag for number in range(20)}
+    await first.bucket.put(TAG, encode_value({"answers": {keys.hashed(ACCEPT): tag, **future}}))
+    manifest = write_manifest(ManifestAnswer(image.media_type, image.manifest, at), "x")
+    await first.bucket.put(keys.manifest(HOST, REPO, digest), encode_value(manifest))
+    assert await get(first) == await get(first, digest) == image.manifest
+    await first.settle()
+    hub.reset_log()
+    assert await get(second) == await get(second, digest) == image.manifest
+    assert not any(manifest_requests(hub).values())
 
 
 # -- access ------------------------------------------------------------------------------------------------------------

@@ -58,15 +58,15 @@ async def test_older_answer_does_not_make_a_refused_repository_public(access: Ac
     await access.record_accepted(HOST, REPO, None, NOW - 20)
     await access.record_refused(HOST, REPO, None)
     clock.now += 5
-    await access.record_accepted(HOST, REPO, None, NOW - 10)
+    assert not await access.record_accepted(HOST, REPO, None, NOW - 10)
     assert not access.can_read_repository(HOST, REPO, None)
-    await access.record_accepted(HOST, REPO, None, NOW + 1)
+    assert await access.record_accepted(HOST, REPO, None, NOW + 1)
     assert access.can_read_repository(HOST, REPO, None)
 
 
 async def test_older_answer_does_not_shorten_what_is_known(access: Access, clock: Clock) -> None:
     await access.record_accepted(HOST, REPO, None, NOW)
-    await access.record_accepted(HOST, REPO, None, NOW - 1000)
+    assert await access.record_accepted(HOST, REPO, None, NOW - 1000)
     clock.now = NOW - 1 + VISIBILITY_LIFETIME
     assert access.can_read_repository(HOST, REPO, None)
 
