@@ -44,7 +44,11 @@ class FleetConnection:
         host, port = options.address or (own_host(options.listen[0], (stores[0].host, stores[0].port)), None)
         host = f"[{host}]" if ":" in host else host
         address = f"http://{host}:{port or listener.getsockname()[1]}"
-        return cls(options, stores, listener, Node(_new_id(), address, options.version))
+        try:
+            return cls(options, stores, listener, Node(_new_id(), address, options.version))
+        except ValueError as error:
+            listener.close()
+            raise ConfigError(f"hubcache_peer_address: {error}") from error
 
     def close(self) -> None:
         """Close the listener."""

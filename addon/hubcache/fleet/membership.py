@@ -5,7 +5,7 @@ import contextlib
 import json
 import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from ipaddress import IPv6Address
 
 from ..oci.json_reader import read_json
 from .bucket import Bucket, BucketUnavailable, Entry
@@ -27,6 +27,13 @@ _REREAD_SECONDS = 60.0
 _FORMAT = 1
 _PREFIX = "node"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ADDRESS = re.compile(
+    r"http://(?:(?P<name>[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?)|\[(?P<ip6>[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\])"
+    r":(?P<port>[0-9]{1,5})"
+)
+"""A name has labels of up to 63 characters (RFC 1123 section 2.1): libraries raise errors of many types for others."""
+_MAX_HOST_NAME = 253
+_MAX_VERSION = 100
 _MAX_VALUE = 4096
 
 
@@ -39,12 +46,17 @@ class Node:
     version: str
 
     def __post_init__(self) -> None:
-        """Raises `ValueError` for an id that is not a key, and for an address that is not just a host and a port."""
+        """Raises `ValueError` for an id that is not a key, an address that is not just a host and a port, and a version
+        that is not a short text."""
         if not _ID.fullmatch(self.id):
             raise ValueError(f"not an id of a node: {self.id!r}")
-        parts = urlsplit(self.address)
-        if not parts.hostname or not parts.port or self.address != f"http://{parts.netloc}" or "@" in parts.netloc:
+        found = _ADDRESS.fullmatch(self.address)
+        if found is None or not 1 <= int(found["port"]) <= 65535 or len(found["name"] or "") > _MAX_HOST_NAME:
             raise ValueError(f"not an address http://HOST:PORT: {self.address!r}")
+        if found["ip6"] is not None:
+            IPv6Address(found["ip6"])
+        if not self.version.isprintable() or len(self.version) > _MAX_VERSION:
+            raise ValueError(f"not a version: {self.version!r}")
 
 
 @dataclass(frozen=True, slots=True)

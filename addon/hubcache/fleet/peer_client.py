@@ -80,7 +80,7 @@ class PeerClient:
             response = await self._downloads.get(URL(f"{address}/blob/{digest}"), headers)
         except aiohttp.ConnectionTimeoutError as error:
             raise PeerUnavailable(f"{address} cannot be reached") from error
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, ValueError) as error:  # ValueError: an address that is none
             if isinstance(error, TimeoutError):
                 raise
             raise PeerUnavailable(f"{address} cannot be reached: {type(error).__name__}") from error
@@ -103,7 +103,7 @@ class PeerClient:
                 f"{address}/event", json=dict(fields), headers=headers, allow_redirects=False
             ) as response:
                 status = response.status
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise PeerUnavailable(f"{address} cannot be reached: {type(error).__name__}") from error
         if status != HTTPStatus.NO_CONTENT:
             raise PeerUnavailable(f"{address} answered with status {status}")

@@ -93,3 +93,9 @@ def test_interface_of_the_default_route_is_taken_where_the_bucket_is_not_found(m
 def test_name_of_the_machine_is_taken_where_there_is_no_route(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_address, "_ANYWHERE", ("nowhere.invalid", 9))
     assert own_host("0.0.0.0", ("bucket.invalid", 9)) == socket.gethostname()
+
+
+@pytest.mark.parametrize("host", ["a b", "user@host", "name/path", f"{'a' * 64}.example"])
+def test_address_that_other_nodes_cannot_use_is_an_error(host: str) -> None:
+    with pytest.raises(ConfigError, match="hubcache_peer_address: not an address"):
+        FleetConnection.open(options(address=(host, 99)))

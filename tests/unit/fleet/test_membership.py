@@ -215,9 +215,38 @@ async def test_heartbeats_are_repeated_and_survive_an_outage(fleet: Fleet, monke
         ("a", "https://a:1"),
         ("a", "http://a"),
         ("a", "http://a:99999"),
+        ("a", "http://a:0"),
         ("a", "http://a:1/"),
+        ("a", "http://a:1\n"),
+        ("a", "http://user@a:1"),
+        ("a", "http://a b:1"),
+        ("a", "http://a\\b:1"),
+        ("a", "http://a..b:1"),
+        ("a", "http://a%zz:1"),
+        ("a", f"http://{'a' * 64}.x:1"),
+        ("a", f"http://{'a.' * 126}aa:1"),
+        ("a", "http://\u2025:1"),
+        ("a", "http://\ud800:1"),
+        ("a", "http://[::1]a:1"),
+        ("a", "http://[::1:1"),
+        ("a", "http://[1:2:3]:1"),
+        ("a", "http://[v1.a]:1"),
     ],
 )
 def test_node_with_an_unusable_id_or_address_is_refused(id: str, address: str) -> None:
-    with pytest.raises(ValueError, match=r"not an|out of range"):
+    with pytest.raises(ValueError, match=r"not an|Exactly 8 parts"):
         Node(id, address, "1")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["cache-1", "cache_1.example.com.", "A" * 63, f"{'a.' * 126}a", "10.0.0.2", "[2001:db8::2]", "[fe80::1%eth0]"],
+)
+def test_node_is_a_name_or_an_ip_address_with_a_port(host: str) -> None:
+    assert Node("a", f"http://{host}:65535", "1").address == f"http://{host}:65535"
+
+
+@pytest.mark.parametrize("version", ["1\n2", "\ud800", "1" * 101])
+def test_node_with_an_unusable_version_is_refused(version: str) -> None:
+    with pytest.raises(ValueError, match="not a version"):
+        Node("a", "http://a:1", version)

@@ -207,6 +207,29 @@ async def test_node_that_is_gone_is_unavailable(client: PeerClient, node: Node) 
         await client.send_event(node.address, {})
 
 
+@pytest.mark.parametrize(
+    "address",
+    [f"http://{'a' * 70}.x:80", "http://a\\b:80", "http://[::1]a:80", "http://a b:80", "http://a:x", "http://:1"],
+)
+async def test_address_that_is_none_is_unavailable(client: PeerClient, address: str) -> None:
+    with pytest.raises(PeerUnavailable):
+        async with client.open_blob(address, DIGEST):
+            pass
+    with pytest.raises(PeerUnavailable):
+        await client.send_event(address, {})
+
+
+@pytest.mark.parametrize("secret", ["a\r\nb", "a\nb", "\ud800"])
+async def test_event_with_a_secret_that_cannot_be_sent_is_unavailable(
+    client: PeerClient, node: Node, secret: str
+) -> None:
+    client.secret = secret
+    with pytest.raises(PeerUnavailable):
+        await client.send_event(node.address, {})
+    with pytest.raises(PeerUnavailable):
+        await received(client, node)
+
+
 async def test_event_is_received(client: PeerClient, node: Node) -> None:
     await client.send_event(node.address, {"paused": {"seconds": 3}})
     assert node.events == [{"paused": {"seconds": 3}}]
