@@ -6,8 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
 from hubcache.control.errors import Refused
+from hubcache.fleet import fleet as fleet_module
 from hubcache.fleet import keys as bucket_keys
 from hubcache.fleet import membership
 from hubcache.fleet.bucket import Bucket
@@ -67,6 +69,50 @@ async def test_nodes_find_each_other_and_leave(hub: Hub, bucket: MemoryStore, tm
         assert all(address.startswith("http://127.0.0.1:") for address in addresses)
     assert keys(bucket, "node") == []
     assert keys(bucket, "lease") == []
+
+
+async def test_bucket_that_hangs_delays_a_stop_by_a_short_time(
+    hub: Hub, bucket: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "_LEAVE_SECONDS", 0.05)
+    async with fleet.nodes(hub, tmp_path, 1) as (cache,):
+        node = cache.engine._fleet
+        assert node is not None
+        await until(lambda: keys(bucket, "node") != [])
+
+        async def hang(*_: object, **__: object) -> None:
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as patch:
+            for name in ("put_async", "get_async", "head_async", "delete_async"):
+                patch.setattr(obstore, name, hang)
+            async with asyncio.timeout(2):
+                await cache.engine.stop_background_work()
+        assert node._bucket.closed_because == "this node is stopping"
+        assert not cache.engine.is_uploading
+
+
+async def test_all_parts_of_a_node_are_closed_when_one_fails(
+    hub: Hub, bucket: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fleet.nodes(hub, tmp_path, 1) as (cache,):
+        node = cache.engine._fleet
+        assert node is not None
+        lease = await node._leases.acquire("blob/a")
+        assert isinstance(lease, Lease)
+
+        async def fail() -> None:
+            raise ArithmeticError("defect")
+
+        with monkeypatch.context() as patch:
+            for part in (node._sweeper, node._uploads):
+                patch.setattr(part, "close", fail)
+            with pytest.raises(ArithmeticError):
+                await node.close()
+        assert keys(bucket, "lease") == []
+        assert node._connection.listener.fileno() == -1
+        await node._sweeper.close()
+        await node._membership.close()
 
 
 async def test_node_that_joins_is_known_to_the_others_at_once(

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 
 from ..oci.account import Account
 from ..oci.digest import Digest
@@ -40,6 +41,9 @@ from .sweeper import Sweeper
 from .uploads import Uploads
 
 logger = logging.getLogger("hubcache")
+
+_LEAVE_SECONDS = 2.0
+"""Longest time that the bucket delays the start of a shutdown, which then waits for downloads and uploads."""
 
 _CLOSE_SECONDS = 5.0
 """After this time, requests to the bucket at the end of a node are given up."""
@@ -119,22 +123,29 @@ class Fleet:
 
     async def stop_background_work(self) -> None:
         """Announce that this node leaves, when its shutdown has begun. Uploads continue until `close`."""
-        await self._joining.close()
-        await self._sweeper.close()
-        await self._membership.close()
+        try:
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                for part in (self._joining, self._sweeper, self._membership):
+                    await part.close()
+        except TimeoutError:
+            self._close_bucket()
 
     async def close(self) -> None:
-        """Give up uploads that are not complete, release all leases, and end the connections of peers."""
+        """Give up uploads that are not complete, release all leases, and end the connections of peers.
+
+        All parts are closed, also when one of them raises.
+        """
         asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._close_bucket)
         if self._bucket.problem is not None:
             self._close_bucket()
-        await self.stop_background_work()
-        for part in (
-            *(self._events, self._changes, self._answers, self._uploads, self._blobs, self._room, self._popularity),
-            *(self._leases, self._peer_server, self._peers),
-        ):
-            await part.close()
-        self._connection.close()
+        async with AsyncExitStack() as stack:  # closes the last one first
+            stack.callback(self._connection.close)
+            for part in (
+                *(self._peers, self._peer_server, self._leases),
+                *(self._popularity, self._room, self._blobs, self._uploads, self._answers, self._changes, self._events),
+            ):
+                stack.push_async_callback(part.close)
+            await self.stop_background_work()
 
     def _close_bucket(self) -> None:
         """Let all further requests fail at once: a bucket that is slow must not hold up the stop."""
