@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hubcache.fleet import keys, membership
+from hubcache.fleet import change_times, keys, membership
 from hubcache.fleet.sharing import Sharing
 from hubcache.fleet.values import encode_value
 from hubcache.oci.account import Account
@@ -373,6 +373,32 @@ async def test_pull_counts_once_for_an_account(
             assert await pull(cache) == (200, image.manifest)
             await nodes.settle()
     assert requests(hub) == (1, 1)
+
+
+async def test_refused_repositories_that_a_client_invents_do_not_end_the_sharing(
+    hub: Hub, nodes: Nodes, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change_times, "MAX_TIMES", 5)
+    await pull(nodes[0])
+    await nodes.settle()
+    nodes.advance(5)
+    for number in range(10):
+        assert (await nodes[1].get(Listener.MIRROR, f"/v2/invented/r{number}/manifests/1"))[0] == 404
+    hub.reset_log()
+    assert await pull(nodes[1]) == (200, image.manifest)
+    assert requests(hub) == (0, 0)
+
+
+async def test_refusal_of_a_blob_is_known_although_the_repository_was_never_public_here(
+    hub: Hub, nodes: Nodes, image: Image
+) -> None:
+    await pull(nodes[0])
+    await nodes.settle()
+    turn_private(hub, REPO)
+    blob = f"/v2/{REPO}/blobs/{image.layers[0]}"
+    answer, _ = await nodes[1].ask(Listener.MIRROR, "HEAD", blob)
+    assert answer.status == 404
+    assert (await pull(nodes[1], f"/v2/{REPO}/manifests/{image.digest}"))[0] == 404
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------

@@ -14,10 +14,12 @@ class ChangeTimes:
     """Times by key, in seconds since the epoch by this machine's clock.
 
     Memory is bounded: when an entry is dropped, its time counts for all keys without an entry of their own, so that an
-    answer that is too old is never taken for a current one.
+    answer that is too old is never taken for a current one. With `forgets`, it is forgotten: for keys that clients can
+    invent, which must not outdate all others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, forgets: bool = False) -> None:
+        self._forgets = forgets
         self._times = OrderedDict[tuple[str, ...], float]()
         self._highest_dropped = 0.0
 
@@ -27,7 +29,8 @@ class ChangeTimes:
         self._times.move_to_end(key)
         if len(self._times) > MAX_TIMES:
             _, dropped = self._times.popitem(last=False)
-            self._highest_dropped = max(self._highest_dropped, dropped)
+            if not self._forgets:
+                self._highest_dropped = max(self._highest_dropped, dropped)
 
     def last(self, *key: str) -> float:
         """Return the time before which answers about this key are not to be reused."""

@@ -36,6 +36,7 @@ class Sharing:
     visibility: GetVisibility
     lifetimes: Lifetimes = field(default_factory=Lifetimes)
     times: ChangeTimes = field(default_factory=ChangeTimes)
+    refusals_of_unknown: ChangeTimes = field(default_factory=lambda: ChangeTimes(forgets=True))
 
     def local(self, at: float, now: float) -> float | None:
         """Return the local time of an answer at a time of the bucket; None when it lies in the future."""
@@ -83,8 +84,14 @@ class Sharing:
         return visibility is not None and visibility.public
 
     def record_refusal(self, host: str, repository: str, at: float) -> None:
-        """Record that the registry did not let every client read the repository."""
-        self.times.record(at, host, repository)
+        """Record that the registry did not let every client read the repository.
+
+        Clients can invent names of repositories: those that were never public here are remembered as long as there is
+        space for them.
+        """
+        is_unknown = self.visibility(host, repository) is None
+        times = self.refusals_of_unknown if is_unknown else self.times
+        times.record(at, host, repository)
 
     def is_outdated(
         self, answered_at: float, host: str, repository: str, *references: str, is_exact: bool = False
@@ -94,6 +101,7 @@ class Sharing:
         Answers of other nodes count as earlier by what their time may be wrong, unless `is_exact`.
         """
         times = [self.times.last(host, repository), *(self.times.last(host, repository, each) for each in references)]
+        times.append(self.refusals_of_unknown.last(host, repository))
         visibility = self.visibility(host, repository)
         if visibility is not None and not visibility.public:  # survives a restart, as the times do not
             times.append(visibility.checked_at)

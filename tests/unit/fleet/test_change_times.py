@@ -19,6 +19,16 @@ def test_earlier_time_does_not_replace_a_later_one() -> None:
     assert times.last("host") == 5.0
 
 
+def test_dropped_time_is_forgotten_if_clients_can_invent_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(change_times, "MAX_TIMES", 10)
+    times = ChangeTimes(forgets=True)
+    for number in range(100):
+        times.record(float(number), f"r{number}")
+        assert len(times._times) <= 10
+    assert times.last("r99") == 99.0
+    assert times.last("r0") == times.last("other") == 0.0
+
+
 def test_dropped_time_counts_for_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(change_times, "MAX_TIMES", 10)
     times = ChangeTimes()
