@@ -37,13 +37,15 @@ class PassingBlobs:
         """Those of them that are filled; the others wait for their upload."""
 
     async def open(self, stack: AsyncExitStack, read: BlobRead, size: int, download: Download) -> BlobBody | None:
-        """Start a fill, and return its bytes as they arrive; None where there is no space for the blob, it waits for
-        its upload, or another fill of it runs: that is one with other access rights.
+        """Start a fill, and return its bytes as they arrive; None where there is no space or slot for the blob, it
+        waits for its upload, or another fill of it runs: that is one with other access rights.
         """
         digest, capacity = read.digest, self._store.capacity
         others = sum(self._sizes.values())
         has_space = not others or others + size <= capacity.max_bytes // _LARGEST_SHARE
         if not has_space or self._store.problem or digest in self._sizes or self._fills.get(digest) is not None:
+            return None
+        if not self._fills.has_free_slot():  # one node alone would send it to the client at once
             return None
         self._sizes[digest] = size
         self._filling.add(digest)

@@ -45,6 +45,11 @@ class FillSlots:
         """Whether a client waits for a slot."""
         return any(requester != PREFETCH for requester in self._queues)
 
+    def has_free(self, requester: str) -> bool:
+        """Whether a ticket for this requester would have a slot at once."""
+        free = self._most - self._held.total()
+        return free > _RESERVED or (free > 0 and requester != PREFETCH and self._held[requester] < _FEW)
+
     def request(self, requester: str) -> Ticket:
         """Return a ticket; it has a slot already when one is free."""
         ticket = Ticket()

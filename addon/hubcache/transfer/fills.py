@@ -102,6 +102,10 @@ class Fills:
             self._slots.join(self._jobs[fill].ticket, requester)
         return fill
 
+    def has_free_slot(self, requester: str = "") -> bool:
+        """Whether a fill that is started now for `requester` begins at once."""
+        return self._slots.has_free(requester)
+
     def start(
         self,
         digest: Digest,

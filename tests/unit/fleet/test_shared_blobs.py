@@ -636,7 +636,7 @@ async def test_refused_blobs_that_wait_for_their_upload_take_a_fourth_of_the_sto
         assert node.store.has(digests[2])
 
 
-@pytest.mark.parametrize("reason", ["size", "bucket", "damage"])
+@pytest.mark.parametrize("reason", ["size", "bucket", "damage", "slots"])
 async def test_blob_is_streamed_where_it_cannot_be_held(
     fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
@@ -649,7 +649,12 @@ async def test_blob_is_streamed_where_it_cannot_be_held(
                 node.bucket.is_down = True
             case "damage":
                 node.store.index.problems["files"] = "the disk is full"
-        assert await stream_whole(node) == LAYER
+            case "slots":
+                monkeypatch.setattr(node.fills._slots, "_most", 0)
+                await node.store.links.put(node.line.upstream.registry.host, REPO, {DIGEST: len(LAYER)})
+        async with asyncio.timeout(5):
+            streaming = stream_whole(node) if reason != "slots" else drained(node.stream(DIGEST, 0, len(LAYER)))
+            assert await streaming == LAYER
         await settled(node)
         assert fleet.fetched(DIGEST) == 1
         assert not node.store.has(DIGEST)

@@ -83,3 +83,14 @@ async def test_released_waiting_ticket_is_cancelled() -> None:
     assert not slots._queues
     assert not slots._held
     assert held(*(slots.request(f"client {number}") for number in range(17))) == [True] * 17
+
+
+async def test_free_slot_is_reported_as_it_would_be_granted() -> None:
+    slots = FillSlots(20)
+    granted = {True: 0, False: 0}
+    for requester in [PREFETCH, "a", "b"] * 8 + ["c"] * 5 + ["d"] * 5 + ["e"] * 5:
+        has_free = slots.has_free(requester)
+        assert slots.request(requester).is_waiting != has_free
+        granted[has_free] += 1
+    assert granted[True] == 20
+    assert granted[False] == 19
