@@ -24,6 +24,8 @@ class BlobObjects:
         self._store = store
         self._distrusted: TTLCache[Digest, None] = TTLCache(_MAX_DISTRUSTED, _DISTRUST_SECONDS)
         """Blobs of which the bucket or another node gave wrong bytes."""
+        self._wrong_from_peers: TTLCache[Digest, None] = TTLCache(_MAX_DISTRUSTED, _DISTRUST_SECONDS)
+        """Blobs of which another node, or the registry after it, gave wrong bytes."""
         self._deletions: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -51,9 +53,19 @@ class BlobObjects:
         """Whether the fleet gave wrong bytes for this blob not long ago."""
         return digest in self._distrusted
 
-    def distrust(self, digest: Digest, *, private: bool) -> None:
-        """Delete an object that does not match its digest, and use no bytes of the fleet for the blob for some time."""
+    def is_peer_distrusted(self, digest: Digest) -> bool:
+        """Whether no other node is to be asked for this blob, only the bucket: see `distrust_peers`."""
+        return digest in self._wrong_from_peers
+
+    def distrust_peers(self, digest: Digest) -> None:
+        """Ask no other node for a blob for some time: it is not known whether it or the registry gave wrong bytes."""
+        self._wrong_from_peers[digest] = None
+
+    def distrust(self, digest: Digest, *, private: bool, deletes: bool = True) -> None:
+        """Use no bytes of the fleet for a blob for some time; with `deletes`, delete the object, which is wrong."""
         self._distrusted[digest] = None
+        if not deletes:
+            return
         task = asyncio.create_task(self._delete(keys.blob(digest, private=private)))
         self._deletions.add(task)
         task.add_done_callback(self._deletions.discard)

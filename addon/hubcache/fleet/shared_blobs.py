@@ -223,7 +223,7 @@ class SharedBlobs:
     ) -> BlobDownload | None:
         """Return the body that the holder of the lease sends; None when it cannot be reached or has not got it."""
         now = time.monotonic()
-        if not holder.address or fill.avoided.get(holder.address, now) > now:
+        if not holder.address or not fill.may_ask(holder.address, now) or self._objects.is_peer_distrusted(read.digest):
             return None
         async with AsyncExitStack() as opening:
             try:
@@ -237,7 +237,7 @@ class SharedBlobs:
                 return None
             stack.push_async_callback(opening.pop_all().aclose)
         fill.origins.add("peer")
-        transfer = PeerTransfer(body, fill, lambda: self._is_renewed(read.digest, holder))
+        transfer = PeerTransfer(body, holder.address, start, fill, lambda: self._is_renewed(read.digest, holder))
         return self._body(fill, transfer, "peer", body.start, body.size)
 
     def _body(self, fill: SharedFill, transfer: Transfer, tier: str, start: int, size: int | None) -> BlobDownload:
@@ -275,9 +275,13 @@ class SharedBlobs:
                 self._release(fill)  # the bucket has the blob: without a lease, this is checked before the upload
             self._uploads.add(ended.digest, private=private, replaces=replaces, lease=fill.lease, hold=hold.pop_all())
             return
-        # A node that fetches passes on what its registry sends, and cuts it short when that is wrong.
-        if isinstance(ended.error, BadUpstream) and ("bucket" in fill.origins or fill.origins == {"peer"}):
-            self._objects.distrust(ended.digest, private=private)
+        if isinstance(ended.error, BadUpstream):
+            if "bucket" in fill.origins:
+                self._objects.distrust(ended.digest, private=private)
+            elif fill.origins == {"peer"}:  # a node cuts short what its registry sends when that is wrong
+                self._objects.distrust(ended.digest, private=private, deletes=False)
+            elif "peer" in fill.origins:
+                self._objects.distrust_peers(ended.digest)
         self._release(fill)
 
     def _release(self, fill: SharedFill) -> None:

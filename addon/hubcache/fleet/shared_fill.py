@@ -11,7 +11,11 @@ PATIENCE_SECONDS = 30.0
 shorter than clients wait, which is one minute or more."""
 
 PROGRESS_BYTES = 1 << 20
-"""A body from the bucket that brought fewer bytes than this before it broke off is not resumed from the bucket."""
+"""A body from the bucket or another node that brought fewer bytes than this before it broke off is not resumed from
+there."""
+
+_MOST_GIVEN_UP = 2
+"""After as many nodes whose bodies broke off, no further one is asked: the attempts of a fill are few."""
 
 type Origin = Literal["bucket", "peer", "upstream"]
 
@@ -38,6 +42,8 @@ class SharedFill:
     """Whether bytes from elsewhere may be used; None before this is known."""
     avoided: dict[str, float] = field(default_factory=dict)
     """Addresses of nodes that could not be reached, and until when (monotonic clock) they are not tried again."""
+    given_up: set[str] = field(default_factory=set)
+    """Addresses of nodes whose bodies broke off early, or were too slow."""
 
     @property
     def is_public(self) -> bool:
@@ -58,6 +64,15 @@ class SharedFill:
         """Record that a download begins at byte `start`."""
         if start > self.at:
             self.at, self.waited = start, 0.0
+
+    def give_up(self, address: str) -> None:
+        """Receive nothing more from a node."""
+        self.given_up.add(address)
+
+    def may_ask(self, address: str, now: float) -> bool:
+        """Whether a node may be asked for the blob at `now` (monotonic clock)."""
+        is_given_up = address in self.given_up or len(self.given_up) >= _MOST_GIVEN_UP
+        return not is_given_up and self.avoided.get(address, now) <= now
 
     def may_use_bucket(self, start: int) -> bool:
         """Whether the bucket is asked for the bytes from `start` on; if so, this counts as an attempt."""

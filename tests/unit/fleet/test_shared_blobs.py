@@ -1,10 +1,15 @@
 """Blobs that a fleet shares: one fetch for all nodes; and what happens when the fetching node or the bucket fails."""
 
 import asyncio
+import socket
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
+from aiohttp import web
 from hubcache.fleet import bucket, keys, peer_server, peer_transfer, shared_blobs, shared_fill, values
 from hubcache.fleet.bucket import BucketUnavailable
 from hubcache.oci.digest import Digest
@@ -106,6 +111,12 @@ def resumed_at(fleet: SharingFleet, number: int = 1) -> int:
     header = ranges[number]
     assert header is not None
     return int(header.removeprefix("bytes=").partition("-")[0])
+
+
+async def hold_lease(fleet: SharingFleet, digest: Digest, address: str = "") -> None:
+    """Have a node, which cannot be reached if it has no address, hold the lease of a blob."""
+    value = values.encode_value({"node": "elsewhere", "address": address, "token": "x"})
+    await fleet.bucket.put(keys.lease(f"blob/{digest}"), value)
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, node: SharingNode, name: str) -> list[None]:
@@ -257,6 +268,97 @@ async def test_refusal_of_the_registry_is_passed_on(fleet: SharingFleet) -> None
                 await node.pull(unknown)
             await node.shared.close()
         assert await fleet.keys("lease") == []
+
+
+class BrokenNode:
+    """A node that answers with the first bytes of a body, and then as `misbehave` does; it holds the lease of the layer
+    and goes on renewing it."""
+
+    def __init__(self, fleet: SharingFleet, sent: bytes, misbehave: Callable[[web.StreamResponse], Awaitable[object]]):
+        self._fleet = fleet
+        self._sent = sent
+        self._misbehave = misbehave
+        self.requests = 0
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        self.requests += 1
+        response = web.StreamResponse(headers={"Content-Length": str(len(LAYER))})
+        await response.prepare(request)
+        await response.write(self._sent)
+        await self._misbehave(response)
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        app = web.Application()
+        app.router.add_get("/blob/{digest}", self._serve)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.05)
+        await runner.setup()
+        listener = socket.create_server(("127.0.0.1", 0))
+        await web.SockSite(runner, listener).start()
+        await hold_lease(self._fleet, DIGEST, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        try:
+            yield self
+        finally:
+            await runner.cleanup()
+
+
+async def nothing(_: web.StreamResponse) -> None:
+    """Break off after the first bytes."""
+
+
+async def trickle(response: web.StreamResponse) -> None:
+    """Send the last bytes one by one."""
+    for value in LAYER[-1_000:]:
+        await asyncio.sleep(0.02)
+        await response.write(bytes([value]))
+
+
+async def test_node_whose_body_breaks_off_is_not_asked_again(
+    fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempts of the fill would be used up."""
+    monkeypatch.setattr(shared_fill, "PATIENCE_SECONDS", 0.1)
+    async with BrokenNode(fleet, LAYER[:500], nothing).running() as broken, fleet.node("a") as node:
+        assert await node.pull(DIGEST) == LAYER
+        assert broken.requests == 1
+        assert fleet.fetched(DIGEST) == 1
+
+
+async def test_node_that_sends_too_slowly_is_given_up(fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_fill, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(peer_transfer, "PATIENCE_SECONDS", 0.1)
+    async with BrokenNode(fleet, LAYER[:-1_000], trickle).running() as broken, fleet.node("a") as node:
+        assert await node.pull(DIGEST) == LAYER
+        assert broken.requests == 1
+        assert fleet.fetched(DIGEST) == 1
+
+
+async def test_node_is_not_asked_again_after_wrong_bytes_to_which_the_registry_added_the_rest(
+    fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_fill, "PATIENCE_SECONDS", 0.1)
+    async with BrokenNode(fleet, b"wrong", nothing).running() as broken, fleet.node("a") as node:
+        with pytest.raises(BadUpstream):
+            await node.pull(DIGEST)
+        assert await node.pull(DIGEST) == LAYER
+        assert broken.requests == 1
+
+
+async def test_wrong_bytes_of_a_node_do_not_delete_the_object(
+    fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_fill, "PATIENCE_SECONDS", 0.1)
+    async with BrokenNode(fleet, b"?" * len(LAYER), nothing).running() as broken, fleet.node("a") as node:
+        with pytest.raises(BadUpstream):
+            await node.pull(DIGEST)
+        await fleet.bucket.put(KEY, LAYER)
+        assert await node.pull(DIGEST) == LAYER
+        await node.shared.close()
+        assert await fleet.object(KEY) == LAYER
+        assert broken.requests == 1
 
 
 # -- the bucket fails -----------------------------------------------------------------------------------------------
@@ -502,12 +604,6 @@ async def test_private_blobs_are_shared_with_the_option_after_a_check_with_the_c
         assert node.counts.received == {}, "what is private does not serve the public"
 
 
-async def begun_elsewhere(fleet: SharingFleet, digest: Digest) -> None:
-    """Have a node that cannot be reached hold the lease of a blob."""
-    value = values.encode_value({"node": "elsewhere", "address": "", "token": "x"})
-    await fleet.bucket.put(keys.lease(f"blob/{digest}"), value)
-
-
 async def cancelled(node: SharingNode, fill: Fill) -> None:
     """Cancel a fill once the registry has permitted to read its blob from elsewhere.
 
@@ -522,7 +618,7 @@ async def test_fill_for_another_repository_asks_the_registry_itself(fleet: Shari
     fleet.hub.private("team/secret", {"alice": "alice's"})
     async with fleet.node("a") as node:
         node.permitted = False
-        await begun_elsewhere(fleet, DIGEST)
+        await hold_lease(fleet, DIGEST)
         await cancelled(node, node.start(DIGEST))
         fleet.objects.put(KEY, LAYER)
         with pytest.raises(Unauthorized):
@@ -538,7 +634,7 @@ async def test_fill_with_other_credentials_asks_the_registry_itself(fleet: Shari
         node.permitted = False
         fault = None
         if first is None:
-            await begun_elsewhere(fleet, DIGEST)
+            await hold_lease(fleet, DIGEST)
         else:
             fault = fleet.hub.faults.add(Fault(kind="cdn", method="GET", pause_after=10_000))
         await cancelled(node, node.start(DIGEST, authorization))
