@@ -77,17 +77,22 @@ class SharedAnswers:
         self._leases = leases
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def answer[Answer](self, question: Question[Answer], *, with_lease: bool = True) -> Answer:
+    async def answer[Answer](self, question: Question[Answer], with_lease: Callable[[Version], bool]) -> Answer:
         """Return a shared answer, or ask the registry; raises what `find` and `ask` raise.
 
-        Without a lease, the nodes that ask at the same moment all ask the registry.
+        `with_lease` decides by the present version of the object. Without a lease, the nodes that ask at the same
+        moment all ask the registry.
         """
         try:
             version = await self.read(question.key)
             found = question.find(version)
             if found is not None:
                 return found
-            acquired = await self._bucket.in_time(lambda: self._leases.acquire(question.lease)) if with_lease else None
+            acquired = (
+                await self._bucket.in_time(lambda: self._leases.acquire(question.lease))
+                if with_lease(version)
+                else None
+            )
         except BucketUnavailable:
             answer, _ = await question.ask(Version())
             return answer

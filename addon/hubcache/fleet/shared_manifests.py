@@ -95,6 +95,9 @@ class ManifestLookup:
 
         The error itself is not written: it may be about a private repository, or a digest that is pushed by a tag next.
         """
+        if not version.fields:
+            self.sharing.count_failure()
+            return ()
         at = self.sharing.clock.to_bucket(self.started_at)
 
         def update(fields: Fields) -> Fields:

@@ -79,9 +79,10 @@ class TagLookup:
         """Return what to write after the registry answered with an error about the content.
 
         A missing tag is written if its repository can be read. Other errors drop the answers that there are, and leave
-        no object: the name may be that of a private repository.
+        no object: the name may be that of a private repository. So do more errors than clients cause by mistake.
         """
-        if not self.sharing.lifetimes.tag:
+        is_within_budget = bool(version.fields) or self.sharing.count_failure()
+        if not self.sharing.lifetimes.tag or not is_within_budget:
             return ()
         at = self.sharing.clock.to_bucket(self.started_at)
         if isinstance(error, ManifestUnknown) and self._may_be_shared(error):

@@ -28,6 +28,10 @@ from .shared_manifests import ManifestLookup
 from .shared_tags import TagLookup
 from .sharing import Sharing
 
+_MAX_ACCEPT = 255
+"""Characters of an `Accept` header whose answers are shared. That of nearly all clients has 201, see
+`normalize_accept`."""
+
 _KNOWN_CODES = ("MANIFEST_UNKNOWN", "BLOB_UNKNOWN")
 """Codes with which a registry says that the repository can be read."""
 
@@ -78,6 +82,9 @@ class SharedUpstream(Upstream):
             return await super().head_manifest(repository, reference, accept, authorization)
         if isinstance(reference, Digest):
             return await self._head_by_digest(repository, reference, accept)
+        if len(accept) > _MAX_ACCEPT:
+            with self._recording_refusals(repository, has_details=False):
+                return await self._head(repository, reference, accept)
         lookup = self._tag(repository, reference, accept, not_before)
 
         async def ask(version: Version) -> tuple[ManifestHead, Sequence[Write]]:
@@ -127,6 +134,9 @@ class SharedUpstream(Upstream):
             )
         if isinstance(reference, Digest) or authorization is not None:
             return await super().get_manifest(repository, reference, accept, authorization, is_public=is_public)
+        if len(accept) > _MAX_ACCEPT:
+            with self._recording_refusals(repository):
+                return await self._get(repository, reference, accept)
         return await self._get_by_tag(repository, reference, accept)
 
     async def _get_by_tag(self, repository: str, tag: str, accept: str) -> FetchedManifest:
@@ -238,10 +248,14 @@ class SharedUpstream(Upstream):
 
         `has_details`: the answer is that to a GET, whose errors have a body.
         """
-        with_lease = with_lease and self.is_reachable and not self.is_rate_limited("manifest", authorization or "")
+        is_available = self.is_reachable and not self.is_rate_limited("manifest", authorization or "")
+
+        def may_lease(version: Version) -> bool:
+            return with_lease and is_available and (bool(version.fields) or self._sharing.may_fail())
+
         try:
             with self._recording_refusals(repository, has_details) if authorization is None else nullcontext():
-                return await self._sharing.answers.answer(question, with_lease=with_lease)
+                return await self._sharing.answers.answer(question, may_lease)
         except (Unavailable, TooManyRequests, BadUpstream):
             stale = None
             with suppress(BucketUnavailable):

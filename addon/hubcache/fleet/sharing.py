@@ -1,8 +1,10 @@
 """What the upstreams of one node have in common: where they find answers of other nodes, and which they may use."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ..decide.budget import Budget
 from ..decide.policy import VISIBILITY_LIFETIME
 from .answer_records import ErrorAnswer
 from .change_times import ChangeTimes
@@ -18,6 +20,14 @@ time is known to a second."""
 _ERROR_SECONDS = 2.0
 """By how much the times of two events may be wrong that two nodes have observed: each knows the bucket's time to a
 second."""
+
+_FAILURES_PER_SECOND = 10.0
+"""Errors about content without an object in the bucket, on average, for which a node takes a lease or writes an object.
+Clients can invent names, and each costs four requests to the bucket. A burst is ten seconds' worth."""
+
+
+def _failure_budget() -> Budget:
+    return Budget(_FAILURES_PER_SECOND, time.monotonic())
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,7 @@ class Sharing:
     visibility: GetVisibility
     lifetimes: Lifetimes = field(default_factory=Lifetimes)
     times: ChangeTimes = field(default_factory=ChangeTimes)
+    failures: Budget = field(default_factory=_failure_budget)
     refusals_of_unknown: ChangeTimes = field(default_factory=lambda: ChangeTimes(forgets=True))
 
     def local(self, at: float, now: float) -> float | None:
@@ -67,6 +78,14 @@ class Sharing:
             return
         if answered_at > self.times.last(host, repository, "") + _ERROR_SECONDS:
             raise answer.to_raise(answered_at)
+
+    def may_fail(self) -> bool:
+        """Whether content without an object in the bucket may be requested with a lease: clients can invent names."""
+        return self.failures.wait(time.monotonic()) == 0.0
+
+    def count_failure(self) -> bool:
+        """Count an error about content without an object; returns whether an object may be written about it."""
+        return self.failures.spend(time.monotonic())
 
     # -- changes ----------------------------------------------------------------------------------------------------
 

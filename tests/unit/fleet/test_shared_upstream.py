@@ -40,12 +40,12 @@ def image(hub: Hub) -> Image:
     return hub.image(REPO, "1", [b"layer"])
 
 
-async def get(node: SharedSetup, reference: str | Digest = "1") -> bytes:
-    return (await node.upstream.get_manifest(REPO, reference, ACCEPT)).body
+async def get(node: SharedSetup, reference: str | Digest = "1", accept: str = ACCEPT) -> bytes:
+    return (await node.upstream.get_manifest(REPO, reference, accept)).body
 
 
-async def head(node: SharedSetup, reference: str | Digest = "1") -> Digest | None:
-    return (await node.upstream.head_manifest(REPO, reference, ACCEPT)).digest
+async def head(node: SharedSetup, reference: str | Digest = "1", accept: str = ACCEPT) -> Digest | None:
+    return (await node.upstream.head_manifest(REPO, reference, accept)).digest
 
 
 def advance(nodes: list[SharedSetup], seconds: float) -> None:
@@ -331,6 +331,44 @@ async def test_error_may_be_older_than_a_push_by_what_clocks_may_be_wrong(
     pushed = hub.image(REPO, "2", [b"pushed"])
     second.sharing.record_change(HOST, REPO, "3", second.clock.wall() - 1.0)
     assert await get(second, "2") == pushed.manifest
+
+
+async def test_names_that_clients_invent_cost_few_requests_to_the_bucket(
+    hub: Hub, nodes: list[SharedSetup], image: Image
+) -> None:
+    """Beyond ten a second on average, each is one read, and leaves no object."""
+    first, second = nodes
+    first.sharing.failures.change(0.001, time.monotonic())  # one is saved up
+    fault = hub.faults.add(Fault(kind="manifest", status=404, body=MISSING))
+    for number in range(3):
+        for reference in (f"invented-{number}", Digest.of(b"%d" % number)):
+            await error_of(get(first, reference))
+            await first.settle()
+    assert (first.seen.count("put"), first.seen.count("delete")) == (2, 1)  # a lease and an answer
+    assert [entry.key async for entry in first.bucket.list("tag")] == [keys.tag(HOST, REPO, "invented-0")]
+    hub.faults.remove(fault)
+    await get(second)
+    await second.settle()
+    first.seen.events.clear()
+    advance(nodes, 601)
+    assert await get(first) == image.manifest
+    await first.settle()
+    assert (first.seen.count("put"), first.seen.count("delete")) == (2, 1)  # content that has an object has a lease
+
+
+@pytest.mark.parametrize("request_it", [get, head])
+async def test_answers_for_a_long_accept_are_not_shared(
+    hub: Hub, nodes: list[SharedSetup], image: Image, request_it: Callable[..., Awaitable[object]]
+) -> None:
+    accept = f"{ACCEPT}, application/{'x' * 60}"
+    for node in nodes:
+        await request_it(node, accept=accept)
+        await node.settle()
+    assert sum(manifest_requests(hub).values()) == 2
+    assert not nodes[0].seen.events
+    turn_private(hub, REPO)
+    assert isinstance(await error_of(request_it(nodes[0], accept=accept)), Unauthorized)
+    assert nodes[0].sharing.is_outdated(nodes[0].clock.wall() - 1, HOST, REPO)
 
 
 NOT_SHARED = {
