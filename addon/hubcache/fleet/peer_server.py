@@ -22,12 +22,18 @@ from ..store.store import Store
 from ..transfer.fills import Fills
 from ..transfer.sources import CHUNK, FileSource, Source
 from .fill_reading import follow_fill
+from .peer_connections import PeerConnections
 
 MAX_EVENT = 64 << 10
 """Bytes of an event."""
 
 _SHUTDOWN_SECONDS = 1.0
 """How long the end of the server waits for responses in progress."""
+_KEPT_SECONDS = 30.0
+"""An unused connection is closed after this time; peers keep theirs for 15 seconds."""
+_EVENT_SECONDS = 10.0
+"""Longest time in which the body of an event arrives."""
+_BACKLOG = 128
 _IDLE_SECONDS = 60.0
 """A peer that accepts no bytes for this time is disconnected."""
 
@@ -47,16 +53,30 @@ class PeerServer:
         app.router.add_get("/blob/{digest}", self._serve_blob, allow_head=False)
         app.router.add_post("/event", self._receive_event)
         self._runner = web.AppRunner(
-            app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS, handler_cancellation=True
+            app,
+            access_log=None,
+            shutdown_timeout=_SHUTDOWN_SECONDS,
+            handler_cancellation=True,
+            keepalive_timeout=_KEPT_SECONDS,
         )
+        self._connections: PeerConnections | None = None
+        self._listening: asyncio.Server | None = None
 
     async def start(self, listener: socket.socket) -> None:
         """Serve on a listening socket."""
         await self._runner.setup()
-        await web.SockSite(self._runner, listener).start()
+        server = self._runner.server
+        assert server is not None
+        self._connections = PeerConnections(server)
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_server(self._connections, sock=listener, backlog=_BACKLOG)
 
     async def close(self) -> None:
         """Stop listening and close all connections."""
+        if self._listening is not None:
+            self._listening.close()
+        if self._connections is not None:
+            self._connections.close()
         await self._runner.cleanup()
 
     @web.middleware
@@ -65,12 +85,21 @@ class PeerServer:
     ) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
         if self.secret is None or not hmac.compare_digest(given, f"Bearer {self.secret}".encode()):
-            return web.Response(status=401)
+            refused = web.Response(status=401)
+            refused.force_close()
+            return refused
+        if self._connections is not None:
+            self._connections.authenticated(request.protocol)
         return await handler(request)
 
     async def _receive_event(self, request: web.Request) -> web.Response:
         try:
-            fields = read_json(await request.read(), MAX_EVENT)
+            async with asyncio.timeout(_EVENT_SECONDS):
+                body = await request.read()
+        except TimeoutError:
+            return web.Response(status=408)
+        try:
+            fields = read_json(body, MAX_EVENT)
         except ValueError:
             return web.Response(status=400)
         if not isinstance(fields, dict):
