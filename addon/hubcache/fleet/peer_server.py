@@ -112,7 +112,8 @@ class PeerServer:
     async def _serve_blob(self, request: web.Request) -> web.StreamResponse:
         async with AsyncExitStack() as stack:
             try:
-                part = await self._find(Digest.parse(request.match_info["digest"]), request.headers.get("Range"))
+                digest = Digest.parse(request.match_info["digest"])
+                part = await self._find(digest, request.headers.get("Range"))
             except RangeInvalid as error:
                 return web.Response(status=416, headers=error.headers())
             except HubcacheError:  # the fill failed, or the file cannot be read
@@ -120,6 +121,8 @@ class PeerServer:
             if part is None:
                 return web.Response(status=404)
             stack.push_async_callback(part.source.close)
+            if self._store.private.has(digest):  # it became private while it was opened
+                return web.Response(status=404)
             response = web.StreamResponse(status=206 if part.is_range else 200, headers=part.headers())
             try:
                 await response.prepare(request)

@@ -67,6 +67,13 @@ class _Upload:
     hold: contextlib.ExitStack
     """Keeps the blob from being evicted until it is closed."""
     failures: int = 0
+    has_begun: bool = False
+    """Whether bytes were sent to the bucket, which may have stored them."""
+
+    @property
+    def key(self) -> str:
+        """The key of the object."""
+        return keys.blob(self.digest, private=self.private)
 
     async def release(self) -> None:
         """Release the lease, since the others find the blob in the bucket or fetch it; let the blob be evicted."""
@@ -195,8 +202,9 @@ class Uploads:
 
     async def _upload(self, upload: _Upload) -> None:
         """Upload a blob if it is still stored; raises `BucketUnavailable`, or `TimeoutError` when it takes too long."""
-        if self._store.private.has(upload.digest) and not upload.private:
-            return  # it has become private meanwhile
+        if self._has_turned_private(upload):
+            await self._withdraw(upload)
+            return
         try:
             stored = await self._store.open_blob(upload.digest)
         except StorageError:
@@ -205,16 +213,29 @@ class Uploads:
             return
         with contextlib.ExitStack() as stack:
             stack.callback(stored.close)
-            key = keys.blob(upload.digest, private=upload.private)
             may_exist = upload.lease is None or upload.lease.is_lost
-            if may_exist and not upload.replaces and await self._bucket.head(key) is not None:
+            if may_exist and not upload.replaces and await self._bucket.head(upload.key) is not None:
                 return
             if not await self._room.take(stored.size):
                 self._observer.upload_ended("refused", stored.size)
                 return
+            if self._has_turned_private(upload):  # during the requests
+                self._room.ended(stored.size, is_stored=False)
+                return
+            upload.has_begun = True
             with self._reporting(stored.size):
                 async with asyncio.timeout(min(UPLOAD_SECONDS, _LONGEST_SECONDS + stored.size / _SLOWEST_BYTES)):
-                    await self._bucket.upload(key, _path_of(stored))
+                    await self._bucket.upload(upload.key, _path_of(stored))
+        if self._has_turned_private(upload):
+            await self._withdraw(upload)
+
+    def _has_turned_private(self, upload: _Upload) -> bool:
+        return not upload.private and self._store.private.has(upload.digest)
+
+    async def _withdraw(self, upload: _Upload) -> None:
+        """Delete the object of content that became private while it was uploaded; raises `BucketUnavailable`."""
+        if upload.has_begun:
+            await self._bucket.delete(upload.key)
 
     @contextlib.contextmanager
     def _reporting(self, size: int) -> Iterator[None]:

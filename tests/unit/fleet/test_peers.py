@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import aiohttp.web
@@ -144,6 +145,28 @@ async def test_private_blob_is_never_served(client: PeerClient, node: Node) -> N
     blob.allow(len(DATA))
     await blob.fill.wait_stored()
     assert await received(client, node) is None
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_blob_that_becomes_private_while_it_is_opened_is_not_served(
+    client: PeerClient, node: Node, monkeypatch: pytest.MonkeyPatch, is_stored: bool
+) -> None:
+    blob = GrowingBlob(node.fills, DATA)
+    if is_stored:
+        await blob.store()
+    opening: Any = node.store if is_stored else blob.fill
+    name = "open_blob" if is_stored else "wait_opened"
+    method = getattr(opening, name)
+
+    async def open_and_become_private(*arguments: object) -> object:
+        opened = await method(*arguments)
+        await node.store.private.add(DIGEST)
+        return opened
+
+    monkeypatch.setattr(opening, name, open_and_become_private)
+    assert await received(client, node) is None
+    blob.allow(len(DATA))
+    await until(lambda: blob.fill.stored and blob.fill.readers == 0)
 
 
 @pytest.mark.parametrize("secret", ["other", "", "sécret"])

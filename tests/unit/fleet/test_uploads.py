@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hubcache.fleet import keys, uploads
@@ -132,6 +133,51 @@ async def test_content_that_became_private_is_not_uploaded(uploader: Uploader) -
     await uploader.store.private.add(digest)
     uploader.uploads.add(digest, lease=await uploader.lease(digest))
     await uploader.done()
+    assert uploader.keys("") == []
+
+
+@pytest.mark.parametrize("during", ["head", "take", "upload"])
+async def test_content_that_becomes_private_during_its_upload_is_not_in_the_bucket(
+    uploader: Uploader, monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    digest = await put_blob(uploader.store, b"data")
+    asked: Any = uploader.room if during == "take" else uploader.bucket
+    request = getattr(asked, during)
+
+    async def and_become_private(*arguments: object) -> object:
+        answer = await request(*arguments)
+        await uploader.store.private.add(digest)
+        return answer
+
+    monkeypatch.setattr(asked, during, and_become_private)
+    uploader.uploads.add(digest)
+    await uploader.done()
+    assert uploader.keys("") == []
+    assert len(uploader.room.used) == 1
+
+
+async def test_content_that_became_private_is_deleted_when_the_bucket_answers_again(
+    uploader: Uploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = await put_blob(uploader.store, b"data")
+    upload, delete = uploader.bucket.upload, uploader.bucket.delete
+    failures = [BucketUnavailable("the response is lost"), BucketUnavailable("down")]
+
+    async def upload_without_answer(key: str, path: Path) -> None:
+        await upload(key, path)
+        await uploader.store.private.add(digest)
+        raise failures.pop(0)
+
+    async def fail_once(key: str) -> None:
+        if failures:
+            raise failures.pop()
+        await delete(key)
+
+    monkeypatch.setattr(uploader.bucket, "upload", upload_without_answer)
+    monkeypatch.setattr(uploader.bucket, "delete", fail_once)
+    uploader.uploads.add(digest)
+    await uploader.done()
+    assert failures == []
     assert uploader.keys("") == []
 
 
