@@ -17,6 +17,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import GCSStore
 
 from ..oci.errors import HubcacheError
+from .bucket_upload import upload_file
 from .failure_reason import failure_reason
 from .keys import is_of_pulls, most_bytes
 
@@ -42,9 +43,6 @@ _CHUNK = 1 << 20
 
 _PAGE = 1000
 """Objects of a request to list; S3 returns no more."""
-
-_PART = 8 << 20
-"""Bytes of a part of an upload; S3 accepts 5 MiB to 5 GiB."""
 
 
 class BucketUnavailable(HubcacheError):
@@ -232,9 +230,12 @@ class Bucket:
         return entry if entry.size <= start else None
 
     async def upload(self, key: str, path: Path) -> None:
-        """Write the bytes of a file, in parts. Nobody can read the object before it is complete."""
+        """Write the bytes of a file, in parts. Nobody can read the object before it is complete.
+
+        Raises `StorageError` when the file cannot be read.
+        """
         with self._reporting("upload", key):
-            await obstore.put_async(self._uploads, key, path, chunk_size=_PART, max_concurrency=2)
+            await upload_file(self._uploads, key, path)
 
     # -- failures ---------------------------------------------------------------------------------------------------
 
@@ -292,6 +293,9 @@ class Bucket:
             self.problem = failure_reason(error)
             self._paused_until = self._clock() + _PAUSE_SECONDS
             raise BucketUnavailable(f"the bucket does not answer: {self.problem}") from error
+        except BaseException:  # cancelled, or a file that is to be uploaded cannot be read
+            outcome = "error"
+            raise
         else:  # also during a pause: the request was sent before it
             self.problem = None
             self._paused_until = 0.0

@@ -11,7 +11,7 @@ _DOLLARS_FOR_READ = 0.0004 / 1000
 """GET and HEAD. DELETE is free."""
 
 _PART = 8 << 20
-"""Bytes of a part of an upload, see `Bucket.upload`."""
+"""Bytes of a part of an upload, see `bucket_upload`."""
 
 _WRITES = ("put", "list", "upload")
 

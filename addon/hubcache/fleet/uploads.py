@@ -194,6 +194,9 @@ class Uploads:
             self._failures += is_usable  # else no request was sent, and the next attempt may be soon
             upload.failures += did_answer
             return _RETRY_SECONDS[min(max(1, self._failures), len(_RETRY_SECONDS)) - 1]
+        except StorageError:  # the file cannot be read
+            self._give_up(upload)
+            return None
         except BaseException:  # cancelled by `close`, or a defect
             self._give_up(upload)
             raise

@@ -2,12 +2,15 @@
 
 import asyncio
 from pathlib import Path
+from typing import BinaryIO
 
+import obstore
 import pytest
 from hubcache.fleet import bucket as bucket_module
-from hubcache.fleet import keys
+from hubcache.fleet import bucket_upload, keys
 from hubcache.fleet.bucket import Bucket, BucketUnavailable
 from hubcache.oci.digest import Digest
+from hubcache.oci.errors import StorageError
 from obstore.store import LocalStore, MemoryStore, S3Store
 
 
@@ -120,6 +123,90 @@ async def test_objects_are_listed_by_prefix(bucket: Bucket) -> None:
     for key in ("node/a", "node/b", "nodes/c"):
         await bucket.put(key, b"x")
     assert sorted([entry.key async for entry in bucket.list("node")]) == ["node/a", "node/b"]
+
+
+async def test_request_that_is_cancelled_counts_as_an_error(
+    bucket: Bucket, observer: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(obstore, "get_async", hang)
+    for request in (bucket.get("tag/a"), bucket.open("blob/a")):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await request
+    assert observer.events == [("get", "error")] * 2
+    assert bucket.is_usable
+
+
+async def test_file_that_cannot_be_read_is_no_failure_of_the_bucket(
+    bucket: Bucket, observer: Counted, tmp_path: Path
+) -> None:
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(StorageError):
+            await bucket.upload("blob/a", path)
+    assert bucket.is_usable
+    assert bucket.problem is None
+    assert observer.events == [("upload", "error")] * 2
+    assert await bucket.head("blob/a") is None
+
+
+async def test_file_that_cannot_be_read_to_its_end_is_not_uploaded(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, reads = tmp_path / "file", 0
+    path.write_bytes(bytes(20 << 20))
+    read = bucket_upload._read
+
+    def fail_later(file: BinaryIO) -> bytes:
+        nonlocal reads
+        reads += 1
+        if reads == 3:
+            raise OSError("I/O error")
+        return read(file)
+
+    monkeypatch.setattr(bucket_upload, "_read", fail_later)
+    with pytest.raises(StorageError, match="I/O error"):
+        await bucket.upload("blob/a", path)
+    assert bucket.is_usable
+    assert await bucket.head("blob/a") is None
+
+
+class HangingWriter:
+    """A writer of obstore that accepts no bytes. With `hangs`, neither does the bucket delete them."""
+
+    def __init__(self, *, hangs: bool) -> None:
+        self.is_writing = asyncio.Event()
+        self.aborts = 0
+        self._hangs = hangs
+
+    async def write(self, _: bytes) -> None:
+        self.is_writing.set()
+        await asyncio.Event().wait()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert kind is asyncio.CancelledError
+        self.aborts += 1
+        if self._hangs:
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_upload_that_is_cancelled_deletes_its_parts(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    writer = HangingWriter(hangs=hangs)
+    monkeypatch.setattr(obstore, "open_writer_async", lambda *_, **__: writer)
+    monkeypatch.setattr(bucket_upload, "_ABORT_SECONDS", 0.01)
+    path = tmp_path / "file"
+    path.write_bytes(b"data")
+    upload = asyncio.create_task(bucket.upload("blob/a", path))
+    await writer.is_writing.wait()
+    upload.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await upload
+    assert writer.aborts == 1
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, None), (5, None), (5, 1 << 20)])

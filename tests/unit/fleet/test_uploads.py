@@ -13,6 +13,7 @@ from hubcache.fleet.fleet_counts import FleetCounts
 from hubcache.fleet.leases import Lease, Leases
 from hubcache.fleet.uploads import Uploads
 from hubcache.oci.digest import Digest
+from hubcache.oci.errors import StorageError
 from hubcache.store.store import Store
 from obstore.store import MemoryStore
 from support.fleet import AdjustableClock, TestNode
@@ -262,6 +263,17 @@ async def test_upload_that_is_repeated_while_its_lease_is_released_runs_once(
     assert [worker.exception() for worker in workers] == [None]
     assert uploader.counts.uploads == {"stored": 2}
     assert uploader.keys("lease") == []
+
+
+async def test_blob_that_cannot_be_read_is_given_up(uploader: Uploader, caplog: pytest.LogCaptureFixture) -> None:
+    digest = await put_blob(uploader.store, b"data")
+    uploader.bucket.error = StorageError("I/O error")
+    uploader.uploads.add(digest, lease=await uploader.lease(digest))
+    await uploader.done()
+    await until(lambda: not uploader.uploads._releasing)
+    assert uploader.counts.uploads == {"failed": 1}
+    assert uploader.keys("lease") == []
+    assert caplog.records == []
 
 
 async def test_uploads_continue_after_a_defect(uploader: Uploader, caplog: pytest.LogCaptureFixture) -> None:
