@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from ipaddress import IPv6Address
+from itertools import batched
 
 from ..oci.json_reader import read_json
 from .bucket import Bucket, BucketUnavailable, Entry
@@ -17,6 +18,15 @@ HEARTBEAT_SECONDS = 10.0
 
 LIVE_SECONDS = 35.0
 """A node whose last heartbeat is older is not live: three heartbeats were missed."""
+
+MAX_NODES = 1000
+"""Nodes of a fleet, with this one. Those that are known already come first."""
+
+_MAX_LISTED = 10_000
+"""Objects of nodes that are listed; sweeps delete those of nodes that have disappeared after an hour."""
+
+_READS = 16
+"""Addresses that are read at the same time."""
 
 _LEAVE_SECONDS = 2.0
 """A node that leaves waits this long for the end of a heartbeat."""
@@ -122,19 +132,37 @@ class Membership:
         sent = self._clock.ticks()
         await self._bucket.ping(_key(self.me.id), _encode(self.me))
         received = self._clock.ticks()
-        entries = {
-            entry.key.removeprefix(f"{_PREFIX}/"): entry
-            async for entry in self._bucket.list(_PREFIX)
-            if entry.size <= _MAX_VALUE
-        }
-        if own := entries.pop(self.me.id, None):
+        entries = await self._list()
+        if own := entries.pop(self.me.id, None) or await self._bucket.head(_key(self.me.id)):
             self._clock.observe(own.modified, sent, received)
         live_since = self._live_since()
-        live = {id: entry for id, entry in entries.items() if entry.modified >= live_since}
-        nodes = [await self._node(id, entry) for id, entry in live.items()]
+        live = self._limited({id: entry for id, entry in entries.items() if entry.modified >= live_since})
+        nodes: list[Node | None] = []
+        for some in batched(live.items(), _READS):
+            nodes += await asyncio.gather(*(self._node(*each) for each in some))
         self._others = tuple(node for node in nodes if node is not None)
         self._known = {id: known for id, known in self._known.items() if id in live}
         self._listed_at = self._clock.ticks()
+
+    async def _list(self) -> dict[str, Entry]:
+        """Return the objects of nodes, by the nodes' ids."""
+        entries: dict[str, Entry] = {}
+        listed = 0
+        async for entry in self._bucket.list(_PREFIX):
+            if entry.size <= _MAX_VALUE:
+                entries[entry.key.removeprefix(f"{_PREFIX}/")] = entry
+            listed += 1
+            if listed == _MAX_LISTED:
+                break
+        return entries
+
+    def _limited(self, live: dict[str, Entry]) -> dict[str, Entry]:
+        """Return the objects of at most `MAX_NODES` nodes without this one, in the same order."""
+        if len(live) < MAX_NODES:
+            return live
+        known_first = sorted(live, key=lambda id: id not in self._known or self._known[id].node is None)
+        chosen = set(known_first[: MAX_NODES - 1])
+        return {id: entry for id, entry in live.items() if id in chosen}
 
     async def _beat_repeatedly(self) -> None:
         while True:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from hubcache.fleet import membership
-from hubcache.fleet.bucket import Bucket, BucketUnavailable, Entry
+from hubcache.fleet.bucket import Bucket, BucketUnavailable, Entry, StoredObject
 from hubcache.fleet.clock import BucketClock
 from hubcache.fleet.membership import HEARTBEAT_SECONDS, LIVE_SECONDS, Membership, Node
 from obstore.store import MemoryStore
@@ -38,6 +38,11 @@ class TimedBucket(Bucket):
         self._fleet.fail_when_down()
         self._fleet.modified[key] = float(math.floor(self._fleet.now))
         return await super().put(key, value)
+
+    async def head(self, key: str) -> Entry | None:
+        self._fleet.fail_when_down()
+        entry = await super().head(key)
+        return None if entry is None else dataclasses.replace(entry, modified=self._fleet.modified[key])
 
     async def list(self, prefix: str) -> AsyncIterator[Entry]:
         self._fleet.fail_when_down()
@@ -161,6 +166,58 @@ async def test_address_that_changes_is_read_again(fleet: Fleet) -> None:
     await fleet.node(moved).beat()
     await a.beat()
     assert a.nodes == (A, moved)
+
+
+class SlowBucket(TimedBucket):
+    """A bucket whose reads overlap; `most` is the number of those that were under way at the same time."""
+
+    def __init__(self, fleet: "Fleet") -> None:
+        super().__init__(fleet)
+        self.reading = 0
+        self.most = 0
+
+    async def get(self, key: str) -> StoredObject | None:
+        self.reading += 1
+        self.most = max(self.most, self.reading)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        self.reading -= 1
+        return await super().get(key)
+
+
+async def test_addresses_of_many_nodes_are_read_together_but_not_all_at_once(fleet: Fleet) -> None:
+    for number in range(40):
+        await fleet.node(Node(f"n{number}", f"http://10.0.0.{number}:5002", "1")).beat()
+    bucket = SlowBucket(fleet)
+    a = Membership(bucket, BucketClock(lambda: fleet.now, lambda: fleet.now), A)
+    await a.beat()
+    assert len(a.nodes) == 41
+    assert bucket.most == 16
+
+
+async def test_known_nodes_stay_when_there_are_too_many(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "MAX_NODES", 5)
+    a, z = fleet.node(A), Node("z", "http://10.0.1.1:5002", "1")
+    for each in (z, Node("z-unreadable", "http://10.0.1.2:5002", "1")):
+        await fleet.node(each).beat()
+    await TimedBucket(fleet).put("node/z-unreadable", b"{}")
+    await a.beat()
+    for number in range(9):
+        await fleet.node(Node(f"n{number}", f"http://10.0.0.{number}:5002", "1")).beat()
+    fleet.now += HEARTBEAT_SECONDS
+    await a.beat()
+    assert [node.id for node in a.nodes] == ["a", "n0", "n1", "n2", "z"]
+
+
+async def test_own_clock_is_observed_when_others_write_too_many_objects(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "_MAX_LISTED", 3)
+    for number in range(5):
+        await fleet.node(Node(f"n{number}", f"http://10.0.0.{number}:5002", "1")).beat()
+    z = fleet.node(Node("z", "http://10.0.1.1:5002", "1"), clock_ahead=600.0)
+    await z.beat()
+    assert [node.id for node in z.nodes] == ["z", "n0", "n1", "n2"]
 
 
 @pytest.mark.parametrize(
