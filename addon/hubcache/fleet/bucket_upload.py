@@ -5,7 +5,7 @@ from __future__ import annotations  # obstore has the names of its types in stub
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -50,17 +50,31 @@ async def upload_file(store: ObjectStore, key: str, path: Path) -> None:
 
 
 async def _parts(path: Path) -> AsyncGenerator[bytes]:
-    try:
-        file = await asyncio.to_thread(path.open, "rb", buffering=0)
-        with file:
-            while part := await asyncio.to_thread(_read, file):
+    with contextlib.ExitStack() as stack:
+        try:
+            file = await _in_thread(lambda: stack.enter_context(path.open("rb", buffering=0)))
+            while part := await _in_thread(lambda: _read(file)):
                 yield part
-    except OSError as error:
-        raise StorageError(f"cannot read a stored blob: {error}") from error
+        except OSError as error:
+            raise StorageError(f"cannot read a stored blob: {error}") from error
 
 
 def _read(file: BinaryIO) -> bytes:
     return file.read(PART)
+
+
+async def _in_thread[Value](work: Callable[[], Value]) -> Value:
+    """Do work in a thread, and wait for its end also when this is cancelled: else a file might be closed that is being
+    read, and its descriptor might already be that of another one."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        while not working.done():
+            with contextlib.suppress(asyncio.CancelledError):  # a second cancellation
+                await asyncio.wait([working])
+        working.cancelled() or working.exception()
+        raise
 
 
 async def _abort(writer: AsyncWritableFile) -> None:

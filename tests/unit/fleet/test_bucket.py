@@ -1,6 +1,7 @@
 """The bucket: small objects with conditions, large objects in threads, and failures."""
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,7 @@ from hubcache.fleet.bucket import Bucket, BucketUnavailable
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
 from obstore.store import LocalStore, MemoryStore, S3Store
+from support.users import until
 
 
 class Counted:
@@ -171,6 +173,32 @@ async def test_file_that_cannot_be_read_to_its_end_is_not_uploaded(
         await bucket.upload("blob/a", path)
     assert bucket.is_usable
     assert await bucket.head("blob/a") is None
+
+
+async def test_upload_that_is_cancelled_closes_its_file_after_the_read(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, may_end, closed = threading.Event(), threading.Event(), list[bool]()
+
+    def read(file: BinaryIO) -> bytes:
+        reads.set()
+        may_end.wait(10)
+        closed.append(file.closed)
+        return b"data"
+
+    monkeypatch.setattr(bucket_upload, "_read", read)
+    path = tmp_path / "file"
+    path.write_bytes(b"data")
+    upload = asyncio.create_task(bucket.upload("blob/a", path))
+    await until(reads.is_set)
+    for _ in range(2):
+        upload.cancel()
+        await asyncio.sleep(0)
+    assert not upload.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await upload
+    assert closed == [False]
 
 
 class HangingWriter:
