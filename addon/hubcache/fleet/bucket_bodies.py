@@ -14,6 +14,10 @@ from .blob_read import BlobRead
 from .bucket import BucketUnavailable
 from .threads import run_in_thread
 
+_SLOW_SECONDS = 10.0
+_SLOW_BYTES = 1_000_000
+"""A transfer that brings fewer bytes in this time is broken off: the registry sends the rest."""
+
 _READ_AHEAD_FROM = 4 << 20
 """Bytes of a body from which on a second thread pays off."""
 
@@ -78,6 +82,8 @@ class BucketTransfer:
         self._lock = threading.Lock()
         self._is_cancelled = False
         self._is_consuming = False
+        self._received = 0
+        """Bytes that were passed on."""
 
     def close(self) -> None:
         """Read no further bytes."""
@@ -85,23 +91,34 @@ class BucketTransfer:
             self._ahead.close()
 
     async def receive(self, consume: Consume) -> bool:
-        """Pass the bytes on, see `Transfer.receive`; raises `Unavailable` when the transfer breaks off.
+        """Pass the bytes on, see `Transfer.receive`; raises `Unavailable` when the transfer breaks off or is too slow.
 
         When this is cancelled, the thread may still wait for bytes, but passes none on.
         """
         receiving = run_in_thread(lambda: self._receive(consume))
         try:
-            return await asyncio.shield(receiving)
+            while not receiving.done():
+                before = self._received
+                await asyncio.wait([receiving], timeout=_SLOW_SECONDS)
+                is_slow = self._received < before + _SLOW_BYTES and not self._is_consuming
+                if is_slow and not receiving.done():
+                    await self._abandon(receiving)
+                    raise Unavailable(f"the bucket sent less than {_SLOW_BYTES} bytes in {_SLOW_SECONDS:g} seconds")
+            return receiving.result()
         except BucketUnavailable as error:
             raise Unavailable(str(error)) from error
         except asyncio.CancelledError:
-            receiving.add_done_callback(_retrieve)
-            with self._lock:
-                self._is_cancelled, is_consuming = True, self._is_consuming
-            while is_consuming and not receiving.done():  # it ends after this chunk
-                with suppress(asyncio.CancelledError):  # a second cancellation
-                    await asyncio.wait([receiving])
+            await self._abandon(receiving)
             raise
+
+    async def _abandon(self, receiving: asyncio.Future[bool]) -> None:
+        """Have the thread pass on no more bytes after the chunk that it passes on now."""
+        receiving.add_done_callback(_retrieve)
+        with self._lock:
+            self._is_cancelled, is_consuming = True, self._is_consuming
+        while is_consuming and not receiving.done():
+            with suppress(asyncio.CancelledError):  # a second cancellation
+                await asyncio.wait([receiving])
 
     def _receive(self, consume: Consume) -> bool:
         for chunk in self._chunks:
@@ -112,6 +129,7 @@ class BucketTransfer:
             goes_on = consume(chunk)
             with self._lock:
                 self._is_consuming = False
+                self._received += len(chunk)
                 if self._is_cancelled or not goes_on:
                     return False
         return True

@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hubcache.fleet import bucket_bodies
 from hubcache.fleet.bucket import BucketUnavailable
 from hubcache.fleet.bucket_bodies import BucketTransfer, ReadAhead
 from hubcache.oci.errors import StorageError, Unavailable
@@ -90,6 +91,50 @@ async def test_cancelled_transfer_does_not_wait_for_the_bucket(size: int) -> Non
     goes_on.set()
     await until(lambda: not bucket_threads())
     assert received == [b"a"]
+
+
+@EACH_SIZE
+async def test_transfer_that_is_too_slow_is_broken_off(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket_bodies, "_SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(bucket_bodies, "_SLOW_BYTES", 2)
+    goes_on, received = threading.Event(), list[bytes]()
+
+    def trickle() -> Iterator[memoryview]:
+        yield memoryview(b"abcd")
+        goes_on.wait(10)
+        yield memoryview(b"e")
+
+    def consume(data: memoryview) -> bool:
+        received.append(bytes(data))
+        return True
+
+    transfer = BucketTransfer(trickle(), size)
+    async with asyncio.timeout(5):
+        with pytest.raises(Unavailable, match="less than 2 bytes"):
+            await transfer.receive(consume)
+    transfer.close()
+    goes_on.set()
+    await until(lambda: not bucket_threads())
+    assert received == [b"abcd"]
+
+
+@EACH_SIZE
+async def test_slow_disk_does_not_break_off_a_transfer(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket_bodies, "_SLOW_SECONDS", 0.01)
+    writes, may_end = threading.Event(), threading.Event()
+
+    def consume(_: memoryview) -> bool:
+        writes.set()
+        may_end.wait(10)
+        return True
+
+    transfer = BucketTransfer(chunks(b"a"), size)
+    receiving = asyncio.create_task(transfer.receive(consume))
+    await until(writes.is_set)
+    done, _ = await asyncio.wait([receiving], timeout=0.1)
+    assert not done
+    may_end.set()
+    assert await receiving
 
 
 @EACH_SIZE
