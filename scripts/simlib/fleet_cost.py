@@ -6,7 +6,7 @@ Computed from the constants of the program, not measured. Transfer and storage a
 from collections.abc import Callable
 from math import ceil
 
-from hubcache.fleet.membership import HEARTBEAT_SECONDS, LIVE_SECONDS
+from hubcache.fleet.membership import HEARTBEAT_SECONDS, MAX_NODES
 from hubcache.fleet.popularity import BUSIEST, POPULARITY_SECONDS
 from hubcache.fleet.request_cost import PRICES, request_cost
 from hubcache.fleet.sweeper import SWEEP_OBJECTS, SWEEP_SECONDS
@@ -104,14 +104,9 @@ def limits() -> str:
     """Return a table of what ends first as a fleet grows, and where."""
     found = [
         (
-            _PAGE,
-            "nodes: a heartbeat lists all nodes",
-            f"in one request of {_PAGE:,} keys; from there on each further {_PAGE:,} nodes cost another one",
-        ),
-        (
-            _most(lambda nodes: nodes * _GET_SECONDS <= LIVE_SECONDS),
-            "nodes: a new node reads the objects of the others one after the other",
-            f"before it counts as dead, after {LIVE_SECONDS:g} s",
+            MAX_NODES,
+            "nodes that a node reads from and reports to",
+            f"one list of {_PAGE:,} keys; further nodes share the bucket, and see a push when their tag expires",
         ),
         (
             _most(lambda nodes: nodes * ceil(nodes / _PAGE) / HEARTBEAT_SECONDS <= _READS_PER_SECOND),
