@@ -5,9 +5,10 @@ import asyncio
 from hubcache.oci.digest import Digest
 from hubcache.serve.layers_ahead import MOST_BESIDE
 from hubcache.serve.messages import Answer, Listener, Result
+from hubcache.transfer import unread_fills
 from support.engine import Cache, read
 from support.standin import Fault, Hub, Image, random_bytes
-from support.users import EACH_LISTENER, bearer, settled
+from support.users import EACH_LISTENER, bearer, settled, until
 
 LAYERS = [random_bytes(20_000, f"layer {number}") for number in range(9)]
 
@@ -104,3 +105,48 @@ async def test_failing_layer_is_requested_again_by_the_client(cache: Cache, hub:
     assert stored_layers(cache, image) == [0, *range(2, 1 + MOST_BESIDE)]
     hub.faults.remove(failing)
     assert await cache.get(Listener.PROXY, path_of(image, 1)) == (200, LAYERS[1])
+
+
+async def begun(cache: Cache, hub: Hub, name: str, count: int = 3) -> tuple[Image, Answer]:
+    """Request the first layer of a new image, which pauses as all do, and receive its first bytes."""
+    image = hub.image(name, "1", [random_bytes(1_500_000, f"{name} {number}") for number in range(count)])
+    await cache.get(Listener.PROXY, f"/v2/{image.repo}/manifests/1")
+    answer = await cache.engine.answer(cache.request(Listener.PROXY, "GET", path_of(image, 0)))
+    assert isinstance(answer, Answer)
+    assert answer.source is not None
+    await answer.source.read()
+    return image, answer
+
+
+def active(cache: Cache) -> int:
+    return sum(not fill.is_paused for fill in cache.engine.fills._running.values())
+
+
+async def disconnect(answer: Answer) -> None:
+    assert answer.source is not None
+    await answer.source.close()
+
+
+async def test_clients_that_disconnect_leave_few_layers_behind(cache: Cache, hub: Hub) -> None:
+    slow = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=100_000))
+    pulls = [await begun(cache, hub, f"library/app{number}") for number in range(5)]
+    await until(lambda: [fill.size for fill in cache.engine.fills.progress()] == [1_500_000] * 15)
+    for _, answer in pulls:
+        await disconnect(answer)
+    await until(lambda: active(cache) <= unread_fills.MAX_UNREAD)
+    hub.faults.remove(slow)
+
+
+async def test_layers_ahead_continue_while_the_client_receives_a_layer(cache: Cache, hub: Hub) -> None:
+    slow = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=100_000))
+    image, first = await begun(cache, hub, "library/app", 1 + MOST_BESIDE)
+    await until(lambda: [fill.readers > 0 for fill in cache.engine.fills.progress()] == [True] * (1 + MOST_BESIDE))
+    await disconnect(first)
+    await until(lambda: active(cache) == unread_fills.MAX_UNREAD)
+    again = await cache.engine.answer(cache.request(Listener.PROXY, "GET", path_of(image, 0)))
+    assert isinstance(again, Answer)
+    await until(lambda: active(cache) == 1 + MOST_BESIDE)
+    hub.faults.remove(slow)
+    await read(again)
+    await settled(cache)
+    assert stored_layers(cache, image) == list(range(1 + MOST_BESIDE))

@@ -3,6 +3,7 @@
 A range far ahead of what a fill has received is fetched by a request of its own.
 """
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
@@ -123,6 +124,33 @@ class CachedBlobs:
             # Recorded now, and not at the end of the fill: by then the registry may answer differently.
             await self._blob_access.record_accepted(view, digest, fill.answered_at)
             await fill.wait_stored()
+
+    async def fetch_ahead(self, view: RepositoryView, digest: Digest, abandoned: asyncio.Event) -> None:
+        """Begin to store a blob, or join a fill of it, as a reader until `abandoned` is set: from then on the fill
+        continues only as others without readers do. Raises `HubcacheError`.
+        """
+        fill = self._running(view, digest)
+        starts = fill is None
+        if fill is None:
+            if self._fills.get(digest) is not None or self._is_stored(view, digest):
+                return
+            self._access.raise_remembered_error(view.host, view.repository, view.request_key(str(digest)))
+            fill = await self._start(view, digest, PREFETCH)
+            if fill is None:
+                return
+        with fill.reading():
+            await fill.wait_opened()
+            if starts:  # another fill may be one through another repository
+                await self._blob_access.record_accepted(view, digest, fill.answered_at)
+            waiting = asyncio.create_task(fill.wait_stored()), asyncio.create_task(abandoned.wait())
+            try:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+        if not abandoned.is_set():
+            fill.raise_error()
 
     async def forget(self, host: str, repository: str, digest: Digest) -> None:
         """Forget whether a blob belongs to a repository: it was pushed or deleted through this proxy."""

@@ -125,6 +125,7 @@ class ContentService:
     # -- blobs ----------------------------------------------------------------------------------------------------
 
     async def _blob(self, request: Request, view: RepositoryView, target: BlobTarget) -> Answer:
+        range_header = None
         if request.method == "HEAD":
             blob = await self._blobs.head(view, target.digest)
         else:
@@ -134,11 +135,13 @@ class ContentService:
             self._count(request, target.digest)
             self._suspect_repeat(request, target.digest)
             blob = await self._blobs.get(view, target.digest, range_header, bypass_store=request.bypass_store)
-            if range_header is None:  # a client that requests ranges (stargz, SOCI) may want few of the layers
-                self._layers_ahead.blob_requested(view, target.digest)
             if self._layers_ahead.was_fetched_for(view, target.digest):
                 blob.describe_as_fetched()
-        return await self._blob_answer(request, target.digest, blob, is_counted=request.method != "HEAD")
+        answer = await self._blob_answer(request, target.digest, blob, is_counted=request.method != "HEAD")
+        if request.method != "HEAD" and range_header is None:
+            # A client that requests ranges (stargz, SOCI) may want few of the layers.
+            self._layers_ahead.blob_requested(view, target.digest, answer.source)
+        return answer
 
     async def _stored_blob(self, request: Request, view: RepositoryView, target: BlobTarget) -> Answer:
         self._suspect_repeat(request, target.digest)

@@ -165,6 +165,8 @@ class UpstreamSource(Source):
         self._stack = AsyncExitStack()
         self._chunks: AsyncIterator[bytes] | None = None
         self._skip = 0
+        self.on_close: Callable[[], None] = lambda: None
+        """As `FileSource.on_close`."""
 
     async def open(self) -> None:
         """Send the request now, so that a refusal becomes an error response and not a body cut short."""
@@ -205,6 +207,7 @@ class UpstreamSource(Source):
         return self._at >= self._end
 
     async def close(self) -> None:
+        self.on_close()
         await self._stack.aclose()
 
 
@@ -233,6 +236,8 @@ class FillSource(Source):
         self._released = released
         self._replacement: Source | None = None
         self._has_begun = False
+        self.on_close: Callable[[], None] = lambda: None
+        """As `FileSource.on_close`."""
         self._reading = ExitStack()
         self._reading.enter_context(fill.reading())
         fill.file_readers.add(self)
@@ -298,5 +303,6 @@ class FillSource(Source):
         self.fill.file_readers.discard(self)
         self._reading.close()
         self._released()
+        self.on_close()
         if self._replacement is not None:
             await self._replacement.close()
