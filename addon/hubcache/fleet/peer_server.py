@@ -205,4 +205,5 @@ async def _send(source: Source, response: web.StreamResponse) -> None:
             chunk = memoryview(buffer)[: part.read_into(memoryview(buffer))]
         async with asyncio.timeout(_IDLE_SECONDS):
             await response.write(chunk)
+        await asyncio.sleep(0)  # a write to a peer that is fast enough does not suspend: clients would have to wait
     await response.write_eof()

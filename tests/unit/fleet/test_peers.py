@@ -20,10 +20,11 @@ from hubcache.fleet.secret import load_secret
 from hubcache.oci.digest import Digest
 from hubcache.store.store import Store
 from hubcache.transfer.fills import Fills
+from hubcache.transfer.sources import FileSource
 from support.fleet import memory_bucket
 from support.growing import GrowingBlob
 from support.standin import random_bytes
-from support.stores import opened_store
+from support.stores import opened_store, put_blob
 from support.upstreams import RecordingObserver
 from support.users import until
 
@@ -130,6 +131,31 @@ async def test_peer_that_disconnects_is_no_error(
             async with session.get(f"{node.address}/blob/{DIGEST}", headers=headers) as answer:
                 await answer.read()
     assert caplog.records == []
+
+
+async def test_other_tasks_run_while_a_fast_peer_receives_a_blob(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = await node.store.open_blob(await put_blob(node.store, bytes(10)))
+    assert stored is not None
+    monkeypatch.setattr(peer_server, "CHUNK", 1)
+    written, seen = 0, list[int]()
+
+    class Response(aiohttp.web.StreamResponse):
+        async def write(self, data: bytes | bytearray | memoryview) -> None:
+            nonlocal written
+            written += len(data)
+
+        async def write_eof(self, data: bytes = b"") -> None:
+            pass
+
+    async def look() -> None:
+        while written < 10:
+            seen.append(written)
+            await asyncio.sleep(0)
+
+    source = FileSource(stored, 0, 10)
+    await asyncio.gather(look(), peer_server._send(source, Response()))
+    await source.close()
+    assert len({*seen}) >= 10
 
 
 async def test_unknown_blob_is_absent(client: PeerClient, node: Node) -> None:
