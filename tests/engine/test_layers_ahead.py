@@ -2,8 +2,10 @@
 
 import asyncio
 
+import pytest
 from hubcache.oci.digest import Digest
-from hubcache.serve.layers_ahead import MOST_BESIDE
+from hubcache.oci.errors import StorageError
+from hubcache.serve.layers_ahead import MOST_BESIDE, LayersAhead
 from hubcache.serve.messages import Answer, Listener, Result
 from hubcache.transfer import unread_fills
 from support.engine import Cache, read
@@ -27,6 +29,22 @@ async def request(cache: Cache, image: Image, *paths: str, listener: Listener = 
         status, _ = await cache.get(listener, path, **headers)
         assert status in (200, 206)
     await settled(cache)
+
+
+async def test_blob_is_closed_when_the_layers_after_it_cannot_be_found(
+    cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = hub.image("library/app", "1", LAYERS[:1])
+    await request(cache, image, path_of(image, 0))
+    assert cache.engine.store.usage.in_use == {}
+
+    def fail(*_: object) -> None:
+        raise StorageError("the index cannot be read")
+
+    monkeypatch.setattr(LayersAhead, "blob_requested", fail)
+    status, _ = await cache.get(Listener.PROXY, path_of(image, 0))
+    assert status == 503
+    assert cache.engine.store.usage.in_use == {}
 
 
 @EACH_LISTENER

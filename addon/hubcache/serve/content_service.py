@@ -1,5 +1,7 @@
 """Answers reads of manifests, blobs and referrers for one view of a repository, and counts them."""
 
+from contextlib import AsyncExitStack
+
 from ..oci.digest import Digest
 from ..oci.media import normalize_accept
 from ..oci.reference import BlobTarget, ManifestTarget, ReferrersTarget, parse_target, referrers_query, subject_of_tag
@@ -140,7 +142,11 @@ class ContentService:
         answer = await self._blob_answer(request, target.digest, blob, is_counted=request.method != "HEAD")
         if request.method != "HEAD" and range_header is None:
             # A client that requests ranges (stargz, SOCI) may want few of the layers.
-            self._layers_ahead.blob_requested(view, target.digest, answer.source)
+            async with AsyncExitStack() as stack:
+                if answer.source is not None:
+                    stack.push_async_callback(answer.source.close)  # where the manifests cannot be read
+                self._layers_ahead.blob_requested(view, target.digest, answer.source)
+                stack.pop_all()
         return answer
 
     async def _stored_blob(self, request: Request, view: RepositoryView, target: BlobTarget) -> Answer:
