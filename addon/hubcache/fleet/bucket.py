@@ -120,6 +120,11 @@ class Bucket:
         """Whether a request would be sent now."""
         return self.closed_because is None and self._clock() >= self._paused_until
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether no client waits for the bucket at present, because it was slow."""
+        return self._clock() < self._slow_until
+
     # -- small objects ----------------------------------------------------------------------------------------------
 
     async def get(self, key: str) -> StoredObject | None:
@@ -240,9 +245,13 @@ class Bucket:
     # -- failures ---------------------------------------------------------------------------------------------------
 
     async def ping(self, key: str, value: bytes) -> None:
-        """Write an object as `put` does, also during a pause."""
+        """Write an object as `put` does, also during a pause. If that does not take long, the bucket is not slow any
+        more."""
         self._paused_until = 0.0
+        begun = self._clock()
         await self.put(key, value)
+        if self._clock() - begun < PATIENCE_SECONDS:
+            self._slow_until = self._slow_seconds = 0.0
 
     async def in_time[Value](self, request: Callable[[], Awaitable[Value]]) -> Value:
         """Send requests to this bucket for which a client waits, and return their result.
@@ -250,7 +259,7 @@ class Bucket:
         Raises `BucketUnavailable` when they take too long, and then at once for some time: each blob of an image would
         wait again.
         """
-        if self._clock() < self._slow_until:
+        if self.is_slow:
             raise BucketUnavailable("the bucket is slow")
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):

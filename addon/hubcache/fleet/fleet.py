@@ -214,7 +214,7 @@ class Fleet:
         return FleetStatus(
             bucket=options.bucket,
             node=me.id,
-            problem=self._bucket.closed_because or self._bucket.problem,
+            problem=self._problem(),
             capacity=options.capacity,
             nodes=tuple(
                 NodeStatus(each.id, each.address, each.version, is_own=each.id == me.id)
@@ -229,6 +229,11 @@ class Fleet:
             ),
             sweep=self._sweep(),
         )
+
+    def _problem(self) -> str | None:
+        """Return why this node works alone at present."""
+        slow = "it takes too long to answer" if self._bucket.is_slow else None
+        return self._bucket.closed_because or self._bucket.problem or slow
 
     def _sweep(self) -> SweepStatus | None:
         state = self._sweeper.state

@@ -337,3 +337,17 @@ async def test_bucket_that_was_slow_is_used_again(observer: Counted, monkeypatch
     now += 5
     assert await slow.in_time(lambda: slow.get("a")) is None
     assert await slow.in_time(lambda: slow.get("a")) is None
+
+
+async def test_heartbeat_shows_that_the_bucket_is_not_slow_any_more(
+    observer: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Bucket(MemoryStore(), observer, lambda: 100.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket_module, "PATIENCE_SECONDS", 0.01)
+        with pytest.raises(BucketUnavailable):
+            await slow.in_time(asyncio.Event().wait)
+    with pytest.raises(BucketUnavailable, match="slow"):
+        await slow.in_time(lambda: slow.get("a"))
+    await slow.ping("node/a", b"")
+    assert await slow.in_time(lambda: slow.get("a")) is None
