@@ -32,7 +32,7 @@ PATIENCE_SECONDS = 3.0
 """Longest wait for an answer of the bucket while a client waits. Of writes that race, SeaweedFS answers some after more
 than a second."""
 
-_SLOW_SECONDS = (5.0, 60.0)
+_SLOW_SECONDS = (5.0, 20.0)
 """How long clients wait for no answer after the bucket was slow, first and at most: the time doubles while it is."""
 
 _PAUSE_SECONDS = 5.0

@@ -23,8 +23,9 @@ from .values import Fields
 WAIT_SECONDS = 5.0
 """Longest wait for the node that has the lease: a registry that is slower than this is asked by every node."""
 
-_PAUSE_SECONDS = (0.03, 0.15)
-"""Shortest and longest pause between two reads of an object that another node is about to write."""
+_PAUSE_SECONDS = (0.08, 1.0)
+"""First and longest pause between two reads of an object that another node is about to write. It grows, as many nodes
+that read often would make a busy bucket slower."""
 
 type Update = Callable[[Fields], Fields]
 """Returns the fields of an object with an answer added."""
@@ -127,10 +128,12 @@ class SharedAnswers:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + WAIT_SECONDS
         is_held = True
+        pause, longest = _PAUSE_SECONDS
         with suppress(BucketUnavailable):
             while loop.time() < deadline:
                 if is_held:
-                    await asyncio.sleep(random.uniform(*_PAUSE_SECONDS))  # noqa: S311 - jitter
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+                    pause = min(1.5 * pause, longest)
                 version = await self.read(question.key)
                 found = question.find(version)
                 if found is not None or not is_held:
