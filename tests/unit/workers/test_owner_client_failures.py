@@ -99,7 +99,8 @@ async def test_request_is_repeated_and_counted_once_when_its_file_was_removed(
     assert await read(answer) == data
     assert missed
     assert requests(pair) == 1
-    assert hub.count(kind="cdn", method="GET") == 1
+    # If the fill ends just before the second attempt opens its file, the last attempt is answered by the registry.
+    assert 1 <= hub.count(kind="cdn", method="GET") <= 2
     await pair.cache.engine.close()
     assert len((tmp_path / "access").read_text().splitlines()) == 1
 
