@@ -91,10 +91,10 @@ class Fill:
     async def wait_opened(self) -> int:
         """Wait until the blob's size is known, and return it; raises the fill's error.
 
-        An empty blob has no last byte to hold back: this waits until it is verified.
+        A blob of one byte or none has no bytes before the last one: this waits until it is verified.
         """
         with self.reading():
-            while self.size is None or (self.size == 0 and not self.verified):
+            while self.size is None or (self.size <= 1 and not self.verified):
                 self.raise_error()
                 await self._changed.wait()
             return self.size

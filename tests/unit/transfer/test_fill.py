@@ -110,11 +110,12 @@ async def test_ended_fill_gives_no_reader_the_bytes_of_another_file(harness: Fil
         os.close(descriptor)
 
 
-async def test_empty_blob_is_not_open_before_it_is_verified() -> None:
-    """It has no last byte to hold back: its size alone would make a wrong answer complete."""
+@pytest.mark.parametrize("size", [0, 1])
+async def test_blob_without_bytes_before_the_last_is_not_open_before_it_is_verified(size: int) -> None:
+    """Nothing could be read of it earlier, and an empty answer would be complete at once."""
     fill = Fill(Digest.of(b"some bytes"))
     opened = asyncio.create_task(fill.wait_opened())
-    fill.size = 0
+    fill.size = size
     fill.notify()
     await asyncio.sleep(0)
     fill.error = BadUpstream("wrong digest")
