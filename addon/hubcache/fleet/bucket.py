@@ -289,23 +289,20 @@ class Bucket:
         """Count a request for an object ("" for several), translate its failure, and pause after one."""
         if not self.is_usable:
             raise BucketUnavailable(self.closed_because or self.problem or "the bucket does not answer")
-        outcome = "ok"
+        outcome, success = "error", "ok"  # an error also when cancelled, or when a file to be uploaded cannot be read
 
         def report(other: str) -> None:
-            nonlocal outcome
-            outcome = other
+            nonlocal success
+            success = other
 
         try:
             yield report
         except (BaseError, OSError) as error:  # TimeoutError is an OSError
-            outcome = "error"
             self.problem = failure_reason(error)
             self._paused_until = self._clock() + _PAUSE_SECONDS
             raise BucketUnavailable(f"the bucket does not answer: {self.problem}") from error
-        except BaseException:  # cancelled, or a file that is to be uploaded cannot be read
-            outcome = "error"
-            raise
         else:  # also during a pause: the request was sent before it
+            outcome = success
             self.problem = None
             self._paused_until = 0.0
         finally:

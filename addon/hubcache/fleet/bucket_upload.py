@@ -38,14 +38,12 @@ async def upload_file(store: ObjectStore, key: str, path: Path) -> None:
     parts = _parts(path)
     first = await anext(parts, b"")  # a file that cannot be read causes no request
     writer = obstore.open_writer_async(store, key, buffer_size=PART, max_concurrency=_PARALLEL)
-    async with contextlib.aclosing(parts):
-        try:
-            await writer.write(first)
-            async for part in parts:
-                await writer.write(part)
-        except BaseException:
-            await _abort(writer)
-            raise
+    async with contextlib.aclosing(parts), contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(_abort, writer)
+        await writer.write(first)
+        async for part in parts:
+            await writer.write(part)
+        stack.pop_all()
     await writer.close()
 
 

@@ -188,18 +188,18 @@ class Uploads:
         """Upload a blob; returns the pause in seconds after a failure, and None when nothing more is to be done."""
         is_usable = self._bucket.is_usable
         did_answer = is_usable and self._bucket.problem is None
-        try:
-            await self._upload(upload)
-        except (BucketUnavailable, TimeoutError):
-            self._failures += is_usable  # else no request was sent, and the next attempt may be soon
-            upload.failures += did_answer
-            return _RETRY_SECONDS[min(max(1, self._failures), len(_RETRY_SECONDS)) - 1]
-        except StorageError:  # the file cannot be read
-            self._give_up(upload)
-            return None
-        except BaseException:  # cancelled by `close`, or a defect
-            self._give_up(upload)
-            raise
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._give_up, upload)  # the file cannot be read, `close` cancels this, or a defect
+            try:
+                await self._upload(upload)
+            except (BucketUnavailable, TimeoutError):
+                stack.pop_all()
+                self._failures += is_usable  # else no request was sent, and the next attempt may be soon
+                upload.failures += did_answer
+                return _RETRY_SECONDS[min(max(1, self._failures), len(_RETRY_SECONDS)) - 1]
+            except StorageError:
+                return None
+            stack.pop_all()
         self._failures = 0
         return None
 
