@@ -19,23 +19,14 @@ from hubcache.oci.errors import ConfigError
 from hubcache.oci.image_name import ImageName
 from hubcache.oci.registry import HUB_HOST
 from hubcache.serve.messages import Change, Listener
-from obstore.store import MemoryStore, S3Store
+from obstore.store import MemoryStore
 from support import fleet_engines as fleet
 from support.engine import Cache, running
+from support.fleet import CLOSED_PORT
 from support.standin import Hub, Image, random_bytes
 from support.users import until
 
 REPO = "library/debian"
-
-CLOSED_PORT = S3Store(
-    "bucket",
-    endpoint="http://127.0.0.1:9",
-    access_key_id="key",
-    secret_access_key="secret",
-    region="us-east-1",
-    client_options={"allow_http": True},
-    retry_config={"max_retries": 0},
-)
 
 
 @pytest.fixture

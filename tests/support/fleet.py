@@ -4,7 +4,18 @@ import time
 from dataclasses import dataclass, field
 
 from hubcache.fleet.bucket import Bucket
-from obstore.store import MemoryStore
+from obstore.store import MemoryStore, S3Store
+
+CLOSED_PORT = S3Store(
+    "bucket",
+    endpoint="http://127.0.0.1:9",
+    access_key_id="key",
+    secret_access_key="secret",
+    region="us-east-1",
+    client_options={"allow_http": True},
+    retry_config={"max_retries": 0},
+)
+"""A store at a port where nothing listens."""
 
 
 @dataclass

@@ -2,16 +2,16 @@
 
 import asyncio
 import contextlib
-import json
 import re
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from itertools import batched
 
-from ..oci.json_reader import read_json
+from . import keys
 from .bucket import Bucket, BucketUnavailable, Entry
 from .clock import BucketClock
 from .tasks import end_task, start_task
+from .values import decode_value, encode_value
 
 HEARTBEAT_SECONDS = 10.0
 """Time between two heartbeats. A node's heartbeats are 17,280 requests a day (a write and a list each)."""
@@ -34,8 +34,6 @@ _LEAVE_SECONDS = 2.0
 _REREAD_SECONDS = 60.0
 """A changed entity tag is a reason to read an address again, but no more often: some stores change it at each write."""
 
-_FORMAT = 1
-_PREFIX = "node"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ADDRESS = re.compile(
     r"http://(?:(?P<name>[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?)|\[(?P<ip6>[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\])"
@@ -121,7 +119,7 @@ class Membership:
         await end_task(self._task)
         self._task = None
         with contextlib.suppress(BucketUnavailable):
-            await self._bucket.delete(_key(self.me.id))
+            await self._bucket.delete(keys.node(self.me.id))
 
     def beat_soon(self) -> None:
         """Send the next heartbeat at once: another node has joined."""
@@ -130,10 +128,10 @@ class Membership:
     async def beat(self) -> None:
         """Write this node's object and list all. Raises `BucketUnavailable`."""
         sent = self._clock.ticks()
-        await self._bucket.ping(_key(self.me.id), _encode(self.me))
+        await self._bucket.ping(keys.node(self.me.id), _encode(self.me))
         received = self._clock.ticks()
         entries = await self._list()
-        if own := entries.pop(self.me.id, None) or await self._bucket.head(_key(self.me.id)):
+        if own := entries.pop(self.me.id, None) or await self._bucket.head(keys.node(self.me.id)):
             self._clock.observe(own.modified, sent, received)
         live_since = self._live_since()
         live = self._limited({id: entry for id, entry in entries.items() if entry.modified >= live_since})
@@ -148,9 +146,9 @@ class Membership:
         """Return the objects of nodes, by the nodes' ids."""
         entries: dict[str, Entry] = {}
         listed = 0
-        async for entry in self._bucket.list(_PREFIX):
+        async for entry in self._bucket.list(keys.NODES):
             if entry.size <= _MAX_VALUE:
-                entries[entry.key.removeprefix(f"{_PREFIX}/")] = entry
+                entries[entry.key.removeprefix(f"{keys.NODES}/")] = entry
             listed += 1
             if listed == _MAX_LISTED:
                 break
@@ -202,22 +200,14 @@ class Membership:
         return node
 
 
-def _key(id: str) -> str:
-    return f"{_PREFIX}/{id}"
-
-
 def _encode(node: Node) -> bytes:
-    return json.dumps({"format": _FORMAT, "address": node.address, "version": node.version}).encode()
+    return encode_value({"address": node.address, "version": node.version})
 
 
 def _decode(id: str, value: bytes) -> Node | None:
     """Return a node; None for a value that this version does not understand."""
-    try:
-        fields = read_json(value, _MAX_VALUE)
-    except ValueError:
-        return None
-    match fields:
-        case {"format": int(format), "address": str(address), "version": str(version)} if format == _FORMAT:
+    match decode_value(value, _MAX_VALUE):
+        case {"address": str(address), "version": str(version)}:
             with contextlib.suppress(ValueError):
                 return Node(id, address, version)
     return None

@@ -12,41 +12,22 @@ from hubcache.fleet import bucket_upload, keys
 from hubcache.fleet.bucket import Bucket, BucketUnavailable
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
-from obstore.store import LocalStore, MemoryStore, S3Store
+from obstore.store import LocalStore, MemoryStore
+from support.fleet import CLOSED_PORT, CountedRequests
 from support.users import until
 
 
-class Counted:
-    def __init__(self) -> None:
-        self.events: list[tuple[str, str]] = []
-
-    def bucket_answered(self, kind: str, outcome: str, *, is_of_pulls: bool) -> None:
-        self.events.append((kind, outcome))
-
-
-NOBODY = S3Store(
-    "bucket",
-    endpoint="http://127.0.0.1:9",
-    access_key_id="key",
-    secret_access_key="secret",
-    region="us-east-1",
-    client_options={"allow_http": True},
-    retry_config={"max_retries": 0},
-)
-"""A store at a port that is closed."""
+@pytest.fixture
+def observer() -> CountedRequests:
+    return CountedRequests()
 
 
 @pytest.fixture
-def observer() -> Counted:
-    return Counted()
-
-
-@pytest.fixture
-def bucket(observer: Counted) -> Bucket:
+def bucket(observer: CountedRequests) -> Bucket:
     return Bucket(MemoryStore(), observer)
 
 
-async def test_object_is_created_once(bucket: Bucket, observer: Counted) -> None:
+async def test_object_is_created_once(bucket: Bucket, observer: CountedRequests) -> None:
     assert await bucket.create("lease/a", b"one")
     assert await bucket.create("lease/a", b"two") is None
     found = await bucket.get("lease/a")
@@ -68,7 +49,7 @@ async def test_object_is_replaced_only_if_it_did_not_change(bucket: Bucket) -> N
     assert found.entry.e_tag == second
 
 
-async def test_absent_object_is_none(bucket: Bucket, observer: Counted) -> None:
+async def test_absent_object_is_none(bucket: Bucket, observer: CountedRequests) -> None:
     assert await bucket.get("blob/a") is None
     assert await bucket.open("blob/a") is None
     await bucket.delete("blob/a")
@@ -101,7 +82,7 @@ async def test_object_that_is_too_large_is_not_received_and_can_be_replaced(
     assert await bucket.replace(key, b"small", found.entry.e_tag)
 
 
-async def test_body_of_an_object_that_is_too_large_is_not_read(tmp_path: Path, observer: Counted) -> None:
+async def test_body_of_an_object_that_is_too_large_is_not_read(tmp_path: Path, observer: CountedRequests) -> None:
     (tmp_path / "lease").mkdir()
     with (tmp_path / "lease/x").open("wb") as file:
         file.truncate(100 << 20)
@@ -111,7 +92,7 @@ async def test_body_of_an_object_that_is_too_large_is_not_read(tmp_path: Path, o
 
 
 async def test_a_list_is_counted_once_for_each_request(
-    bucket: Bucket, observer: Counted, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, observer: CountedRequests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hubcache.fleet.bucket._PAGE", 2)
     for name in "abc":
@@ -128,7 +109,7 @@ async def test_objects_are_listed_by_prefix(bucket: Bucket) -> None:
 
 
 async def test_request_that_is_cancelled_counts_as_an_error(
-    bucket: Bucket, observer: Counted, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, observer: CountedRequests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hang(*_: object, **__: object) -> None:
         await asyncio.Event().wait()
@@ -143,7 +124,7 @@ async def test_request_that_is_cancelled_counts_as_an_error(
 
 
 async def test_file_that_cannot_be_read_is_no_failure_of_the_bucket(
-    bucket: Bucket, observer: Counted, tmp_path: Path
+    bucket: Bucket, observer: CountedRequests, tmp_path: Path
 ) -> None:
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(StorageError):
@@ -253,7 +234,7 @@ async def test_uploaded_file_is_received_in_a_thread(
     assert received == data[start:end]
 
 
-async def test_range_beyond_the_end_of_an_object_shows_its_size(bucket: Bucket, observer: Counted) -> None:
+async def test_range_beyond_the_end_of_an_object_shows_its_size(bucket: Bucket, observer: CountedRequests) -> None:
     await bucket.put("blob/a", b"short")
     for start in (5, 100):
         body = await bucket.open("blob/a", start)
@@ -264,9 +245,9 @@ async def test_range_beyond_the_end_of_an_object_shows_its_size(bucket: Bucket, 
     assert observer.events[1:] == [("get", "ok")] * 2
 
 
-async def test_bucket_that_does_not_answer_is_asked_once_in_a_while(observer: Counted) -> None:
+async def test_bucket_that_does_not_answer_is_asked_once_in_a_while(observer: CountedRequests) -> None:
     now = 100.0
-    bucket = Bucket(NOBODY, observer, lambda: now)
+    bucket = Bucket(CLOSED_PORT, observer, lambda: now)
     with pytest.raises(BucketUnavailable, match="does not answer"):
         await bucket.get("a")
     assert not bucket.is_usable
@@ -291,7 +272,7 @@ def test_answer_to_an_earlier_request_ends_the_pause(bucket: Bucket) -> None:
     assert bucket.problem is None
 
 
-async def test_closed_bucket_receives_no_requests_not_even_pings(bucket: Bucket, observer: Counted) -> None:
+async def test_closed_bucket_receives_no_requests_not_even_pings(bucket: Bucket, observer: CountedRequests) -> None:
     bucket.closed_because = "not examined yet"
     assert not bucket.is_usable
     for work in (bucket.get("a"), bucket.ping("a", b"")):
@@ -303,7 +284,9 @@ async def test_closed_bucket_receives_no_requests_not_even_pings(bucket: Bucket,
     assert observer.events == [("put", "ok")]
 
 
-async def test_slow_bucket_is_not_asked_for_a_growing_time(observer: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_bucket_is_not_asked_for_a_growing_time(
+    observer: CountedRequests, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bucket_module, "PATIENCE_SECONDS", 0.01)
     now = 100.0
     slow = Bucket(MemoryStore(), observer, lambda: now)
@@ -327,7 +310,7 @@ async def test_slow_bucket_is_not_asked_for_a_growing_time(observer: Counted, mo
         now += 1
 
 
-async def test_bucket_that_was_slow_is_used_again(observer: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bucket_that_was_slow_is_used_again(observer: CountedRequests, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     slow = Bucket(MemoryStore(), observer, lambda: now)
     with monkeypatch.context() as patch:
@@ -340,7 +323,7 @@ async def test_bucket_that_was_slow_is_used_again(observer: Counted, monkeypatch
 
 
 async def test_heartbeat_shows_that_the_bucket_is_not_slow_any_more(
-    observer: Counted, monkeypatch: pytest.MonkeyPatch
+    observer: CountedRequests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Bucket(MemoryStore(), observer, lambda: 100.0)
     with monkeypatch.context() as patch:
