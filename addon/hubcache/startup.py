@@ -294,9 +294,11 @@ class Hubcache:
     # -- stop -----------------------------------------------------------------------------------------------------
 
     def _owner_lost(self) -> None:
-        """End this worker at once: all that it serves comes from the owner."""
-        self._shutdown.end_wait()
-        ctx.master.shutdown()
+        """End this worker at once: all that it serves comes from the owner, and the next owner needs its ports.
+
+        mitmproxy's own end takes seconds, in which a program that is started again finds the ports in use.
+        """
+        os._exit(1)
 
     async def done(self) -> None:
         """Stop once all running downloads have ended, or `hubcache_stop_within` is over.

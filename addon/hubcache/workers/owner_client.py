@@ -46,11 +46,9 @@ them."""
 
 
 class OwnerClient:
-    """The connection to the owner; `lost` is called when it ends."""
+    """The connection to the owner."""
 
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, epoch: Epoch, lost: Callable[[], None]
-    ) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, epoch: Epoch) -> None:
         active = ActiveBodies()
         self.body_delivery = BodyDelivery(active, self._count_sent, log_broken_body)
         self.body_listener = BodyListener(active, self._count_sent, log_broken_body)
@@ -59,7 +57,6 @@ class OwnerClient:
         self._repeats = RepeatCounts()
         self._reader = reader
         self._writer = writer
-        self._lost = lost
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[tuple[list[Any], bytes]]] = {}
         self._fills: dict[int, Fill] = {}
@@ -77,23 +74,29 @@ class OwnerClient:
 
     @classmethod
     async def connect(cls, owner: socket.socket, epoch: Epoch, lost: Callable[[], None]) -> Self:
-        """Return a client for a socket that is connected to the owner; the client closes the socket."""
-        client = cls(*await asyncio.open_connection(sock=owner), epoch, lost)
+        """Return a client for a socket that is connected to the owner; the client closes the socket.
+
+        `lost` is called when the connection ends before `close`.
+        """
+        client = cls(*await asyncio.open_connection(sock=owner), epoch)
         await client.body_listener.start()
         client._send(["ready"])
-        client._tasks = [
-            asyncio.create_task(client._receive_frames()),
-            asyncio.create_task(client._report_counts_periodically()),
-        ]
+        receiving = asyncio.create_task(client._receive_frames())
+        client._tasks = [receiving, asyncio.create_task(client._report_counts_periodically())]
+        for task in client._tasks:
+            task.add_done_callback(client._log_defect)
+        receiving.add_done_callback(lambda task: None if task.cancelled() else lost())
         return client
+
+    def _log_defect(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("hubcache: a worker failed to handle a message of its owner", exc_info=error)
 
     async def close(self) -> None:
         """Disconnect; the owner closes what was open for this worker."""
         for task in self._tasks:
             task.cancel()
-        for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
-            if isinstance(outcome, Exception):  # a defect of this program
-                logger.error("hubcache: a worker failed to handle a message of its owner", exc_info=outcome)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.body_listener.close()
         await self.body_delivery.close()
         self._report_counts()
@@ -281,7 +284,6 @@ class OwnerClient:
             for answer in self._waiting.values():
                 if not answer.done():
                     answer.set_exception(Unavailable("the cache is shutting down"))
-            self._lost()
 
     def _receive(self, head: list[Any], payload: bytes) -> None:
         match head:
