@@ -298,7 +298,7 @@ class Hubcache:
 
         mitmproxy's own end takes seconds, in which a program that is started again finds the ports in use.
         """
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     async def done(self) -> None:
         """Stop once all running downloads have ended, or `hubcache_stop_within` is over.

@@ -32,6 +32,6 @@ async def _read(bucket: Bucket, clock: BucketClock, key: str) -> LeaseStatus | N
     if stored is None:
         return None
     node = text_field(decode_value(stored.value) or {}, "node")
-    age = clock.now() - stored.entry.modified
+    age = abs(clock.now() - stored.entry.modified)
     renewed = clock.to_local(stored.entry.modified)
     return LeaseStatus(key.removeprefix(f"{keys.LEASES}/"), node, renewed, has_expired=age > LEASE_SECONDS)

@@ -245,7 +245,8 @@ class Leases:
         await asyncio.gather(*self._releasing, *(lease.release() for lease in tuple(self._own.values())))
 
     def _has_expired(self, holder: Holder) -> bool:
-        return self._clock.now() - holder.modified > LEASE_SECONDS
+        # Also if it was renewed in the future, before the bucket's clock was set back.
+        return abs(self._clock.now() - holder.modified) > LEASE_SECONDS
 
     def _forget(self, lease: Lease) -> None:
         if self._own.get(lease.name) is lease:

@@ -105,8 +105,9 @@ class SweepState:
         return replace(self, used=self.used + ended, landed=self.landed + ended, grants=grants)
 
     def unexpired(self, now: float) -> dict[str, Grant]:
-        """Return the grants of processes that may still upload."""
-        return {process: grant for process, grant in self.grants.items() if now <= grant.at + GRANT_SECONDS}
+        """Return the grants of processes that may still upload. The bucket's clock may have been set back since they
+        reported."""
+        return {process: grant for process, grant in self.grants.items() if abs(now - grant.at) <= GRANT_SECONDS}
 
     def after_sweep(self, before: Self, listed: int, cap: int, clock: RankClock, sweep: Swept) -> Self:
         """Return the account after a sweep. `before` is the account that it read before it listed the bucket, at

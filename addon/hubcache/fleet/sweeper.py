@@ -6,6 +6,7 @@ or overtaken by another sweep at any point: `sweep_state` counts bytes that are 
 
 import asyncio
 import logging
+import math
 import random
 import re
 import time
@@ -147,14 +148,18 @@ class Sweeper:
 
     def _due_in(self) -> float:
         """Return the seconds until this node should sweep, if no other one does."""
-        if self.state is None:
-            return 0.0
         order = sorted(node.id for node in self._nodes.nodes)
         turn = min(order.index(self._nodes.me.id), _MOST_WAITING) * _NEXT_NODE_SECONDS
-        return self.state.sweep.at + SWEEP_SECONDS * self._scale() + turn - self._clock.now()
+        return self._swept_at() + SWEEP_SECONDS * self._scale() + turn - self._clock.now()
 
     def _is_due(self, seconds: float) -> bool:
-        return self.state is None or self._clock.now() >= self.state.sweep.at + seconds * self._scale()
+        return self._clock.now() >= self._swept_at() + seconds * self._scale()
+
+    def _swept_at(self) -> float:
+        """Return when the last sweep began. A time in the future does not count: the bucket's clock was set back."""
+        if self.state is None or self.state.sweep.at > self._clock.now() + DEMAND_SECONDS:
+            return -math.inf
+        return self.state.sweep.at
 
     def _scale(self) -> float:
         objects = 0 if self.state is None else sum(self.state.sweep.objects.values())

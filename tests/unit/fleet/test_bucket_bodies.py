@@ -83,7 +83,7 @@ async def test_cancelled_transfer_does_not_wait_for_the_bucket(size: int) -> Non
 
     transfer = BucketTransfer(stalled(), size)
     receiving = asyncio.create_task(transfer.receive(consume))
-    await until(waits.is_set)
+    await until(lambda: waits.is_set() and bool(received))
     receiving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await receiving

@@ -67,12 +67,15 @@ async def test_holder_in_the_same_process_is_the_node_itself(fleet: Fleet) -> No
     await first.release()
 
 
-async def test_expired_lease_is_taken_over_by_one_node(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sign", [1, -1], ids=["past", "future"])  # future: the bucket's clock was set back
+async def test_expired_lease_is_taken_over_by_one_node(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, sign: int
+) -> None:
     holder_of = leases._holder
 
     def aged(found: StoredObject) -> Holder:
         holder = holder_of(found)
-        return replace(holder, modified=holder.modified - age) if holder.node == "old" else holder
+        return replace(holder, modified=holder.modified - sign * age) if holder.node == "old" else holder
 
     monkeypatch.setattr(leases, "_holder", aged)
     age = LEASE_SECONDS - 5
