@@ -1,11 +1,14 @@
-"""Upstreams of several nodes that share one bucket in memory, each with a clock of its own."""
+"""Upstreams of several nodes that share one bucket in memory, each with a clock of its own; and requests to them."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+import pytest
 from hubcache.decide.records import Visibility
+from hubcache.fleet import keys
 from hubcache.fleet.blob_read import BlobRead
 from hubcache.fleet.bucket import Bucket
 from hubcache.fleet.clock import BucketClock
@@ -14,13 +17,19 @@ from hubcache.fleet.lifetimes import Lifetimes
 from hubcache.fleet.shared_answers import SharedAnswers
 from hubcache.fleet.shared_upstream import SharedUpstream
 from hubcache.fleet.sharing import Sharing
+from hubcache.oci.digest import Digest
+from hubcache.oci.errors import RegistryError
+from hubcache.oci.media import COMMON_TYPES
+from hubcache.transfer import upstream as upstream_module
 from hubcache.transfer.blob_body import BlobBody, BlobDownload
 from obstore.store import MemoryStore
 
 from support.fleet import CountedRequests, TestNode
-from support.standin import Hub
+from support.standin import Hub, Image
 from support.upstreams import UpstreamSetup, upstream_to
 
+HOST, REPO, ACCEPT = "registry-1.docker.io", "library/app", ", ".join(COMMON_TYPES)
+TAG = keys.tag(HOST, REPO, "1")
 LIFETIMES = Lifetimes(tag=600.0, error=30.0, max_stale=86400.0)
 
 
@@ -121,3 +130,54 @@ async def shared_upstreams(hub: Hub, count: int, **more: float) -> AsyncIterator
             await stack.enter_async_context(shared_upstream(hub, store, f"node-{number}", **more))
             for number in range(count)
         ]
+
+
+def shared_upstream_fixtures() -> tuple[Any, Any, Any]:
+    """Return the fixtures `short_waits`, for all tests of a module, `nodes`, which are two, and `image`, which has the
+    tag 1."""
+
+    @pytest.fixture(autouse=True)
+    def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(upstream_module, "_BACKOFF_SECONDS", 0.01)
+
+    @pytest.fixture
+    async def nodes(hub: Hub) -> AsyncIterator[list[SharedSetup]]:
+        async with shared_upstreams(hub, 2) as opened:
+            yield opened
+
+    @pytest.fixture
+    def image(hub: Hub) -> Image:
+        return hub.image(REPO, "1", [b"layer"])
+
+    return short_waits, nodes, image
+
+
+async def get(node: SharedSetup, reference: str | Digest = "1", accept: str = ACCEPT) -> bytes:
+    """Return a manifest as the node's upstream does."""
+    return (await node.upstream.get_manifest(REPO, reference, accept)).body
+
+
+async def head(node: SharedSetup, reference: str | Digest = "1", accept: str = ACCEPT) -> Digest | None:
+    """Return the digest of a manifest as the node's upstream does."""
+    return (await node.upstream.head_manifest(REPO, reference, accept)).digest
+
+
+def advance(nodes: list[SharedSetup], seconds: float) -> None:
+    """Add time to the clocks of nodes."""
+    for node in nodes:
+        node.clock.ahead += seconds
+
+
+def manifest_requests(hub: Hub) -> dict[str, int]:
+    """Return the number of requests by method, without those that were sent before the node had a token."""
+    return {
+        method: hub.count(kind="manifest", method=method) - hub.count(kind="manifest", method=method, status=401)
+        for method in ("HEAD", "GET")
+    }
+
+
+async def error_of(request: Awaitable[object]) -> RegistryError:
+    """Return the error with which a request fails."""
+    with pytest.raises(RegistryError) as caught:
+        await request
+    return caught.value
