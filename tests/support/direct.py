@@ -20,9 +20,11 @@ from hubcache.transfer.body_delivery import BodyDelivery
 from hubcache.transfer.sources import BytesSource
 from mitmproxy.proxy.mode_specs import ProxyMode
 
+from support.http_client import head
 from support.users import until
 
 CLIENT = ("127.0.0.1", 50_000)
+REQUEST = head("GET", "/v2/library/app/manifests/1", {"Host": HUB_HOST})
 
 
 class Transport(asyncio.Transport):
