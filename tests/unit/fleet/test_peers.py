@@ -1,89 +1,21 @@
-"""Blobs and events between nodes: growing files, stored files, the secret, and private content."""
+"""Blobs between nodes: growing files, stored files and private content."""
 
 import asyncio
-import json
-import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import aiohttp.web
 import pytest
 from aiohttp.test_utils import TestServer
-from hubcache.fleet import peer_connections, peer_server
+from hubcache.fleet import peer_server
 from hubcache.fleet.peer_client import PeerClient, PeerUnavailable
-from hubcache.fleet.peer_server import PeerServer
-from hubcache.fleet.secret import load_secret
-from hubcache.oci.digest import Digest
-from hubcache.store.store import Store
-from hubcache.transfer.fills import Fills
 from hubcache.transfer.sources import FileSource
-from support.fleet import memory_bucket
 from support.growing import GrowingBlob
-from support.standin import random_bytes
-from support.stores import opened_store, put_blob
-from support.upstreams import RecordingObserver
+from support.peers import DATA, DIGEST, Node, peer_fixtures, received
+from support.stores import put_blob
 from support.users import until
 
-DATA = random_bytes(3_000_000, "blob")
-DIGEST = Digest.of(DATA)
-
-
-@dataclass
-class Node:
-    """A node's store, fills and server."""
-
-    store: Store
-    fills: Fills
-    server: PeerServer
-    address: str
-    events: list[Mapping[str, object]] = field(default_factory=list)
-
-    async def receive(self, fields: Mapping[str, object]) -> None:
-        self.events.append(fields)
-
-
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    async with opened_store(tmp_path) as store:
-        fills = Fills(store, RecordingObserver(), store.index.staging_failed)
-        server = PeerServer(store, fills, lambda fields: node.receive(fields))
-        server.secret = "secret"
-        node = Node(store, fills, server, f"http://127.0.0.1:{listener.getsockname()[1]}")
-        await server.start(listener)
-        try:
-            yield node
-        finally:
-            await fills.close()
-            await server.close()
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[PeerClient]:
-    client = PeerClient("hubcache-test")
-    client.secret = "secret"
-    yield client
-    await client.close()
-
-
-async def received(client: PeerClient, node: Node, start: int = 0) -> bytes | None:
-    """Return the bytes that a node sends until it closes the connection; None where it has none."""
-    parts: list[bytes] = []
-
-    def consume(data: memoryview) -> bool:
-        parts.append(bytes(data))
-        return True
-
-    async with client.open_blob(node.address, DIGEST, start) as body:
-        if body is None:
-            return None
-        assert (body.start, body.size) == (start, len(DATA))
-        assert await body.receive(consume)
-    return b"".join(parts)
+node, client = peer_fixtures()
 
 
 @pytest.mark.parametrize("start", [0, 1, len(DATA) - 1])
@@ -198,29 +130,6 @@ async def test_blob_that_becomes_private_while_it_is_opened_is_not_served(
     await until(lambda: blob.fill.stored and blob.fill.readers == 0)
 
 
-@pytest.mark.parametrize("secret", ["other", "", "sécret"])
-async def test_node_without_the_secret_is_refused(client: PeerClient, node: Node, secret: str) -> None:
-    await GrowingBlob(node.fills, DATA).store()
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {secret}"}) as session:
-        for method, path in (("GET", f"/blob/{DIGEST}"), ("POST", "/event"), ("GET", "/other")):
-            async with session.request(method, f"{node.address}{path}") as response:
-                assert response.status == 401
-    client.secret = "other"
-    with pytest.raises(PeerUnavailable, match="401"):
-        await received(client, node)
-    client.secret = None
-    with pytest.raises(PeerUnavailable, match="not known"):
-        await received(client, node)
-    assert node.events == []
-
-
-async def test_server_without_a_secret_refuses_everyone(client: PeerClient, node: Node) -> None:
-    node.server.secret = None
-    for client.secret in ("None", "secret"):
-        with pytest.raises(PeerUnavailable, match="401"):
-            await received(client, node)
-
-
 async def test_body_that_stalls_can_be_waited_for(
     client: PeerClient, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,64 +182,6 @@ async def test_address_that_is_none_is_unavailable(client: PeerClient, address: 
         await client.send_event(address, {})
 
 
-@pytest.mark.parametrize("secret", ["a\r\nb", "a\nb", "\ud800"])
-async def test_event_with_a_secret_that_cannot_be_sent_is_unavailable(
-    client: PeerClient, node: Node, secret: str
-) -> None:
-    client.secret = secret
-    with pytest.raises(PeerUnavailable):
-        await client.send_event(node.address, {})
-    with pytest.raises(PeerUnavailable):
-        await received(client, node)
-
-
-async def test_event_is_received(client: PeerClient, node: Node) -> None:
-    await client.send_event(node.address, {"paused": {"seconds": 3}})
-    assert node.events == [{"paused": {"seconds": 3}}]
-
-
-@pytest.mark.parametrize("body", [b"{", b"[]", b"\xff"])
-async def test_malformed_event_is_refused(node: Node, body: bytes) -> None:
-    async with (
-        aiohttp.ClientSession(headers={"Authorization": "Bearer secret"}) as session,
-        session.post(f"{node.address}/event", data=body) as response,
-    ):
-        assert response.status == 400
-    assert node.events == []
-
-
-async def test_first_node_makes_the_secret() -> None:
-    bucket, _ = memory_bucket()
-    made = await asyncio.gather(*(load_secret(bucket) for _ in range(4)))
-    assert len(set(made)) == 1
-    assert made[0] is not None
-    assert len(made[0]) == 64
-    assert await load_secret(bucket) == made[0]
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"format": 2, "secret": "0" * 64},
-        {"format": 1},
-        *(
-            {"format": 1, "secret": secret}
-            for secret in ("", "0" * 63, "G" * 64, "0" * 62 + "\r\n", "0" * 64 + "\n", 1)
-        ),
-    ],
-)
-async def test_secret_of_another_form_is_not_used(fields: dict[str, object]) -> None:
-    bucket, _ = memory_bucket()
-    await bucket.put("secret", json.dumps(fields).encode())
-    assert await load_secret(bucket) is None
-
-
-async def test_secret_with_line_breaks_is_not_sent(client: PeerClient, node: Node) -> None:
-    client.secret = "secret\r\n\r\nGET /other HTTP/1.1\r\n"
-    with pytest.raises(PeerUnavailable, match="cannot be reached"):
-        await received(client, node)
-
-
 async def test_redirect_of_a_node_is_not_followed(client: PeerClient, node: Node) -> None:
     async def redirect(request: aiohttp.web.Request) -> aiohttp.web.Response:
         raise aiohttp.web.HTTPTemporaryRedirect(f"{node.address}/event")
@@ -344,99 +195,4 @@ async def test_redirect_of_a_node_is_not_followed(client: PeerClient, node: Node
         with pytest.raises(PeerUnavailable, match="status 307"):
             async with client.open_blob(address, DIGEST):
                 pass
-    assert node.events == []
-
-
-AUTHENTICATED = b"POST /event HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\nContent-Length: 2\r\n\r\n{}"
-
-
-@asynccontextmanager
-async def connected(node: Node) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    reader, writer = await asyncio.open_connection(*node.address.removeprefix("http://").split(":"))
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
-
-
-async def is_closed(reader: asyncio.StreamReader) -> bool:
-    """Wait for the end of a connection, also by a reset."""
-    async with asyncio.timeout(20):
-        with suppress(ConnectionError):
-            await reader.read()
-    return True
-
-
-async def is_served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Whether the server accepts an event on a connection, which stays open."""
-    try:
-        writer.write(AUTHENTICATED)
-        async with asyncio.timeout(20):
-            head = await reader.readuntil(b"\r\n\r\n")
-    except (ConnectionError, asyncio.IncompleteReadError):
-        return False
-    assert head.startswith(b"HTTP/1.1 204 ")
-    return True
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [b"", AUTHENTICATED[:70], b"GET /event HTTP/1.1\r\nHost: a\r\n\r\n", AUTHENTICATED.replace(b"secret", b"other")],
-)
-async def test_connection_without_the_secret_is_closed(
-    node: Node, sent: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(peer_connections, "HEAD_SECONDS", 0.1)
-    async with connected(node) as (reader, writer):
-        writer.write(sent)
-        assert await is_closed(reader)
-    assert node.events == []
-
-
-async def test_connection_with_the_secret_has_no_timer(node: Node) -> None:
-    async with connected(node) as (reader, writer):
-        assert await is_served(reader, writer)
-        assert node.server._connections is not None
-        assert node.server._connections._waiting == {}
-        assert await is_served(reader, writer)
-
-
-async def test_oldest_connection_without_the_secret_is_closed_when_there_are_many(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(peer_connections, "MAX_WAITING", 2)
-    async with connected(node) as served:
-        assert await is_served(*served)
-        async with connected(node) as first, connected(node) as second, connected(node) as third:
-            assert await is_closed(first[0])
-            for connection in (served, second, third):
-                assert await is_served(*connection)
-
-
-async def test_connections_beyond_the_limit_are_refused(
-    client: PeerClient, node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(peer_connections, "MAX_CONNECTIONS", 2)
-    async with connected(node) as first:
-        async with connected(node) as second:
-            assert await is_served(*first)
-            assert await is_served(*second)
-            with pytest.raises(PeerUnavailable):
-                await client.send_event(node.address, {})
-            assert await is_served(*first)
-
-        server = node.server._runner.server
-        assert server is not None
-        await until(lambda: len(server.connections) < 2)
-        await client.send_event(node.address, {})
-
-
-async def test_event_whose_body_stalls_is_refused(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_server, "_EVENT_SECONDS", 0.1)
-    async with connected(node) as (reader, writer):
-        writer.write(AUTHENTICATED[:-1])
-        async with asyncio.timeout(20):
-            assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
     assert node.events == []
