@@ -1,43 +1,21 @@
 """Private images are forwarded, or stored for their users, and never served to other clients."""
 
 import asyncio
-import base64
-from collections.abc import AsyncIterator
-from hashlib import sha256
-from math import inf
 from pathlib import Path
 
 import pytest
-from hubcache.oci.account import Account
-from hubcache.oci.digest import Digest
 from hubcache.serve import access
 from hubcache.serve.messages import Answer, Forward, Listener, Result
-from support.engine import Cache, read, running
+from support.engine import Cache, running
 from support.standin import Fault, Hub, Image, random_bytes
 from support.upstreams import record_requests
-from support.users import (
-    EACH_LISTENER,
-    REFUSED,
-    SECRET,
-    Clock,
-    assert_refused,
-    bearer,
-    pull,
-    requests_of,
-    settled,
-    short_times,
-    turn_private,
-    until,
-)
+from support.users import EACH_LISTENER, SECRET, Clock, assert_refused, bearer, pull, requests_of, short_times, until
 
 
 @pytest.fixture
 def short_time_outs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short time-outs for tests that wait for one. In other tests a busy machine would exceed them."""
     short_times(monkeypatch)
-
-
-# -- bypass ----------------------------------------------------------------------------------------------------------
 
 
 async def test_private_image_is_forwarded_with_the_clients_credentials_and_not_stored(
@@ -76,9 +54,6 @@ async def test_clients_of_private_images_do_not_wait_while_upstream_is_down(
     sent.clear()
     status, _ = await cache.get(Listener.PROXY, f"/v2/{SECRET}/manifests/1", authorization=own)
     assert (status, sent) == (503, [])
-
-
-# -- authorize -------------------------------------------------------------------------------------------------------
 
 
 async def test_stored_private_image_costs_its_user_no_pull_and_no_download(
@@ -241,161 +216,3 @@ async def test_refused_anonymous_request_does_not_disturb_the_users_pull_of_the_
     own = bearer(hub, "alice", SECRET)
     assert (await authorizing_cache.get(Listener.PROXY, path, authorization=own))[0] == 200
     assert (await anonymous)[0] == 401
-
-
-# -- the configured account ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def with_account(hub: Hub, secret: Image, tmp_path: Path) -> AsyncIterator[Cache]:
-    """A cache whose configured account may read alice's private repository."""
-    hub.user("robot", "robot's")
-    hub.accounts.private[SECRET].add("robot")
-    async with running(hub, tmp_path / "account", account=Account("robot", "robot's")) as started:
-        yield started
-
-
-@EACH_LISTENER
-@pytest.mark.parametrize("authorize", [False, True], ids=["bypass", "authorize"])
-async def test_account_with_access_does_not_read_a_private_image_for_anonymous_clients(
-    with_account: Cache, hub: Hub, secret: Image, listener: Listener, authorize: bool
-) -> None:
-    with_account.apply(authorize=authorize)
-    await assert_refused(with_account, secret, listener)
-    assert with_account.engine.store.usage.sizes == {}
-    assert hub.count(user="robot", status=200, kind="[mb]*") == 0
-
-
-async def test_account_with_access_does_not_read_a_private_image_for_another_user(
-    with_account: Cache, hub: Hub, secret: Image
-) -> None:
-    with_account.apply(authorize=True)
-    await assert_refused(with_account, secret, Listener.PROXY, authorization=bearer(hub, "bob", SECRET))
-
-
-@EACH_LISTENER
-@pytest.mark.parametrize("what", ["digest", "tag", "layer"])
-@pytest.mark.parametrize("method", ["HEAD", "GET"])
-async def test_account_does_not_read_content_pushed_after_the_repository_turned_private(
-    with_account: Cache, hub: Hub, listener: Listener, method: str, what: str
-) -> None:
-    """Content pushed after the change was never public, although the repository is still recorded as public."""
-    public = hub.image("alice/app", "1")
-    assert set(await pull(with_account, public)) == {200}
-    turn_private(hub, "alice/app", robot="robot's")
-    new = hub.image("alice/app", "2", [random_bytes(1000, "new")])
-    path = {"digest": f"manifests/{new.digest}", "tag": "manifests/2", "layer": f"blobs/{new.layers[0]}"}[what]
-    answer, body = await with_account.ask(listener, method, f"/v2/alice/app/{path}")
-    assert isinstance(answer, Answer)
-    assert answer.status == REFUSED[listener]
-    assert new.manifest not in body
-
-
-@EACH_LISTENER
-async def test_users_read_does_not_publish_content_pushed_after_the_repository_turned_private(
-    cache: Cache, hub: Hub, listener: Listener
-) -> None:
-    """alice reads by digest with her own token, which does not show that the content is public."""
-    public = hub.image("alice/app", "1")
-    assert set(await pull(cache, public)) == {200}
-    turn_private(hub, "alice/app")
-    new = hub.image("alice/app", "2", [random_bytes(1000, "new")])
-    path = f"/v2/alice/app/manifests/{new.digest}"
-    await cache.ask(Listener.PROXY, "GET", path, authorization=bearer(hub, "alice", "alice/app"))
-    status, body = await cache.get(listener, path)
-    assert (status, new.manifest in body) == (REFUSED[listener], False)
-
-
-@EACH_LISTENER
-async def test_account_reads_public_images(with_account: Cache, hub: Hub, listener: Listener) -> None:
-    """The account is used for public repositories."""
-    image = hub.image("library/app", "1")
-    status, body = await with_account.get(listener, "/v2/library/app/manifests/1")
-    assert (status, sha256(body).hexdigest()) == (200, image.digest.removeprefix("sha256:"))
-    assert hub.count(kind="manifest", method="GET", user="robot", status=200) == 1
-
-
-@EACH_LISTENER
-async def test_html_page_does_not_make_a_private_repository_public(
-    cache_with_secret: Cache, hub: Hub, secret: Image, listener: Listener
-) -> None:
-    """A captive portal or a maintenance page answers 200 to every request, also without credentials."""
-    assert set(await pull(cache_with_secret, secret, authorization=bearer(hub, "alice", SECRET))) == {200}
-    hub.faults.add(Fault(kind="[mb]*", status=200, body="<html>maintenance</html>"))
-    unknown = f"sha256:{'0' * 64}"
-    others = (f"blobs/{unknown}", f"manifests/{unknown}", "manifests/other")
-    for method, path in [*requests_of(secret), *(("GET", f"/v2/{SECRET}/{what}") for what in others)]:
-        answer, _ = await cache_with_secret.ask(listener, method, path)
-        assert isinstance(answer, Answer)
-        assert answer.status in (401, 404, 502), (method, path)
-    hub.faults.clear()
-    cache_with_secret.engine._access._negative_cache._errors.clear()
-    await assert_refused(cache_with_secret, secret, listener)
-
-
-async def test_invalid_token_is_refused_while_a_private_fill_starts(
-    cache_with_secret: Cache, hub: Hub, secret: Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both requests find no fill, and the access of one client does not show that the other may read the blob."""
-    blob = f"/v2/{SECRET}/blobs/{hub.blob(SECRET, random_bytes(200_000, 'new'))}"
-    assert (await cache_with_secret.get(Listener.PROXY, blob))[0] == 401
-    await settled(cache_with_secret)  # or the other client might find the public fill, and be refused earlier
-    engine = cache_with_secret.engine
-    mark_private, both = engine._writer.mark_private, asyncio.Event()
-    marked: list[Digest] = []
-
-    async def mark_in_turn(digest: Digest) -> bool:
-        """Let both requests find no fill; the second goes on when the first has started its fill."""
-        is_first = not marked
-        marked.append(digest)
-        if not is_first:
-            both.set()
-            await until(lambda: engine.fills.get(digest) is not None)
-        await both.wait()
-        return await mark_private(digest)
-
-    monkeypatch.setattr(engine._writer, "mark_private", mark_in_turn)
-    fault = hub.faults.add(Fault(kind="cdn", method="GET", pause_after=1000))
-    tokens = (bearer(hub, "alice", SECRET), "Bearer stolen-and-expired")
-    requests = [cache_with_secret.request(Listener.PROXY, "GET", blob, authorization=token) for token in tokens]
-    answers = await asyncio.gather(*(cache_with_secret.engine.service.answer(request) for request in requests))
-    hub.faults.remove(fault)
-    statuses = []
-    for answer in answers:
-        assert isinstance(answer, Answer)
-        statuses.append(answer.status)
-        await read(answer)
-    assert statuses == [200, 401]
-
-
-@pytest.mark.parametrize(
-    ("claims", "expected"),
-    [
-        (b'{"exp": 110}', 10),
-        (b'{"exp": 90.5}', -9.5),
-        (b'{"exp": "soon"}', inf),
-        (b"{}", inf),
-        (b"[1]", inf),
-        (b"\xff", inf),
-    ],
-)
-def test_remaining_life_is_read_from_a_token(claims: bytes, expected: float) -> None:
-    encoded = base64.urlsafe_b64encode(claims).decode().rstrip("=")
-    assert access.remaining_life(f"Bearer e30.{encoded}.sig", 100) == expected
-
-
-@pytest.mark.parametrize("reader", ["Bearer opaque", "Basic YTpi", "Bearer a.b", "Bearer a.b.c", "Bearer e30.\u00e9.x"])
-def test_remaining_life_of_other_credentials_is_infinite(reader: str) -> None:
-    assert access.remaining_life(reader, 100) == inf
-
-
-async def test_acceptance_of_a_token_ends_with_the_token(
-    cache_with_secret: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock(monkeypatch, cache_with_secret)
-    claims = base64.urlsafe_b64encode(f'{{"exp": {clock.time() + 20}}}'.encode()).decode().rstrip("=")
-    token = f"Bearer e30.{claims}.sig"
-    await cache_with_secret.engine._access.record_accepted("registry-1.docker.io", SECRET, token)
-    for ahead, is_open in ((10, True), (21, False)):
-        clock.ahead = ahead
-        assert cache_with_secret.engine._access.can_read_repository("registry-1.docker.io", SECRET, token) is is_open
