@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +17,20 @@ from .images import Content
 from .processes import BenchError, running
 
 _PREFIX = "bench"
+_LEASES = "lease/blob"
+"""The leases of blobs, as `hubcache.fleet.keys` and `hubcache.fleet.shared_blobs` name them."""
+
 _STORED_SECONDS = 60
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A bucket: `variables` of the environment give its endpoint and the credentials to a client."""
+    """A bucket: `variables` of the environment give its endpoint and the credentials to a client. `pid` is the process
+    that runs SeaweedFS."""
 
     variables: Mapping[str, str]
+    pid: int
 
     @property
     def url(self) -> str:
@@ -56,6 +61,21 @@ class Bucket:
             raise BenchError(f"the bucket has {size} bytes of a blob of {blob.size}")
         return seconds
 
+    def leased_blobs(self) -> dict[str, set[str]]:
+        """Return the digests of the blobs that each node fetches, or has fetched and not uploaded yet: those that have
+        leases. The keys are the URLs of the nodes for other nodes. Raises `BenchError` if the bucket cannot be read."""
+        store = self.open()
+        found: dict[str, set[str]] = {}
+        try:
+            for entries in obstore.list(store, prefix=_LEASES):
+                for entry in entries:
+                    with suppress(FileNotFoundError):  # released meanwhile
+                        lease = json.loads(bytes(obstore.get(store, entry["path"]).bytes()))
+                        found.setdefault(lease["address"], set()).add(entry["path"].rpartition("/")[2])
+        except BaseError as error:
+            raise BenchError(f"the bucket cannot be read: {error}") from error
+        return found
+
     def open(self) -> S3Store:
         """Return a client for the objects of the fleet."""
         return S3Store(
@@ -76,8 +96,8 @@ def running_bucket(directory: Path) -> Iterator[Bucket]:
     found = directory / "variables.json"
     modules = {"PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-m", "benchlib.run_seaweedfs", directory / "seaweedfs", found]
-    with running(command, directory, found.exists, modules, seconds=60):
-        yield Bucket(json.loads(found.read_text()))
+    with running(command, directory, found.exists, modules, seconds=60) as pid:
+        yield Bucket(json.loads(found.read_text()), pid)
 
 
 def _has(store: S3Store, name: str) -> bool:

@@ -56,13 +56,13 @@ def download_from(
     """Run a client for each server and list of paths. Like dockerd, it requests `parallel` paths at a time, on new
     connections.
 
-    The clients are started and wait for their configuration before time is measured. Raises `BenchError` if a client
-    fails or is not done after `timeout` seconds.
+    A client runs in the machine of its server, if that has one. The clients are started and wait for their
+    configuration before time is measured. Raises `BenchError` if a client fails or is not done after `timeout` seconds.
     """
-    processes = [
-        subprocess.Popen([*_CURL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in clients
-    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    machines = [server.machine for server, _ in clients]
+    commands = [[*(machine.prefix if machine else ()), *_CURL] for machine in machines]
+    processes = [subprocess.Popen(command, **pipes, text=True) for command in commands]
     results: list[Download | str] = ["not done"] * len(clients)
     configurations = [_curl_configuration(server, paths, parallel) for server, paths in clients]
 

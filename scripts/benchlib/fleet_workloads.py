@@ -1,7 +1,12 @@
 """The workloads of a fleet. As in `workloads`, the name of a figure ends in its unit."""
 
+import statistics
+from collections.abc import Sequence
+
 from .clients import download, download_from
-from .fleet import BUCKET_REQUESTS, NODES, Fleet
+from .cpu_groups import Periods, cpu_group
+from .fleet import BUCKET_REQUESTS, MACHINE_CORES, NODES, REST_CORES, Fleet
+from .fleet_kill import FLEET_KILL
 from .images import Content
 from .processes import BenchError, cpu_seconds, measured_cost, process_tree
 from .server import Server
@@ -19,11 +24,33 @@ _LONGEST = 600.0
 
 
 def _new_images(contents: Contents, server: Server, number: int) -> Figures:
+    """Without a fleet, one node has all clients."""
+    nodes = server.nodes if isinstance(server, Fleet) else [server] * NODES
+    return _pull_new_images(contents, server, nodes, number, _IMAGES)
+
+
+def _new_images_limited(contents: Contents, server: Server, number: int) -> Figures:
+    """Each node runs with its clients on a machine of its own, which is a limited part of this machine's CPU time.
+    Without a fleet, it is one such machine, with as many clients as each of the fleet has."""
+    others = process_tree(contents.upstream.pid)
+    if isinstance(server, Fleet):
+        others += process_tree(server.bucket.pid)
+    nodes = server.nodes if isinstance(server, Fleet) else [server]
+    machines = [node.machine for node in nodes if node.machine]
+    before = [machine.periods() for machine in machines]
+    with cpu_group(f"{server.name}-others", REST_CORES) as group, group.containing(others):
+        figures = _pull_new_images(contents, server, nodes, number, _IMAGES // (4 if contents.quick else 1))
+        throttled = group.periods().percent_since(Periods(0, 0))
+    percents = [machine.periods().percent_since(one) for machine, one in zip(machines, before, strict=True)]
+    # The result is that of the nodes if they were limited by their machines, and not by the registry or the bucket.
+    return figures | {"throttled %": statistics.mean(percents), "others throttled %": throttled}
+
+
+def _pull_new_images(contents: Contents, server: Server, nodes: Sequence[Server], number: int, count: int) -> Figures:
     """All images are pulled through each node at once, in the same order: nodes that begin at the same time want the
-    same blob at the same time, which is the hardest case. Without a fleet, one node has all clients."""
+    same blob at the same time, which is the hardest case."""
     layers = [size // (10 if contents.quick else 1) for size in _SMALL_LAYERS]
-    images = [contents.image(f"bench/fleet-{number}-{n}", layers) for n in range(_IMAGES)]
-    nodes = server.nodes if isinstance(server, Fleet) else (server,) * NODES
+    images = [contents.image(f"bench/fleet-{number}-{n}", layers) for n in range(count)]
     clients = [
         (node, [path for image in images[n::_CLIENTS] for path in _pull(image)])
         for node in nodes
@@ -45,7 +72,7 @@ def _new_images(contents: Contents, server: Server, number: int) -> Figures:
     }
     if isinstance(server, Fleet):
         requests = server.metrics().total(BUCKET_REQUESTS) - requests
-        figures["bucket requests/pull"] = requests / len(nodes) / _IMAGES
+        figures["bucket requests/pull"] = requests / len(nodes) / count
     return figures
 
 
@@ -100,7 +127,7 @@ def _bucket_hit(contents: Contents, server: Server, number: int) -> Figures:
 
 def _cpu_seconds(server: Server) -> float:
     """Return the CPU time of a server so far, or of all nodes of a fleet, without SeaweedFS."""
-    nodes = server.nodes if isinstance(server, Fleet) else (server,)
+    nodes = server.nodes if isinstance(server, Fleet) else [server]
     return cpu_seconds([pid for node in nodes for pid in process_tree(node.pid)])
 
 
@@ -117,6 +144,14 @@ FLEET_WORKLOADS = (
         ("hubcache", "hubcache-fleet"),
         3,
     ),
+    Workload(
+        "fleet-new-images-limited",
+        f"{_IMAGES} new small images, a machine of {MACHINE_CORES:.2g} cores for each node and its {_CLIENTS} clients",
+        _new_images_limited,
+        ("hubcache-limited", "hubcache-fleet-limited"),
+        3,
+    ),
+    FLEET_KILL,
     Workload(
         "fleet-warm",
         "stored image and stored 400 MB blob, 1 client, without and with a bucket",

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from .cpu_groups import CpuGroup
 from .processes import BenchError, free_port, listening, running
 from .server import Server, Setup, plain_server
 
@@ -23,9 +24,11 @@ def run_hubcache(
     web: bool = False,
     mirror: bool = False,
     environment: Mapping[str, str] | None = None,
+    machine: CpuGroup | None = None,
 ) -> Iterator[Server]:
     """Run the addon of a checkout. Clients use the proxy port with CONNECT, as dockerd does with HTTPS_PROXY, and trust
-    the certificate authority in the directory `certs` of the checkout; with `mirror` they use the mirror port."""
+    the certificate authority in the directory `certs` of the checkout; with `mirror` they use the mirror port. With
+    `machine`, the program and its clients run in that group."""
     directory = setup.directory / name
     directory.mkdir(parents=True, exist_ok=True)
     proxy, mirror_port, status, web_port = free_port(), free_port(), free_port(), free_port()
@@ -41,7 +44,7 @@ def run_hubcache(
         options |= {"web_open_browser": "false", "web_host": "127.0.0.1", "web_port": web_port}
         ports.append(web_port)
     program = setup.python.parent / ("mitmweb" if web else "mitmdump")
-    command: list[object] = [program, "-q", "-s", checkout / "addon" / "cache.py"]
+    command: list[object] = [*(machine.prefix if machine else ()), program, "-q", "-s", checkout / "addon" / "cache.py"]
     command += ["--mode", f"regular@127.0.0.1:{proxy}", "--mode", f"reverse:https://{HUB}@127.0.0.1:{mirror_port}"]
     for option, value in options.items():
         command += ["--set", f"{option}={value}"]
@@ -55,13 +58,14 @@ def run_hubcache(
         if not authority.exists():
             raise BenchError(f"{name} did not create {authority}")
         trust = directory / "trust"
-        trust.mkdir()
+        trust.mkdir(exist_ok=True)
         (trust / "ca.pem").write_bytes(authority.read_bytes())
         if mirror:
             yield plain_server(name, pid, mirror_port, trust)
         else:
             yield Server(
                 *(name, pid, f"https://{HUB}", "docker.io", trust, f"127.0.0.1:{proxy}"),
+                machine=machine,
                 started_in=seconds,
                 status=f"http://127.0.0.1:{status}",
             )

@@ -49,6 +49,19 @@ FLEET_ROWS = (
     ("200 new images of 2 MB, 16 clients, which want the same at once: last client", "fleet-new-images", "last s"),
     ("the same: bytes fetched, compared with their size", "fleet-new-images", "upstream x"),
     ("the same: requests to the bucket for each image and node", "fleet-new-images", "bucket requests/pull"),
+    (
+        "the same, each node and its 4 clients on a machine of their own: last client",
+        "fleet-new-images-limited",
+        "last s",
+    ),
+    (
+        "50 clients pull stored and new images, and a node is killed: failed pulls, in the worst round",
+        "fleet-kill",
+        "failed pulls",
+    ),
+    ("the same: time until all have pulled", "fleet-kill", "makespan s"),
+    ("the same: bytes fetched, compared with the size of the new images", "fleet-kill", "upstream x"),
+    ("the same: part of these that the killed node had not uploaded yet", "fleet-kill", "not uploaded x"),
     ("stored image of 400 MB, 1 client", "fleet-warm", "image MB/s"),
     ("stored 400 MB blob, 1 client", "fleet-warm", "blob MB/s"),
     ("the same: requests to the bucket", "fleet-warm", "bucket requests"),
@@ -64,6 +77,9 @@ FLEET_LABELS = {
 }
 """Servers of the table of a fleet."""
 
+_COLUMNS = {"hubcache-limited": "hubcache", "hubcache-fleet-limited": "hubcache-fleet"}
+"""Servers that are shown in the column of another one: the label of the row says how they differ."""
+
 PANELS = (
     ("Stored blob, 8 clients: MB/s (more is better)", "warm-blob-8", "MB/s"),
     ("Stored image, 8 clients: MB/s (more is better)", "warm-image-8", "MB/s"),
@@ -74,12 +90,18 @@ PANELS = (
 )
 """Panels of the chart: title, workload and figure."""
 
+_WORST = ("failed pulls",)
+"""Figures of which the highest value of all rounds is shown, not the median."""
+
 _UNITS = {
     "last/single": "x",
     "upstream x": "x",
     "upstream requests": "",
     "peak MB": "MB",
     "last s": "s",
+    "makespan s": "s",
+    "failed pulls": "",
+    "not uploaded x": "x",
     "image MB/s": "MB/s",
     "blob MB/s": "MB/s",
     "bucket requests": "",
@@ -154,4 +176,5 @@ def svg(document: Document) -> str:
 
 def _medians(document: Document, workload: str, figure: str) -> dict[str, float]:
     values: Mapping[str, Mapping[str, Sequence[float]]] = document["workloads"].get(workload, {}).get("values", {})
-    return {name: Summary.of(row[figure]).median for name, row in values.items() if figure in row}
+    summaries = {_COLUMNS.get(name, name): Summary.of(row[figure]) for name, row in values.items() if figure in row}
+    return {name: one.high if figure in _WORST else one.median for name, one in summaries.items()}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .certificates import Certificates
+from .cpu_groups import CpuGroup
 from .upstream import Upstream
 
 
@@ -42,6 +43,8 @@ class Server:
     trust: Path
     proxy: str | None = None
     headers: tuple[str, ...] = field(default=())
+    machine: CpuGroup | None = None
+    """What the server and its clients run in, if their CPU time is limited."""
     started_in: float = 0.0
     """Seconds from the start of the program until it listened."""
     status: str = ""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from .fleet import hubcache_fleet, hubcache_node
+from .fleet import hubcache_fleet, hubcache_fleet_limited, hubcache_limited, hubcache_node
 from .hubcache_server import REPOSITORY, run_hubcache
 from .nginx import nginx, tls
 from .processes import BenchError, free_port, listening, running
@@ -259,6 +259,8 @@ START: dict[str, Callable[[Setup], AbstractContextManager[Server]]] = {
     "hubcache-many-blobs": hubcache_many_blobs,
     "hubcache-node": hubcache_node,
     "hubcache-fleet": hubcache_fleet,
+    "hubcache-limited": hubcache_limited,
+    "hubcache-fleet-limited": hubcache_fleet_limited,
     "other": other,
     "other-mitmweb": other_mitmweb,
     "other-mirror": other_mirror,

@@ -8,13 +8,17 @@ from .stats import Summary
 HUBCACHE, WORKERS, MANY_BLOBS = "hubcache", "hubcache-workers", "hubcache-many-blobs"
 MIRROR, MIRROR_WORKERS = "hubcache-mirror", "hubcache-mirror-workers"
 NODE, FLEET = "hubcache-node", "hubcache-fleet"
+LIMITED, FLEET_LIMITED = "hubcache-limited", "hubcache-fleet-limited"
 Results = Mapping[str, Mapping[str, Summary]]
 """Results of one workload: server → figure → summary over all rounds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Bounds for the median of one figure of `server`; as a multiple of the figure of `reference`, if that is given."""
+    """Bounds for the median of one figure of `server`; as a multiple of the figure of `reference`, if that is given.
+
+    With `worst`, the bounds are for the highest value of all rounds instead of the median.
+    """
 
     workload: str
     figure: str
@@ -22,19 +26,23 @@ class Target:
     most: float | None = None
     reference: str | None = None
     server: str = HUBCACHE
+    worst: bool = False
 
     def describe(self) -> str:
         """The target as one line of text."""
         bounds = [f"≥ {self.least:g}" for _ in (1,) if self.least is not None]
         bounds += [f"≤ {self.most:g}" for _ in (1,) if self.most is not None]
         reference = f" x {self.reference}" if self.reference else ""
-        return f"{self.server}: {self.figure} {' and '.join(bounds)}{reference}"
+        worst = " in each round" if self.worst else ""
+        return f"{self.server}: {self.figure} {' and '.join(bounds)}{reference}{worst}"
 
     def value(self, results: Results) -> float | None:
         """The value to compare with the bounds, or None if it was not measured."""
         measured = results.get(self.server, {}).get(self.figure)
-        if measured is None or self.reference is None:
-            return measured.median if measured else None
+        if measured is None:
+            return None
+        if self.reference is None:
+            return measured.high if self.worst else measured.median
         reference = results.get(self.reference, {}).get(self.figure)
         return measured.median / reference.median if reference and reference.median else None
 
@@ -75,6 +83,9 @@ TARGETS = (
     Target("many-blobs", "start s", most=3.0, server=MANY_BLOBS),
     Target("fleet-new-images", "upstream x", most=1.02, server=FLEET),
     Target("fleet-new-images", "last s", most=1.3, reference=HUBCACHE, server=FLEET),
+    Target("fleet-new-images-limited", "last s", most=1.3, reference=LIMITED, server=FLEET_LIMITED),
+    Target("fleet-kill", "failed pulls", most=0, server=FLEET, worst=True),
+    Target("fleet-kill", "upstream without kill x", most=1.02, server=FLEET),
     Target("fleet-warm", "image MB/s", least=0.98, reference=HUBCACHE, server=NODE),
     Target("fleet-warm", "blob MB/s", least=0.98, reference=HUBCACHE, server=NODE),
     Target("fleet-warm", "bucket requests", most=0, server=NODE),

@@ -21,7 +21,7 @@ from .nginx import nginx, tls
 from .processes import BenchError, free_port, listening, running
 
 UPLINK_RATE = 50_000_000
-LINKS = {"uplink": UPLINK_RATE, "gigabit": 125_000_000}
+LINKS = {"uplink": UPLINK_RATE, "gigabit": 125_000_000, "office": 12_500_000}
 """Speed of each limited link in bytes per second."""
 
 _QUIET_SECONDS = 60

@@ -87,6 +87,12 @@ def test_a_target_with_two_bounds_requires_both() -> None:
     assert [target.reached(value) for value in (0, 1, 2)] == [False, True, False]
 
 
+def test_a_target_for_the_worst_round_is_not_reached_by_the_median() -> None:
+    target = Target("kill", "failed pulls", most=0, worst=True)
+    assert target.value({"hubcache": {"failed pulls": Summary.of([0.0, 0.0, 1.0])}}) == 1
+    assert target.describe() == "hubcache: failed pulls ≤ 0 in each round"
+
+
 def test_every_workload_has_a_memory_target_and_every_target_a_workload() -> None:
     names = [workload.name for workload in WORKLOADS]
     assert len(names) == len(set(names))
@@ -161,6 +167,16 @@ def test_the_report_has_a_table_of_a_fleet_only_if_one_was_measured() -> None:
     rows = lines[lines.index("Caches that share a bucket of SeaweedFS on the same machine:") + 4 :]
     assert [row.split("|")[2:6] for row in rows[:2]] == [[" s ", " 10 ", "  ", " 12 "], [" x ", "  ", "  ", " 1 "]]
     assert rows[2] == ""
+
+
+def test_the_report_shows_limited_servers_in_the_column_of_the_others_and_failures_of_the_worst_round() -> None:
+    limited = {"hubcache-limited": {"last s": [10.0]}, "hubcache-fleet-limited": {"last s": [12.0]}}
+    killed = {"hubcache-fleet": {"failed pulls": [0.0, 2.0, 0.0]}}
+    values = {"fleet-new-images-limited": limited, "fleet-kill": killed}
+    workloads = {name: {"values": row, "targets": []} for name, row in values.items()}
+    rows = [line.split("|")[2:6] for line in markdown(document(speed=2) | {"workloads": workloads}).splitlines()]
+    assert [" s ", " 10 ", "  ", " 12 "] in rows
+    assert ["  ", "  ", "  ", " 2 "] in rows
 
 
 def test_the_chart_has_a_bar_with_label_and_value_for_each_server() -> None:

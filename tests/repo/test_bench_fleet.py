@@ -18,6 +18,7 @@ from benchlib.server import Server
 from benchlib.upstream import Upstream
 from benchlib.workload import Contents
 from hubcache.fleet import keys
+from hubcache.fleet.values import encode_value
 from hubcache.oci.digest import Digest
 from support.ports import free_port
 from support.processes import accepts_connections
@@ -55,7 +56,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *texts: str) -> Fleet:
     clock = SimpleNamespace(sleep=lambda _: None, monotonic=lambda: next(times) * 0.25)
     monkeypatch.setattr(fleet, "time", clock)
     return Fleet(
-        *("fleet", 1, "https://registry", "registry", Path()), nodes=(server("a"), server("b")), bucket=Bucket({})
+        *("fleet", 1, "https://registry", "registry", Path()),
+        nodes=[server("a"), server("b")],
+        peer_addresses=(),
+        bucket=Bucket({}, 1),
+        start_node=lambda number: server(str(number)),
     )
 
 
@@ -134,3 +139,13 @@ def test_object_of_another_size_is_reported(bucket: Bucket) -> None:
     blob = Content("library/a", "", (f"/v2/library/a/blobs/{digest}",), 5)
     with pytest.raises(BenchError, match="has 4 bytes of a blob of 5"):
         bucket.read(blob)
+
+
+def test_blobs_that_a_node_has_not_uploaded_are_found_by_their_leases(bucket: Bucket) -> None:
+    digests = [Digest.of(bytes([number])) for number in range(3)]
+    for digest, address in zip(digests, ("http://a:1", "http://b:1", "http://a:1"), strict=True):
+        value = encode_value({"node": "x", "address": address, "token": "t"})
+        obstore.put(bucket.open(), keys.lease(f"blob/{digest}"), value)
+    obstore.put(bucket.open(), keys.lease("sweep"), encode_value({"node": "x", "address": "http://a:1"}))
+    expected = {"http://a:1": {str(digests[0]), str(digests[2])}, "http://b:1": {str(digests[1])}}
+    assert bucket.leased_blobs() == expected
