@@ -38,8 +38,9 @@ _SLOW_SECONDS = (5.0, 20.0)
 _PAUSE_SECONDS = 5.0
 """After a failure, requests fail at once for this time: a pull must not wait for the bucket again and again."""
 
-_CHUNK = 1 << 20
-"""Bytes of a body that are received at once, and of a part of an upload read at once."""
+_CHUNK = 512 << 10
+"""Bytes of a body that are received at once. CPU seconds of a node that receives, hashes, writes and sends a gigabyte:
+256 KiB 2.6, 512 KiB 2.15, 1 MiB 2.4."""
 
 _PAGE = 1000
 """Objects of a request to list; S3 returns no more."""

@@ -160,16 +160,14 @@ class SharedBlobs:
         if not fill.permission.is_given:
             return None
         try:
-            found = await self._from_bucket(stack, fill, read, start)
+            found = await self._from_bucket(fill, read, start)
             if found is None and read.is_public:
                 found = await self._from_fleet(stack, fill, read, start)
         except BucketUnavailable:
             return None
         return found
 
-    async def _from_bucket(
-        self, stack: AsyncExitStack, fill: SharedFill, read: BlobRead, start: int
-    ) -> BlobDownload | None:
+    async def _from_bucket(self, fill: SharedFill, read: BlobRead, start: int) -> BlobDownload | None:
         if not fill.may_use_bucket(start):
             return None
         found = await self._objects.open(read, start)
@@ -181,9 +179,7 @@ class SharedBlobs:
             fill.is_object_wrong = True
             return None
         fill.origins.add("bucket")
-        transfer = BucketTransfer(found.chunks, size - start)
-        stack.callback(transfer.close)
-        return self._body(fill, transfer, "bucket", start, size)
+        return self._body(fill, BucketTransfer(found.chunks), "bucket", start, size)
 
     async def _from_fleet(
         self, stack: AsyncExitStack, fill: SharedFill, read: BlobRead, start: int
@@ -206,14 +202,14 @@ class SharedBlobs:
                 return body
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - nodes shall not ask at the same time
             pause = min(2 * pause, _LONGEST_PAUSE)
-            body = await self._from_bucket(stack, fill, read, start)
+            body = await self._from_bucket(fill, read, start)
             if body is not None:
                 return body
             holder = await self._bucket.in_time(lambda: self._leases.holder(name))
             holder = holder or await self._bucket.in_time(lambda: self._leases.acquire(name))
             fill.waited += loop.time() - begun
         fill.lease = holder
-        body = await self._from_bucket(stack, fill, read, start)  # stored since the last look
+        body = await self._from_bucket(fill, read, start)  # stored since the last look
         if body is not None:
             self._release(fill)
         return body

@@ -7,12 +7,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from hubcache.fleet import bucket_bodies
 from hubcache.fleet.bucket import BucketUnavailable
-from hubcache.fleet.bucket_bodies import BucketTransfer, ReadAhead
+from hubcache.fleet.bucket_bodies import BucketTransfer
 from hubcache.oci.errors import StorageError, Unavailable
 from support.users import until
-
-EACH_SIZE = pytest.mark.parametrize("size", [3, 4 << 20], ids=["small", "large"])
-"""Sizes without and with a thread that reads ahead."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,41 +30,36 @@ def chunks(*data: bytes, error: Exception | None = None) -> Iterator[memoryview]
         raise error
 
 
-@EACH_SIZE
-async def test_transfer_is_continued_after_a_pause(size: int) -> None:
+async def test_transfer_is_continued_after_a_pause() -> None:
     received: list[bytes] = []
 
     def consume(data: memoryview) -> bool:
         received.append(bytes(data))
         return len(received) != 2
 
-    transfer = BucketTransfer(chunks(b"a", b"b", b"c"), size)
+    transfer = BucketTransfer(chunks(b"a", b"b", b"c"))
     assert not await transfer.receive(consume)
     assert received == [b"a", b"b"]
     assert await transfer.receive(consume)
     assert received == [b"a", b"b", b"c"]
 
 
-@EACH_SIZE
-async def test_failure_of_the_bucket_is_one_of_the_upstream(size: int) -> None:
-    transfer = BucketTransfer(chunks(b"a", error=BucketUnavailable("it broke off")), size)
+async def test_failure_of_the_bucket_is_one_of_the_upstream() -> None:
+    transfer = BucketTransfer(chunks(b"a", error=BucketUnavailable("it broke off")))
     with pytest.raises(Unavailable, match="it broke off"):
         await transfer.receive(lambda _: True)
 
 
-@EACH_SIZE
-async def test_failure_to_write_is_raised_as_it_is(size: int) -> None:
+async def test_failure_to_write_is_raised_as_it_is() -> None:
     def fail(_: memoryview) -> bool:
         raise StorageError("the disk is full")
 
-    transfer = BucketTransfer(chunks(b"a", b"b", b"c", b"d"), size)
+    transfer = BucketTransfer(chunks(b"a", b"b", b"c", b"d"))
     with pytest.raises(StorageError, match="the disk is full"):
         await transfer.receive(fail)
-    transfer.close()
 
 
-@EACH_SIZE
-async def test_cancelled_transfer_does_not_wait_for_the_bucket(size: int) -> None:
+async def test_cancelled_transfer_does_not_wait_for_the_bucket() -> None:
     """A read of the bucket cannot be interrupted; what it brings later is not written."""
     waits, goes_on, received = threading.Event(), threading.Event(), list[bytes]()
 
@@ -81,20 +73,18 @@ async def test_cancelled_transfer_does_not_wait_for_the_bucket(size: int) -> Non
         received.append(bytes(data))
         return True
 
-    transfer = BucketTransfer(stalled(), size)
+    transfer = BucketTransfer(stalled())
     receiving = asyncio.create_task(transfer.receive(consume))
     await until(lambda: waits.is_set() and bool(received))
     receiving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await receiving
-    transfer.close()
     goes_on.set()
     await until(lambda: not bucket_threads())
     assert received == [b"a"]
 
 
-@EACH_SIZE
-async def test_transfer_that_is_too_slow_is_broken_off(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_transfer_that_is_too_slow_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_bodies, "_SLOW_SECONDS", 0.05)
     monkeypatch.setattr(bucket_bodies, "_SLOW_BYTES", 2)
     goes_on, received = threading.Event(), list[bytes]()
@@ -108,18 +98,16 @@ async def test_transfer_that_is_too_slow_is_broken_off(size: int, monkeypatch: p
         received.append(bytes(data))
         return True
 
-    transfer = BucketTransfer(trickle(), size)
+    transfer = BucketTransfer(trickle())
     async with asyncio.timeout(5):
         with pytest.raises(Unavailable, match="less than 2 bytes"):
             await transfer.receive(consume)
-    transfer.close()
     goes_on.set()
     await until(lambda: not bucket_threads())
     assert received == [b"abcd"]
 
 
-@EACH_SIZE
-async def test_slow_disk_does_not_break_off_a_transfer(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_disk_does_not_break_off_a_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_bodies, "_SLOW_SECONDS", 0.01)
     writes, may_end = threading.Event(), threading.Event()
 
@@ -128,7 +116,7 @@ async def test_slow_disk_does_not_break_off_a_transfer(size: int, monkeypatch: p
         may_end.wait(10)
         return True
 
-    transfer = BucketTransfer(chunks(b"a"), size)
+    transfer = BucketTransfer(chunks(b"a"))
     receiving = asyncio.create_task(transfer.receive(consume))
     await until(writes.is_set)
     done, _ = await asyncio.wait([receiving], timeout=0.1)
@@ -137,8 +125,7 @@ async def test_slow_disk_does_not_break_off_a_transfer(size: int, monkeypatch: p
     assert await receiving
 
 
-@EACH_SIZE
-async def test_cancelled_transfer_waits_for_the_chunk_that_is_written(size: int) -> None:
+async def test_cancelled_transfer_waits_for_the_chunk_that_is_written() -> None:
     writes, may_end, written = threading.Event(), threading.Event(), list[bytes]()
 
     def consume(data: memoryview) -> bool:
@@ -147,7 +134,7 @@ async def test_cancelled_transfer_waits_for_the_chunk_that_is_written(size: int)
         written.append(bytes(data))
         return True
 
-    transfer = BucketTransfer(chunks(b"a", b"b"), size)
+    transfer = BucketTransfer(chunks(b"a", b"b"))
     receiving = asyncio.create_task(transfer.receive(consume))
     await until(writes.is_set)
     receiving.cancel()
@@ -159,22 +146,3 @@ async def test_cancelled_transfer_waits_for_the_chunk_that_is_written(size: int)
     with pytest.raises(asyncio.CancelledError):
         await receiving
     assert written == [b"a"], "the file may be closed now"
-    transfer.close()
-
-
-async def test_body_is_read_one_chunk_ahead() -> None:
-    read: list[int] = []
-
-    def counted() -> Iterator[memoryview]:
-        for number in range(10):
-            read.append(number)
-            yield memoryview(bytes([number]))
-
-    ahead = ReadAhead(counted())
-    assert await asyncio.to_thread(next, ahead) == b"\0"
-    await until(lambda: len(read) == 3)
-    await asyncio.to_thread(next, ahead)
-    await until(lambda: len(read) == 4)
-    ahead.close()
-    await until(lambda: ahead._thread is not None and not ahead._thread.is_alive())
-    assert len(read) == 4
