@@ -314,9 +314,10 @@ def _received(stream: BytesStream) -> Iterator[memoryview]:
     """Yield the chunks of a body, in a thread; raises `BucketUnavailable` when the transfer breaks off."""
     while True:
         try:
-            chunk = next(stream)
+            chunk = memoryview(next(stream))
         except StopIteration:
             return
         except (BaseError, OSError) as error:
             raise BucketUnavailable(f"transfer from the bucket broke off: {failure_reason(error)}") from error
-        yield memoryview(chunk)
+        yield chunk
+        del chunk  # the next one gets its memory, see `BucketTransfer`

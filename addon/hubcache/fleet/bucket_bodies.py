@@ -75,6 +75,7 @@ class BucketTransfer:
                 self._received += len(chunk)
                 if self._is_cancelled or not goes_on:
                     return False
+            del chunk  # the next one gets its memory, which is in the processor's cache
         return True
 
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
+import weakref
+from array import array
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from hubcache.fleet import bucket_bodies
-from hubcache.fleet.bucket import BucketUnavailable
+from hubcache.fleet.bucket import BucketUnavailable, _received
 from hubcache.fleet.bucket_bodies import BucketTransfer
 from hubcache.oci.errors import StorageError, Unavailable
 from support.users import until
@@ -146,3 +148,20 @@ async def test_cancelled_transfer_waits_for_the_chunk_that_is_written() -> None:
     with pytest.raises(asyncio.CancelledError):
         await receiving
     assert written == [b"a"], "the file may be closed now"
+
+
+async def test_memory_of_a_chunk_is_free_before_the_next_one_is_received() -> None:
+    received: list[weakref.ref[array[int]]] = []
+    kept: list[bool] = []
+
+    def stream() -> Iterator[array[int]]:
+        for _ in range(3):
+            kept.append(any(each() is not None for each in received))
+            yield remembered(array("B", b"chunk"))
+
+    def remembered(chunk: array[int]) -> array[int]:
+        received.append(weakref.ref(chunk))
+        return chunk
+
+    assert await BucketTransfer(_received(stream())).receive(lambda _: True)
+    assert kept == [False, False, False]
