@@ -21,7 +21,8 @@ _LEASES = "lease/blob"
 """The leases of blobs, as `hubcache.fleet.keys` and `hubcache.fleet.shared_blobs` name them."""
 
 _STORED_SECONDS = 60
-_CHUNK = 1 << 20
+_CHUNK = 512 << 10
+"""As a node receives it. obstore alone takes 1.2 s/GB with these chunks, and 1.3 with 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
