@@ -126,7 +126,8 @@ class Engine:
             self.store, self._access, self._content, validation, self._blobs, self._referrers, self._upstreams
         )
         self._fleet = fleet_builder.build(
-            *(connection, settings, self.store, self.fills, self._access, self._upstreams, self.service, self.report)
+            *(connection, settings, self.store, self.fills, self._access, self._upstreams, self.service),
+            *(self._blobs, self.report),
         )
         parts = Parts(
             *(self.store, self.fills, writer, self._access, manifests, self._blobs, self._referrers, prefetch),

@@ -12,8 +12,10 @@ from .operate.options import Settings
 from .operate.status_report import StatusReport
 from .operate.version import version
 from .serve.access import Access
+from .serve.cached_blobs import CachedBlobs
 from .serve.messages import Change
 from .serve.registry_service import RegistryService
+from .serve.repository_view import RepositoryView
 from .store.store import Store
 from .transfer.fills import Fills
 from .transfer.upstreams import Upstreams
@@ -61,6 +63,7 @@ def build(
     access: Access,
     upstreams: Upstreams,
     service: RegistryService,
+    blobs: CachedBlobs,
     report: StatusReport,
 ) -> "Fleet | None":
     """Return the fleet of an engine with these parts, None without a connection; its state is added to the report."""
@@ -73,6 +76,11 @@ def build(
     def permits(host: str, repository: str, digest: Digest, outage: bool) -> bool:
         return access.can_read(host, repository, digest, None, outage=outage)
 
+    async def begin_fill(host: str, repository: str, digest: Digest) -> None:
+        upstream = upstreams.get(host)
+        if upstream is not None:
+            await blobs.begin(RepositoryView(upstream, repository), digest)
+
     async def content_changed(host: str, repository: str, reference: str, is_blob: bool, subject: str | None) -> None:
         upstream = upstreams.get(host)
         if upstream is not None:
@@ -83,7 +91,7 @@ def build(
         if upstream is not None:
             upstream.pause(kind, seconds)
 
-    cache = LocalCache(store, fills, permits, access.visibility, content_changed, pause)
+    cache = LocalCache(store, fills, permits, begin_fill, access.visibility, content_changed, pause)
     fleet = Fleet(connection, cache, times(settings))
     metrics = report.metrics
     metrics.registry.register(FleetCollector(fleet.status, metrics.traffic))

@@ -11,7 +11,7 @@ import pytest
 from hubcache.control.errors import Refused
 from hubcache.fleet import fleet as fleet_module
 from hubcache.fleet import keys as bucket_keys
-from hubcache.fleet import membership
+from hubcache.fleet import leaders, membership
 from hubcache.fleet.bucket import Bucket
 from hubcache.fleet.leases import Lease
 from hubcache.oci.digest import Digest
@@ -144,7 +144,10 @@ async def pull(cache: Cache, image: Image, listener: Listener = Listener.MIRROR)
         assert (status, str(Digest.of(body))) == (200, digest)
 
 
-async def test_second_node_needs_no_request_to_the_registry(hub: Hub, bucket: MemoryStore, tmp_path: Path) -> None:
+async def test_second_node_needs_no_request_to_the_registry(
+    hub: Hub, bucket: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaders, "_LEADER_SECONDS", 0.0)  # the first node is not asked for the blobs
     image = hub.image(REPO, "1", [random_bytes(200_000, "layer")])
     async with fleet.nodes(hub, tmp_path, 2) as (first, second):
         await pull(first, image)

@@ -151,11 +151,10 @@ async def test_clients_of_the_other_nodes_finish_when_a_node_stops_in_the_middle
 ) -> None:
     path = f"/v2/{REPO}/blobs/{image.layers[0]}"
     async with fleet.nodes(hub, tmp_path, 2) as others:
-        for cache in others:
-            await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1")
         fault = hub.faults.add(Fault(kind="cdn", pause_after=1 << 20, times=1))
         async with fleet.node(hub, tmp_path / "stops") as holder:
-            await holder.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1")
+            for cache in (holder, *others):
+                await cache.get(Listener.MIRROR, f"/v2/{REPO}/manifests/1")
             outcome = await holder.engine.answer(holder.request(Listener.MIRROR, "GET", path))
             await until(lambda: hub.count(kind="cdn") == 1)
             pulls = [asyncio.create_task(cache.get(Listener.MIRROR, path)) for cache in others]

@@ -1,9 +1,11 @@
 """Parts of a fleet in one process: a bucket in memory, and its clock."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from hubcache.fleet.bucket import Bucket
+from hubcache.fleet.membership import Node
 from obstore.store import MemoryStore, S3Store
 
 CLOSED_PORT = S3Store(
@@ -50,6 +52,19 @@ class TestNode:
 
     id: str
     address: str = "http://127.0.0.1:9"
+
+
+class KnownNodes:
+    """The live nodes as one of them sees them: `others` may grow."""
+
+    def __init__(self, me: TestNode, others: Iterable[TestNode] = ()) -> None:
+        self.me = Node(me.id, me.address, "1")
+        self._others = others
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        others = [Node(each.id, each.address, "1") for each in self._others if each.id != self.me.id]
+        return (self.me, *others)
 
 
 def memory_bucket(store: MemoryStore | None = None) -> tuple[Bucket, CountedRequests]:

@@ -13,6 +13,7 @@ from hubcache.fleet import leases
 from hubcache.fleet.blob_read import BlobRead
 from hubcache.fleet.bucket import Bucket, BucketUnavailable, ObjectBody, StoredObject
 from hubcache.fleet.fleet_counts import FleetCounts
+from hubcache.fleet.leaders import Leaders
 from hubcache.fleet.leases import Holder, Leases
 from hubcache.fleet.peer_client import PeerClient
 from hubcache.fleet.peer_server import PeerServer
@@ -26,7 +27,7 @@ from hubcache.transfer.fills import Fills
 from hubcache.transfer.sources import FillSource, Source, UpstreamSource
 from obstore.store import MemoryStore
 
-from support.fleet import AdjustableClock, TestNode
+from support.fleet import AdjustableClock, KnownNodes, TestNode
 from support.standin import Hub
 from support.stores import opened_store
 from support.upstreams import UpstreamSetup, upstream_to
@@ -88,6 +89,7 @@ class SharingNode:
     line: UpstreamSetup
     bucket: FaultyBucket
     leases: Leases
+    leaders: Leaders
     peers: PeerClient
     server: PeerServer
     address: str
@@ -125,6 +127,10 @@ class SharingNode:
         read = self.read(digest, authorization, repository)
         host = self.line.upstream.registry.host
         return self.fills.start(digest, size, lambda start: self.shared.download(read, start), "client", host)
+
+    async def begin(self, host: str, repository: str, digest: Digest) -> None:
+        """Start a fill for another node."""
+        self.start(digest, repository=repository)
 
     async def pull(self, digest: Digest, authorization: str | None = None) -> bytes:
         """Read a blob while it is filled, as a client does."""
@@ -178,6 +184,8 @@ class SharingFleet:
         """Nodes whose leases have expired."""
         self.objects = MemoryStore()
         self.clock = AdjustableClock()
+        self.members: list[TestNode] = []
+        """The nodes that are or were running."""
         self.bucket = Bucket(self.objects, FleetCounts())
         self._directory = directory
         holder_of = leases._holder
@@ -206,20 +214,22 @@ class SharingFleet:
             fills = Fills(store, line.seen, functools.partial(_storage_failed, store))
             counts, room = FleetCounts(), AskedRoom()
             bucket = FaultyBucket(self.objects, counts)
-            own_leases = Leases(bucket, self.clock, TestNode(name, address))
+            me = TestNode(name, address)
+            self.members.append(me)
+            own_leases, leaders = Leases(bucket, self.clock, me), Leaders(KnownNodes(me, self.members))
             peers = PeerClient("hubcache-test")
-            server = PeerServer(store, fills, _ignore)
-            peers.secret = server.secret = SECRET
             uploads = Uploads(bucket, store, room, counts)
             shared = SharedBlobs(
                 *(bucket, own_leases, peers, uploads, store, fills),
-                lambda *asked: node.permits(*asked),
-                counts,
+                *(lambda *asked: node.permits(*asked), lambda *asked: node.begin(*asked), leaders, counts),
                 shares_private=shares_private,
             )
+            server = PeerServer(store, fills, shared, _ignore)
+            peers.secret = server.secret = SECRET
             fills.on_ended = shared.fill_ended
             node = SharingNode(
-                *(name, store, fills, line, bucket, own_leases, peers, server, address, uploads, room, shared, counts)
+                *(name, store, fills, line, bucket, own_leases, leaders, peers, server, address, uploads, room),
+                *(shared, counts),
             )
             await server.start(listener)
             try:

@@ -21,6 +21,16 @@ DATA = random_bytes(3_000_000, "blob")
 DIGEST = Digest.of(DATA)
 
 
+class UnsharedFills:
+    """Begins no fill for another node."""
+
+    def is_asking_leader(self, digest: Digest) -> bool:
+        return False
+
+    async def begin(self, host: str, repository: str, digest: Digest) -> None:
+        pass
+
+
 @dataclass
 class Node:
     """A node's store, fills and server."""
@@ -35,7 +45,9 @@ class Node:
         self.events.append(fields)
 
 
-async def received(client: PeerClient, node: Node, start: int = 0) -> bytes | None:
+async def received(
+    client: PeerClient, node: Node, start: int = 0, origin: tuple[str, str] | None = None
+) -> bytes | None:
     """Return the bytes that a node sends until it closes the connection; None where it has none."""
     parts: list[bytes] = []
 
@@ -43,7 +55,7 @@ async def received(client: PeerClient, node: Node, start: int = 0) -> bytes | No
         parts.append(bytes(data))
         return True
 
-    async with client.open_blob(node.address, DIGEST, start) as body:
+    async with client.open_blob(node.address, DIGEST, start, origin) as body:
         if body is None:
             return None
         assert (body.start, body.size) == (start, len(DATA))
@@ -59,7 +71,7 @@ def peer_fixtures() -> tuple[Any, Any]:
         listener = socket.create_server(("127.0.0.1", 0))
         async with opened_store(tmp_path) as store:
             fills = Fills(store, RecordingObserver(), store.index.staging_failed)
-            server = PeerServer(store, fills, lambda fields: running.receive(fields))
+            server = PeerServer(store, fills, UnsharedFills(), lambda fields: running.receive(fields))
             server.secret = "secret"
             running = Node(store, fills, server, f"http://127.0.0.1:{listener.getsockname()[1]}")
             await server.start(listener)

@@ -12,6 +12,7 @@ from hubcache.fleet import keys
 from hubcache.fleet.blob_read import BlobRead
 from hubcache.fleet.bucket import Bucket
 from hubcache.fleet.clock import BucketClock
+from hubcache.fleet.leaders import Leaders
 from hubcache.fleet.leases import Leases
 from hubcache.fleet.lifetimes import Lifetimes
 from hubcache.fleet.shared_answers import SharedAnswers
@@ -24,7 +25,7 @@ from hubcache.transfer import upstream as upstream_module
 from hubcache.transfer.blob_body import BlobBody, BlobDownload
 from obstore.store import MemoryStore
 
-from support.fleet import CountedRequests, TestNode
+from support.fleet import CountedRequests, KnownNodes, TestNode
 from support.standin import Hub, Image
 from support.upstreams import UpstreamSetup, upstream_to
 
@@ -108,6 +109,7 @@ async def shared_upstream(
         name,
         lambda *pause: pauses.append(pause),
         lambda _, repository: visibility.get(repository, Visibility(True, 0.0)),
+        Leaders(KnownNodes(TestNode(name))),
         Lifetimes(lifetimes.tag, lifetimes.error, lifetimes.max_stale),
     )
     async with upstream_to(hub) as line:

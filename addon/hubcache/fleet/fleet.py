@@ -23,6 +23,7 @@ from .fleet_counts import FleetCounts
 from .fleet_options import FleetTimes
 from .fleet_status import FleetStatus, LeaseStatus, NodeStatus, SweepStatus, UploadStatus
 from .joining import Joining
+from .leaders import Leaders
 from .lease_list import list_leases
 from .leases import Leases
 from .local_cache import LocalCache
@@ -70,15 +71,17 @@ class Fleet:
         self._room = Room(bucket, clock, members, options.capacity, self._sweeper.make_room)
         self._popularity = NodePopularity(bucket, clock, me.id, times.half_life, self._may_be_in_bucket)
         self._uploads = Uploads(bucket, cache.store, self._room, counts)
+        leaders = Leaders(members)
         self._blobs = SharedBlobs(
-            *(bucket, leases, self._peers, self._uploads, cache.store, cache.fills, cache.permits, counts),
+            *(bucket, leases, self._peers, self._uploads, cache.store, cache.fills),
+            *(cache.permits, cache.begin_fill, leaders, counts),
             shares_private=options.stores_private,
         )
         self._answers = SharedAnswers(bucket, leases)
-        self._sharing = Sharing(self._answers, clock, me.id, self._pause_began, cache.visibility)
+        self._sharing = Sharing(self._answers, clock, me.id, self._pause_began, cache.visibility, leaders)
         self._changes = ContentChanges(self._sharing, cache.content_changed)
         self._events = Events(members, self._peers, self._changes.receive, cache.pause)
-        self._peer_server = PeerServer(cache.store, cache.fills, self._events.receive)
+        self._peer_server = PeerServer(cache.store, cache.fills, self._blobs, self._events.receive)
         self._joining = Joining(options.bucket, bucket, self._examine, self._join)
         self._events.on_joined = members.beat_soon
         cache.store.popularity.on_request = self._popularity.count_request

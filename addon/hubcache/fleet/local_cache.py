@@ -19,6 +19,10 @@ type ContentChanged = Callable[[str, str, str, bool, str | None], Awaitable[None
 """Forgets what a push or delete changed: registry's host, repository, reference, whether that is a blob's digest, and
 the digest of the manifest whose referrers changed."""
 
+type BeginFill = Callable[[str, str, Digest], Awaitable[object]]
+"""Begins to store a public blob of a repository of a registry's host, unless it is stored or a fill of it runs. Raises
+`HubcacheError`."""
+
 type Pause = Callable[[str, str, float], None]
 """Sends no anonymous requests to a registry's host for a kind of content, for some seconds."""
 
@@ -30,6 +34,7 @@ class LocalCache:
     store: Store
     fills: Fills
     permits: Permits
+    begin_fill: BeginFill
     visibility: GetVisibility
     content_changed: ContentChanged
     pause: Pause

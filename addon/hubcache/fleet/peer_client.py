@@ -69,15 +69,23 @@ class PeerClient:
         await self._events.close()
 
     @asynccontextmanager
-    async def open_blob(self, address: str, digest: Digest, start: int = 0) -> AsyncIterator[PeerBody | None]:
+    async def open_blob(
+        self, address: str, digest: Digest, start: int = 0, origin: tuple[str, str] | None = None
+    ) -> AsyncIterator[PeerBody | None]:
         """Open a blob of the node at `address` from byte `start` on; None where the node has not got it.
+
+        With `origin`, a registry's host and a repository, the node is asked to fetch a blob that it has not got, if it
+        has a manifest with it. Older nodes ignore this.
 
         Raises `PeerUnavailable`, and `TimeoutError` when the node accepted the request and has not sent the head of a
         response within `STALL_SECONDS`: its own download may not have begun.
         """
         headers = self._headers() | ({"Range": f"bytes={start}-"} if start else {})
         try:
-            response = await self._downloads.get(URL(f"{address}/blob/{digest}"), headers)
+            url = URL(f"{address}/blob/{digest}")
+            if origin is not None:
+                url = url.with_query(registry=origin[0], repository=origin[1])
+            response = await self._downloads.get(url, headers)
         except aiohttp.ConnectionTimeoutError as error:
             raise PeerUnavailable(f"{address} cannot be reached") from error
         except (aiohttp.ClientError, ValueError) as error:  # ValueError: an address that is none

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
-from typing import NoReturn, Self
+from typing import NoReturn, Protocol, Self
 
 from aiohttp import web
 
@@ -37,18 +37,42 @@ _BACKLOG = 128
 _IDLE_SECONDS = 60.0
 """A peer that accepts no bytes for this time is disconnected."""
 
+LEADER_SECONDS = 2.0
+"""How long another node waits for the beginning of a blob that this one fetches for it. A registry that takes longer
+makes no difference to it: then it waits for this node's lease."""
+
+_MAX_FOLLOWERS = 50
+"""Bodies that are sent at the same time to nodes that could read from the bucket instead. It keeps a large fleet from
+reading a new image from one node alone."""
+
 type OnEvent = Callable[[Mapping[str, object]], Awaitable[None]]
 """Gets the fields of an event."""
+
+
+class Blobs(Protocol):
+    """The blobs of the fleet, as this node fetches them."""
+
+    def is_asking_leader(self, digest: Digest) -> bool:
+        """Whether a fill waits for another node's answer itself."""
+
+    async def begin(self, host: str, repository: str, digest: Digest) -> None:
+        """Begin to store a blob if the store has a manifest of the repository with it, and every client may read it.
+
+        Raises `HubcacheError`.
+        """
 
 
 class PeerServer:
     """An HTTP server for the other nodes. Until `secret` is known, it refuses all requests."""
 
-    def __init__(self, store: Store, fills: Fills, on_event: OnEvent) -> None:
+    def __init__(self, store: Store, fills: Fills, blobs: Blobs, on_event: OnEvent) -> None:
         self.secret: str | None = None
         self._store = store
         self._fills = fills
+        self._blobs = blobs
         self._on_event = on_event
+        self._followers = 0
+        """Bodies that are sent as the leader, see `Leaders`."""
         app = web.Application(middlewares=[self._authenticate], client_max_size=MAX_EVENT)
         app.router.add_get("/blob/{digest}", self._serve_blob, allow_head=False)
         app.router.add_post("/event", self._receive_event)
@@ -113,7 +137,10 @@ class PeerServer:
         async with AsyncExitStack() as stack:
             try:
                 digest = Digest.parse(request.match_info["digest"])
-                part = await self._find(digest, request.headers.get("Range"))
+                if "repository" in request.query:
+                    part = await self._find_as_leader(stack, digest, request)
+                else:
+                    part = await self._find(digest, request.headers.get("Range"))
             except RangeInvalid as error:
                 return web.Response(status=416, headers=error.headers())
             except HubcacheError:  # the fill failed, or the file cannot be read
@@ -137,13 +164,37 @@ class PeerServer:
                     request.transport.abort()
             return response
 
-    async def _find(self, digest: Digest, range_header: str | None) -> "_Part | None":
-        """Return the bytes of a blob that is stored or being filled; None where it is neither, or is private."""
+    async def _find_as_leader(self, stack: AsyncExitStack, digest: Digest, request: web.Request) -> "_Part | None":
+        """As `_find`, but begin to fetch a blob that is missing; None also when this takes long.
+
+        A fill that waits for another node's answer itself is not waited for: that node could wait for this one.
+        """
+        if self._followers >= _MAX_FOLLOWERS or self._blobs.is_asking_leader(digest):
+            return None
+        self._followers += 1
+        stack.callback(self._end_following)
+        if self._store.is_open and not self._store.has(digest):
+            await self._blobs.begin(request.query.get("registry", ""), request.query["repository"], digest)
+        try:
+            return await self._find(digest, request.headers.get("Range"), LEADER_SECONDS)
+        except TimeoutError:
+            return None
+
+    def _end_following(self) -> None:
+        self._followers -= 1
+
+    async def _find(self, digest: Digest, range_header: str | None, patience: float | None = None) -> "_Part | None":
+        """Return the bytes of a blob that is stored or being filled; None where it is neither, or is private.
+
+        Raises `TimeoutError` when a fill has received nothing after `patience` seconds.
+        """
         if not self._store.is_open or self._store.private.has(digest):
             return None
         fill = self._fills.get(digest)
         if fill is not None:
-            part = _Part.select(range_header, await fill.wait_opened())
+            async with asyncio.timeout(patience):
+                size = await fill.wait_opened()
+            part = _Part.select(range_header, size)
             source = await follow_fill(self._store, fill, part.start, part.end, _raise_unreadable)
             if source is None:
                 return None

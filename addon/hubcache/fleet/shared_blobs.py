@@ -21,7 +21,9 @@ from .blob_objects import BlobObjects
 from .blob_read import BlobRead
 from .bucket import Bucket, BucketUnavailable
 from .bucket_bodies import BucketContent, BucketTransfer
+from .leaders import Leaders
 from .leases import Holder, Lease, Leases
+from .local_cache import BeginFill
 from .observer import FleetObserver
 from .passing_blobs import PassingBlobs
 from .peer_client import PeerClient, PeerUnavailable
@@ -32,6 +34,9 @@ from .uploads import Uploads
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two looks at the bucket and the lease, which grow while this node waits."""
+
+_LEADER_SECONDS = 3.0
+"""Longest wait for the node that fetched the manifest, which answers sooner, see `peer_server`."""
 
 _AVOID_SECONDS = 5.0
 """A node that could not be reached is not tried again for this time."""
@@ -49,6 +54,8 @@ class SharedBlobs:
         store: Store,
         fills: Fills,
         permits: Permits,
+        begin_fill: BeginFill,
+        leaders: Leaders,
         observer: FleetObserver,
         *,
         shares_private: bool = False,
@@ -61,6 +68,8 @@ class SharedBlobs:
         self._uploads = uploads
         self._fills = fills
         self._permits = permits
+        self._begin_fill = begin_fill
+        self._leaders = leaders
         self._observer = observer
         self._shares_private = shares_private
         self._shared: dict[Digest, SharedFill] = {}
@@ -159,6 +168,9 @@ class SharedBlobs:
             fill.permission = await ask_permission(read, self._permits)
         if not fill.permission.is_given:
             return None
+        found = await self._from_leader(stack, fill, read, start)
+        if found is not None:
+            return found
         try:
             found = await self._from_bucket(fill, read, start)
             if found is None and read.is_public:
@@ -166,6 +178,28 @@ class SharedBlobs:
         except BucketUnavailable:
             return None
         return found
+
+    async def _from_leader(
+        self, stack: AsyncExitStack, fill: SharedFill, read: BlobRead, start: int
+    ) -> BlobDownload | None:
+        """Return the body that the node sends which has fetched the blob's manifest; None where it has no bytes now.
+
+        That saves both this node's requests to the bucket and those for a lease. Once is enough: when the body breaks
+        off, its node is found as the holder of the lease.
+        """
+        leader = self._leaders.find(read.host, read.repository) if fill.asks_leader and read.is_public else None
+        if leader is None:
+            return None
+        fill.asks_leader, fill.is_asking_leader = False, True
+        holder = Holder(leader.id, leader.address, 0.0)
+        try:
+            async with asyncio.timeout(_LEADER_SECONDS):
+                return await self._open_at(stack, fill, read, start, holder, (read.host, read.repository))
+        except (PeerUnavailable, TimeoutError):
+            self._leaders.avoid(leader.id)
+            return None
+        finally:
+            fill.is_asking_leader = False
 
     async def _from_bucket(self, fill: SharedFill, read: BlobRead, start: int) -> BlobDownload | None:
         if not fill.may_use_bucket(start):
@@ -219,16 +253,31 @@ class SharedBlobs:
     ) -> BlobDownload | None:
         """Return the body that the holder of the lease sends; None when it cannot be reached or has not got it."""
         now = time.monotonic()
-        if not holder.address or not fill.may_ask(holder.address, now) or self._objects.is_peer_distrusted(read.digest):
+        if not holder.address or not fill.may_ask(holder.address, now):
+            return None
+        try:
+            return await self._open_at(stack, fill, read, start, holder)
+        except PeerUnavailable:
+            fill.avoided[holder.address] = now + _AVOID_SECONDS
+        except TimeoutError:  # it has not begun to receive the blob itself
+            pass
+        return None
+
+    async def _open_at(
+        self,
+        stack: AsyncExitStack,
+        fill: SharedFill,
+        read: BlobRead,
+        start: int,
+        holder: Holder,
+        origin: tuple[str, str] | None = None,
+    ) -> BlobDownload | None:
+        """Open the blob at another node; raises as `PeerClient.open_blob`."""
+        if self._objects.is_peer_distrusted(read.digest):
             return None
         async with AsyncExitStack() as opening:
-            try:
-                body = await opening.enter_async_context(self._peers.open_blob(holder.address, read.digest, start))
-            except PeerUnavailable:
-                fill.avoided[holder.address] = now + _AVOID_SECONDS
-                return None
-            except TimeoutError:  # it has not begun to receive the blob itself
-                return None
+            opened = self._peers.open_blob(holder.address, read.digest, start, origin)
+            body = await opening.enter_async_context(opened)
             if body is None or (body.size is not None and self._objects.is_wrong(read, body.size)):
                 return None
             stack.push_async_callback(opening.pop_all().aclose)
@@ -250,6 +299,28 @@ class SharedBlobs:
         except BucketUnavailable:
             return True
         return now is not None and now.node == holder.node
+
+    # -- fills for other nodes --------------------------------------------------------------------------------------
+
+    def is_asking_leader(self, digest: Digest) -> bool:
+        """Whether a fill waits for the answer of the node that has fetched its blob's manifest."""
+        fill = self._shared.get(digest)
+        return fill is not None and fill.is_asking_leader
+
+    async def begin(self, host: str, repository: str, digest: Digest) -> None:
+        """Begin a fill for another node, as for a client of this one; none if the blob is not known to be public.
+
+        The fill asks no leader: two nodes that take each other for it would wait for each other. Raises
+        `HubcacheError`.
+        """
+        if digest in self._shared or not self._permits(host, repository, digest, False):
+            return
+        fill = self._shared[digest] = SharedFill((host, repository, True, None), asks_leader=False)
+        try:
+            await self._begin_fill(host, repository, digest)
+        finally:
+            if self._fills.get(digest) is None and self._shared.get(digest) is fill:
+                del self._shared[digest]
 
     # -- end of a fill ----------------------------------------------------------------------------------------------
 

@@ -44,6 +44,10 @@ class SharedFill:
     """Addresses of nodes that could not be reached, and until when (monotonic clock) they are not tried again."""
     given_up: set[str] = field(default_factory=set)
     """Addresses of nodes whose bodies broke off early, or were too slow."""
+    asks_leader: bool = True
+    """Whether the node that fetched the blob's manifest is still to be asked, which is done once."""
+    is_asking_leader: bool = False
+    """Whether that node has not answered yet."""
 
     @property
     def is_public(self) -> bool:

@@ -65,6 +65,10 @@ class ManifestLookup:
         is_usable = self.sharing.shows_access_stale(answered_at, self.wall_clock())
         return self._fetched(answer, answered_at) if is_usable else None
 
+    def node(self, version: Version) -> str:
+        """Return the id of the node that fetched the manifest."""
+        return text_field(version.fields, "node") or ""
+
     def has_answer(self, version: Version) -> bool:
         """Whether the object has the bytes, whatever is known about access."""
         return self._read(version.fields) is not None

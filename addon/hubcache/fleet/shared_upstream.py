@@ -181,10 +181,18 @@ class SharedUpstream(Upstream):
             return fetched, lookup.writes(version, fetched, is_anonymous=is_anonymous)
 
         question = Question(
-            *(lookup.key, lookup.lease, lookup.find, ask),
+            *(lookup.key, lookup.lease, lambda version: self._find_and_follow(lookup, version), ask),
             lookup.writes_of_error if is_anonymous else lambda _, __: (),
         )
         return await self._answer(repository, question, lookup.find_stale, authorization)
+
+    def _find_and_follow(self, lookup: ManifestLookup, version: Version) -> FetchedManifest | None:
+        """Return a manifest in the bucket, and record which node has fetched it: that one is asked for the blobs."""
+        found = lookup.find(version)
+        if found is not None:
+            age = self._wall_clock() - found.answered_at
+            self._sharing.leaders.record(lookup.host, lookup.repository, lookup.node(version), age)
+        return found
 
     # -- blobs ------------------------------------------------------------------------------------------------------
 
@@ -308,7 +316,9 @@ class SharedUpstream(Upstream):
     async def _get(
         self, repository: str, reference: str | Digest, accept: str, authorization: str | None = None
     ) -> FetchedManifest:
-        return await super().get_manifest(repository, reference, accept, authorization)
+        fetched = await super().get_manifest(repository, reference, accept, authorization)
+        self._sharing.leaders.record(self.registry.host, repository, self._sharing.node, age=0.0)
+        return fetched
 
 
 def _is_check(authorization: str | None, is_public: bool) -> bool:

@@ -9,6 +9,7 @@ from ..decide.policy import VISIBILITY_LIFETIME
 from .answer_records import ErrorAnswer
 from .change_times import ChangeTimes
 from .clock import BucketClock
+from .leaders import Leaders
 from .lifetimes import Lifetimes
 from .local_cache import GetVisibility
 from .shared_answers import SharedAnswers
@@ -44,6 +45,7 @@ class Sharing:
     node: str
     pause_began: Callable[[str, str, float], None]
     visibility: GetVisibility
+    leaders: Leaders
     lifetimes: Lifetimes = field(default_factory=Lifetimes)
     times: ChangeTimes = field(default_factory=ChangeTimes)
     failures: Budget = field(default_factory=_failure_budget)

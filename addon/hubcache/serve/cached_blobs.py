@@ -132,10 +132,7 @@ class CachedBlobs:
         fill = self._running(view, digest)
         starts = fill is None
         if fill is None:
-            if self._fills.get(digest) is not None or self._is_stored(view, digest):
-                return
-            self._access.raise_remembered_error(view.host, view.repository, view.request_key(str(digest)))
-            fill = await self._start(view, digest, PREFETCH)
+            fill = await self.begin(view, digest)
             if fill is None:
                 return
         with fill.reading():
@@ -151,6 +148,16 @@ class CachedBlobs:
                 await asyncio.gather(*waiting, return_exceptions=True)
         if not abandoned.is_set():
             fill.raise_error()
+
+    async def begin(self, view: RepositoryView, digest: Digest) -> Fill | None:
+        """Begin to store a blob before a client requests it; None where it is stored, or a fill of it runs.
+
+        Raises `HubcacheError`.
+        """
+        if self._fills.get(digest) is not None or self._is_stored(view, digest):
+            return None
+        self._access.raise_remembered_error(view.host, view.repository, view.request_key(str(digest)))
+        return await self._start(view, digest, PREFETCH)
 
     async def forget(self, host: str, repository: str, digest: Digest) -> None:
         """Forget whether a blob belongs to a repository: it was pushed or deleted through this proxy."""

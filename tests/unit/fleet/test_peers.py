@@ -97,15 +97,16 @@ async def test_unknown_blob_is_absent(client: PeerClient, node: Node) -> None:
     assert await received(client, node) is None
 
 
-async def test_private_blob_is_never_served(client: PeerClient, node: Node) -> None:
+@pytest.mark.parametrize("origin", [None, ("registry-1.docker.io", "library/app")])
+async def test_private_blob_is_never_served(client: PeerClient, node: Node, origin: tuple[str, str] | None) -> None:
     await node.store.private.add(DIGEST)
     blob = GrowingBlob(node.fills, DATA)
     blob.allow(500_000)
     await blob.fill.wait_opened()
-    assert await received(client, node) is None
+    assert await received(client, node, origin=origin) is None
     blob.allow(len(DATA))
     await blob.fill.wait_stored()
-    assert await received(client, node) is None
+    assert await received(client, node, origin=origin) is None
 
 
 @pytest.mark.parametrize("is_stored", [True, False])
