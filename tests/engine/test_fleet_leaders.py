@@ -51,7 +51,7 @@ async def test_blobs_come_from_the_node_that_fetched_the_manifest(hub: Hub, imag
         before = [requests(cache) for cache in caches[1:]]
         await asyncio.gather(*(get_blobs(cache, image) for cache in caches[1:]))
         assert [requests(cache) for cache in caches[1:]] == before
-        assert all(caches[0].engine.store.has(Digest.parse(blob)) for blob in image.blobs)
+        await until(lambda: all(caches[0].engine.store.has(Digest.parse(blob)) for blob in image.blobs))
         assert hub.count(kind="cdn", method="GET") == len(image.blobs)
         await get_blobs(caches[0], image)
     assert hub.count(kind="cdn", method="GET") == len(image.blobs)

@@ -1,5 +1,6 @@
 """A node that serves blobs and receives events, and a client of it."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,19 @@ class UnsharedFills:
         pass
 
 
+class HeldLeases:
+    """Leases that a node holds until their events are set, by name."""
+
+    def __init__(self) -> None:
+        self.released: dict[str, asyncio.Event] = {}
+
+    async def wait_released(self, name: str) -> bool:
+        if name not in self.released:
+            return False
+        await self.released[name].wait()
+        return True
+
+
 @dataclass
 class Node:
     """A node's store, fills and server."""
@@ -39,6 +53,7 @@ class Node:
     fills: Fills
     server: PeerServer
     address: str
+    leases: HeldLeases
     events: list[Mapping[str, object]] = field(default_factory=list)
 
     async def receive(self, fields: Mapping[str, object]) -> None:
@@ -71,9 +86,10 @@ def peer_fixtures() -> tuple[Any, Any]:
         listener = socket.create_server(("127.0.0.1", 0))
         async with opened_store(tmp_path) as store:
             fills = Fills(store, RecordingObserver(), store.index.staging_failed)
-            server = PeerServer(store, fills, UnsharedFills(), lambda fields: running.receive(fields))
+            leases = HeldLeases()
+            server = PeerServer(store, fills, UnsharedFills(), leases, lambda fields: running.receive(fields))
             server.secret = "secret"
-            running = Node(store, fills, server, f"http://127.0.0.1:{listener.getsockname()[1]}")
+            running = Node(store, fills, server, f"http://127.0.0.1:{listener.getsockname()[1]}", leases)
             await server.start(listener)
             try:
                 yield running

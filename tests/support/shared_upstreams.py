@@ -13,8 +13,10 @@ from hubcache.fleet.blob_read import BlobRead
 from hubcache.fleet.bucket import Bucket
 from hubcache.fleet.clock import BucketClock
 from hubcache.fleet.leaders import Leaders
+from hubcache.fleet.lease_waits import LeaseWaits
 from hubcache.fleet.leases import Leases
 from hubcache.fleet.lifetimes import Lifetimes
+from hubcache.fleet.peer_client import PeerUnavailable
 from hubcache.fleet.shared_answers import SharedAnswers
 from hubcache.fleet.shared_upstream import SharedUpstream
 from hubcache.fleet.sharing import Sharing
@@ -66,6 +68,22 @@ class UnsharedBlobs:
 
 
 @dataclass
+class ReachableNodes:
+    """Passes requests between the nodes of a test."""
+
+    leases: dict[str, Leases] = field(default_factory=dict)
+    """Those of the nodes that can be reached, by address."""
+    waits: list[str] = field(default_factory=list)
+    """The names of the leases that nodes waited for."""
+
+    async def wait_released(self, address: str, name: str) -> bool:
+        self.waits.append(name)
+        if address not in self.leases:
+            raise PeerUnavailable("cannot be reached")
+        return await self.leases[address].wait_released(name)
+
+
+@dataclass
 class SharedSetup:
     """One node; `pauses` are those that its upstream reported."""
 
@@ -76,6 +94,7 @@ class SharedSetup:
     seen: CountedRequests
     clock: SettableClock
     line: UpstreamSetup
+    peers: ReachableNodes
     pauses: list[tuple[str, str, float]] = field(default_factory=list)
     visibility: dict[str, Visibility | None] = field(default_factory=dict)
     """What the node's store knows of repositories; those that are not here were public long ago."""
@@ -87,9 +106,16 @@ class SharedSetup:
 
 @asynccontextmanager
 async def shared_upstream(
-    hub: Hub, store: MemoryStore, name: str, *, error: float = 0.0, lifetimes: Lifetimes = LIFETIMES
+    hub: Hub,
+    store: MemoryStore,
+    name: str,
+    *,
+    error: float = 0.0,
+    lifetimes: Lifetimes = LIFETIMES,
+    peers: ReachableNodes | None = None,
 ) -> AsyncIterator[SharedSetup]:
-    """Run the upstream of a node whose clock is wrong by `error` seconds."""
+    """Run the upstream of a node whose clock is wrong by `error` seconds. It reaches the nodes that have the same
+    `peers`, and is reached by them."""
     clock, seen, pauses = SettableClock(error), CountedRequests(), list[tuple[str, str, float]]()
     visibility = dict[str, Visibility | None]()
     bucket = Bucket(store, seen)
@@ -101,15 +127,20 @@ async def shared_upstream(
     assert written is not None
     bucket_clock.observe(written.entry.modified, sent, received)
     seen.events.clear()
-    leases = Leases(bucket, BucketTime(), TestNode(name))
-    answers = SharedAnswers(bucket, leases)
+    me = TestNode(name, f"http://{name}:5002")
+    leases, leaders = Leases(bucket, BucketTime(), me), Leaders(KnownNodes(me))
+    if peers is None:
+        peers = ReachableNodes()
+    else:
+        peers.leases[me.address] = leases
+    answers = SharedAnswers(bucket, leases, LeaseWaits(leases, peers, leaders))
     sharing = Sharing(
         answers,
         bucket_clock,
         name,
         lambda *pause: pauses.append(pause),
         lambda _, repository: visibility.get(repository, Visibility(True, 0.0)),
-        Leaders(KnownNodes(TestNode(name))),
+        leaders,
         Lifetimes(lifetimes.tag, lifetimes.error, lifetimes.max_stale),
     )
     async with upstream_to(hub) as line:
@@ -117,14 +148,14 @@ async def shared_upstream(
         upstream = SharedUpstream(registry, client, tokens, lambda _, __: None, None, sharing, UnsharedBlobs())
         upstream._clock, upstream._wall_clock = clock.monotonic, clock.wall
         try:
-            yield SharedSetup(upstream, sharing, bucket, leases, seen, clock, line, pauses, visibility)
+            yield SharedSetup(upstream, sharing, bucket, leases, seen, clock, line, peers, pauses, visibility)
         finally:
             await answers.close()
             await leases.close()
 
 
 @asynccontextmanager
-async def shared_upstreams(hub: Hub, count: int, **more: float) -> AsyncIterator[list[SharedSetup]]:
+async def shared_upstreams(hub: Hub, count: int, **more: Any) -> AsyncIterator[list[SharedSetup]]:
     """Run several nodes that share a bucket."""
     store = MemoryStore()
     async with AsyncExitStack() as stack:

@@ -25,6 +25,7 @@ from .fleet_status import FleetStatus, LeaseStatus, NodeStatus, SweepStatus, Upl
 from .joining import Joining
 from .leaders import Leaders
 from .lease_list import list_leases
+from .lease_waits import LeaseWaits
 from .leases import Leases
 from .local_cache import LocalCache
 from .membership import Membership
@@ -77,11 +78,11 @@ class Fleet:
             *(cache.permits, cache.begin_fill, leaders, counts),
             shares_private=options.stores_private,
         )
-        self._answers = SharedAnswers(bucket, leases)
+        self._answers = SharedAnswers(bucket, leases, LeaseWaits(leases, self._peers, leaders))
         self._sharing = Sharing(self._answers, clock, me.id, self._pause_began, cache.visibility, leaders)
         self._changes = ContentChanges(self._sharing, cache.content_changed)
         self._events = Events(members, self._peers, self._changes.receive, cache.pause)
-        self._peer_server = PeerServer(cache.store, cache.fills, self._blobs, self._events.receive)
+        self._peer_server = PeerServer(cache.store, cache.fills, self._blobs, leases, self._events.receive)
         self._joining = Joining(options.bucket, bucket, self._examine, self._join)
         self._events.on_joined = members.beat_soon
         cache.store.popularity.on_request = self._popularity.count_request

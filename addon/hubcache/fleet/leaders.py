@@ -37,10 +37,14 @@ class Leaders:
     def find(self, host: str, repository: str) -> Node | None:
         """Return the node to ask for blobs of a repository; None where there is none, or it is this node."""
         leader = self._leaders.get((host, repository))
-        if leader is None or leader in self._avoided or leader == self._members.me.id:
+        if leader is None or self.is_avoided(leader) or leader == self._members.me.id:
             return None
         # Its address is that of its heartbeat: an answer in the bucket could name any address.
         return next((node for node in self._members.nodes if node.id == leader), None)
+
+    def is_avoided(self, node: str) -> bool:
+        """Whether a node is to be asked for nothing, see `avoid`."""
+        return node in self._avoided
 
     def avoid(self, node: str) -> None:
         """Ask a node for nothing for some time: it did not answer."""

@@ -76,6 +76,8 @@ class Lease:
         self._bucket = bucket
         self._me = me
         self._ended = ended
+        self.released = asyncio.Event()
+        """Set when this node does not hold the lease any more, or did not acquire it."""
         self._token = secrets.token_hex(8)
         """Distinguishes this lease from other leases of the same name."""
         self._e_tag = ""
@@ -235,6 +237,14 @@ class Leases:
         holder = _holder(found)
         return None if self._has_expired(holder) else holder
 
+    async def wait_released(self, name: str) -> bool:
+        """Wait until this node has released a lease; returns False at once when it does not hold it."""
+        lease = self._own.get(name)
+        if lease is None:
+            return False
+        await lease.released.wait()
+        return True
+
     def is_own(self, holder: Holder) -> bool:
         """Whether this node is the holder."""
         return holder.node == self._me.id
@@ -249,6 +259,7 @@ class Leases:
         return abs(self._clock.now() - holder.modified) > LEASE_SECONDS
 
     def _forget(self, lease: Lease) -> None:
+        lease.released.set()
         if self._own.get(lease.name) is lease:
             del self._own[lease.name]
 

@@ -24,6 +24,9 @@ CONNECT_SECONDS = 2.0
 STALL_SECONDS = 5.0
 """Longest wait for the head of a response, and for each next byte of a body."""
 
+LONGEST_WAIT_SECONDS = 10.0
+"""A node that holds a lease answers after this time, although it has not released it."""
+
 _EVENT_SECONDS = 2.0
 """Longest duration of a request that reports an event."""
 
@@ -57,7 +60,7 @@ class PeerClient:
         self.secret: str | None = None
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used: the URLs of nodes are http
         self._downloads = DownloadSession(tls, user_agent, CONNECT_SECONDS, STALL_SECONDS)
-        self._events = aiohttp.ClientSession(
+        self._requests = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(_EVENT_SECONDS),
             headers={"User-Agent": user_agent},
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -66,7 +69,7 @@ class PeerClient:
     async def close(self) -> None:
         """Close all connections."""
         self._downloads.close()
-        await self._events.close()
+        await self._requests.close()
 
     @asynccontextmanager
     async def open_blob(
@@ -103,11 +106,27 @@ class PeerClient:
         finally:
             response.release()
 
+    async def wait_released(self, address: str, name: str) -> bool:
+        """Return True once the node at `address` has released a lease, False if it does not hold it, is too busy, or is
+        of an older version. Raises `PeerUnavailable`.
+        """
+        timeout = aiohttp.ClientTimeout(LONGEST_WAIT_SECONDS + CONNECT_SECONDS, sock_connect=CONNECT_SECONDS)
+        try:
+            async with self._requests.get(
+                f"{address}/lease/{name}", headers=self._headers(), allow_redirects=False, timeout=timeout
+            ) as response:
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise PeerUnavailable(f"{address} cannot be reached: {type(error).__name__}") from error
+        if status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND):
+            raise PeerUnavailable(f"{address} answered with status {status}")
+        return status == HTTPStatus.NO_CONTENT
+
     async def send_event(self, address: str, fields: Mapping[str, object]) -> None:
         """Report an event to the node at `address`; raises `PeerUnavailable`."""
         headers = self._headers()
         try:  # a redirect could lead to a server that trusts this machine
-            async with self._events.post(
+            async with self._requests.post(
                 f"{address}/event", json=dict(fields), headers=headers, allow_redirects=False
             ) as response:
                 status = response.status

@@ -22,6 +22,7 @@ from ..store.store import Store
 from ..transfer.fills import Fills
 from ..transfer.sources import CHUNK, FileSource, Source
 from .fill_reading import follow_fill
+from .peer_client import LONGEST_WAIT_SECONDS
 from .peer_connections import PeerConnections
 
 MAX_EVENT = 64 << 10
@@ -45,8 +46,19 @@ _MAX_FOLLOWERS = 50
 """Bodies that are sent at the same time to nodes that could read from the bucket instead. It keeps a large fleet from
 reading a new image from one node alone."""
 
+_MAX_WAITING = 250
+"""Requests that wait for leases at the same time. Each takes a connection, of which there are at most
+`peer_connections.MAX_CONNECTIONS`."""
+
 type OnEvent = Callable[[Mapping[str, object]], Awaitable[None]]
 """Gets the fields of an event."""
+
+
+class Leases(Protocol):
+    """The leases that this node holds."""
+
+    async def wait_released(self, name: str) -> bool:
+        """Wait until this node has released a lease; returns False at once when it does not hold it."""
 
 
 class Blobs(Protocol):
@@ -65,16 +77,20 @@ class Blobs(Protocol):
 class PeerServer:
     """An HTTP server for the other nodes. Until `secret` is known, it refuses all requests."""
 
-    def __init__(self, store: Store, fills: Fills, blobs: Blobs, on_event: OnEvent) -> None:
+    def __init__(self, store: Store, fills: Fills, blobs: Blobs, leases: Leases, on_event: OnEvent) -> None:
         self.secret: str | None = None
         self._store = store
         self._fills = fills
         self._blobs = blobs
+        self._leases = leases
         self._on_event = on_event
+        self._waiting = 0
+        """Requests that wait for the release of a lease."""
         self._followers = 0
         """Bodies that are sent as the leader, see `Leaders`."""
         app = web.Application(middlewares=[self._authenticate], client_max_size=MAX_EVENT)
         app.router.add_get("/blob/{digest}", self._serve_blob, allow_head=False)
+        app.router.add_get("/lease/{name:.+}", self._wait_released, allow_head=False)
         app.router.add_post("/event", self._receive_event)
         self._runner = web.AppRunner(
             app,
@@ -130,6 +146,20 @@ class PeerServer:
             return web.Response(status=400)
         await self._on_event(fields)
         return web.Response(status=204)
+
+    async def _wait_released(self, request: web.Request) -> web.Response:
+        """Respond when a lease has been released, or with 404 when this node does not hold it."""
+        if self._waiting >= _MAX_WAITING:
+            return web.Response(status=404)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(LONGEST_WAIT_SECONDS):
+                is_released = await self._leases.wait_released(request.match_info["name"])
+        except TimeoutError:
+            is_released = False
+        finally:
+            self._waiting -= 1
+        return web.Response(status=204 if is_released else 404)
 
     # -- blobs ------------------------------------------------------------------------------------------------------
 

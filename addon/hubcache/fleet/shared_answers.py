@@ -1,9 +1,9 @@
 """Shares what registries answer: one node of the fleet asks, and the others read its answer in the bucket.
 
 A node reads the object that the answer would be in. Without a usable answer there, it acquires a lease, asks the
-registry and writes the answer; nodes that do not get the lease read the object until the answer is there. All this only
-saves requests: while the bucket is down or slow, or when the node with the lease is not ready in time, a node asks the
-registry itself.
+registry and writes the answer; nodes that do not get the lease wait until its holder reports that it has released it,
+and read the object then. All this only saves requests: while the bucket is down or slow, or when the node with the
+lease is not ready in time, a node asks the registry itself.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from ..oci.errors import RegistryError
 from .answer_objects import AnswerObjects, Version
 from .answer_records import CONTENT_ERRORS
 from .bucket import Bucket, BucketUnavailable
+from .lease_waits import LeaseWaits
 from .leases import Holder, Lease, Leases
 from .values import Fields
 
@@ -72,10 +73,11 @@ class _Turn:
 class SharedAnswers:
     """Finds answers in the bucket, and writes new ones in the background until `close`."""
 
-    def __init__(self, bucket: Bucket, leases: Leases) -> None:
+    def __init__(self, bucket: Bucket, leases: Leases, waits: LeaseWaits) -> None:
         self._bucket = bucket
         self._objects = AnswerObjects(bucket)
         self._leases = leases
+        self._waits = waits
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def answer[Answer](self, question: Question[Answer], with_lease: Callable[[Version], bool]) -> Answer:
@@ -98,7 +100,7 @@ class SharedAnswers:
             answer, _ = await question.ask(Version())
             return answer
         if isinstance(acquired, Holder):
-            found, version = await self._wait(question, version)
+            found, version = await self._wait(question, version, acquired)
             if found is not None:
                 return found
         turn = _Turn(version, acquired if isinstance(acquired, Lease) else None)
@@ -120,18 +122,22 @@ class SharedAnswers:
         if creates or await self._objects.exists(key):
             await self._objects.mark_changed(key)
 
-    async def _wait[Answer](self, question: Question[Answer], version: Version) -> tuple[Answer | None, Version]:
+    async def _wait[Answer](
+        self, question: Question[Answer], version: Version, holder: Holder
+    ) -> tuple[Answer | None, Version]:
         """Wait for the answer of another node; returns it, and the last version of the object.
 
-        The answer is None when that node has released its lease without one, or takes too long.
+        The answer is None when that node has released its lease without one, or takes too long. It is read once after
+        that node has reported the release, and again and again where that node does not.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + WAIT_SECONDS
-        is_held = True
+        is_released = await self._waits.wait(question.lease, holder, WAIT_SECONDS)
+        is_held, pauses = not is_released, is_released is None
         pause, longest = _PAUSE_SECONDS
         with suppress(BucketUnavailable):
             while loop.time() < deadline:
-                if is_held:
+                if pauses:
                     await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
                     pause = min(1.5 * pause, longest)
                 version = await self.read(question.key)
@@ -139,6 +145,7 @@ class SharedAnswers:
                 if found is not None or not is_held:
                     return found, version
                 is_held = await self._bucket.in_time(lambda: self._leases.holder(question.lease)) is not None
+                pauses = is_held
         return None, version
 
     async def _take[Answer](self, question: Question[Answer], turn: _Turn) -> Answer:
