@@ -1,4 +1,4 @@
-"""Serves blobs to the other nodes of the fleet, and receives their events.
+"""Serves blobs to the other nodes of the fleet, reports releases of leases to them, and receives their events.
 
 Requests carry the secret of the fleet. A blob that is being filled is served from its growing file, like a client's.
 Private content is never served: this node cannot check what the others' clients may read.
