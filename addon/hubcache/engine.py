@@ -1,7 +1,6 @@
 """Builds the parts of the cache, applies option values to them, and answers requests."""
 
 import ssl
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
@@ -14,12 +13,11 @@ from .housekeeping import Housekeeping, open_store
 from .oci.account import Account
 from .oci.errors import ConfigError, ManifestUnknown, NotStored, StorageError, Unavailable
 from .oci.registry import Registry
-from .operate.access_log import AccessLog
 from .operate.descriptor_limit import raise_descriptor_limit
 from .operate.metrics import Metrics
 from .operate.options import Settings
 from .operate.pulls import Pulls
-from .operate.record_queue import RecordQueue
+from .operate.request_recorder import RequestRecorder
 from .operate.served_request import ServedRequest
 from .operate.status import Status
 from .operate.status_page import StatusPages
@@ -38,7 +36,7 @@ from .serve.content_service import ContentService
 from .serve.errors import error_answer
 from .serve.layers_ahead import LayersAhead
 from .serve.manifest_validation import ManifestValidation
-from .serve.messages import Answer, Change, Forward, Request, Result
+from .serve.messages import Answer, Change, Forward, Request
 from .serve.prefetch import Prefetch
 from .serve.registry_service import RegistryService
 from .serve.small_bodies import read_small_body
@@ -79,12 +77,10 @@ class Engine:
         self._settings = settings
         self._setup = setup
         self._storage_errors = StorageErrorLog()
-        self._access_log: AccessLog | None = None
         self._upstreams = Upstreams(self._open_upstream, self._apply_tag_refresh)
         self.store = open_store(settings.directory, settings.size, self._storage_errors.report)
         self.metrics = Metrics()
         self.pulls = Pulls(self.metrics.pull_ended)
-        self._records = RecordQueue()
         self._changes = 0
         """How often cached answers became invalid."""
         self._answers = AnswerCache(lambda: self._changes)
@@ -99,6 +95,7 @@ class Engine:
         self._scrub = Scrub(self.store, self._storage_errors.report)
         self.fills = Fills(self.store, self.metrics, self._fill_failed)
         self.report = StatusReport(self.store, self.metrics, self.breakers, self.pulls, self.fills.progress)
+        self._recorder = RequestRecorder(self.metrics, self.pulls, self.report)
         pages = StatusPages(self.report, setup)
         self._status = Status(pages) if settings.status else None
         self._writer = writer = BestEffortWriter(self.store, self._storage_errors.report)
@@ -135,7 +132,13 @@ class Engine:
         )
         self.control = Control(parts)
         self._housekeeping = Housekeeping(
-            *(self.store, self._tag_refresh, self.report.history, self.control.keep_open, self._flush_access_log),
+            *(
+                self.store,
+                self._tag_refresh,
+                self.report.history,
+                self.control.keep_open,
+                self._recorder.flush_access_log,
+            ),
             self._storage_errors.report,
         )
         self.apply(settings)
@@ -195,10 +198,7 @@ class Engine:
         self._manifests.tag_lifetime = self._validation.tag_lifetime = settings.tag_ttl
         self._manifests.max_stale = self._access.max_stale = settings.max_stale
         self._access.negative_ttl = settings.negative_ttl
-        if settings.access_log is None:
-            self._access_log = None
-        elif self._access_log is None or self._access_log.path != settings.access_log:
-            self._access_log = AccessLog(settings.access_log)
+        self._recorder.use_access_log(settings.access_log)
         self._mirror.admit_after, self._mirror.half_life = settings.admit_after, settings.half_life
         self._manifests.while_revalidate = settings.while_revalidate
         self._tag_refresh.enabled = (
@@ -233,7 +233,7 @@ class Engine:
         if page is not None:
             return page
         if not request.attempt:
-            self._records.add(self.pulls.begin, request)
+            self._recorder.began(request)
         changes, waited = self._changes, token_wait.begin()
         with ExitStack() as stack:
             try:
@@ -271,30 +271,19 @@ class Engine:
                 self.metrics.sent("store", count)
             if request.attempt:  # the first attempt was counted
                 return outcome
-            if self._access_log is not None:
-                self._access_log.add(time.time(), request, outcome)
-        result = Result.BYPASS if isinstance(outcome, Forward) else outcome.result
-        self.metrics.answered(outcome.kind, result.value, request.listener.value)
+        self._recorder.answered(request, outcome)
         return outcome
 
     def request_ended(self, request: ServedRequest) -> None:
         """Record a request that ended, whichever process served it."""
-        self._records.add(self._record, request)
-
-    def _record(self, request: ServedRequest) -> None:
-        self.metrics.request_ended(request)
-        self.pulls.add(request)
-        self.report.request_ended(request)
+        self._recorder.ended(request)
 
     def count_repeats(self, request: Request, answer: Answer, count: int) -> None:
         """Count an answer that was repeated `count` times to a client, as if it were a new one each time."""
         self.service.count_repeats(request, answer, count)
         if answer.kind != "token":
             self._setup.count(request.client, count)
-        self.metrics.answered(answer.kind, answer.result.value, request.listener.value, count)
-        if self._access_log is not None:
-            for _ in range(count):
-                self._access_log.add(time.time(), request, answer)
+        self._recorder.answered(request, answer, count)
 
     def count_sent(self, source: str, count: int) -> None:
         """Count body bytes that a worker process sent to clients; `source` is the `origin` of a `Source`."""
@@ -319,10 +308,6 @@ class Engine:
             self.store.index.staging_failed(error)
         self._storage_errors.report(error)
 
-    def _flush_access_log(self) -> None:
-        if self._access_log is not None:
-            self._access_log.flush()
-
     async def stop_background_work(self) -> None:
         """End tag refresh, prefetches and commands, when the shutdown has begun."""
         await self.control.close()
@@ -346,11 +331,11 @@ class Engine:
         """Stop everything, fills included; what is in staging is discarded."""
         await self.body_listener.close()
         await self.body_delivery.close()
-        self._records.flush()  # after the bodies that were cut off, whose requests are recorded, too
+        self._recorder.flush()  # after the bodies that were cut off, whose requests are recorded, too
         await self.pulls.close()
         await self._housekeeping.close()
         await self.control.close()
-        self._flush_access_log()
+        self._recorder.flush_access_log()
         await self._scrub.close()
         await self._tag_refresh.close()
         await self._layers_ahead.close()

@@ -126,8 +126,8 @@ async def observed(hub: Hub, directory: Path, listener: Listener, *, repeats: bo
 def counted(cache: Cache, image: Image, log: Path) -> list[Any]:
     """Return the lines of the access log, the popularity of content, metrics, pulls, tags, and requests by client."""
     engine: Any = cache.engine
-    engine._flush_access_log()
-    engine._records.flush()
+    engine._recorder.flush_access_log()
+    engine._recorder.flush()
     retention, now = engine.store.capacity.retention, engine.store.popularity._clock()
     digests = [Digest.parse(each) for each in (image.digest, image.config, *image.layers)]
     shown = ("hubcache_requests", "hubcache_sent", "hubcache_pulls")
