@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +64,22 @@ class Client:
         return content
 
 
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Return two sockets that are connected by TCP."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        return theirs, listener.accept()[0]
+
+
 @asynccontextmanager
 async def client(
-    known: taddons.context | None, version: int = SSL.TLS1_3_VERSION, patience: float = 60
+    known: taddons.context | None,
+    version: int = SSL.TLS1_3_VERSION,
+    patience: float = 60,
+    connect: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair,
 ) -> AsyncIterator[Client]:
     """A client that speaks TLS; without `known`, one that does not."""
-    theirs, own = socket.socketpair()
+    theirs, own = connect()
     with theirs:
         theirs.setblocking(False)
         own.setblocking(False)

@@ -158,7 +158,17 @@ class DirectWriter:
 
     @raises_connection_reset
     def _write_to_socket(self, tls: TlsConnection, data: bytes | memoryview) -> None:
-        self._rest = b"" if tls.write_to_socket(data) else bytes(data)
+        """Write a chunk. The kernel sends the records of a chunk together: a client on the same machine would otherwise
+        get a packet for each record of 16 KiB, and be woken as often."""
+        assert self._socket is not None
+        has_packets = self._socket.family != socket.AF_UNIX
+        if has_packets:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        try:
+            self._rest = b"" if tls.write_to_socket(data) else bytes(data)
+        finally:
+            if has_packets:
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
 
     async def drain(self) -> None:
         """Wait until nearly all is sent; raises `OSError` when the client disconnected or read nothing for too long."""

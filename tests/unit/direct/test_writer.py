@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import os
+import socket
 
 import pytest
 from hubcache.direct.writer import DirectWriter
+from hubcache.mitm.tls import TlsConnection
 from OpenSSL import SSL
-from support.direct_writer import CHUNKS, HEAD, client, no_descriptor_left_open
+from support.direct_writer import CHUNKS, HEAD, Client, client, no_descriptor_left_open, tcp_pair
 from support.mitm import taddons
 from support.tls_pair import VERSIONS, mitmproxy_fixture
+from support.users import until
 
 known = mitmproxy_fixture()
 
@@ -49,6 +52,33 @@ async def test_large_chunks_are_written_to_the_socket_and_small_answers_are_not(
         assert not one.writer.is_paused
         one.writer.close()
         assert not one.writer.uses_socket
+
+
+async def test_records_of_a_chunk_are_sent_together_and_at_once(
+    known: taddons.context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the socket does not take the whole chunk."""
+    held_back: list[int] = []
+    write_to_socket = TlsConnection.write_to_socket
+
+    def is_held_back(one: Client) -> int:
+        return one.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
+
+    async with client(known, connect=tcp_pair) as one:
+
+        def observed(tls: TlsConnection, data: bytes) -> bool:
+            held_back.append(is_held_back(one))
+            return write_to_socket(tls, data)
+
+        monkeypatch.setattr(TlsConnection, "write_to_socket", observed)
+        body = asyncio.ensure_future(send(one.writer, CHUNKS))
+        await until(lambda: bool(held_back) and not body.done())
+        assert not is_held_back(one)
+        expected = HEAD + b"".join(CHUNKS)
+        assert await one.read(len(expected)) == expected
+        await body
+        assert set(held_back) == {1}
+        assert not is_held_back(one)
 
 
 @pytest.mark.parametrize("version", [None, *VERSIONS])
