@@ -50,7 +50,7 @@ FLEET_ROWS = (
     ("the same: bytes fetched, compared with their size", "fleet-new-images", "upstream x"),
     ("the same: requests to the bucket for each image and node", "fleet-new-images", "bucket requests/pull"),
     (
-        "the same, each node and its 4 clients on a machine of their own: last client",
+        "200 new images of 2 MB, 4 clients for each node, with which they share a part of the cores: last client",
         "fleet-new-images-limited",
         "last s",
     ),
