@@ -1,11 +1,17 @@
-"""The base layer of real images: the root file system of this machine's distribution, made once by debootstrap."""
+"""The base layer of real images: the root file system of this machine's distribution, made once by debootstrap.
 
+As a program (`python -m support.e2e.base_layer`) it makes the layer, so that the tests find it.
+"""
+
+import contextlib
+import fcntl
 import os
 import platform
 import re
 import shlex
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
@@ -27,6 +33,14 @@ def cache_directory() -> Path:
     directory = Path(chosen) if chosen else platformdirs.user_cache_path("hubcache-tests")
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+@contextlib.contextmanager
+def making(cached: Path) -> Iterator[bool]:
+    """Yield whether the file is missing and must be made in this block; meanwhile other processes wait here."""
+    with cached.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not cached.exists()
 
 
 def _apt_proxy() -> dict[str, str]:
@@ -51,15 +65,24 @@ def base_layer() -> bytes:
     """Return a minimal Debian (or Ubuntu) as a gzip-compressed layer. It takes about a minute unless it is cached."""
     suite, mirror = _sources()
     cached = cache_directory() / f"base-{suite}-{platform.machine()}-v{VERSION}.tar.gz"
-    if cached.exists():
-        return cached.read_bytes()
+    if not cached.exists():
+        with making(cached) as is_missing:
+            if is_missing:
+                _make(cached, suite, mirror)
+    return cached.read_bytes()
+
+
+def _make(cached: Path, suite: str, mirror: str) -> None:
     require_root()
     require("debootstrap")
-    with tempfile.TemporaryDirectory(dir=cached.parent, prefix="making-") as making:
-        root, made = Path(making, "root"), Path(making, "base.tar.gz")
+    with tempfile.TemporaryDirectory(dir=cached.parent, prefix="making-") as directory:
+        root, made = Path(directory, "root"), Path(directory, "base.tar.gz")
         environment = _apt_proxy() | ({"http_proxy": os.environ["http_proxy"]} if "http_proxy" in os.environ else {})
         run("debootstrap", "--variant=minbase", suite, root, mirror, env=environment, timeout=900)
         with tarfile.open(made, "w:gz", format=tarfile.PAX_FORMAT, compresslevel=6) as archive:
             archive.add(root, ".", filter=lambda member: None if EXCLUDED.fullmatch(member.name) else member)
         made.rename(cached)
-    return cached.read_bytes()
+
+
+if __name__ == "__main__":
+    base_layer()
