@@ -30,10 +30,7 @@ def bodies(client: RegistryClient, digest: str, times: int, **headers: str) -> l
 def test_script_sees_flows_whose_bodies_come_from_the_body_listener(hub: Hub, tmp_path: Path, hook: str) -> None:
     script = tmp_path / "listens.py"
     script.write_text(f"def {hook}(flow):\n    print('script saw', flow.request.url, flush=True)\n")
-    with running_program(hub, hubcache_tag_ttl="600") as program:
-        program.stop()
-        program.command += ["-s", str(script)]
-        program.start()
+    with running_program(hub, arguments=["-s", str(script)], hubcache_tag_ttl="600") as program:
         for name in LISTENERS:
             client = program.client(name)
             data = random_bytes(LARGE, client.repo)

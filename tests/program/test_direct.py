@@ -262,10 +262,7 @@ def test_no_line_is_written_with_flow_detail_0(hub: Hub) -> None:
 def test_script_that_is_loaded_later_sees_all_further_requests(hub: Hub, tmp_path: Path) -> None:
     script = tmp_path / "listener.py"
     script.write_text("")
-    with running_program(hub, hubcache_workers="1") as program:
-        program.stop()
-        program.command += ["-s", str(script)]
-        program.start()
+    with running_program(hub, arguments=["-s", str(script)], hubcache_workers="1") as program:
         make_certificates(program)
         new_log = NewLog(program)
         clients = [program.client(name) for name in LISTENERS]
@@ -284,10 +281,7 @@ def test_script_that_is_loaded_later_sees_all_further_requests(hub: Hub, tmp_pat
 def test_connections_are_direct_again_when_a_script_stops_listening(hub: Hub, tmp_path: Path) -> None:
     script = tmp_path / "listener.py"
     script.write_text("def response(flow):\n    print('script saw', flow.request.path, flush=True)\n")
-    with running_program(hub, hubcache_workers="1") as program:
-        program.stop()
-        program.command += ["-s", str(script)]
-        program.start()
+    with running_program(hub, arguments=["-s", str(script)], hubcache_workers="1") as program:
         make_certificates(program)
         client, new_log = program.client("mirror"), NewLog(program)
         assert client.manifest("1").status == 404

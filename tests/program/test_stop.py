@@ -27,14 +27,11 @@ def started(name: str, **more: str) -> Iterator[Program]:
     options["hubcache_tunnel"] = "localhost"  # the tests tunnel to this machine
     if name == "body listener":
         options["modify_headers"] = "/~s/X-Seen/1"
-    with running_program(None, HUB_HOST, **options) as program:
-        if name == "mitmweb":
-            program.stop()
-            program.log_file.unlink()
-            program.command[0] = program.command[0].replace("mitmdump", "mitmweb")
-            program.command += ["--no-web-open-browser", "--set", "web_port=0"]
-            program.start()
-        elif name == "workers":
+    command, arguments = "mitmdump", []
+    if name == "mitmweb":
+        command, arguments = "mitmweb", ["--no-web-open-browser", "--set", "web_port=0"]
+    with running_program(None, HUB_HOST, None, arguments, command, **options) as program:
+        if name == "workers":
             wait_until(lambda: at_work(program))
         yield program
 
@@ -137,7 +134,10 @@ def test_connection_is_closed_after_the_answer_in_progress(kind: str) -> None:
 def test_request_in_progress_is_answered(kind: str) -> None:
     with started(kind) as program:
         images = [program.hub.image(f"library/{name}", "1", [name.encode()]) for name in LISTENERS]
-        fault = program.hub.faults.add(Fault(kind="manifest", method="GET", pause_after=1))
+        faults = [
+            program.hub.faults.add(Fault(kind="manifest", method="GET", path=f"*/library/{name}/*", pause_after=1))
+            for name in LISTENERS
+        ]
         answers: list[Any] = []
         asking = [
             threading.Thread(
@@ -147,9 +147,9 @@ def test_request_in_progress_is_answered(kind: str) -> None:
         ]
         for each in asking:
             each.start()
-        wait_until(lambda: fault.hits == 2)
+        wait_until(lambda: all(fault.hits for fault in faults))
         send_sigterm(program)
-        program.hub.faults.remove(fault)
+        program.hub.faults.clear()
         for each in asking:
             each.join()
         assert {(answer.status, answer.body) for answer in answers} == {(200, image.manifest) for image in images}

@@ -128,7 +128,7 @@ def test_workers_end_with_their_owner_and_release_the_ports(program: Program, wi
     workers = workers_of(program.pid)
     program.stop(with_signal)
     program.start()  # at once: it finds its ports free
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), what="the end of the workers")
     program.hub.reset_log()
     assert program.client("proxy").manifest("1", repo=REPO).status == 200
     assert program.hub.count(kind="manifest", method="GET") == 0

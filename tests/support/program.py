@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from hubcache.oci.registry import Registry
 from hubcache.oci.registry_pattern import RegistryPattern, is_pattern
 from hubcache.operate.ca import ensure_ca
 
+from support.forked_mitmdump import ForkedMitmdump, launcher
 from support.http_client import TIMEOUT, Answer, Exchange, head, wait_until
 from support.paths import ADDON
 from support.ports import free_port
@@ -141,6 +142,9 @@ class RegistryClient:
 class Program:
     """mitmdump with the addon, in front of `hub`. Store, CA and ports stay the same over restarts."""
 
+    may_fork = False
+    """Whether mitmdump is started as in `support.forked_mitmdump` where that is possible."""
+
     def __init__(
         self, directory: Path, hub: Hub, options: Mapping[str, str | list[str]], mirror_of: str = HUB_HOST
     ) -> None:
@@ -174,7 +178,7 @@ class Program:
         for name, value in values.items():
             for one in [value] if isinstance(value, str) else value:
                 self.command += ["--set", f"{name}={one}"]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | ForkedMitmdump | None = None
         self._log_checked = 0
 
     # -- the process
@@ -182,6 +186,9 @@ class Program:
     def launch(self) -> None:
         """Start the process without waiting for it."""
         with self.log_file.open("ab") as log:
+            if self.may_fork and not self.environment and launcher().starts(self.command):
+                self._process = launcher().start(self.command, log.fileno())
+                return
             self._process = subprocess.Popen(
                 self.command,
                 env=plain_environment() | self.environment,
@@ -311,9 +318,14 @@ def running_program(
     hub: Hub | None = None,
     mirror_of: str = HUB_HOST,
     environment: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
+    name: str = "mitmdump",
     **options: str | list[str],
 ) -> Iterator[Program]:
-    """Run the program with these options and variables in front of `hub`, or of a new, empty Hub."""
+    """Run the program with these options and variables in front of `hub`, or of a new, empty Hub.
+
+    `arguments` are more arguments of the command, and `name` is its name.
+    """
     with contextlib.ExitStack() as stack:
         if hub is None:
             hub = stack.enter_context(Hub())
@@ -321,6 +333,8 @@ def running_program(
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         program = Program(directory, hub, options, mirror_of)
         program.environment = dict(environment or {})
+        program.command[0] = str(Path(program.command[0]).with_name(name))
+        program.command += arguments
         stack.callback(program.stop)
         program.start()
         yield program
@@ -338,7 +352,7 @@ def program_fixtures(
 
     @pytest.fixture(scope="module")
     def program() -> Iterator[Program]:
-        with running_program(None, HUB_HOST, **options) as running:
+        with running_program(None, HUB_HOST, None, (), "mitmdump", **options) as running:
             prepare(running)
             yield running
 

@@ -161,10 +161,7 @@ def test_hello_may_follow_the_connect_at_once(client: RegistryClient) -> None:
 def test_script_that_listens_sees_a_connect(hub: Hub, tmp_path: Path) -> None:
     script = tmp_path / "listener.py"
     script.write_text("def http_connect(flow):\n    print('script saw', flow.request.pretty_host, flush=True)\n")
-    with running_program(hub) as program:
-        program.stop()
-        program.command += ["-s", str(script)]
-        program.start()
+    with running_program(hub, arguments=["-s", str(script)]) as program:
         assert program.client("proxy").request("GET", "/v2/").status == 401
         assert f"script saw {HUB_HOST}" in program.log
 
@@ -184,13 +181,9 @@ def test_flows_are_printed_by_mitmdump(client: RegistryClient) -> None:
 
 
 def test_flows_are_shown_by_mitmweb(hub: Hub) -> None:
-    with running_program(hub) as program:
-        web = free_port()
-        program.stop()
-        program.command[0] = program.command[0].replace("mitmdump", "mitmweb")
-        for option in (f"web_port={web}", "web_open_browser=false", "web_password=secret"):
-            program.command += ["--set", option]
-        program.start()
+    web = free_port()
+    arguments = ["--no-web-open-browser", "--set", f"web_port={web}", "--set", "web_password=secret"]
+    with running_program(hub, name="mitmweb", arguments=arguments) as program:
         for name in LISTENERS:
             assert program.client(name).request("GET", f"/v2/{name}/manifests/1").status in (401, 404)
         with urllib.request.urlopen(f"http://127.0.0.1:{web}/flows?token=secret", timeout=TIMEOUT) as answer:
