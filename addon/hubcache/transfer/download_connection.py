@@ -139,7 +139,8 @@ class _Stream(io.BufferedReader):
     """The received bytes of a connection. `http.client` closes it after each response, which does nothing here."""
 
     def __init__(self, sock: socket.socket | TlsSocket) -> None:
-        super().__init__(_Socket(sock), _READ_AHEAD)
+        self._source = _Socket(sock)
+        super().__init__(self._source, _READ_AHEAD)
         self._sock = sock
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
@@ -156,8 +157,13 @@ class _Stream(io.BufferedReader):
         view = memoryview(cast(bytearray, buffer))
         if not view:
             return 0
-        count = super().readinto1(view[: len(self.peek(1))])  # with a larger view it would also wait for more
-        if 0 < count < len(view):
+        if self._source.was_read:
+            ahead = len(self.peek(1))
+            count = super().readinto1(view[:ahead])  # with a larger view it would also wait for more
+            self._source.was_read = count < ahead
+        else:
+            count = self._sock.recv_into(view)
+        if 0 < count < len(view) // 2:  # for the rest of a larger piece, these calls cost more than they save
             # Without `poll`: each call would hand the interpreter to another thread.
             with self._not_waiting(), contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
                 while count < len(view) and (more := self._sock.recv_into(view[count:])):
@@ -195,9 +201,12 @@ class _Socket(io.RawIOBase):
 
     def __init__(self, sock: socket.socket | TlsSocket) -> None:
         self._sock = sock
+        self.was_read = False
+        """Whether bytes were read that may still be in the stream's own buffer."""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: object) -> int:
+        self.was_read = True
         return self._sock.recv_into(cast(bytearray, buffer))

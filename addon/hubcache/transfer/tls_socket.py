@@ -3,6 +3,7 @@
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
@@ -48,21 +49,19 @@ class TlsSocket:
     def recv_into(self, buffer: bytearray | memoryview) -> int:
         """Receive what has arrived, at least one byte unless the connection has ended; raises `OSError`."""
         view, count = memoryview(buffer), 0
-        while count < len(view):
+        read = cast(Callable[[int, memoryview], int], self._tls.read)
+        while True:
             try:
-                received = cast(int, self._tls.read(len(view) - count, view[count:]))
+                while count < len(view) and (received := read(len(view) - count, view[count:])):
+                    count += received
+                return count
             except ssl.SSLWantReadError:
                 if count:
-                    break
-                self._answer()
-                self._receive()
-                continue
+                    return count
             except ssl.SSLEOFError:  # without a close_notify; the length of a body shows whether it is complete
-                break
-            if not received:
-                break
-            count += received
-        return count
+                return count
+            self._answer()
+            self._receive()
 
     def sendall(self, data: bytes) -> None:
         """Send all of `data`; raises `OSError`."""

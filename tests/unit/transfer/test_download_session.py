@@ -13,6 +13,7 @@ import pytest
 from hubcache.transfer import download_session
 from hubcache.transfer.download_session import DownloadSession
 from support.served import answering
+from support.standin import random_bytes
 from support.standin import tls as standin_tls
 from support.users import until
 from yarl import URL
@@ -199,16 +200,18 @@ def counting(answer: bytes, close: bool = False) -> tuple[Serve, list[int]]:
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
 
 
+@pytest.mark.parametrize("size", [3, 1_000_000])
 @pytest.mark.parametrize("tls", [False, True])
-async def test_connection_is_used_again(tls: bool, tmp_path: Path) -> None:
+async def test_connection_is_used_again(tls: bool, size: int, tmp_path: Path) -> None:
+    body = random_bytes(size)
     authority, context = standin_tls.make(tmp_path, ["127.0.0.1"])
-    serve, numbers = counting(ANSWER)
+    serve, numbers = counting(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (size, body))
     async with (
         serving(serve, context if tls else None) as url,
         opened(ssl.create_default_context(cafile=str(authority))) as session,
     ):
         for _ in range(3):
-            assert await fetch(session, url) == (200, b"abc")
+            assert await fetch(session, url) == (200, body)
         assert numbers == [3]
 
 
