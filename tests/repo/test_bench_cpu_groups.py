@@ -93,7 +93,7 @@ def test_running_processes_are_moved_and_are_moved_back(stack: ExitStack) -> Non
 
 def test_group_of_a_benchmark_that_was_killed_is_removed(stack: ExitStack) -> None:
     group = make_group(stack)
-    leftover = group.directory.with_name(f"hubcache-bench-{ABSENT}-node")
+    leftover = group.directory.with_name(f"hubcache-bench-{ABSENT}-of-{os.getpid()}")
     leftover.mkdir()
     with cpu_group("other", 0.1) as other:
         assert not leftover.exists()
