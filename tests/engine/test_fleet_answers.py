@@ -211,4 +211,4 @@ async def test_key_of_the_tag_is_where_the_sweeper_expects_it(
     await nodes.settle()
     assert objects(bucket, "tag") == [keys.tag(HOST, REPO, "1")]
     assert len(objects(bucket, "manifest")) == 1
-    assert objects(bucket, "lease") == []
+    await until(lambda: objects(bucket, "lease") == [])

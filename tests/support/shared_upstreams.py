@@ -100,8 +100,9 @@ class SharedSetup:
     """What the node's store knows of repositories; those that are not here were public long ago."""
 
     async def settle(self) -> None:
-        """Wait until the node has written its answers."""
+        """Wait until the node has written its answers, and delete its leases."""
         await self.sharing.answers.close()
+        await self.leases._retired.delete_all()
 
 
 @asynccontextmanager

@@ -46,6 +46,10 @@ class AnswerObjects:
             return Version({}, e_tag, f"unreadable {e_tag}")
         return Version(fields, e_tag, text_field(fields, "change") or "")
 
+    async def create(self, key: str, update: Callable[[Fields], Fields]) -> bool:
+        """Write what `update` returns for an absent object; returns False where there is one."""
+        return await self._bucket.create(key, encode_value({**update({}), "change": ""})) is not None
+
     async def write(self, key: str, before: Version, update: Callable[[Fields], Fields]) -> bool:
         """Write what `update` returns for the present fields, unless there was a push since the version `before`.
 

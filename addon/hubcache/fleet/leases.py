@@ -7,6 +7,7 @@ that they hold it, when one was stopped or cut off, and then both do the work.
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,7 @@ from typing import Protocol
 from . import keys
 from .bucket import Bucket, BucketUnavailable, StoredObject
 from .membership import Node
+from .retired_leases import RETIRED_SECONDS, RetiredLease, RetiredLeases
 from .values import decode_value, encode_value, text_field
 
 LEASE_SECONDS = 20.0
@@ -69,13 +71,16 @@ class Holder:
 class Lease:
     """A lease that this node holds. It is renewed in the background until `release`."""
 
-    def __init__(self, bucket: Bucket, me: Identity, name: str, ended: Callable[["Lease"], None]) -> None:
+    def __init__(
+        self, bucket: Bucket, me: Identity, name: str, ended: Callable[["Lease"], None], retired: RetiredLeases
+    ) -> None:
         """`ended` is called when the lease is released."""
         self.name = name
         self._key = keys.lease(name)
         self._bucket = bucket
         self._me = me
         self._ended = ended
+        self._retired = retired
         self.released = asyncio.Event()
         """Set when this node does not hold the lease any more, or did not acquire it."""
         self._token = secrets.token_hex(8)
@@ -83,6 +88,8 @@ class Lease:
         self._e_tag = ""
         self._renewed_at = 0.0
         """When the last renewal that succeeded was sent (monotonic clock)."""
+        self.created_at = math.inf
+        """When the lease was created (monotonic clock); infinite where it replaced another one."""
         self._was_taken = False
         self._renewing: asyncio.Task[None] | None = None
 
@@ -90,6 +97,11 @@ class Lease:
     def is_lost(self) -> bool:
         """Whether another node has the lease, or may take it because it could not be renewed."""
         return self._was_taken or time.monotonic() - self._renewed_at > LEASE_SECONDS
+
+    def shows_absence_since(self, looked_at: float) -> bool:
+        """Whether no other node has stored the result after a request for it that was sent at a time of the monotonic
+        clock and found none, see `retired_leases`."""
+        return self.created_at - looked_at < RETIRED_SECONDS
 
     async def write(self, e_tag: str | None) -> bool:
         """Create the lease, or replace the version with this entity tag; returns whether this node has it now."""
@@ -131,6 +143,15 @@ class Lease:
         self._was_taken = True
         return False
 
+    def retire(self) -> None:
+        """Release the lease after its result was stored: it is deleted later, together with others."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            self._renewing = None
+        self._ended(self)
+        if not self.is_lost:
+            self._retired.add(RetiredLease(self.name, self._e_tag, self._renewed_at))
+
     async def release(self, *, may_be_taken: bool = False) -> None:
         """Delete the lease, after a check if another task of this node may have taken it meanwhile. Where the bucket
         does not answer, the lease expires."""
@@ -156,6 +177,7 @@ class Leases:
         self._me = me
         self._own: dict[str, Lease] = {}
         """Leases that this node holds or tries to acquire, by name."""
+        self._retired = RetiredLeases(bucket)
         self._writing: set[asyncio.Task[Holder | None]] = set()
         self._releasing: set[asyncio.Task[None]] = set()
 
@@ -172,7 +194,7 @@ class Leases:
         """
         if name in self._own:
             return Holder(self._me.id, self._me.address, self._clock.now())
-        lease = self._own[name] = Lease(self._bucket, self._me, name, self._forget)
+        lease = self._own[name] = Lease(self._bucket, self._me, name, self._forget, self._retired)
         with contextlib.ExitStack() as stack:
             stack.callback(self._forget, lease)
             writing = asyncio.create_task(self._write(lease))
@@ -191,7 +213,7 @@ class Leases:
 
     async def _write(self, lease: Lease) -> Holder | None:
         """Write a new lease; returns None when this node has it, else its holder."""
-        holder, e_tag = Holder("", "", self._clock.now()), None
+        holder, e_tag = Holder("", "", self._clock.now()), await self._retired.take(lease.name)
         for _ in range(_ATTEMPTS):
             with contextlib.ExitStack() as stack:
                 writing = asyncio.create_task(lease.write(e_tag))
@@ -203,6 +225,7 @@ class Leases:
                         return holder
                 if await writing:
                     stack.pop_all()
+                    lease.created_at = time.monotonic() if e_tag is None else math.inf
                     return None
             found, e_tag = await self._bucket.get(keys.lease(lease.name)), None
             if found is None:
@@ -241,7 +264,7 @@ class Leases:
         """Wait until this node has released a lease; returns False at once when it does not hold it."""
         lease = self._own.get(name)
         if lease is None:
-            return False
+            return self._retired.has(name)
         await lease.released.wait()
         return True
 
@@ -253,6 +276,7 @@ class Leases:
         """Release all leases."""
         await asyncio.gather(*self._writing, return_exceptions=True)
         await asyncio.gather(*self._releasing, *(lease.release() for lease in tuple(self._own.values())))
+        await self._retired.delete_all()
 
     def _has_expired(self, holder: Holder) -> bool:
         # Also if it was renewed in the future, before the bucket's clock was set back.

@@ -8,6 +8,7 @@ lease is not ready in time, a node asks the registry itself.
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ class _Turn:
 
     version: Version
     lease: Lease | None
+    looked_at: float
+    """When the request for the version was sent (monotonic clock)."""
     writes: Sequence[Write] = field(default=())
 
 
@@ -87,6 +90,7 @@ class SharedAnswers:
         moment all ask the registry.
         """
         try:
+            looked_at = time.monotonic()
             version = await self.read(question.key)
             found = question.find(version)
             if found is not None:
@@ -103,7 +107,7 @@ class SharedAnswers:
             found, version = await self._wait(question, version, acquired)
             if found is not None:
                 return found
-        turn = _Turn(version, acquired if isinstance(acquired, Lease) else None)
+        turn = _Turn(version, acquired if isinstance(acquired, Lease) else None, looked_at)
         try:
             return await self._take(question, turn)
         finally:
@@ -150,7 +154,7 @@ class SharedAnswers:
 
     async def _take[Answer](self, question: Question[Answer], turn: _Turn) -> Answer:
         """Ask the registry, unless another node had the lease before this one and has written its answer."""
-        if turn.lease is not None:
+        if turn.lease is not None and not turn.lease.shows_absence_since(turn.looked_at):
             with suppress(BucketUnavailable):
                 turn.version = await self.read(question.key)
                 found = question.find(turn.version)
@@ -165,14 +169,24 @@ class SharedAnswers:
 
     async def _finish(self, turn: _Turn) -> None:
         """Write the answers, then release the lease: nodes that wait for it look for them first."""
+        are_written = False
         try:
             with suppress(BucketUnavailable):
-                for write in turn.writes:
-                    before = await self._objects.read(write.key) if write.before is None else write.before
-                    await self._objects.write(write.key, before, write.update)
+                are_written = bool(turn.writes) and all([await self._write(write) for write in turn.writes])
         finally:
-            if turn.lease is not None:
+            if turn.lease is not None and are_written:
+                turn.lease.retire()
+            elif turn.lease is not None:
                 await turn.lease.release()
+
+    async def _write(self, write: Write) -> bool:
+        """Write an answer, also where it is not known whether there is an object; returns whether it was written."""
+        before = write.before
+        if before is None:
+            if await self._objects.create(write.key, write.update):
+                return True
+            before = await self._objects.read(write.key)
+        return await self._objects.write(write.key, before, write.update)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

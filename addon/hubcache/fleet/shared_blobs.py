@@ -204,9 +204,10 @@ class SharedBlobs:
     async def _from_bucket(self, fill: SharedFill, read: BlobRead, start: int) -> BlobDownload | None:
         if not fill.may_use_bucket(start):
             return None
+        looked_at = time.monotonic()
         found = await self._objects.open(read, start)
         if found is None:
-            fill.bucket_at = None
+            fill.looked_at, fill.bucket_at = looked_at, None
             return None
         size = found.entry.size
         if self._objects.is_wrong(read, size) or 0 < size <= start:
@@ -243,6 +244,8 @@ class SharedBlobs:
             holder = holder or await self._bucket.in_time(lambda: self._leases.acquire(name))
             fill.waited += loop.time() - begun
         fill.lease = holder
+        if holder is not None and holder.shows_absence_since(fill.looked_at):
+            return None
         body = await self._from_bucket(fill, read, start)  # stored since the last look
         if body is not None:
             self._release(fill)

@@ -1,5 +1,6 @@
 """What a fill has used of its fleet so far."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,6 +35,8 @@ class SharedFill:
     """Number of bytes that had arrived when the last attempt began."""
     waited: float = 0.0
     """Seconds of waiting for other nodes since the last byte arrived."""
+    looked_at: float = -math.inf
+    """When the last request was sent that did not find the blob in the bucket (monotonic clock)."""
     bucket_at: int | None = None
     """First byte of the last body from the bucket."""
     is_object_wrong: bool = False

@@ -69,6 +69,8 @@ class _Upload:
     failures: int = 0
     has_begun: bool = False
     """Whether bytes were sent to the bucket, which may have stored them."""
+    is_stored: bool = False
+    """Whether the bucket has the blob."""
 
     @property
     def key(self) -> str:
@@ -79,7 +81,9 @@ class _Upload:
         """Release the lease, since the others find the blob in the bucket or fetch it; let the blob be evicted."""
         self.hold.close()
         lease, self.lease = self.lease, None
-        if lease is not None:
+        if lease is not None and self.is_stored:
+            lease.retire()
+        elif lease is not None:
             await lease.release()
 
 
@@ -229,6 +233,7 @@ class Uploads:
             with self._reporting(stored.size):
                 async with asyncio.timeout(min(UPLOAD_SECONDS, _LONGEST_SECONDS + stored.size / _SLOWEST_BYTES)):
                     await self._bucket.upload(upload.key, _path_of(stored))
+        upload.is_stored = not self._has_turned_private(upload)
         if self._has_turned_private(upload):
             await self._withdraw(upload)
 

