@@ -17,7 +17,7 @@ from typing import Protocol
 from . import keys
 from .bucket import Bucket, BucketUnavailable, StoredObject
 from .membership import Node
-from .retired_leases import RETIRED_SECONDS, RetiredLease, RetiredLeases
+from .retired_leases import RETIRED_SECONDS, UNCONDITIONAL_SECONDS, RetiredLease, RetiredLeases
 from .values import decode_value, encode_value, text_field
 
 LEASE_SECONDS = 20.0
@@ -26,9 +26,6 @@ LEASE_SECONDS = 20.0
 _RENEW_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
 """Pause after a renewal that failed."""
-_UNCONDITIONAL_SECONDS = 10.0
-"""A lease that was renewed this short a time ago is deleted without a condition: no other node can have it when the
-request arrives. Object stores have no conditional DELETE."""
 _LOOK_SECONDS = 0.1
 """A conditional write that is not answered within this time has probably lost a race: SeaweedFS answers losers after 1
 to 6 seconds. Meanwhile the lease is read, to find out who holds it."""
@@ -162,7 +159,7 @@ class Lease:
         self._ended(self)
         if self._was_taken:
             return
-        is_held = not may_be_taken and time.monotonic() - self._renewed_at < _UNCONDITIONAL_SECONDS
+        is_held = not may_be_taken and time.monotonic() - self._renewed_at < UNCONDITIONAL_SECONDS
         with contextlib.suppress(BucketUnavailable):
             if is_held or await self._renew():
                 await self._bucket.delete(self._key)
@@ -225,7 +222,8 @@ class Leases:
                         return holder
                 if await writing:
                     stack.pop_all()
-                    lease.created_at = time.monotonic() if e_tag is None else math.inf
+                    if e_tag is None:
+                        lease.created_at = time.monotonic()
                     return None
             found, e_tag = await self._bucket.get(keys.lease(lease.name)), None
             if found is None:

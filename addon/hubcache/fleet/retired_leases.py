@@ -2,8 +2,8 @@
 
 Nodes look for a result before they acquire its lease. One that found none, and then created the lease sooner than
 `RETIRED_SECONDS` after it sent that request, knows that no other node has stored the result meanwhile: the lease of
-that node would still be there. It need not look again. Only a node that stops deletes its leases sooner, which may cost
-one more download.
+that node would still be there. It need not look again. A node deletes leases sooner only when it stops, and gives some
+up when many uploads wait, which may cost one more download.
 """
 
 import asyncio
@@ -21,8 +21,9 @@ RETIRED_SECONDS = 1.0
 _PERIOD = 2
 """Each deletion follows the one before after so many times `RETIRED_SECONDS`: most leases are in the next one."""
 
-_UNCONDITIONAL_SECONDS = 10.0
-"""See `leases`: an older lease may be another node's now. It expires."""
+UNCONDITIONAL_SECONDS = 10.0
+"""A lease that was renewed this short a time ago is deleted without a condition: no other node can have it when the
+request arrives. Object stores have no conditional DELETE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class RetiredLeases:
         async with self._deletion:
             now = time.monotonic()
             due = [each for each in leases if self._leases.pop(each.name, None) is not None]
-            own = [keys.lease(each.name) for each in due if now - each.renewed_at < _UNCONDITIONAL_SECONDS]
+            own = [keys.lease(each.name) for each in due if now - each.renewed_at < UNCONDITIONAL_SECONDS]
             if own:
                 with contextlib.suppress(BucketUnavailable):
                     await self._bucket.delete(*own)

@@ -16,6 +16,7 @@ from ..oci.errors import BadUpstream
 from ..store.store import Store
 from ..transfer.blob_body import BlobBody, BlobDownload, Transfer
 from ..transfer.fill import Fill
+from ..transfer.fill_slots import PREFETCH
 from ..transfer.fills import Fills
 from .blob_objects import BlobObjects
 from .blob_read import BlobRead
@@ -311,12 +312,14 @@ class SharedBlobs:
         return fill is not None and fill.is_asking_leader
 
     async def begin(self, host: str, repository: str, digest: Digest) -> None:
-        """Begin a fill for another node, as for a client of this one; none if the blob is not known to be public.
+        """Begin a fill for another node, as for a client of this one; none if the blob is not known to be public, or
+        the fill would wait for others.
 
         The fill asks no leader: two nodes that take each other for it would wait for each other. Raises
         `HubcacheError`.
         """
-        if digest in self._shared or not self._permits(host, repository, digest, False):
+        is_permitted = self._permits(host, repository, digest, False)
+        if digest in self._shared or not is_permitted or not self._fills.has_free_slot(PREFETCH):
             return
         fill = self._shared[digest] = SharedFill((host, repository, True, None), asks_leader=False)
         try:

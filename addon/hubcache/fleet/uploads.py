@@ -233,9 +233,10 @@ class Uploads:
             with self._reporting(stored.size):
                 async with asyncio.timeout(min(UPLOAD_SECONDS, _LONGEST_SECONDS + stored.size / _SLOWEST_BYTES)):
                     await self._bucket.upload(upload.key, _path_of(stored))
-        upload.is_stored = not self._has_turned_private(upload)
         if self._has_turned_private(upload):
             await self._withdraw(upload)
+        else:
+            upload.is_stored = True
 
     def _has_turned_private(self, upload: _Upload) -> bool:
         return not upload.private and self._store.private.has(upload.digest)

@@ -7,6 +7,7 @@ import pytest
 from hubcache.fleet import peer_server, shared_blobs
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import NotStored
+from hubcache.transfer.fill_slots import PREFETCH
 from support.fleet import TestNode
 from support.fleet_nodes import REPO, SharingFleet, SharingNode, settled
 from support.shared_layers import DIGEST, KEY, LAYER, hold_lease, pull_all, sharing_fleet_fixture
@@ -60,6 +61,18 @@ async def test_leader_begins_no_fill_of_what_it_does_not_know_as_public(fleet: S
         await settled(leader, follower)
         assert not leader.store.has(DIGEST)
         assert leader.checks == []
+        assert fleet.fetched(DIGEST) == 1
+
+
+async def test_leader_that_has_no_free_slot_begins_no_fill(
+    fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fleet.nodes(2) as (leader, follower):
+        follow(leader, follower)
+        monkeypatch.setattr(leader.fills, "has_free_slot", lambda requester: requester != PREFETCH)
+        await pull_all([follower])
+        await settled(leader, follower)
+        assert not leader.store.has(DIGEST)
         assert fleet.fetched(DIGEST) == 1
 
 
