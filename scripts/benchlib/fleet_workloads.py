@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from .clients import download, download_from
 from .cpu_groups import Periods, cpu_group
-from .fleet import BUCKET_REQUESTS, MACHINE_CORES, NODES, REST_CORES, Fleet
+from .fleet import BUCKET_REQUESTS, CORES, MACHINE_CORES, NODES, REST_CORES, Fleet
 from .fleet_kill import FLEET_KILL
 from .images import Content
 from .processes import BenchError, cpu_seconds, measured_cost, process_tree
@@ -18,6 +18,10 @@ _SMALL_LAYERS = (1_300_000, 500_000, 150_000, 40_000, 10_000)
 
 _CLIENTS = 4
 """Clients of each node, which share the images among them."""
+
+_BUCKET_CORES = 0.2 * CORES
+"""CPU time of the bucket's machine: it sends some 400 MB/s. Without a limit, it takes what the node and the client
+need, which on machines of their own they would have."""
 
 _PULLS = 5
 _LONGEST = 600.0
@@ -125,6 +129,15 @@ def _bucket_hit(contents: Contents, server: Server, number: int) -> Figures:
     return {"MB/s": hit, "obstore MB/s": own, "of obstore": hit / own, "CPU s/GB": cost.cpu / (blob.size / 1e9)}
 
 
+def _bucket_hit_limited(contents: Contents, server: Server, number: int) -> Figures:
+    """The bucket has a machine of its own, which is a limited part of this machine's CPU time."""
+    if not isinstance(server, Fleet):
+        raise BenchError("this workload needs a fleet of two nodes or more")
+    bucket = process_tree(server.bucket.pid)
+    with cpu_group(f"{server.name}-bucket", _BUCKET_CORES) as group, group.containing(bucket):
+        return _bucket_hit(contents, server, number)
+
+
 def _cpu_seconds(server: Server) -> float:
     """Return the CPU time of a server so far, or of all nodes of a fleet, without SeaweedFS."""
     nodes = server.nodes if isinstance(server, Fleet) else [server]
@@ -162,6 +175,12 @@ FLEET_WORKLOADS = (
         "fleet-bucket-hit",
         "400 MB blob that is in the bucket, 1 client, beside obstore alone",
         _bucket_hit,
+        ("hubcache-fleet",),
+    ),
+    Workload(
+        "fleet-bucket-hit-limited",
+        f"the same, with a machine of {_BUCKET_CORES:.2g} cores for the bucket",
+        _bucket_hit_limited,
         ("hubcache-fleet",),
     ),
 )

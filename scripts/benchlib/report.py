@@ -67,6 +67,11 @@ FLEET_ROWS = (
     ("the same: requests to the bucket", "fleet-warm", "bucket requests"),
     ("400 MB blob that only the bucket has, 1 client", "fleet-bucket-hit", "MB/s"),
     ("the same, compared with obstore alone", "fleet-bucket-hit", "of obstore"),
+    (
+        "the same, where the bucket has a machine of its own, compared with obstore alone",
+        "fleet-bucket-hit-limited",
+        "of obstore",
+    ),
 )
 """Rows of the table of a fleet; results without its workloads have no such table."""
 

@@ -90,6 +90,7 @@ TARGETS = (
     Target("fleet-warm", "blob MB/s", least=0.98, reference=HUBCACHE, server=NODE),
     Target("fleet-warm", "bucket requests", most=0, server=NODE),
     Target("fleet-bucket-hit", "of obstore", least=0.7, server=FLEET),
+    Target("fleet-bucket-hit-limited", "of obstore", least=0.7, server=FLEET),
 )
 """All targets except that for memory, which applies to every workload."""
 
