@@ -7,8 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
-_RECEIVED = 256 << 10
-"""Bytes that one system call receives at most."""
+_RECEIVED = 512 << 10
+"""Bytes that one system call receives at most, twice those that a download reads at once. Processor time of a download
+of 1 GB, hashed and written: 128 KiB 2.10 s, 256 KiB 2.06 s, 512 KiB 2.00 s."""
 
 
 class TlsSocket:
