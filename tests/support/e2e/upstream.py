@@ -28,7 +28,7 @@ class Upstream:
     webapp: PublishedImage
     """An OCI image of four layers on that base. A container of it prints `greeting`."""
     multi: PublishedImage
-    """An OCI image index of amd64 and arm64."""
+    """An OCI image index of amd64 and arm64, whose images are small and cannot run."""
     greeting: str
 
 
@@ -63,8 +63,9 @@ def running_upstream(workspace: Path) -> Iterator[Upstream]:
             layer({"opt/app/version": b"three layers\n", "etc/.wh.debian_version": b""}),
         ]
         start = {"Cmd": ["/opt/app/run"], "Env": ["PATH=/usr/bin:/bin", "GREETING=hello from"]}
+        few = [layer({"opt/app/few": random_bytes(1_000_000, "few")}), application[1]]
         multi = {
-            arch: publisher.image("library/multi", f"1.0-{arch}", application[:2], arch=arch, config=start)
+            arch: publisher.image("library/multi", f"1.0-{arch}", few, arch=arch, config=start)
             for arch in ("amd64", "arm64")
         }
         with Hub(backend_url=address) as hub:
