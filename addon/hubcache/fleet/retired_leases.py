@@ -2,8 +2,8 @@
 
 Nodes look for a result before they acquire its lease. One that found none, and then created the lease sooner than
 `RETIRED_SECONDS` after it sent that request, knows that no other node has stored the result meanwhile: the lease of
-that node would still be there. It need not look again. A node deletes leases sooner only when it stops, and gives some
-up when many uploads wait, which may cost one more download.
+that node would still be there. It need not look again. A node deletes leases sooner only when it stops, is of an older
+version, or has many uploads that wait; this may cost one more download.
 """
 
 import asyncio
