@@ -80,7 +80,8 @@ async def test_node_acquires_a_lease_again_after_its_deletion_has_ended(monkeypa
     deleting = asyncio.create_task(own._retired.delete_all())
     await begun.wait()
     acquiring = asyncio.create_task(acquired(own))
-    await asyncio.sleep(0)
+    await asyncio.wait([acquiring], timeout=0.1)
+    assert not acquiring.done()
     may_end.set()
     await deleting
     lease = await acquiring

@@ -4,7 +4,7 @@ import asyncio
 import socket
 
 import pytest
-from hubcache.fleet import peer_server, shared_blobs
+from hubcache.fleet import peer_client, peer_server, shared_blobs
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import NotStored
 from hubcache.transfer.fill_slots import PREFETCH
@@ -97,6 +97,7 @@ async def test_two_nodes_that_take_each_other_for_the_leader_do_not_wait(
 ) -> None:
     monkeypatch.setattr(shared_blobs, "_LEADER_SECONDS", 60.0)
     monkeypatch.setattr(peer_server, "LEADER_SECONDS", 60.0)
+    monkeypatch.setattr(peer_client, "STALL_SECONDS", 60.0)
     async with asyncio.timeout(20), fleet.nodes(3) as nodes:
         for number, node in enumerate(nodes):
             follow(nodes[number - 1], node)
@@ -113,6 +114,15 @@ async def test_node_whose_follower_is_its_leader_fetches_itself(fleet: SharingFl
         await settled(first, second)
         assert second.store.has(DIGEST)
         assert fleet.fetched(DIGEST) == 1
+
+
+async def test_fill_for_a_follower_asks_no_leader(fleet: SharingFleet) -> None:
+    async with fleet.nodes(3) as (first, second, third):
+        follow(first, second)
+        follow(second, third)
+        await pull_all([third])
+        await settled(first, second, third)
+        assert [node.store.has(DIGEST) for node in (first, second, third)] == [False, True, True]
 
 
 async def test_leader_that_does_not_run_is_asked_once(fleet: SharingFleet) -> None:
@@ -195,10 +205,11 @@ async def test_node_asks_a_leader_whose_body_broke_off_as_holder_of_the_lease_al
 
 
 async def test_private_blob_is_not_asked_of_a_leader(fleet: SharingFleet) -> None:
-    fleet.hub.private(REPO, {"alice": "alice's"})
     async with fleet.nodes(2, shares_private=True) as (leader, follower):
+        await pull_all([leader])
+        await settled(leader)
+        fleet.hub.private(REPO, {"alice": "alice's"})
         follow(leader, follower)
         assert await follower.pull(DIGEST, bearer(fleet.hub, "alice", REPO)) == LAYER
         await settled(leader, follower)
         assert follower.counts.received == {}
-        assert not leader.store.has(DIGEST)

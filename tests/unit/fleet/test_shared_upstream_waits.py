@@ -59,6 +59,15 @@ def requests(seen: CountedRequests) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
+async def test_new_tag_costs_five_requests(hub: Hub, image: Image) -> None:
+    async with shared_upstreams(hub, 1) as (node,):
+        assert await get(node) == image.manifest
+        await node.sharing.answers.close()
+        assert requests(node.seen) == {"get": 1, "put": 3}, "the lease, the manifest, and the tag"
+        await node.settle()
+        assert node.seen.count("delete") == 1
+
+
 async def test_holder_that_cannot_be_reached_is_asked_once_and_the_bucket_is_read(hub: Hub, image: Image) -> None:
     hub.image(REPO, "2", [b"another layer"])
     async with shared_upstreams(hub, 2) as (first, second):
