@@ -40,7 +40,8 @@ from .setup.setup_pages import SetupPages
 from .shutdown import Shutdown, on_signals
 from .start_report import addresses, listen_addresses, log_addresses, log_store
 from .workers.owner_client import OwnerClient
-from .workers.supervisor import OWNER, Supervisor, inherited, worker_command
+from .workers.owner_watch import OWNER
+from .workers.supervisor import Supervisor, inherited, worker_command
 
 logger = logging.getLogger("hubcache")
 
@@ -294,10 +295,7 @@ class Hubcache:
     # -- stop -----------------------------------------------------------------------------------------------------
 
     def _owner_lost(self) -> None:
-        """End this worker at once: all that it serves comes from the owner, and the next owner needs its ports.
-
-        mitmproxy's own end takes seconds, in which a program that is started again finds the ports in use.
-        """
+        """End this worker, which cannot receive from its owner: all that it serves comes from there."""
         os.kill(os.getpid(), signal.SIGKILL)
 
     async def done(self) -> None:

@@ -134,6 +134,15 @@ def test_workers_end_with_their_owner_and_release_the_ports(program: Program, wi
     assert program.hub.count(kind="manifest", method="GET") == 0
 
 
+def test_program_that_is_killed_while_its_workers_start_can_be_started_again(program: Program) -> None:
+    program.stop(signal.SIGKILL)
+    program.launch()
+    wait_until(lambda: bool(workers_of(program.pid)))
+    program.stop(signal.SIGKILL)
+    program.start()
+    assert program.client("proxy").request("GET", "/v2/").status == 401
+
+
 def test_saving_flows_uses_one_process_and_is_logged(tmp_path: Path, hub: Hub) -> None:
     options = {"hubcache_workers": "2", "save_stream_file": str(tmp_path / "flows")}
     program = Program(tmp_path, hub, options)

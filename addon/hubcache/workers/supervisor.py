@@ -13,13 +13,9 @@ from pathlib import Path
 from ..oci.errors import ConfigError
 from .epoch import Epoch
 from .owner_server import OwnerResponder, OwnerServer
+from .owner_watch import OWNER
 
 logger = logging.getLogger("hubcache")
-
-OWNER = "HUBCACHE_WORKER"
-"""The environment variable of a worker with the inherited descriptors of its socket to the owner and of the epoch.
-
-A socket with a name would remain after an owner that is killed, and other programs could connect to it."""
 
 _START_SECONDS = 60.0
 STOP_SECONDS = 5.0
