@@ -1,4 +1,4 @@
-"""Leases whose results are in the bucket: nobody waits for them, and their objects are deleted together.
+"""Leases whose results are in the bucket: they count as released, and their objects are deleted together.
 
 Nodes look for a result before they acquire its lease. One that found none, and then created the lease sooner than
 `RETIRED_SECONDS` after it sent that request, knows that no other node has stored the result meanwhile: the lease of
@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 
 from . import keys
 from .bucket import Bucket, BucketUnavailable
+from .tasks import start_task
 
 RETIRED_SECONDS = 1.0
 """Shortest time between the end of a lease whose result is stored, and its deletion."""
 
 _PERIOD = 2
-"""Each deletion follows the one before after so many times `RETIRED_SECONDS`: most leases are in the next one."""
+"""Time between two deletions, as a multiple of `RETIRED_SECONDS`: most leases are in the next one."""
 
 UNCONDITIONAL_SECONDS = 10.0
 """A lease that was renewed this short a time ago is deleted without a condition: no other node can have it when the
@@ -44,13 +45,15 @@ class RetiredLeases:
         self._leases: dict[str, RetiredLease] = {}
         self._deletion = asyncio.Lock()
         """Held during a deletion."""
+        self._deleting: set[str] = set()
+        """The names of the leases that are being deleted."""
         self._task: asyncio.Task[None] | None = None
 
     def add(self, lease: RetiredLease) -> None:
         """Delete a lease later."""
         self._leases[lease.name] = lease
-        if self._task is None:
-            self._task = asyncio.create_task(self._delete_repeatedly())
+        if self._task is None or self._task.done():
+            self._task = start_task(self._delete_repeatedly(), "deletion of leases")
 
     def has(self, name: str) -> bool:
         """Whether a lease waits for its deletion."""
@@ -59,10 +62,12 @@ class RetiredLeases:
     async def take(self, name: str) -> str | None:
         """Return the entity tag of a retired lease, which is not deleted then; None where there is none.
 
-        Waits for the end of a deletion that has begun: it would delete a new lease with this name.
+        Waits while a lease with this name is being deleted: a new one would be deleted, too.
         """
-        async with self._deletion:
-            lease = self._leases.pop(name, None)
+        if name in self._deleting:
+            async with self._deletion:
+                pass
+        lease = self._leases.pop(name, None)
         return None if lease is None else lease.e_tag
 
     async def delete_all(self) -> None:
@@ -78,7 +83,6 @@ class RetiredLeases:
             await asyncio.sleep(_PERIOD * RETIRED_SECONDS)
             now = time.monotonic()
             await self._delete([each for each in self._leases.values() if now - each.retired_at >= RETIRED_SECONDS])
-        self._task = None
 
     async def _delete(self, leases: Iterable[RetiredLease]) -> None:
         """Delete leases with one request, except those that another node may have. Where the bucket does not answer,
@@ -86,7 +90,11 @@ class RetiredLeases:
         async with self._deletion:
             now = time.monotonic()
             due = [each for each in leases if self._leases.pop(each.name, None) is not None]
-            own = [keys.lease(each.name) for each in due if now - each.renewed_at < UNCONDITIONAL_SECONDS]
+            own = [each.name for each in due if now - each.renewed_at < UNCONDITIONAL_SECONDS]
             if own:
-                with contextlib.suppress(BucketUnavailable):
-                    await self._bucket.delete(*own)
+                self._deleting.update(own)
+                try:
+                    with contextlib.suppress(BucketUnavailable):
+                        await self._bucket.delete(*map(keys.lease, own))
+                finally:
+                    self._deleting.clear()

@@ -52,7 +52,9 @@ class Question[Answer]:
     `find` returns the answer in a version of the object `key`, None if there is none that may be used; it raises the
     error that the registry answered. `ask` asks the registry, for a node that has read this version, and returns the
     answer and what is to be written. `writes_of_error` returns what is to be written when `ask` raises an error that is
-    an answer of the registry about the content.
+    an answer of the registry about the content. `is_immutable`: the answer, once written, remains in use, as no push
+    changes it. Only then may its lease be retired, see `retired_leases`: with the lease of an answer that was dropped,
+    every node would ask the registry.
     """
 
     key: str
@@ -60,6 +62,7 @@ class Question[Answer]:
     find: Callable[[Version], Answer | None]
     ask: Callable[[Version], Awaitable[tuple[Answer, Sequence[Write]]]]
     writes_of_error: Callable[[Version, RegistryError], Sequence[Write]]
+    is_immutable: bool = False
 
 
 @dataclass(slots=True)
@@ -71,6 +74,8 @@ class _Turn:
     looked_at: float
     """When the request for the version was sent (monotonic clock)."""
     writes: Sequence[Write] = field(default=())
+    has_immutable_answer: bool = False
+    """Whether the registry has given an answer that no push changes."""
 
 
 class SharedAnswers:
@@ -154,7 +159,7 @@ class SharedAnswers:
 
     async def _take[Answer](self, question: Question[Answer], turn: _Turn) -> Answer:
         """Ask the registry, unless another node had the lease before this one and has written its answer."""
-        if turn.lease is not None and not turn.lease.shows_absence_since(turn.looked_at):
+        if turn.lease is not None and not (question.is_immutable and turn.lease.shows_absence_since(turn.looked_at)):
             with suppress(BucketUnavailable):
                 turn.version = await self.read(question.key)
                 found = question.find(turn.version)
@@ -165,6 +170,7 @@ class SharedAnswers:
         except CONTENT_ERRORS as error:
             turn.writes = question.writes_of_error(turn.version, error)
             raise
+        turn.has_immutable_answer = question.is_immutable
         return answer
 
     async def _finish(self, turn: _Turn) -> None:
@@ -174,7 +180,7 @@ class SharedAnswers:
             with suppress(BucketUnavailable):
                 are_written = bool(turn.writes) and all([await self._write(write) for write in turn.writes])
         finally:
-            if turn.lease is not None and are_written:
+            if turn.lease is not None and are_written and turn.has_immutable_answer:
                 turn.lease.retire()
             elif turn.lease is not None:
                 await turn.lease.release()

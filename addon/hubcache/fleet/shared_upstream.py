@@ -183,6 +183,7 @@ class SharedUpstream(Upstream):
         question = Question(
             *(lookup.key, lookup.lease, lambda version: self._find_and_follow(lookup, version), ask),
             lookup.writes_of_error if is_anonymous else lambda _, __: (),
+            is_immutable=True,
         )
         return await self._answer(repository, question, lookup.find_stale, authorization)
 

@@ -88,6 +88,44 @@ async def test_node_acquires_a_lease_again_after_its_deletion_has_ended(monkeypa
     await lease.release()
 
 
+async def test_lease_is_acquired_while_others_are_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, _ = node(MemoryStore())
+    (await acquired(own)).retire()
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def delete_slowly(*_: str) -> None:
+        begun.set()
+        await may_end.wait()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(own._bucket, "delete", delete_slowly)
+        deleting = asyncio.create_task(own._retired.delete_all())
+        await begun.wait()
+        async with asyncio.timeout(10):
+            lease = await acquired(own, NAMES[1])
+        may_end.set()
+        await deleting
+    await lease.release()
+
+
+async def test_leases_are_deleted_after_a_deletion_that_raised_an_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(retired_leases, "RETIRED_SECONDS", 0.01)
+    store = MemoryStore()
+    own, _ = node(store)
+
+    async def fail(*_: str) -> None:
+        raise ArithmeticError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(own._bucket, "delete", fail)
+        (await acquired(own)).retire()
+        await until(lambda: "deletion of leases" in caplog.text)
+    (await acquired(own, NAMES[1])).retire()
+    await until(lambda: lease_keys(store) == [keys.lease(NAMES[0])])
+
+
 async def test_retired_lease_counts_as_released() -> None:
     own, _ = node(MemoryStore())
     lease = await acquired(own)

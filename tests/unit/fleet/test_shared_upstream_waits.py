@@ -6,6 +6,7 @@ import time
 import pytest
 from hubcache.fleet import keys, shared_answers
 from hubcache.fleet.leases import Lease
+from hubcache.oci.digest import Digest
 from hubcache.oci.errors import ManifestUnknown
 from obstore.store import MemoryStore
 from support.fleet import CountedRequests
@@ -13,6 +14,7 @@ from support.shared_upstreams import (
     ACCEPT,
     HOST,
     REPO,
+    TAG,
     ReachableNodes,
     SharedSetup,
     get,
@@ -59,13 +61,32 @@ def requests(seen: CountedRequests) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
-async def test_new_tag_costs_five_requests(hub: Hub, image: Image) -> None:
+async def test_new_tag_costs_six_requests(hub: Hub, image: Image) -> None:
     async with shared_upstreams(hub, 1) as (node,):
         assert await get(node) == image.manifest
         await node.sharing.answers.close()
-        assert requests(node.seen) == {"get": 1, "put": 3}, "the lease, the manifest, and the tag"
+        assert requests(node.seen) == {"delete": 1, "get": 2, "put": 3}, "the lease, the manifest, and the tag"
+
+
+async def test_new_manifest_costs_four_requests(hub: Hub, image: Image) -> None:
+    async with shared_upstreams(hub, 1) as (node,):
+        assert await get(node, Digest.parse(image.digest)) == image.manifest
+        await node.sharing.answers.close()
+        assert requests(node.seen) == {"get": 1, "put": 2}, "the lease and the manifest"
         await node.settle()
         assert node.seen.count("delete") == 1
+
+
+async def test_tag_that_is_pushed_just_after_an_answer_is_asked_for_by_one_node(hub: Hub, image: Image) -> None:
+    async with shared_upstreams(hub, 4, peers=ReachableNodes()) as nodes:
+        assert await get(nodes[0]) == image.manifest
+        await nodes[0].sharing.answers.close()
+        await nodes[0].sharing.answers.mark_changed(TAG)
+        pushed = hub.image(REPO, "1", [b"another layer"])
+        before = sum(manifest_requests(hub).values())
+        hub.faults.add(Fault(kind="manifest", delay=0.2))
+        assert await asyncio.gather(*(get(node) for node in nodes[1:])) == [pushed.manifest] * 3
+    assert sum(manifest_requests(hub).values()) - before == 1
 
 
 async def test_holder_that_cannot_be_reached_is_asked_once_and_the_bucket_is_read(hub: Hub, image: Image) -> None:
