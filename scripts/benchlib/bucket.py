@@ -64,7 +64,8 @@ class Bucket:
 
     def leased_blobs(self) -> dict[str, set[str]]:
         """Return the digests of the blobs that each node fetches, or has fetched and not uploaded yet: those that have
-        leases. The keys are the URLs of the nodes for other nodes. Raises `BenchError` if the bucket cannot be read."""
+        leases, and are not in the bucket. The keys are the URLs of the nodes for other nodes. Raises `BenchError` if
+        the bucket cannot be read."""
         store = self.open()
         found: dict[str, set[str]] = {}
         try:
@@ -72,7 +73,9 @@ class Bucket:
                 for entry in entries:
                     with suppress(FileNotFoundError):  # released meanwhile
                         lease = json.loads(bytes(obstore.get(store, entry["path"]).bytes()))
-                        found.setdefault(lease["address"], set()).add(entry["path"].rpartition("/")[2])
+                        digest = entry["path"].rpartition("/")[2]
+                        if not _has(store, _key(digest)):
+                            found.setdefault(lease["address"], set()).add(digest)
         except BaseError as error:
             raise BenchError(f"the bucket cannot be read: {error}") from error
         return found
@@ -113,5 +116,9 @@ def _has(store: S3Store, name: str) -> bool:
 
 def key(blob: Content) -> str:
     """Return the key of a public blob, as `hubcache.fleet.keys` makes it."""
-    algorithm, _, value = blob.paths[0].rpartition("/")[2].partition(":")
+    return _key(blob.paths[0].rpartition("/")[2])
+
+
+def _key(digest: str) -> str:
+    algorithm, _, value = digest.partition(":")
     return f"blob/{algorithm}/{value[:2]}/{value}"

@@ -76,8 +76,9 @@ class CpuGroup:
                 _move(pid, self.directory)
             yield
         finally:
-            for pid in self.processes():
-                _move(pid, find_hierarchy().own)
+            while pids := self.processes():  # again, as these may start others meanwhile
+                for pid in pids:
+                    _move(pid, find_hierarchy().own)
 
     def processes(self) -> list[int]:
         """Return the ids of the processes in this group."""

@@ -28,6 +28,9 @@ class Target:
     server: str = HUBCACHE
     worst: bool = False
 
+    def __post_init__(self) -> None:
+        assert not (self.worst and self.reference), "a worst value has no ratio"
+
     def describe(self) -> str:
         """The target as one line of text."""
         bounds = [f"≥ {self.least:g}" for _ in (1,) if self.least is not None]

@@ -142,10 +142,11 @@ def test_object_of_another_size_is_reported(bucket: Bucket) -> None:
 
 
 def test_blobs_that_a_node_has_not_uploaded_are_found_by_their_leases(bucket: Bucket) -> None:
-    digests = [Digest.of(bytes([number])) for number in range(3)]
-    for digest, address in zip(digests, ("http://a:1", "http://b:1", "http://a:1"), strict=True):
+    digests = [Digest.of(bytes([number])) for number in range(4)]
+    for digest, address in zip(digests, ("http://a:1", "http://b:1", "http://a:1", "http://a:1"), strict=True):
         value = encode_value({"node": "x", "address": address, "token": "t"})
         obstore.put(bucket.open(), keys.lease(f"blob/{digest}"), value)
     obstore.put(bucket.open(), keys.lease("sweep"), encode_value({"node": "x", "address": "http://a:1"}))
+    obstore.put(bucket.open(), keys.blob(digests[3], private=False), b"uploaded")
     expected = {"http://a:1": {str(digests[0]), str(digests[2])}, "http://b:1": {str(digests[1])}}
     assert bucket.leased_blobs() == expected

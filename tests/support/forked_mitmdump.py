@@ -26,7 +26,7 @@ class ForkedMitmdump:
     """A mitmdump that the launcher forked, with the methods of `subprocess.Popen` that tests use."""
 
     def __init__(self, report: int) -> None:
-        """`report` is a descriptor from which the process id, and later the status, are read."""
+        """`report` is a descriptor from which the process id, and later the exit code, are read."""
         self._report = os.fdopen(report, "rb")
         self.pid = int(self._report.readline())
         self.returncode: int | None = None
@@ -44,14 +44,15 @@ class ForkedMitmdump:
             ended.register(self._report, select.POLLIN)
             if not ended.poll(None if timeout is None else timeout * 1000):
                 raise subprocess.TimeoutExpired("mitmdump", timeout or 0)
-            self.returncode = os.waitstatus_to_exitcode(int(self._report.readline()))
+            self.returncode = int(self._report.readline())
             self._report.close()
         return self.returncode
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless the process has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Send SIGKILL, unless the process has ended."""

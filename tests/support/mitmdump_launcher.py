@@ -29,7 +29,8 @@ MAX_REQUEST = 1 << 20
 def become_mitmdump(requests: socket.socket) -> None:
     """Fork a process for each request, and return in that process with `sys.argv`, directory and output set.
 
-    Its parent is a process that reports two lines to the client: the process id, and later the status as by `waitpid`.
+    Its parent is a process that reports two lines to the client: the process id, and later its exit code, which is
+    negative for a signal.
     """
     while True:
         data, descriptors, _, _ = socket.recv_fds(requests, MAX_REQUEST, 2)
@@ -45,7 +46,12 @@ def become_mitmdump(requests: socket.socket) -> None:
     if program := os.fork():
         os.close(output)
         os.write(report, b"%d\n" % program)
-        os.write(report, b"%d\n" % os.waitpid(program, 0)[1])
+        ended = os.waitid(
+            os.P_PID, program, os.WEXITED | os.WNOWAIT
+        )  # WNOWAIT: no other process gets this id meanwhile
+        assert ended is not None
+        code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        os.write(report, b"%d\n" % code)
         os._exit(0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.close(report)

@@ -8,7 +8,6 @@ import contextlib
 import http.client
 import io
 import re
-import select
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -142,8 +141,6 @@ class _Stream(io.BufferedReader):
         self._source = _Socket(sock)
         super().__init__(self._source, _READ_AHEAD)
         self._sock = sock
-        self._poll = select.poll()
-        self._poll.register(sock.fileno(), select.POLLIN)
 
     def makefile(self, *_: object) -> "_Stream":
         """Return itself: to `http.client`, it is the socket as well."""
@@ -175,9 +172,10 @@ class _Stream(io.BufferedReader):
         """Whether bytes, or the end, have arrived and were not read."""
         with self._not_waiting():
             try:
-                return bool(self.peek(1)) or bool(self._poll.poll(0))
+                self.peek(1)
             except (BlockingIOError, ssl.SSLWantReadError):
                 return False
+            return True  # no bytes: this is the end, also where the server ends TLS and leaves TCP open
 
     @contextlib.contextmanager
     def _not_waiting(self) -> Iterator[None]:

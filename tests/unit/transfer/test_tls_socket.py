@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hubcache.transfer.download_connection import DownloadConnection
 from hubcache.transfer.tls_socket import TlsSocket
 from support.standin import random_bytes
 from support.standin import tls as standin_tls
@@ -132,6 +133,29 @@ def test_end_with_close_notify_is_an_end(connect: Connect) -> None:
 
     with connect(serve) as pair:
         assert received(pair.secured()) == b"some"
+
+
+def test_connection_whose_tls_has_ended_is_not_used_again(connect: Connect) -> None:
+    has_ended, may_close = threading.Event(), threading.Event()
+
+    def serve(server: ssl.SSLSocket) -> None:
+        server.recv(1000)
+        server.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody")
+        server.settimeout(0)
+        with suppress(ssl.SSLWantReadError):  # its close_notify is sent, the client's is not waited for
+            server.unwrap()
+        has_ended.set()
+        may_close.wait()
+
+    with connect(serve) as pair:
+        connection = DownloadConnection(pair.client, SECONDS)
+        connection.secure(pair.trusting, pair.name, SECONDS)
+        response = connection.send("GET", "/", {"Host": pair.name})
+        assert response.read() == b"body"
+        has_ended.wait()
+        is_reusable = connection.end(response)
+        may_close.set()
+    assert not is_reusable
 
 
 def test_read_without_waiting_fails_when_nothing_has_arrived(connect: Connect) -> None:
