@@ -127,6 +127,7 @@ class Fleet:
 
     async def stop_background_work(self) -> None:
         """Announce that this node leaves, when its shutdown has begun. Uploads continue until `close`."""
+        self._blobs.is_stopping = True
         try:
             async with asyncio.timeout(_LEAVE_SECONDS):
                 for part in (self._joining, self._sweeper, self._membership):

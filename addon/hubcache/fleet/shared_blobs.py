@@ -67,12 +67,15 @@ class SharedBlobs:
         self._leases = leases
         self._peers = peers
         self._uploads = uploads
+        self._store = store
         self._fills = fills
         self._permits = permits
         self._begin_fill = begin_fill
         self._leaders = leaders
         self._observer = observer
         self._shares_private = shares_private
+        self.is_stopping = False
+        """Whether this node stops, and begins no fills for other nodes."""
         self._shared: dict[Digest, SharedFill] = {}
         """The fills that run."""
         self._passing = PassingBlobs(store, fills)
@@ -312,14 +315,18 @@ class SharedBlobs:
         return fill is not None and fill.is_asking_leader
 
     async def begin(self, host: str, repository: str, digest: Digest) -> None:
-        """Begin a fill for another node, as for a client of this one; none if the blob is not known to be public, or
-        the fill would wait for others.
+        """Begin a fill for another node, as for a client of this one.
+
+        Begins none if a fill of the blob runs, the blob is not known to be public, the fill would wait for others, or
+        this node is stopping.
 
         The fill asks no leader: two nodes that take each other for it would wait for each other. Raises
         `HubcacheError`.
         """
-        is_permitted = self._permits(host, repository, digest, False)
-        if digest in self._shared or not is_permitted or not self._fills.has_free_slot(PREFETCH):
+        is_running = digest in self._shared or self._fills.get(digest) is not None
+        if self.is_stopping or is_running or not self._fills.has_free_slot(PREFETCH):
+            return
+        if self._store.private.has(digest) or not self._permits(host, repository, digest, False):
             return
         fill = self._shared[digest] = SharedFill((host, repository, True, None), asks_leader=False)
         try:

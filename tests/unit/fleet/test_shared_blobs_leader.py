@@ -92,6 +92,33 @@ async def test_leader_whose_policy_refuses_the_blob_sends_nothing(
         assert fleet.fetched(DIGEST) == 1
 
 
+async def test_leader_that_stops_begins_no_fill(fleet: SharingFleet) -> None:
+    async with fleet.nodes(2) as (leader, follower):
+        follow(leader, follower)
+        leader.shared.is_stopping = True
+        await pull_all([follower])
+        await settled(leader, follower)
+        assert not leader.store.has(DIGEST)
+        assert fleet.fetched(DIGEST) == 1
+
+
+async def test_leader_begins_no_fill_of_a_private_blob(fleet: SharingFleet) -> None:
+    async with fleet.node("leader") as leader:
+        await leader.store.private.add(DIGEST)
+        await leader.shared.begin(HOST, REPO, DIGEST)
+        assert leader.fills.get(DIGEST) is None
+
+
+async def test_leader_does_not_share_a_fill_that_is_not_shared(fleet: SharingFleet) -> None:
+    fleet.hub.faults.add(Fault(kind="cdn", pause_after=10_000))
+    async with fleet.node("leader") as leader:
+        fill = leader.start(DIGEST, bearer(fleet.hub, "alice", REPO))
+        await until(lambda: fill.written > 0)
+        await leader.shared.begin(HOST, REPO, DIGEST)
+        assert leader.shared._shared == {}
+        leader.fills._cancel_fill(fill)
+
+
 async def test_two_nodes_that_take_each_other_for_the_leader_do_not_wait(
     fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
