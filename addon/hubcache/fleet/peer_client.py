@@ -30,6 +30,9 @@ LONGEST_WAIT_SECONDS = 10.0
 _EVENT_SECONDS = 2.0
 """Longest duration of a request that reports an event."""
 
+_MAX_CONNECTIONS = 100
+"""Connections for events, and as many for waits; further requests wait for one within their time limit."""
+
 
 class PeerUnavailable(HubcacheError):
     """Another node does not answer, or refuses the request."""
@@ -60,16 +63,17 @@ class PeerClient:
         self.secret: str | None = None
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used: the URLs of nodes are http
         self._downloads = DownloadSession(tls, user_agent, CONNECT_SECONDS, STALL_SECONDS)
-        self._requests = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(_EVENT_SECONDS),
-            headers={"User-Agent": user_agent},
-            cookie_jar=aiohttp.DummyCookieJar(),
+        self._events = _session(user_agent, aiohttp.ClientTimeout(_EVENT_SECONDS))
+        self._waits = _session(
+            user_agent, aiohttp.ClientTimeout(LONGEST_WAIT_SECONDS + CONNECT_SECONDS, sock_connect=CONNECT_SECONDS)
         )
+        """A session of its own: each wait takes a connection, and events must not wait for one."""
 
     async def close(self) -> None:
         """Close all connections."""
         self._downloads.close()
-        await self._requests.close()
+        await self._events.close()
+        await self._waits.close()
 
     @asynccontextmanager
     async def open_blob(
@@ -91,7 +95,7 @@ class PeerClient:
             response = await self._downloads.get(url, headers)
         except aiohttp.ConnectionTimeoutError as error:
             raise PeerUnavailable(f"{address} cannot be reached") from error
-        except (aiohttp.ClientError, ValueError) as error:  # ValueError: an address that is none
+        except (aiohttp.ClientError, ValueError) as error:  # ValueError: an invalid address
             if isinstance(error, TimeoutError):
                 raise
             raise PeerUnavailable(f"{address} cannot be reached: {type(error).__name__}") from error
@@ -110,10 +114,9 @@ class PeerClient:
         """Return True once the node at `address` has released a lease, False if it does not hold it, is too busy, or is
         of an older version. Raises `PeerUnavailable`.
         """
-        timeout = aiohttp.ClientTimeout(LONGEST_WAIT_SECONDS + CONNECT_SECONDS, sock_connect=CONNECT_SECONDS)
         try:
-            async with self._requests.get(
-                f"{address}/lease/{name}", headers=self._headers(), allow_redirects=False, timeout=timeout
+            async with self._waits.get(
+                f"{address}/lease/{name}", headers=self._headers(), allow_redirects=False
             ) as response:
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
@@ -126,7 +129,7 @@ class PeerClient:
         """Report an event to the node at `address`; raises `PeerUnavailable`."""
         headers = self._headers()
         try:  # a redirect could lead to a server that trusts this machine
-            async with self._requests.post(
+            async with self._events.post(
                 f"{address}/event", json=dict(fields), headers=headers, allow_redirects=False
             ) as response:
                 status = response.status
@@ -139,3 +142,13 @@ class PeerClient:
         if self.secret is None:
             raise PeerUnavailable("the secret of the fleet is not known yet")
         return {"Authorization": f"Bearer {self.secret}"}
+
+
+def _session(user_agent: str, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
+    """Return a session with connections of its own, at most `_MAX_CONNECTIONS`."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS),
+        timeout=timeout,
+        headers={"User-Agent": user_agent},
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )

@@ -137,7 +137,8 @@ class SharedAnswers:
         """Wait for the answer of another node; returns it, and the last version of the object.
 
         The answer is None when that node has released its lease without one, or takes too long. It is read once after
-        that node has reported the release, and again and again where that node does not.
+        that node has reported the release; where that node does not report it, repeatedly until `WAIT_SECONDS` have
+        passed, and at least once.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + WAIT_SECONDS
@@ -145,13 +146,13 @@ class SharedAnswers:
         is_held, pauses = not is_released, is_released is None
         pause, longest = _PAUSE_SECONDS
         with suppress(BucketUnavailable):
-            while loop.time() < deadline:
+            while True:
                 if pauses:
                     await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
                     pause = min(1.5 * pause, longest)
                 version = await self.read(question.key)
                 found = question.find(version)
-                if found is not None or not is_held:
+                if found is not None or not is_held or loop.time() >= deadline:
                     return found, version
                 is_held = await self._bucket.in_time(lambda: self._leases.holder(question.lease)) is not None
                 pauses = is_held

@@ -34,6 +34,16 @@ async def test_waits_for_leases_are_limited(client: PeerClient, node: Node, monk
     assert await client.wait_released(node.address, "tag/1") is False
 
 
+async def test_events_are_sent_while_many_leases_are_waited_for(client: PeerClient, node: Node) -> None:
+    released = node.leases.released["tag/1"] = asyncio.Event()
+    waiting = [asyncio.create_task(client.wait_released(node.address, "tag/1")) for _ in range(100)]
+    await until(lambda: node.server._waiting == 100)
+    await client.send_event(node.address, {"event": 1})
+    assert node.events == [{"event": 1}]
+    released.set()
+    assert await asyncio.gather(*waiting) == [True] * 100
+
+
 async def test_peer_that_ends_its_wait_for_a_lease_is_not_counted(client: PeerClient, node: Node) -> None:
     node.leases.released["tag/1"] = asyncio.Event()
     with pytest.raises(TimeoutError):

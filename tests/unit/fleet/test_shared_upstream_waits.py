@@ -116,6 +116,36 @@ async def test_node_asks_itself_when_the_holder_of_the_lease_has_no_answer_in_ti
     assert sum(manifest_requests(hub).values()) == 1
 
 
+class SilentNodes(ReachableNodes):
+    """Nodes that store `answer` and never report that they have released a lease."""
+
+    def __init__(self, store: MemoryStore, answer: bytes) -> None:
+        super().__init__()
+        self._store, self._answer = store, answer
+
+    async def wait_released(self, address: str, name: str) -> bool:
+        self._store.put(TAG, self._answer)
+        await asyncio.Event().wait()
+        return False
+
+
+async def test_answer_is_read_once_more_after_the_holder_of_the_lease_did_not_report_in_time(
+    hub: Hub, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_answers, "WAIT_SECONDS", 0.1)
+    store = MemoryStore()
+    async with shared_upstream(hub, store, "first") as first:
+        assert await get(first) == image.manifest
+        await first.settle()
+        answer = bytes(store.get(TAG).bytes())
+        store.delete(TAG)
+        lease = await acquired(first)
+        async with shared_upstream(hub, store, "second", peers=SilentNodes(store, answer)) as second:
+            assert await get(second) == image.manifest
+        await lease.release()
+    assert manifest_requests(hub) == {"HEAD": 0, "GET": 1}
+
+
 async def test_node_asks_itself_when_the_lease_was_released_without_an_answer(
     hub: Hub, image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
