@@ -148,7 +148,7 @@ async def pull(cache: Cache, image: Image, listener: Listener = Listener.MIRROR)
 async def test_second_node_needs_no_request_to_the_registry(
     hub: Hub, bucket: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leaders, "_LEADER_SECONDS", 0.0)  # the first node is not asked for the blobs
+    monkeypatch.setattr(leaders, "_LEADING_SECONDS", 0.0)  # the first node is not asked for the blobs
     image = hub.image(REPO, "1", [random_bytes(200_000, "layer")])
     async with fleet.nodes(hub, tmp_path, 2) as (first, second):
         await pull(first, image)

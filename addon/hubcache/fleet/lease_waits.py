@@ -27,7 +27,7 @@ class LeaseWaits:
         self._leaders = leaders
 
     async def wait(self, name: str, holder: Holder, seconds: float) -> bool | None:
-        """Wait until the holder of a lease has released it, at most so long; returns whether it has.
+        """Wait up to `seconds` until the holder of a lease has released it; returns whether it has.
 
         Returns None when the holder does not answer. False may also mean that it has released the lease before, or that
         it is of an older version.

@@ -87,6 +87,7 @@ class Lease:
         """When the last renewal that succeeded was sent (monotonic clock)."""
         self.created_at = math.inf
         """When the lease was created (monotonic clock); infinite where it replaced another one."""
+        self.was_acquired = False
         self._was_taken = False
         self._renewing: asyncio.Task[None] | None = None
 
@@ -115,7 +116,8 @@ class Lease:
         return True
 
     def keep(self) -> None:
-        """Renew the lease from now on."""
+        """Renew the lease, which is acquired, from now on."""
+        self.was_acquired = True
         self._renewing = asyncio.create_task(self._keep())
 
     async def _keep(self) -> None:
@@ -259,12 +261,12 @@ class Leases:
         return None if self._has_expired(holder) else holder
 
     async def wait_released(self, name: str) -> bool:
-        """Wait until this node has released a lease; returns False at once when it does not hold it."""
+        """Wait until this node has released a lease; returns False when it does not hold it, or does not acquire it."""
         lease = self._own.get(name)
         if lease is None:
             return self._retired.has(name)
         await lease.released.wait()
-        return True
+        return lease.was_acquired
 
     def is_own(self, holder: Holder) -> bool:
         """Whether this node is the holder."""

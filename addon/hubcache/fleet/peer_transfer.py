@@ -16,8 +16,8 @@ of a registry that are worth waiting for."""
 
 
 class PeerTransfer:
-    """A `Transfer` from the node at `address`, which holds the lease. When nothing arrives, it goes on waiting while
-    the lease is renewed: that node may wait for a slow registry.
+    """A `Transfer` from the node at `address`, which holds the blob's lease, or has fetched its manifest. When nothing
+    arrives, it goes on waiting while that node holds the lease and renews it: it may wait for a slow registry.
 
     When the body breaks off after few bytes, or is too slow, the fill receives no more from this node.
     """

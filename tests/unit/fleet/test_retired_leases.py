@@ -138,6 +138,18 @@ async def test_retired_lease_counts_as_released() -> None:
     assert not await own.wait_released(NAMES[0])
 
 
+async def test_lease_that_this_node_does_not_get_does_not_count_as_released() -> None:
+    store = MemoryStore()
+    (own, _), (other, _) = node(store), node(store, "other")
+    lease = await acquired(other)
+    acquiring = asyncio.create_task(own.acquire(NAMES[0]))
+    await asyncio.sleep(0)
+    assert own.held == (NAMES[0],)
+    assert not await own.wait_released(NAMES[0])
+    assert isinstance(await acquiring, Holder)
+    await lease.release()
+
+
 async def test_only_a_new_lease_shows_that_nothing_was_stored() -> None:
     store, before = MemoryStore(), time.monotonic()
     own, _ = node(store)
