@@ -18,7 +18,7 @@ from .processes import BenchError, running
 
 _PREFIX = "bench"
 _LEASES = "lease/blob"
-"""The leases of blobs, as `hubcache.fleet.keys` and `hubcache.fleet.shared_blobs` name them."""
+"""The leases of blobs, as `hubcache.fleet.keys` names them."""
 
 _STORED_SECONDS = 60
 _CHUNK = 512 << 10

@@ -79,7 +79,7 @@ async def test_bucket_that_hangs_delays_a_stop_by_a_short_time(
                 patch.setattr(obstore, name, hang)
             async with asyncio.timeout(2):
                 await cache.engine.stop_background_work()
-        assert node._blobs.is_stopping
+        assert node._blobs.for_peers.is_stopping
         assert node._bucket.closed_because == "this node is stopping"
         assert not cache.engine.is_uploading
 

@@ -224,7 +224,7 @@ class SharingFleet:
                 *(lambda *asked: node.permits(*asked), lambda *asked: node.begin(*asked), leaders, counts),
                 shares_private=shares_private,
             )
-            server = PeerServer(store, fills, shared, own_leases, _ignore)
+            server = PeerServer(store, fills, shared.for_peers, own_leases, _ignore)
             peers.secret = server.secret = SECRET
             fills.on_ended = shared.fill_ended
             node = SharingNode(

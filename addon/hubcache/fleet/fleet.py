@@ -82,7 +82,7 @@ class Fleet:
         self._sharing = Sharing(self._answers, clock, me.id, self._pause_began, cache.visibility, leaders)
         self._changes = ContentChanges(self._sharing, cache.content_changed)
         self._events = Events(members, self._peers, self._changes.receive, cache.pause)
-        self._peer_server = PeerServer(cache.store, cache.fills, self._blobs, leases, self._events.receive)
+        self._peer_server = PeerServer(cache.store, cache.fills, self._blobs.for_peers, leases, self._events.receive)
         self._joining = Joining(options.bucket, bucket, self._examine, self._join)
         self._events.on_joined = members.beat_soon
         cache.store.popularity.on_request = self._popularity.count_request
@@ -127,7 +127,7 @@ class Fleet:
 
     async def stop_background_work(self) -> None:
         """Announce that this node leaves, when its shutdown has begun. Uploads continue until `close`."""
-        self._blobs.is_stopping = True
+        self._blobs.for_peers.is_stopping = True
         try:
             async with asyncio.timeout(_LEAVE_SECONDS):
                 for part in (self._joining, self._sweeper, self._membership):

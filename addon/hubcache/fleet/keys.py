@@ -69,6 +69,11 @@ def lease(name: str) -> str:
     return f"{LEASES}/{name}"
 
 
+def blob_lease(digest: Digest) -> str:
+    """Return the name of the lease of the node that fetches a blob."""
+    return f"blob/{digest}"
+
+
 def hashed(*parts: str) -> str:
     """Return a short name for a lease on something whose own name is long or arbitrary."""
     return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:32]

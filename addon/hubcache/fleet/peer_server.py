@@ -58,7 +58,7 @@ class Leases(Protocol):
     """The leases that this node holds."""
 
     async def wait_released(self, name: str) -> bool:
-        """Wait until this node has released a lease; returns False at once when it does not hold it."""
+        """Wait until this node has released a lease; returns False when it does not hold it."""
 
 
 class Blobs(Protocol):

@@ -14,33 +14,28 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from ..oci.digest import Digest
 from ..oci.errors import BadUpstream
 from ..store.store import Store
-from ..transfer.blob_body import BlobBody, BlobDownload, Transfer
+from ..transfer.blob_body import BlobBody, BlobDownload
 from ..transfer.fill import Fill
-from ..transfer.fill_slots import PREFETCH
 from ..transfer.fills import Fills
+from . import keys
 from .blob_objects import BlobObjects
 from .blob_read import BlobRead
+from .blobs_from_peers import BlobsFromPeers
 from .bucket import Bucket, BucketUnavailable
 from .bucket_bodies import BucketContent, BucketTransfer
+from .fills_for_peers import FillsForPeers
 from .leaders import Leaders
 from .leases import Holder, Lease, Leases
 from .local_cache import BeginFill
 from .observer import FleetObserver
 from .passing_blobs import PassingBlobs
-from .peer_client import PeerClient, PeerUnavailable
-from .peer_transfer import PeerTransfer
+from .peer_client import PeerClient
 from .read_permission import Permits, ask_permission
 from .shared_fill import SharedFill
 from .uploads import Uploads
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two looks at the bucket and the lease, which grow while this node waits."""
-
-_LEADER_SECONDS = 3.0
-"""Longest wait for the node that fetched the manifest, which answers sooner, see `peer_server`."""
-
-_AVOID_SECONDS = 5.0
-"""A node that could not be reached is not tried again for this time."""
 
 
 class SharedBlobs:
@@ -65,19 +60,15 @@ class SharedBlobs:
         self._bucket = bucket
         self._objects = BlobObjects(bucket, store)
         self._leases = leases
-        self._peers = peers
         self._uploads = uploads
-        self._store = store
         self._fills = fills
         self._permits = permits
-        self._begin_fill = begin_fill
-        self._leaders = leaders
         self._observer = observer
         self._shares_private = shares_private
-        self.is_stopping = False
-        """Whether this node stops, and begins no fills for other nodes."""
         self._shared: dict[Digest, SharedFill] = {}
         """The fills that run."""
+        self.for_peers = FillsForPeers(store, fills, self._shared, permits, begin_fill)
+        self._from_peers = BlobsFromPeers(bucket, leases, peers, self._objects, leaders, observer)
         self._passing = PassingBlobs(store, fills)
         self._releasing: set[asyncio.Task[None]] = set()
 
@@ -172,7 +163,7 @@ class SharedBlobs:
             fill.permission = await ask_permission(read, self._permits)
         if not fill.permission.is_given:
             return None
-        found = await self._from_leader(stack, fill, read, start)
+        found = await self._from_peers.open_at_leader(stack, fill, read, start)
         if found is not None:
             return found
         try:
@@ -182,28 +173,6 @@ class SharedBlobs:
         except BucketUnavailable:
             return None
         return found
-
-    async def _from_leader(
-        self, stack: AsyncExitStack, fill: SharedFill, read: BlobRead, start: int
-    ) -> BlobDownload | None:
-        """Return the body that the node sends which has fetched the blob's manifest; None where it has no bytes now.
-
-        That saves both this node's requests to the bucket and those for a lease. Once is enough: when the body breaks
-        off, its node is found as the holder of the lease.
-        """
-        leader = self._leaders.find(read.host, read.repository) if fill.asks_leader and read.is_public else None
-        if leader is None:
-            return None
-        fill.asks_leader, fill.is_asking_leader = False, True
-        holder = Holder(leader.id, leader.address, 0.0)
-        try:
-            async with asyncio.timeout(_LEADER_SECONDS):
-                return await self._open_at(stack, fill, read, start, holder, (read.host, read.repository))
-        except (PeerUnavailable, TimeoutError):
-            self._leaders.avoid(leader.id)
-            return None
-        finally:
-            fill.is_asking_leader = False
 
     async def _from_bucket(self, fill: SharedFill, read: BlobRead, start: int) -> BlobDownload | None:
         if not fill.may_use_bucket(start):
@@ -218,7 +187,7 @@ class SharedBlobs:
             fill.is_object_wrong = True
             return None
         fill.origins.add("bucket")
-        return self._body(fill, BucketTransfer(found.chunks), "bucket", start, size)
+        return fill.download(BucketTransfer(found.chunks), "bucket", start, size, self._observer)
 
     async def _from_fleet(
         self, stack: AsyncExitStack, fill: SharedFill, read: BlobRead, start: int
@@ -227,7 +196,7 @@ class SharedBlobs:
 
         Returns None when the lease is acquired, or after too long a wait.
         """
-        name, pause, loop = _lease_name(read.digest), _FIRST_PAUSE, asyncio.get_running_loop()
+        name, pause, loop = keys.blob_lease(read.digest), _FIRST_PAUSE, asyncio.get_running_loop()
         lost, fill.lease = fill.lease, None
         if lost is not None:
             await self._bucket.in_time(lost.release)
@@ -236,7 +205,7 @@ class SharedBlobs:
             begun = loop.time()
             if self._leases.is_own(holder):
                 return None  # the upload of an earlier fill has the lease
-            body = await self._from_peer(stack, fill, read, start, holder)
+            body = await self._from_peers.open_at_holder(stack, fill, read, start, holder)
             if body is not None or fill.has_waited_enough:
                 return body
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - nodes shall not ask at the same time
@@ -254,86 +223,6 @@ class SharedBlobs:
         if body is not None:
             self._release(fill)
         return body
-
-    async def _from_peer(
-        self, stack: AsyncExitStack, fill: SharedFill, read: BlobRead, start: int, holder: Holder
-    ) -> BlobDownload | None:
-        """Return the body that the holder of the lease sends; None when it cannot be reached or has not got it."""
-        now = time.monotonic()
-        if not holder.address or not fill.may_ask(holder.address, now):
-            return None
-        try:
-            return await self._open_at(stack, fill, read, start, holder)
-        except PeerUnavailable:
-            fill.avoided[holder.address] = now + _AVOID_SECONDS
-        except TimeoutError:  # it has not begun to receive the blob itself
-            pass
-        return None
-
-    async def _open_at(
-        self,
-        stack: AsyncExitStack,
-        fill: SharedFill,
-        read: BlobRead,
-        start: int,
-        holder: Holder,
-        origin: tuple[str, str] | None = None,
-    ) -> BlobDownload | None:
-        """Open the blob at another node; raises as `PeerClient.open_blob`."""
-        if self._objects.is_peer_distrusted(read.digest):
-            return None
-        async with AsyncExitStack() as opening:
-            opened = self._peers.open_blob(holder.address, read.digest, start, origin)
-            body = await opening.enter_async_context(opened)
-            if body is None or (body.size is not None and self._objects.is_wrong(read, body.size)):
-                return None
-            stack.push_async_callback(opening.pop_all().aclose)
-        fill.origins.add("peer")
-        transfer = PeerTransfer(body, holder.address, start, fill, lambda: self._is_renewed(read.digest, holder))
-        return self._body(fill, transfer, "peer", body.start, body.size)
-
-    def _body(self, fill: SharedFill, transfer: Transfer, tier: str, start: int, size: int | None) -> BlobDownload:
-        def report(_: str, count: int) -> None:
-            self._observer.bytes_received(tier, count)
-
-        assert fill.permission is not None
-        return BlobDownload(transfer, f"the {tier}", start, size, report, fill.permission.answered_at)
-
-    async def _is_renewed(self, digest: Digest, holder: Holder) -> bool:
-        """Whether a node still holds the lease of a blob, as far as that can be found out."""
-        try:
-            now = await self._bucket.in_time(lambda: self._leases.holder(_lease_name(digest)))
-        except BucketUnavailable:
-            return True
-        return now is not None and now.node == holder.node
-
-    # -- fills for other nodes --------------------------------------------------------------------------------------
-
-    def is_asking_leader(self, digest: Digest) -> bool:
-        """Whether a fill waits for the answer of the node that has fetched its blob's manifest."""
-        fill = self._shared.get(digest)
-        return fill is not None and fill.is_asking_leader
-
-    async def begin(self, host: str, repository: str, digest: Digest) -> None:
-        """Begin a fill for another node, as for a client of this one.
-
-        Begins none if a fill of the blob runs, the blob is not known to be public, the fill would wait for others, or
-        this node is stopping.
-
-        The fill asks no leader: two nodes that take each other for it would wait for each other. Raises
-        `HubcacheError`.
-        """
-        is_running = digest in self._shared or self._fills.get(digest) is not None
-        if self.is_stopping or is_running or not self._fills.has_free_slot(PREFETCH):
-            return
-        if self._store.private.has(digest) or not self._permits(host, repository, digest, False):
-            return
-        fill = self._shared[digest] = SharedFill((host, repository, True, None), asks_leader=False)
-        try:
-            await self._begin_fill(host, repository, digest)
-        finally:
-            if self._fills.get(digest) is None and self._shared.get(digest) is fill:
-                del self._shared[digest]
 
     # -- end of a fill ----------------------------------------------------------------------------------------------
 
@@ -370,7 +259,3 @@ class SharedBlobs:
             task = asyncio.create_task(lease.release())
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)
-
-
-def _lease_name(digest: Digest) -> str:
-    return f"blob/{digest}"

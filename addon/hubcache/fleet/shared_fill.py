@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..transfer.blob_body import BlobDownload, Transfer
 from .leases import Lease
+from .observer import FleetObserver
 from .read_permission import Permission
 
 PATIENCE_SECONDS = 30.0
@@ -87,3 +89,14 @@ class SharedFill:
             return False
         self.bucket_at = start
         return True
+
+    def download(
+        self, transfer: Transfer, tier: str, start: int, size: int | None, observer: FleetObserver
+    ) -> BlobDownload:
+        """Return a body of the bytes from `start` on; `tier` is where they come from, `bucket` or `peer`."""
+
+        def report(_: str, count: int) -> None:
+            observer.bytes_received(tier, count)
+
+        assert self.permission is not None
+        return BlobDownload(transfer, f"the {tier}", start, size, report, self.permission.answered_at)

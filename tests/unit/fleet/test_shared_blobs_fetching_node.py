@@ -29,15 +29,15 @@ async def following(nodes: list[SharingNode]) -> list[asyncio.Task[bytes]]:
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, node: SharingNode, name: str) -> list[None]:
-    """Return a list that grows with each call of a method of the node's `SharedBlobs`."""
+    """Return a list that grows with each call of a method of the node's `BlobsFromPeers`."""
     calls: list[None] = []
-    method = getattr(node.shared, name)
+    method = getattr(node.shared._from_peers, name)
 
     def count(*arguments: object) -> object:
         calls.append(None)
         return method(*arguments)
 
-    monkeypatch.setattr(node.shared, name, count)
+    monkeypatch.setattr(node.shared._from_peers, name, count)
     return calls
 
 

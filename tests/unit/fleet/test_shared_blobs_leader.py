@@ -4,7 +4,7 @@ import asyncio
 import socket
 
 import pytest
-from hubcache.fleet import peer_client, peer_server, shared_blobs
+from hubcache.fleet import blobs_from_peers, peer_client, peer_server
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import NotStored
 from hubcache.transfer.fill_slots import PREFETCH
@@ -95,7 +95,7 @@ async def test_leader_whose_policy_refuses_the_blob_sends_nothing(
 async def test_leader_that_stops_begins_no_fill(fleet: SharingFleet) -> None:
     async with fleet.nodes(2) as (leader, follower):
         follow(leader, follower)
-        leader.shared.is_stopping = True
+        leader.shared.for_peers.is_stopping = True
         await pull_all([follower])
         await settled(leader, follower)
         assert not leader.store.has(DIGEST)
@@ -105,7 +105,7 @@ async def test_leader_that_stops_begins_no_fill(fleet: SharingFleet) -> None:
 async def test_leader_begins_no_fill_of_a_private_blob(fleet: SharingFleet) -> None:
     async with fleet.node("leader") as leader:
         await leader.store.private.add(DIGEST)
-        await leader.shared.begin(HOST, REPO, DIGEST)
+        await leader.shared.for_peers.begin(HOST, REPO, DIGEST)
         assert leader.fills.get(DIGEST) is None
 
 
@@ -114,7 +114,7 @@ async def test_leader_does_not_share_a_fill_that_is_not_shared(fleet: SharingFle
     async with fleet.node("leader") as leader:
         fill = leader.start(DIGEST, bearer(fleet.hub, "alice", REPO))
         await until(lambda: fill.written > 0)
-        await leader.shared.begin(HOST, REPO, DIGEST)
+        await leader.shared.for_peers.begin(HOST, REPO, DIGEST)
         assert leader.shared._shared == {}
         leader.fills._cancel_fill(fill)
 
@@ -122,7 +122,7 @@ async def test_leader_does_not_share_a_fill_that_is_not_shared(fleet: SharingFle
 async def test_two_nodes_that_take_each_other_for_the_leader_do_not_wait(
     fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_blobs, "_LEADER_SECONDS", 60.0)
+    monkeypatch.setattr(blobs_from_peers, "_ANSWER_SECONDS", 60.0)
     monkeypatch.setattr(peer_server, "LEADER_SECONDS", 60.0)
     monkeypatch.setattr(peer_client, "STALL_SECONDS", 60.0)
     async with asyncio.timeout(20), fleet.nodes(3) as nodes:
@@ -166,7 +166,7 @@ async def test_leader_that_does_not_run_is_asked_once(fleet: SharingFleet) -> No
 async def test_leader_that_does_not_answer_in_time_is_avoided(
     fleet: SharingFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_blobs, "_LEADER_SECONDS", 0.05)
+    monkeypatch.setattr(blobs_from_peers, "_ANSWER_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hanging = TestNode("hangs", f"http://127.0.0.1:{silent.getsockname()[1]}")
         fleet.members.append(hanging)
