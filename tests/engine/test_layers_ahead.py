@@ -5,7 +5,8 @@ import asyncio
 import pytest
 from hubcache.oci.digest import Digest
 from hubcache.oci.errors import StorageError
-from hubcache.serve.layers_ahead import MOST_BESIDE, LayersAhead
+from hubcache.serve import layers_ahead
+from hubcache.serve.layers_ahead import LayersAhead
 from hubcache.serve.messages import Answer, Listener, Result
 from hubcache.transfer import unread_fills
 from support.engine import Cache, read
@@ -13,6 +14,12 @@ from support.standin import Fault, Hub, Image, random_bytes
 from support.users import EACH_LISTENER, bearer, settled, until
 
 LAYERS = [random_bytes(20_000, f"layer {number}") for number in range(9)]
+MOST_BESIDE = 5
+
+
+@pytest.fixture(autouse=True)
+def _several_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers_ahead, "MOST_BESIDE", MOST_BESIDE)
 
 
 def path_of(image: Image, number: int) -> str:
