@@ -33,9 +33,6 @@ _SWEEP_SECONDS = DAY / 4
 _RENEW_SECONDS = 5.0
 """Time between two renewals of a lease, as in `hubcache.fleet.leases`."""
 
-TIERS = ("store", "peer", "bucket", "registry")
-"""Where a request is answered: the node's own store, the node that receives the content, the bucket, the registry."""
-
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
@@ -171,7 +168,8 @@ class FleetReplay:
     # -- content ------------------------------------------------------------------------------------------------------
 
     def _request(self, node: _Node, key: int, now: float) -> str:
-        """Return the tier that answers a request."""
+        """Return the tier that answers a request: the node's own "store", the "peer" that receives the content, the
+        "bucket", or the "registry"."""
         size, is_manifest = self._trace.sizes[key], self._trace.kinds[key] == Kind.MANIFEST
         self._counts.add(key, 1.0, now)
         is_shared = self._has_manifest(key, now) if is_manifest else key in self._blobs
