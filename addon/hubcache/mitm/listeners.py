@@ -17,6 +17,7 @@ from mitmproxy.proxy.mode_servers import AsyncioServerInstance
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 
 from ..clients.limits import ClientLimits
+from ..clients.transport import ClientTransport
 from .streams import Server, stream_handler
 
 logger = logging.getLogger("hubcache")
@@ -131,32 +132,40 @@ class _Listener:
         self._instance = instance
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT)  # accepted ones inherit it
+        # accepted sockets inherit these
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sockets = (self._socket,)
-        self._task = asyncio.create_task(self._accept())
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        self._listen()
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                client, address = await loop.sock_accept(self._socket)
-            except OSError as error:
-                # The client disconnected (ECONNABORTED), or descriptors ran out: asyncio's server goes on, too.
-                if error.errno in _EXHAUSTED and self.limits.close_oldest():
-                    await asyncio.sleep(0)  # lets the event loop close it
-                elif error.errno in _EXHAUSTED:
-                    logger.warning("hubcache: cannot accept clients for a moment: %s", error.strerror)
-                    await asyncio.sleep(_PAUSE_SECONDS)
-                continue
-            self.limits.accepted(client.fileno())
-            protocol = self.factory(self._instance, address[:2])
-            if protocol is None:
-                protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(), stream_handler(self._instance))
-            await loop.connect_accepted_socket(lambda protocol=protocol: protocol, client)  # type: ignore[misc]
+    def _listen(self) -> None:
+        self._loop.add_reader(self._socket, self._accept)
+
+    def _accept(self) -> None:
+        """Accept one client: the others are for idle processes, which the event loop notifies of them, too."""
+        try:
+            client, address = self._socket.accept()
+        except (BlockingIOError, InterruptedError):  # another process has accepted it
+            return
+        except OSError as error:
+            # The client disconnected (ECONNABORTED), or descriptors ran out: asyncio's server goes on, too.
+            if error.errno in _EXHAUSTED and not self.limits.close_oldest():
+                logger.warning("hubcache: cannot accept clients for a moment: %s", error.strerror)
+                self._loop.remove_reader(self._socket)
+                self._pause = self._loop.call_later(_PAUSE_SECONDS, self._listen)
+            return
+        client.setblocking(False)
+        self.limits.accepted(client.fileno())
+        protocol = self.factory(self._instance, address[:2])
+        if protocol is None:
+            protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(), stream_handler(self._instance))
+        ClientTransport(client, address).start(protocol)
 
     def close(self) -> None:
         """Stop accepting."""
-        # Close the socket only when the event loop no longer watches it: else the loop would report clients of other
-        # sockets.
-        self._task.add_done_callback(lambda _: self._socket.close())
-        self._task.cancel()
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
