@@ -9,6 +9,7 @@ import logging
 import resource
 import time
 from collections import Counter
+from functools import lru_cache
 from typing import Protocol
 
 from ..decide.throttle import Throttle
@@ -138,6 +139,7 @@ class ClientLimits:
         return True
 
 
+@lru_cache(1 << 12)
 def _counted_address(address: str) -> str:
     """Return the address or network that an address is counted for: an IPv6 client can use all addresses of its /64."""
     found = parse_address(address)

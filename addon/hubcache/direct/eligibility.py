@@ -109,6 +109,8 @@ class Eligibility:
         self._interception = Interception(())
         self._decided_at = -1
         self._bypass = NOTHING
+        self._direct: dict[str, bool] = {}
+        """Whether clients get direct connections, by the specification of a mode; emptied with each decision."""
 
     def intercept(self, interception: Interception) -> None:
         """Serve the registries of `interception` from now on."""
@@ -125,6 +127,7 @@ class Eligibility:
         if self._decided_at != self._others.changes:
             self._decided_at = self._others.changes
             self._bypass = decide(self._options, self._others.listen_to, self._interception.allow_hosts)
+            self._direct = {}
         return self._bypass
 
     def answers_connect(self, mode: ProxyMode) -> bool:
@@ -134,12 +137,12 @@ class Eligibility:
     def is_direct(self, mode: ProxyMode, client: str) -> bool:
         """Whether a client at the address `client` gets a direct connection at a listener of this mode."""
         bypass = self.bypass
-        if not bypass.requests or not self._is_served(mode):
-            return False
-        if isinstance(mode, RegularMode) and not bypass.tls:
-            return False
+        is_direct = self._direct.get(mode.full_spec)
+        if is_direct is None:
+            is_direct = bypass.requests and self._is_served(mode) and (bypass.tls or not isinstance(mode, RegularMode))
+            self._direct[mode.full_spec] = is_direct
         # mitmproxy refuses clients of the internet, with a line in the log.
-        return not (self._options.block_global and _is_global(client))
+        return is_direct and not (self._options.block_global and _is_global(client))
 
     def _is_served(self, mode: Any) -> bool:
         if isinstance(mode, ReverseMode):

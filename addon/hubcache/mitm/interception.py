@@ -117,7 +117,7 @@ class Interception:
         The distribution spec ("Registry Proxying") has had both, and gives no precedence. Where they differ, `?ns=`
         counts: it is part of the URL, by which caches and logs on the way identify a request.
         """
-        named = parse_qs(query).get("ns", [])[:1] or [(header or "").strip()]
+        named = (parse_qs(query).get("ns", [])[:1] if query else None) or [(header or "").strip()]
         if not named[0]:
             own = self._places.get((mode.address[0].lower(), mode.address[1]))
             return None if own is None else Place(own.registry, Listener.MIRROR)
