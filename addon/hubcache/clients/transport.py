@@ -230,4 +230,6 @@ class ClientTransport(asyncio.Transport):
             self._protocol.connection_lost(error)
         finally:
             self._socket.close()
-            self._protocol = None  # else protocol and transport would wait for the garbage collector, with all they hold
+            self._protocol = (
+                None  # else protocol and transport would wait for the garbage collector, with all they hold
+            )
