@@ -174,16 +174,16 @@ async def test_listener_continues_after_an_aborted_connection_and_without_descri
         writer.close()
 
     listening = socket.create_server(("127.0.0.1", 0))
-    loop, failures = asyncio.get_running_loop(), [errno.ECONNABORTED, errno.EMFILE]
-    accept = loop.sock_accept
+    failures = [errno.ECONNABORTED, errno.EMFILE]
+    accept = socket.socket.accept
 
-    async def failing(listening: socket.socket) -> tuple[socket.socket, Any]:
+    def failing(listening: socket.socket) -> tuple[socket.socket, Any]:
         if failures:
             number = failures.pop()
             raise OSError(number, os.strerror(number))
-        return await accept(listening)
+        return accept(listening)
 
-    monkeypatch.setattr(loop, "sock_accept", failing)
+    monkeypatch.setattr(socket.socket, "accept", failing)
     listener = listeners._Listener(SimpleNamespace(handle_stream=handle), listening.detach())
     try:
         _, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
