@@ -16,6 +16,14 @@ ROWS = (
     ("stored manifest, new connections: time to first byte", "manifest-new", "p99 ms"),
     ("stored manifest, persistent connections, 8 clients", "manifest-persistent", "requests/s"),
     ("stored 4 KB blob, new connections, 8 clients", "blob-new", "requests/s"),
+    ("mirror without TLS: stored 400 MB blob, 1 client", "mirror-blob-1", "MB/s"),
+    ("mirror without TLS: stored 400 MB blob, 8 clients", "mirror-blob-8", "MB/s"),
+    ("mirror without TLS: stored manifest, new connections, 8 clients", "mirror-manifest-new", "requests/s"),
+    (
+        "mirror without TLS: stored manifest, persistent connections, 8 clients",
+        "mirror-manifest-persistent",
+        "requests/s",
+    ),
     ("50 machines, 10 images each, half of them new, uplink of 1 Gbit/s", "crowd", "makespan s"),
     ("the same: time to the first byte", "crowd", "first byte p99 ms"),
     ("new blob: last of 24 clients, compared with a single client", "cold-blob", "last/single"),
@@ -82,15 +90,24 @@ FLEET_LABELS = {
 }
 """Servers of the table of a fleet."""
 
-_COLUMNS = {"hubcache-limited": "hubcache", "hubcache-fleet-limited": "hubcache-fleet"}
+_COLUMNS = {
+    "hubcache-mirror": "hubcache",
+    "hubcache-mirror-workers": "hubcache-workers",
+    "nginx-plain": "nginx",
+    "drayage-plain": "drayage",
+    "hubcache-limited": "hubcache",
+    "hubcache-fleet-limited": "hubcache-fleet",
+}
 """Servers that are shown in the column of another one: the label of the row says how they differ."""
 
 PANELS = (
     ("Stored blob, 8 clients: MB/s (more is better)", "warm-blob-8", "MB/s"),
     ("Stored image, 8 clients: MB/s (more is better)", "warm-image-8", "MB/s"),
     ("Stored manifest: requests/s (more is better)", "manifest-new", "requests/s"),
+    ("Mirror without TLS, stored blob, 8 clients: MB/s (more is better)", "mirror-blob-8", "MB/s"),
+    ("The same, stored manifest: requests/s (more is better)", "mirror-manifest-new", "requests/s"),
     ("New image, last of 24 clients: s (less is better)", "cold-image", "last s"),
-    ("The same during other pulls: s (less is better)", "mixed", "last s"),
+    ("50 machines pull 10 images: s (less is better)", "crowd", "makespan s"),
     ("New image by skopeo: s (less is better)", "cold-pull", "s"),
 )
 """Panels of the chart: title, workload and figure."""
