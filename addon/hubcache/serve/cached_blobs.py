@@ -126,8 +126,8 @@ class CachedBlobs:
             await fill.wait_stored()
 
     async def fetch_ahead(self, view: RepositoryView, digest: Digest, abandoned: asyncio.Event) -> None:
-        """Begin to store a blob, or join a fill of it, as a reader until `abandoned` is set: from then on the fill
-        continues only as others without readers do. Raises `HubcacheError`.
+        """Begin to store a blob, or join a fill of it, as a reader until all bytes have arrived or `abandoned` is set:
+        from then on the fill continues only as others without readers do. Raises `HubcacheError`.
         """
         fill = self._running(view, digest)
         starts = fill is None
@@ -139,7 +139,7 @@ class CachedBlobs:
             await fill.wait_opened()
             if starts:  # another fill may be one through another repository
                 await self._blob_access.record_accepted(view, digest, fill.answered_at)
-            waiting = asyncio.create_task(fill.wait_stored()), asyncio.create_task(abandoned.wait())
+            waiting = asyncio.create_task(fill.wait_received()), asyncio.create_task(abandoned.wait())
             try:
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -163,9 +163,9 @@ class CachedBlobs:
         """Forget whether a blob belongs to a repository: it was pushed or deleted through this proxy."""
         await self._writer.forget_link(host, repository, digest)
 
-    def is_running(self, digest: Digest) -> bool:
-        """Whether a fill of the blob is running, from whichever registry."""
-        return self._fills.get(digest) is not None
+    def fill_of(self, digest: Digest) -> Fill | None:
+        """Return the running fill of the blob, from whichever registry; None if there is none."""
+        return self._fills.get(digest)
 
     # -- available blobs ----------------------------------------------------------------------------------------------
 

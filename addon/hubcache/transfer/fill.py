@@ -164,6 +164,11 @@ class Fill:
             if timer is not None:
                 timer.cancel()
 
+    async def wait_received(self) -> None:
+        """Wait until all bytes have arrived and are verified, or the fill has failed. The caller is no reader."""
+        while not self.verified and self.error is None:
+            await self._changed.wait()
+
     async def wait_stored(self) -> None:
         """Wait until the blob is in the store; raises the fill's error."""
         with self.reading():

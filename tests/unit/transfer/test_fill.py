@@ -55,6 +55,25 @@ async def test_fill_continues_when_its_readers_are_cancelled(hub: Hub, harness: 
     assert harness.store.has(DIGEST)
 
 
+async def test_task_that_waits_for_all_bytes_is_no_reader(hub: Hub, harness: FillHarness) -> None:
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=1000))
+    fill = harness.start()
+    waiting = asyncio.create_task(fill.wait_received())
+    await fill.wait_readable(1000)
+    assert (fill.readers, waiting.done()) == (0, False)
+    hub.faults.remove(fault)
+    await waiting
+    assert (fill.verified, fill.readable) == (True, len(LAYER))
+    await fill.wait_stored()
+
+
+async def test_wait_for_all_bytes_ends_when_the_fill_fails(hub: Hub, harness: FillHarness) -> None:
+    hub.faults.add(Fault(kind="cdn", corrupt_at=1000))
+    fill = harness.start()
+    await fill.wait_received()
+    assert (fill.verified, fill.error is not None) == (False, True)
+
+
 async def test_last_byte_is_held_back_until_the_digest_is_verified(hub: Hub, harness: FillHarness) -> None:
     fault = hub.faults.add(Fault(kind="cdn", pause_after=len(LAYER) - 1))
     fill = harness.start()
