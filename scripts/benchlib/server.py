@@ -46,7 +46,7 @@ class Server:
     machine: CpuGroup | None = None
     """What the server and its clients run in, if their CPU time is limited."""
     started_in: float = 0.0
-    """Seconds from the start of the program until it listened."""
+    """Seconds from the start of the program until it served requests; see `run_hubcache`."""
     status: str = ""
     """URL of the status page; empty for programs without one."""
 

@@ -27,7 +27,7 @@ def hubcache_mitmweb(setup: Setup) -> AbstractContextManager[Server]:
 
 def hubcache_workers(setup: Setup) -> AbstractContextManager[Server]:
     """This checkout in mitmdump, with as many worker processes as nginx has."""
-    return run_hubcache("hubcache-workers", REPOSITORY, setup, "--set", f"hubcache_workers={setup.workers}")
+    return run_hubcache("hubcache-workers", REPOSITORY, setup, workers=setup.workers)
 
 
 def hubcache_mirror(setup: Setup) -> AbstractContextManager[Server]:
@@ -37,8 +37,7 @@ def hubcache_mirror(setup: Setup) -> AbstractContextManager[Server]:
 
 def hubcache_mirror_workers(setup: Setup) -> AbstractContextManager[Server]:
     """The same with as many worker processes as nginx has."""
-    workers = f"hubcache_workers={setup.workers}"
-    return run_hubcache("hubcache-mirror-workers", REPOSITORY, setup, "--set", workers, mirror=True)
+    return run_hubcache("hubcache-mirror-workers", REPOSITORY, setup, workers=setup.workers, mirror=True)
 
 
 def hubcache_many_blobs(setup: Setup) -> AbstractContextManager[Server]:

@@ -1,13 +1,18 @@
 """scripts/bench: summaries, access log, targets, tables, the chart, and its servers."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from benchlib.accesslog import FORMAT, Entry, Traffic
 from benchlib.cli import compare, main
+from benchlib.hubcache_server import wait_for_workers
+from benchlib.metrics import Metrics
+from benchlib.processes import BenchError
 from benchlib.report import FLEET_LABELS, FLEET_ROWS, LABELS, PANELS, ROWS, markdown, svg
+from benchlib.server import Server
 from benchlib.servers import COMPARED, START
 from benchlib.stats import Summary, percentile, ratios
 from benchlib.table import cell, columns, number, render
@@ -199,6 +204,23 @@ def test_bar_lengths_are_the_values_and_hubcache_is_highlighted() -> None:
     bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     assert [bar.get_width() for bar in bars] == [4.0, 5.0]
     assert bars[0].get_facecolor() != bars[1].get_facecolor()
+
+
+WORKING = Server("hubcache-workers", 1, "https://registry", "registry", Path())
+
+
+def test_a_server_is_awaited_until_all_its_workers_are_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter((1, 1, 2, 3))
+    read: Callable[[Server], Metrics] = lambda _: Metrics.parse(f"hubcache_workers {next(counts)}\n")  # noqa: E731
+    monkeypatch.setattr(Metrics, "read", read)
+    wait_for_workers(WORKING, 2)
+    assert next(counts) == 3
+
+
+def test_a_worker_that_does_not_connect_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Metrics, "read", lambda _: Metrics.parse("hubcache_workers 1\n"))
+    with pytest.raises(BenchError, match=r"^hubcache-workers: 1 of 2 workers are connected after 0 s$"):
+        wait_for_workers(WORKING, 2, seconds=0)
 
 
 def test_ratios_are_computed_round_by_round() -> None:
