@@ -10,6 +10,11 @@ from ..oci.errors import Unavailable
 from .download_response import Consume
 from .http_response import HttpBody
 
+_REPORT_SECONDS = 0.01
+"""Time between two reports of received bytes to the event loop. A report of each piece woke the loop up to 2,300 times
+for each GB. CPU s/GB of `cold-pull` in `scripts/bench`: 2.84 with a report of each piece, 2.71 with one every 5 ms and
+2.68 with one every 15 ms; a pull took as long."""
+
 type Report = Callable[[str, int], None]
 """Gets the name of the host that sends a body, and a number of bytes that have arrived."""
 
@@ -83,20 +88,26 @@ class BlobDownload:
         """Pass bytes to `consume` as they arrive, in a thread, until it returns False; returns whether the body has
         ended.
 
-        `arrived` is called in the event loop, some time after each of these calls. Raises what `consume` raises, and
-        `Unavailable` when the connection breaks or stalls; a body that ends early is no error here.
+        `arrived` is called in the event loop, at once for the first of these calls, and within `_REPORT_SECONDS` for
+        others. Raises what `consume` raises, and `Unavailable` when the connection breaks or stalls; a body that ends
+        early is no error here.
         """
         loop = asyncio.get_running_loop()
         is_scheduled = False
+        timer: asyncio.TimerHandle | None = None
 
         def report() -> None:
-            nonlocal is_scheduled
-            is_scheduled = False
+            nonlocal is_scheduled, timer
+            if timer is not None:  # the thread may have called the loop although there is a timer
+                timer.cancel()
+            is_scheduled = False  # before the bytes are counted: the thread adds to them, and then reads this
             received = self._received
             if received > self._reported:
                 self._report(self._host, received - self._reported)
                 self._reported = received
                 arrived()
+                is_scheduled = True
+                timer = loop.call_later(_REPORT_SECONDS, report)
 
         def consume_and_report(data: memoryview) -> bool:
             nonlocal is_scheduled
@@ -113,6 +124,8 @@ class BlobDownload:
             raise _broken(self._host, error) from error
         finally:
             report()
+            if timer is not None:
+                timer.cancel()
 
 
 def _broken(host: str, error: Exception) -> Unavailable:

@@ -15,8 +15,9 @@ from typing import cast
 
 from .tls_socket import TlsSocket
 
-BUFFER = 256 << 10
-"""Bytes of the buffer into which bodies are read."""
+BUFFER = 512 << 10
+"""Bytes of the buffer into which bodies are read. CPU s/GB of three downloads at a time, hashed and written: 256 KiB
+1.66, 512 KiB 1.60; 1 MiB, also received at once, 1.58."""
 
 _MAX_DISCARDED = 64 << 10
 """Bytes of a body that is read only to use its connection again."""
@@ -160,7 +161,7 @@ class _Stream(io.BufferedReader):
             self._source.was_read = count < ahead
         else:
             count = self._sock.recv_into(view)
-        if 0 < count < len(view) // 2:  # for the rest of a larger piece, these calls cost more than they save
+        if 0 < count < len(view) // 4:  # for the rest of a larger piece, these calls cost more than they save
             # Without `poll`: each call would hand the interpreter to another thread.
             with self._not_waiting(), contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
                 while count < len(view) and (more := self._sock.recv_into(view[count:])):
