@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,16 +167,41 @@ async def test_second_node_needs_no_request_to_the_registry(
     assert keys(bucket, "lease") == []
 
 
+def assert_each_blob_fetched_once(image: Image, hub: Hub, caches: Sequence[Cache]) -> None:
+    """Assert that the registry sent each blob of an image once to all caches together.
+
+    A node that has no token yet sends its first request without one. The registry refuses that request with 401, and
+    sends no blob.
+    """
+    requests = hub.requests(kind="blob", method="GET")
+    assert {record.token for record in requests if record.status == 401} <= {"none"}
+    fetched = Counter(record.path for record in requests if record.status != 401)
+    assert fetched == {f"/v2/{image.repo}/blobs/{digest}": 1 for digest in image.blobs}
+    assert hub.count(kind="cdn", method="GET") == len(image.blobs)
+    tiers = [status(cache)["tiers"] for cache in caches]
+    assert sum(each["upstream"] for each in tiers) == size_of(image, hub)
+
+
 async def test_pull_through_all_nodes_at_once_fetches_each_blob_once(
     hub: Hub, bucket: MemoryStore, tmp_path: Path
 ) -> None:
     image = hub.image(REPO, "1", [random_bytes(3 << 20, f"layer {number}") for number in range(3)])
     async with fleet.nodes(hub, tmp_path, 3) as caches:
         await asyncio.gather(*(pull(cache, image) for cache in caches))
-        fetched = Counter(record.path for record in hub.requests(kind="blob") if record.method == "GET")
-        assert set(fetched.values()) == {1}
-        tiers = [status(cache)["tiers"] for cache in caches]
-        assert sum(each["upstream"] for each in tiers) == size_of(image, hub)
+        assert_each_blob_fetched_once(image, hub, caches)
+
+
+async def test_nodes_without_a_token_fetch_each_blob_once(
+    hub: Hub, bucket: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node that fetched the manifest, and has a token, does not fetch the blobs."""
+    monkeypatch.setattr(leaders, "_LEADING_SECONDS", 0.0)
+    image = hub.image(REPO, "1", [random_bytes(200_000, f"layer {number}") for number in range(3)])
+    async with fleet.nodes(hub, tmp_path, 3) as caches:
+        assert (await caches[0].get(Listener.MIRROR, f"/v2/{REPO}/manifests/1"))[0] == 200
+        await asyncio.gather(*(pull(cache, image) for cache in caches[1:]))
+        assert hub.count(kind="blob", method="GET", status=401) > 0
+        assert_each_blob_fetched_once(image, hub, caches)
 
 
 async def test_push_through_one_node_is_seen_by_the_others(hub: Hub, bucket: MemoryStore, tmp_path: Path) -> None:
