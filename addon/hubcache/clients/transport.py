@@ -129,8 +129,8 @@ class ClientTransport(asyncio.Transport):
     # -- sending --------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send what the socket accepts now, and the rest later."""
-        if self._is_closing or not data:
+        """Send what the socket accepts now, and the rest later; nothing after `close` or `write_eof`."""
+        if self._is_closing or self._ends_writing or not data:
             return
         if not self._unsent:
             sent = self._send(data)
@@ -154,12 +154,15 @@ class ClientTransport(asyncio.Transport):
 
     def _send_rest(self) -> None:
         del self._unsent[: self._send(self._unsent)]
+        if self._is_lost:
+            return
+        if not self._unsent:
+            self._loop.remove_writer(self._socket)
         if self._is_full and len(self._unsent) <= _LOW:
             self._is_full = False
             self._protocol.resume_writing()
         if self._unsent or self._is_lost:
             return
-        self._loop.remove_writer(self._socket)
         if self._is_closing:
             self._lose(None)
         elif self._ends_writing:

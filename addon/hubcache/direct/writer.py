@@ -45,8 +45,8 @@ class DirectWriter:
         self._may_write = asyncio.Event()
         self._may_write.set()
         self._socket: socket.socket | None = None
-        """The socket that OpenSSL or the kernel writes to, past the transport: a duplicate, since asyncio lets only the
-        transport wait for its socket."""
+        """The socket that OpenSSL or the kernel writes to, past the transport: a duplicate, since the transport waits
+        for its own, and closes it when the client disconnects."""
         self._can_sendfile = True
         self._rest = b""
         """A chunk that OpenSSL has not written completely."""

@@ -165,6 +165,8 @@ class _Listener:
 
     def close(self) -> None:
         """Stop accepting."""
+        if self._socket.fileno() < 0:
+            return
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._socket)

@@ -200,9 +200,35 @@ async def test_client_that_ended_still_receives_where_the_protocol_wants_it() ->
         one.transport.write(LARGE)
         one.transport.write_eof()
         one.transport.write_eof()
+        one.transport.write(b"too late")
         assert await one.read(len(LARGE)) == LARGE
         await one.read_end()
         assert protocol.ends == []
+
+
+@pytest.mark.parametrize("action", ["close", "abort"])
+async def test_connection_that_ends_when_writing_resumes_is_watched_no_longer(
+    protocol: Recorder, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    async with connected() as one:
+        monkeypatch.setattr(protocol, "resume_writing", getattr(one.transport, action))
+        one.transport.start(protocol)
+        descriptor = one.own.fileno()
+        one.transport.write(LARGE)
+        assert await one.read(len(LARGE)) == LARGE
+        await until(lambda: one.own.fileno() < 0)
+        assert protocol.ends == [None]
+        assert not asyncio.get_running_loop().remove_writer(descriptor)
+
+
+async def test_protocol_that_writes_when_writing_resumes_goes_on(
+    protocol: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connected() as one:
+        monkeypatch.setattr(protocol, "resume_writing", lambda: one.transport.write(LARGE))
+        one.transport.start(protocol)
+        one.transport.write(LARGE)
+        assert await one.read(2 * len(LARGE)) == LARGE + LARGE
 
 
 async def test_client_may_send_after_it_received_the_end(protocol: Recorder) -> None:
