@@ -18,6 +18,8 @@ from support.users import EACH_LISTENER, bearer, settled, until
 from support.workers import connected_worker
 
 LAYERS = [random_bytes(20_000, f"layer {number}") for number in range(9)]
+LARGE_LAYERS = [random_bytes(MAX_SMALL_BODY + number, f"large {number}") for number in range(1, 9)]
+"""Layers that are sent from their files."""
 
 
 def path_of(image: Image, number: int) -> str:
@@ -286,16 +288,47 @@ async def test_layer_that_was_fetched_ahead_is_a_miss_once(cache: Cache, hub: Hu
 
 
 async def test_failing_layer_is_requested_again_by_the_client(cache: Cache, hub: Hub) -> None:
+    """And no layer after it is begun: all may fail, and a client that requests layers and disconnects would cause as
+    many requests to the upstream."""
     image = hub.image("library/app", "1", LAYERS)
     failing = hub.faults.add(Fault(kind="blob", path=f"*{image.layers[1]}*", status=503))
     await request(cache, image)
     answer = await opened(cache, image, 0)
     await until(lambda: not cache.engine._layers_ahead._tasks)
     await settled(cache)
-    assert stored_layers(cache, image) == [0, *range(2, len(LAYERS))]
+    assert stored_layers(cache, image) == [0]
     assert await read(answer) == LAYERS[0]
     hub.faults.remove(failing)
     assert await cache.get(Listener.PROXY, path_of(image, 1)) == (200, LAYERS[1])
+
+
+async def test_layer_that_failed_ahead_does_not_count_as_fetched_for_the_client(cache: Cache, hub: Hub) -> None:
+    image = hub.image("library/app", "1", LARGE_LAYERS)
+    failing = hub.faults.add(Fault(kind="blob", path=f"*{image.layers[1]}*", status=404))
+    await request(cache, image, path_of(image, 0))
+    answer = await opened(cache, image, 0)
+    await until(lambda: not cache.engine._layers_ahead._tasks)
+    await disconnect(answer)
+    hub.faults.remove(failing)
+    asked = cache.request(Listener.PROXY, "GET", path_of(image, 1))
+    assert await read(await cache.engine.answer(replace(asked, client="10.0.0.99"))) == LARGE_LAYERS[1]
+    await settled(cache)
+    own = await cache.engine.answer(asked)
+    assert isinstance(own, Answer)
+    assert own.result is Result.HIT
+    await read(own)
+
+
+async def test_nothing_waits_for_a_client_that_disconnected(cache: Cache, hub: Hub) -> None:
+    image = hub.image("library/app", "1", LARGE_LAYERS)
+    await request(cache, image, path_of(image, 0))
+    slow = pause(hub, image, 5)
+    await disconnect(await opened(cache, image, 5))  # its fill continues without readers
+    for _ in range(20):
+        await disconnect(await opened(cache, image, 0))
+    await until(lambda: not cache.engine._layers_ahead._tasks)
+    hub.faults.remove(slow)
+    await settled(cache)
 
 
 async def begun(cache: Cache, hub: Hub, name: str) -> tuple[Image, Fault, Answer]:

@@ -139,13 +139,7 @@ class CachedBlobs:
             await fill.wait_opened()
             if starts:  # another fill may be one through another repository
                 await self._blob_access.record_accepted(view, digest, fill.answered_at)
-            waiting = asyncio.create_task(fill.wait_received()), asyncio.create_task(abandoned.wait())
-            try:
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in waiting:
-                    task.cancel()
-                await asyncio.gather(*waiting, return_exceptions=True)
+            await fill.wait_received(abandoned)
         if not abandoned.is_set():
             fill.raise_error()
 

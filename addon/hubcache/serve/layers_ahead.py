@@ -61,7 +61,7 @@ class LayersAhead:
         """The layers that clients receive now."""
         self._fetched = LRUCache[tuple[str, str, Digest], None](_MAX_FETCHED)
         """Layers that were fetched for a client, by client and registry, until it requests them."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._is_closed = False
 
     def manifest_sent(self, client: str, host: str, repository: str, digest: Digest) -> None:
@@ -132,7 +132,7 @@ class LayersAhead:
         receiving.has_ended.set()
         del self._receiving[_key(receiving.view)]
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start[Value](self, work: Coroutine[Any, Any, Value]) -> asyncio.Task[Value]:
         """Run until the first wait now, so that a fill that is begun is a running one immediately."""
         task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
         self._tasks.add(task)
@@ -140,17 +140,18 @@ class LayersAhead:
         return task
 
     async def _fetch_following(self, receiving: "_Receiving") -> None:
-        """Fetch one layer after another while no other one is downloaded, until the client receives none any more."""
+        """Fetch one layer after another while no other one is downloaded, until one fails, or the client receives none
+        any more."""
         while not receiving.has_ended.is_set():
             layer, downloading = self._next(receiving), self._downloading(receiving)
             if layer is None or receiving.streams:
                 return
             if downloading is not None and downloading.digest != layer:
-                await downloading.wait_received()
+                await downloading.wait_received(receiving.has_ended)
                 if not downloading.verified:  # the client may have to request that layer again
                     return
-            else:
-                await self._fetch(layer, receiving)
+            elif not await self._fetch(layer, receiving):
+                return
 
     def _next(self, receiving: "_Receiving") -> Digest | None:
         """Return the first following layer that is not stored, and was not begun before."""
@@ -162,15 +163,20 @@ class LayersAhead:
         fills = map(self._blobs.fill_of, receiving.layers)
         return next((fill for fill in fills if fill is not None and not fill.verified), None)
 
-    async def _fetch(self, layer: Digest, receiving: "_Receiving") -> None:
+    async def _fetch(self, layer: Digest, receiving: "_Receiving") -> bool:
+        """Fetch a layer; returns whether that has not failed."""
         view = receiving.view
+        key = (view.client, view.host, layer)
         receiving.begun.add(layer)
         if self._blobs.fill_of(layer) is None:
-            self._fetched[view.client, view.host, layer] = None
+            self._fetched[key] = None
         try:
             await self._blobs.fetch_ahead(view, layer, receiving.has_ended)
         except HubcacheError as error:  # the client will request the layer, and receive the error then
             logger.debug("hubcache: %s is not fetched ahead: %s", layer, error)
+            self._fetched.pop(key, None)
+            return False
+        return True
 
     async def close(self) -> None:
         """Stop fetching ahead."""

@@ -164,10 +164,21 @@ class Fill:
             if timer is not None:
                 timer.cancel()
 
-    async def wait_received(self) -> None:
-        """Wait until all bytes have arrived and are verified, or the fill has failed. The caller is no reader."""
-        while not self.verified and self.error is None:
-            await self._changed.wait()
+    async def wait_received(self, abandoned: asyncio.Event) -> None:
+        """Wait until all bytes have arrived and are verified, the fill has failed, or `abandoned` is set. The caller is
+        no reader."""
+
+        async def wait() -> None:
+            while not self.verified and self.error is None:
+                await self._changed.wait()
+
+        waiting = asyncio.create_task(wait()), asyncio.create_task(abandoned.wait())
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     async def wait_stored(self) -> None:
         """Wait until the blob is in the store; raises the fill's error."""

@@ -228,7 +228,7 @@ async def test_protocol_that_writes_when_writing_resumes_goes_on(
         monkeypatch.setattr(protocol, "resume_writing", lambda: one.transport.write(LARGE))
         one.transport.start(protocol)
         one.transport.write(LARGE)
-        assert await one.read(2 * len(LARGE)) == LARGE + LARGE
+        assert (await one.read(2 * len(LARGE)))[: 2 * len(LARGE)] == LARGE + LARGE
 
 
 async def test_client_may_send_after_it_received_the_end(protocol: Recorder) -> None:

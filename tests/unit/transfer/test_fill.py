@@ -58,7 +58,7 @@ async def test_fill_continues_when_its_readers_are_cancelled(hub: Hub, harness: 
 async def test_task_that_waits_for_all_bytes_is_no_reader(hub: Hub, harness: FillHarness) -> None:
     fault = hub.faults.add(Fault(kind="cdn", pause_after=1000))
     fill = harness.start()
-    waiting = asyncio.create_task(fill.wait_received())
+    waiting = asyncio.create_task(fill.wait_received(asyncio.Event()))
     await fill.wait_readable(1000)
     assert (fill.readers, waiting.done()) == (0, False)
     hub.faults.remove(fault)
@@ -70,8 +70,20 @@ async def test_task_that_waits_for_all_bytes_is_no_reader(hub: Hub, harness: Fil
 async def test_wait_for_all_bytes_ends_when_the_fill_fails(hub: Hub, harness: FillHarness) -> None:
     hub.faults.add(Fault(kind="cdn", corrupt_at=1000))
     fill = harness.start()
-    await fill.wait_received()
+    await fill.wait_received(asyncio.Event())
     assert (fill.verified, fill.error is not None) == (False, True)
+
+
+async def test_wait_for_all_bytes_ends_when_it_is_abandoned(hub: Hub, harness: FillHarness) -> None:
+    fault = hub.faults.add(Fault(kind="cdn", pause_after=1000))
+    fill, abandoned = harness.start(), asyncio.Event()
+    waiting = asyncio.create_task(fill.wait_received(abandoned))
+    await fill.wait_readable(1000)
+    abandoned.set()
+    await waiting
+    assert (fill.verified, fill.error) == (False, None)
+    hub.faults.remove(fault)
+    await fill.wait_stored()
 
 
 async def test_last_byte_is_held_back_until_the_digest_is_verified(hub: Hub, harness: FillHarness) -> None:
