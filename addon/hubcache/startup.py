@@ -27,6 +27,7 @@ from .mitm.terminal_log import TerminalLog
 from .mitmproxy_commands import MitmproxyCommands
 from .oci.errors import ConfigError, StoreTooNew
 from .operate import config_file, environment, installation, options
+from .operate.bad_requests import keep_bad_requests_out_of_log
 from .operate.ca import CERTIFICATE_FILE, ensure_ca
 from .operate.config_file import ConfigFile
 from .operate.line_buffering import print_whole_lines
@@ -92,6 +93,7 @@ class Hubcache:
     def load(self, loader: addonmanager.Loader) -> None:
         """Declare the options, and give mitmproxy's own the defaults that a registry cache needs."""
         print_whole_lines()
+        keep_bad_requests_out_of_log()
         if self._untested is not None:
             whose = "its" if self._untested.startswith("mitmproxy ") else "mitmproxy's"
             logger.warning("hubcache: %s; serving through %s public hooks only", self._untested, whose)
