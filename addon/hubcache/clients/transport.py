@@ -8,6 +8,7 @@ the socket only if there is something to wait for.
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any
 
 _MAX_RECEIVED = 64 << 10
@@ -43,13 +44,7 @@ class ClientTransport(asyncio.Transport):
     def start(self, protocol: asyncio.BaseProtocol) -> None:
         """Connect the protocol, and give it what the client has already sent."""
         self._protocol = protocol
-        is_made = False
-        try:
-            protocol.connection_made(self)
-            is_made = True
-        finally:
-            if not is_made:
-                self.abort()
+        self._call(protocol.connection_made, self)
         if not (self._is_paused or self._is_closing):
             self._receive()
 
@@ -73,6 +68,16 @@ class ClientTransport(asyncio.Transport):
         protocol: asyncio.BaseProtocol = self._protocol
         return protocol
 
+    def _call[*Arguments](self, method: Callable[[*Arguments], object], *arguments: *Arguments) -> None:
+        """Call a method of the protocol, and close the connection if it raises: the client would wait forever."""
+        has_returned = False
+        try:
+            method(*arguments)
+            has_returned = True
+        finally:
+            if not has_returned:
+                self.abort()
+
     # -- receiving ------------------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
@@ -84,16 +89,10 @@ class ClientTransport(asyncio.Transport):
         except OSError as error:
             self._break(error)
             return
-        is_received = False
-        try:
-            if data:
-                self._protocol.data_received(data)
-            else:
-                self._end_reading()
-            is_received = True
-        finally:  # a defect of the protocol: the client would wait forever
-            if not is_received:
-                self.abort()
+        if data:
+            self._call(self._protocol.data_received, data)
+        else:
+            self._call(self._end_reading)
         self._watch()
 
     def _end_reading(self) -> None:
@@ -233,6 +232,4 @@ class ClientTransport(asyncio.Transport):
             self._protocol.connection_lost(error)
         finally:
             self._socket.close()
-            self._protocol = (
-                None  # else protocol and transport would wait for the garbage collector, with all they hold
-            )
+            self._protocol = None  # it refers to this transport: both would wait for the garbage collector

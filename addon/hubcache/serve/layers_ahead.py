@@ -116,7 +116,8 @@ class LayersAhead:
 
     def _continue(self, receiving: "_Receiving") -> None:
         """Begin the next layer as soon as no other one is downloaded, and then those after it."""
-        if receiving.task is None or receiving.task.done():
+        is_idle = receiving.task is None or receiving.task.done()
+        if is_idle and self._next(receiving) is not None:
             receiving.task = self._start(self._fetch_following(receiving))
 
     def _end(self, receiving: "_Receiving", source: Source) -> None:
@@ -126,8 +127,7 @@ class LayersAhead:
         not have run yet.
         """
         is_complete = isinstance(source, FillSource) and source.fill.verified
-        layer = self._next(receiving)
-        if is_complete and layer is not None and self._downloading(receiving) is None:
+        if is_complete and self._downloading(receiving) is None and (layer := self._next(receiving)) is not None:
             self._start(self._fetch(layer, receiving))
         receiving.has_ended.set()
         del self._receiving[_key(receiving.view)]
@@ -142,10 +142,11 @@ class LayersAhead:
     async def _fetch_following(self, receiving: "_Receiving") -> None:
         """Fetch one layer after another while no other one is downloaded, until one fails, or the client receives none
         any more."""
-        while not receiving.has_ended.is_set():
-            layer, downloading = self._next(receiving), self._downloading(receiving)
-            if layer is None or receiving.streams:
+        while not (receiving.has_ended.is_set() or receiving.streams):
+            layer = self._next(receiving)
+            if layer is None:
                 return
+            downloading = self._downloading(receiving)
             if downloading is not None and downloading.digest != layer:
                 await downloading.wait_received(receiving.has_ended)
                 if not downloading.verified:  # the client may have to request that layer again

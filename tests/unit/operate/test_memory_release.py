@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hubcache.operate import memory_release
 from hubcache.operate.memory_release import MemoryRelease, find_malloc_trim
+from support.required import missing
 from support.users import until
 
 MIB = 1 << 20
@@ -79,7 +80,7 @@ def resident_bytes() -> int:
 def test_glibc_returns_memory_between_objects_that_are_in_use() -> None:
     trim = find_malloc_trim()
     if trim is None:
-        pytest.skip("not glibc")
+        missing("not glibc")
     blocks = [b"x" * (64 << 10) for _ in range(1024)]
     between = [b for number, b in enumerate(blocks) if number % 16 == 0]
     del blocks
